@@ -97,28 +97,30 @@ func (l Limit) Take(s State, now, n int64) (State, Answer) {
 
 // Adjust moves the counter by n units without asking, for units that were taken
 // age >= 0 ago: n < 0 gives them back, n > 0 charges them, both only as far as
-// they still count now. Nothing falls below zero or is charged above the limit.
+// they still count now. Nothing falls below zero, and no window or bucket is charged
+// above the limit.
 func (l Limit) Adjust(s State, now, n, age int64) State {
 	s = l.repair(s, now)
 	c := l.at(s, now)
 	if n == 0 || (n < 0 && c.Fresh()) {
 		return s
 	}
-	if c.Fresh() {
-		return l.at(State{T: now - age, A: min(n, l.Cap())}, now)
-	}
-	elapsed := max(0, now-c.T)
+	then, elapsed := now-age, max(0, now-c.T)
 	switch {
 	case l.Kind == Bucket:
 		// Units leak in the order they came, so of |n| units taken then
 		// this much is still in the bucket.
-		rest := l.at(State{T: now - age, A: clampAbs(n, MaxUnits)}, now)
+		rest := l.at(State{T: then, A: clampAbs(n, MaxUnits)}, now)
 		if n < 0 {
 			c = l.drain(c, rest.A, rest.B)
 		} else {
 			c = l.fill(c, rest.A, rest.B)
 		}
-	case age <= elapsed:
+	case c.Fresh():
+		c = l.at(State{T: then, A: min(n, l.N)}, now)
+	case age <= elapsed, l.Kind == Fixed && n > 0 && age < l.Window:
+		// A charge from shortly before the window opened would have opened it:
+		// it belongs to a window that would still be open.
 		c.A = l.shift(c.A, n)
 	case l.Kind == Sliding && age-elapsed <= l.Window:
 		c.B = l.shift(c.B, n)
@@ -163,6 +165,9 @@ func (l Limit) at(s State, now int64) State {
 		return s
 	}
 	elapsed := now - s.T
+	if elapsed < 0 { // T of a charge from before the clock began, and now near its end
+		elapsed = math.MaxInt64
+	}
 	switch l.Kind {
 	case Fixed:
 		if elapsed >= l.Window {
@@ -192,7 +197,7 @@ func (l Limit) at(s State, now int64) State {
 
 // older is the weight of a sliding window's older half: its units times the part
 // of it that a window ending now still covers, in whole units. A part of a unit
-// does not count, so that N evenly spaced units per window always fit.
+// does not count, so that units just over Window/N apart always fit.
 func (l Limit) older(s State, now int64) int64 {
 	return mulDiv(s.B, l.Window-max(0, now-s.T), l.Window)
 }
