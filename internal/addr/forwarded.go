@@ -1,0 +1,114 @@
+package addr
+
+import (
+	"iter"
+	"strings"
+)
+
+// maxElements is how many elements of one line of Forwarded are read, the last
+// ones: more proxies than that do not stand behind each other.
+const maxElements = 32
+
+// Forwarded yields the "for" parameters of Forwarded (RFC 7239), over all of its
+// lines from the last to the first and in each from the last element to the first.
+// An element without one, or with one that is malformed, yields "".
+func Forwarded(lines []string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for i := len(lines) - 1; i >= 0; i-- {
+			// Quoted strings can only be told from the left, elements are wanted from
+			// the right: keep the last few.
+			var last [maxElements]string
+			n, rest := 0, lines[i]
+			for more := true; more; n++ {
+				last[n%maxElements], rest, more = forwardedElement(rest)
+			}
+			for k := range min(n, maxElements) {
+				if !yield(last[(n-1-k)%maxElements]) {
+					return
+				}
+			}
+			if n > maxElements {
+				yield("")
+				return
+			}
+		}
+	}
+}
+
+// forwardedElement reads one element, up to a comma, and returns its "for" value.
+// It returns "" for what is malformed, and then goes on at the end of the line:
+// where a quotation mark is missing, nothing behind it can be told apart.
+func forwardedElement(s string) (node, rest string, more bool) {
+	found := 0
+	for {
+		s = strings.TrimLeft(s, " \t")
+		end := strings.IndexAny(s, "=;,")
+		if end < 0 { // a rest without a parameter: nothing, or malformed
+			if strings.TrimRight(s, " \t") != "" {
+				node = ""
+			}
+			return node, "", false
+		}
+		name := s[:end]
+		separator := s[end]
+		s = s[end+1:]
+		if separator == '=' {
+			value, tail, ok := forwardedValue(s)
+			if !ok {
+				return "", "", false
+			}
+			if strings.EqualFold(name, "for") {
+				if found++; found == 1 {
+					node = withoutHiddenPort(value)
+				} else {
+					node = "" // twice in one element: neither is to be believed
+				}
+			}
+			tail = strings.TrimLeft(tail, " \t")
+			if tail == "" {
+				return node, "", false
+			}
+			separator, s = tail[0], tail[1:]
+		} else if strings.TrimRight(name, " \t") != "" {
+			return "", "", false
+		}
+		switch separator {
+		case ',':
+			return node, s, true
+		case ';':
+		default:
+			return "", "", false
+		}
+	}
+}
+
+// forwardedValue reads a token or a quoted string. A token may have a colon and
+// brackets here, which RFC 7239 wants quoted and some proxies do not quote.
+func forwardedValue(s string) (value, rest string, ok bool) {
+	if !strings.HasPrefix(s, `"`) {
+		end := strings.IndexAny(s, " \t;,\"")
+		if end < 0 {
+			end = len(s)
+		}
+		return s[:end], s[end:], end > 0
+	}
+	for i := 1; i < len(s); i++ {
+		switch s[i] {
+		case '\\':
+			i++ // no address needs an escape: the value will not parse as one
+		case '"':
+			return s[1:i], s[i+1:], true
+		}
+	}
+	return "", "", false
+}
+
+// withoutHiddenPort cuts off the obfuscated port that RFC 7239, section 6.3, allows
+// behind an address, as in "192.0.2.1:_p1". No address has a colon before an
+// underscore.
+func withoutHiddenPort(node string) string {
+	if host, _, ok := strings.Cut(node, ":_"); ok {
+		return host
+	}
+	return node
+}
