@@ -1,0 +1,39 @@
+// Package ratelimit limits how often clients may do something, in net/http
+// servers: one limiter for each thing to be limited, made in code, wrapped around
+// handlers.
+//
+//	login, err := ratelimit.New("login", ratelimit.Options{
+//		Limits: []ratelimit.Limit{ratelimit.FixedWindow(5, time.Hour)},
+//	})
+//	...
+//	mux.Handle("POST /login", login.Middleware(loginHandler))
+//
+// A [Limiter] counts units per key, by default requests per client address, under
+// one or more [Limit] values, in a [Store]. Requests that do not fit are answered with
+// 429, Retry-After and a body; all get the RateLimit fields of the IETF draft. Where
+// the request is something else than HTTP, use [Limiter.Take].
+//
+// # Counters that are never shared and never lost
+//
+// Each limiter owns its name, its store and its store's prefix. A [Registry] refuses,
+// when a limiter is built, to give one of them to two: two limits can not count
+// into each other. And counters are not the limiter's but the store's: [Memory] is
+// one store per name for the life of the process, so that handlers can be
+// rebuilt and configuration reloaded ([Reload]) without anybody being unlocked.
+//
+// # Words
+//
+//	limit     N units per window under one algorithm
+//	limiter   a named set of limits over one space of keys, on one store
+//	key       who is being limited, within a limiter
+//	cost      the units that one request takes; 1 unless told otherwise
+//	store     where counters live
+//	prefix    the part of a backend that a store writes to
+//	decision  the answer for one request; denied is a decision, not an error
+//
+// # Testing
+//
+// Time is package time's, so that testing/synctest controls it. As counters outlive
+// what a test builds, let each test use names of its own, or end with
+// Memory(name).Close().
+package ratelimit

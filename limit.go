@@ -1,0 +1,315 @@
+package ratelimit
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+)
+
+// Limit is a number of quota units per window under one algorithm. It is a
+// comparable value; make one with [FixedWindow], [SlidingWindow], [TokenBucket]
+// or [ParseLimit]. The zero Limit is not valid.
+//
+// The constructors take any numbers. Whether a Limit is valid is checked where it
+// is put to use, by [New], [Limiter.SetLimits] and [ParseLimit]: units are from 1
+// to 999,999,999,999,999 (the largest Integer of a header field, RFC 9651), windows
+// from 1 ms to 50 years.
+//
+// The algorithm and the window are a counter's identity: under another window or
+// algorithm a key starts afresh. N and the burst are not: they can change while a
+// key's counter stands, and what was counted stays counted.
+type Limit struct {
+	rule rule.Limit
+	name string
+}
+
+// FixedWindow allows n units per window. A key's window opens at its first
+// request, not on the clock, and closes one window later; the next request
+// after that opens the next one.
+//
+// Bound: at most n units in each of the key's windows. As the next window can
+// open the moment that one has closed, an interval as long as the window sees at
+// most 2n: n at one window's end and n at the start of the next.
+func FixedWindow(n int64, window time.Duration) Limit {
+	return Limit{rule: rule.Limit{Kind: rule.Fixed, N: n, Window: int64(window)}}
+}
+
+// SlidingWindow allows n units per window as estimated from two counters: all
+// units of the current window, and those of the window before weighted by how
+// much of it a window that ends now still covers. Windows follow each other from
+// the key's first request on. The weighted part is rounded down, so that requests
+// just over window/n apart always fit.
+//
+// Bound: at most n units in each of the key's windows and, at worst, 2n-1 in an
+// interval as long as the window. The estimate takes the older window's units to
+// be evenly spread. The worst case is where they are not: one unit opens a window,
+// n-1 come in its last instant, and then n more as early as the estimate lets
+// them, the last of them just before those n-1 are one window old. (Where units are
+// given back it is 2n: the one that opened the window may be.)
+func SlidingWindow(n int64, window time.Duration) Limit {
+	return Limit{rule: rule.Limit{Kind: rule.Sliding, N: n, Window: int64(window)}}
+}
+
+// TokenBucket allows n units per duration per, evenly spread, and at most burst
+// units at once: a bucket of burst units that is refilled with one unit every
+// per/n, computed without rounding. It is the generic cell rate algorithm (GCRA,
+// ITU-T I.371) kept as a level.
+//
+// Bound: at most burst + n·t/per units in any interval t. When n changes, the
+// refill since a key's last admitted request is at the new rate; that gains or
+// loses a key one bucket at most.
+func TokenBucket(n int64, per time.Duration, burst int64) Limit {
+	return Limit{rule: rule.Limit{Kind: rule.Bucket, N: n, Window: int64(per), Burst: burst}}
+}
+
+// Named returns the limit with a policy name, which response header fields and
+// problem details show to clients. Without one a limit goes by its limiter's
+// name, followed by its window where the limiter has several limits: "login",
+// "api-1m", "api-1h". The name is no part of a counter's identity.
+func (l Limit) Named(name string) Limit {
+	l.name = name
+	return l
+}
+
+// Name returns the name given with [Limit.Named], or "".
+func (l Limit) Name() string { return l.name }
+
+// N returns the units per window.
+func (l Limit) N() int64 { return l.rule.N }
+
+// Window returns the time that N units are for.
+func (l Limit) Window() time.Duration { return time.Duration(l.rule.Window) }
+
+// Burst returns the most units that are allowed at once: what was given to
+// [TokenBucket], and N for the other algorithms.
+func (l Limit) Burst() int64 { return l.rule.Cap() }
+
+// Algorithm returns "fixed", "sliding" or "bucket", as in [ParseLimit], and ""
+// for the zero Limit.
+func (l Limit) Algorithm() string { return algorithms[l.rule.Kind] }
+
+var algorithms = [...]string{rule.Fixed: "fixed", rule.Sliding: "sliding", rule.Bucket: "bucket"}
+
+// ParseLimit reads a limit as [Limit.String] writes it, for configuration files
+// and flags:
+//
+//	5/1h fixed
+//	100/1m sliding name=search
+//	10/1s bucket burst=20 name="my policy"
+//
+// The window is in the form of [time.ParseDuration]. No part but the name may be
+// left out: there is no default algorithm and no default burst.
+func ParseLimit(s string) (Limit, error) {
+	l, err := parseLimit(s)
+	if err == nil {
+		err = l.validate()
+	}
+	if err != nil {
+		return Limit{}, fmt.Errorf("ratelimit: limit %q: %w", s, err)
+	}
+	return l, nil
+}
+
+var errLimitForm = errors.New(`want a form such as "5/1h fixed", "100/1m sliding" or "10/1s bucket burst=20"`)
+
+func parseLimit(s string) (l Limit, err error) {
+	rate, rest := cutSpace(s)
+	units, window, ok := strings.Cut(rate, "/")
+	if !ok {
+		return l, errLimitForm
+	}
+	if l.rule.N, err = parseUnits(units); err != nil {
+		return l, err
+	}
+	w, err := time.ParseDuration(window)
+	if err != nil {
+		return l, fmt.Errorf("window %q: want a duration such as 1s, 15m or 24h", window)
+	}
+	l.rule.Window = int64(w)
+
+	algorithm, rest := cutSpace(rest)
+	switch algorithm {
+	case "fixed":
+		l.rule.Kind = rule.Fixed
+	case "sliding":
+		l.rule.Kind = rule.Sliding
+	case "bucket":
+		l.rule.Kind = rule.Bucket
+	case "":
+		return l, errLimitForm
+	default:
+		return l, fmt.Errorf("algorithm %q: want fixed, sliding or bucket", algorithm)
+	}
+
+	seen := make(map[string]bool)
+	for rest != "" {
+		option, value, ok := strings.Cut(rest, "=")
+		if !ok || strings.ContainsFunc(option, unicode.IsSpace) {
+			return l, fmt.Errorf("option %q: want burst=… or name=…", rest)
+		}
+		if seen[option] {
+			return l, fmt.Errorf("option %s is there twice", option)
+		}
+		seen[option] = true
+		switch {
+		case option == "burst" && l.rule.Kind == rule.Bucket:
+			value, rest = cutSpace(value)
+			if l.rule.Burst, err = parseUnits(value); err != nil {
+				return l, fmt.Errorf("burst: %w", err)
+			}
+		case option == "burst":
+			return l, fmt.Errorf("option burst: only a bucket has one, not %s", algorithm)
+		case option == "name":
+			if l.name, rest, err = cutName(value); err != nil {
+				return l, err
+			}
+		default:
+			return l, fmt.Errorf("option %q: want burst=… or name=…", option)
+		}
+	}
+	if l.rule.Kind == rule.Bucket && !seen["burst"] {
+		return l, errors.New("a bucket needs burst=…, the most units at once")
+	}
+	return l, nil
+}
+
+func parseUnits(s string) (int64, error) {
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("%q is not a whole number of units", s)
+	}
+	return n, nil
+}
+
+// cutSpace returns what stands before the first run of white space, and behind it.
+func cutSpace(s string) (word, rest string) {
+	s = strings.TrimSpace(s)
+	i := strings.IndexFunc(s, unicode.IsSpace)
+	if i < 0 {
+		return s, ""
+	}
+	return s[:i], strings.TrimSpace(s[i:])
+}
+
+// cutName returns the name, plain or in double quotes, at the start of s.
+func cutName(s string) (name, rest string, err error) {
+	if !strings.HasPrefix(s, `"`) {
+		name, rest = cutSpace(s)
+	} else {
+		quoted, err := strconv.QuotedPrefix(s)
+		if err != nil {
+			return "", "", fmt.Errorf("name %s: the closing quote is missing", s)
+		}
+		name, _ = strconv.Unquote(quoted)
+		rest = strings.TrimSpace(s[len(quoted):])
+	}
+	if name == "" {
+		return "", "", errors.New("option name: it is empty; leave it out for the default name")
+	}
+	return name, rest, nil
+}
+
+// String returns the limit in the form that [ParseLimit] reads.
+func (l Limit) String() string {
+	if l.rule.Kind == 0 {
+		return "no limit"
+	}
+	b := strconv.AppendInt(nil, l.rule.N, 10)
+	b = append(b, '/')
+	b = append(b, shortDuration(l.Window())...)
+	b = append(b, ' ')
+	b = append(b, l.Algorithm()...)
+	if l.rule.Kind == rule.Bucket {
+		b = append(b, " burst="...)
+		b = strconv.AppendInt(b, l.rule.Burst, 10)
+	}
+	if l.name != "" {
+		b = append(b, " name="...)
+		if strings.ContainsFunc(l.name, unicode.IsSpace) || strconv.Quote(l.name) != `"`+l.name+`"` {
+			b = strconv.AppendQuote(b, l.name)
+		} else {
+			b = append(b, l.name...)
+		}
+	}
+	return string(b)
+}
+
+// shortDuration leaves out the zero parts that time.Duration.String ends with: 1h for 1h0m0s.
+func shortDuration(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = s[:len(s)-2]
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = s[:len(s)-2]
+	}
+	return s
+}
+
+// MarshalText implements [encoding.TextMarshaler] with [Limit.String]. A limit
+// that is not valid is an error.
+func (l Limit) MarshalText() ([]byte, error) {
+	if err := l.validate(); err != nil {
+		return nil, fmt.Errorf("ratelimit: limit %q: %w", l, err)
+	}
+	return []byte(l.String()), nil
+}
+
+// UnmarshalText implements [encoding.TextUnmarshaler] with [ParseLimit].
+func (l *Limit) UnmarshalText(text []byte) error {
+	parsed, err := ParseLimit(string(text))
+	if err != nil {
+		return err
+	}
+	*l = parsed
+	return nil
+}
+
+// validate holds every rule for a single limit. Its errors name the value and
+// the bound; the caller adds which limit, of which limiter.
+func (l Limit) validate() error {
+	if l.rule.Kind == 0 {
+		return errors.New("it is the zero Limit; make one with FixedWindow, SlidingWindow or TokenBucket")
+	}
+	if n := l.rule.N; n < 1 || n > rule.MaxUnits {
+		return fmt.Errorf("it allows %d units: want 1 to %d", n, int64(rule.MaxUnits))
+	}
+	if w := l.rule.Window; w < rule.MinSpan || w > rule.MaxSpan {
+		return fmt.Errorf("its window is %v: want 1ms to %v", l.Window(), time.Duration(rule.MaxSpan))
+	}
+	if l.rule.Kind == rule.Bucket {
+		if b := l.rule.Burst; b < 1 || b > rule.MaxUnits {
+			return fmt.Errorf("its burst is %d units: want 1 to %d", b, int64(rule.MaxUnits))
+		}
+		if full := l.rule.Refill(); full > rule.MaxSpan {
+			return fmt.Errorf("an empty bucket of %d units takes more than 50 years to refill: want a smaller burst or a higher rate", l.rule.Burst)
+		}
+	}
+	return validateName("its name", l.name, true)
+}
+
+// validateName keeps names printable: they stand in header fields, logs and keys.
+func validateName(what, name string, mayBeEmpty bool) error {
+	switch {
+	case name == "" && mayBeEmpty:
+		return nil
+	case name == "":
+		return fmt.Errorf("%s is empty", what)
+	case len(name) > maxName:
+		return fmt.Errorf("%s is %d bytes long: want at most %d", what, len(name), maxName)
+	case !utf8.ValidString(name):
+		return fmt.Errorf("%s %q is not valid UTF-8", what, name)
+	case strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }):
+		return fmt.Errorf("%s %q has a control or invisible character", what, name)
+	}
+	return nil
+}
+
+// maxName keeps a name short enough to stand in every response.
+const maxName = 128

@@ -1,0 +1,468 @@
+package ratelimit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net/http"
+	"reflect"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ratelimit-go/ratelimit/internal/table"
+)
+
+// MaxLimits is the most limits that a limiter may have.
+const MaxLimits = table.MaxLimits
+
+// Options are a limiter's settings. Only Limits is required: every other zero
+// field is a safe default. A limiter keeps what it was made with; see
+// [Limiter.SetLimits] for what can change.
+type Options struct {
+	// Limits are what a request must fit, all of them: it takes its units from
+	// all or from none. At most [MaxLimits], and no two with the same algorithm
+	// and window.
+	Limits []Limit
+
+	// Store is where the counters live. Nil means Memory(name), which outlives
+	// the limiter. A store must not be shared by two limiters.
+	Store Store
+
+	// Key tells who is being limited. Nil means ClientIP{}.Key.
+	Key KeyFunc
+
+	// LimitsFor gives a request other limits than Limits, for plans and tiers. Nil
+	// or an empty result means Limits. A counter belongs to a key, an algorithm
+	// and a window, so plans that differ only in their numbers share counters: a
+	// customer who upgrades keeps what was counted. Results are checked like
+	// Limits; one that is not valid is answered with 500 and logged.
+	LimitsFor func(*http.Request) []Limit
+
+	// Cost is how many units a request takes; nil means 1. A request of cost 0
+	// takes none and is admitted. A negative cost is answered with 500 and logged.
+	Cost func(*http.Request) int64
+
+	// Skip exempts a request: it is not counted and gets no header fields.
+	Skip func(*http.Request) bool
+
+	// SkipPreflight exempts CORS preflights: OPTIONS requests with an Origin and an
+	// Access-Control-Request-Method. Browsers send them on their own account.
+	SkipPreflight bool
+
+	// Count tells whether a request counts, by the status of its response: for
+	// limits on failed logins, say. The units are taken before the handler and,
+	// if Count returns false, given back after it, on whichever way it ends. A
+	// panic before anything was written is told as 500, a hijacked connection as
+	// 101. Nil counts all.
+	Count func(r *http.Request, status int) bool
+
+	// Headers are the response header fields. Zero means HeadersDraft10.
+	Headers Headers
+
+	// PartitionSecret adds the parameter pk to the fields of draft 10, a keyed
+	// hash of the request's key, so that a client can tell its partitions apart.
+	// Empty means none. It should be random, at least 16 bytes, and the same in
+	// all processes.
+	PartitionSecret []byte
+
+	// Message is the body of a denial. Empty means "Too many requests, please
+	// try again later."
+	Message string
+
+	// Denied answers denied requests in place of the limiter. The response's
+	// RateLimit fields and Retry-After are set already; status and body are not.
+	// [DecisionFrom] tells it more.
+	Denied http.Handler
+
+	// Shadow decides and reports, but never denies: for a limit that is being
+	// tried out. [DecisionFrom] has what would have been decided, and so have the
+	// log, at most once a minute, and [Limiter.Stats]. Header fields are sent only
+	// if Headers is set. A limiter in Shadow still counts. Take is not changed by
+	// it: what it returns is for the caller to act on.
+	Shadow bool
+
+	// Silence has the codes of warnings that are not to be logged; see the
+	// constants that begin with Code.
+	Silence []string
+
+	// Logger is where the limiter reports what went wrong and which store it
+	// counts in, never what clients send. Nil means slog.Default().
+	Logger *slog.Logger
+}
+
+const defaultMessage = "Too many requests, please try again later."
+
+func (o Options) withDefaults() Options {
+	if o.Key == nil {
+		o.Key = ClientIP{}.Key
+	}
+	if o.Message == "" {
+		o.Message = defaultMessage
+	}
+	if o.Headers == 0 {
+		o.Headers = HeadersDraft10
+		if o.Shadow {
+			o.Headers = HeadersNone
+		}
+	}
+	return o
+}
+
+// validate holds every rule for options as a whole. Its errors name the option,
+// the value and the way out.
+func (o Options) validate() error {
+	if isNil(o.Store) && o.Store != nil {
+		return fmt.Errorf("Options.Store is a nil %T: leave it out for the memory store of the limiter's name", o.Store)
+	}
+	for s := range layers(o.Store) {
+		if !reflect.ValueOf(s).Comparable() {
+			return fmt.Errorf("Options.Store is a %T, which cannot be told from another one: pass a pointer to it", s)
+		}
+	}
+	if o.Store != nil {
+		if err := validateName("the prefix of Options.Store", o.Store.Prefix(), false); err != nil {
+			return err
+		}
+	}
+	if err := o.Headers.validate(); err != nil {
+		return err
+	}
+	if n := len(o.PartitionSecret); n > 0 && n < minSecret {
+		return fmt.Errorf("Options.PartitionSecret is %d bytes long: want at least %d random ones", n, minSecret)
+	}
+	if isNil(o.Denied) && o.Denied != nil {
+		return fmt.Errorf("Options.Denied is a nil %T: leave it out for the default answer", o.Denied)
+	}
+	return nil
+}
+
+// minSecret is 128 bits: below that, who knows a key can find the secret.
+const minSecret = 16
+
+func isNil(v any) bool {
+	switch rv := reflect.ValueOf(v); rv.Kind() {
+	case reflect.Invalid:
+		return true
+	case reflect.Pointer, reflect.Func, reflect.Map, reflect.Slice, reflect.Chan:
+		return rv.IsNil()
+	}
+	return false
+}
+
+// validateLimits holds every rule for the limits of one limiter.
+func validateLimits(limiter string, limits []Limit) error {
+	if len(limits) == 0 {
+		return errors.New("there is none: give at least one, such as FixedWindow(5, time.Hour)")
+	}
+	if len(limits) > MaxLimits {
+		return fmt.Errorf("there are %d: want at most %d", len(limits), MaxLimits)
+	}
+	for i, l := range limits {
+		if err := l.validate(); err != nil {
+			return fmt.Errorf("number %d (%v): %w", i+1, l, err)
+		}
+		for j, other := range limits[:i] {
+			if l.rule.Kind == other.rule.Kind && l.rule.Window == other.rule.Window {
+				return fmt.Errorf("numbers %d (%v) and %d (%v) have the same algorithm and window, and so one counter: "+
+					"keep the stricter one", j+1, other, i+1, l)
+			}
+		}
+	}
+	names := policyNames(limiter, limits)
+	for i, name := range names {
+		if j := slices.Index(names, name); j < i {
+			return fmt.Errorf("numbers %d (%v) and %d (%v) both go by the name %q: give each its own with Named",
+				j+1, limits[j], i+1, limits[i], name)
+		}
+	}
+	return nil
+}
+
+// Limiter is a named set of limits over one space of keys, counted in one store.
+// Make one for each thing that is to be limited, at start, with [New]; mount it
+// on as many routes as are to share it. All methods may be called from any
+// number of goroutines.
+type Limiter struct {
+	name   string
+	opts   Options // with its defaults filled in
+	prefix string
+	site   string // file:line of the call that made it
+
+	store  Store
+	memory *MemoryStore // store, if it is one: its calls need nothing on the heap
+
+	policy atomic.Pointer[policy]
+	plans  plans
+	used   usedShapes
+	closed atomic.Bool
+	notes  notes
+	shadow atomic.Uint64 // requests that would have been denied
+
+	message []byte // the body of a denial in plain text
+	problem []byte // the constant part of it as problem details
+	key     probe  // what Options.Key is made of
+
+	registry *Registry // that it is claimed in, or nil; guarded by claims
+}
+
+// New makes a limiter in the [DefaultRegistry].
+func New(name string, opts Options) (*Limiter, error) { return DefaultRegistry.New(name, opts) }
+
+// Must returns l, and panics if err is not nil. It is for limiters that are made
+// when a program starts:
+//
+//	var login = ratelimit.Must(ratelimit.New("login", options))
+func Must(l *Limiter, err error) *Limiter {
+	if err != nil {
+		panic(err)
+	}
+	return l
+}
+
+// newLimiter makes a limiter that nothing is claimed for yet.
+func newLimiter(name string, opts Options) (*Limiter, error) {
+	if err := validateName("its name", name, false); err != nil {
+		return nil, fmt.Errorf("ratelimit: limiter %q: %w", name, err)
+	}
+	err := opts.validate()
+	if err == nil {
+		if err = validateLimits(name, opts.Limits); err != nil {
+			err = fmt.Errorf("Options.Limits: %w", err)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ratelimit: limiter %q: %w", name, err)
+	}
+	l := &Limiter{name: name, opts: opts.withDefaults(), store: opts.Store}
+	if l.key = probeKey(l.opts.Key); l.key.err != nil {
+		return nil, fmt.Errorf("ratelimit: limiter %q: Options.Key: %w", name, l.key.err)
+	}
+	l.message = []byte(l.opts.Message)
+	l.problem = problemHead(l.opts.Message)
+	l.setPolicy(opts.Limits)
+	if l.store == nil {
+		l.store = Memory(name)
+	}
+	l.memory, _ = l.store.(*MemoryStore)
+	l.prefix = l.store.Prefix()
+	return l, nil
+}
+
+// Name returns the limiter's name.
+func (l *Limiter) Name() string { return l.name }
+
+// Limits returns the limits in force, in a slice of the caller's own.
+func (l *Limiter) Limits() []Limit { return slices.Clone(l.policy.Load().limits) }
+
+// SetLimits replaces the limits, for all requests that come after it. Keys keep
+// what was counted under limits whose algorithm and window stay the same: raising
+// N or the burst is felt at once, and lowering it leaves at least 0. Where an
+// error is returned, nothing has changed.
+func (l *Limiter) SetLimits(limits ...Limit) error {
+	if err := validateLimits(l.name, limits); err != nil {
+		return fmt.Errorf("ratelimit: limiter %q: SetLimits: %w", l.name, err)
+	}
+	l.setPolicy(limits)
+	return nil
+}
+
+func (l *Limiter) setPolicy(limits []Limit) {
+	p := newPolicy(l.name, limits)
+	l.used.add(p.limits)
+	l.policy.Store(p)
+}
+
+// Take takes one unit of key. See [Limiter.TakeN].
+func (l *Limiter) Take(ctx context.Context, key string) (Decision, error) {
+	return l.TakeN(ctx, key, 1)
+}
+
+// TakeN takes n units of key under every limit, or under none. A denial is a
+// Decision, not an error. n of 0 looks without taking and is always allowed:
+// Remaining tells what is left. It is an error if n is negative, key is empty
+// ([ErrNoKey]), ctx is done, the limiter is closed ([ErrClosed]) or the store
+// fails; then nothing was decided, and the Decision is zero.
+func (l *Limiter) TakeN(ctx context.Context, key string, n int64) (Decision, error) {
+	if n < 0 {
+		return Decision{}, fmt.Errorf("ratelimit: limiter %q: cannot take %d units: want 0 or more; Refund gives units back", l.name, n)
+	}
+	var results [MaxLimits]Result
+	p := l.policy.Load()
+	if _, err := l.take(ctx, key, n, p, results[:len(p.limits)]); err != nil {
+		return Decision{}, err
+	}
+	return p.decide(results[:len(p.limits)]), nil
+}
+
+// take asks the store. results does not escape: what an interface is handed does,
+// so that a store of another kind fills a pooled buffer.
+func (l *Limiter) take(ctx context.Context, key string, n int64, p *policy, results []Result) (Instant, error) {
+	if err := l.ready(key); err != nil {
+		return 0, err
+	}
+	if l.memory != nil {
+		at, err := l.memory.Take(ctx, key, n, p.limits, results)
+		return at, l.wrap(err)
+	}
+	buf := buffers.Get().(*[MaxLimits]Result)
+	defer buffers.Put(buf)
+	at, err := l.store.Take(ctx, key, n, p.limits, buf[:len(results)])
+	copy(results, buf[:])
+	return at, l.wrap(err)
+}
+
+var buffers = sync.Pool{New: func() any { return new([MaxLimits]Result) }}
+
+// Refund gives n units of key back under every limit, as if they had not been
+// taken: never above a limit, and never to a key without a counter. It is for
+// units taken just now; a fixed window that has opened since they were taken is
+// given them too.
+func (l *Limiter) Refund(ctx context.Context, key string, n int64) error {
+	if n < 0 {
+		return fmt.Errorf("ratelimit: limiter %q: cannot refund %d units: want 0 or more; TakeN takes units", l.name, n)
+	}
+	if err := l.ready(key); err != nil || n == 0 {
+		return err
+	}
+	return l.wrap(l.store.Adjust(ctx, key, -n, Now, l.policy.Load().limits))
+}
+
+// Reset forgets what is counted for key, under the present limits and under those
+// that this limiter has used before: it unblocks a user. The key is taken
+// literally; it has no wildcards.
+func (l *Limiter) Reset(ctx context.Context, key string) error {
+	if err := l.ready(key); err != nil {
+		return err
+	}
+	return l.wrap(l.store.Reset(ctx, key, l.used.limits()))
+}
+
+// LimiterStats are counts over a limiter's life.
+type LimiterStats struct {
+	ShadowDenied uint64 // requests let through by Shadow that would have been denied
+}
+
+// Stats may be called at any time.
+func (l *Limiter) Stats() LimiterStats { return LimiterStats{ShadowDenied: l.shadow.Load()} }
+
+// Close gives up the limiter's name, store and prefix, so that another limiter
+// can have them. It is idempotent. The store's counters stay, and a later limiter
+// of the same name finds them. Requests that still reach the limiter are
+// answered with 503.
+func (l *Limiter) Close() error {
+	l.closed.Store(true)
+	claims.Lock()
+	defer claims.Unlock()
+	if l.registry != nil {
+		l.registry.release(l)
+	}
+	return nil
+}
+
+// ErrClosed is returned by a limiter that has been closed.
+var ErrClosed = errors.New("ratelimit: the limiter is closed")
+
+func (l *Limiter) ready(key string) error {
+	if l.closed.Load() {
+		return l.wrap(ErrClosed)
+	}
+	if key == "" {
+		return l.wrap(ErrNoKey)
+	}
+	return nil
+}
+
+// wrap says whose error it is.
+func (l *Limiter) wrap(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("ratelimit: limiter %q: %w", l.name, err)
+}
+
+func (l *Limiter) logger() *slog.Logger {
+	if l.opts.Logger != nil {
+		return l.opts.Logger
+	}
+	return slog.Default()
+}
+
+// logStore says whether the limiter found counters or starts without any: the
+// first question when a limit seems to have been forgotten.
+func (l *Limiter) logStore() {
+	if l.memory == nil {
+		return
+	}
+	state := "created"
+	if l.memory.taken.Swap(true) {
+		state = "reused"
+	}
+	l.logger().Info("ratelimit: limiter counts in memory",
+		"limiter", l.name, "store", l.memory.name, "state", state, "counters", l.memory.Stats().Counters)
+}
+
+// Never is the RetryAfter of a cost that is above what a limit can ever hold.
+const Never time.Duration = math.MaxInt64
+
+// Decision is the answer for one request.
+type Decision struct {
+	Allowed bool
+
+	// Limit is the one that binds: of those that denied the one that denies for
+	// the longest, else the one with the least remaining.
+	Limit Limit
+
+	// Remaining is what Limit still allows now.
+	Remaining int64
+
+	// ResetAfter is how long it takes Limit to be whole again, if nobody uses the key.
+	ResetAfter time.Duration
+
+	// RetryAfter is 0 if allowed. Else a client that waits exactly that long,
+	// alone, is admitted, and one that waits less is not; [Never] means that the
+	// cost is above what a limit can hold.
+	RetryAfter time.Duration
+
+	// Source tells who decided.
+	Source Source
+}
+
+// Source tells where a decision was made.
+type Source uint8
+
+// SourceStore means that the limiter's store decided.
+const SourceStore Source = iota
+
+func (s Source) String() string { return "store" }
+
+// usedShapes remembers one limit of each algorithm and window that a limiter has
+// used, because that is where a key may have counters.
+type usedShapes struct {
+	mu  sync.Mutex
+	all []Limit
+}
+
+// maxShapes bounds what SetLimits and LimitsFor with ever new windows pile up.
+const maxShapes = 64
+
+func (u *usedShapes) add(limits []Limit) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, l := range limits {
+		u.all = slices.DeleteFunc(u.all, func(o Limit) bool { return o.rule.Kind == l.rule.Kind && o.rule.Window == l.rule.Window })
+		if len(u.all) == maxShapes {
+			u.all = slices.Delete(u.all, 0, 1) // the one that was taken up first
+		}
+		u.all = append(u.all, l)
+	}
+}
+
+func (u *usedShapes) limits() []Limit {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return slices.Clone(u.all)
+}

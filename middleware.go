@@ -1,0 +1,306 @@
+package ratelimit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+
+	"github.com/ratelimit-go/ratelimit/internal/accept"
+)
+
+// Middleware returns a handler that admits requests to next or answers them
+// itself: with 429 where they are denied, 400 where they have no key, 500 where an
+// option's function failed, 503 where no decision could be made. It can be
+// mounted on any number of routes; a request that passes it twice counts once.
+// A nil next is [http.DefaultServeMux], as for [http.Server].
+func (l *Limiter) Middleware(next http.Handler) http.Handler {
+	if next == nil {
+		next = http.DefaultServeMux
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		pass, ok := l.check(w, r)
+		if !ok {
+			return
+		}
+		if pass == nil {
+			next.ServeHTTP(w, r)
+			return
+		}
+		r = r.WithContext(pass)
+		if l.opts.Count == nil {
+			next.ServeHTTP(w, r)
+			return
+		}
+		pass.count(next, w, r)
+	})
+}
+
+// Check admits r and returns true, or answers it and returns false. It is
+// [Limiter.Middleware] for frameworks of any kind:
+//
+//	if !limiter.Check(w, r) {
+//		return
+//	}
+//
+// It puts the decision into r's context, by changing *r, so that [DecisionFrom]
+// and [Limiter.AddCost] work afterwards. As it does not see the response,
+// Options.Count has no effect here: call AddCost with a negative cost after the
+// handler, for a response that is not to count.
+func (l *Limiter) Check(w http.ResponseWriter, r *http.Request) bool {
+	if l.opts.Count != nil {
+		l.note(noteCountIgnored)
+	}
+	pass, ok := l.check(w, r)
+	if ok && pass != nil {
+		*r = *r.WithContext(pass)
+	}
+	return ok
+}
+
+// DecisionFrom returns the decision on the request whose context this is: inside
+// a handler behind [Limiter.Middleware], after [Limiter.Check], and in Options.Denied.
+// Where several limiters are stacked it is that of the innermost.
+func DecisionFrom(ctx context.Context) (Decision, bool) {
+	if pass := passageOf(ctx); pass != nil {
+		return pass.decision, true
+	}
+	return Decision{}, false
+}
+
+// passage is one request's way through one limiter: a link in the request's chain
+// of contexts. It also carries what the header fields need, so that a request
+// costs one allocation for all of this.
+type passage struct {
+	context.Context
+	limiter  *Limiter
+	parent   *passage // of the limiter around this one
+	policy   *policy
+	key      string
+	decision Decision
+	told     *Decision // what binds most of all that the client is told, here and further out
+	styles   Headers   // in which it is told
+	tab      tab
+	field    [1]string // the value of RateLimit, as a header stores it
+}
+
+type passageKey struct{}
+
+// Value implements [context.Context].
+func (p *passage) Value(key any) any {
+	if key == (passageKey{}) {
+		return p
+	}
+	return p.Context.Value(key)
+}
+
+func passageOf(ctx context.Context) *passage {
+	p, _ := ctx.Value(passageKey{}).(*passage)
+	return p
+}
+
+// verdict is what check has found, before anything is written.
+type verdict struct {
+	pass    *passage // nil if the request goes on uncounted, or was not decided
+	status  int      // 0 if the request goes on
+	results [MaxLimits]Result
+}
+
+// check decides, and then renders.
+func (l *Limiter) check(w http.ResponseWriter, r *http.Request) (pass *passage, ok bool) {
+	var v verdict
+	l.decide(r, &v)
+	if v.pass != nil {
+		v.pass.writeFields(w.Header(), v.results[:len(v.pass.policy.limits)])
+	}
+	if v.status == 0 {
+		return v.pass, true
+	}
+	if v.status == http.StatusTooManyRequests {
+		v.pass.parent.giveBackAll()
+		l.deny(w, r, &v)
+		return nil, false
+	}
+	l.refuse(w, r, v.status)
+	return nil, false
+}
+
+// decide takes what r costs. It does not touch the response.
+func (l *Limiter) decide(r *http.Request, v *verdict) {
+	ctx := r.Context()
+	parent := passageOf(ctx)
+	for p := parent; p != nil; p = p.parent {
+		if p.limiter == l {
+			l.note(noteCountedOnce)
+			return
+		}
+	}
+	if l.opts.Skip != nil && l.opts.Skip(r) {
+		return
+	}
+	if l.opts.SkipPreflight && isPreflight(r) {
+		return
+	}
+	key, p, err := l.subject(r)
+	cost := int64(1)
+	if err == nil && l.opts.Cost != nil {
+		if cost = l.opts.Cost(r); cost < 0 {
+			err = fmt.Errorf("ratelimit: limiter %q: Options.Cost returned %d: want 0 or more", l.name, cost)
+		}
+	}
+	if err != nil {
+		v.status = l.undecided(err)
+		return
+	}
+	l.noteKey(r, key)
+
+	results := v.results[:len(p.limits)]
+	at, err := l.take(ctx, key, cost, p, results)
+	if err != nil {
+		v.status = l.failed(r, err)
+		return
+	}
+	pass := &passage{Context: ctx, limiter: l, parent: parent, policy: p, key: key, decision: p.decide(results)}
+	pass.tab.at = at
+	if pass.decision.Allowed {
+		pass.tab.units = cost
+	} else if l.opts.Shadow {
+		l.shadowed()
+	} else {
+		v.status = http.StatusTooManyRequests
+	}
+	v.pass = pass
+}
+
+// Standing is how a request's key stands under one of its limits.
+type Standing struct {
+	Name  string // the policy name, as in the header fields
+	Limit Limit
+	Result
+}
+
+// Look tells how r's key stands under each limit that holds for r, without taking
+// anything or answering: for a page that shows callers what they have left. It
+// applies Options.Key and LimitsFor, and returns their errors, among them [ErrNoKey]
+// and [ErrExempt].
+func (l *Limiter) Look(r *http.Request) ([]Standing, error) {
+	key, p, err := l.subject(r)
+	if err != nil {
+		return nil, l.wrap(err)
+	}
+	var results [MaxLimits]Result
+	if _, err := l.take(r.Context(), key, 0, p, results[:len(p.limits)]); err != nil {
+		return nil, err
+	}
+	standings := make([]Standing, len(p.limits))
+	for i := range standings {
+		standings[i] = Standing{p.names[i], p.limits[i], results[i]}
+	}
+	return standings, nil
+}
+
+// subject finds who is limited by r, and by which limits.
+func (l *Limiter) subject(r *http.Request) (key string, p *policy, err error) {
+	if key, err = l.opts.Key(r); err != nil {
+		return "", nil, err
+	}
+	if key == "" {
+		return "", nil, ErrNoKey
+	}
+	if l.opts.LimitsFor != nil {
+		if limits := l.opts.LimitsFor(r); len(limits) > 0 {
+			p, err = l.plans.of(l, limits)
+			return key, p, err
+		}
+	}
+	return key, l.policy.Load(), nil
+}
+
+// undecided maps an error of one of the options' functions to a status, 0 to let
+// the request through uncounted.
+func (l *Limiter) undecided(err error) int {
+	switch {
+	case errors.Is(err, ErrExempt):
+		return 0
+	case errors.Is(err, ErrNoKey):
+		if errors.Is(err, errNoAddress) {
+			l.note(noteNoAddress)
+		}
+		if l.opts.Shadow {
+			return 0
+		}
+		return http.StatusBadRequest
+	}
+	l.note(noteOptionFailed, "error", err)
+	if l.opts.Shadow {
+		return 0
+	}
+	return http.StatusInternalServerError
+}
+
+// failed maps an error of the store to a status.
+func (l *Limiter) failed(r *http.Request, err error) int {
+	if r.Context().Err() == nil { // else the client has left, and the store is not to blame
+		l.note(noteStoreFailed, "error", err)
+		if l.opts.Shadow {
+			return 0
+		}
+	}
+	return http.StatusServiceUnavailable
+}
+
+// shadowed reports a request that would have been denied.
+func (l *Limiter) shadowed() {
+	l.note(noteShadow, "so far", l.shadow.Add(1))
+}
+
+// deny answers a denied request.
+func (l *Limiter) deny(w http.ResponseWriter, r *http.Request, v *verdict) {
+	h := w.Header()
+	if d := v.pass.decision; d.RetryAfter != Never {
+		h["Retry-After"] = []string{strconv.FormatInt(max(1, seconds(d.RetryAfter)), 10)}
+	}
+	if l.opts.Denied != nil {
+		l.opts.Denied.ServeHTTP(w, r.WithContext(v.pass))
+		return
+	}
+	body, contentType := l.message, plainText
+	if accept.PrefersJSON(r.Header["Accept"]) {
+		body, contentType = v.pass.policy.problem(l.problem, v.results[:len(v.pass.policy.limits)]), problemJSON
+	}
+	answer(w, r, http.StatusTooManyRequests, contentType, body)
+}
+
+// refuse answers a request that was not decided. It says nothing about why: the
+// log does.
+func (l *Limiter) refuse(w http.ResponseWriter, r *http.Request, status int) {
+	if status == http.StatusServiceUnavailable {
+		w.Header()["Retry-After"] = []string{"1"}
+	}
+	answer(w, r, status, plainText, []byte(http.StatusText(status)))
+}
+
+// The values of Content-Type and its companion, as a header stores them.
+var (
+	plainText   = []string{"text/plain; charset=utf-8"}
+	problemJSON = []string{"application/problem+json"}
+	noSniff     = []string{"nosniff"}
+)
+
+func answer(w http.ResponseWriter, r *http.Request, status int, contentType []string, body []byte) {
+	h := w.Header()
+	h["Content-Type"] = contentType[:1:1]
+	h["X-Content-Type-Options"] = noSniff[:1:1]
+	h["Content-Length"] = []string{strconv.Itoa(len(body))}
+	delete(h, "Content-Encoding") // of a wrapper that meant to compress the real answer
+	w.WriteHeader(status)
+	if r.Method != http.MethodHead {
+		w.Write(body) // an error here is the client's connection, and nobody is left to tell
+	}
+}
+
+// isPreflight recognises a CORS preflight (Fetch standard, section 3.2.2).
+func isPreflight(r *http.Request) bool {
+	return r.Method == http.MethodOptions && r.Header["Access-Control-Request-Method"] != nil && r.Header["Origin"] != nil
+}

@@ -1,0 +1,123 @@
+package ratelimit
+
+import (
+	"net/http"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/ratelimit-go/ratelimit/internal/addr"
+)
+
+// Codes of the warnings that a limiter logs, as the attribute "code": each says what
+// does not fit together and what to do. One limiter logs each at most once a
+// minute. [Options.Silence] turns a code off.
+const (
+	// CodeStoreFailed: the store could not decide; clients get 503.
+	CodeStoreFailed = "store-failed"
+	// CodeOptionFailed: Key, Cost or LimitsFor of the options failed; clients get 500.
+	CodeOptionFailed = "option-failed"
+	// CodeNoAddress: connections have no IP address to limit by; clients get 400.
+	CodeNoAddress = "no-address"
+	// CodeUntrustedProxy: requests come with a forwarding header, and no proxy is
+	// trusted. If there is a proxy, all of its clients share one key.
+	CodeUntrustedProxy = "untrusted-proxy"
+	// CodeKeyWithPort: a key reads like an address with a port, so that each
+	// connection has a key of its own.
+	CodeKeyWithPort = "key-with-port"
+	// CodeWholeIPv6: a key reads like a single IPv6 address, of which each client
+	// has 2^64 to choose from.
+	CodeWholeIPv6 = "whole-ipv6"
+	// CodeCountedOnce: a request passed the limiter twice; it was counted once.
+	CodeCountedOnce = "counted-once"
+	// CodeInHandler: a limiter was made while a request was being served. The
+	// next request that makes it again gets ErrNameTaken.
+	CodeInHandler = "limiter-in-handler"
+	// CodeCountIgnored: Options.Count is set and the limiter is used through Check,
+	// which does not see the response. AddCost gives units back there.
+	CodeCountIgnored = "count-ignored"
+	// CodeShadow: in Shadow, requests are let through that would be denied.
+	CodeShadow = "shadow"
+)
+
+// note is a warning, by its place in notes.
+type note int
+
+const (
+	noteStoreFailed note = iota
+	noteOptionFailed
+	noteNoAddress
+	noteUntrustedProxy
+	noteKeyWithPort
+	noteWholeIPv6
+	noteCountedOnce
+	noteInHandler
+	noteCountIgnored
+	noteShadow
+	noteCount
+)
+
+var noteTexts = [noteCount]struct{ code, text string }{
+	noteStoreFailed:    {CodeStoreFailed, "the store failed, and requests are answered with 503"},
+	noteOptionFailed:   {CodeOptionFailed, "a function of the options failed, and requests are answered with 500"},
+	noteNoAddress:      {CodeNoAddress, "connections have no IP address, and requests are answered with 400: set Options.Key, or ClientIP.TrustedProxies where a proxy connects over a unix socket"},
+	noteUntrustedProxy: {CodeUntrustedProxy, "requests carry a forwarding header and no proxy is trusted: behind a proxy, set ClientIP.TrustedProxies to its network, or all of its clients share one key; without one, silence this"},
+	noteKeyWithPort:    {CodeKeyWithPort, "a key reads like an address with a port, so that every connection counts for itself: use ClientIP.Key instead of r.RemoteAddr"},
+	noteWholeIPv6:      {CodeWholeIPv6, "a key reads like a single IPv6 address, and a client has 2^64 of them: use ClientIP.Key, which counts by /64"},
+	noteCountedOnce:    {CodeCountedOnce, "a request passed this limiter twice and was counted once: mount it on the routes or around them, not both"},
+	noteInHandler:      {CodeInHandler, "a limiter was made while a request was being served: make limiters once, at start, or inside Reload"},
+	noteCountIgnored:   {CodeCountIgnored, "Options.Count is set, and Check does not see the response: use Middleware, or AddCost after the handler"},
+	noteShadow:         {CodeShadow, "requests would be denied: the limiter is in Shadow and lets them through"},
+}
+
+// notes remembers when each note was last logged. The zero value is ready to use.
+type notes [noteCount]struct {
+	last atomic.Int64 // by monotonic, 0 for never
+}
+
+// noteEvery is how often one limiter repeats a note.
+const noteEvery = time.Minute
+
+// note logs a warning unless it did within the last minute. Attributes are the
+// limiter's own words: nothing that a client has sent.
+func (l *Limiter) note(n note, args ...any) {
+	last, now := l.notes[n].last.Load(), max(1, monotonic())
+	if last != 0 && now-last < int64(noteEvery) && now >= last {
+		return
+	}
+	if slices.Contains(l.opts.Silence, noteTexts[n].code) || !l.notes[n].last.CompareAndSwap(last, now) {
+		return
+	}
+	args = append([]any{"limiter", l.name, "code", noteTexts[n].code}, args...)
+	l.logger().Warn("ratelimit: "+noteTexts[n].text, args...)
+}
+
+// noteKey looks for what is likely to be a mistake in who is limited. A key does
+// not change what is noted once: a quick look has to do.
+func (l *Limiter) noteKey(r *http.Request, key string) {
+	if l.key.noProxies && hasForwarding(r.Header) {
+		l.note(noteUntrustedProxy)
+	}
+	if l.key.byAddress || !strings.Contains(key, ":") {
+		return
+	}
+	if _, own, ok := strings.Cut(key, "="); ok { // of FirstKey
+		key = own
+	}
+	a, ok := addr.Parse(key)
+	port := strings.Count(key, ":") == 1
+	if strings.HasPrefix(key, "[") {
+		port = !strings.HasSuffix(key, "]")
+	}
+	switch {
+	case ok && port:
+		l.note(noteKeyWithPort)
+	case ok && a.Is6():
+		l.note(noteWholeIPv6)
+	}
+}
+
+func hasForwarding(h http.Header) bool {
+	return h["X-Forwarded-For"] != nil || h["Forwarded"] != nil || h["X-Real-Ip"] != nil || h["Cf-Connecting-Ip"] != nil
+}

@@ -1,0 +1,358 @@
+package ratelimit
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+	"maps"
+	"path/filepath"
+	"reflect"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+)
+
+// Registry knows which limiter owns which name, store and prefix, and refuses to
+// give any of them away twice. The zero Registry is ready to use. A process
+// normally has one, the [DefaultRegistry]; names and prefixes are a registry's
+// own, but a store instance is refused across registries too.
+//
+// Methods may be called from any number of goroutines.
+type Registry struct {
+	_        noCopy
+	limiters map[string]*Limiter // by name
+	prefixes map[string]*Limiter // by their stores' prefix
+
+	// A registry that a Reload is building:
+	base   *Registry          // what it is to replace
+	staged map[Store]*Limiter // its claims on stores, until it does
+	over   bool               // the Reload has ended
+
+	made uint64 // counts the limiters ever made here
+}
+
+// DefaultRegistry is the registry of [New] and [Reload].
+var DefaultRegistry = new(Registry)
+
+// claims guards the maps of all registries, because what one of them claims
+// concerns the others: stores holds the owner of each store in the process.
+var claims struct {
+	sync.RWMutex
+	stores map[Store]*Limiter
+}
+
+// New makes a limiter in r. Nothing is claimed where it returns an error: either
+// one that names the option, its value and what to do, or a [*ConflictError].
+func (r *Registry) New(name string, opts Options) (*Limiter, error) {
+	l, err := newLimiter(name, opts)
+	if err != nil {
+		return nil, err
+	}
+	site, inHandler := callSite()
+	l.site = site
+	claims.Lock()
+	err = r.claim(l)
+	claims.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	l.logStore()
+	if inHandler && r.base == nil {
+		l.note(noteInHandler)
+	}
+	return l, nil
+}
+
+// Lookup returns the limiter of that name.
+func (r *Registry) Lookup(name string) (*Limiter, bool) {
+	claims.RLock()
+	defer claims.RUnlock()
+	l, ok := r.limiters[name]
+	return l, ok
+}
+
+// All returns the limiters by name, in the order of their names, as they are when
+// the iteration starts.
+func (r *Registry) All() iter.Seq2[string, *Limiter] {
+	return func(yield func(string, *Limiter) bool) {
+		claims.RLock()
+		limiters := maps.Clone(r.limiters)
+		claims.RUnlock()
+		for _, name := range slices.Sorted(maps.Keys(limiters)) {
+			if !yield(name, limiters[name]) {
+				return
+			}
+		}
+	}
+}
+
+// Close closes every limiter in r. It can be used again afterwards.
+func (r *Registry) Close() error {
+	var errs []error
+	for _, l := range r.All() {
+		errs = append(errs, l.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Reload replaces all limiters of r by those that build makes in next, at once and
+// with their counters: a limiter takes over from the one of the same name its
+// name, its prefix and its store, which for a [MemoryStore] is found again by
+// name. Within next, all that a registry refuses is refused.
+//
+// If build returns an error or panics, or another limiter was made in r meanwhile,
+// nothing changes. Limiters that are replaced go on to serve the requests that
+// still reach them, on the same counters; next is of no use after Reload.
+//
+// Reload may be called at any time. Of two that overlap, the second to finish
+// fails.
+func (r *Registry) Reload(build func(next *Registry) error) error {
+	if build == nil {
+		return errors.New("ratelimit: Reload needs a build function")
+	}
+	if r.base != nil {
+		return errors.New("ratelimit: Reload inside of a Reload's build function: make its limiters in next itself")
+	}
+	claims.RLock()
+	next, made := &Registry{base: r}, r.made
+	claims.RUnlock()
+
+	done := false
+	defer func() {
+		claims.Lock()
+		defer claims.Unlock()
+		next.over = true
+		if !done { // an error, a panic, or runtime.Goexit
+			for _, l := range next.limiters {
+				l.closed.Store(true)
+			}
+			next.retire()
+		}
+	}()
+	if err := build(next); err != nil {
+		return fmt.Errorf("ratelimit: Reload: nothing has changed: %w", err)
+	}
+	claims.Lock()
+	defer claims.Unlock()
+	if r.made != made {
+		return errors.New("ratelimit: Reload: nothing has changed: a limiter was made or another Reload finished meanwhile; call it again")
+	}
+	if err := next.replace(r); err != nil {
+		return fmt.Errorf("ratelimit: Reload: nothing has changed: %w", err)
+	}
+	done = true
+	return nil
+}
+
+// Reload is [DefaultRegistry]'s.
+func Reload(build func(next *Registry) error) error { return DefaultRegistry.Reload(build) }
+
+// claim checks everything that l wants to own, and then takes it. claims is
+// locked, as it is for all that follows.
+func (r *Registry) claim(l *Limiter) error {
+	if r.over {
+		return fmt.Errorf("ratelimit: limiter %q: the Reload that this registry was for has ended; "+
+			"make limiters inside its build function", l.name)
+	}
+	if err := r.check(l); err != nil {
+		return err
+	}
+	if r.limiters == nil {
+		r.limiters, r.prefixes = make(map[string]*Limiter), make(map[string]*Limiter)
+	}
+	r.limiters[l.name] = l
+	r.prefixes[l.prefix] = l
+	for s := range layers(l.store) {
+		mapSet(r.stores(), s, l)
+	}
+	l.registry = r
+	r.made++
+	return nil
+}
+
+// check returns the first conflict between l and what others own.
+func (r *Registry) check(l *Limiter) error {
+	if holder := r.limiters[l.name]; holder != nil {
+		return conflict(ErrNameTaken, l, holder)
+	}
+	for s := range layers(l.store) {
+		if holder := r.staged[s]; holder != nil {
+			return conflict(ErrStoreShared, l, holder)
+		}
+		if holder := claims.stores[s]; holder != nil && !r.succeeds(l, holder) {
+			return conflict(ErrStoreShared, l, holder)
+		}
+	}
+	if holder := r.prefixes[l.prefix]; holder != nil {
+		return conflict(ErrPrefixShared, l, holder)
+	}
+	if r.base != nil {
+		// The running limiter still counts there until the last request that it
+		// serves is over.
+		if holder := r.base.prefixes[l.prefix]; holder != nil && !r.succeeds(l, holder) {
+			return conflict(ErrPrefixShared, l, holder)
+		}
+	}
+	return nil
+}
+
+// succeeds reports whether l, of a generation being built, is to take over from holder.
+func (r *Registry) succeeds(l, holder *Limiter) bool {
+	return r.base != nil && holder.registry == r.base && holder.name == l.name
+}
+
+// stores returns where r's claims on stores are kept.
+func (r *Registry) stores() *map[Store]*Limiter {
+	if r.base != nil {
+		return &r.staged
+	}
+	return &claims.stores
+}
+
+// replace puts next's limiters into r, where its old ones were.
+func (next *Registry) replace(r *Registry) error {
+	for s, l := range next.staged { // another registry may have claimed one meanwhile
+		if holder := claims.stores[s]; holder != nil && !next.succeeds(l, holder) {
+			return conflict(ErrStoreShared, l, holder)
+		}
+	}
+	r.retire()
+	r.limiters, r.prefixes = next.limiters, next.prefixes
+	next.limiters, next.prefixes = nil, nil
+	for s, l := range next.staged {
+		mapSet(&claims.stores, s, l)
+		l.registry = r
+	}
+	r.made += next.made + 1
+	return nil
+}
+
+// retire frees all that r's limiters claim, without closing them.
+func (r *Registry) retire() {
+	for _, l := range r.limiters {
+		l.registry.release(l)
+	}
+}
+
+// release frees all that l claims.
+func (r *Registry) release(l *Limiter) {
+	delete(r.limiters, l.name)
+	delete(r.prefixes, l.prefix)
+	for s, holder := range *r.stores() {
+		if holder == l {
+			delete(*r.stores(), s)
+		}
+	}
+	l.registry = nil
+}
+
+// layers yields a store and what it wraps.
+func layers(s Store) iter.Seq[Store] {
+	return func(yield func(Store) bool) {
+		for range maxLayers {
+			if s == nil || !yield(s) {
+				return
+			}
+			u, ok := s.(unwrapper)
+			if !ok {
+				return
+			}
+			s = u.Unwrap()
+		}
+	}
+}
+
+// maxLayers ends the walk through a store that wraps itself.
+const maxLayers = 16
+
+func mapSet[K comparable, V any](m *map[K]V, k K, v V) {
+	if *m == nil {
+		*m = make(map[K]V)
+	}
+	(*m)[k] = v
+}
+
+// What a [ConflictError] is about, for errors.Is.
+var (
+	ErrNameTaken    = errors.New("ratelimit: the limiter's name is taken")
+	ErrStoreShared  = errors.New("ratelimit: the store belongs to another limiter")
+	ErrPrefixShared = errors.New("ratelimit: the prefix belongs to another limiter")
+)
+
+// ConflictError says that a limiter was refused because what it would count with
+// belongs to another one. errors.Is tells which it is: [ErrNameTaken],
+// [ErrStoreShared] or [ErrPrefixShared].
+type ConflictError struct {
+	Limiter string // the limiter that was refused
+	Site    string // file:line of the call that asked for it
+	Holder  string // the limiter that was there first
+	HeldAt  string // file:line of the call that made it
+	Store   string // the type of the refused limiter's store, such as "MemoryStore"
+	Prefix  string // that store's prefix
+
+	kind error
+}
+
+func conflict(kind error, l, holder *Limiter) *ConflictError {
+	typ := reflect.TypeOf(l.store).String()
+	return &ConflictError{
+		Limiter: l.name, Site: l.site,
+		Holder: holder.name, HeldAt: holder.site,
+		Store: typ[strings.LastIndexByte(typ, '.')+1:], Prefix: l.prefix,
+		kind: kind,
+	}
+}
+
+// Unwrap returns ErrNameTaken, ErrStoreShared or ErrPrefixShared.
+func (e *ConflictError) Unwrap() error { return e.kind }
+
+func (e *ConflictError) Error() string {
+	site, heldAt := filepath.Base(e.Site), filepath.Base(e.HeldAt)
+	both := fmt.Sprintf("ratelimit: limiter %q (%s) and limiter %q (%s)", e.Limiter, site, e.Holder, heldAt)
+	switch e.kind {
+	case ErrStoreShared:
+		wayOut := fmt.Sprintf("make a new %s with a unique prefix for each limiter", e.Store)
+		if e.Store == "MemoryStore" {
+			wayOut = "leave Options.Store out, or give each limiter a MemoryStore of another name"
+		}
+		return fmt.Sprintf("%s share one %s (prefix %q): a Store must not be shared across limiters; %s",
+			both, e.Store, e.Prefix, wayOut)
+	case ErrPrefixShared:
+		return fmt.Sprintf("%s share the prefix %q: a prefix must not be shared across limiters, "+
+			"whatever client or server it comes with; give each limiter's %s a unique prefix", both, e.Prefix, e.Store)
+	case ErrNameTaken:
+		return fmt.Sprintf("ratelimit: limiter %q (%s): the name is taken by the limiter made at %s; "+
+			"give each limiter a name of its own, make it once and not inside a handler, "+
+			"and use Reload to rebuild a configuration", e.Limiter, site, heldAt)
+	}
+	return both + " are in conflict"
+}
+
+// callSite returns file:line of the innermost call from outside this package, and
+// whether an HTTP request is being served further out.
+func callSite() (site string, inHandler bool) {
+	var pcs [64]uintptr
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs[:])])
+	for {
+		f, more := frames.Next()
+		if site == "" && f.Function != "" && !strings.HasPrefix(f.Function, packagePrefix) {
+			site = f.File + ":" + strconv.Itoa(f.Line)
+		}
+		if strings.HasPrefix(f.Function, "net/http.") && strings.HasSuffix(f.Function, ".ServeHTTP") {
+			inHandler = true
+		}
+		if !more {
+			return site, inHandler
+		}
+	}
+}
+
+var packagePrefix = reflect.TypeFor[Limiter]().PkgPath() + "."
+
+// noCopy makes go vet report copies of what contains it.
+type noCopy struct{}
+
+func (*noCopy) Lock()   {}
+func (*noCopy) Unlock() {}

@@ -1,0 +1,76 @@
+package ratelimit
+
+import (
+	"context"
+	"math"
+	"time"
+)
+
+// Store is where a limiter's counters live. One store belongs to one limiter; a
+// [Registry] refuses to let two have it. This package brings [MemoryStore] and,
+// for several processes, others can be written against this contract and run
+// through package storetest.
+//
+// A counter is identified by the store's prefix, the key, and the limit's
+// algorithm and window. A limit's N, burst and name are not part of it: they may
+// differ from call to call, and what was counted stays counted (see [Limit]).
+// Keys are any bytes but never empty, and two keys never share a counter.
+//
+// Limits are valid, at most [MaxLimits], and no two of one call have the same
+// algorithm and window. A call neither keeps nor changes the slices it is given, and methods may be
+// called from any number of goroutines.
+//
+// An error means that no decision could be made; a denial is no error. A call
+// whose effect is not known is never repeated, by the store or by its caller: it
+// is better to count a unit that was not used than to count one twice. A call
+// whose ctx is done before anything was sent or changed returns ctx.Err() and
+// leaves everything as it was.
+type Store interface {
+	// Prefix names the part of the backend that the store writes to. It is the
+	// same for the life of the store, and no two limiters of a registry may have
+	// stores of the same prefix: two clients may be one server.
+	Prefix() string
+
+	// Take takes n >= 0 units of key under every limit, or under none if one of
+	// them does not have n left; in one atomic step. It fills results, which is
+	// as long as limits, with how key stands under each of them afterwards. It
+	// was admitted if no result has a RetryAfter.
+	//
+	// n of 0 looks without taking and is always admitted. A denied call changes
+	// nothing. A call on an existing key allocates nothing. The Instant is that of
+	// the decision.
+	Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error)
+
+	// Adjust moves what is counted for key under each limit by n units, without
+	// asking, for units that were taken at an instant that Take returned, or
+	// [Now]: n < 0 gives back, n > 0 charges. Both reach only as far as those units
+	// still count: not into a window that opened after they were taken, and in a
+	// bucket only the part that has not leaked since. Nothing falls below zero,
+	// rises above the limit, or is given back to a key that has no counter.
+	Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) error
+
+	// Reset forgets what is counted for key under each limit, of which there may
+	// be more than [MaxLimits]. To forget what is not there is no error.
+	Reset(ctx context.Context, key string, limits []Limit) error
+}
+
+// Result is how a key stands under one limit after a [Store.Take]. Durations run
+// from the moment of the decision and hold for a key that nobody uses meanwhile.
+type Result struct {
+	Remaining  int64         // units that would fit now, never negative
+	RetryAfter time.Duration // until the units asked for fit: 0 if they do, [Never] if they cannot
+	MoreAfter  time.Duration // until Remaining grows; 0 if the limit is whole
+	ResetAfter time.Duration // until the limit is whole again
+}
+
+// Instant is a time on a store's own clock, in nanoseconds from a beginning that
+// only the store knows. It never runs backwards for a key.
+type Instant int64
+
+// Now stands for the instant at which a store gets to see it. So does every
+// instant that is yet to come.
+const Now Instant = math.MaxInt64
+
+// A store that wraps another one should have this method, so that a registry
+// sees the store inside and refuses it to a second limiter.
+type unwrapper interface{ Unwrap() Store }

@@ -1,0 +1,218 @@
+package ratelimit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+	"github.com/ratelimit-go/ratelimit/internal/table"
+)
+
+// DefaultMaxKeys is how many counters a [MemoryStore] holds unless
+// [MemoryOptions.MaxKeys] says otherwise.
+const DefaultMaxKeys = 1 << 20
+
+// MemoryOptions are the settings of a [MemoryStore]. Its zero value is ready to use.
+type MemoryOptions struct {
+	// MaxKeys is the most counters held at once, so it bounds memory whatever
+	// clients send. A key has one counter for each algorithm and window that it is
+	// limited under. Zero means [DefaultMaxKeys].
+	//
+	// At the maximum, a new key takes the place of a counter that has expired, or
+	// else of the one that is the closest to that. A key that is being denied is
+	// the last to go. See [MemoryStats].
+	MaxKeys int
+}
+
+func (o MemoryOptions) withDefaults() MemoryOptions {
+	if o.MaxKeys == 0 {
+		o.MaxKeys = DefaultMaxKeys
+	}
+	return o
+}
+
+func (o MemoryOptions) validate() error {
+	if o.MaxKeys < 0 {
+		return fmt.Errorf("MemoryOptions.MaxKeys is %d: want at least 1, or 0 for %d", o.MaxKeys, DefaultMaxKeys)
+	}
+	return nil
+}
+
+// MemoryStore is a [Store] in this process's memory. There is one per name for
+// the life of the process, whatever is rebuilt around it: handlers, limiters,
+// configuration. Get it with [Memory] or [NewMemoryStore]; a limiter without a store
+// takes the one of its own name.
+//
+// Time is the monotonic clock of package time, so setting the wall clock changes
+// nothing and testing/synctest controls it. There is no background goroutine:
+// counters expire as others come, and an idle store costs nothing.
+type MemoryStore struct {
+	name   string
+	opts   MemoryOptions // with its defaults filled in
+	table  *table.Table
+	taken  atomic.Bool // by a limiter, at some time
+	closed atomic.Bool
+}
+
+// memoryStores are the stores of this process by name.
+var memoryStores struct {
+	sync.Mutex
+	m map[string]*MemoryStore
+}
+
+// Memory returns the process-wide store of that name. It is made, with the
+// options' defaults, on first use; after that it is the same one, with the options
+// it was made with. A name that [New] would refuse is refused when a limiter takes the store.
+func Memory(name string) *MemoryStore {
+	memoryStores.Lock()
+	defer memoryStores.Unlock()
+	if s := memoryStores.m[name]; s != nil {
+		return s
+	}
+	return openMemory(name, MemoryOptions{}.withDefaults())
+}
+
+// NewMemoryStore returns the process-wide store of that name, made with opts on
+// first use. If it is there already with other options, that is an error.
+func NewMemoryStore(name string, opts MemoryOptions) (*MemoryStore, error) {
+	err := validateName("its name", name, false)
+	if err == nil {
+		err = opts.validate()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ratelimit: MemoryStore %q: %w", name, err)
+	}
+	opts = opts.withDefaults()
+	memoryStores.Lock()
+	defer memoryStores.Unlock()
+	s := memoryStores.m[name]
+	if s == nil {
+		return openMemory(name, opts), nil
+	}
+	if s.opts != opts {
+		return nil, fmt.Errorf("ratelimit: MemoryStore %q is open with %+v, not %+v: "+
+			"give the same options each time, or use another name", name, s.opts, opts)
+	}
+	return s, nil
+}
+
+// openMemory makes a store; memoryStores is locked.
+func openMemory(name string, opts MemoryOptions) *MemoryStore {
+	s := &MemoryStore{name: name, opts: opts, table: table.New(opts.MaxKeys, monotonic)}
+	if memoryStores.m == nil {
+		memoryStores.m = make(map[string]*MemoryStore)
+	}
+	memoryStores.m[name] = s
+	return s
+}
+
+// ErrStoreClosed is returned by a store that has been closed.
+var ErrStoreClosed = errors.New("ratelimit: the store is closed")
+
+// epoch is what this process counts time from. Differences to it are monotonic.
+// It lies 60 years back because time in a bubble of testing/synctest begins with
+// the year 2000, and is not to be negative.
+var epoch = time.Now().Add(-60 * 365 * 24 * time.Hour)
+
+func monotonic() int64 { return int64(time.Since(epoch)) }
+
+// Name returns the name that the store is known by in this process.
+func (s *MemoryStore) Name() string { return s.name }
+
+// Prefix returns "memory:" and the store's name.
+func (s *MemoryStore) Prefix() string { return "memory:" + s.name }
+
+// Take implements [Store].
+func (s *MemoryStore) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
+	if err := s.ready(ctx); err != nil {
+		return 0, err
+	}
+	if len(limits) == 1 {
+		a, at := s.table.TakeOne(key, n, limits[0].rule)
+		results[0] = resultOf(a)
+		return Instant(at), nil
+	}
+	var rules [MaxLimits]rule.Limit
+	var answers [MaxLimits]rule.Answer
+	for i := range limits {
+		rules[i] = limits[i].rule
+	}
+	at := s.table.Take(key, n, rules[:len(limits)], answers[:len(limits)])
+	for i, a := range answers[:len(limits)] {
+		results[i] = resultOf(a)
+	}
+	return Instant(at), nil
+}
+
+func resultOf(a rule.Answer) Result {
+	return Result{
+		Remaining:  a.Remaining,
+		RetryAfter: time.Duration(a.Retry),
+		MoreAfter:  time.Duration(a.More),
+		ResetAfter: time.Duration(a.Reset),
+	}
+}
+
+// Adjust implements [Store].
+func (s *MemoryStore) Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) error {
+	if err := s.ready(ctx); err != nil {
+		return err
+	}
+	s.table.Adjust(key, n, int64(at), rulesOf(limits))
+	return nil
+}
+
+// Reset implements [Store].
+func (s *MemoryStore) Reset(ctx context.Context, key string, limits []Limit) error {
+	if err := s.ready(ctx); err != nil {
+		return err
+	}
+	s.table.Reset(key, rulesOf(limits))
+	return nil
+}
+
+func (s *MemoryStore) ready(ctx context.Context) error {
+	if s.closed.Load() {
+		return ErrStoreClosed
+	}
+	return ctx.Err()
+}
+
+func rulesOf(limits []Limit) []rule.Limit {
+	rules := make([]rule.Limit, len(limits))
+	for i, l := range limits {
+		rules[i] = l.rule
+	}
+	return rules
+}
+
+// MemoryStats tells how full a [MemoryStore] is, and what it had to give up.
+type MemoryStats struct {
+	// Counters held now. Some may have expired: they go as others come.
+	Counters int
+	// Evicted counts the counters that had to go before they expired, because
+	// MaxKeys was reached. Those keys started afresh.
+	Evicted uint64
+	// EvictedDenied counts those of them whose key was being denied. It moves
+	// only while nearly every key held is being denied; then MaxKeys is too small.
+	EvictedDenied uint64
+}
+
+// Stats may be called at any time. It takes each part of the store for a moment.
+func (s *MemoryStore) Stats() MemoryStats { return MemoryStats(s.table.Stats()) }
+
+// Close forgets all counters and gives up the name; the next [Memory] of that
+// name is a new, empty store. A limiter that is still on the closed one gets
+// [ErrStoreClosed]. Closing a limiter does not do this: counters outlive limiters.
+func (s *MemoryStore) Close() error {
+	memoryStores.Lock()
+	defer memoryStores.Unlock()
+	if s.closed.CompareAndSwap(false, true) && memoryStores.m[s.name] == s {
+		delete(memoryStores.m, s.name)
+	}
+	return nil
+}
