@@ -1,0 +1,135 @@
+// Quickstart serves three routes, each with its own limiter.
+//
+//	go run ./examples/quickstart
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/ratelimit-go/ratelimit"
+)
+
+func main() {
+	addr := flag.String("addr", "127.0.0.1:8080", "address to serve on")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, *addr, os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// run serves until ctx is done, and then lets the requests under way finish.
+func run(ctx context.Context, addr string, out io.Writer) error {
+	handler, err := routes()
+	if err != nil {
+		return err
+	}
+	listener, err := net.Listen("tcp", addr)
+	if err != nil {
+		return err
+	}
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second}
+	usage(out, listener.Addr())
+
+	failed := make(chan error, 1)
+	go func() { failed <- server.Serve(listener) }()
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+	}
+	fmt.Fprintln(out, "shutting down")
+	shutdown, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	err = server.Shutdown(shutdown)
+	return errors.Join(err, ratelimit.DefaultRegistry.Close())
+}
+
+// routes wires one limiter per route. The counters live in this process's
+// memory, in one store per limiter, which is what a limiter without a Store gets.
+func routes() (http.Handler, error) {
+	api, err := ratelimit.New("api", ratelimit.Options{
+		Limits: []ratelimit.Limit{ratelimit.FixedWindow(100, 15*time.Minute)},
+	})
+	if err != nil {
+		return nil, err
+	}
+	signIn, err := ratelimit.New("sign-in", ratelimit.Options{
+		Limits:  []ratelimit.Limit{ratelimit.FixedWindow(5, time.Hour)},
+		Message: "Too many login attempts, please try again later.",
+	})
+	if err != nil {
+		return nil, err
+	}
+	chat, err := ratelimit.New("chat-token", ratelimit.Options{
+		Limits: []ratelimit.Limit{ratelimit.FixedWindow(300, 15*time.Minute)},
+	})
+	if err != nil {
+		return nil, err
+	}
+
+	mux := http.NewServeMux()
+	mux.Handle("/api/", api.Middleware(text("Here is your data.\n")))
+	mux.Handle("POST /api/auth/signin", signIn.Middleware(text("Wrong password.\n")))
+	mux.Handle("POST /api/chat/token", chat.Middleware(text("Here is your token.\n")))
+	return logDenials(mux), nil
+}
+
+func text(s string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, s) })
+}
+
+// logDenials logs each request that is answered with 429. It logs the route's
+// pattern and not the path, which is the client's to choose.
+func logDenials(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		status := &statusWriter{ResponseWriter: w}
+		next.ServeHTTP(status, r)
+		if status.code == http.StatusTooManyRequests {
+			slog.Info("denied", "route", r.Pattern, "client", r.RemoteAddr, "retry_after", w.Header().Get("Retry-After"))
+		}
+	})
+}
+
+type statusWriter struct {
+	http.ResponseWriter
+	code int
+}
+
+func (w *statusWriter) WriteHeader(code int) {
+	w.code = code
+	w.ResponseWriter.WriteHeader(code)
+}
+
+// Unwrap lets http.ResponseController find what the wrapped writer can do.
+func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func usage(out io.Writer, addr net.Addr) {
+	fmt.Fprintf(out, `serving on http://%[1]s, each route with a limit of its own per client address:
+
+  /api/                  100 per 15 min
+  POST /api/auth/signin    5 per hour
+  POST /api/chat/token   300 per 15 min
+
+try, and repeat the second until it is refused:
+
+  curl -i http://%[1]s/api/
+  curl -i -X POST http://%[1]s/api/auth/signin
+  curl -i -X POST http://%[1]s/api/chat/token
+  curl -i -X POST -H 'Accept: application/json' http://%[1]s/api/auth/signin
+
+`, addr)
+}
