@@ -274,7 +274,6 @@ func TestPasswordReset(t *testing.T) {
 
 func TestReloadReplacesAllAtOnce(t *testing.T) {
 	var reg Registry
-	ctx := context.Background()
 	kept := Must(reg.New("kept", with(memory(t, "kept"))))
 	Must(reg.New("dropped", with(&fakeStore{prefix: "dropped:"})))
 	kept.Take(ctx, "k")
@@ -332,7 +331,7 @@ func TestReloadThatFailsChangesNothing(t *testing.T) {
 		require.False(t, ok)
 		_, err := reg.New("c", with(s))
 		require.ErrorIs(t, err, ErrStoreShared, "the old limiter still has its store")
-		_, err = leaked.Take(context.Background(), "k")
+		_, err = leaked.Take(ctx, "k")
 		require.ErrorIs(t, err, ErrClosed, "what was built is of no use")
 	}
 	broken := errors.New("broken file")
@@ -418,19 +417,19 @@ func TestReloadUnderTraffic(t *testing.T) {
 		return err
 	}
 	require.NoError(t, reg.Reload(build))
-	ctx, cancel := context.WithCancel(context.Background())
+	running, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	admitted := 0
 	for range 8 {
 		wg.Go(func() {
-			for ctx.Err() == nil {
+			for running.Err() == nil {
 				l, ok := reg.Lookup("a")
 				if !ok {
 					t.Error("there must always be one")
 					return
 				}
-				d, err := l.Take(context.Background(), "k")
+				d, err := l.Take(ctx, "k")
 				if err != nil {
 					t.Error(err)
 					return

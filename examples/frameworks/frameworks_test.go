@@ -1,0 +1,217 @@
+package main
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gofiber/fiber/v3"
+
+	"github.com/ratelimit-go/ratelimit"
+)
+
+func TestFrameworks(t *testing.T) {
+	for name, build := range frameworks {
+		t.Run(name, func(t *testing.T) {
+			var calls atomic.Int32
+			hello := func(ctx context.Context) string {
+				calls.Add(1)
+				return greet(ctx)
+			}
+			get := start(t, build(newLimiter(t, "hello", nil), hello))
+
+			for _, left := range []string{"2", "1", "0"} {
+				res, body := get(http.MethodGet, nil)
+				if res.StatusCode != http.StatusOK {
+					t.Fatalf("with %s left: status %d, want 200", left, res.StatusCode)
+				}
+				if want := "hello, " + left + " left\n"; body != want {
+					t.Errorf("body %q, want %q: DecisionFrom does not see the decision", body, want)
+				}
+				wantField(t, res, "RateLimit-Policy", `"hello";q=3;w=60`)
+				wantField(t, res, "RateLimit", `"hello";r=`+left+`;t=\d+`)
+				wantField(t, res, "Retry-After", "")
+			}
+
+			res, body := get(http.MethodGet, nil)
+			if res.StatusCode != http.StatusTooManyRequests {
+				t.Fatalf("the fourth request: status %d, want 429", res.StatusCode)
+			}
+			if want := "Too many requests, please try again later."; body != want {
+				t.Errorf("denied: body %q, want %q", body, want)
+			}
+			wantField(t, res, "Content-Type", "text/plain; charset=utf-8")
+			wantField(t, res, "RateLimit-Policy", `"hello";q=3;w=60`)
+			wantField(t, res, "RateLimit", `"hello";r=0;t=\d+`)
+			if s, err := strconv.Atoi(res.Header.Get("Retry-After")); err != nil || s < 1 || s > 60 {
+				t.Errorf("denied: Retry-After %q, want 1 to 60", res.Header.Get("Retry-After"))
+			}
+			if n := calls.Load(); n != 3 {
+				t.Errorf("the handler ran %d times, want 3: not for a denied request", n)
+			}
+
+			res, body = get(http.MethodGet, http.Header{"Accept": {"application/problem+json"}})
+			wantField(t, res, "Content-Type", `application/problem\+json`)
+			if !strings.Contains(body, `"violated-policies":["hello"]`) {
+				t.Errorf("denied: body %q, want problem details", body)
+			}
+		})
+	}
+}
+
+// A limiter's key function reads more of a request than its address.
+func TestKeys(t *testing.T) {
+	keys := map[string]ratelimit.KeyFunc{
+		"header":  ratelimit.HeaderKey("X-API-Key"),
+		"pattern": ratelimit.PatternKey,
+		"lines": func(r *http.Request) (string, error) {
+			return strings.Join(r.Header.Values("X-Forwarded-For"), "|"), nil
+		},
+		"url": func(r *http.Request) (string, error) {
+			return r.Method + " " + r.Host + r.URL.Path + "?" + r.URL.RawQuery, nil
+		},
+	}
+	for name, build := range frameworks {
+		t.Run(name, func(t *testing.T) {
+			for what, key := range keys {
+				var got atomic.Value
+				limiter := newLimiter(t, what, func(r *http.Request) (string, error) {
+					k, err := key(r)
+					got.Store(k)
+					return k, err
+				})
+				get := start(t, build(limiter, greet))
+				res, _ := get(http.MethodGet, http.Header{
+					"X-Api-Key":       {"alice"},
+					"X-Forwarded-For": {"192.0.2.1", "198.51.100.2"},
+				})
+				want := map[string]string{
+					"header":  "alice",
+					"pattern": "/hello",
+					"lines":   "192.0.2.1|198.51.100.2",
+					"url":     "GET " + res.Request.Host + "/hello?q=1",
+				}[what]
+				// The routers disagree on whether a pattern begins with the method.
+				if k := strings.TrimPrefix(got.Load().(string), "GET "); k != strings.TrimPrefix(want, "GET ") {
+					t.Errorf("%s: key %q, want %q", what, k, want)
+				}
+				if res.StatusCode != http.StatusOK {
+					t.Errorf("%s: status %d, want 200", what, res.StatusCode)
+				}
+			}
+		})
+	}
+}
+
+// Fiber's response is not an http.ResponseWriter, so that what a limiter finds
+// there of another one, and what it writes without a body, is this example's work.
+func TestFiberStacked(t *testing.T) {
+	outer, inner := newLimiter(t, "outer", nil), newLimiter(t, "inner", nil)
+	app := fiber.New()
+	app.Use(Fiber(outer))
+	app.Get("/hello", Fiber(inner), func(c fiber.Ctx) error {
+		if err := outer.AddCost(c.Context(), 1); err != nil {
+			t.Errorf("AddCost: %v", err)
+		}
+		return c.SendString("hello")
+	})
+	get := start(t, fiberServer(app))
+
+	res, _ := get(http.MethodGet, nil)
+	wantField(t, res, "RateLimit-Policy", `"outer";q=3;w=60, "inner";q=3;w=60`)
+	wantField(t, res, "RateLimit", `"outer";r=2;t=\d+, "inner";r=2;t=\d+`)
+	res, _ = get(http.MethodGet, nil)
+	wantField(t, res, "RateLimit", `"outer";r=0;t=\d+, "inner";r=1;t=\d+`)
+
+	res, body := get(http.MethodHead, nil)
+	if res.StatusCode != http.StatusTooManyRequests || body != "" {
+		t.Errorf("HEAD: status %d, body %q, want 429 and none", res.StatusCode, body)
+	}
+	wantField(t, res, "RateLimit", `"outer";r=0;t=\d+`)
+	wantField(t, res, "Retry-After", `\d+`)
+}
+
+// newLimiter returns a limiter of 3 a minute that ends with the test, and so do
+// its counters.
+func newLimiter(t *testing.T, name string, key ratelimit.KeyFunc) *ratelimit.Limiter {
+	t.Helper()
+	store := ratelimit.Memory(t.Name() + " " + name)
+	registry := new(ratelimit.Registry)
+	limiter, err := registry.New(name, ratelimit.Options{
+		Limits: []ratelimit.Limit{ratelimit.FixedWindow(3, time.Minute)},
+		Store:  store,
+		Key:    key,
+		Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		registry.Close()
+		store.Close()
+	})
+	return limiter
+}
+
+// start serves on a loopback socket until the test ends. It returns a function
+// that requests /hello.
+func start(t *testing.T, s server) func(method string, header http.Header) (*http.Response, string) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- serve(ctx, listener, s) }()
+	transport := new(http.Transport)
+	t.Cleanup(func() {
+		transport.CloseIdleConnections()
+		stop()
+		if err := <-ended; err != nil {
+			t.Errorf("serve: %v", err)
+		}
+	})
+	return func(method string, header http.Header) (*http.Response, string) {
+		t.Helper()
+		req, err := http.NewRequest(method, "http://"+listener.Addr().String()+"/hello?q=1", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if header != nil {
+			req.Header = header
+		}
+		res, err := transport.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		body, err := io.ReadAll(res.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Request = req
+		return res, string(body)
+	}
+}
+
+// wantField checks that a response has one line of a header field, in the form
+// of a regular expression, or none where that is empty.
+func wantField(t *testing.T, res *http.Response, name, form string) {
+	t.Helper()
+	lines := res.Header.Values(name)
+	if form == "" && len(lines) == 0 {
+		return
+	}
+	if len(lines) != 1 || !regexp.MustCompile(`^(?:`+form+`)$`).MatchString(lines[0]) {
+		t.Errorf("%d: %s is %q, want %q", res.StatusCode, name, lines, form)
+	}
+}

@@ -1,0 +1,320 @@
+package ratelimit_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+)
+
+// limiter makes a limiter that is gone, counters and all, when the test is over.
+func limiter(t *testing.T, limits ...Limit) *Limiter {
+	var reg Registry
+	l := Must(reg.New(t.Name(), quiet(limits...)))
+	t.Cleanup(func() {
+		l.Close()
+		Memory(t.Name()).Close()
+	})
+	return l
+}
+
+var ctx = context.Background()
+
+func algorithms(n int64, window time.Duration) []Limit {
+	return []Limit{FixedWindow(n, window), SlidingWindow(n, window), TokenBucket(n, window, n)}
+}
+
+func TestExactUnderGoroutines(t *testing.T) {
+	for _, limit := range algorithms(1000, time.Hour) {
+		t.Run(limit.Algorithm(), func(t *testing.T) {
+			l := limiter(t, limit)
+			var admitted atomic.Int64
+			var wg sync.WaitGroup
+			for range 64 {
+				wg.Go(func() {
+					for range 100 {
+						if d, err := l.Take(ctx, "key"); err != nil {
+							t.Error(err)
+						} else if d.Allowed {
+							admitted.Add(1)
+						}
+					}
+				})
+			}
+			wg.Wait()
+			// A bucket gains units while the test runs: 1000 an hour, one in 3.6 s.
+			require.GreaterOrEqual(t, admitted.Load(), int64(1000))
+			if limit.Algorithm() != "bucket" {
+				require.EqualValues(t, 1000, admitted.Load())
+			}
+		})
+	}
+}
+
+// In a bubble no time passes, and the bucket is exact too.
+func TestExactBucketUnderGoroutines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := limiter(t, TokenBucket(1000, time.Hour, 1000))
+		var admitted atomic.Int64
+		for range 64 {
+			go func() {
+				for range 100 {
+					if d, _ := l.Take(ctx, "key"); d.Allowed {
+						admitted.Add(1)
+					}
+				}
+			}()
+		}
+		synctest.Wait()
+		require.EqualValues(t, 1000, admitted.Load())
+	})
+}
+
+// A flood of new keys stays within MaxKeys and does not unlock who is denied.
+func TestFloodNeitherGrowsNorUnlocks(t *testing.T) {
+	var reg Registry
+	store, err := NewMemoryStore(t.Name(), MemoryOptions{MaxKeys: 100_000})
+	require.NoError(t, err)
+	defer store.Close()
+	opts := quiet(FixedWindow(3, time.Hour))
+	opts.Store = store
+	l := Must(reg.New("flooded", opts))
+	defer l.Close()
+	for range 3 {
+		l.Take(ctx, "blocked")
+	}
+	d, _ := l.Take(ctx, "blocked")
+	require.False(t, d.Allowed)
+	for i := range 1_000_000 {
+		l.Take(ctx, fmt.Sprint(i))
+	}
+	d, _ = l.Take(ctx, "blocked")
+	require.False(t, d.Allowed)
+	stats := store.Stats()
+	require.LessOrEqual(t, stats.Counters, 100_000)
+	require.EqualValues(t, 1_000_001-stats.Counters, stats.Evicted)
+	require.Zero(t, stats.EvictedDenied)
+}
+
+func TestTakeAllocatesNothing(t *testing.T) {
+	for _, limits := range [][]Limit{
+		{FixedWindow(5, time.Hour)}, {SlidingWindow(5, time.Hour)}, {TokenBucket(5, time.Hour, 5)},
+		{FixedWindow(math.MaxInt32, time.Hour)}, windows(8),
+	} {
+		l := limiter(t, limits...)
+		l.Take(ctx, "key")
+		require.Zero(t, testing.AllocsPerRun(1000, func() { l.Take(ctx, "key") }), "%v", limits)
+		l.Close()
+	}
+}
+
+func TestTakeDecides(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hourly, burst := FixedWindow(4, time.Hour), TokenBucket(1, time.Second, 2)
+		l := limiter(t, hourly, burst)
+		for _, tc := range []struct {
+			wait time.Duration
+			n    int64
+			want Decision
+		}{
+			{0, 0, Decision{Allowed: true, Limit: burst, Remaining: 2}},
+			{0, 1, Decision{Allowed: true, Limit: burst, Remaining: 1, ResetAfter: time.Second}},
+			{0, 2, Decision{Limit: burst, Remaining: 1, ResetAfter: time.Second, RetryAfter: time.Second}},
+			{time.Second - 1, 2, Decision{Limit: burst, Remaining: 1, ResetAfter: 1, RetryAfter: 1}},
+			{1, 2, Decision{Allowed: true, Limit: burst, Remaining: 0, ResetAfter: 2 * time.Second}},
+			{0, 2, Decision{Limit: hourly, Remaining: 1, ResetAfter: time.Hour - time.Second, RetryAfter: time.Hour - time.Second}},
+			{0, 3, Decision{Limit: burst, Remaining: 0, ResetAfter: 2 * time.Second, RetryAfter: Never}},
+			{0, 5, Decision{Limit: burst, Remaining: 0, ResetAfter: 2 * time.Second, RetryAfter: Never}},
+			{2 * time.Second, 0, Decision{Allowed: true, Limit: hourly, Remaining: 1, ResetAfter: time.Hour - 3*time.Second}},
+		} {
+			time.Sleep(tc.wait)
+			got, err := l.TakeN(ctx, "key", tc.n)
+			require.NoError(t, err)
+			require.Equal(t, tc.want, got, "%+v", tc)
+		}
+		require.Equal(t, "store", Decision{}.Source.String())
+	})
+}
+
+func TestBadCalls(t *testing.T) {
+	l := limiter(t, FixedWindow(5, time.Hour))
+	l.Take(ctx, "key")
+	gone, cancel := context.WithCancel(ctx)
+	cancel()
+	for _, tc := range []struct {
+		what string
+		do   func() error
+		is   error
+		want string
+	}{
+		{"negative cost", func() error { _, err := l.TakeN(ctx, "key", -1); return err }, nil, "cannot take -1 units: want 0 or more"},
+		{"least cost", func() error { _, err := l.TakeN(ctx, "key", math.MinInt64); return err }, nil, "cannot take -9223372036854775808 units"},
+		{"negative refund", func() error { return l.Refund(ctx, "key", -1) }, nil, "cannot refund -1 units"},
+		{"take without a key", func() error { _, err := l.Take(ctx, ""); return err }, ErrNoKey, "the request has no key"},
+		{"refund without a key", func() error { return l.Refund(ctx, "", 1) }, ErrNoKey, ""},
+		{"reset without a key", func() error { return l.Reset(ctx, "") }, ErrNoKey, ""},
+		{"take when nobody waits", func() error { _, err := l.Take(gone, "key"); return err }, context.Canceled, ""},
+		{"refund when nobody waits", func() error { return l.Refund(gone, "key", 1) }, context.Canceled, ""},
+		{"no limits", func() error { return l.SetLimits() }, nil, "SetLimits: there is none"},
+		{"bad limits", func() error { return l.SetLimits(FixedWindow(0, time.Hour)) }, nil, "SetLimits: number 1 (0/1h fixed): it allows 0 units"},
+		{"cost without a request", func() error { return l.AddCost(ctx, 1) }, nil, "this context is not of a request that the limiter has counted"},
+	} {
+		err := tc.do()
+		require.ErrorContains(t, err, fmt.Sprintf("ratelimit: limiter %q: ", t.Name()), tc.what)
+		require.ErrorContains(t, err, tc.want, tc.what)
+		if tc.is != nil {
+			require.ErrorIs(t, err, tc.is, tc.what)
+		}
+	}
+	d, err := l.TakeN(ctx, "key", 0)
+	require.NoError(t, err)
+	require.EqualValues(t, 4, d.Remaining, "none of it took or gave anything")
+	require.NoError(t, l.Refund(ctx, "key", 0))
+
+	require.NoError(t, l.Close())
+	_, err = l.Take(ctx, "key")
+	require.ErrorIs(t, err, ErrClosed)
+	require.ErrorIs(t, l.Refund(ctx, "key", 1), ErrClosed)
+	require.ErrorIs(t, l.Reset(ctx, "key"), ErrClosed)
+}
+
+func TestSetLimitsKeepsCounters(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, kind := range []func(n int64) Limit{
+			func(n int64) Limit { return FixedWindow(n, time.Hour) },
+			func(n int64) Limit { return SlidingWindow(n, time.Hour) },
+			func(n int64) Limit { return TokenBucket(n, time.Hour, n) },
+		} {
+			l := limiter(t, kind(5))
+			look := func() int64 { d, _ := l.TakeN(ctx, kind(1).Algorithm(), 0); return d.Remaining }
+			l.TakeN(ctx, kind(1).Algorithm(), 4)
+			require.NoError(t, l.SetLimits(kind(10)))
+			require.EqualValues(t, 6, look())
+			require.NoError(t, l.SetLimits(kind(3)))
+			require.EqualValues(t, 0, look())
+			require.NoError(t, l.SetLimits(kind(5)))
+			require.EqualValues(t, 1, look())
+			require.NoError(t, l.SetLimits(FixedWindow(7, time.Minute)))
+			require.EqualValues(t, 7, look(), "another window is another counter")
+			require.Equal(t, []Limit{FixedWindow(7, time.Minute)}, l.Limits())
+			l.Limits()[0] = Limit{}
+			require.Equal(t, []Limit{FixedWindow(7, time.Minute)}, l.Limits(), "a copy is handed out")
+
+			// Reset forgets what was counted under limits of before, too.
+			require.NoError(t, l.Reset(ctx, kind(1).Algorithm()))
+			require.NoError(t, l.SetLimits(kind(5)))
+			require.EqualValues(t, 5, look())
+			l.Close()
+		}
+	})
+}
+
+func TestSetLimitsWhileTaking(t *testing.T) {
+	l := limiter(t, FixedWindow(10, time.Hour))
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	var admitted atomic.Int64
+	for range 8 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				d, err := l.Take(ctx, "key")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if d.Allowed {
+					admitted.Add(1)
+				}
+				l.Refund(ctx, "other", 1)
+				l.Reset(ctx, "other")
+			}
+		})
+	}
+	for i := range 300 {
+		require.NoError(t, l.SetLimits(FixedWindow(int64(10+i%40), time.Hour), SlidingWindow(1000, time.Hour)))
+	}
+	require.NoError(t, l.SetLimits(FixedWindow(50, time.Hour)))
+	for admitted.Load() < 50 {
+		if d, _ := l.Take(ctx, "key"); d.Allowed {
+			admitted.Add(1)
+		}
+	}
+	close(done)
+	wg.Wait()
+	require.EqualValues(t, 50, admitted.Load())
+}
+
+// failing is a store whose backend is out of reach.
+type failing struct{ fakeStore }
+
+var errBackend = errors.New("dial tcp 10.0.0.5:6379: refused")
+
+func (*failing) Take(context.Context, string, int64, []Limit, []Result) (Instant, error) {
+	return 0, errBackend
+}
+func (*failing) Adjust(context.Context, string, int64, Instant, []Limit) error { return errBackend }
+func (*failing) Reset(context.Context, string, []Limit) error                  { return errBackend }
+
+func TestStoreErrorsComeThrough(t *testing.T) {
+	var reg Registry
+	defer reg.Close()
+	l := Must(reg.New("x", with(&failing{fakeStore{prefix: "f:"}})))
+	d, err := l.Take(ctx, "key")
+	require.ErrorIs(t, err, errBackend)
+	require.ErrorContains(t, err, `ratelimit: limiter "x": `)
+	require.Zero(t, d, "no decision was made")
+	require.ErrorIs(t, l.Refund(ctx, "key", 1), errBackend)
+	require.ErrorIs(t, l.Reset(ctx, "key"), errBackend)
+}
+
+// Any store can be behind a limiter, not only one of this package's making.
+func TestStoreInAWrapper(t *testing.T) {
+	var reg Registry
+	defer reg.Close()
+	l := Must(reg.New("x", with(&wrapped{memory(t, "inner")})))
+	for want := int64(4); want >= 0; want-- {
+		d, err := l.Take(ctx, "key")
+		require.NoError(t, err)
+		require.Equal(t, want, d.Remaining)
+	}
+	require.NoError(t, l.Refund(ctx, "key", 2))
+	d, _ := l.TakeN(ctx, "key", 0)
+	require.EqualValues(t, 2, d.Remaining)
+	require.NoError(t, l.Reset(ctx, "key"))
+	d, _ = l.TakeN(ctx, "key", 0)
+	require.EqualValues(t, 5, d.Remaining)
+}
+
+func TestLogSaysWhetherCountersWereFound(t *testing.T) {
+	var reg Registry
+	var log bytes.Buffer
+	name := t.Name()
+	defer Memory(name).Close()
+	opts := Options{Limits: []Limit{hour}, Logger: slog.New(slog.NewTextHandler(&log, nil))}
+	l := Must(reg.New(name, opts))
+	require.Contains(t, log.String(), `level=INFO msg="ratelimit: limiter counts in memory" limiter=`+name+` store=`+name+` state=created counters=0`)
+	l.Take(ctx, "203.0.113.7")
+	l.Take(ctx, "203.0.113.8")
+	l.Close()
+	log.Reset()
+	l = Must(reg.New(name, opts))
+	require.Contains(t, log.String(), "state=reused counters=2")
+	require.NotContains(t, log.String(), "203.0.113")
+	l.Close()
+}
