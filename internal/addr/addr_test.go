@@ -1,0 +1,265 @@
+package addr_test
+
+import (
+	"iter"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/ratelimit-go/ratelimit/internal/addr"
+)
+
+func TestParse(t *testing.T) {
+	for _, test := range []struct{ in, want string }{ // no want: not an address
+		{"192.0.2.1", "192.0.2.1"},
+		{"192.0.2.1:80", "192.0.2.1"},
+		{"192.0.2.1:0", "192.0.2.1"},
+		{" \t192.0.2.1\t ", "192.0.2.1"},
+		{"2001:db8::1", "2001:db8::1"},
+		{"2001:DB8:0:0:0:0:0:1", "2001:db8::1"},
+		{"[2001:db8::1]", "2001:db8::1"},
+		{"[2001:db8::1]:80", "2001:db8::1"},
+		{"::1", "::1"},
+		{"::", "::"},
+		{"fe80::1%eth0", "fe80::1"},
+		{"[fe80::1%eth0]", "fe80::1"},
+		{"[fe80::1%eth0]:80", "fe80::1"},
+		{"::ffff:192.0.2.1", "192.0.2.1"},
+		{"::FFFF:c000:201", "192.0.2.1"},
+		{"[::ffff:192.0.2.1]", "192.0.2.1"},
+		{"[::ffff:192.0.2.1]:80", "192.0.2.1"},
+		{"64:ff9b::192.0.2.1", "64:ff9b::c000:201"},
+
+		{"", ""},
+		{" ", ""},
+		{"\n192.0.2.1", ""},
+		{"192.0.2.1\x00", ""},
+		{"192.0.2", ""},
+		{"192.0.2.1.1", ""},
+		{"192.0.2.256", ""},
+		{"192.0.2.01", ""},
+		{"0300.0.2.1", ""},
+		{"0xc0.0.2.1", ""},
+		{"3221225985", ""},
+		{"192.0.2.1:", ""},
+		{"192.0.2.1:80:80", ""},
+		{"192.0.2.1:65536", ""},
+		{"192.0.2.1:-1", ""},
+		{"192.0.2.1:http", ""},
+		{"192.0.2.1/32", ""},
+		{"192.0.2.1, 192.0.2.2", ""},
+		{"192.0.2.1 192.0.2.2", ""},
+		{"[192.0.2.1]", ""},
+		{"[192.0.2.1]:80", ""},
+		{"[]", ""},
+		{"[", ""},
+		{"]", ""},
+		{"[]:80", ""},
+		{"[2001:db8::1", ""},
+		{"2001:db8::1]", ""},
+		{"[[2001:db8::1]]", ""},
+		{"[2001:db8::1]80", ""},
+		{"[2001:db8::1]:", ""},
+		{"[2001:db8::1]:80]", ""},
+		{"2001:db8:::1", ""},
+		{"1:2:3:4:5:6:7:8:9", ""},
+		{"fe80::1%", ""},
+		{"::ffff:192.0.2.1%eth0", "192.0.2.1"},
+		{"localhost", ""},
+		{"localhost:80", ""},
+		{"unknown", ""},
+		{"_hidden", ""},
+		{":80", ""},
+		{"@", ""},
+		{"/run/app.sock", ""},
+		{"fe80::1%" + strings.Repeat("z", 1000), ""},
+		{strings.Repeat(" ", 1000) + "192.0.2.1", "192.0.2.1"},
+	} {
+		got, ok := addr.Parse(test.in)
+		if want, _ := netip.ParseAddr(test.want); got != want || ok != (test.want != "") {
+			t.Errorf("%q: %v %t, want %q", test.in, got, ok, test.want)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	for _, s := range []string{"192.0.2.1", "192.0.2.1:80", "[2001:db8::1]:80", "fe80::1%eth0", "::ffff:192.0.2.1", " [::1]\t", "[192.0.2.1]:80", "@"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		a, ok := addr.Parse(s)
+		if ok != a.IsValid() {
+			t.Fatalf("%q: %v, %t", s, a, ok)
+		}
+		if !ok {
+			return
+		}
+		if a.Is4In6() || a.Zone() != "" {
+			t.Errorf("%q: %v is one of several forms of an address", s, a)
+		}
+		for _, form := range []string{a.String(), netip.AddrPortFrom(a, 80).String(), " " + a.String() + "\t", netip.AddrFrom16(a.As16()).String(), a.StringExpanded()} {
+			if b, ok := addr.Parse(form); !ok || a != b {
+				t.Errorf("%q is %v, and as %q %v", s, a, form, b)
+			}
+		}
+	})
+}
+
+// networks reads trusted networks, separated by spaces.
+func networks(s string) (list []netip.Prefix) {
+	for _, one := range strings.Fields(s) {
+		list = append(list, netip.MustParsePrefix(one))
+	}
+	return list
+}
+
+func TestClient(t *testing.T) {
+	const trusted = "10.0.0.0/8 fd00::/8"
+	for _, test := range []struct {
+		name, peer, hops, want string // hops, the nearest first, are separated by |
+	}{
+		{"an untrusted peer says nothing", "192.0.2.1", "198.51.100.1", "192.0.2.1"},
+		{"a trusted peer without hops", "10.0.0.1", "", "10.0.0.1"},
+		{"one hop", "10.0.0.1", "198.51.100.1", "198.51.100.1"},
+		{"what is further away is hearsay", "10.0.0.1", "198.51.100.1|203.0.113.1", "198.51.100.1"},
+		{"trusted hops are passed over", "10.0.0.1", "10.0.0.2|fd00::3|198.51.100.1|203.0.113.1", "198.51.100.1"},
+		{"all are trusted: the furthest", "10.0.0.1", "10.0.0.2|10.0.0.3", "10.0.0.3"},
+		{"no address: the one who said so", "10.0.0.1", "unknown|203.0.113.1", "10.0.0.1"},
+		{"no address behind a trusted hop", "10.0.0.1", "10.0.0.2|unknown|203.0.113.1", "10.0.0.2"},
+		{"nothing said", "10.0.0.1", " |203.0.113.1", "10.0.0.1"},
+		{"IPv6", "fd00::1", "2001:db8::1", "2001:db8::1"},
+		{"mapped forms are trusted too", "10.0.0.1", "::ffff:10.0.0.2|[::ffff:198.51.100.1]:80", "198.51.100.1"},
+		{"no peer: a unix socket", "", "198.51.100.1", "198.51.100.1"},
+		{"no peer and nothing said", "", "", ""},
+		{"no peer and no address", "", "unknown|203.0.113.1", ""},
+	} {
+		peer, _ := netip.ParseAddr(test.peer)
+		want, _ := netip.ParseAddr(test.want)
+		var hops []string
+		if test.hops != "" {
+			hops = strings.Split(test.hops, "|")
+		}
+		if got := addr.Client(peer, networks(trusted), slices.Values(hops)); got != want {
+			t.Errorf("%s: %v, want %v", test.name, got, want)
+		}
+	}
+}
+
+func TestForwardedFor(t *testing.T) {
+	for _, test := range []struct{ lines, want []string }{
+		{nil, nil},
+		{[]string{""}, []string{""}},
+		{[]string{"a"}, []string{"a"}},
+		{[]string{"a, b,c"}, []string{"c", " b", "a"}},
+		{[]string{"a, b", "c, d"}, []string{" d", "c", " b", "a"}},
+		{[]string{"a,", ",b"}, []string{"b", "", "", "a"}},
+	} {
+		if got := slices.Collect(addr.ForwardedFor(test.lines)); !slices.Equal(got, test.want) {
+			t.Errorf("%q: %q, want %q", test.lines, got, test.want)
+		}
+	}
+}
+
+func TestSingle(t *testing.T) {
+	for _, test := range []struct{ lines, want []string }{
+		{nil, nil},
+		{[]string{"a"}, []string{"a"}},
+		{[]string{"a, b"}, []string{"a, b"}}, // no address
+		{[]string{"a", "b"}, []string{""}},
+		{[]string{"a", "a"}, []string{""}},
+	} {
+		if got := slices.Collect(addr.Single(test.lines)); !slices.Equal(got, test.want) {
+			t.Errorf("%q: %q, want %q", test.lines, got, test.want)
+		}
+	}
+}
+
+// TestWalkEndsEarly stops each sequence after its first member.
+func TestWalkEndsEarly(t *testing.T) {
+	lines := []string{"for=a, for=b", "for=c, for=d"}
+	for _, seq := range []iter.Seq[string]{addr.ForwardedFor(lines), addr.Forwarded(lines), addr.Single(lines)} {
+		n := 0
+		for range seq {
+			n++
+			break
+		}
+		if n != 1 {
+			t.Errorf("%d members, want 1", n)
+		}
+	}
+}
+
+// TestNothingGrowsWithJunk: lines of up to a megabyte allocate nothing.
+func TestNothingGrowsWithJunk(t *testing.T) {
+	trusted, peer := networks("10.0.0.0/8"), netip.MustParseAddr("10.0.0.1")
+	for _, junk := range []string{",", "10.0.0.1,", "for=10.0.0.1,", `for="10.0.0.1",`, `"`, `x="\`, ";", "=", "[", ":", "fe80::1%z", "for=", "a=b;", "\\"} {
+		lines := []string{strings.Repeat(junk, 1<<20/len(junk)), strings.Repeat(junk, 1<<16/len(junk))}
+		n := testing.AllocsPerRun(2, func() {
+			addr.Client(peer, trusted, addr.ForwardedFor(lines))
+			addr.Client(peer, trusted, addr.Forwarded(lines))
+			addr.Client(peer, trusted, addr.Single(lines[:1]))
+		})
+		if n > 16 {
+			t.Errorf("%q, repeated: %v allocations", junk, n)
+		}
+	}
+}
+
+// reference reads X-Forwarded-For as it is told to a person: write all lines as one
+// list, and read it backwards.
+func reference(peer netip.Addr, trusted []netip.Prefix, list string) netip.Addr {
+	believed := func(a netip.Addr) bool {
+		return slices.ContainsFunc(trusted, func(p netip.Prefix) bool { return p.Contains(a) })
+	}
+	members := strings.Split(list, ",")
+	for client := peer; ; {
+		if !believed(client) || len(members) == 0 {
+			return client
+		}
+		last := members[len(members)-1]
+		members = members[:len(members)-1]
+		next, ok := addr.Parse(last)
+		if !ok {
+			return client
+		}
+		client = next
+	}
+}
+
+// FuzzForwardedFor lets a client write any lines. The proxies add its address and
+// theirs, to the last line or as lines of their own: what it wrote is never believed.
+func FuzzForwardedFor(f *testing.F) {
+	f.Add("203.0.113.66", "", "198.51.100.1", uint8(0))
+	f.Add("10.0.0.9, 203.0.113.66", "10.0.0.9", "2001:db8::7", uint8(1))
+	f.Add("\"", "unknown,", "198.51.100.1:4711", uint8(2))
+	f.Add(",,,10.0.0.9", "[", "10.0.0.7", uint8(3))
+	trusted := networks("10.0.0.0/8")
+	peer := netip.MustParseAddr("10.0.0.1")
+	f.Fuzz(func(t *testing.T, line1, line2, client string, how uint8) {
+		theirs := []string{line1, line2}
+		got := addr.Client(peer, trusted, addr.ForwardedFor(theirs))
+		if want := reference(peer, trusted, line1+","+line2); got != want {
+			t.Fatalf("%q: %v, want %v", theirs, got, want)
+		}
+		from, ok := addr.Parse(client)
+		if !ok || trusted[0].Contains(from) {
+			return
+		}
+		add := func(hop string) {
+			if how&1 == 0 {
+				theirs = append(theirs, hop)
+			} else {
+				theirs[len(theirs)-1] += ", " + hop
+			}
+			how >>= 1
+		}
+		add(from.String())
+		if how&4 != 0 {
+			add("10.0.0.2")
+		}
+		if got := addr.Client(peer, trusted, addr.ForwardedFor(theirs)); got != from {
+			t.Fatalf("%q: %v, want %v", theirs, got, from)
+		}
+	})
+}

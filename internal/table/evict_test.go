@@ -1,0 +1,280 @@
+package table
+
+import (
+	"fmt"
+	"strconv"
+	"testing"
+
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+)
+
+// flood takes a unit for each of n keys that nobody else uses.
+func flood(tab *timed, n int, l rule.Limit) {
+	limits, answers := []rule.Limit{l}, make([]rule.Answer, 1)
+	for i := range n {
+		tab.Take("flood"+strconv.Itoa(i), 1, limits, answers)
+	}
+}
+
+// TestCap: whatever clients send, the table never holds more than its maximum. A key
+// that is being denied cannot get itself forgotten by sending others.
+func TestCap(t *testing.T) {
+	const most, keys = 100_000, 1_000_000
+	l := fixed(5, hour)
+	tab := newTimed(most)
+	tab.take("blocked", 5, l)
+	if tab.take("blocked", 1, l) {
+		t.Fatal("a sixth unit was admitted")
+	}
+	flood(tab.at(1), keys, l)
+	// Nothing has expired, so every counter that is gone was evicted.
+	if got, want := tab.Stats(), (Stats{Counters: most, Evicted: keys + 1 - most}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	if tab.take("blocked", 1, l) {
+		t.Error("the flood has unblocked a denied key")
+	}
+	checkInvariants(t, tab.Table)
+}
+
+// TestDeniedSurvive: denied keys outlive a flood also where they fill half of the
+// table, and whether they come into an empty table or into a full one.
+func TestDeniedSurvive(t *testing.T) {
+	const most = 20_000
+	l := fixed(5, hour)
+	for name, full := range map[string]bool{"into an empty table": false, "into a full table": true} {
+		tab := newTimed(most)
+		if full {
+			flood(tab, 2*most, fixed(5, minute))
+		}
+		for i := range most / 2 {
+			tab.take(fmt.Sprint("blocked", i), 5, l)
+		}
+		flood(tab.at(1), 10*most, sliding(5, hour)) // fresh later than the blocked, but not denied
+		for i := range most / 2 {
+			if key := fmt.Sprint("blocked", i); tab.left(key, l) != 0 {
+				t.Fatalf("%s: the flood has unblocked %s", name, key)
+			}
+		}
+		if got := tab.Stats(); got.EvictedDenied != 0 || got.Counters > most {
+			t.Errorf("%s: %+v, want at most %d counters, and no denied one evicted", name, got, most)
+		}
+		checkInvariants(t, tab.Table)
+	}
+}
+
+// spend is units taken by a key of its own. A key of several rows is one counter.
+type spend struct {
+	key   string
+	at, n int64
+	l     rule.Limit
+}
+
+// newcomer is denied from the start and for longer than anyone else, so that it
+// is the last to go: the others' order is seen undisturbed.
+var newcomer = fixed(1, 1000*hour)
+
+// victims sends newcomers into a full table of what was spent until none of the
+// spenders is left, and returns them in the order in which they went.
+func victims(t *testing.T, tab *timed, spent []spend) []string {
+	t.Helper()
+	limits := make(map[string]rule.Limit)
+	for _, s := range spent {
+		limits[s.key] = s.l
+	}
+	var gone []string
+	for i := range 100 {
+		for _, s := range spent {
+			if l, waiting := limits[s.key]; waiting && !tab.holds(s.key, l) {
+				gone = append(gone, s.key)
+				delete(limits, s.key)
+			}
+		}
+		if len(limits) == 0 {
+			return gone
+		}
+		tab.take(fmt.Sprint("newcomer", i), 1, newcomer)
+		checkInvariants(t, tab.Table)
+	}
+	t.Fatalf("after 100 newcomers %v are still there, gone are %v", limits, gone)
+	return nil
+}
+
+// TestVictims: the expired go first, then those that are the first to be fresh;
+// denied ones only when all are, and of these the one whose denial ends first.
+func TestVictims(t *testing.T) {
+	tenMinutes := bucket(1, 10*minute, 2)
+	for _, row := range []struct {
+		name            string
+		now             int64
+		spent           []spend // in one table that is then full; the last letter tells who is to go when
+		evicted, denied uint64
+	}{
+		{"earliest fresh first", 0, []spend{{"c", 0, 1, fixed(9, 3*hour)}, {"a", 0, 1, fixed(9, hour)}, {"b", 0, 1, fixed(9, 2*hour)}}, 3, 0},
+		{"by kind", 0, []spend{{"b", 0, 1, sliding(9, hour)}, {"c", 0, 3, bucket(1, hour, 9)}, {"a", 0, 1, fixed(9, hour)}}, 3, 0},
+		{"expired first", 2 * minute, []spend{{"b", 0, 1, fixed(9, hour)}, {"a", 0, 1, fixed(9, 2*minute)}, {"c", 0, 9, fixed(9, 3*minute)}}, 2, 1},
+		{"denied and expired first", 2 * minute, []spend{{"b", 0, 1, fixed(9, hour)}, {"a", 0, 9, fixed(9, 2*minute)}}, 1, 0},
+		{"1 ns before it expires", 2*minute - 1, []spend{{"b", 0, 9, fixed(9, 2*minute)}, {"a", 0, 1, fixed(9, hour)}}, 2, 1},
+		{"denied last", 0, []spend{{"b", 0, 9, fixed(9, minute)}, {"a", 0, 8, fixed(9, 9*hour)}}, 2, 1},
+		{"all denied", 0, []spend{{"c", 0, 9, fixed(9, 3*hour)}, {"a", 0, 9, fixed(9, hour)}, {"b", 0, 9, fixed(9, 2*hour)}}, 3, 3},
+		{"denied, by denial and not by freshness", 0, []spend{{"b", 0, 9, fixed(9, 2*hour)}, {"a", 0, 9, bucket(1, hour, 9)}}, 2, 2},
+		{"no longer denied", 10 * minute, []spend{{"b", 0, 1, fixed(9, hour)}, {"a", 0, 2, tenMinutes}, {"c", 0, 9, fixed(9, 15*minute)}}, 3, 1},
+		{"1 ns before that", 10*minute - 1, []spend{{"a", 0, 1, fixed(9, hour)}, {"b", 0, 2, tenMinutes}, {"c", 0, 9, fixed(9, 15*minute)}}, 3, 2},
+		{"used again, so fresh later", 0, []spend{{"b", 0, 1, bucket(1, hour, 9)}, {"a", 0, 2, bucket(1, hour, 9)}, {"b", 0, 2, bucket(1, hour, 9)}}, 2, 0},
+		{"used again, so denied later", hour, []spend{{"b", 0, 2, bucket(1, hour, 2)}, {"a", 0, 9, fixed(9, 2*hour-1)}, {"b", hour, 1, bucket(1, hour, 2)}}, 2, 2},
+		{"denied for its size", 0, []spend{{"b", 0, 7, fixed(9, hour)}, {"a", 0, 7, fixed(9, 2*hour)}, {"b", 0, 3, fixed(9, hour)}}, 2, 1},
+		{"a size that never fits is no denial", 0, []spend{{"a", 0, 7, fixed(9, hour)}, {"b", 0, 7, fixed(9, 2*hour)}, {"a", 0, 10, fixed(9, hour)}}, 2, 0},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			keys := make(map[string]bool)
+			for _, s := range row.spent {
+				keys[s.key] = true
+			}
+			tab := newTimed(len(keys))
+			for _, s := range row.spent {
+				tab.at(s.at).take(s.key, s.n, s.l)
+			}
+			gone := victims(t, tab.at(row.now), row.spent)
+			for i, key := range gone {
+				if want := string(rune('a' + i)); key != want {
+					t.Fatalf("gone in the order %v", gone)
+				}
+			}
+			if got := tab.Stats(); got.Evicted != row.evicted || got.EvictedDenied != row.denied {
+				t.Errorf("%+v, want %d evicted, %d of them denied", got, row.evicted, row.denied)
+			}
+		})
+	}
+}
+
+// TestVictimsTimesMovedBack: a counter that is fresh earlier than it was, or no
+// longer denied, is seen as what it is. In each row "freed" stands among the
+// denied until something frees it, and "blocked", whose denial ends before
+// freed's would have, stays denied throughout: it must not go first.
+func TestVictimsTimesMovedBack(t *testing.T) {
+	l := fixed(10, 2*hour)
+	for _, row := range []struct {
+		name  string
+		spent int64 // by freed, which then is denied another 10 - spent + 1
+		free  func(tab *timed)
+	}{
+		{"a refund", 10, func(tab *timed) { tab.Adjust("freed", -5, 0, []rule.Limit{l}) }},
+		{"a higher limit", 10, func(tab *timed) { tab.take("freed", 1, fixed(20, 2*hour)) }},
+		{"a smaller cost", 7, func(tab *timed) { tab.take("freed", 1, l) }},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			tab := newTimed(3)
+			tab.take("blocked", 10, fixed(10, hour))
+			tab.take("freed", row.spent, l)
+			tab.take("freed", 10-row.spent+1, l)
+			tab.take("first", 1, newcomer) // meets the other two, and files them among the denied
+			row.free(tab)
+			tab.take("second", 1, newcomer)
+			if !tab.holds("blocked", fixed(10, hour)) {
+				t.Error("a denied key was evicted while another one was not denied")
+			}
+			if got := tab.Stats(); got != (Stats{Counters: 3, Evicted: 1}) {
+				t.Errorf("%+v, want one evicted, not denied", got)
+			}
+		})
+	}
+}
+
+// TestVictimsRandom compares each eviction of random histories with a search
+// through all counters for the one that has to go: in the order of TestVictims,
+// but after all others those of the key that there is to be room for.
+func TestVictimsRandom(t *testing.T) {
+	for _, row := range []struct {
+		name                 string
+		costs, refunds, news bool
+	}{
+		{name: "single units"},
+		{name: "costs", costs: true},
+		{name: "refunds", refunds: true},
+		{name: "new limits", news: true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			r := newRand(t)
+			for range 200 {
+				tab, now := newTimed(1+r.IntN(8)), int64(0)
+				for range 200 {
+					now += r.Int64N(8)
+					tab.at(now)
+					key := string(rune('a' + r.IntN(16)))
+					l := []rule.Limit{fixed(4, 50), sliding(4, 40), bucket(1, 10, 4), fixed(2, 90)}[r.IntN(4)]
+					n := int64(1)
+					if row.costs {
+						n = r.Int64N(5)
+					}
+					if row.news && l.Kind == rule.Bucket {
+						l.Burst = 1 + r.Int64N(8)
+					} else if row.news {
+						l.N = 1 + r.Int64N(8)
+					}
+					if row.refunds && r.IntN(3) == 0 {
+						tab.Adjust(key, -n, now, []rule.Limit{l})
+						continue
+					}
+					before, stats := snapshot(tab.Table), tab.Stats()
+					tab.take(key, n, l)
+					checkVictims(t, tab.Table, now, tab.hash(key), before, stats)
+				}
+			}
+		})
+	}
+}
+
+// snapshot copies the counters of a table of one shard.
+func snapshot(tab *Table) map[counterID]counter {
+	all := make(map[counterID]counter)
+	for id, c := range tab.shards[0].counters {
+		all[id] = *c
+	}
+	return all
+}
+
+func checkVictims(t *testing.T, tab *Table, now int64, own keyHash, before map[counterID]counter, was Stats) {
+	t.Helper()
+	var victim counter
+	expired, first := false, true
+	for _, c := range before {
+		expired = expired || c.fresh <= now
+		if first || sooner(c, victim, now, own) {
+			victim, first = c, false
+		}
+	}
+	is := tab.Stats()
+	for id, c := range before {
+		if tab.shards[0].counters[id] != nil || c.fresh <= now {
+			continue
+		}
+		was.Evicted++
+		if c.more > now {
+			was.EvictedDenied++
+		}
+		switch {
+		case expired:
+			t.Fatalf("at %d %+v went, and an expired counter stayed", now, c)
+		case len(before) < tab.shards[0].max:
+			t.Fatalf("at %d %+v went from a table with room", now, c)
+		case sooner(victim, c, now, own):
+			t.Fatalf("at %d %+v went, want %+v", now, c, victim)
+		}
+	}
+	if is.Evicted != was.Evicted || is.EvictedDenied != was.EvictedDenied {
+		t.Fatalf("at %d %+v, want %d evicted, %d of them denied", now, is, was.Evicted, was.EvictedDenied)
+	}
+}
+
+// sooner tells whether a has to go before b to make room for a counter of own.
+func sooner(a, b counter, now int64, own keyHash) bool {
+	if mine := b.id[0] == own[0]; a.fresh > now && b.fresh > now && (a.id[0] == own[0]) != mine {
+		return mine
+	}
+	if denied := b.more > now; (a.more > now) != denied {
+		return denied
+	} else if denied {
+		return a.more < b.more
+	}
+	return a.fresh < b.fresh
+}

@@ -1,0 +1,251 @@
+package table
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+)
+
+// model is the table the slow and obvious way: a map under one lock, which
+// forgets nothing until it is told to.
+type model struct {
+	mu     sync.Mutex
+	states map[modelID]rule.State
+}
+
+type modelID struct {
+	key    string
+	kind   rule.Kind
+	window int64
+}
+
+func newModel() *model { return &model{states: make(map[modelID]rule.State)} }
+
+func (m *model) take(key string, now, n int64, limits []rule.Limit) []rule.Answer {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	admitted := true
+	answers := make([]rule.Answer, len(limits))
+	for i, l := range limits {
+		_, answers[i] = l.Take(m.states[modelID{key, l.Kind, l.Window}], now, n)
+		admitted = admitted && answers[i].Retry == 0
+	}
+	for i, l := range limits {
+		id := modelID{key, l.Kind, l.Window}
+		if admitted {
+			m.states[id], _ = l.Take(m.states[id], now, n)
+		} else if answers[i].Retry == 0 {
+			_, answers[i] = l.Take(m.states[id], now, 0)
+		}
+	}
+	return answers
+}
+
+func (m *model) adjust(key string, now, n, at int64, limits []rule.Limit) (charged int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	charged = max(0, n)
+	for _, l := range limits {
+		id := modelID{key, l.Kind, l.Window}
+		before := m.states[id]
+		m.states[id] = l.Adjust(before, now, n, max(0, now-at))
+		charged = min(charged, l.Charged(before, m.states[id], now))
+	}
+	return charged
+}
+
+func (m *model) reset(key string, limits []rule.Limit) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, l := range limits {
+		delete(m.states, modelID{key, l.Kind, l.Window})
+	}
+}
+
+// randomLimits is 1 to 4 limits, of ever new N and Burst over the same few
+// counters. A bucket's N is the exception: a counter expires by the rate that it
+// was last used at, and the model, which keeps it, would drain it at the next one.
+func randomLimits(r *rand.Rand) []rule.Limit {
+	windows := []int64{4, 15, 60, 1000}
+	limits := make([]rule.Limit, 1+r.IntN(4))
+	for i := range limits {
+		for {
+			w := windows[r.IntN(len(windows))]
+			n := 1 + r.Int64N(6)
+			limits[i] = []rule.Limit{fixed(n, w), sliding(n, w), bucket(1+w%7, w, n)}[r.IntN(3)]
+			same := func(o rule.Limit) bool { return o.Kind == limits[i].Kind && o.Window == limits[i].Window }
+			if !slices.ContainsFunc(limits[:i], same) {
+				break
+			}
+		}
+	}
+	return limits
+}
+
+// TestAgainstModel: below its maximum the table answers exactly as if it never
+// forgot a counter. That it expires them, and how it keeps them, cannot be seen.
+func TestAgainstModel(t *testing.T) {
+	for name, most := range map[string]int{"one shard": 1000, "many shards": 1 << 20} {
+		t.Run(name, func(t *testing.T) {
+			r := newRand(t)
+			for range 100 {
+				tab := newTimed(most)
+				randomHistory(t, r, tab)
+				checkInvariants(t, tab.Table)
+				if s := tab.Stats(); s.Evicted != 0 || s.EvictedDenied != 0 {
+					t.Fatalf("%+v: evicted below the maximum", s)
+				}
+			}
+		})
+	}
+}
+
+func randomHistory(t *testing.T, r *rand.Rand, tab *timed) {
+	t.Helper()
+	m := newModel()
+	now, instants := int64(1), []int64{0, math.MaxInt64}
+	for range 300 {
+		steps := []int64{0, 0, 0, 1, 1, 2, r.Int64N(8), r.Int64N(100), 1000, 3000}
+		now += steps[r.IntN(len(steps))]
+		tab.at(now)
+		key := []string{"", "a", "b", "\x00"}[r.IntN(4)]
+		limits := randomLimits(r)
+		n := r.Int64N(4)
+		if r.IntN(20) == 0 {
+			n = rule.MaxUnits
+		}
+		op := fmt.Sprintf("Take %d", n)
+		switch r.IntN(10) {
+		case 0:
+			op, n = "Reset", 0
+			tab.Reset(key, limits)
+			m.reset(key, limits)
+		case 1, 2:
+			if r.IntN(2) == 0 {
+				n = -n
+			}
+			at := instants[r.IntN(len(instants))]
+			got, want := tab.Adjust(key, n, at, limits), m.adjust(key, now, n, at, limits)
+			if got != want {
+				t.Fatalf("Adjust %d of %d, %q at %d under %+v: %d charged, want %d", n, at, key, now, limits, got, want)
+			}
+			op, n = fmt.Sprintf("Adjust %d of %d", n, at), 0
+		}
+		got := make([]rule.Answer, len(limits))
+		at := tab.Take(key, n, limits, got)
+		if want := m.take(key, now, n, limits); at != now || !slices.Equal(got, want) {
+			t.Fatalf("%s, %q at %d under %+v:\n got %+v at %d\nwant %+v", op, key, now, limits, got, at, want)
+		}
+		instants = append(instants, at)
+	}
+}
+
+// checkInvariants checks what holds between any two calls: each counter is in the
+// map once and in one queue once, where its index says, with a place that is not
+// too late; each queue is a heap; no shard is above its maximum, and so neither is
+// the table; and no counter counts nothing.
+func checkInvariants(t *testing.T, tab *Table) {
+	t.Helper()
+	for i := range tab.shards {
+		s := &tab.shards[i]
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if len(s.counters) > s.max {
+			t.Fatalf("shard %d: %d counters, at most %d", i, len(s.counters), s.max)
+		}
+		if got := len(s.open) + len(s.denied); got != len(s.counters) {
+			t.Fatalf("shard %d: %d counters in the queues, %d in the map", i, got, len(s.counters))
+		}
+		for _, q := range []*queue{&s.open, &s.denied} {
+			for at, c := range *q {
+				switch {
+				case s.counters[c.id] != c:
+					t.Fatalf("shard %d: the map has %+v for %+v", i, s.counters[c.id], c)
+				case c.queue != q || c.index != at:
+					t.Fatalf("shard %d: %+v stands at %d, in another queue: %v", i, c, at, c.queue != q)
+				case at > 0 && (*q)[(at-1)/2].place > c.place:
+					t.Fatalf("shard %d: %+v stands behind %+v", i, c, (*q)[(at-1)/2])
+				case q == &s.open && c.place > c.fresh, q == &s.denied && c.place > c.more:
+					t.Fatalf("shard %d: %+v has too late a place", i, c)
+				case c.state.Fresh():
+					t.Fatalf("shard %d: %+v counts nothing", i, c)
+				}
+			}
+		}
+	}
+}
+
+// TestInvariants checks the structure after every step of random histories in
+// tables that are too small for them, by clocks that also go backwards.
+func TestInvariants(t *testing.T) {
+	r := newRand(t)
+	for range 60 {
+		tab := newTimed(1 + r.IntN(20))
+		now := int64(1000)
+		for range 300 {
+			now += r.Int64N(20)
+			tab.at(now - r.Int64N(3))
+			key := string(rune('a' + r.IntN(12)))
+			limits := randomLimits(r)
+			switch r.IntN(8) {
+			case 0:
+				tab.Reset(key, limits)
+			case 1:
+				tab.Adjust(key, r.Int64N(9)-4, now-r.Int64N(20), limits)
+			default:
+				tab.take(key, r.Int64N(4), limits...)
+			}
+			checkInvariants(t, tab.Table)
+		}
+	}
+}
+
+// TestShards: the shards' maxima add up to the table's, whatever it is, and their
+// number is a power of two, which choosing one by a mask relies on.
+func TestShards(t *testing.T) {
+	for _, most := range []int{1, 2, 3, 1000, 2047, 2048, 2049, 4097, 100_000, 1 << 20, 1<<20 + 1} {
+		tab := New(most, func() int64 { return 0 })
+		sum, n := 0, len(tab.shards)
+		for i := range tab.shards {
+			sum += tab.shards[i].max
+		}
+		if sum != most || n&(n-1) != 0 || n > 1 && most/n < minPerShard {
+			t.Errorf("New(%d): %d shards of %d in all", most, n, sum)
+		}
+	}
+}
+
+// TestHash: a key's identity has 128 bits that are the table's own, so that a
+// client cannot look for keys that meet.
+func TestHash(t *testing.T) {
+	a, b := newTimed(1), newTimed(1)
+	for _, key := range []string{"", "k", "203.0.113.7"} {
+		ha, hb := a.hash(key), b.hash(key)
+		if ha[0] == ha[1] || ha[0] == hb[0] || ha[1] == hb[1] || ha[1] == 0 || ha != a.hash(key) {
+			t.Errorf("%q: %x in one table, %x in another", key, ha, hb)
+		}
+	}
+}
+
+// TestCounterIDs: all counters that a key can have are told apart.
+func TestCounterIDs(t *testing.T) {
+	windows := map[int64]bool{rule.MaxSpan: true, rule.MaxSpan - 1: true}
+	for w := int64(1); w <= rule.MaxSpan; w *= 2 {
+		windows[w], windows[w+1] = true, true
+	}
+	h := newTimed(1).hash("k")
+	ids := make(map[counterID]rule.Limit)
+	for w := range windows {
+		for _, l := range []rule.Limit{fixed(1, w), sliding(1, w), bucket(1, w, 1)} {
+			if other, met := ids[h.of(l)]; met {
+				t.Errorf("%+v and %+v have one counter", l, other)
+			}
+			ids[h.of(l)] = l
+		}
+	}
+}
