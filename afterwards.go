@@ -25,14 +25,15 @@ type tab struct {
 // AddCost changes what the request whose context this is has cost, once its handler
 // knows: a query's complexity, an upload's size, the tokens of an answer. n > 0
 // charges the key that was admitted, even above what is left, but never above
-// the limit; n < 0 gives units back, at most as many as the request has taken. It
-// does not change the response's header fields.
+// the limit; n < 0 gives units back, at most as many as the request has taken, and
+// as far as those taken when it was admitted still count. It does not change the
+// response's header fields.
 //
 // It is an error if the request was not admitted and counted by l. AddCost may be
 // called any number of times, also after the client has left.
 func (l *Limiter) AddCost(ctx context.Context, n int64) error {
 	for p := passageOf(ctx); p != nil; p = p.parent {
-		if p.limiter == l {
+		if p.limiter == l && (p.decision.Allowed || l.opts.Shadow) {
 			return p.addCost(n)
 		}
 	}
@@ -44,7 +45,7 @@ var errNotAdmitted = errors.New("this context is not of a request that the limit
 func (p *passage) addCost(n int64) error {
 	p.tab.mu.Lock()
 	defer p.tab.mu.Unlock()
-	n = max(n, -p.tab.units)
+	n = min(max(n, -p.tab.units), math.MaxInt64-p.tab.units)
 	if n == 0 {
 		return nil
 	}
@@ -54,10 +55,12 @@ func (p *passage) addCost(n int64) error {
 	}
 	// The client may be gone; its units are to be right all the same.
 	ctx := context.WithoutCancel(p.Context)
-	if err := p.limiter.store.Adjust(ctx, p.key, n, at, p.policy.limits); err != nil {
+	charged, err := p.limiter.store.Adjust(ctx, p.key, n, at, p.policy.limits)
+	if err != nil {
 		return p.limiter.wrap(err)
 	}
-	p.tab.units += n
+	// What there was no room for was not taken, and is not to be given back.
+	p.tab.units += min(n, charged)
 	return nil
 }
 

@@ -65,10 +65,14 @@ func (c ClientIP) Key(r *http.Request) (string, error) {
 		return "", &probe{byAddress: true, noProxies: len(c.TrustedProxies) == 0, err: c.validate()}
 	}
 	if err := c.validate(); err != nil {
-		return "", err
+		return "", fmt.Errorf("ratelimit: %w", err)
 	}
-	client, ok := addr.Parse(r.RemoteAddr)
-	if len(c.TrustedProxies) > 0 && (ok || isUnix(r)) {
+	var client netip.Addr
+	unix := isUnix(r)
+	if !unix { // where RemoteAddr is a name that the peer has chosen
+		client, _ = addr.Parse(r.RemoteAddr)
+	}
+	if len(c.TrustedProxies) > 0 && (unix || client.IsValid()) {
 		client = addr.Client(client, c.TrustedProxies, c.hops(r.Header))
 	}
 	if !client.IsValid() {
@@ -82,18 +86,21 @@ var errNoAddress = fmt.Errorf("%w: the connection has no IP address", ErrNoKey)
 func (c ClientIP) validate() error {
 	for _, p := range c.TrustedProxies {
 		if !p.IsValid() {
-			return errors.New("ratelimit: ClientIP.TrustedProxies has an invalid network: use netip.ParsePrefix and check its error")
+			return errors.New("ClientIP.TrustedProxies has an invalid network: use netip.ParsePrefix and check its error")
+		}
+		if p.Addr().Is4In6() {
+			return fmt.Errorf("ClientIP.TrustedProxies has %v: write it as the IPv4 network that it is, because addresses are compared as IPv4", p)
 		}
 		if p.Bits() == 0 {
-			return fmt.Errorf("ratelimit: ClientIP.TrustedProxies has %v: it trusts every client to name its own address; "+
+			return fmt.Errorf("ClientIP.TrustedProxies has %v: it trusts every client to name its own address; "+
 				"name the networks of your proxies", p)
 		}
 	}
 	if b := c.IPv4Prefix; b < 0 || b > 32 {
-		return fmt.Errorf("ratelimit: ClientIP.IPv4Prefix is %d: want 1 to 32, or 0 for 32", b)
+		return fmt.Errorf("ClientIP.IPv4Prefix is %d: want 1 to 32, or 0 for 32", b)
 	}
 	if b := c.IPv6Prefix; b < 0 || b > 128 {
-		return fmt.Errorf("ratelimit: ClientIP.IPv6Prefix is %d: want 1 to 128, or 0 for 64", b)
+		return fmt.Errorf("ClientIP.IPv6Prefix is %d: want 1 to 128, or 0 for 64", b)
 	}
 	return nil
 }

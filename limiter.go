@@ -100,6 +100,7 @@ func (o Options) withDefaults() Options {
 	if o.Key == nil {
 		o.Key = ClientIP{}.Key
 	}
+	o.PartitionSecret, o.Silence = slices.Clone(o.PartitionSecret), slices.Clone(o.Silence)
 	if o.Message == "" {
 		o.Message = defaultMessage
 	}
@@ -133,6 +134,11 @@ func (o Options) validate() error {
 	}
 	if n := len(o.PartitionSecret); n > 0 && n < minSecret {
 		return fmt.Errorf("Options.PartitionSecret is %d bytes long: want at least %d random ones", n, minSecret)
+	}
+	for _, code := range o.Silence {
+		if !slices.ContainsFunc(noteTexts[:], func(n noteText) bool { return n.code == code }) {
+			return fmt.Errorf("Options.Silence has %q, which is no code of a warning: use the constants that begin with Code", code)
+		}
 	}
 	if isNil(o.Denied) && o.Denied != nil {
 		return fmt.Errorf("Options.Denied is a nil %T: leave it out for the default answer", o.Denied)
@@ -328,7 +334,8 @@ func (l *Limiter) Refund(ctx context.Context, key string, n int64) error {
 	if err := l.ready(key); err != nil || n == 0 {
 		return err
 	}
-	return l.wrap(l.store.Adjust(ctx, key, -n, Now, l.policy.Load().limits))
+	_, err := l.store.Adjust(ctx, key, -n, Now, l.policy.Load().limits)
+	return l.wrap(err)
 }
 
 // Reset forgets what is counted for key, under the present limits and under those

@@ -268,8 +268,10 @@ var errBackend = errors.New("dial tcp 10.0.0.5:6379: refused")
 func (*failing) Take(context.Context, string, int64, []Limit, []Result) (Instant, error) {
 	return 0, errBackend
 }
-func (*failing) Adjust(context.Context, string, int64, Instant, []Limit) error { return errBackend }
-func (*failing) Reset(context.Context, string, []Limit) error                  { return errBackend }
+func (*failing) Adjust(context.Context, string, int64, Instant, []Limit) (int64, error) {
+	return 0, errBackend
+}
+func (*failing) Reset(context.Context, string, []Limit) error { return errBackend }
 
 func TestStoreErrorsComeThrough(t *testing.T) {
 	var reg Registry

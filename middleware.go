@@ -28,13 +28,30 @@ func (l *Limiter) Middleware(next http.Handler) http.Handler {
 			next.ServeHTTP(w, r)
 			return
 		}
-		r = r.WithContext(pass)
+		inner := r.WithContext(pass)
+		defer handBack(r, inner)
 		if l.opts.Count == nil {
-			next.ServeHTTP(w, r)
+			next.ServeHTTP(w, inner)
 			return
 		}
-		pass.count(next, w, r)
+		pass.count(next, w, inner)
 	})
+}
+
+// handBack tells the request that a handler's was a copy of what those around the
+// limiter want to know of it: the server removes the files of its multipart form,
+// and logs and metrics read its pattern. It writes only what is new, because a
+// request that nothing has changed may be in several hands.
+func handBack(r, inner *http.Request) {
+	if r.Pattern != inner.Pattern {
+		r.Pattern = inner.Pattern
+	}
+	if r.MultipartForm == nil && inner.MultipartForm != nil {
+		r.MultipartForm = inner.MultipartForm
+	}
+	if r.Form == nil && inner.Form != nil {
+		r.Form, r.PostForm = inner.Form, inner.PostForm
+	}
 }
 
 // Check admits r and returns true, or answers it and returns false. It is
@@ -243,9 +260,9 @@ func (l *Limiter) undecided(err error) int {
 func (l *Limiter) failed(r *http.Request, err error) int {
 	if r.Context().Err() == nil { // else the client has left, and the store is not to blame
 		l.note(noteStoreFailed, "error", err)
-		if l.opts.Shadow {
-			return 0
-		}
+	}
+	if l.opts.Shadow {
+		return 0
 	}
 	return http.StatusServiceUnavailable
 }

@@ -58,7 +58,9 @@ const (
 	noteCount
 )
 
-var noteTexts = [noteCount]struct{ code, text string }{
+type noteText struct{ code, text string }
+
+var noteTexts = [noteCount]noteText{
 	noteStoreFailed:    {CodeStoreFailed, "the store failed, and requests are answered with 503"},
 	noteOptionFailed:   {CodeOptionFailed, "a function of the options failed, and requests are answered with 500"},
 	noteNoAddress:      {CodeNoAddress, "connections have no IP address, and requests are answered with 400: set Options.Key, or ClientIP.TrustedProxies where a proxy connects over a unix socket"},

@@ -132,7 +132,7 @@ func (s *MemoryStore) Take(ctx context.Context, key string, n int64, limits []Li
 		return 0, err
 	}
 	if len(limits) == 1 {
-		a, at := s.table.TakeOne(key, n, limits[0].rule)
+		a, at := s.table.TakeOne(key, n, &limits[0].rule)
 		results[0] = resultOf(a)
 		return Instant(at), nil
 	}
@@ -158,12 +158,11 @@ func resultOf(a rule.Answer) Result {
 }
 
 // Adjust implements [Store].
-func (s *MemoryStore) Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) error {
+func (s *MemoryStore) Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (int64, error) {
 	if err := s.ready(ctx); err != nil {
-		return err
+		return 0, err
 	}
-	s.table.Adjust(key, n, int64(at), rulesOf(limits))
-	return nil
+	return s.table.Adjust(key, n, int64(at), rulesOf(limits)), nil
 }
 
 // Reset implements [Store].
@@ -211,8 +210,9 @@ func (s *MemoryStore) Stats() MemoryStats { return MemoryStats(s.table.Stats()) 
 func (s *MemoryStore) Close() error {
 	memoryStores.Lock()
 	defer memoryStores.Unlock()
-	if s.closed.CompareAndSwap(false, true) && memoryStores.m[s.name] == s {
+	if s.closed.CompareAndSwap(false, true) {
 		delete(memoryStores.m, s.name)
+		s.table.Clear()
 	}
 	return nil
 }

@@ -39,6 +39,7 @@ func TestBrokenStores(t *testing.T) {
 		{"refund", "keeps a credit for a key without a counter", func(s *broken) { s.take, s.adjust = credit() }},
 		{"late-refund", "gives back into whatever window is open", func(s *broken) { s.adjust = adjustNow }},
 		{"charge", "does not charge above what is left", func(s *broken) { s.adjust = chargeIfFits }},
+		{"charge", "says that it charged what it did not", func(s *broken) { s.adjust = chargeAll }},
 		{"reset", "takes the key of a reset for a pattern", func(s *broken) { s.reset = resetPattern() }},
 		{"changed-limit", "has n in the counter's name", func(s *broken) { s.key = func(k string, l ratelimit.Limit) string { return k + l.String() } }},
 		{"identity", "has one counter for all windows", func(s *broken) { s.limits = oneWindow }},
@@ -87,7 +88,7 @@ type broken struct {
 	limits func([]ratelimit.Limit) []ratelimit.Limit
 	take   func(s ratelimit.Store, ctx context.Context, key string, n int64, limits []ratelimit.Limit, results []ratelimit.Result) (ratelimit.Instant, error)
 	after  func(s ratelimit.Store, key string, n int64, limits []ratelimit.Limit, results []ratelimit.Result)
-	adjust func(s ratelimit.Store, ctx context.Context, key string, n int64, at ratelimit.Instant, limits []ratelimit.Limit) error
+	adjust func(s ratelimit.Store, ctx context.Context, key string, n int64, at ratelimit.Instant, limits []ratelimit.Limit) (int64, error)
 	reset  func(s ratelimit.Store, key string, limits []ratelimit.Limit) bool
 }
 
@@ -119,7 +120,7 @@ func (s *broken) Take(ctx context.Context, key string, n int64, limits []ratelim
 	return at, err
 }
 
-func (s *broken) Adjust(ctx context.Context, key string, n int64, at ratelimit.Instant, limits []ratelimit.Limit) error {
+func (s *broken) Adjust(ctx context.Context, key string, n int64, at ratelimit.Instant, limits []ratelimit.Limit) (int64, error) {
 	key, limits = s.with(key, limits)
 	if s.adjust != nil {
 		return s.adjust(s.Store, ctx, key, n, at, limits)
@@ -179,7 +180,7 @@ func takeInTurn(giveBack bool) func(ratelimit.Store, context.Context, string, in
 			at, err = s.Take(ctx, key, n, limits[i:i+1], results[i:i+1])
 			runtime.Gosched()
 			if results[i].RetryAfter != 0 && giveBack && i > 0 {
-				err = s.Adjust(ctx, key, -n-1, ratelimit.Now, limits[:i]) // and one too many
+				_, err = s.Adjust(ctx, key, -n-1, ratelimit.Now, limits[:i]) // and one too many
 			}
 		}
 		return at, err
@@ -238,7 +239,7 @@ func waitBy(d time.Duration) func(ratelimit.Store, string, int64, []ratelimit.Li
 
 func stuck() (
 	func(ratelimit.Store, context.Context, string, int64, []ratelimit.Limit, []ratelimit.Result) (ratelimit.Instant, error),
-	func(ratelimit.Store, context.Context, string, int64, ratelimit.Instant, []ratelimit.Limit) error,
+	func(ratelimit.Store, context.Context, string, int64, ratelimit.Instant, []ratelimit.Limit) (int64, error),
 ) {
 	adjusted := make(map[string]bool)
 	take := func(s ratelimit.Store, ctx context.Context, key string, n int64, limits []ratelimit.Limit, results []ratelimit.Result) (ratelimit.Instant, error) {
@@ -248,7 +249,7 @@ func stuck() (
 		}
 		return at, err
 	}
-	adjust := func(s ratelimit.Store, ctx context.Context, key string, n int64, at ratelimit.Instant, limits []ratelimit.Limit) error {
+	adjust := func(s ratelimit.Store, ctx context.Context, key string, n int64, at ratelimit.Instant, limits []ratelimit.Limit) (int64, error) {
 		adjusted[key] = true
 		return s.Adjust(ctx, key, n, at, limits)
 	}
@@ -257,7 +258,7 @@ func stuck() (
 
 func credit() (
 	func(ratelimit.Store, context.Context, string, int64, []ratelimit.Limit, []ratelimit.Result) (ratelimit.Instant, error),
-	func(ratelimit.Store, context.Context, string, int64, ratelimit.Instant, []ratelimit.Limit) error,
+	func(ratelimit.Store, context.Context, string, int64, ratelimit.Instant, []ratelimit.Limit) (int64, error),
 ) {
 	var mu sync.Mutex
 	credits := make(map[string]int64)
@@ -270,7 +271,7 @@ func credit() (
 		}
 		return s.Take(ctx, key, n, limits, results)
 	}
-	adjust := func(s ratelimit.Store, ctx context.Context, key string, n int64, at ratelimit.Instant, limits []ratelimit.Limit) error {
+	adjust := func(s ratelimit.Store, ctx context.Context, key string, n int64, at ratelimit.Instant, limits []ratelimit.Limit) (int64, error) {
 		mu.Lock()
 		defer mu.Unlock()
 		credits[key] += max(0, -max(n, -1000))
@@ -279,16 +280,24 @@ func credit() (
 	return take, adjust
 }
 
-func adjustNow(s ratelimit.Store, ctx context.Context, key string, n int64, _ ratelimit.Instant, limits []ratelimit.Limit) error {
+func adjustNow(s ratelimit.Store, ctx context.Context, key string, n int64, _ ratelimit.Instant, limits []ratelimit.Limit) (int64, error) {
 	return s.Adjust(ctx, key, n, ratelimit.Now, limits)
 }
 
-func chargeIfFits(s ratelimit.Store, ctx context.Context, key string, n int64, at ratelimit.Instant, limits []ratelimit.Limit) error {
+func chargeIfFits(s ratelimit.Store, ctx context.Context, key string, n int64, at ratelimit.Instant, limits []ratelimit.Limit) (int64, error) {
 	if n < 0 {
 		return s.Adjust(ctx, key, n, at, limits)
 	}
-	_, err := s.Take(ctx, key, n, limits, make([]ratelimit.Result, len(limits)))
-	return err
+	results := make([]ratelimit.Result, len(limits))
+	if _, err := s.Take(ctx, key, n, limits, results); err != nil || !admitted(results) {
+		return 0, err
+	}
+	return n, nil
+}
+
+func chargeAll(s ratelimit.Store, ctx context.Context, key string, n int64, at ratelimit.Instant, limits []ratelimit.Limit) (int64, error) {
+	_, err := s.Adjust(ctx, key, n, at, limits)
+	return max(0, n), err
 }
 
 func resetPattern() func(ratelimit.Store, string, []ratelimit.Limit) bool {

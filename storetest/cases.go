@@ -283,20 +283,26 @@ var cases = []testCase{
 	},
 	{
 		name: "charge",
-		rule: "a charge takes units without asking, up to the limit, also of a new key",
+		rule: "a charge takes units without asking, up to the limit, also of a new key, and tells how many",
 		check: func(r *run) {
 			for _, l := range r.three(5) {
 				r.admits("key", 1, l)
-				r.adjust("key", 2, ratelimit.Now, l)
+				r.charges("key", 2, 2, l)
 				r.remains("key", 2, l)
-				r.adjust("key", math.MaxInt64, ratelimit.Now, l)
+				r.charges("key", math.MaxInt64, 2, l)
+				r.charges("key", 1, 0, l)
 				r.remains("key", 0, l)
 				if res := r.take("key", 1, l)[0]; res.RetryAfter > 2*r.window {
 					r.problem("a charge under %v went beyond the limit: RetryAfter is %v", l, res.RetryAfter)
 				}
-				r.adjust("new", 2, ratelimit.Now, l)
-				r.remains("new", 3, l)
+				r.charges("new", 2, 2, l)
+				r.charges("new", 0, 0, l)
+				r.charges("new", -1, 0, l)
+				r.remains("new", 4, l)
 			}
+			narrow, wide := ratelimit.FixedWindow(2, r.window), ratelimit.FixedWindow(10, 2*r.window)
+			r.charges("both", 5, 2, narrow, wide)
+			r.remains("both", 5, wide)
 		},
 	},
 	{
@@ -407,7 +413,7 @@ var cases = []testCase{
 			if _, err := r.store.Take(ctx, "key", 1, []ratelimit.Limit{l}, results); !errors.Is(err, context.Canceled) {
 				r.problem("Take returned %v, want context.Canceled", err)
 			}
-			if err := r.store.Adjust(ctx, "key", -1, ratelimit.Now, []ratelimit.Limit{l}); !errors.Is(err, context.Canceled) {
+			if _, err := r.store.Adjust(ctx, "key", -1, ratelimit.Now, []ratelimit.Limit{l}); !errors.Is(err, context.Canceled) {
 				r.problem("Adjust returned %v, want context.Canceled", err)
 			}
 			if err := r.store.Reset(ctx, "key", []ratelimit.Limit{l}); !errors.Is(err, context.Canceled) {

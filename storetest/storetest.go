@@ -161,9 +161,18 @@ func (r *run) remains(key string, want int64, limit ratelimit.Limit) {
 	}
 }
 
-func (r *run) adjust(key string, n int64, at ratelimit.Instant, limits ...ratelimit.Limit) {
-	if err := r.store.Adjust(context.Background(), key, n, at, limits); err != nil {
+func (r *run) adjust(key string, n int64, at ratelimit.Instant, limits ...ratelimit.Limit) (charged int64) {
+	charged, err := r.store.Adjust(context.Background(), key, n, at, limits)
+	if err != nil {
 		r.problem("Adjust(%.40q, %d, %v): error: %v", key, n, limits, err)
+	}
+	return charged
+}
+
+// charges adjusts, and says that it is a problem if other than want units are charged.
+func (r *run) charges(key string, n, want int64, limits ...ratelimit.Limit) {
+	if got := r.adjust(key, n, ratelimit.Now, limits...); got != want {
+		r.problem("Adjust(%.40q, %d, %v) says that %d were charged, want %d", key, n, limits, got, want)
 	}
 }
 

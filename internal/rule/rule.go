@@ -133,6 +133,19 @@ func (l Limit) Adjust(s State, now, n, age int64) State {
 	return c
 }
 
+// Charged is how many whole units an Adjust has added, when it made after of before.
+func (l Limit) Charged(before, after State, now int64) int64 {
+	before = l.at(l.repair(before, now), now)
+	units := after.A - before.A
+	switch {
+	case l.Kind == Sliding:
+		units += after.B - before.B
+	case after.B < before.B:
+		units--
+	}
+	return max(0, units)
+}
+
 // Cap is the most units that fit at once.
 func (l Limit) Cap() int64 {
 	if l.Kind == Bucket {

@@ -1,7 +1,9 @@
 package table
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strconv"
 	"testing"
 
@@ -101,7 +103,7 @@ func victims(t *testing.T, tab *timed, spent []spend) []string {
 }
 
 // TestVictims: the expired go first, then those that are the first to be fresh;
-// denied ones only when all are, and of these the one whose denial ends first.
+// denied ones only when all are.
 func TestVictims(t *testing.T) {
 	tenMinutes := bucket(1, 10*minute, 2)
 	for _, row := range []struct {
@@ -117,9 +119,9 @@ func TestVictims(t *testing.T) {
 		{"1 ns before it expires", 2*minute - 1, []spend{{"b", 0, 9, fixed(9, 2*minute)}, {"a", 0, 1, fixed(9, hour)}}, 2, 1},
 		{"denied last", 0, []spend{{"b", 0, 9, fixed(9, minute)}, {"a", 0, 8, fixed(9, 9*hour)}}, 2, 1},
 		{"all denied", 0, []spend{{"c", 0, 9, fixed(9, 3*hour)}, {"a", 0, 9, fixed(9, hour)}, {"b", 0, 9, fixed(9, 2*hour)}}, 3, 3},
-		{"denied, by denial and not by freshness", 0, []spend{{"b", 0, 9, fixed(9, 2*hour)}, {"a", 0, 9, bucket(1, hour, 9)}}, 2, 2},
+		{"denied, by freshness", 0, []spend{{"a", 0, 9, fixed(9, 2*hour)}, {"b", 0, 9, bucket(1, hour, 9)}}, 2, 2},
 		{"no longer denied", 10 * minute, []spend{{"b", 0, 1, fixed(9, hour)}, {"a", 0, 2, tenMinutes}, {"c", 0, 9, fixed(9, 15*minute)}}, 3, 1},
-		{"1 ns before that", 10*minute - 1, []spend{{"a", 0, 1, fixed(9, hour)}, {"b", 0, 2, tenMinutes}, {"c", 0, 9, fixed(9, 15*minute)}}, 3, 2},
+		{"1 ns before that", 10*minute - 1, []spend{{"a", 0, 1, fixed(9, hour)}, {"c", 0, 2, tenMinutes}, {"b", 0, 9, fixed(9, 15*minute)}}, 3, 2},
 		{"used again, so fresh later", 0, []spend{{"b", 0, 1, bucket(1, hour, 9)}, {"a", 0, 2, bucket(1, hour, 9)}, {"b", 0, 2, bucket(1, hour, 9)}}, 2, 0},
 		{"used again, so denied later", hour, []spend{{"b", 0, 2, bucket(1, hour, 2)}, {"a", 0, 9, fixed(9, 2*hour-1)}, {"b", hour, 1, bucket(1, hour, 2)}}, 2, 2},
 		{"denied for its size", 0, []spend{{"b", 0, 7, fixed(9, hour)}, {"a", 0, 7, fixed(9, 2*hour)}, {"b", 0, 3, fixed(9, hour)}}, 2, 1},
@@ -215,66 +217,66 @@ func TestVictimsRandom(t *testing.T) {
 						tab.Adjust(key, -n, now, []rule.Limit{l})
 						continue
 					}
-					before, stats := snapshot(tab.Table), tab.Stats()
+					before, stats := snapshot(tab.Table, now), tab.Stats()
 					tab.take(key, n, l)
-					checkVictims(t, tab.Table, now, tab.hash(key), before, stats)
+					checkVictims(t, tab.Table, now, tab.hash(key).id(&l, tab.shapes.of(&l)), before, stats)
 				}
 			}
 		})
 	}
 }
 
-// snapshot copies the counters of a table of one shard.
-func snapshot(tab *Table) map[counterID]counter {
-	all := make(map[counterID]counter)
-	for id, c := range tab.shards[0].counters {
-		all[id] = *c
+// victims in a table of one shard and two buckets at most: all of it is in reach.
+type candidate struct {
+	id     id
+	fresh  int64
+	denied bool
+}
+
+func snapshot(tab *Table, now int64) (all []candidate) {
+	for _, c := range tab.shards[0].slots {
+		if c.id != 0 {
+			all = append(all, candidate{c.id, c.fresh(tab.shapes.limit(c.id)), c.denied(tab.shapes.limit(c.id), now)})
+		}
 	}
 	return all
 }
 
-func checkVictims(t *testing.T, tab *Table, now int64, own keyHash, before map[counterID]counter, was Stats) {
+func checkVictims(t *testing.T, tab *Table, now int64, own id, before []candidate, was Stats) {
 	t.Helper()
-	var victim counter
-	expired, first := false, true
+	slices.SortFunc(before, func(a, b candidate) int {
+		return cmp.Or(cmp.Compare(a.rank(now, own), b.rank(now, own)), cmp.Compare(max(a.fresh, now), max(b.fresh, now)))
+	})
 	for _, c := range before {
-		expired = expired || c.fresh <= now
-		if first || sooner(c, victim, now, own) {
-			victim, first = c, false
-		}
-	}
-	is := tab.Stats()
-	for id, c := range before {
-		if tab.shards[0].counters[id] != nil || c.fresh <= now {
+		if tab.shards[0].find(c.id) != nil || c.fresh <= now {
 			continue
 		}
 		was.Evicted++
-		if c.more > now {
+		if c.denied {
 			was.EvictedDenied++
 		}
-		switch {
-		case expired:
-			t.Fatalf("at %d %+v went, and an expired counter stayed", now, c)
+		switch first := before[0]; {
+		case first.fresh <= now:
+			t.Fatalf("at %d %+v went, and the expired %+v stayed", now, c, first)
 		case len(before) < tab.shards[0].max:
 			t.Fatalf("at %d %+v went from a table with room", now, c)
-		case sooner(victim, c, now, own):
-			t.Fatalf("at %d %+v went, want %+v", now, c, victim)
+		case first.rank(now, own) < c.rank(now, own) || first.fresh < c.fresh:
+			t.Fatalf("at %d %+v went, want %+v", now, c, first)
 		}
 	}
-	if is.Evicted != was.Evicted || is.EvictedDenied != was.EvictedDenied {
+	if is := tab.Stats(); is.Evicted != was.Evicted || is.EvictedDenied != was.EvictedDenied {
 		t.Fatalf("at %d %+v, want %d evicted, %d of them denied", now, is, was.Evicted, was.EvictedDenied)
 	}
 }
 
-// sooner tells whether a has to go before b to make room for a counter of own.
-func sooner(a, b counter, now int64, own keyHash) bool {
-	if mine := b.id[0] == own[0]; a.fresh > now && b.fresh > now && (a.id[0] == own[0]) != mine {
-		return mine
+func (c candidate) rank(now int64, own id) int {
+	switch {
+	case c.fresh <= now:
+		return 0
+	case c.id == own:
+		return 3
+	case c.denied:
+		return 2
 	}
-	if denied := b.more > now; (a.more > now) != denied {
-		return denied
-	} else if denied {
-		return a.more < b.more
-	}
-	return a.fresh < b.fresh
+	return 1
 }

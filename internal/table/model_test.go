@@ -145,37 +145,43 @@ func randomHistory(t *testing.T, r *rand.Rand, tab *timed) {
 	}
 }
 
-// checkInvariants checks what holds between any two calls: each counter is in the
-// map once and in one queue once, where its index says, with a place that is not
-// too late; each queue is a heap; no shard is above its maximum, and so neither is
-// the table; and no counter counts nothing.
+// checkInvariants looks into every shard: each counter is in one of the two buckets
+// that its id names, and once; none counts nothing; no shard is above its maximum,
+// and so neither is the table; and the rest has what split counters need, no more.
 func checkInvariants(t *testing.T, tab *Table) {
 	t.Helper()
 	for i := range tab.shards {
 		s := &tab.shards[i]
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if len(s.counters) > s.max {
-			t.Fatalf("shard %d: %d counters, at most %d", i, len(s.counters), s.max)
-		}
-		if got := len(s.open) + len(s.denied); got != len(s.counters) {
-			t.Fatalf("shard %d: %d counters in the queues, %d in the map", i, got, len(s.counters))
-		}
-		for _, q := range []*queue{&s.open, &s.denied} {
-			for at, c := range *q {
-				switch {
-				case s.counters[c.id] != c:
-					t.Fatalf("shard %d: the map has %+v for %+v", i, s.counters[c.id], c)
-				case c.queue != q || c.index != at:
-					t.Fatalf("shard %d: %+v stands at %d, in another queue: %v", i, c, at, c.queue != q)
-				case at > 0 && (*q)[(at-1)/2].place > c.place:
-					t.Fatalf("shard %d: %+v stands behind %+v", i, c, (*q)[(at-1)/2])
-				case q == &s.open && c.place > c.fresh, q == &s.denied && c.place > c.more:
-					t.Fatalf("shard %d: %+v has too late a place", i, c)
-				case c.state.Fresh():
-					t.Fatalf("shard %d: %+v counts nothing", i, c)
+		seen, split := make(map[id]bool), 0
+		for at := range s.slots {
+			c := &s.slots[at]
+			if c.id == 0 {
+				if *c != (slot{}) {
+					t.Fatalf("shard %d: a free slot holds %+v", i, c)
 				}
+				continue
 			}
+			a, b := s.buckets(c.id)
+			start := at / slotsPerBucket * slotsPerBucket
+			switch {
+			case start != a && start != b:
+				t.Fatalf("shard %d: %+v is in bucket %d, not %d or %d", i, c, start, a, b)
+			case seen[c.id]:
+				t.Fatalf("shard %d: %+v is there twice", i, c)
+			case s.find(c.id) != c:
+				t.Fatalf("shard %d: %+v is not found", i, c)
+			case c.what == 0 && s.rest[c.id] == 0:
+				t.Fatalf("shard %d: %+v counts nothing", i, c)
+			}
+			if c.when&flagSplit != 0 {
+				split++
+			}
+			seen[c.id] = true
+		}
+		if len(seen) != s.used || s.used > s.max || len(s.rest) != split {
+			t.Fatalf("shard %d: %d counters, used is %d of %d; %d are split, the rest is of %d", i, len(seen), s.used, s.max, split, len(s.rest))
 		}
 	}
 }
@@ -208,13 +214,13 @@ func TestInvariants(t *testing.T) {
 // TestShards: the shards' maxima add up to the table's, whatever it is, and their
 // number is a power of two, which choosing one by a mask relies on.
 func TestShards(t *testing.T) {
-	for _, most := range []int{1, 2, 3, 1000, 2047, 2048, 2049, 4097, 100_000, 1 << 20, 1<<20 + 1} {
+	for _, most := range []int{1, 2, 3, 1000, 8191, 8192, 8193, 16_385, 100_000, 1 << 20, 1<<20 + 1} {
 		tab := New(most, func() int64 { return 0 })
 		sum, n := 0, len(tab.shards)
 		for i := range tab.shards {
 			sum += tab.shards[i].max
 		}
-		if sum != most || n&(n-1) != 0 || n > 1 && most/n < minPerShard {
+		if sum != most || n&(n-1) != 0 || n > 1 && most/n < perShard {
 			t.Errorf("New(%d): %d shards of %d in all", most, n, sum)
 		}
 	}
@@ -239,13 +245,13 @@ func TestCounterIDs(t *testing.T) {
 		windows[w], windows[w+1] = true, true
 	}
 	h := newTimed(1).hash("k")
-	ids := make(map[counterID]rule.Limit)
+	ids := make(map[id]rule.Limit)
 	for w := range windows {
 		for _, l := range []rule.Limit{fixed(1, w), sliding(1, w), bucket(1, w, 1)} {
-			if other, met := ids[h.of(l)]; met {
+			if other, met := ids[h.id(&l, 1)]; met {
 				t.Errorf("%+v and %+v have one counter", l, other)
 			}
-			ids[h.of(l)] = l
+			ids[h.id(&l, 1)] = l
 		}
 	}
 }

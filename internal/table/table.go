@@ -1,5 +1,5 @@
-// Package table keeps counters in memory: a bounded, concurrent table from
-// hashed keys to states, without a goroutine of its own.
+// Package table keeps counters in memory: a bounded, concurrent table from keys to
+// states, in flat memory and without a goroutine of its own.
 //
 // The exported methods are the seam to the rest of the library, which knows
 // nothing of what is behind them.
@@ -7,9 +7,7 @@ package table
 
 import (
 	"hash/maphash"
-	"math"
-	"runtime"
-	"sync"
+	"sync/atomic"
 
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
@@ -20,36 +18,27 @@ const MaxLimits = 8
 // Table holds at most a fixed number of counters, one for each key and each kind
 // and window of limit that it is under. It is safe for concurrent use.
 //
-// A key is known by a 128-bit hash under seeds that are the table's secret: a
-// counter's size does not depend on what a client sends, and a client cannot choose
-// keys that meet. The chance that any two of a million do is 1e12 / 2^129, 1.5e-27.
+// A key is known by its shard and a fingerprint of 58 bits, of two 64-bit hashes
+// under seeds that are the table's secret: what a client sends can neither be chosen
+// to meet another key, nor to fill one shard, nor does its length matter. With n keys
+// in s shards the chance that any two of them meet is n²/(s·2^59): 7e-9 for a million
+// in 256 shards, 9e-8 for ten million in 2,048.
 type Table struct {
 	clock  func() int64
 	seeds  [2]maphash.Seed
 	shards []shard
+	shapes shapes
 }
 
-type keyHash [2]uint64
-
-// counterID is a counter's identity within the table: the hash of its key, with the
-// kind and window of its limit folded in. Those fill 62 bits at most and are not
-// hashed, so that the counters of one key never meet.
-type counterID [2]uint64
-
-func (h keyHash) of(l rule.Limit) counterID {
-	return counterID{h[0], h[1] ^ (uint64(l.Window)<<2 | uint64(l.Kind))}
-}
-
-// minPerShard keeps the shards of a small table few, so that it can be filled
-// nearly to its maximum: at 1,024 counters a shard, the fullest of 64 stands
-// about 8 % above the mean.
-const minPerShard = 1024
+// perShard is how many counters a shard holds at most, about: few, because a shard
+// grows in one go, and a caller waits for that.
+const perShard = 4096
 
 // New returns a table of at most max counters; max is at least 1. The clock tells
-// nanoseconds and never runs backwards.
+// nanoseconds, is not negative and never runs backwards.
 func New(max int, clock func() int64) *Table {
-	n := 1 // shards: a power of two, and so many that two processors seldom meet in one
-	for n < 16*runtime.GOMAXPROCS(0) && 2*n*minPerShard <= max {
+	n := 1
+	for n < 1<<16 && 2*n*perShard <= max {
 		n *= 2
 	}
 	t := &Table{
@@ -58,11 +47,9 @@ func New(max int, clock func() int64) *Table {
 		shards: make([]shard, n),
 	}
 	for i := range t.shards {
-		s := &t.shards[i]
-		s.counters = make(map[counterID]*counter)
-		s.max = max / n
+		t.shards[i].max = max / n
 		if i < max%n {
-			s.max++
+			t.shards[i].max++
 		}
 	}
 	return t
@@ -70,23 +57,23 @@ func New(max int, clock func() int64) *Table {
 
 // TakeOne takes n units of key under one limit. It is Take, without all that several
 // limits need: most limiters have one.
-func (t *Table) TakeOne(key string, n int64, l rule.Limit) (rule.Answer, int64) {
+func (t *Table) TakeOne(key string, n int64, l *rule.Limit) (rule.Answer, int64) {
 	h := t.hash(key)
+	shape := t.shapes.of(l)
 	s, now := t.lock(h)
-	defer s.mu.Unlock()
-	id := h.of(l)
-	c := s.counters[id]
-	var state rule.State
-	if c != nil {
-		state = c.state
+	of := h.id(l, shape)
+	c := s.find(of)
+	before := s.get(c, l)
+	after, answer := l.Take(before, now, n)
+	if c != nil || !after.Fresh() {
+		if c == nil {
+			c = s.insert(of, nil, &t.shapes, now)
+		}
+		if denied := denied(answer); denied || after != before {
+			s.put(c, l, after, denied)
+		}
 	}
-	state, answer := l.Take(state, now, n)
-	if c == nil && !state.Fresh() {
-		c = s.insert(id, now)
-	}
-	if c != nil {
-		s.set(c, state, answer, now)
-	}
+	s.mu.Unlock()
 	return answer, now
 }
 
@@ -94,62 +81,58 @@ func (t *Table) TakeOne(key string, n int64, l rule.Limit) (rule.Answer, int64) 
 // fills answers, which is as long as limits. It returns the instant of the decision.
 func (t *Table) Take(key string, n int64, limits []rule.Limit, answers []rule.Answer) int64 {
 	h := t.hash(key)
+	var ids [MaxLimits]id
+	for i := range limits {
+		ids[i] = h.id(&limits[i], t.shapes.of(&limits[i]))
+	}
 	s, now := t.lock(h)
 	defer s.mu.Unlock()
 
-	var found [MaxLimits]*counter
 	var before, after [MaxLimits]rule.State
 	admitted := true
-	for i, l := range limits {
-		if found[i] = s.counters[h.of(l)]; found[i] != nil {
-			before[i] = found[i].state
-		}
-		after[i], answers[i] = l.Take(before[i], now, n)
+	for i := range limits {
+		before[i] = s.get(s.find(ids[i]), &limits[i])
+		after[i], answers[i] = limits[i].Take(before[i], now, n)
 		admitted = admitted && answers[i].Retry == 0
 	}
-	for i, l := range limits {
+	for i := range limits {
+		l := &limits[i]
 		if !admitted && answers[i].Retry == 0 {
 			after[i], answers[i] = l.Take(before[i], now, 0)
 		}
-		c := found[i]
-		if c != nil && c.queue == nil { // evicted just now, for one of the others
-			c = nil
-		}
-		if c == nil && !after[i].Fresh() {
-			c = s.insert(h.of(l), now)
-		}
-		if c != nil {
-			s.set(c, after[i], answers[i], now)
+		if after[i] != before[i] || denied(answers[i]) {
+			s.write(ids[i], ids[:len(limits)], &t.shapes, l, after[i], answers[i], now)
 		}
 	}
 	return now
 }
 
 // Adjust moves what is counted for key by n units that were taken at an instant,
-// as [rule.Limit.Adjust] does, under every limit in one step.
-func (t *Table) Adjust(key string, n, at int64, limits []rule.Limit) {
+// as [rule.Limit.Adjust] does, under every limit in one step. It returns how many
+// of them it has charged under every limit.
+func (t *Table) Adjust(key string, n, at int64, limits []rule.Limit) (charged int64) {
 	h := t.hash(key)
+	ids := make([]id, len(limits))
+	for i := range limits {
+		ids[i] = h.id(&limits[i], t.shapes.of(&limits[i]))
+	}
 	s, now := t.lock(h)
 	defer s.mu.Unlock()
-	for _, l := range limits {
-		id := h.of(l)
-		c := s.counters[id]
-		var state rule.State
-		if c != nil {
-			state = c.state
-		}
-		state = l.Adjust(state, now, n, now-min(at, now))
-		switch {
-		case state.Fresh() && c != nil:
-			s.remove(c)
-		case !state.Fresh():
-			if c == nil {
-				c = s.insert(id, now)
-			}
-			_, answer := l.Take(state, now, 0)
-			s.set(c, state, answer, now)
+	charged = max(0, n)
+	for i := range limits {
+		l := &limits[i]
+		c := s.find(ids[i])
+		before := s.get(c, l)
+		after := l.Adjust(before, now, n, now-min(at, now))
+		charged = min(charged, l.Charged(before, after, now))
+		if !after.Fresh() {
+			_, answer := l.Take(after, now, 0)
+			s.write(ids[i], ids, &t.shapes, l, after, answer, now)
+		} else if c != nil {
+			s.free(c)
 		}
 	}
+	return charged
 }
 
 // Reset forgets what is counted for key under every limit.
@@ -157,10 +140,20 @@ func (t *Table) Reset(key string, limits []rule.Limit) {
 	h := t.hash(key)
 	s, _ := t.lock(h)
 	defer s.mu.Unlock()
-	for _, l := range limits {
-		if c := s.counters[h.of(l)]; c != nil {
-			s.remove(c)
+	for i := range limits {
+		if c := s.find(h.id(&limits[i], t.shapes.of(&limits[i]))); c != nil {
+			s.free(c)
 		}
+	}
+}
+
+// Clear forgets everything.
+func (t *Table) Clear() {
+	for i := range t.shards {
+		s := &t.shards[i]
+		s.mu.Lock()
+		s.slots, s.rest, s.used, s.hand = nil, nil, 0, 0
+		s.mu.Unlock()
 	}
 }
 
@@ -177,7 +170,7 @@ func (t *Table) Stats() Stats {
 	for i := range t.shards {
 		s := &t.shards[i]
 		s.mu.Lock()
-		sum.Counters += len(s.counters)
+		sum.Counters += s.used
 		sum.Evicted += s.evicted
 		sum.EvictedDenied += s.evictedDenied
 		s.mu.Unlock()
@@ -185,8 +178,33 @@ func (t *Table) Stats() Stats {
 	return sum
 }
 
+// write puts a state into the slot of an id, which it makes if there is none.
+func (s *shard) write(of id, own []id, shapes *shapes, l *rule.Limit, state rule.State, a rule.Answer, now int64) {
+	c := s.find(of)
+	if c == nil {
+		c = s.insert(of, own, shapes, now)
+	}
+	s.put(c, l, state, denied(a))
+}
+
+// denied tells whether a key has no unit left, or not as many as it asked for.
+// Who asks for more than there can ever be is not denied by the counter.
+func denied(a rule.Answer) bool {
+	return a.Remaining == 0 || a.Retry != 0 && a.Retry != rule.Never
+}
+
+// keyHash is what is known of a key: 64 bits to find its shard, 64 to find its slot.
+type keyHash [2]uint64
+
 func (t *Table) hash(key string) keyHash {
 	return keyHash{maphash.String(t.seeds[0], key), maphash.String(t.seeds[1], key)}
+}
+
+// id is the counter's id of a key under a limit. Kind and window are folded in by
+// an odd factor, which keeps all of their bits apart; the hash is secret, and so is the sum.
+func (h keyHash) id(l *rule.Limit, shape int) id {
+	x := h[1] ^ (uint64(l.Window)<<2|uint64(l.Kind))*0x9e3779b97f4a7c15
+	return max(id(x)&^(maxShapes-1)|id(shape), 1)
 }
 
 // lock locks the shard of a key and reads the clock. That is done before the lock
@@ -206,115 +224,42 @@ func (t *Table) lock(h keyHash) (s *shard, now int64) {
 	return s, now
 }
 
-// shard is a part of the table under one lock.
-type shard struct {
-	mu            sync.Mutex
-	now           int64
-	max           int
-	counters      map[counterID]*counter
-	open          queue // by when a counter is as good as none
-	denied        queue // counters found without a unit left, by when they have one
-	evicted       uint64
-	evictedDenied uint64
-	_             [64]byte // keeps the next shard's lock in another cache line
-}
+// shapes numbers the kinds and windows that a table has seen, each with the limit
+// of it that had the least N: to tell when a bucket has leaked, its rate has to be
+// known, and too slow a one is safe. Limiters have a few shapes; from the 64th on
+// they are all number 0, of which nothing is known.
+type shapes [maxShapes]atomic.Pointer[rule.Limit]
 
-// counter is one key's state under one limit. It stands in one of its shard's
-// queues, where its place may be too early but never too late: a Take, which moves
-// its times forward, does not touch the queue, and who comes upon it at the head
-// of the queue puts it right.
-type counter struct {
-	id    counterID
-	state rule.State
-	fresh int64 // when state is as good as none
-	more  int64 // when a unit fits again, if none does; else 0
-
-	queue *queue
-	index int
-	place int64 // what the queue is ordered by: fresh or more, as it was
-}
-
-func (s *shard) set(c *counter, state rule.State, a rule.Answer, now int64) {
-	c.state = state
-	c.fresh = now + a.Reset
-	c.more = 0
-	if a.Remaining == 0 {
-		c.more = now + a.More
-	}
-	if a.Retry != 0 && a.Retry != rule.Never { // denied, if only for its size
-		c.more = now + a.Retry
-	}
-	due := c.fresh
-	if c.queue == &s.denied {
-		due = c.more
-	}
-	if due < c.place {
-		c.queue.move(c, due)
-	}
-}
-
-// insert makes room if it has to, and returns a new counter. What has expired
-// leaves a little faster than new counters come, so that the table shrinks as it is used.
-func (s *shard) insert(id counterID, now int64) *counter {
-	for range 2 {
-		if c := s.first(now, 8); c != nil && c.fresh <= now {
-			s.remove(c)
+func (s *shapes) of(l *rule.Limit) int {
+	for i := 1; i < maxShapes; i++ {
+		known := s[i].Load()
+		if known == nil {
+			if s[i].CompareAndSwap(nil, copyOf(l)) {
+				return i
+			}
+			known = s[i].Load()
+		}
+		if known.Kind == l.Kind && known.Window == l.Window {
+			for l.N < known.N && !s[i].CompareAndSwap(known, copyOf(l)) {
+				known = s[i].Load()
+			}
+			return i
 		}
 	}
-	if len(s.counters) >= s.max {
-		s.evict(now)
-	}
-	// A place of 0 is too early: the counter's times are not known before it is set.
-	c := &counter{id: id}
-	s.counters[id] = c
-	s.open.push(c, 0)
-	return c
+	return 0
 }
 
-// evict removes the counter that is closest to fresh, and one that is being
-// denied only if all are: then the one whose denial ends first.
-func (s *shard) evict(now int64) {
-	c := s.first(now, math.MaxInt)
-	if c == nil {
-		c = s.denied[0]
-		s.evictedDenied++
-	}
-	if c.fresh > now {
-		s.evicted++
-	}
-	s.remove(c)
+func copyOf(l *rule.Limit) *rule.Limit {
+	copied := *l
+	return &copied
 }
 
-// first returns the counter that is fresh first among those that are not being
-// denied, or nil if there is none or it is not found in so many steps.
-func (s *shard) first(now int64, steps int) *counter {
-	for ; len(s.denied) > 0 && steps > 0; steps-- {
-		c := s.denied[0]
-		if c.more <= now {
-			s.denied.remove(c)
-			s.open.push(c, c.fresh)
-		} else if c.place < c.more {
-			s.denied.move(c, c.more)
-		} else {
-			break
-		}
+// limit is the slowest limit of an id's shape.
+func (s *shapes) limit(of id) *rule.Limit {
+	if l := s[of&(maxShapes-1)].Load(); l != nil {
+		return l
 	}
-	for ; len(s.open) > 0 && steps > 0; steps-- {
-		c := s.open[0]
-		if c.place < c.fresh {
-			s.open.move(c, c.fresh)
-		} else if c.more > now {
-			s.open.remove(c)
-			s.denied.push(c, c.more)
-		} else {
-			return c
-		}
-	}
-	return nil
+	return &unknown
 }
 
-func (s *shard) remove(c *counter) {
-	delete(s.counters, c.id)
-	c.queue.remove(c)
-	c.queue = nil
-}
+var unknown rule.Limit

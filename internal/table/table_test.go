@@ -59,7 +59,7 @@ func newTimed(most int) *timed {
 // test meets both, one after the other on the same counters.
 func (tab *timed) Take(key string, n int64, limits []rule.Limit, answers []rule.Answer) (at int64) {
 	if len(limits) == 1 && tab.turn.Add(1)%2 == 0 {
-		answers[0], at = tab.TakeOne(key, n, limits[0])
+		answers[0], at = tab.TakeOne(key, n, &limits[0])
 		return at
 	}
 	return tab.Table.Take(key, n, limits, answers)
@@ -95,7 +95,7 @@ func (tab *timed) holds(key string, l rule.Limit) bool {
 	h := tab.hash(key)
 	s, _ := tab.lock(h)
 	defer s.mu.Unlock()
-	return s.counters[h.of(l)] != nil
+	return s.find(h.id(&l, tab.shapes.of(&l))) != nil
 }
 
 var seed = flag.Uint64("seed", 0, "seed of the random histories; 0 draws one")
@@ -305,7 +305,7 @@ func TestTakeAllocatesNothing(t *testing.T) {
 		}
 		check("Take", func() { tab.Table.Take("k", row.n, row.limits, answers) })
 		if len(row.limits) == 1 {
-			check("TakeOne", func() { answers[0], _ = tab.TakeOne("k", row.n, row.limits[0]) })
+			check("TakeOne", func() { answers[0], _ = tab.TakeOne("k", row.n, &row.limits[0]) })
 		}
 	}
 }

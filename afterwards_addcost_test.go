@@ -1,0 +1,202 @@
+package ratelimit_test
+
+import (
+	"context"
+	"math"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+)
+
+// TestAddCost prices requests after the fact, in steps. The limit is 20; others have
+// taken 5 of it, and the request takes 2.
+func TestAddCost(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		steps []int64
+		left  []int64 // after each step
+		after int64   // when all of it has been given back, too
+	}{
+		{"nothing", []int64{0}, []int64{13}, 15},
+		{"charge", []int64{3, 4}, []int64{10, 6}, 15},
+		{"give back", []int64{-1, -1}, []int64{14, 15}, 15},
+		{"never more than was taken", []int64{-3, -1, -100}, []int64{15, 15, 15}, 15},
+		{"charge and give back", []int64{3, -5, -1}, []int64{10, 15, 15}, 15},
+		{"give back and charge", []int64{-2, 7}, []int64{15, 8}, 15},
+	} {
+		for _, limit := range []Limit{FixedWindow(20, time.Hour), SlidingWindow(20, time.Hour), TokenBucket(20, time.Hour, 20)} {
+			t.Run(test.name+"/"+limit.Algorithm(), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					var told statuses
+					l := httpLimiter(t, Options{Limits: []Limit{limit}, Count: told.count, Cost: func(*http.Request) int64 { return 2 }})
+					_, err := l.TakeN(t.Context(), httpKey, 5)
+					require.NoError(t, err)
+					var left []int64
+					l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+						for _, n := range test.steps {
+							require.NoError(t, l.AddCost(r.Context(), n))
+							left = append(left, leftOf(t, l, httpKey))
+						}
+					})).ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
+					assert.Equal(t, test.left, left)
+					assert.Equal(t, test.after, leftOf(t, l, httpKey))
+				})
+			})
+		}
+	}
+}
+
+// TestAddCostAboveTheLimit charges more than there is room for: what went beyond the
+// limit was not taken, and is not given back at the expense of others. As above, they
+// have taken 5 of 20.
+func TestAddCostAboveTheLimit(t *testing.T) {
+	const huge, least = math.MaxInt64, math.MinInt64
+	for name, steps := range map[string][]int64{
+		"charge":                         {100},
+		"charge twice":                   {100, 1},
+		"charge and give back":           {100, -100, -100},
+		"charge and give back in parts":  {100, -3, -3, -3, -3, -3, -3, -3},
+		"charge, give back, charge more": {100, -50, 30, -40, 1},
+		"the largest number":             {huge, least},
+		"the largest number, twice":      {huge, huge, least, least},
+		"the largest number, thrice":     {huge, huge, huge, -5},
+	} {
+		for _, limit := range []Limit{FixedWindow(20, time.Hour), SlidingWindow(20, time.Hour), TokenBucket(20, time.Hour, 20)} {
+			t.Run(name+"/"+limit.Algorithm(), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					var told statuses
+					l := httpLimiter(t, Options{Limits: []Limit{limit}, Count: told.count, Cost: func(*http.Request) int64 { return 2 }})
+					_, err := l.TakeN(t.Context(), httpKey, 5)
+					require.NoError(t, err)
+					before := leftOf(t, l, httpKey)
+					l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+						for i, n := range steps {
+							was := leftOf(t, l, httpKey)
+							require.NoError(t, l.AddCost(r.Context(), n))
+							left := leftOf(t, l, httpKey)
+							require.LessOrEqual(t, left, before, "step %d gave others' units away", i)
+							if n > 0 {
+								require.LessOrEqual(t, left, was, "step %d gave units back", i)
+							} else {
+								require.GreaterOrEqual(t, left, was, "step %d charged", i)
+							}
+						}
+					})).ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
+					assert.LessOrEqual(t, leftOf(t, l, httpKey), before, "others' units were given away")
+				})
+			})
+		}
+	}
+}
+
+// TestAddCostUnderTwoLimits: one of them has no room for the charge, the other has.
+func TestAddCostUnderTwoLimits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		narrow, wide := FixedWindow(10, time.Minute), FixedWindow(100, time.Hour)
+		l := httpLimiter(t, Options{Limits: []Limit{narrow, wide}})
+		_, err := l.TakeN(t.Context(), httpKey, 5) // of others
+		require.NoError(t, err)
+		look := func(r *http.Request) (narrow, wide int64) {
+			standings, err := l.Look(r)
+			require.NoError(t, err)
+			return standings[0].Remaining, standings[1].Remaining
+		}
+		l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			require.NoError(t, l.AddCost(r.Context(), 50))
+			n, m := look(r)
+			assert.Equal(t, []int64{0, 44}, []int64{n, m})
+			require.NoError(t, l.AddCost(r.Context(), -100))
+			n, m = look(r)
+			assert.LessOrEqual(t, n, int64(5))
+			assert.LessOrEqual(t, m, int64(95))
+		})).ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
+	})
+}
+
+// TestAddCostIsForThoseAdmitted: elsewhere it is an error that says what to do.
+func TestAddCostIsForThoseAdmitted(t *testing.T) {
+	limits := []Limit{FixedWindow(1, time.Hour)}
+	refused := func(l *Limiter, ctx context.Context) {
+		t.Helper()
+		err := l.AddCost(ctx, 1)
+		require.Error(t, err)
+		assert.True(t, strings.HasPrefix(err.Error(), "ratelimit: limiter "), err)
+		assert.ErrorContains(t, err, "use TakeN or Refund with a key")
+	}
+	other := httpLimiterNamed(t, t.Name()+" other", Options{Limits: limits})
+	refused(other, context.Background())
+
+	asked := 0
+	var l *Limiter
+	l = httpLimiter(t, Options{Limits: limits, Denied: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked++
+		refused(l, r.Context()) // denied, so nothing was taken
+	})})
+	h := l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked++
+		assert.NoError(t, l.AddCost(r.Context(), 1))
+		refused(other, r.Context())
+	}))
+	h.ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
+	h.ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
+	assert.Equal(t, 2, asked)
+}
+
+// TestAddCostOfStackedLimiters: each is asked for by name, from anywhere inside.
+func TestAddCostOfStackedLimiters(t *testing.T) {
+	out, in := stacked(t, Options{}, Options{}, 20, 30)
+	out.Middleware(in.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithCancel(r.Context())
+		cancel()
+		assert.NoError(t, out.AddCost(ctx, 4))
+		assert.NoError(t, in.AddCost(ctx, 5))
+	}))).ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
+	assert.EqualValues(t, 15, leftOf(t, out, httpKey))
+	assert.EqualValues(t, 24, leftOf(t, in, httpKey))
+}
+
+// TestAddCostFromManyGoroutines, also after the response: what is given back in all is
+// what was taken in all.
+func TestAddCostFromManyGoroutines(t *testing.T) {
+	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(10_000, time.Hour)}, Cost: func(*http.Request) int64 { return 10 }})
+	_, err := l.TakeN(t.Context(), httpKey, 100)
+	require.NoError(t, err)
+	var late context.Context
+	l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { late = r.Context() })).
+		ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
+	var wg sync.WaitGroup
+	for range 50 {
+		wg.Go(func() { assert.NoError(t, l.AddCost(late, 3)) })
+	}
+	wg.Wait()
+	assert.EqualValues(t, 10_000-100-10-150, leftOf(t, l, httpKey))
+	for range 50 {
+		wg.Go(func() { assert.NoError(t, l.AddCost(late, -7)) })
+	}
+	wg.Wait()
+	assert.EqualValues(t, 10_000-100, leftOf(t, l, httpKey))
+}
+
+// TestChargeInANewWindow: what was charged when the window of the request's admission
+// was over stays charged. To give it back would be to guess at which window it is in.
+func TestChargeInANewWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Minute)}})
+		l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			time.Sleep(90 * time.Second)
+			assert.NoError(t, l.AddCost(r.Context(), 6))
+			assert.EqualValues(t, 3, leftOf(t, l, httpKey))
+			assert.NoError(t, l.AddCost(r.Context(), -100))
+			assert.EqualValues(t, 3, leftOf(t, l, httpKey))
+		})).ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
+	})
+}

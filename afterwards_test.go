@@ -1,0 +1,233 @@
+package ratelimit_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+)
+
+// statuses are those that Options.Count was asked about; none of them counts.
+type statuses struct {
+	mu   sync.Mutex
+	seen []int
+}
+
+func (s *statuses) count(_ *http.Request, status int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen = append(s.seen, status)
+	return false
+}
+
+func (s *statuses) all() []int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.seen
+}
+
+// TestCount tells the status of every way that a response can end, once, and has the
+// units given back.
+func TestCount(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		handle http.HandlerFunc
+		want   int
+		panics any
+	}{
+		{"nothing written", func(w http.ResponseWriter, r *http.Request) {}, 200, nil},
+		{"status", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(403) }, 403, nil},
+		{"body", func(w http.ResponseWriter, r *http.Request) { w.Write([]byte("x")) }, 200, nil},
+		{"string", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "x") }, 200, nil},
+		{"status and body", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(404); w.Write([]byte("x")) }, 404, nil},
+		{"two statuses", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(401); w.WriteHeader(200) }, 401, nil},
+		{"body, then status", func(w http.ResponseWriter, r *http.Request) { w.Write([]byte("x")); w.WriteHeader(500) }, 200, nil},
+		{"flushed", func(w http.ResponseWriter, r *http.Request) { w.(http.Flusher).Flush(); w.WriteHeader(500) }, 200, nil},
+		{"flushed by a controller", func(w http.ResponseWriter, r *http.Request) {
+			http.NewResponseController(w).Flush()
+			w.WriteHeader(500)
+		}, 200, nil},
+		{"informational, then final", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(103); w.WriteHeader(422) }, 422, nil},
+		{"informational, then body", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(103); w.Write(nil) }, 200, nil},
+		{"informational only", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(102) }, 200, nil},
+		{"switching protocols", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(101) }, 101, nil},
+		{"panic", func(w http.ResponseWriter, r *http.Request) { panic("no") }, 500, "no"},
+		{"abort", func(w http.ResponseWriter, r *http.Request) { panic(http.ErrAbortHandler) }, 500, http.ErrAbortHandler},
+		{"panic after status", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(201); panic("no") }, 201, "no"},
+		{"panic after body", func(w http.ResponseWriter, r *http.Request) { w.Write([]byte("x")); panic("no") }, 200, "no"},
+		{"panic after an informational status", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(103); panic("no") }, 500, "no"},
+		{"no such status", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(0) }, 500, "invalid WriteHeader code 0"},
+		{"redirect", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/x", 302) }, 302, nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var told statuses
+			l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: told.count})
+			_, err := l.TakeN(t.Context(), httpKey, 3)
+			require.NoError(t, err)
+			during := int64(-1)
+			h := l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				during = leftOf(t, l, httpKey)
+				test.handle(w, r)
+			}))
+			serve := func() { h.ServeHTTP(httptest.NewRecorder(), httpRequest("GET")) }
+			if test.panics != nil {
+				assert.PanicsWithValue(t, test.panics, serve)
+			} else {
+				serve()
+			}
+			assert.EqualValues(t, 5, during)
+			assert.Equal(t, []int{test.want}, told.all())
+			assert.EqualValues(t, 6, leftOf(t, l, httpKey))
+		})
+	}
+}
+
+// TestCountOnGoexit: a handler that ends its goroutine, as a failed test does, is told
+// as one that panicked.
+func TestCountOnGoexit(t *testing.T) {
+	var told statuses
+	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: told.count})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		l.Middleware(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { runtime.Goexit() })).
+			ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
+	}()
+	<-done
+	assert.Equal(t, []int{500}, told.all())
+	assert.EqualValues(t, 9, leftOf(t, l, httpKey))
+}
+
+// TestCountByStatus: the units of what counts stay taken, and those of the rest come
+// back: a limit on failed logins.
+func TestCountByStatus(t *testing.T) {
+	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(3, time.Hour)}, Count: func(r *http.Request, status int) bool { return status == 401 }})
+	h := l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Password") != "right" {
+			w.WriteHeader(401)
+		}
+	}))
+	var got []int
+	for _, password := range []string{"right", "wrong", "right", "right", "wrong", "right", "wrong", "right"} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httpRequest("GET", "Password: "+password))
+		got = append(got, w.Code)
+	}
+	assert.Equal(t, []int{200, 401, 200, 200, 401, 200, 401, 429}, got)
+}
+
+// TestCountIsNotAskedAbout what was not admitted, or not counted in the first place.
+func TestCountIsNotAskedAbout(t *testing.T) {
+	for name, opts := range map[string]Options{
+		"denied":  {Cost: func(*http.Request) int64 { return 100 }},
+		"skipped": {Skip: func(*http.Request) bool { return true }},
+		"exempt":  {Key: func(*http.Request) (string, error) { return "", ErrExempt }},
+		"no key":  {Key: StaticKey("")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var told statuses
+			opts.Limits, opts.Count = []Limit{FixedWindow(9, time.Hour)}, told.count
+			l := httpLimiter(t, opts)
+			httpAnswer(l.Middleware(httpServed), httpRequest("GET"))
+			assert.Empty(t, told.all())
+		})
+	}
+}
+
+// TestCountThroughCheckWarns: Check does not see the response.
+func TestCountThroughCheckWarns(t *testing.T) {
+	var told statuses
+	log := new(logged)
+	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: told.count, Logger: log.logger()})
+	for range 3 {
+		assert.True(t, l.Check(httptest.NewRecorder(), httpRequest("GET")))
+	}
+	assert.Empty(t, told.all())
+	assert.EqualValues(t, 6, leftOf(t, l, httpKey))
+	assert.Equal(t, []string{CodeCountIgnored}, log.codes())
+}
+
+// TestGivenBackWhereItWasTaken: a slow handler's units come back into the window
+// that they were taken from, and not into one that opened meanwhile.
+func TestGivenBackWhereItWasTaken(t *testing.T) {
+	const n = 4
+	for _, test := range []struct {
+		name  string
+		limit Limit
+		slow  time.Duration // the handler
+		other time.Duration // when another request takes 2, after the start
+		want  int64         // what is left when the handler has returned
+	}{
+		{"the same window", FixedWindow(n, time.Minute), 30 * time.Second, 10 * time.Second, 2},
+		{"the window's last moment", FixedWindow(n, time.Minute), time.Minute - 1, 10 * time.Second, 2},
+		{"a new window", FixedWindow(n, time.Minute), 90 * time.Second, 70 * time.Second, 2},
+		{"no window", FixedWindow(n, time.Minute), 90 * time.Second, 10 * time.Second, 4},
+		{"sliding: the same window", SlidingWindow(n, time.Minute), 30 * time.Second, 10 * time.Second, 2},
+		{"sliding: the one before", SlidingWindow(n, time.Minute), 61 * time.Second, 10 * time.Second, 3},
+		{"sliding: one long gone", SlidingWindow(n, time.Minute), 150 * time.Second, 130 * time.Second, 2},
+		{"bucket: nothing has leaked", TokenBucket(n, time.Hour, n), 0, 0, 2},
+		{"bucket: the part that has not leaked", TokenBucket(n, time.Minute, n), 10 * time.Second, 9 * time.Second, 2},
+		{"bucket: all has leaked", TokenBucket(n, time.Minute, n), 90 * time.Second, 90 * time.Second, 2},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var told statuses
+				l := httpLimiter(t, Options{Limits: []Limit{test.limit}, Count: told.count})
+				l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					time.Sleep(test.other)
+					d, err := l.TakeN(r.Context(), httpKey, 2)
+					require.NoError(t, err)
+					require.True(t, d.Allowed)
+					time.Sleep(test.slow - test.other)
+				})).ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
+				assert.Equal(t, test.want, leftOf(t, l, httpKey))
+			})
+		})
+	}
+}
+
+// TestGivenBackWhenTheClientHasLeft: the request's context is done by then.
+func TestGivenBackWhenTheClientHasLeft(t *testing.T) {
+	ctx, leave := context.WithCancel(context.Background())
+	var told statuses
+	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: told.count})
+	l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		leave()
+		<-r.Context().Done()
+		w.WriteHeader(499)
+	})).ServeHTTP(httptest.NewRecorder(), httpRequest("GET").WithContext(ctx))
+	assert.Equal(t, []int{499}, told.all())
+	assert.EqualValues(t, 9, leftOf(t, l, httpKey))
+}
+
+// unsteadyStore is a memory store whose Adjust fails.
+type unsteadyStore struct{ *MemoryStore }
+
+func (s *unsteadyStore) Adjust(context.Context, string, int64, Instant, []Limit) (int64, error) {
+	return 0, errors.New("connection lost")
+}
+
+// TestGiveBackThatFails leaves the units taken, and says so; it is not tried again.
+func TestGiveBackThatFails(t *testing.T) {
+	var told statuses
+	log := new(logged)
+	store := Memory(t.Name())
+	defer store.Close()
+	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: told.count, Store: &unsteadyStore{store}, Logger: log.logger()})
+	l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		assert.ErrorContains(t, l.AddCost(r.Context(), 1), `ratelimit: limiter "TestGiveBackThatFails": connection lost`)
+	})).ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
+	assert.EqualValues(t, 8, leftOf(t, l, httpKey))
+	assert.Equal(t, []string{CodeStoreFailed}, log.codes())
+}

@@ -1,0 +1,327 @@
+package table
+
+import (
+	"slices"
+	"sync"
+
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+)
+
+// slotsPerBucket slots lie side by side, in three cache lines. A counter is in one
+// of the two buckets that its id names, and may be moved to the other: so more than
+// nine tenths of the slots can fill before one finds no place.
+const slotsPerBucket = 8
+
+// shard is a part of the table under one lock.
+type shard struct {
+	mu    sync.Mutex
+	now   int64
+	slots []slot // whole buckets
+	used  int    // slots that are not free
+	max   int    // the most that may be
+	hand  int    // the bucket that is looked over next for expired counters
+	rest  map[id]int64
+
+	evicted       uint64
+	evictedDenied uint64
+	_             [40]byte // two shards' locks are never in one cache line, nor in the pair of it
+}
+
+// buckets returns where the two buckets of an id begin.
+func (s *shard) buckets(of id) (int, int) {
+	n := uint64(len(s.slots) / slotsPerBucket)
+	// The high halves of products spread 32 bits evenly over any n.
+	a, b := uint64(of)>>32*n>>32, uint64(uint32(of))*n>>32
+	if a == b {
+		if b++; b == n {
+			b = 0
+		}
+	}
+	return int(a) * slotsPerBucket, int(b) * slotsPerBucket
+}
+
+// otherBucket returns the one of an id's buckets that does not begin at start.
+func (s *shard) otherBucket(of id, start int) int {
+	a, b := s.buckets(of)
+	if a == start {
+		return b
+	}
+	return a
+}
+
+// find returns the slot of an id, or nil.
+func (s *shard) find(of id) *slot {
+	if len(s.slots) == 0 {
+		return nil
+	}
+	a, b := s.buckets(of)
+	for i := range slotsPerBucket {
+		if s.slots[a+i].id == of {
+			return &s.slots[a+i]
+		}
+	}
+	for i := range slotsPerBucket {
+		if s.slots[b+i].id == of {
+			return &s.slots[b+i]
+		}
+	}
+	return nil
+}
+
+// get reads the state of a slot that may be nil.
+func (s *shard) get(c *slot, l *rule.Limit) rule.State {
+	if c == nil {
+		return rule.State{}
+	}
+	state := c.state(l)
+	if c.when&flagSplit != 0 {
+		state.B = s.rest[c.id]
+	}
+	return state
+}
+
+// put writes a state that is not fresh into a slot.
+func (s *shard) put(c *slot, l *rule.Limit, state rule.State, denied bool) {
+	was := c.when&flagSplit != 0
+	rest, split := c.set(l, state, denied)
+	if split {
+		if s.rest == nil {
+			s.rest = make(map[id]int64)
+		}
+		s.rest[c.id] = rest
+	} else if was {
+		delete(s.rest, c.id)
+	}
+}
+
+// free empties a slot.
+func (s *shard) free(c *slot) {
+	if c.when&flagSplit != 0 {
+		delete(s.rest, c.id)
+	}
+	*c = slot{}
+	s.used--
+}
+
+// insert returns a slot for an id that has none. It takes one that is free or has
+// expired, grows the shard, or evicts; own are ids that are not to be evicted if
+// that can be helped.
+func (s *shard) insert(of id, own []id, shapes *shapes, now int64) *slot {
+	if len(s.slots) == 0 {
+		s.resize(slotsPerBucket)
+	}
+	s.tidy(shapes, now)
+	c := s.room(of, own, shapes, now)
+	for c == nil {
+		s.grow()
+		c = s.room(of, own, shapes, now)
+	}
+	if c.id != 0 {
+		s.free(c)
+	}
+	*c = slot{id: of}
+	s.used++
+	return c
+}
+
+// room finds a slot for an id, or nil if the shard has to grow.
+func (s *shard) room(of id, own []id, shapes *shapes, now int64) *slot {
+	a, b := s.buckets(of)
+	var worst victim
+	for _, start := range [2]int{a, b} {
+		worst.considerAll(s.slots[start:start+slotsPerBucket], own, shapes, now)
+	}
+	if worst.slot != nil && worst.fresh <= now {
+		return worst.slot // expired: nothing is lost, and nothing grows
+	}
+	if s.used < s.max {
+		if c := s.place(of); c != nil {
+			return c
+		}
+		if len(s.slots) < slotsFor(s.max) {
+			return nil
+		}
+	}
+	if worst.slot == nil || worst.rank != rankOpen {
+		if c := s.displace(of, own, shapes, now); c != nil {
+			return c
+		}
+	}
+	for i := 0; worst.slot == nil; i += slotsPerBucket { // a small table, and both are empty: anywhere
+		worst.considerAll(s.slots[i:i+slotsPerBucket], own, shapes, now)
+	}
+	s.count(worst, now)
+	return worst.slot
+}
+
+// count keeps account of an eviction, unless nothing is lost by it.
+func (s *shard) count(v victim, now int64) {
+	if v.fresh <= now {
+		return
+	}
+	s.evicted++
+	if v.denied {
+		s.evictedDenied++
+	}
+}
+
+// displace is for buckets in which everybody is being denied. One of them leaves for
+// the other bucket of its own, where somebody who is not has to go. That puts 144
+// slots in reach: with nine tenths of all counters denied, one in four million
+// evictions finds nobody else.
+func (s *shard) displace(of id, own []id, shapes *shapes, now int64) *slot {
+	a, b := s.buckets(of)
+	for _, start := range [2]int{a, b} {
+		for i := range slotsPerBucket {
+			c := &s.slots[start+i]
+			if c.id == 0 {
+				continue
+			}
+			other := s.otherBucket(c.id, start)
+			var v victim
+			v.considerAll(s.slots[other:other+slotsPerBucket], own, shapes, now)
+			if v.slot != nil && v.rank == rankOpen {
+				s.count(v, now)
+				s.free(v.slot)
+				*v.slot, *c = *c, slot{}
+				return c
+			}
+		}
+	}
+	return nil
+}
+
+// place returns a free slot for an id: in the emptier of its buckets or, where both
+// are full, one that somebody in them can leave for the other bucket of its own.
+func (s *shard) place(of id) *slot {
+	a, b := s.buckets(of)
+	inA, freeA := s.vacancy(a)
+	inB, freeB := s.vacancy(b)
+	switch {
+	case freeA > 0 && freeA >= freeB:
+		return inA
+	case freeB > 0:
+		return inB
+	}
+	for _, start := range [2]int{a, b} {
+		for i := range slotsPerBucket {
+			c := &s.slots[start+i]
+			if to, n := s.vacancy(s.otherBucket(c.id, start)); n > 0 {
+				*to, *c = *c, slot{}
+				return c
+			}
+		}
+	}
+	return nil
+}
+
+// vacancy returns a free slot of a bucket, and how many it has.
+func (s *shard) vacancy(start int) (c *slot, n int) {
+	for i := range slotsPerBucket {
+		if s.slots[start+i].id == 0 {
+			c = &s.slots[start+i]
+			n++
+		}
+	}
+	return c, n
+}
+
+// victim is the counter that is missed least, so far.
+type victim struct {
+	slot  *slot
+	rank  rank
+	fresh int64
+
+	denied bool
+}
+
+// rank orders counters by how much they are missed, before when they are fresh.
+type rank int
+
+const (
+	rankOpen   rank = iota
+	rankDenied      // being denied: to forget it is to let somebody in
+	rankOwn         // of the key that there is to be room for: its limits are not to push each other out
+)
+
+func (v *victim) considerAll(slots []slot, own []id, shapes *shapes, now int64) {
+	for i := range slots {
+		c := &slots[i]
+		if c.id == 0 {
+			continue
+		}
+		l := shapes.limit(c.id)
+		r, fresh, denied := rankOpen, c.fresh(l), c.denied(l, now)
+		switch {
+		case fresh <= now:
+			fresh = now
+		case slices.Contains(own, c.id):
+			r = rankOwn
+		case denied:
+			r = rankDenied
+		}
+		if v.slot == nil || r < v.rank || r == v.rank && fresh < v.fresh {
+			*v = victim{c, r, fresh, denied}
+		}
+	}
+}
+
+// tidy looks over one bucket and frees what has expired. Once round, the shard has
+// let go of all that expired before, and it shrinks if little is left.
+func (s *shard) tidy(shapes *shapes, now int64) {
+	if s.hand >= len(s.slots) {
+		s.hand = 0
+		if want := slotsFor(s.used); want < len(s.slots)/2 {
+			s.resize(want)
+		}
+	}
+	for i := range slotsPerBucket {
+		if c := &s.slots[s.hand+i]; c.id != 0 && c.fresh(shapes.limit(c.id)) <= now {
+			s.free(c)
+		}
+	}
+	s.hand += slotsPerBucket
+}
+
+// slotsFor is how many slots n counters fit into: a seventh more, in whole buckets.
+func slotsFor(n int) int {
+	return (n + n/7 + slotsPerBucket) / slotsPerBucket * slotsPerBucket
+}
+
+// grow makes the shard a fifth larger, up to what its maximum needs: by so little,
+// because memory that is held for later is memory all the same.
+func (s *shard) grow() {
+	s.resize(min(larger(len(s.slots)), slotsFor(s.max)))
+}
+
+func larger(n int) int { return n + max(1, n/5/slotsPerBucket)*slotsPerBucket }
+
+// resize moves all counters to so many slots, or more where one finds no place.
+func (s *shard) resize(n int) {
+	old := s.slots
+	for {
+		// Memory comes in sizes of its own: take all of what is handed out.
+		s.slots = slices.Grow([]slot(nil), n)
+		s.slots = s.slots[:cap(s.slots)/slotsPerBucket*slotsPerBucket]
+		s.hand = 0
+		if s.adopt(old) {
+			return
+		}
+		n = larger(n)
+	}
+}
+
+// adopt copies counters into empty slots, and reports whether all found a place.
+func (s *shard) adopt(old []slot) bool {
+	for i := range old {
+		if old[i].id == 0 {
+			continue
+		}
+		c := s.place(old[i].id)
+		if c == nil {
+			return false
+		}
+		*c = old[i]
+	}
+	return true
+}

@@ -1,0 +1,107 @@
+package table
+
+import (
+	"math"
+	"math/bits"
+
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+)
+
+// slot is one counter: a key under one kind and window of limit. It has no
+// pointers, so that the garbage collector passes it over, and no key: a fingerprint
+// tells it from the others of its shard.
+type slot struct {
+	id   id     // 0 if the slot is free
+	when uint64 // flags, and the state's T
+	what uint64 // the state's A and B
+}
+
+// id is a fingerprint of 58 bits, and the number of the limit's shape in the 6
+// bits below it. It is never 0.
+type id uint64
+
+const (
+	shapeBits = 6
+	maxShapes = 1 << shapeBits
+
+	flagDenied = 1 << 63 // there was no unit left when it was last seen
+	flagSplit  = 1 << 62 // what is A alone: B is in the shard's rest
+	timeMask   = flagSplit - 1
+)
+
+// set writes a state. It reports what did not fit in: B, where A and B together
+// are out of the ordinary. T is never negative on the store's clock.
+func (s *slot) set(l *rule.Limit, state rule.State, denied bool) (rest int64, split bool) {
+	s.when = uint64(max(0, state.T))
+	if denied {
+		s.when |= flagDenied
+	}
+	switch l.Kind {
+	case rule.Fixed:
+		s.what = uint64(state.A)
+		return 0, false
+	case rule.Sliding:
+		if uint64(state.A|state.B) <= math.MaxUint32 {
+			s.what = uint64(state.A)<<32 | uint64(state.B)
+			return 0, false
+		}
+	default: // the level in Window-ths of a unit
+		hi, lo := bits.Mul64(uint64(state.A), uint64(l.Window))
+		lo, carry := bits.Add64(lo, uint64(state.B), 0)
+		if hi+carry == 0 {
+			s.what = lo
+			return 0, false
+		}
+	}
+	s.when |= flagSplit
+	s.what = uint64(state.A)
+	return state.B, true
+}
+
+// state reads it back; where it is split, B is still to be added.
+func (s *slot) state(l *rule.Limit) rule.State {
+	state := rule.State{T: int64(s.when & timeMask)}
+	switch {
+	case s.when&flagSplit != 0 || l.Kind == rule.Fixed:
+		state.A = int64(s.what)
+	case l.Kind == rule.Sliding:
+		state.A, state.B = int64(s.what>>32), int64(s.what&math.MaxUint32)
+	default:
+		state.A, state.B = int64(s.what/uint64(l.Window)), int64(s.what%uint64(l.Window))
+	}
+	return state
+}
+
+// denied tells whether the counter had no unit left when it was last seen, and may
+// have none now: a bucket has one after the time that one takes to leak.
+func (s *slot) denied(l *rule.Limit, now int64) bool {
+	if s.when&flagDenied == 0 {
+		return false
+	}
+	t := int64(s.when & timeMask)
+	return l.Kind != rule.Bucket || now-t < (l.Window+l.N-1)/l.N
+}
+
+// fresh is when the counter will hold nothing worth keeping, under a limit of its
+// shape. Where it is split it may say so a little late.
+func (s *slot) fresh(l *rule.Limit) int64 {
+	t, w := int64(s.when&timeMask), l.Window
+	split := s.when&flagSplit != 0
+	switch {
+	case l.Kind == rule.Fixed:
+		return t + w
+	case l.Kind == rule.Sliding && split:
+		return t + 2*w
+	case l.Kind == rule.Sliding:
+		if a := int64(s.what >> 32); a > 0 {
+			return t + 2*w - (w+a-1)/a + 1
+		}
+		b := max(1, int64(s.what&math.MaxUint32))
+		return t + w - (w+b-1)/b + 1
+	case l.Kind == rule.Bucket && !split:
+		return t + int64(min(s.what/uint64(l.N), rule.MaxSpan)) + 1
+	case l.Kind == rule.Bucket:
+		return t + rule.Limit{N: l.N, Window: w, Burst: int64(s.what) + 1}.Refill()
+	}
+	return t + 3*rule.MaxSpan/2 // of a shape that is not known: it is kept, and goes by its age
+}

@@ -1,0 +1,229 @@
+package ratelimit_test
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+)
+
+func TestHeaderAndCookieKeys(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		key    KeyFunc
+		fields []string
+		want   string // "" for no key
+	}{
+		{"header", HeaderKey("X-API-Key"), []string{"X-API-Key: abc"}, "abc"},
+		{"header, another spelling", HeaderKey("x-api-key"), []string{"X-Api-Key: abc"}, "abc"},
+		{"header, absent", HeaderKey("X-API-Key"), nil, ""},
+		{"header, empty", HeaderKey("X-API-Key"), []string{"X-API-Key: "}, ""},
+		{"header, twice", HeaderKey("X-API-Key"), []string{"X-API-Key: abc", "X-API-Key: def"}, ""},
+		{"header, twice the same", HeaderKey("X-API-Key"), []string{"X-API-Key: abc", "X-API-Key: abc"}, ""},
+		{"header, as it is", HeaderKey("X-API-Key"), []string{"X-API-Key: A,b:c \\\xff"}, "A,b:c \\\xff"},
+		{"cookie", CookieKey("session"), []string{"Cookie: a=b; session=abc"}, "abc"},
+		{"cookie, quoted", CookieKey("session"), []string{`Cookie: session="abc"`}, "abc"},
+		{"cookie, absent", CookieKey("session"), []string{"Cookie: a=b"}, ""},
+		{"cookie, another spelling", CookieKey("session"), []string{"Cookie: Session=abc"}, ""},
+		{"cookie, empty", CookieKey("session"), []string{"Cookie: session="}, ""},
+		{"cookie, twice", CookieKey("session"), []string{"Cookie: session=abc; session=def"}, ""},
+		{"cookie, twice in two fields", CookieKey("session"), []string{"Cookie: session=abc", "Cookie: session=def"}, ""},
+		{"static", StaticKey("all"), nil, "all"},
+		{"no fn has one", FirstKey(HeaderKey("A"), CookieKey("b")), nil, ""},
+		{"the first", FirstKey(HeaderKey("A"), CookieKey("b")), []string{"A: x", "Cookie: b=y"}, "0=x"},
+		{"the second", FirstKey(HeaderKey("A"), CookieKey("b")), []string{"Cookie: b=x"}, "1=x"},
+		{"an empty key is passed over", FirstKey(StaticKey(""), CookieKey("b")), []string{"Cookie: b=x"}, "1=x"},
+		{"all are joined", JoinKeys(HeaderKey("A"), CookieKey("b"), StaticKey("c")), []string{"A: x", "Cookie: b=y"}, "x,y,c"},
+		{"one joined", JoinKeys(HeaderKey("A")), []string{"A: x,y"}, `x\,y`},
+		{"not all are there", JoinKeys(HeaderKey("A"), CookieKey("b")), []string{"A: x"}, ""},
+		{"one is empty", JoinKeys(HeaderKey("A"), StaticKey("")), []string{"A: x"}, ""},
+	} {
+		got, err := test.key(httpRequest("GET", test.fields...))
+		assert.Equal(t, test.want, got, test.name)
+		if test.want == "" && err != nil {
+			assert.ErrorIs(t, err, ErrNoKey, test.name)
+			assert.NotContains(t, err.Error(), "abc", test.name)
+		}
+		if test.want != "" {
+			assert.NoError(t, err, test.name)
+		}
+
+		// An empty key, or none, is the client's error.
+		w := httptest.NewRecorder()
+		l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(5, time.Hour)}, Key: test.key})
+		l.Middleware(httpServed).ServeHTTP(w, httpRequest("GET", test.fields...))
+		require.NoError(t, l.Close())
+		assert.Equal(t, map[bool]int{true: 400, false: 204}[test.want == ""], w.Code, test.name)
+	}
+}
+
+// TestKeyErrors: what is no key is passed over by FirstKey, what is exempt or wrong is
+// passed on, and so it is by JoinKeys.
+func TestKeyErrors(t *testing.T) {
+	fails := func(err error) KeyFunc { return func(*http.Request) (string, error) { return "", err } }
+	wrong := errors.New("wrong")
+	for _, test := range []struct {
+		name string
+		key  KeyFunc
+		want error
+		code int
+	}{
+		{"exempt first", FirstKey(fails(ErrExempt), StaticKey("x")), ErrExempt, 204},
+		{"exempt later", FirstKey(fails(ErrNoKey), fails(fmt.Errorf("staff: %w", ErrExempt))), ErrExempt, 204},
+		{"too late", FirstKey(StaticKey("x"), fails(ErrExempt)), nil, 204},
+		{"wrong first", FirstKey(fails(wrong), StaticKey("x")), wrong, 500},
+		{"not asked", FirstKey(StaticKey("x"), fails(wrong)), nil, 204},
+		{"joined, exempt", JoinKeys(StaticKey("x"), fails(ErrExempt)), ErrExempt, 204},
+		{"joined, wrong", JoinKeys(fails(wrong), fails(ErrExempt)), wrong, 500},
+		{"joined, no key", JoinKeys(fails(ErrNoKey), fails(wrong)), ErrNoKey, 400},
+		{"exempt is not no key", fails(errors.Join(ErrExempt)), ErrExempt, 204},
+	} {
+		_, err := test.key(httpRequest("GET"))
+		assert.ErrorIs(t, err, test.want, test.name)
+		w := httptest.NewRecorder()
+		l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(50, time.Hour)}, Key: test.key})
+		l.Middleware(httpServed).ServeHTTP(w, httpRequest("GET"))
+		require.NoError(t, l.Close())
+		assert.Equal(t, test.code, w.Code, test.name)
+		assert.Equal(t, test.want == nil, w.Header()["Ratelimit"] != nil, test.name)
+	}
+	assert.NotErrorIs(t, ErrExempt, ErrNoKey)
+}
+
+// TestPatternKey: one bucket for a route, however its path is spelled, and none
+// where no route is known.
+func TestPatternKey(t *testing.T) {
+	log := new(logged)
+	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(50, time.Hour)}, Key: PatternKey, Logger: log.logger()})
+	mux := http.NewServeMux()
+	var keys []string
+	mux.Handle("GET /users/{id}", l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		key, err := PatternKey(r)
+		require.NoError(t, err)
+		keys = append(keys, key)
+	})))
+	mux.Handle("/files/", l.Middleware(httpServed))
+	for _, path := range []string{"/users/1", "/users/2", "/users/%31", "/users/1?x=y"} {
+		mux.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", path, nil))
+	}
+	mux.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/files/a/b", nil))
+	assert.Equal(t, []string{"GET /users/{id}", "GET /users/{id}", "GET /users/{id}", "GET /users/{id}"}, keys)
+	assert.EqualValues(t, 46, leftOf(t, l, "GET /users/{id}"))
+	assert.EqualValues(t, 49, leftOf(t, l, "/files/"))
+	assert.Empty(t, log.codes())
+
+	w := httptest.NewRecorder()
+	l.Middleware(mux).ServeHTTP(w, httptest.NewRequest("GET", "/users/1", nil))
+	assert.Equal(t, http.StatusInternalServerError, w.Code)
+	assert.Equal(t, []string{CodeOptionFailed}, log.codes())
+	assert.Contains(t, log.text(), "put the limiter around the handlers registered with a ServeMux")
+	assert.NotContains(t, log.text(), "/users/1")
+}
+
+// joinedOf gives each part as the key of a function of its own.
+func joinedOf(t testing.TB, join func(...KeyFunc) KeyFunc, parts ...string) string {
+	var fns []KeyFunc
+	for _, part := range parts {
+		fns = append(fns, StaticKey(part))
+	}
+	key, err := join(fns...)(httpRequest("GET"))
+	require.NoError(t, err)
+	require.NotEmpty(t, key)
+	return key
+}
+
+// split is how a person would read a joined key: at commas that stand for themselves.
+func split(key string) []string {
+	parts := []string{""}
+	for escaped := false; key != ""; key = key[1:] {
+		switch c := key[0]; {
+		case !escaped && c == '\\':
+			escaped = true
+			continue
+		case !escaped && c == ',':
+			parts = append(parts, "")
+		default:
+			parts[len(parts)-1] += string([]byte{c})
+		}
+		escaped = false
+	}
+	return parts
+}
+
+// FuzzJoinKeys: what was joined can be read back, so that no two lists give the same.
+func FuzzJoinKeys(f *testing.F) {
+	for _, parts := range [][3]string{{"a:b", "c", "d"}, {"a", "b:c", "d"}, {"a,b", "c", `\`}, {"a", "b,c", `\,`}, {`a\`, ",b", `\\,`}, {",", ",", ","}, {"\x00", "\xff", "é"}} {
+		f.Add(parts[0], parts[1], parts[2])
+	}
+	f.Fuzz(func(t *testing.T, a, b, c string) {
+		if a == "" || b == "" || c == "" {
+			return
+		}
+		for _, parts := range [][]string{{a}, {a, b}, {b, a}, {a, b, c}, {c, a + b}, {a + "," + b, c}, {a, b + "," + c}} {
+			assert.Equal(t, parts, split(joinedOf(t, JoinKeys, parts...)))
+		}
+		nested := JoinKeys(JoinKeys(StaticKey(a), StaticKey(b)), StaticKey(c))
+		other := JoinKeys(StaticKey(a), JoinKeys(StaticKey(b), StaticKey(c)))
+		k1, _ := nested(httpRequest("GET"))
+		k2, _ := other(httpRequest("GET"))
+		if k1 == k2 {
+			t.Errorf("((%q, %q), %q) and (%q, (%q, %q)) are both %q", a, b, c, a, b, c, k1)
+		}
+	})
+}
+
+// TestFirstKeysDoNotMeet: a key that a client made up to look like another one's, from
+// another function, is another key.
+func TestFirstKeysDoNotMeet(t *testing.T) {
+	seen := make(map[string]string)
+	values := []string{"192.0.2.1", "0=192.0.2.1", "1=192.0.2.1", "1", "0", "=", "10=x", "x"}
+	for place := range 12 {
+		for _, value := range values {
+			fns := make([]KeyFunc, place, place+1)
+			for i := range fns {
+				fns[i] = HeaderKey("Absent")
+			}
+			key, err := FirstKey(append(fns, StaticKey(value))...)(httpRequest("GET"))
+			require.NoError(t, err)
+			what := strconv.Itoa(place) + " " + value
+			assert.Empty(t, seen[key], "%q of %s", key, what)
+			seen[key] = what
+			assert.True(t, strings.HasSuffix(key, value))
+		}
+	}
+}
+
+// TestRefusedKeyFuncs finds what is missing when a limiter is made.
+func TestRefusedKeyFuncs(t *testing.T) {
+	for _, key := range []KeyFunc{JoinKeys(), FirstKey(), FirstKey(nil), JoinKeys(StaticKey("x"), nil), FirstKey(HeaderKey("x"), JoinKeys())} {
+		var reg Registry
+		_, err := reg.New(t.Name(), Options{Limits: []Limit{FixedWindow(1, time.Hour)}, Key: key})
+		assert.ErrorContains(t, err, `ratelimit: limiter "TestRefusedKeyFuncs": Options.Key: `)
+	}
+}
+
+// TestKeyFuncsAreNotCalledEarly: what is the user's own code sees requests only.
+func TestKeyFuncsAreNotCalledEarly(t *testing.T) {
+	mine := func(*http.Request) (string, error) { panic("not a request") }
+	for _, key := range []KeyFunc{mine, JoinKeys(mine), FirstKey(ClientIP{}.Key, JoinKeys(mine, mine))} {
+		l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(1, time.Hour)}, Key: key})
+		require.NoError(t, l.Close())
+	}
+}
+
+// TestProbeIsNoRequest: no client can be taken for the limiter's own question.
+func TestProbeIsNoRequest(t *testing.T) {
+	for _, peer := range []string{"probe", "@probe", "\x00", " \x00probe"} {
+		_, err := ClientIP{}.Key(from(peer))
+		assert.ErrorIs(t, err, ErrNoKey, "%q", peer)
+	}
+}

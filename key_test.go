@@ -1,0 +1,192 @@
+package ratelimit_test
+
+import (
+	"errors"
+	"net/http"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+)
+
+// from is a request from a peer, with header fields such as "Accept: */*".
+func from(peer string, fields ...string) *http.Request {
+	r := httpRequest("GET", fields...)
+	r.RemoteAddr = peer
+	return r
+}
+
+func networksOf(s string) (list []netip.Prefix) {
+	for _, one := range strings.Fields(s) {
+		list = append(list, netip.MustParsePrefix(one))
+	}
+	return list
+}
+
+func TestClientIP(t *testing.T) {
+	const none = "" // no key
+	proxied := ClientIP{TrustedProxies: networksOf("10.0.0.0/8 2001:db8:ffff::/48")}
+	forwarded, single := proxied, proxied
+	forwarded.Header, single.Header = "forwarded", "cf-connecting-ip"
+	for _, test := range []struct {
+		name   string
+		c      ClientIP
+		peer   string
+		fields []string
+		want   string
+	}{
+		{"IPv4", ClientIP{}, "192.0.2.1:1234", nil, "192.0.2.1"},
+		{"another port is the same client", ClientIP{}, "192.0.2.1:4321", nil, "192.0.2.1"},
+		{"no port", ClientIP{}, "192.0.2.1", nil, "192.0.2.1"},
+		{"IPv6 by its /64", ClientIP{}, "[2001:db8:1:2:3:4:5:6]:1234", nil, "2001:db8:1:2::/64"},
+		{"rotation in the /64", ClientIP{}, "[2001:db8:1:2:ffff::1]:1", nil, "2001:db8:1:2::/64"},
+		{"another /64", ClientIP{}, "[2001:db8:1:3:3:4:5:6]:1234", nil, "2001:db8:1:3::/64"},
+		{"zone", ClientIP{}, "[fe80::1%eth0]:1234", nil, "fe80::/64"},
+		{"mapped", ClientIP{}, "[::ffff:192.0.2.1]:1234", nil, "192.0.2.1"},
+		{"mapped, in hexadecimal", ClientIP{}, "[::ffff:c000:201]:1234", nil, "192.0.2.1"},
+		{"mapped addresses do not share", ClientIP{}, "[::ffff:192.0.2.2]:1234", nil, "192.0.2.2"},
+		{"loopback", ClientIP{}, "[::1]:1234", nil, "::/64"},
+		{"no address", ClientIP{}, "", nil, none},
+		{"a host name", ClientIP{}, "example.org:80", nil, none},
+		{"a unix socket", ClientIP{}, "@", nil, none},
+		{"IPv4 by /24", ClientIP{IPv4Prefix: 24}, "192.0.2.77:1", nil, "192.0.2.0/24"},
+		{"IPv4 by /31", ClientIP{IPv4Prefix: 31}, "192.0.2.77:1", nil, "192.0.2.76/31"},
+		{"IPv4 by /32", ClientIP{IPv4Prefix: 32}, "192.0.2.77:1", nil, "192.0.2.77"},
+		{"mapped by /24", ClientIP{IPv4Prefix: 24}, "[::ffff:192.0.2.77]:1", nil, "192.0.2.0/24"},
+		{"IPv6 by /48", ClientIP{IPv6Prefix: 48}, "[2001:db8:1:2::1]:1", nil, "2001:db8:1::/48"},
+		{"IPv6 by /128", ClientIP{IPv6Prefix: 128}, "[2001:db8:1:2::1%x]:1", nil, "2001:db8:1:2::1"},
+		{"IPv4 has a prefix of its own", ClientIP{IPv6Prefix: 16}, "192.0.2.77:1", nil, "192.0.2.77"},
+
+		{"nobody is trusted unasked", ClientIP{}, "10.0.0.1:1", []string{"X-Forwarded-For: 198.51.100.1", "Forwarded: for=198.51.100.1", "X-Real-Ip: 198.51.100.1"}, "10.0.0.1"},
+		{"a peer that is not trusted", proxied, "192.0.2.1:1", []string{"X-Forwarded-For: 198.51.100.1"}, "192.0.2.1"},
+		{"one hop", proxied, "10.0.0.1:1", []string{"X-Forwarded-For: 198.51.100.1"}, "198.51.100.1"},
+		{"no field", proxied, "10.0.0.1:1", nil, "10.0.0.1"},
+		{"a trusted peer in IPv6", proxied, "[2001:db8:ffff::1]:1", []string{"X-Forwarded-For: 198.51.100.1"}, "198.51.100.1"},
+		{"a trusted peer in mapped form", proxied, "[::ffff:10.0.0.1]:1", []string{"X-Forwarded-For: 198.51.100.1"}, "198.51.100.1"},
+		{"trusted hops are passed over", proxied, "10.0.0.1:1", []string{"X-Forwarded-For: 198.51.100.1, 10.9.9.9,2001:db8:ffff::7 , 10.0.0.2"}, "198.51.100.1"},
+		{"the left part is the client's own", proxied, "10.0.0.1:1", []string{"X-Forwarded-For: 203.0.113.66, 10.0.0.3, 198.51.100.1"}, "198.51.100.1"},
+		{"two lines are one list", proxied, "10.0.0.1:1", []string{"X-Forwarded-For: 203.0.113.66", "X-Forwarded-For: 198.51.100.1"}, "198.51.100.1"},
+		{"three lines, the last of proxies", proxied, "10.0.0.1:1", []string{"X-Forwarded-For: 203.0.113.66", "X-Forwarded-For: 1.1.1.1, 198.51.100.1", "X-Forwarded-For: 10.0.0.2"}, "198.51.100.1"},
+		{"all are trusted", proxied, "10.0.0.1:1", []string{"X-Forwarded-For: 10.0.0.3, 10.0.0.2"}, "10.0.0.3"},
+		{"what is no address ends it", proxied, "10.0.0.1:1", []string{"X-Forwarded-For: 203.0.113.66, unknown, 10.0.0.2"}, "10.0.0.2"},
+		{"at once", proxied, "10.0.0.1:1", []string{"X-Forwarded-For: 203.0.113.66, 198.51.100.1.example"}, "10.0.0.1"},
+		{"an empty member ends it", proxied, "10.0.0.1:1", []string{"X-Forwarded-For: 203.0.113.66,"}, "10.0.0.1"},
+		{"an empty line ends it", proxied, "10.0.0.1:1", []string{"X-Forwarded-For: 203.0.113.66", "X-Forwarded-For: "}, "10.0.0.1"},
+		{"ports", proxied, "10.0.0.1:1", []string{"X-Forwarded-For: 198.51.100.1:4711, 10.0.0.2:80"}, "198.51.100.1"},
+		{"brackets", proxied, "10.0.0.1:1", []string{"X-Forwarded-For: [2001:db8:1:2::3]"}, "2001:db8:1:2::/64"},
+		{"brackets and a port", proxied, "10.0.0.1:1", []string{"X-Forwarded-For: [2001:db8:1:2::3]:4711"}, "2001:db8:1:2::/64"},
+		{"a zone", proxied, "10.0.0.1:1", []string{"X-Forwarded-For: fe80::1%eth0"}, "fe80::/64"},
+		{"a mapped client", proxied, "10.0.0.1:1", []string{"X-Forwarded-For: ::ffff:198.51.100.1"}, "198.51.100.1"},
+		{"a mapped hop is trusted like itself", proxied, "10.0.0.1:1", []string{"X-Forwarded-For: 198.51.100.1, ::ffff:10.0.0.2"}, "198.51.100.1"},
+		{"another field is not looked at", proxied, "10.0.0.1:1", []string{"Forwarded: for=198.51.100.1", "X-Real-Ip: 198.51.100.1"}, "10.0.0.1"},
+		{"a unix peer", proxied, "@", []string{"X-Forwarded-For: 203.0.113.66, 198.51.100.1, 10.0.0.2"}, "198.51.100.1"},
+		{"a unix peer without a word", proxied, "@", nil, none},
+		{"a peer without an address is not unix for that", proxied, "", []string{"X-Forwarded-For: 198.51.100.1"}, none},
+		{"nor is one with a name", proxied, "proxy.internal:80", []string{"X-Forwarded-For: 198.51.100.1"}, none},
+
+		{"Forwarded", forwarded, "10.0.0.1:1", []string{`Forwarded: for=203.0.113.66, for=198.51.100.1;proto=https;by=10.0.0.2`, `Forwarded: for="10.0.0.2:80"`}, "198.51.100.1"},
+		{"Forwarded from anybody", forwarded, "192.0.2.1:1", []string{"Forwarded: for=198.51.100.1"}, "192.0.2.1"},
+		{"Forwarded, IPv6", forwarded, "10.0.0.1:1", []string{`Forwarded: For="[2001:db8:1:2::3]:4711"`}, "2001:db8:1:2::/64"},
+		{"Forwarded, obfuscated port", forwarded, "10.0.0.1:1", []string{`Forwarded: for="198.51.100.1:_x"`}, "198.51.100.1"},
+		{"Forwarded, unknown", forwarded, "10.0.0.1:1", []string{"Forwarded: for=203.0.113.66, for=unknown, for=10.0.0.2"}, "10.0.0.2"},
+		{"Forwarded, obfuscated", forwarded, "10.0.0.1:1", []string{"Forwarded: for=203.0.113.66, for=_hidden"}, "10.0.0.1"},
+		{"Forwarded, twice", forwarded, "10.0.0.1:1", []string{"Forwarded: for=203.0.113.66;for=198.51.100.1"}, "10.0.0.1"},
+		{"Forwarded, open quote", forwarded, "10.0.0.1:1", []string{`Forwarded: for="203.0.113.66, for=198.51.100.1`}, "10.0.0.1"},
+		{"Forwarded, a comma in quotes", forwarded, "10.0.0.1:1", []string{`Forwarded: for=198.51.100.1;host="a, for=203.0.113.66"`}, "198.51.100.1"},
+		{"Forwarded, an escape", forwarded, "10.0.0.1:1", []string{`Forwarded: for=198.51.100.1;host="a\", for=203.0.113.66"`}, "198.51.100.1"},
+		{"Forwarded, no for", forwarded, "10.0.0.1:1", []string{"Forwarded: for=203.0.113.66, by=10.0.0.2"}, "10.0.0.1"},
+		{"Forwarded, and not the other", forwarded, "10.0.0.1:1", []string{"X-Forwarded-For: 203.0.113.66"}, "10.0.0.1"},
+
+		{"single", single, "10.0.0.1:1", []string{"CF-Connecting-IP: 198.51.100.1"}, "198.51.100.1"},
+		{"single, IPv6", single, "10.0.0.1:1", []string{"CF-Connecting-IP: 2001:db8:1:2::3"}, "2001:db8:1:2::/64"},
+		{"single, from anybody", single, "192.0.2.1:1", []string{"CF-Connecting-IP: 198.51.100.1"}, "192.0.2.1"},
+		{"single, twice", single, "10.0.0.1:1", []string{"CF-Connecting-IP: 203.0.113.66", "CF-Connecting-IP: 198.51.100.1"}, "10.0.0.1"},
+		{"single, a list", single, "10.0.0.1:1", []string{"CF-Connecting-IP: 203.0.113.66, 198.51.100.1"}, "10.0.0.1"},
+		{"single, junk", single, "10.0.0.1:1", []string{"CF-Connecting-IP: localhost"}, "10.0.0.1"},
+		{"single, a unix peer", single, "@", []string{"CF-Connecting-IP: 198.51.100.1"}, "198.51.100.1"},
+	} {
+		got, err := test.c.Key(from(test.peer, test.fields...))
+		assert.Equal(t, test.want, got, test.name)
+		if test.want == none {
+			assert.ErrorIs(t, err, ErrNoKey, test.name)
+		} else {
+			assert.NoError(t, err, test.name)
+		}
+	}
+}
+
+// TestAddressesOfOneClient: aliases of an address share a counter, and addresses that
+// are not aliases do not.
+func TestAddressesOfOneClient(t *testing.T) {
+	behind := ClientIP{TrustedProxies: networksOf("10.0.0.0/8")}
+	for i, aliases := range [][]string{
+		{"192.0.2.1", "192.0.2.1:1", "::ffff:192.0.2.1", "[::ffff:c000:0201]:9", "0:0:0:0:0:ffff:192.0.2.1"},
+		{"192.0.2.2", "::ffff:192.0.2.2"},
+		{"2001:db8::1", "2001:DB8:0::0:1", "[2001:db8::1]:443", "2001:0db8:0000:0000:0000:0000:0000:0001", "2001:db8::ffff", "2001:db8:0:0:ffff:ffff:ffff:ffff"},
+		{"2001:db8:0:1::1"},
+	} {
+		want := []string{"192.0.2.1", "192.0.2.2", "2001:db8::/64", "2001:db8:0:1::/64"}[i]
+		for _, alias := range aliases {
+			got, err := behind.Key(from("10.0.0.1:1", "X-Forwarded-For: "+alias))
+			require.NoError(t, err)
+			assert.Equal(t, want, got, alias)
+		}
+	}
+}
+
+// TestRefusedClientIP: settings that would be a hole are found when a limiter is made,
+// wherever they stand, and by Key itself.
+func TestRefusedClientIP(t *testing.T) {
+	all4, all6 := netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")
+	lan := netip.MustParsePrefix("10.0.0.0/8")
+	for _, test := range []struct {
+		c    ClientIP
+		want string
+	}{
+		{ClientIP{TrustedProxies: []netip.Prefix{all4}}, "ClientIP.TrustedProxies has 0.0.0.0/0: it trusts every client to name its own address; name the networks of your proxies"},
+		{ClientIP{TrustedProxies: []netip.Prefix{lan, all6}}, "ClientIP.TrustedProxies has ::/0: it trusts every client"},
+		{ClientIP{TrustedProxies: []netip.Prefix{netip.MustParsePrefix("192.0.2.7/0")}}, "it trusts every client"},
+		{ClientIP{TrustedProxies: []netip.Prefix{{}}}, "ClientIP.TrustedProxies has an invalid network"},
+		{ClientIP{IPv4Prefix: -1}, "ClientIP.IPv4Prefix is -1: want 1 to 32, or 0 for 32"},
+		{ClientIP{IPv4Prefix: 33}, "ClientIP.IPv4Prefix is 33"},
+		{ClientIP{IPv6Prefix: -1}, "ClientIP.IPv6Prefix is -1: want 1 to 128, or 0 for 64"},
+		{ClientIP{IPv6Prefix: 129}, "ClientIP.IPv6Prefix is 129"},
+	} {
+		for place, key := range map[string]KeyFunc{
+			"itself": test.c.Key, "a pointer": (&test.c).Key,
+			"FirstKey": FirstKey(HeaderKey("X-API-Key"), test.c.Key), "JoinKeys": JoinKeys(PatternKey, test.c.Key),
+			"both": JoinKeys(StaticKey("x"), FirstKey(CookieKey("c"), test.c.Key)),
+		} {
+			var reg Registry
+			_, err := reg.New(t.Name(), Options{Limits: []Limit{FixedWindow(1, time.Hour)}, Key: key})
+			assert.ErrorContains(t, err, test.want, place)
+			assert.ErrorContains(t, err, `ratelimit: limiter "TestRefusedClientIP": Options.Key: `, place)
+		}
+		_, err := test.c.Key(from("192.0.2.1:1", "X-Forwarded-For: 203.0.113.66"))
+		assert.ErrorContains(t, err, test.want)
+		assert.NotErrorIs(t, err, ErrNoKey)
+		_, err = func(r *http.Request) (string, error) { return test.c.Key(r) }(from("192.0.2.1:1"))
+		assert.ErrorContains(t, err, test.want)
+	}
+}
+
+// TestProxiesThatMatchNothing: a network of mapped addresses would never be trusted,
+// because addresses are compared in their own form; it is either understood or refused.
+func TestProxiesThatMatchNothing(t *testing.T) {
+	c := ClientIP{TrustedProxies: networksOf("::ffff:10.0.0.0/104")}
+	got, err := c.Key(from("10.0.0.1:1", "X-Forwarded-For: 198.51.100.1"))
+	if err == nil {
+		assert.Equal(t, "198.51.100.1", got)
+	}
+	c = ClientIP{TrustedProxies: networksOf("::ffff:0.0.0.0/96")} // all of IPv4
+	got, err = c.Key(from("192.0.2.1:1", "X-Forwarded-For: 198.51.100.1"))
+	if err == nil {
+		assert.Equal(t, "192.0.2.1", got)
+	}
+	assert.False(t, errors.Is(err, ErrNoKey))
+}

@@ -1,0 +1,69 @@
+package ratelimit_test
+
+import (
+	"net/http"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+
+	. "github.com/ratelimit-go/ratelimit"
+)
+
+// frugal is a ResponseWriter that allocates nothing of its own.
+type frugal struct {
+	header http.Header
+	status int
+}
+
+func (f *frugal) Header() http.Header         { return f.header }
+func (f *frugal) Write(b []byte) (int, error) { return len(b), nil }
+func (f *frugal) WriteHeader(status int)      { f.status = status }
+
+// TestAllocations pins what a request costs on its way through a limiter, with a
+// handler that reads the decision.
+func TestAllocations(t *testing.T) {
+	admitted := 0
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if d, ok := DecisionFrom(r.Context()); ok && d.Allowed {
+			admitted++
+		}
+	})
+	proxies := []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+	plan := []Limit{FixedWindow(1<<40, time.Hour), TokenBucket(1<<40, time.Hour, 1<<40)}
+	for _, test := range []struct {
+		name   string
+		opts   Options
+		fields []string
+		denied bool
+		want   float64 // at most
+	}{
+		{"default", Options{}, nil, false, 4},
+		{"no fields", Options{Headers: HeadersNone}, nil, false, 2},
+		{"two limits", Options{Limits: []Limit{FixedWindow(1<<40, time.Hour), SlidingWindow(1<<40, time.Minute)}}, nil, false, 4},
+		{"a plan", Options{LimitsFor: func(*http.Request) []Limit { return plan }}, nil, false, 4},
+		{"a header as the key", Options{Key: HeaderKey("X-Key")}, []string{"X-Key: abc"}, false, 4},
+		{"behind a proxy", Options{Key: ClientIP{TrustedProxies: proxies}.Key}, []string{"X-Forwarded-For: 203.0.113.66, 198.51.100.1"}, false, 8},
+		{"skipped", Options{Skip: func(*http.Request) bool { return true }}, nil, false, 0},
+		{"denied, no fields", Options{Headers: HeadersNone, Cost: func(*http.Request) int64 { return 1 << 50 }}, nil, true, 3},
+		{"denied", Options{Cost: func(*http.Request) int64 { return 1 << 50 }}, nil, true, 4},
+		{"denied, for a program", Options{Cost: func(*http.Request) int64 { return 1 << 50 }}, []string{"Accept: application/json"}, true, 6},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if test.opts.Limits == nil {
+				test.opts.Limits = []Limit{FixedWindow(1<<40, time.Hour)}
+			}
+			limited := httpLimiter(t, test.opts).Middleware(h)
+			w, r := &frugal{header: make(http.Header)}, httpRequest("GET", test.fields...)
+			got := testing.AllocsPerRun(1000, func() {
+				clear(w.header)
+				limited.ServeHTTP(w, r)
+			})
+			assert.Equal(t, test.denied, w.status == http.StatusTooManyRequests)
+			assert.LessOrEqual(t, got, test.want)
+			t.Logf("%v allocations", got)
+		})
+	}
+	assert.Positive(t, admitted)
+}

@@ -1,0 +1,76 @@
+package ratelimit_test
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"mime/multipart"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+)
+
+// TestRequestOutside: what the handler behind a limiter learns about the request, those
+// around it and the server still see, as if no limiter stood between them.
+func TestRequestOutside(t *testing.T) {
+	var told statuses
+	for name, opts := range map[string]Options{"plain": {}, "counting": {Count: told.count}} {
+		opts.Limits = []Limit{FixedWindow(9, time.Hour)}
+		t.Run(name+", pattern", func(t *testing.T) {
+			mux := http.NewServeMux()
+			mux.Handle("GET /users/{id}", httpServed)
+			limited := httpLimiter(t, opts).Middleware(mux)
+			r := httptest.NewRequest("GET", "/users/7", nil)
+			limited.ServeHTTP(httptest.NewRecorder(), r)
+			assert.Equal(t, "GET /users/{id}", r.Pattern, "for a log or metrics around the limiter")
+			_, ok := DecisionFrom(r.Context())
+			assert.False(t, ok, "the request can be served again, and counts again")
+		})
+		t.Run(name+", temporary files", func(t *testing.T) {
+			dir := t.TempDir()
+			t.Setenv("TMPDIR", dir)
+			files := func() int {
+				entries, err := os.ReadDir(dir)
+				require.NoError(t, err)
+				return len(entries)
+			}
+			during := 0
+			s := httptest.NewServer(httpLimiter(t, opts).Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				assert.NoError(t, r.ParseMultipartForm(1))
+				during = files()
+			})))
+			var body bytes.Buffer
+			form := multipart.NewWriter(&body)
+			part, err := form.CreateFormFile("upload", "large")
+			require.NoError(t, err)
+			fmt.Fprintf(part, "%10000000d", 1)
+			require.NoError(t, form.Close())
+			answer, err := http.Post(s.URL, form.FormDataContentType(), &body)
+			require.NoError(t, err)
+			io.Copy(io.Discard, answer.Body)
+			answer.Body.Close()
+			s.Close()
+			assert.Equal(t, http.StatusOK, answer.StatusCode)
+			assert.Equal(t, 1, during)
+			assert.Zero(t, files(), "the server removes an upload's files when the request is over")
+		})
+	}
+}
+
+// TestSameRequestAgain: one that is served twice, by a handler that tries again, say,
+// counts twice.
+func TestSameRequestAgain(t *testing.T) {
+	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}})
+	h, r := l.Middleware(httpServed), httpRequest("GET")
+	for range 3 {
+		h.ServeHTTP(httptest.NewRecorder(), r)
+	}
+	assert.EqualValues(t, 6, leftOf(t, l, httpKey))
+}

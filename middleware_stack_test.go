@@ -1,0 +1,345 @@
+package ratelimit_test
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/dunglas/httpsfv"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+)
+
+// httpKey is the default key of httpRequest.
+const httpKey = "192.0.2.1"
+
+// leftOf is what key has left, of the limit with the least.
+func leftOf(t testing.TB, l *Limiter, key string) int64 {
+	t.Helper()
+	d, err := l.TakeN(context.Background(), key, 0)
+	require.NoError(t, err)
+	return d.Remaining
+}
+
+// stacked makes two limiters, one behind the other. Their policies are "out" and "in".
+func stacked(t testing.TB, outer, inner Options, nOut, nIn int64) (out, in *Limiter) {
+	outer.Limits = []Limit{FixedWindow(nOut, time.Hour).Named("out")}
+	inner.Limits = []Limit{SlidingWindow(nIn, time.Minute).Named("in")}
+	return httpLimiterNamed(t, t.Name()+" out", outer), httpLimiterNamed(t, t.Name()+" in", inner)
+}
+
+// TestStacked: lists have the limits of both, the outer's first and as it decided; what
+// cannot hold a list tells of the binding limit, wherever it belongs.
+func TestStacked(t *testing.T) {
+	const h10, h7, h6, old, none = HeadersDraft10, HeadersDraft7, HeadersDraft6, HeadersLegacy, HeadersNone
+	for _, test := range []struct {
+		name         string
+		outer, inner Headers
+		nOut, nIn    int64
+		before       int
+		want         string
+	}{
+		{"allowed", h10, h10, 9, 9, 0, `
+			Ratelimit: "out";r=8;t=3600, "in";r=8;t=61
+			Ratelimit-Policy: "out";q=9;w=3600, "in";q=9;w=60`},
+		{"denied inside", h10, h10, 9, 2, 2, `
+			Ratelimit: "out";r=6;t=3600, "in";r=0;t=61
+			Ratelimit-Policy: "out";q=9;w=3600, "in";q=2;w=60
+			Retry-After: 61`},
+		{"denied outside", h10, h10, 2, 9, 2, `
+			Ratelimit: "out";r=0;t=3600
+			Ratelimit-Policy: "out";q=2;w=3600
+			Retry-After: 3600`},
+		{"the inner tells nothing", h10, none, 9, 9, 0, `
+			Ratelimit: "out";r=8;t=3600
+			Ratelimit-Policy: "out";q=9;w=3600`},
+		{"the outer tells nothing", none, h10, 9, 9, 0, `
+			Ratelimit: "in";r=8;t=61
+			Ratelimit-Policy: "in";q=9;w=60`},
+		{"draft 7, the inner binds", h7, h7, 9, 2, 0, `
+			Ratelimit: limit=2, remaining=1, reset=61
+			Ratelimit-Policy: 9;w=3600, 2;w=60`},
+		{"draft 7, the outer binds", h7, h7, 2, 9, 0, `
+			Ratelimit: limit=2, remaining=1, reset=3600
+			Ratelimit-Policy: 2;w=3600, 9;w=60`},
+		{"draft 7, as much is left: the outer", h7, h7, 3, 3, 0, `
+			Ratelimit: limit=3, remaining=2, reset=3600
+			Ratelimit-Policy: 3;w=3600, 3;w=60`},
+		{"draft 6, the inner binds", h6, h6, 9, 2, 0, `
+			Ratelimit-Limit: 2
+			Ratelimit-Policy: 9;w=3600, 2;w=60
+			Ratelimit-Remaining: 1
+			Ratelimit-Reset: 61`},
+		{"draft 6, the outer binds", h6, h6, 2, 9, 0, `
+			Ratelimit-Limit: 2
+			Ratelimit-Policy: 2;w=3600, 9;w=60
+			Ratelimit-Remaining: 1
+			Ratelimit-Reset: 3600`},
+		{"draft 6, denied inside", h6, h6, 3, 2, 2, `
+			Ratelimit-Limit: 2
+			Ratelimit-Policy: 3;w=3600, 2;w=60
+			Ratelimit-Remaining: 0
+			Ratelimit-Reset: 91
+			Retry-After: 61`},
+		{"legacy, the inner binds", old, old, 9, 2, 0, `
+			X-Ratelimit-Limit: 2
+			X-Ratelimit-Remaining: 1
+			X-Ratelimit-Reset: 946684861`},
+		{"legacy, the outer binds", old, old, 2, 9, 0, `
+			X-Ratelimit-Limit: 2
+			X-Ratelimit-Remaining: 1
+			X-Ratelimit-Reset: 946688400`},
+		{"all that goes together", h10 | h6 | old, h10 | h6 | old, 2, 9, 0, `
+			Ratelimit: "out";r=1;t=3600, "in";r=8;t=61
+			Ratelimit-Limit: 2
+			Ratelimit-Policy: "out";q=2;w=3600, "in";q=9;w=60
+			Ratelimit-Remaining: 1
+			Ratelimit-Reset: 3600
+			X-Ratelimit-Limit: 2
+			X-Ratelimit-Remaining: 1
+			X-Ratelimit-Reset: 946688400`},
+		{"draft 10 around legacy, the outer binds", h10, old, 2, 9, 0, `
+			Ratelimit: "out";r=1;t=3600
+			Ratelimit-Policy: "out";q=2;w=3600
+			X-Ratelimit-Limit: 2
+			X-Ratelimit-Remaining: 1
+			X-Ratelimit-Reset: 946688400`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				out, in := stacked(t, Options{Headers: test.outer}, Options{Headers: test.inner}, test.nOut, test.nIn)
+				h := out.Middleware(in.Middleware(httpServed))
+				for range test.before {
+					httpFields(h, httpRequest("GET"))
+				}
+				assert.Equal(t, unindent(test.want), httpFields(h, httpRequest("GET")))
+			})
+		})
+	}
+}
+
+// validStyles are all combinations of styles that a limiter takes.
+func validStyles() (all []Headers) {
+	for h := HeadersDraft10; h <= HeadersNone; h++ {
+		if h == HeadersNone || h < HeadersNone && h&(HeadersDraft10|HeadersDraft7) != HeadersDraft10|HeadersDraft7 {
+			all = append(all, h)
+		}
+	}
+	return all
+}
+
+// TestStacksOfAnyStyles puts every style around every other, with the binding limit
+// here and there. A field is of one style throughout, and all styles that tell of one
+// limit tell of the same.
+func TestStacksOfAnyStyles(t *testing.T) {
+	combined := regexp.MustCompile(`^limit=\d+, remaining=\d+, reset=\d+$`)
+	for _, outer := range validStyles() {
+		for _, inner := range validStyles() {
+			t.Run(fmt.Sprintf("%#x around %#x", uint8(outer), uint8(inner)), func(t *testing.T) {
+				for _, n := range [][2]int64{{2, 9}, {9, 2}} {
+					out, in := stacked(t, Options{Headers: outer}, Options{Headers: inner}, n[0], n[1])
+					w := httptest.NewRecorder()
+					out.Middleware(in.Middleware(httpServed)).ServeHTTP(w, httpRequest("GET"))
+					require.NoError(t, Memory(out.Name()).Close())
+					require.NoError(t, Memory(in.Name()).Close())
+					require.NoError(t, out.Close())
+					require.NoError(t, in.Close())
+
+					h := w.Header()
+					for name, values := range h {
+						require.Len(t, values, 1, name)
+					}
+					named := false
+					if v := h.Get("RateLimit-Policy"); v != "" {
+						list, err := httpsfv.UnmarshalList([]string{v})
+						require.NoError(t, err, v)
+						_, named = list[0].(httpsfv.Item).Value.(string)
+						for _, member := range list {
+							_, isName := member.(httpsfv.Item).Value.(string)
+							require.Equal(t, named, isName, "RateLimit-Policy: %s", v)
+						}
+					}
+					if v := h.Get("RateLimit"); v != "" && !combined.MatchString(v) {
+						list, err := httpsfv.UnmarshalList([]string{v})
+						require.NoError(t, err, "RateLimit: %s", v)
+						require.True(t, named, "RateLimit-Policy: %s", h.Get("RateLimit-Policy"))
+						for _, member := range list {
+							require.IsType(t, "", member.(httpsfv.Item).Value, v)
+						}
+					} else if v != "" {
+						require.False(t, named, "RateLimit: %s, RateLimit-Policy: %s", v, h.Get("RateLimit-Policy"))
+					}
+					binding := "1"
+					if n[0] == 2 && outer == HeadersNone || n[1] == 2 && inner == HeadersNone {
+						binding = "8" // of the one that tells
+					}
+					for _, name := range []string{"RateLimit-Remaining", "X-RateLimit-Remaining"} {
+						if v := h.Get(name); v != "" {
+							assert.Equal(t, binding, v, name)
+						}
+					}
+					if v := h.Get("RateLimit"); combined.MatchString(v) {
+						assert.Contains(t, v, "remaining="+binding)
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestDenialInsideGivesBack: a client that is refused by one limiter does not drain
+// those around it, nor does it get more than it had.
+func TestDenialInsideGivesBack(t *testing.T) {
+	all := func(n int64) Options {
+		return Options{Limits: []Limit{FixedWindow(n, time.Hour), TokenBucket(n, time.Hour, n), SlidingWindow(n, time.Minute)}}
+	}
+	for _, test := range []struct {
+		name                string
+		outer               Options
+		first, middle, last int64 // limits, from the outside in
+		want                [3]int64
+	}{
+		{"by the last", Options{}, 9, 9, 1, [3]int64{8, 8, 0}},
+		{"by the one in the middle", Options{}, 9, 1, 9, [3]int64{8, 0, 8}},
+		{"by the first", Options{}, 1, 9, 9, [3]int64{0, 8, 8}},
+		{"of a higher cost", Options{Cost: func(*http.Request) int64 { return 3 }}, 9, 9, 1, [3]int64{6, 8, 0}},
+		{"of no cost", Options{Cost: func(*http.Request) int64 { return 0 }}, 9, 9, 1, [3]int64{9, 8, 0}},
+		{"once, where the denial does not count either", Options{Count: func(_ *http.Request, status int) bool { return status != 429 }}, 9, 9, 1, [3]int64{8, 8, 0}},
+		{"nothing, where nothing was taken", Options{Shadow: true}, 1, 9, 1, [3]int64{0, 8, 0}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				test.outer.Limits = all(test.first).Limits
+				limiters := []*Limiter{
+					httpLimiterNamed(t, t.Name()+" 1", test.outer),
+					httpLimiterNamed(t, t.Name()+" 2", all(test.middle)),
+					httpLimiterNamed(t, t.Name()+" 3", all(test.last)),
+				}
+				h := limiters[0].Middleware(limiters[1].Middleware(limiters[2].Middleware(httpServed)))
+				for range 4 { // one is served, three are not
+					httpAnswer(h, httpRequest("GET"))
+				}
+				for i, l := range limiters {
+					assert.Equal(t, test.want[i], leftOf(t, l, httpKey), "limiter %d", i+1)
+				}
+			})
+		})
+	}
+}
+
+// TestOnlyDenialsGiveBack: what was not decided further in, or was let through, counts.
+func TestOnlyDenialsGiveBack(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		inner Options
+		want  int
+	}{
+		{"no key", Options{Key: StaticKey("")}, 400},
+		{"broken store", Options{Store: &brokenStore{err: context.DeadlineExceeded}}, 503},
+		{"shadow", Options{Shadow: true, Cost: func(*http.Request) int64 { return 100 }}, 204},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			out, in := stacked(t, Options{}, test.inner, 9, 9)
+			w := httptest.NewRecorder()
+			out.Middleware(in.Middleware(httpServed)).ServeHTTP(w, httpRequest("GET"))
+			assert.Equal(t, test.want, w.Code)
+			assert.EqualValues(t, 8, leftOf(t, out, httpKey))
+		})
+	}
+}
+
+// TestMountedTwice: a request that passes a limiter twice counts once, is told of
+// once, and where that happened is said once.
+func TestMountedTwice(t *testing.T) {
+	for name, mount := range map[string]func(a, b *Limiter) http.Handler{
+		"around itself":       func(a, b *Limiter) http.Handler { return a.Middleware(a.Middleware(httpServed)) },
+		"around another":      func(a, b *Limiter) http.Handler { return a.Middleware(b.Middleware(a.Middleware(httpServed))) },
+		"around and in a mux": muxed,
+		"Check behind Middleware": func(a, b *Limiter) http.Handler {
+			return a.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if a.Check(w, r) && a.Check(w, r) {
+					httpServed(w, r)
+				}
+			}))
+		},
+		"Middleware behind Check": func(a, b *Limiter) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if a.Check(w, r) {
+					a.Middleware(httpServed).ServeHTTP(w, r)
+				}
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				log := new(logged)
+				a := httpLimiterNamed(t, t.Name()+" a", Options{Limits: []Limit{FixedWindow(5, time.Hour).Named("a")}, Logger: log.logger()})
+				b := httpLimiterNamed(t, t.Name()+" b", Options{Limits: []Limit{FixedWindow(5, time.Hour).Named("b")}, Headers: HeadersNone})
+				h := mount(a, b)
+				for _, left := range []string{"4", "3", "2", "1", "0"} {
+					assert.Equal(t, "204\nRatelimit: \"a\";r="+left+";t=3600\nRatelimit-Policy: \"a\";q=5;w=3600", httpAnswer(h, httpRequest("GET")))
+				}
+				assert.Contains(t, httpAnswer(h, httpRequest("GET")), "429\n")
+				assert.Equal(t, []string{CodeCountedOnce}, log.codes())
+			})
+		})
+	}
+}
+
+func muxed(a, _ *Limiter) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/", a.Middleware(httpServed))
+	return a.Middleware(mux)
+}
+
+// TestStackedOverAnotherWriter puts a handler between two limiters that keeps the
+// fields of what is behind it to itself at first, as http.TimeoutHandler does, or
+// that removes or rewrites them.
+func TestStackedOverAnotherWriter(t *testing.T) {
+	for name, between := range map[string]func(http.Handler) http.Handler{
+		"timeout": func(next http.Handler) http.Handler { return http.TimeoutHandler(next, time.Hour, "") },
+		"removed": func(next http.Handler) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				clear(w.Header())
+				next.ServeHTTP(w, r)
+			})
+		},
+		"emptied": func(next http.Handler) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				for name := range w.Header() {
+					w.Header()[name] = nil
+				}
+				next.ServeHTTP(w, r)
+			})
+		},
+	} {
+		for _, styles := range []Headers{HeadersDraft10 | HeadersDraft6, HeadersDraft7 | HeadersLegacy} {
+			t.Run(fmt.Sprint(name, styles), func(t *testing.T) {
+				out, in := stacked(t, Options{Headers: styles}, Options{Headers: styles}, 9, 2)
+				w := httptest.NewRecorder()
+				require.NotPanics(t, func() {
+					out.Middleware(between(in.Middleware(httpServed))).ServeHTTP(w, httpRequest("GET"))
+				})
+				assert.Equal(t, http.StatusNoContent, w.Code)
+				if styles&HeadersDraft10 != 0 {
+					assert.Contains(t, parsedNames(t, w.Header()), "in")
+				} else {
+					assert.Equal(t, []string{"limit=2, remaining=1, reset=61"}, w.Header()["Ratelimit"])
+				}
+			})
+		}
+	}
+}
+
+func TestNilHandlerIsTheDefaultMux(t *testing.T) {
+	h := httpLimiter(t, Options{Limits: []Limit{FixedWindow(5, time.Hour).Named("a")}}).Middleware(nil)
+	assert.True(t, strings.HasPrefix(httpAnswer(h, httpRequest("GET")), "404\n"))
+}

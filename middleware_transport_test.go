@@ -1,0 +1,366 @@
+package ratelimit_test
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httptrace"
+	"net/netip"
+	"net/textproto"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+)
+
+// overNetwork runs test with servers of HTTP/1.1 and HTTP/2.
+func overNetwork(t *testing.T, test func(t *testing.T, start func(http.Handler) *httptest.Server)) {
+	for _, protocol := range []string{"HTTP/1.1", "HTTP/2.0"} {
+		t.Run(protocol, func(t *testing.T) {
+			test(t, func(h http.Handler) *httptest.Server {
+				s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					assert.Equal(t, protocol, r.Proto)
+					h.ServeHTTP(w, r)
+				}))
+				s.Config.ErrorLog = log.New(io.Discard, "", 0)
+				if s.EnableHTTP2 = protocol == "HTTP/2.0"; s.EnableHTTP2 {
+					s.StartTLS()
+				} else {
+					s.Start()
+				}
+				t.Cleanup(s.Close)
+				return s
+			})
+		})
+	}
+}
+
+// fetch returns the answer of a server in the form of httpAnswer, without a Date, and
+// as if no time had passed.
+func fetch(t *testing.T, client *http.Client, method, url string) string {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), method, url, nil)
+	require.NoError(t, err)
+	r.Header.Set("X-Key", "k")
+	answer, err := client.Do(r)
+	require.NoError(t, err)
+	defer answer.Body.Close()
+	body, err := io.ReadAll(answer.Body)
+	require.NoError(t, err)
+	answer.Header.Del("Date")
+	same := httpAnswer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		for name, values := range answer.Header {
+			w.Header()[name] = values
+		}
+		w.WriteHeader(answer.StatusCode)
+		w.Write(body)
+	}), r)
+	return aboutAnHour.ReplaceAllString(same, "${1}3600")
+}
+
+// aboutAnHour is what is left of an hour after a moment of real time.
+var aboutAnHour = regexp.MustCompile(`(t=|Retry-After: )35[0-9][0-9]`)
+
+func TestOverNetwork(t *testing.T) {
+	overNetwork(t, func(t *testing.T, start func(http.Handler) *httptest.Server) {
+		l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(2, time.Hour).Named("x")}, Key: HeaderKey("X-Key")})
+		s := start(l.Middleware(httpServed))
+		for _, want := range []string{
+			"204\nRatelimit: \"x\";r=1;t=3600\nRatelimit-Policy: \"x\";q=2;w=3600",
+			"204\nRatelimit: \"x\";r=0;t=3600\nRatelimit-Policy: \"x\";q=2;w=3600",
+			unindent(`429` + denialHead + `
+			Ratelimit: "x";r=0;t=3600
+			Ratelimit-Policy: "x";q=2;w=3600
+			Retry-After: 3600
+			X-Content-Type-Options: nosniff
+			> Too many requests, please try again later.`),
+		} {
+			assert.Equal(t, want, fetch(t, s.Client(), "GET", s.URL))
+		}
+		assert.Equal(t, unindent(`429`+denialHead+`
+			Ratelimit: "x";r=0;t=3600
+			Ratelimit-Policy: "x";q=2;w=3600
+			Retry-After: 3600
+			X-Content-Type-Options: nosniff`), fetch(t, s.Client(), "HEAD", s.URL))
+	})
+}
+
+// powers are what a ResponseWriter can do beyond the interface, and what a
+// ResponseController can make of it.
+func powers(w http.ResponseWriter) string {
+	var can []string
+	add := func(name string, ok bool) {
+		if ok {
+			can = append(can, name)
+		}
+	}
+	_, ok := w.(http.Flusher)
+	add("Flusher", ok)
+	_, ok = w.(interface{ FlushError() error })
+	add("FlushError", ok)
+	_, ok = w.(http.Hijacker)
+	add("Hijacker", ok)
+	_, ok = w.(io.ReaderFrom)
+	add("ReaderFrom", ok)
+	_, ok = w.(io.StringWriter)
+	add("StringWriter", ok)
+	_, ok = w.(http.Pusher)
+	add("Pusher", ok)
+	c := http.NewResponseController(w)
+	add("SetReadDeadline", c.SetReadDeadline(time.Time{}) == nil)
+	add("SetWriteDeadline", c.SetWriteDeadline(time.Time{}) == nil)
+	add("EnableFullDuplex", c.EnableFullDuplex() == nil)
+	add("Flush", c.Flush() == nil)
+	return strings.Join(can, " ")
+}
+
+// TestWriterKeepsItsPowers compares the writer that the server gives with the one
+// that a handler gets where Count is set. Without Count it is the very same.
+func TestWriterKeepsItsPowers(t *testing.T) {
+	overNetwork(t, func(t *testing.T, start func(http.Handler) *httptest.Server) {
+		var told statuses
+		counting := httpLimiterNamed(t, t.Name()+" 1", Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: told.count})
+		plain := httpLimiterNamed(t, t.Name()+" 2", Options{Limits: []Limit{FixedWindow(9, time.Hour)}})
+		var bare, same, wrapped string
+		s := start(http.HandlerFunc(func(server http.ResponseWriter, r *http.Request) {
+			bare = powers(server)
+			plain.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				same = fmt.Sprint(w == server)
+			})).ServeHTTP(server, r)
+			counting.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				wrapped = powers(w)
+			})).ServeHTTP(server, r)
+		}))
+		fetch(t, s.Client(), "GET", s.URL)
+		t.Log(bare)
+		assert.Equal(t, "true", same)
+		assert.Contains(t, bare, "Flusher")
+		assert.Equal(t, bare, wrapped)
+	})
+}
+
+// TestCountOverNetwork tells the status of what a handler does with a real connection,
+// and has the units given back.
+func TestCountOverNetwork(t *testing.T) {
+	overNetwork(t, func(t *testing.T, start func(http.Handler) *httptest.Server) {
+		hints := 0
+		trace := &httptrace.ClientTrace{Got1xxResponse: func(code int, _ textproto.MIMEHeader) error { hints++; return nil }}
+		for _, test := range []struct {
+			name   string
+			handle http.HandlerFunc
+			want   int
+			body   string
+		}{
+			{"copied", func(w http.ResponseWriter, r *http.Request) { io.Copy(w, strings.NewReader("copied")) }, 200, "copied"},
+			{"copied after status", func(w http.ResponseWriter, r *http.Request) {
+				w.WriteHeader(404)
+				io.Copy(w, strings.NewReader("copied"))
+			}, 404, "copied"},
+			{"served from a file", func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, "go.sum") }, 200, ""},
+			{"early hints", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(103); w.WriteHeader(503) }, 503, ""},
+			{"streamed", func(w http.ResponseWriter, r *http.Request) {
+				for range 3 {
+					io.WriteString(w, "x")
+					http.NewResponseController(w).Flush()
+				}
+			}, 200, "xxx"},
+			{"aborted", func(w http.ResponseWriter, r *http.Request) { panic(http.ErrAbortHandler) }, 500, ""},
+			{"panicked", func(w http.ResponseWriter, r *http.Request) { panic("no") }, 500, ""},
+		} {
+			t.Run(test.name, func(t *testing.T) {
+				var told statuses
+				l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: told.count, Key: StaticKey("k")})
+				over := make(chan struct{})
+				s := start(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					defer close(over)
+					l.Middleware(test.handle).ServeHTTP(w, r)
+				}))
+				r, err := http.NewRequestWithContext(httptrace.WithClientTrace(t.Context(), trace), "POST", s.URL, nil) // never sent again
+				require.NoError(t, err)
+				answer, err := s.Client().Do(r)
+				if err == nil {
+					body, _ := io.ReadAll(answer.Body)
+					answer.Body.Close()
+					assert.Equal(t, test.want, answer.StatusCode)
+					if test.body != "" {
+						assert.Equal(t, test.body, string(body))
+					}
+				} else {
+					assert.Equal(t, 500, test.want, err)
+				}
+				<-over
+				assert.Equal(t, []int{test.want}, told.all())
+				assert.EqualValues(t, 9, leftOf(t, l, "k"))
+			})
+		}
+		assert.Equal(t, 1, hints)
+	})
+}
+
+// TestCountOfAClientThatLeaves in the middle of its request.
+func TestCountOfAClientThatLeaves(t *testing.T) {
+	overNetwork(t, func(t *testing.T, start func(http.Handler) *httptest.Server) {
+		var told statuses
+		l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: told.count, Key: StaticKey("k")})
+		ctx, leave := context.WithCancel(t.Context())
+		over := make(chan struct{})
+		s := start(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			defer close(over)
+			l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				assert.EqualValues(t, 8, leftOf(t, l, "k"))
+				leave()
+				<-r.Context().Done()
+				panic(http.ErrAbortHandler)
+			})).ServeHTTP(w, r)
+		}))
+		r, _ := http.NewRequestWithContext(ctx, "GET", s.URL, nil)
+		_, err := s.Client().Do(r)
+		assert.ErrorIs(t, err, context.Canceled)
+		<-over
+		assert.Equal(t, []int{500}, told.all())
+		assert.EqualValues(t, 9, leftOf(t, l, "k"))
+	})
+}
+
+// TestHijack takes the connection over, and talks over it.
+func TestHijack(t *testing.T) {
+	for name, hijack := range map[string]func(http.ResponseWriter) (net.Conn, *bufio.ReadWriter, error){
+		"directly": func(w http.ResponseWriter) (net.Conn, *bufio.ReadWriter, error) { return w.(http.Hijacker).Hijack() },
+		"by a controller": func(w http.ResponseWriter) (net.Conn, *bufio.ReadWriter, error) {
+			return http.NewResponseController(w).Hijack()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var told statuses
+			l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: told.count, Key: StaticKey("k")})
+			over := make(chan struct{})
+			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				defer close(over)
+				l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					conn, rw, err := hijack(w)
+					if assert.NoError(t, err) {
+						defer conn.Close()
+						rw.WriteString("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\nhello")
+						rw.Flush()
+					}
+				})).ServeHTTP(w, r)
+			}))
+			defer s.Close()
+			conn, err := net.Dial("tcp", s.Listener.Addr().String())
+			require.NoError(t, err)
+			defer conn.Close()
+			fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+			heard, err := io.ReadAll(conn)
+			require.NoError(t, err)
+			assert.True(t, strings.HasSuffix(string(heard), "\r\n\r\nhello"), "%q", heard)
+			<-over
+			assert.Equal(t, []int{101}, told.all())
+			assert.EqualValues(t, 9, leftOf(t, l, "k"))
+		})
+	}
+}
+
+// TestHijackThatFails is no hijack: HTTP/2 has none.
+func TestHijackThatFails(t *testing.T) {
+	var told statuses
+	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: told.count})
+	s := httptest.NewUnstartedServer(l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _, err := http.NewResponseController(w).Hijack()
+		assert.ErrorIs(t, err, errors.ErrUnsupported)
+		w.WriteHeader(426)
+	})))
+	s.EnableHTTP2 = true
+	s.StartTLS()
+	defer s.Close()
+	assert.Contains(t, fetch(t, s.Client(), "GET", s.URL), "426\n")
+	assert.Equal(t, []int{426}, told.all())
+}
+
+// TestPush over HTTP/2 reaches the server's own Pusher, which this client refuses.
+func TestPush(t *testing.T) {
+	var told statuses
+	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: told.count})
+	s := httptest.NewUnstartedServer(l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		assert.ErrorIs(t, w.(http.Pusher).Push("/x", nil), http.ErrNotSupported)
+	})))
+	s.EnableHTTP2 = true
+	s.TLS = &tls.Config{}
+	s.StartTLS()
+	defer s.Close()
+	fetch(t, s.Client(), "GET", s.URL)
+	assert.Equal(t, []int{200}, told.all())
+}
+
+// TestUnixSocket: a peer without an address is a proxy exactly where proxies are
+// trusted. Else it cannot be told from others, whatever its own socket is called.
+func TestUnixSocket(t *testing.T) {
+	t.Chdir(t.TempDir())
+	limits := []Limit{FixedWindow(9, time.Hour).Named("x")}
+	const counted = "204\nRatelimit: \"x\";r=8;t=3600\nRatelimit-Policy: \"x\";q=9;w=3600"
+	const refused = "400\nContent-Length: 11\nContent-Type: text/plain; charset=utf-8\nX-Content-Type-Options: nosniff\n> Bad Request"
+	trusted := ClientIP{TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}
+	for i, test := range []struct {
+		name, peer, field string
+		key               KeyFunc
+		want, counts      string
+		codes             []string
+	}{
+		{"no proxies", "", "", nil, refused, "", []string{CodeNoAddress}},
+		{"no proxies, a field", "", "X-Forwarded-For: 198.51.100.1", nil, refused, "", []string{CodeNoAddress}},
+		{"proxies, no field", "", "", trusted.Key, refused, "", []string{CodeNoAddress}},
+		{"proxies, a client", "", "X-Forwarded-For: 203.0.113.66, 198.51.100.1, 10.0.0.7", trusted.Key, counted, "198.51.100.1", nil},
+		{"proxies, nothing to be believed", "", "X-Forwarded-For: 203.0.113.66, unknown", trusted.Key, refused, "", []string{CodeNoAddress}},
+		{"a peer with a name", "peer.sock", "X-Forwarded-For: 198.51.100.1", trusted.Key, counted, "198.51.100.1", nil},
+		{"a peer that is called like an address", "192.0.2.7:80", "", nil, refused, "", []string{CodeNoAddress}},
+		{"a trusted peer that is called like an address", "192.0.2.8:80", "X-Forwarded-For: 198.51.100.1", trusted.Key, counted, "198.51.100.1", nil},
+		{"a peer that is called like a proxy", "10.0.0.1", "", trusted.Key, refused, "", []string{CodeNoAddress}},
+		{"another key", "", "X-Key: k", HeaderKey("X-Key"), counted, "k", nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			log := new(logged)
+			l := httpLimiter(t, Options{Limits: limits, Key: test.key, Logger: log.logger()})
+			listener, err := net.Listen("unix", fmt.Sprint(i, ".sock"))
+			require.NoError(t, err)
+			s := &httptest.Server{Listener: listener, Config: &http.Server{Handler: l.Middleware(httpServed)}}
+			s.Start()
+			defer s.Close()
+			dialer := &net.Dialer{}
+			if test.peer != "" {
+				dialer.LocalAddr = &net.UnixAddr{Name: test.peer, Net: "unix"}
+			}
+			transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return dialer.DialContext(ctx, "unix", filepath.Base(listener.Addr().String()))
+			}}
+			defer transport.CloseIdleConnections()
+			name, value, _ := strings.Cut(test.field, ": ")
+			client := &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+				if r.Header = make(http.Header); name != "" {
+					r.Header.Set(name, value)
+				}
+				return transport.RoundTrip(r)
+			})}
+			assert.Equal(t, test.want, fetch(t, client, "GET", "http://unix/"))
+			assert.Equal(t, test.codes, log.codes())
+			if test.counts != "" {
+				assert.EqualValues(t, 8, leftOf(t, l, test.counts))
+			}
+		})
+	}
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }

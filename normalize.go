@@ -1,0 +1,28 @@
+package ratelimit
+
+import (
+	"strings"
+	"unicode"
+
+	"golang.org/x/text/cases"
+	"golang.org/x/text/unicode/norm"
+)
+
+// Normalize makes one key of the many spellings of an e-mail address, a user name
+// or the like: it folds case, brings characters to their compatibility form (NFKC,
+// Unicode Standard Annex 15), so that full-width letters and ligatures are plain
+// ones, and drops white space and characters that cannot be seen. Without it each
+// spelling is a bucket of its own.
+//
+// It does not know what a mail provider takes for the same mailbox, such as dots or
+// what follows a plus sign. The result is for keys: it is not an address to send to.
+func Normalize(s string) string {
+	s = cases.Fold().String(norm.NFKC.String(s))
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsSpace(r) || !unicode.IsGraphic(r) {
+			return -1
+		}
+		return r
+	}, s)
+	return norm.NFKC.String(s) // folding and dropping can bring characters together
+}

@@ -1,0 +1,40 @@
+package ratelimit_test
+
+import (
+	"testing"
+	"unicode/utf8"
+
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+)
+
+func TestNormalize(t *testing.T) {
+	for _, spelling := range []string{
+		"ann@example.com", "Ann@Example.COM", " ann@example.com\r\n", "a n n@example.com", "ann@example.com\u200b",
+		"\ufeffann@example.com", "ａｎｎ＠ｅｘａｍｐｌｅ．ｃｏｍ", "ann\u00ad@example.com", "ann\u00a0@example.com", "𝐚nn@example.com",
+	} {
+		require.Equal(t, "ann@example.com", Normalize(spelling), "%+q", spelling)
+	}
+	for _, same := range [][2]string{
+		{"JOSÉ@example.com", "jose\u0301@example.com"}, {"straße@example.com", "STRASSE@example.com"}, {"ﬁn@example.com", "fin@example.com"},
+		{"ΣΊΣΥΦΟΣ", "σίσυφος"},
+	} {
+		require.Equal(t, Normalize(same[0]), Normalize(same[1]))
+	}
+	for _, other := range []string{"", "anne@example.com", "ann+a@example.com", "a.nn@example.com", "änn@example.com"} {
+		require.NotEqual(t, "ann@example.com", Normalize(other))
+	}
+	require.Empty(t, Normalize(" \t\u200b"), "an empty key, which is refused")
+}
+
+func FuzzNormalize(f *testing.F) {
+	f.Add("Ann@Example.com")
+	f.Add("\xff\u0345\u0301 ϔ")
+	f.Fuzz(func(t *testing.T, s string) {
+		once := Normalize(s)
+		if twice := Normalize(once); utf8.ValidString(s) && twice != once {
+			t.Errorf("%+q becomes %+q and then %+q", s, once, twice)
+		}
+	})
+}
