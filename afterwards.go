@@ -33,7 +33,7 @@ type tab struct {
 // called any number of times, also after the client has left.
 func (l *Limiter) AddCost(ctx context.Context, n int64) error {
 	for p := passageOf(ctx); p != nil; p = p.parent {
-		if p.limiter == l && (p.decision.Allowed || l.opts.Shadow) {
+		if p.limiter == l && (p.allowed() || l.opts.Shadow) {
 			return p.addCost(n)
 		}
 	}

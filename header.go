@@ -145,32 +145,37 @@ func policyNames(limiter string, limits []Limit) []string {
 	return names
 }
 
-// decide sums up the results of all limits.
-func (p *policy) decide(results []Result) Decision {
+// binding returns the place of the limit that binds: of those that denied the one
+// that denies for the longest, else the one with the least left.
+func binding(results []Result) int {
 	binding := 0
-	for i, r := range results[1:] {
-		b := results[binding]
+	for i := 1; i < len(results); i++ {
+		r, b := &results[i], &results[binding]
 		if r.RetryAfter > b.RetryAfter || r.RetryAfter == b.RetryAfter && r.Remaining < b.Remaining {
-			binding = i + 1
+			binding = i
 		}
 	}
-	b := results[binding]
+	return binding
+}
+
+// decision is what the result of the limit that binds comes to.
+func (p *policy) decision(binding int, r *Result) Decision {
 	return Decision{
-		Allowed:    b.RetryAfter == 0,
+		Allowed:    r.RetryAfter == 0,
 		Limit:      p.limits[binding],
-		Remaining:  b.Remaining,
-		ResetAfter: b.ResetAfter,
-		RetryAfter: b.RetryAfter,
+		Remaining:  r.Remaining,
+		ResetAfter: r.ResetAfter,
+		RetryAfter: r.RetryAfter,
 		Source:     SourceStore,
 	}
 }
 
-// stricter reports whether a tells a client more of what it must heed than b.
-func stricter(a, b *Decision) bool {
-	if a.Allowed != b.Allowed {
-		return !a.Allowed
+// stricter reports whether p tells a client more of what it must heed than other.
+func (p *passage) stricter(other *passage) bool {
+	if p.allowed() != other.allowed() {
+		return !p.allowed()
 	}
-	return a.Remaining < b.Remaining
+	return p.result.Remaining < other.result.Remaining
 }
 
 // writeFields puts what the limiter's styles tell into h. Of limiters stacked on a
@@ -186,8 +191,8 @@ func (pass *passage) writeFields(h http.Header, results []Result) {
 	if pass.styles = outer | own; own == 0 {
 		return
 	}
-	if pass.told == nil || stricter(&pass.decision, pass.told) {
-		pass.told = &pass.decision
+	if pass.told == nil || pass.stricter(pass.told) {
+		pass.told = pass
 	}
 	if own&HeadersDraft10 != 0 {
 		pass.writeDraft10(h, results, outer&HeadersDraft10 != 0)
@@ -215,7 +220,7 @@ func (pass *passage) writeDraft10(h http.Header, results []Result, add bool) {
 			b = append(b, ", "...)
 		}
 		t := seconds(r.MoreAfter)
-		if !pass.decision.Allowed {
+		if !pass.allowed() {
 			t = max(t, 1)
 		}
 		b = append(b, pass.policy.members[i].remaining...)
@@ -231,7 +236,7 @@ func (pass *passage) writeDraft10(h http.Header, results []Result, add bool) {
 
 // writeOlder writes the styles that tell of the binding limit alone.
 func (pass *passage) writeOlder(h http.Header, own Headers) {
-	d := pass.told
+	d := pass.told.decision()
 	limit := strconv.FormatInt(d.Limit.Burst(), 10)
 	remaining := strconv.FormatInt(d.Remaining, 10)
 	reset := strconv.FormatInt(seconds(d.ResetAfter), 10)

@@ -296,12 +296,20 @@ func (l *Limiter) TakeN(ctx context.Context, key string, n int64) (Decision, err
 	if n < 0 {
 		return Decision{}, fmt.Errorf("ratelimit: limiter %q: cannot take %d units: want 0 or more; Refund gives units back", l.name, n)
 	}
-	var results [MaxLimits]Result
 	p := l.policy.Load()
+	if len(p.limits) == 1 { // the common case, without the room for eight
+		var result [1]Result
+		if _, err := l.take(ctx, key, n, p, result[:]); err != nil {
+			return Decision{}, err
+		}
+		return p.decision(0, &result[0]), nil
+	}
+	var results [MaxLimits]Result
 	if _, err := l.take(ctx, key, n, p, results[:len(p.limits)]); err != nil {
 		return Decision{}, err
 	}
-	return p.decide(results[:len(p.limits)]), nil
+	i := binding(results[:len(p.limits)])
+	return p.decision(i, &results[i]), nil
 }
 
 // take asks the store. results does not escape: what an interface is handed does,

@@ -81,7 +81,7 @@ func (l *Limiter) Check(w http.ResponseWriter, r *http.Request) bool {
 // Where several limiters are stacked it is that of the innermost.
 func DecisionFrom(ctx context.Context) (Decision, bool) {
 	if pass := passageOf(ctx); pass != nil {
-		return pass.decision, true
+		return pass.decision(), true
 	}
 	return Decision{}, false
 }
@@ -91,16 +91,21 @@ func DecisionFrom(ctx context.Context) (Decision, bool) {
 // costs one allocation for all of this.
 type passage struct {
 	context.Context
-	limiter  *Limiter
-	parent   *passage // of the limiter around this one
-	policy   *policy
-	key      string
-	decision Decision
-	told     *Decision // what binds most of all that the client is told, here and further out
-	styles   Headers   // in which it is told
-	tab      tab
-	field    [1]string // the value of RateLimit, as a header stores it
+	limiter *Limiter
+	parent  *passage // of the limiter around this one
+	told    *passage // that which binds most, of all that the client is told of here and further out
+	policy  *policy
+	key     string
+	result  Result // of the limit that binds
+	binding uint8  // its place
+	styles  Headers
+	tab     tab
+	field   [1]string // the value of RateLimit, as a header stores it
 }
+
+func (p *passage) allowed() bool { return p.result.RetryAfter == 0 }
+
+func (p *passage) decision() Decision { return p.policy.decision(int(p.binding), &p.result) }
 
 type passageKey struct{}
 
@@ -178,9 +183,10 @@ func (l *Limiter) decide(r *http.Request, v *verdict) {
 		v.status = l.failed(r, err)
 		return
 	}
-	pass := &passage{Context: ctx, limiter: l, parent: parent, policy: p, key: key, decision: p.decide(results)}
+	i := binding(results)
+	pass := &passage{Context: ctx, limiter: l, parent: parent, policy: p, key: key, result: results[i], binding: uint8(i)}
 	pass.tab.at = at
-	if pass.decision.Allowed {
+	if pass.allowed() {
 		pass.tab.units = cost
 	} else if l.opts.Shadow {
 		l.shadowed()
@@ -275,8 +281,8 @@ func (l *Limiter) shadowed() {
 // deny answers a denied request.
 func (l *Limiter) deny(w http.ResponseWriter, r *http.Request, v *verdict) {
 	h := w.Header()
-	if d := v.pass.decision; d.RetryAfter != Never {
-		h["Retry-After"] = []string{strconv.FormatInt(max(1, seconds(d.RetryAfter)), 10)}
+	if retry := v.pass.result.RetryAfter; retry != Never {
+		h["Retry-After"] = []string{strconv.FormatInt(max(1, seconds(retry)), 10)}
 	}
 	if l.opts.Denied != nil {
 		l.opts.Denied.ServeHTTP(w, r.WithContext(v.pass))

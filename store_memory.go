@@ -19,12 +19,15 @@ const DefaultMaxKeys = 1 << 20
 // MemoryOptions are the settings of a [MemoryStore]. Its zero value is ready to use.
 type MemoryOptions struct {
 	// MaxKeys is the most counters held at once, so it bounds memory whatever
-	// clients send. A key has one counter for each algorithm and window that it is
-	// limited under. Zero means [DefaultMaxKeys].
+	// clients send: about 28 bytes a counter, 30 MB for the default. A key has one
+	// counter for each algorithm and window that it is limited under. Zero means
+	// [DefaultMaxKeys].
 	//
-	// At the maximum, a new key takes the place of a counter that has expired, or
-	// else of the one that is the closest to that. A key that is being denied is
-	// the last to go. See [MemoryStats].
+	// From about 98 % of the maximum on, a new key may find no place but that of
+	// another counter: of those in its reach it takes one that has expired, else the
+	// one that will be the first to, and one whose key is being denied only if all
+	// 144 in reach are. Whoever loses a counter starts afresh. So MaxKeys should be
+	// well above the number of keys in the longest window; [MemoryStats] tells.
 	MaxKeys int
 }
 
