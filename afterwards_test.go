@@ -68,7 +68,7 @@ func TestCount(t *testing.T) {
 		{"panic after body", func(w http.ResponseWriter, r *http.Request) { w.Write([]byte("x")); panic("no") }, 200, "no"},
 		{"panic after an informational status", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(103); panic("no") }, 500, "no"},
 		{"no such status", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(0) }, 500, "invalid WriteHeader code 0"},
-		{"redirect", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/x", 302) }, 302, nil},
+		{"redirect", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/x", http.StatusFound) }, 302, nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var told statuses

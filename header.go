@@ -158,16 +158,14 @@ func binding(results []Result) int {
 	return binding
 }
 
-// decision is what the result of the limit that binds comes to.
-func (p *policy) decision(binding int, r *Result) Decision {
-	return Decision{
-		Allowed:    r.RetryAfter == 0,
-		Limit:      p.limits[binding],
-		Remaining:  r.Remaining,
-		ResetAfter: r.ResetAfter,
-		RetryAfter: r.RetryAfter,
-		Source:     SourceStore,
-	}
+// decision fills in what the result of the limit that binds comes to.
+func (p *policy) decision(d *Decision, binding int, r *Result) {
+	d.Allowed = r.RetryAfter == 0
+	d.Limit = p.limits[binding]
+	d.Remaining = r.Remaining
+	d.ResetAfter = r.ResetAfter
+	d.RetryAfter = r.RetryAfter
+	d.Source = SourceStore
 }
 
 // stricter reports whether p tells a client more of what it must heed than other.

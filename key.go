@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"reflect"
 	"strconv"
-	"strings"
 
 	"github.com/ratelimit-go/ratelimit/internal/addr"
 )
@@ -70,6 +69,12 @@ func (c ClientIP) Key(r *http.Request) (string, error) {
 	var client netip.Addr
 	unix := isUnix(r)
 	if !unix { // where RemoteAddr is a name that the peer has chosen
+		if len(c.TrustedProxies) == 0 && (c.IPv4Prefix == 0 || c.IPv4Prefix == 32) {
+			// The usual connection: its address stands there as it is to be written.
+			if host, ok := addr.IPv4Host(r.RemoteAddr); ok {
+				return host, nil
+			}
+		}
 		client, _ = addr.Parse(r.RemoteAddr)
 	}
 	if len(c.TrustedProxies) > 0 && (unix || client.IsValid()) {
@@ -78,7 +83,7 @@ func (c ClientIP) Key(r *http.Request) (string, error) {
 	if !client.IsValid() {
 		return "", errNoAddress
 	}
-	return c.key(client, r.RemoteAddr), nil
+	return c.key(client), nil
 }
 
 var errNoAddress = fmt.Errorf("%w: the connection has no IP address", ErrNoKey)
@@ -123,7 +128,7 @@ func isUnix(r *http.Request) bool {
 	return r.RemoteAddr == "@" || local != nil && local.Network() == "unix"
 }
 
-func (c ClientIP) key(client netip.Addr, remote string) string {
+func (c ClientIP) key(client netip.Addr) string {
 	bits, all := c.IPv4Prefix, 32
 	if client.Is6() {
 		bits, all = c.IPv6Prefix, 128
@@ -131,15 +136,10 @@ func (c ClientIP) key(client netip.Addr, remote string) string {
 			bits = 64
 		}
 	}
-	if bits != 0 && bits != all {
-		return netip.PrefixFrom(client, bits).Masked().String()
+	if bits == 0 || bits == all {
+		return client.String()
 	}
-	// The usual IPv4 connection has its address in RemoteAddr as it is to be
-	// written, and there is no need to write it again.
-	if host, _, _ := strings.Cut(remote, ":"); client.Is4() && len(c.TrustedProxies) == 0 && host != "" && host[0] != '[' {
-		return host
-	}
-	return client.String()
+	return netip.PrefixFrom(client, bits).Masked().String()
 }
 
 // HeaderKey makes keys from a request header, such as X-API-Key. A request where it

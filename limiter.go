@@ -283,33 +283,47 @@ func (l *Limiter) setPolicy(limits []Limit) {
 }
 
 // Take takes one unit of key. See [Limiter.TakeN].
-func (l *Limiter) Take(ctx context.Context, key string) (Decision, error) {
-	return l.TakeN(ctx, key, 1)
+func (l *Limiter) Take(ctx context.Context, key string) (d Decision, err error) {
+	err = l.takeInto(&d, ctx, key, 1)
+	return d, err
 }
 
 // TakeN takes n units of key under every limit, or under none. A denial is a
 // Decision, not an error. n of 0 looks without taking and is always allowed:
 // Remaining tells what is left. It is an error if n is negative, key is empty
 // ([ErrNoKey]), ctx is done, the limiter is closed ([ErrClosed]) or the store
-// fails; then nothing was decided, and the Decision is zero.
-func (l *Limiter) TakeN(ctx context.Context, key string, n int64) (Decision, error) {
+// fails; then nothing was decided, and the Decision is zero. The limits are those
+// of [Limiter.Limits]: Options.LimitsFor is for requests.
+func (l *Limiter) TakeN(ctx context.Context, key string, n int64) (d Decision, err error) {
 	if n < 0 {
-		return Decision{}, fmt.Errorf("ratelimit: limiter %q: cannot take %d units: want 0 or more; Refund gives units back", l.name, n)
+		return d, fmt.Errorf("ratelimit: limiter %q: cannot take %d units: want 0 or more; Refund gives units back", l.name, n)
 	}
+	err = l.takeInto(&d, ctx, key, n)
+	return d, err
+}
+
+// takeInto fills in the Decision where it is to be: it is large to pass around.
+func (l *Limiter) takeInto(d *Decision, ctx context.Context, key string, n int64) error {
 	p := l.policy.Load()
-	if len(p.limits) == 1 { // the common case, without the room for eight
-		var result [1]Result
-		if _, err := l.take(ctx, key, n, p, result[:]); err != nil {
-			return Decision{}, err
+	if l.memory != nil && len(p.limits) == 1 { // the common case goes straight to its counter
+		err := l.ready(key)
+		if err == nil {
+			err = l.wrap(l.memory.ready(ctx))
 		}
-		return p.decision(0, &result[0]), nil
+		if err == nil {
+			answer, _ := l.memory.table.TakeOne(key, n, &p.limits[0].rule)
+			result := resultOf(answer)
+			p.decision(d, 0, &result)
+		}
+		return err
 	}
 	var results [MaxLimits]Result
 	if _, err := l.take(ctx, key, n, p, results[:len(p.limits)]); err != nil {
-		return Decision{}, err
+		return err
 	}
 	i := binding(results[:len(p.limits)])
-	return p.decision(i, &results[i]), nil
+	p.decision(d, i, &results[i])
+	return nil
 }
 
 // take asks the store. results does not escape: what an interface is handed does,

@@ -105,7 +105,10 @@ type passage struct {
 
 func (p *passage) allowed() bool { return p.result.RetryAfter == 0 }
 
-func (p *passage) decision() Decision { return p.policy.decision(int(p.binding), &p.result) }
+func (p *passage) decision() (d Decision) {
+	p.policy.decision(&d, int(p.binding), &p.result)
+	return d
+}
 
 type passageKey struct{}
 

@@ -23,7 +23,7 @@ type MemoryOptions struct {
 	// counter for each algorithm and window that it is limited under. Zero means
 	// [DefaultMaxKeys].
 	//
-	// From about 98 % of the maximum on, a new key may find no place but that of
+	// From about 95 % of the maximum on, a new key may find no place but that of
 	// another counter: of those in its reach it takes one that has expired, else the
 	// one that will be the first to, and one whose key is being denied only if all
 	// 144 in reach are. Whoever loses a counter starts afresh. So MaxKeys should be
@@ -207,15 +207,14 @@ type MemoryStats struct {
 // Stats may be called at any time. It takes each part of the store for a moment.
 func (s *MemoryStore) Stats() MemoryStats { return MemoryStats(s.table.Stats()) }
 
-// Close forgets all counters and gives up the name; the next [Memory] of that
-// name is a new, empty store. A limiter that is still on the closed one gets
+// Close ends the store and gives up its name; the next [Memory] of that name is a
+// new, empty store. A limiter that is still on the closed one gets
 // [ErrStoreClosed]. Closing a limiter does not do this: counters outlive limiters.
 func (s *MemoryStore) Close() error {
 	memoryStores.Lock()
 	defer memoryStores.Unlock()
 	if s.closed.CompareAndSwap(false, true) {
 		delete(memoryStores.m, s.name)
-		s.table.Clear()
 	}
 	return nil
 }

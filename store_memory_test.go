@@ -300,7 +300,7 @@ func TestMemoryClock(t *testing.T) {
 			if got := memTake(t, s, name, 1, row.l)[0]; got.RetryAfter != 1 {
 				t.Errorf("%v: %+v 1 ns before the wait is over, want RetryAfter 1ns", row.l, got)
 			}
-			time.Sleep(1)
+			time.Sleep(time.Nanosecond)
 			if got := memTake(t, s, name, 1, row.l)[0]; got.RetryAfter != 0 {
 				t.Errorf("%v: %+v when the wait is over, want it admitted", row.l, got)
 			}

@@ -36,6 +36,32 @@ func Parse(s string) (netip.Addr, bool) {
 	return canonical(a), err == nil
 }
 
+// IPv4Host returns the address of "192.0.2.1:80", as it stands there: the one form
+// in which net/http writes an IPv4 peer. Of other forms it knows nothing.
+func IPv4Host(s string) (string, bool) {
+	i := 0
+	for part := range 4 {
+		n, start := 0, i
+		for ; i < len(s) && s[i] >= '0' && s[i] <= '9' && i-start < 3; i++ {
+			n = 10*n + int(s[i]-'0')
+		}
+		if i == start || n > 255 || s[start] == '0' && i-start > 1 {
+			return "", false
+		}
+		if i == len(s) || part < 3 && s[i] != '.' || part == 3 && s[i] != ':' {
+			return "", false
+		}
+		i++
+	}
+	host, port := s[:i-1], s[i:]
+	for j := range len(port) {
+		if port[j] < '0' || port[j] > '9' {
+			return "", false
+		}
+	}
+	return host, port != "" && len(port) <= 5
+}
+
 func canonical(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
 
 // Client finds who a request comes from. The peer is whom the connection is from,

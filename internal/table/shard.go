@@ -110,7 +110,9 @@ func (s *shard) insert(of id, own []id, shapes *shapes, now int64) *slot {
 	if len(s.slots) == 0 {
 		s.resize(slotsPerBucket)
 	}
-	s.tidy(shapes, now)
+	if s.used%2 == 0 {
+		s.tidy(shapes, now)
+	}
 	c := s.room(of, own, shapes, now)
 	for c == nil {
 		s.grow()
@@ -127,6 +129,11 @@ func (s *shard) insert(of id, own []id, shapes *shapes, now int64) *slot {
 // room finds a slot for an id, or nil if the shard has to grow.
 func (s *shard) room(of id, own []id, shapes *shapes, now int64) *slot {
 	a, b := s.buckets(of)
+	if s.used < s.max {
+		if c := s.vacant(a, b); c != nil {
+			return c
+		}
+	}
 	var worst victim
 	for _, start := range [2]int{a, b} {
 		worst.considerAll(s.slots[start:start+slotsPerBucket], own, shapes, now)
@@ -135,7 +142,7 @@ func (s *shard) room(of id, own []id, shapes *shapes, now int64) *slot {
 		return worst.slot // expired: nothing is lost, and nothing grows
 	}
 	if s.used < s.max {
-		if c := s.place(of); c != nil {
+		if c := s.vacate(a, b); c != nil {
 			return c
 		}
 		if len(s.slots) < slotsFor(s.max) {
@@ -191,18 +198,19 @@ func (s *shard) displace(of id, own []id, shapes *shapes, now int64) *slot {
 	return nil
 }
 
-// place returns a free slot for an id: in the emptier of its buckets or, where both
-// are full, one that somebody in them can leave for the other bucket of its own.
-func (s *shard) place(of id) *slot {
-	a, b := s.buckets(of)
+// vacant returns a free slot of the emptier of two buckets, or nil.
+func (s *shard) vacant(a, b int) *slot {
 	inA, freeA := s.vacancy(a)
 	inB, freeB := s.vacancy(b)
-	switch {
-	case freeA > 0 && freeA >= freeB:
-		return inA
-	case freeB > 0:
+	if freeB > freeA {
 		return inB
 	}
+	return inA
+}
+
+// vacate frees a slot of two full buckets, if somebody in them can leave for the
+// other bucket of its own.
+func (s *shard) vacate(a, b int) *slot {
 	for _, start := range [2]int{a, b} {
 		for i := range slotsPerBucket {
 			c := &s.slots[start+i]
@@ -317,7 +325,11 @@ func (s *shard) adopt(old []slot) bool {
 		if old[i].id == 0 {
 			continue
 		}
-		c := s.place(old[i].id)
+		a, b := s.buckets(old[i].id)
+		c := s.vacant(a, b)
+		if c == nil {
+			c = s.vacate(a, b)
+		}
 		if c == nil {
 			return false
 		}

@@ -147,16 +147,6 @@ func (t *Table) Reset(key string, limits []rule.Limit) {
 	}
 }
 
-// Clear forgets everything.
-func (t *Table) Clear() {
-	for i := range t.shards {
-		s := &t.shards[i]
-		s.mu.Lock()
-		s.slots, s.rest, s.used, s.hand = nil, nil, 0, 0
-		s.mu.Unlock()
-	}
-}
-
 // Stats are counts over the table's life, and how full it is now.
 type Stats struct {
 	Counters      int    // held now, among them expired ones that nothing has met yet

@@ -1,0 +1,69 @@
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+// Two rounds, as go test prints them. The machine was half as fast in the second.
+const output = `
+    bench_test.go:39: not exact: ulule admitted 1003 of 1000 (take, goroutines: 64)
+goos: linux
+cpu: A Processor @ 2.00GHz
+Benchmark/hot/fixed-8         	  984235	        50.0 ns/op	       0 B/op	       0 allocs/op
+Benchmark/hot/bucket-8        	  877622	        60.0 ns/op	       0 B/op	       0 allocs/op
+Benchmark/hot/go-limiter-8    	 1550235	       100.0 ns/op	       0 B/op	       0 allocs/op
+Benchmark/hot/ulule-8         	  501015	       200.4 ns/op	      32 B/op	       2 allocs/op
+Benchmark/hot/xsync-cas-8     	 3090541	        25.0 ns/op	       0 B/op	       0 allocs/op
+Benchmark/million/fixed-8     	       1	        31.5 B/key	         0.92 ms/GC	       200.0 ns/key
+Benchmark/million/httprate    	       1	        38.0 B/key	        -0.1 ms/GC	       100.0 ns/key
+PASS
+Benchmark/hot/fixed-8         	  984235	       100.0 ns/op	       0 B/op	       0 allocs/op
+Benchmark/hot/bucket-8        	  877622	       120.0 ns/op	       0 B/op	       0 allocs/op
+Benchmark/hot/go-limiter-8    	 1550235	       200.0 ns/op	       0 B/op	       0 allocs/op
+Benchmark/hot/ulule-8         	  501015	       400.0 ns/op	      32 B/op	       2 allocs/op
+Benchmark/hot/xsync-cas-8     	 3090541	        50.0 ns/op	       0 B/op	       0 allocs/op
+Benchmark/hot/broken-8
+ok  	github.com/ratelimit-go/ratelimit/benchmarks	84.843s
+`
+
+func TestReport(t *testing.T) {
+	r := &results{
+		command:  "go run ./cmd/report",
+		machine:  "8 cores",
+		versions: map[string]string{"github.com/ulule/limiter/v3": "v3.1.4"},
+	}
+	for line := range strings.Lines(output) {
+		r.read(strings.TrimSuffix(line, "\n"))
+	}
+	got := r.markdown()
+	for _, want := range []string{
+		"- Machine: A Processor @ 2.00GHz; 8 cores\n",
+		"`go run ./cmd/report`",
+		"| one hot key, serial | 75 / 90 | go-limiter 150 | 0.50 / 0.60 | ≤ 0.65 ×, 0 allocations | ulule 300 (2) | xsync-cas 38 |\n",
+		"| insert, ns per new key | 200 | httprate 100 | 2.00 | ≤ 0.5 × | — | — |\n", // a rival is ahead
+		"| full GC, ms more than without them | 0.9 | httprate 0.0 | — | ≤ 1 | — | — |\n",
+		"| ulule | github.com/ulule/limiter/v3 v3.1.4 |",
+		"but:\n\n- ulule admitted 1003 of 1000 (take, goroutines: 64)\n",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %q in\n%s", want, got)
+		}
+	}
+	if strings.Contains(got, "Zipf") || strings.Contains(got, "Middleware") {
+		t.Errorf("rows that were not measured in\n%s", got)
+	}
+}
+
+func TestMedian(t *testing.T) {
+	for _, c := range []struct {
+		of   []float64
+		want float64
+	}{
+		{nil, 0}, {[]float64{3}, 3}, {[]float64{4, 1}, 2.5}, {[]float64{9, 1, 5}, 5}, {[]float64{8, 2, 4, 6}, 5},
+	} {
+		if got := median(c.of); got != c.want {
+			t.Errorf("median(%v) = %v, want %v", c.of, got, c.want)
+		}
+	}
+}

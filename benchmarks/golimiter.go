@@ -1,0 +1,24 @@
+package benchmarks
+
+import (
+	"context"
+
+	"github.com/sethvargo/go-limiter/httplimit"
+	"github.com/sethvargo/go-limiter/memorystore"
+)
+
+func openGoLimiter(q quota, fields bool) subject {
+	store := must(memorystore.New(&memorystore.Config{Tokens: uint64(q.units), Interval: window}))
+	ctx := context.Background()
+	s := subject{
+		take: func(key string) bool {
+			_, _, _, ok, err := store.Take(ctx, key)
+			return ok && err == nil
+		},
+		close: func() { store.Close(ctx) },
+	}
+	if fields { // they cannot be turned off
+		s.middleware = must(httplimit.NewMiddleware(store, httplimit.IPKeyFunc())).Handle
+	}
+	return s
+}

@@ -1,0 +1,28 @@
+package benchmarks
+
+import (
+	"net/http"
+
+	"github.com/go-chi/httprate"
+)
+
+func openHTTPRate(q quota, fields bool) subject {
+	noFields := httprate.WithResponseHeaders(httprate.ResponseHeaders{})
+	var options []httprate.Option
+	if !fields {
+		options = append(options, noFields)
+	}
+	// OnLimit is the decision alone. It asks for a request only for its context,
+	// and without fields to write it leaves the writer alone.
+	l := httprate.NewRateLimiter(int(q.units), window, noFields)
+	r := newRequest()
+	return subject{
+		take:       func(key string) bool { return !l.OnLimit(nil, r, key) },
+		middleware: httprate.LimitBy(int(q.units), window, canonicalAddress, options...),
+	}
+}
+
+func canonicalAddress(r *http.Request) (string, error) {
+	host, err := address(r)
+	return httprate.CanonicalizeIP(host), err
+}

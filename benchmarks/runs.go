@@ -1,0 +1,203 @@
+package benchmarks
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// key is 15 bytes long, as an IPv4 address is at most.
+func key(i int) string { return fmt.Sprintf("user:%010d", i) }
+
+func keys(n int) []string {
+	all := make([]string, n)
+	for i := range all {
+		all[i] = key(i)
+	}
+	return all
+}
+
+func hot(b *testing.B, open func() subject) {
+	s, k := open(), key(0)
+	defer s.end()
+	b.ReportAllocs()
+	for b.Loop() {
+		if !s.take(k) {
+			b.Fatal("denied")
+		}
+	}
+}
+
+func hotDenied(b *testing.B, open func() subject) {
+	s, k := open(), key(0)
+	defer s.end()
+	s.take(k)
+	b.ReportAllocs()
+	for b.Loop() {
+		if s.take(k) {
+			b.Fatal("admitted")
+		}
+	}
+}
+
+// order is the order in which keys are used: made beforehand, so that its making
+// is not timed, and without pointers, so that it is nothing to the collector.
+type order []uint32
+
+const (
+	spread   = 100_000 // keys
+	orderLen = 1 << 20 // a power of two, and many times as many
+)
+
+func makeOrder(next func(r *rand.Rand) uint64) func() order {
+	return sync.OnceValue(func() order {
+		r := rand.New(rand.NewPCG(1, 2)) // the same for all, and in each run
+		o := make(order, orderLen)
+		for i := range o {
+			o[i] = uint32(next(r))
+		}
+		return o
+	})
+}
+
+var (
+	spreadKeys = sync.OnceValue(func() []string { return keys(spread) })
+
+	oneKey  = makeOrder(func(*rand.Rand) uint64 { return 0 })
+	uniform = makeOrder(func(r *rand.Rand) uint64 { return r.Uint64N(spread) })
+	zipf    = sync.OnceValue(func() order {
+		var z *rand.Zipf
+		return makeOrder(func(r *rand.Rand) uint64 {
+			if z == nil {
+				// 1.1 is about what the popularity of clients and pages follows.
+				z = rand.NewZipf(r, 1.1, 1, spread-1)
+			}
+			return z.Uint64()
+		})()
+	})
+)
+
+// parallel takes n keys from all cores, after each of them has been there once.
+func parallel(n int, made func() order) func(*testing.B, func() subject) {
+	return func(b *testing.B, open func() subject) {
+		s, all, order := open(), spreadKeys()[:n], made()
+		defer s.end()
+		for _, k := range all {
+			if !s.take(k) {
+				b.Fatal("denied")
+			}
+		}
+		var goroutines, failed atomic.Int64
+		b.ReportAllocs()
+		b.ResetTimer()
+		b.RunParallel(func(pb *testing.PB) {
+			// Goroutines start far apart, or they would meet in each key.
+			at := goroutines.Add(1) * (orderLen / 7)
+			for pb.Next() {
+				if !s.take(all[order[at&(orderLen-1)]]) {
+					failed.Add(1)
+				}
+				at++
+			}
+		})
+		if n := failed.Load(); n > 0 {
+			b.Fatalf("denied %d times", n)
+		}
+	}
+}
+
+// million inserts a million keys, and then measures what they weigh: in bytes,
+// with what the library keeps of the keys themselves, and in collection time.
+func million(b *testing.B, open func() subject) {
+	const n = 1_000_000
+	var insert, collect time.Duration
+	var bytes float64
+	for b.Loop() {
+		heapBefore, gcBefore := collected()
+		s, all := open(), keys(n)
+		start := time.Now()
+		for _, k := range all {
+			if !s.take(k) {
+				b.Fatal("denied")
+			}
+		}
+		insert += time.Since(start)
+		clear(all)
+		all = nil
+		heapAfter, gcAfter := collected()
+		bytes += float64(heapAfter) - float64(heapBefore)
+		collect += gcAfter - gcBefore
+		s.take(key(0)) // it has to live until here
+		s.end()
+	}
+	runs := float64(b.N)
+	b.ReportMetric(0, "ns/op") // that of the whole, with the making of the keys
+	b.ReportMetric(float64(insert.Nanoseconds())/n/runs, "ns/key")
+	b.ReportMetric(bytes/n/runs, "B/key")
+	b.ReportMetric(collect.Seconds()*1000/runs, "ms/GC")
+}
+
+// collected returns the live heap and how long a full collection of it takes: the
+// fastest of five, as all else that the machine does can only add to it. The first
+// are also for what waits for a finalizer.
+func collected() (heap uint64, took time.Duration) {
+	took = time.Hour
+	for range 5 {
+		start := time.Now()
+		runtime.GC()
+		took = min(took, time.Since(start))
+	}
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc, took
+}
+
+// writer is a ResponseWriter whose header is used again for each response.
+type writer struct {
+	header http.Header
+	status int
+}
+
+func (w *writer) Header() http.Header         { return w.header }
+func (w *writer) Write(p []byte) (int, error) { return len(p), nil }
+func (w *writer) WriteHeader(status int)      { w.status = status }
+
+// serve has h answer r in w and returns the status.
+func (w *writer) serve(h http.Handler, r *http.Request) int {
+	clear(w.header)
+	w.status = 0
+	h.ServeHTTP(w, r)
+	return w.status
+}
+
+func newWriter() *writer { return &writer{header: make(http.Header)} }
+
+func newRequest() *http.Request {
+	r := httptest.NewRequest(http.MethodGet, "/items/42", nil)
+	r.RemoteAddr = "203.0.113.7:41234"
+	return r
+}
+
+var noContent = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+
+func allowed(b *testing.B, open func() subject) { serve(b, open, http.StatusNoContent) }
+func denied(b *testing.B, open func() subject)  { serve(b, open, http.StatusTooManyRequests) }
+
+func serve(b *testing.B, open func() subject, want int) {
+	s, w, r := open(), newWriter(), newRequest()
+	defer s.end()
+	h := s.middleware(noContent)
+	w.serve(h, r) // takes the unit that there is before a denial
+	b.ReportAllocs()
+	for b.Loop() {
+		if got := w.serve(h, r); got != want {
+			b.Fatalf("status %d, want %d", got, want)
+		}
+	}
+}

@@ -1,0 +1,33 @@
+package benchmarks
+
+import (
+	"context"
+
+	"github.com/throttled/throttled/v2"
+	"github.com/throttled/throttled/v2/store/memstore"
+)
+
+// openThrottled takes the most keys to hold: 0 is a plain map without one, others
+// are an LRU.
+func openThrottled(most int) func(quota, bool) subject {
+	return func(q quota, fields bool) subject {
+		l := must(throttled.NewGCRARateLimiterCtx(must(memstore.NewCtx(most)), throttled.RateQuota{
+			MaxRate:  throttled.PerDuration(1, q.refill),
+			MaxBurst: int(q.units - 1), // on top of the one that is always there
+		}))
+		// With the default of 10, calls fail where many goroutines share a key.
+		l.SetMaxCASAttemptsLimit(1000)
+		ctx := context.Background()
+		s := subject{
+			take: func(key string) bool {
+				limited, _, err := l.RateLimitCtx(ctx, key, 1)
+				return err == nil && !limited
+			},
+		}
+		if fields { // they cannot be turned off
+			h := throttled.HTTPRateLimiterCtx{RateLimiter: l, VaryBy: &throttled.VaryBy{RemoteAddr: true}}
+			s.middleware = h.RateLimit
+		}
+		return s
+	}
+}

@@ -1,0 +1,62 @@
+package benchmarks
+
+import (
+	"net/http"
+	"sync"
+
+	"golang.org/x/time/rate"
+)
+
+// Package rate has no keys and no middleware, so its users write both, mostly in
+// one of the two ways below. Most of them also sweep out old limiters now and
+// then; that is left out, in their favour.
+
+func openXTimeMutex(q quota, fields bool) subject {
+	var mu sync.Mutex
+	limiters := make(map[string]*rate.Limiter)
+	return xTime(fields, func(key string) bool {
+		mu.Lock()
+		l := limiters[key]
+		if l == nil {
+			l = newXTime(q)
+			limiters[key] = l
+		}
+		mu.Unlock()
+		return l.Allow()
+	})
+}
+
+func openXTimeSyncMap(q quota, fields bool) subject {
+	var limiters sync.Map
+	return xTime(fields, func(key string) bool {
+		l, ok := limiters.Load(key)
+		if !ok {
+			l, _ = limiters.LoadOrStore(key, newXTime(q))
+		}
+		return l.(*rate.Limiter).Allow()
+	})
+}
+
+func newXTime(q quota) *rate.Limiter { return rate.NewLimiter(rate.Every(q.refill), int(q.units)) }
+
+func xTime(fields bool, take func(string) bool) subject {
+	s := subject{take: take}
+	if fields { // Allow does not tell what they would say
+		return s
+	}
+	s.middleware = func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			key, err := address(r)
+			if err != nil {
+				http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
+				return
+			}
+			if !take(key) {
+				http.Error(w, http.StatusText(http.StatusTooManyRequests), http.StatusTooManyRequests)
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
+	}
+	return s
+}

@@ -1,0 +1,41 @@
+package table
+
+import (
+	"hash/maphash"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+)
+
+// BenchmarkParts times what a decision is made of, for docs/engine.md.
+func BenchmarkParts(b *testing.B) {
+	const key = "203.0.113.7"
+	epoch := time.Now()
+	clock := func() int64 { return int64(time.Since(epoch)) }
+	limits := map[string]*rule.Limit{
+		"fixed":  {Kind: rule.Fixed, N: 1e12, Window: hour},
+		"bucket": {Kind: rule.Bucket, N: 1e12, Window: second, Burst: 1e12},
+	}
+	tab := New(1<<20, clock)
+	var mu sync.Mutex
+	var sink int64
+	run := func(name string, f func()) {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				f()
+			}
+		})
+	}
+	run("clock", func() { sink += clock() })
+	run("one hash", func() { sink += int64(maphash.String(tab.seeds[0], key)) })
+	run("two hashes", func() { sink += int64(tab.hash(key)[0]) })
+	run("lock and unlock", func() { mu.Lock(); sink++; mu.Unlock() })
+	for name, l := range limits {
+		var state rule.State
+		now := int64(1)
+		run("rule, "+name, func() { now++; state, _ = l.Take(state, now, 1) })
+		run("engine, "+name, func() { _, at := tab.TakeOne(key, 1, l); sink += at })
+	}
+}
