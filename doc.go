@@ -33,7 +33,7 @@
 //
 // # Testing
 //
-// Time is package time's, so that testing/synctest controls it. As counters outlive
-// what a test builds, let each test use names of its own, or end with
-// Memory(name).Close().
+// Time is package time's, so that testing/synctest controls it. Limiters and memory
+// stores both outlive what a test builds: let a test end with limiter.Close() and
+// Memory(name).Close(), and parallel ones have names of their own.
 package ratelimit

@@ -2,7 +2,9 @@ package ratelimit_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -408,6 +410,73 @@ func ExampleOptions_denied() {
 	// Output:
 	// 200 "denied";r=0;t=3600 welcome
 	// 429 "denied";r=0;t=3600 come back in 1h0m0s
+}
+
+func ExampleOptions_shadow() {
+	api := ratelimit.Must(ratelimit.New("shadow", ratelimit.Options{
+		Limits: []ratelimit.Limit{ratelimit.FixedWindow(1, time.Hour)},
+		Shadow: true,
+		Logger: discard,
+	}))
+	defer forget(api)
+	handler := api.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		d, _ := ratelimit.DecisionFrom(r.Context())
+		fmt.Fprint(w, "would be allowed: ", d.Allowed)
+	}))
+	request(handler)
+	request(handler)
+	fmt.Println(api.Stats().ShadowDenied)
+	// Output:
+	// 200  would be allowed: true
+	// 200  would be allowed: false
+	// 1
+}
+
+// Limiters around each other: a request that the inner one denies costs nothing at
+// the outer one.
+func ExampleLimiter_Middleware_stacked() {
+	limiter := func(name string, n int64, key ratelimit.KeyFunc) *ratelimit.Limiter {
+		return ratelimit.Must(ratelimit.New(name, ratelimit.Options{
+			Limits: []ratelimit.Limit{ratelimit.FixedWindow(n, time.Hour)},
+			Key:    key,
+			Logger: discard,
+		}))
+	}
+	perClient, global := limiter("per-client", 10, nil), limiter("global", 1, ratelimit.StaticKey("all"))
+	defer forget(perClient)
+	defer forget(global)
+	handler := perClient.Middleware(global.Middleware(welcome))
+	request(handler)
+	request(handler)
+	look, _ := perClient.TakeN(context.Background(), "192.0.2.1", 0)
+	fmt.Println(look.Remaining)
+	// Output:
+	// 200 "per-client";r=9;t=3600, "global";r=0;t=3600 welcome
+	// 429 "per-client";r=8;t=3600, "global";r=0;t=3600 Too many requests, please try again later.
+	// 9
+}
+
+// Limits in a configuration file and in flags.
+func ExampleLimit_UnmarshalText() {
+	var config struct {
+		Login ratelimit.Limit `json:"login"`
+	}
+	fmt.Println(json.Unmarshal([]byte(`{"login": "5/1h fixed"}`), &config), config.Login)
+	fmt.Println(json.Unmarshal([]byte(`{"login": "5/1h"}`), &config))
+
+	api := ratelimit.TokenBucket(10, time.Second, 20) // the default
+	flags := flag.NewFlagSet("server", flag.ContinueOnError)
+	flags.TextVar(&api, "api", api, "limit of the API")
+	fmt.Println(flags.Parse([]string{"-api", "100/1m sliding"}), api)
+	// Output:
+	// <nil> 5/1h fixed
+	// ratelimit: limit "5/1h": want a form such as "5/1h fixed", "100/1m sliding" or "10/1s bucket burst=20"
+	// <nil> 100/1m sliding
+}
+
+func ExampleNormalize() {
+	fmt.Println(ratelimit.Normalize("  Ann@Example.COM\u200b"))
+	// Output: ann@example.com
 }
 
 func ExampleNewMemoryStore() {

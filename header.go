@@ -18,7 +18,11 @@ import (
 // Headers selects the response header fields that tell clients about their
 // limits. Styles can be combined with |; where two write the same field, the
 // newest does. The draft that became each style is in its name, because the
-// draft still changes. Zero means HeadersDraft10.
+// draft still changes. Times are whole seconds, rounded up, as in Retry-After: a
+// sliding window of a minute can say 61. Zero means HeadersDraft10.
+//
+// Scripts of other origins see the fields only if the response also has
+// Access-Control-Expose-Headers with their names, which is CORS middleware's to say.
 type Headers uint8
 
 const (

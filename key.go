@@ -43,7 +43,8 @@ type ClientIP struct {
 	// connection comes from one of them, Header is read from the right, skipping
 	// trusted addresses: the first other one is the client. What cannot be
 	// parsed ends the search, at the last address that a trusted proxy vouched
-	// for. A peer on a unix socket is trusted if any network is.
+	// for: the connection's own where the header is absent, the leftmost where all
+	// are trusted. A peer on a unix socket is trusted if any network is.
 	//
 	// A network of all addresses is refused: it would believe everybody.
 	TrustedProxies []netip.Prefix
@@ -58,7 +59,9 @@ type ClientIP struct {
 	IPv6Prefix int // bits that tell clients apart; 0 means 64
 }
 
-// Key is a [KeyFunc].
+// Key is a [KeyFunc]: it returns the client's address or network as text. Its error
+// is [ErrNoKey] where there is none, as on a unix socket without a trusted proxy's
+// word, and another one if the settings are not valid, which [New] finds too.
 func (c ClientIP) Key(r *http.Request) (string, error) {
 	if r.RemoteAddr == probing {
 		return "", &probe{byAddress: true, noProxies: len(c.TrustedProxies) == 0, err: c.validate()}
@@ -89,6 +92,14 @@ func (c ClientIP) Key(r *http.Request) (string, error) {
 var errNoAddress = fmt.Errorf("%w: the connection has no IP address", ErrNoKey)
 
 func (c ClientIP) validate() error {
+	if c.Header != "" && len(c.TrustedProxies) == 0 {
+		return fmt.Errorf("ClientIP.Header is %q, and no proxy is trusted to write it: set ClientIP.TrustedProxies", c.Header)
+	}
+	for i := range len(c.Header) {
+		if b := c.Header[i]; b <= ' ' || b >= 0x7f || b == ':' {
+			return fmt.Errorf("ClientIP.Header is %q, which is no header's name", c.Header)
+		}
+	}
 	for _, p := range c.TrustedProxies {
 		if !p.IsValid() {
 			return errors.New("ClientIP.TrustedProxies has an invalid network: use netip.ParsePrefix and check its error")

@@ -17,7 +17,9 @@ import (
 )
 
 // MaxLimits is the most limits that a limiter may have.
-const MaxLimits = table.MaxLimits
+const MaxLimits = 8
+
+var _ [MaxLimits]struct{} = [table.MaxLimits]struct{}{} // one number for both
 
 // Options are a limiter's settings. Only Limits is required: every other zero
 // field is a safe default. A limiter keeps what it was made with; see
@@ -57,7 +59,8 @@ type Options struct {
 	// limits on failed logins, say. The units are taken before the handler and,
 	// if Count returns false, given back after it, on whichever way it ends. A
 	// panic before anything was written is told as 500, a hijacked connection as
-	// 101. Nil counts all.
+	// 101. The header fields show what stood before the handler, and requests under
+	// way at the same time each hold their units until they end. Nil counts all.
 	Count func(r *http.Request, status int) bool
 
 	// Headers are the response header fields. Zero means HeadersDraft10.
@@ -74,8 +77,9 @@ type Options struct {
 	Message string
 
 	// Denied answers denied requests in place of the limiter. The response's
-	// RateLimit fields and Retry-After are set already; status and body are not.
-	// [DecisionFrom] tells it more.
+	// RateLimit fields and Retry-After are set already. The status is its to write,
+	// normally 429: a handler that writes none answers with 200. [DecisionFrom] tells
+	// it more.
 	Denied http.Handler
 
 	// Shadow decides and reports, but never denies: for a limit that is being
@@ -123,6 +127,14 @@ func (o Options) validate() error {
 		if !reflect.ValueOf(s).Comparable() {
 			return fmt.Errorf("Options.Store is a %T, which cannot be told from another one: pass a pointer to it", s)
 		}
+	}
+	if m, ok := o.Store.(*MemoryStore); ok && m.table == nil {
+		return errors.New("Options.Store is a MemoryStore made by hand: get one with Memory or NewMemoryStore")
+	} else if ok && m.closed.Load() {
+		return fmt.Errorf("Options.Store is the MemoryStore %q, which has been closed: get it anew with Memory or NewMemoryStore", m.name)
+	} else if ok && m.opts.MaxKeys < len(o.Limits) {
+		return fmt.Errorf("Options.Store is the MemoryStore %q with room for %d counters, and one key needs %d: raise MemoryOptions.MaxKeys",
+			m.name, m.opts.MaxKeys, len(o.Limits))
 	}
 	if o.Store != nil {
 		if err := validateName("the prefix of Options.Store", o.Store.Prefix(), false); err != nil {
@@ -205,6 +217,9 @@ type Limiter struct {
 	plans  plans
 	used   usedShapes
 	closed atomic.Bool
+
+	replaced atomic.Bool // by a Reload
+
 	notes  notes
 	shadow atomic.Uint64 // requests that would have been denied
 
@@ -215,7 +230,7 @@ type Limiter struct {
 	registry *Registry // that it is claimed in, or nil; guarded by claims
 }
 
-// New makes a limiter in the [DefaultRegistry].
+// New makes a limiter in the [DefaultRegistry]; see [Registry.New].
 func New(name string, opts Options) (*Limiter, error) { return DefaultRegistry.New(name, opts) }
 
 // Must returns l, and panics if err is not nil. It is for limiters that are made
@@ -267,8 +282,15 @@ func (l *Limiter) Limits() []Limit { return slices.Clone(l.policy.Load().limits)
 // SetLimits replaces the limits, for all requests that come after it. Keys keep
 // what was counted under limits whose algorithm and window stay the same: raising
 // N or the burst is felt at once, and lowering it leaves at least 0. Where an
-// error is returned, nothing has changed.
+// error is returned, nothing has changed: where the limits are refused as by [New],
+// or the limiter has been closed, or replaced by a [Reload].
 func (l *Limiter) SetLimits(limits ...Limit) error {
+	if l.closed.Load() {
+		return l.wrap(ErrClosed)
+	}
+	if l.replaced.Load() {
+		return fmt.Errorf("ratelimit: limiter %q: SetLimits: a Reload has replaced this limiter: Lookup its successor", l.name)
+	}
 	if err := validateLimits(l.name, limits); err != nil {
 		return fmt.Errorf("ratelimit: limiter %q: SetLimits: %w", l.name, err)
 	}
@@ -345,10 +367,10 @@ func (l *Limiter) take(ctx context.Context, key string, n int64, p *policy, resu
 
 var buffers = sync.Pool{New: func() any { return new([MaxLimits]Result) }}
 
-// Refund gives n units of key back under every limit, as if they had not been
+// Refund gives n units of key back under every limit in [Limiter.Limits], as if they had not been
 // taken: never above a limit, and never to a key without a counter. It is for
 // units taken just now; a fixed window that has opened since they were taken is
-// given them too.
+// given them too. It is an error if n is negative, and where TakeN has one.
 func (l *Limiter) Refund(ctx context.Context, key string, n int64) error {
 	if n < 0 {
 		return fmt.Errorf("ratelimit: limiter %q: cannot refund %d units: want 0 or more; TakeN takes units", l.name, n)
@@ -361,8 +383,10 @@ func (l *Limiter) Refund(ctx context.Context, key string, n int64) error {
 }
 
 // Reset forgets what is counted for key, under the present limits and under those
-// that this limiter has used before: it unblocks a user. The key is taken
-// literally; it has no wildcards.
+// that this limiter has used before: it unblocks a user. The key is one that
+// Options.Key makes, to the letter: for IPv6 "2001:db8:1:2::/64", and from FirstKey
+// with its mark, "1=203.0.113.7". It is an error if key is empty, ctx is done, the
+// limiter is closed or the store fails, but none if nothing was counted.
 func (l *Limiter) Reset(ctx context.Context, key string) error {
 	if err := l.ready(key); err != nil {
 		return err
@@ -375,13 +399,13 @@ type LimiterStats struct {
 	ShadowDenied uint64 // requests let through by Shadow that would have been denied
 }
 
-// Stats may be called at any time.
+// Stats returns what the limiter has counted of itself. It may be called at any time.
 func (l *Limiter) Stats() LimiterStats { return LimiterStats{ShadowDenied: l.shadow.Load()} }
 
 // Close gives up the limiter's name, store and prefix, so that another limiter
 // can have them. It is idempotent. The store's counters stay, and a later limiter
 // of the same name finds them. Requests that still reach the limiter are
-// answered with 503.
+// answered with 503. The error is always nil.
 func (l *Limiter) Close() error {
 	l.closed.Store(true)
 	claims.Lock()

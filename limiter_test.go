@@ -187,6 +187,7 @@ func TestBadCalls(t *testing.T) {
 	require.ErrorIs(t, err, ErrClosed)
 	require.ErrorIs(t, l.Refund(ctx, "key", 1), ErrClosed)
 	require.ErrorIs(t, l.Reset(ctx, "key"), ErrClosed)
+	require.ErrorIs(t, l.SetLimits(hour), ErrClosed)
 }
 
 func TestSetLimitsKeepsCounters(t *testing.T) {

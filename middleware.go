@@ -12,8 +12,14 @@ import (
 
 // Middleware returns a handler that admits requests to next or answers them
 // itself: with 429 where they are denied, 400 where they have no key, 500 where an
-// option's function failed, 503 where no decision could be made. It can be
+// option's function failed, 503 where no decision could be made, because the store
+// failed, the limiter is closed, or the client has left. It can be
 // mounted on any number of routes; a request that passes it twice counts once.
+//
+// Of limiters stacked around each other the outer one decides first. What it took is
+// given back if one further in denies; but a request that an inner limiter is to
+// refuse still waits in line at the outer one, so put the limiter per client
+// outside and the one for all clients inside.
 // A nil next is [http.DefaultServeMux], as for [http.Server].
 func (l *Limiter) Middleware(next http.Handler) http.Handler {
 	if next == nil {
@@ -171,7 +177,7 @@ func (l *Limiter) decide(r *http.Request, v *verdict) {
 	cost := int64(1)
 	if err == nil && l.opts.Cost != nil {
 		if cost = l.opts.Cost(r); cost < 0 {
-			err = fmt.Errorf("ratelimit: limiter %q: Options.Cost returned %d: want 0 or more", l.name, cost)
+			err = fmt.Errorf("Options.Cost returned %d: want 0 or more", cost)
 		}
 	}
 	if err != nil {
@@ -209,7 +215,7 @@ type Standing struct {
 // Look tells how r's key stands under each limit that holds for r, without taking
 // anything or answering: for a page that shows callers what they have left. It
 // applies Options.Key and LimitsFor, and returns their errors, among them [ErrNoKey]
-// and [ErrExempt].
+// and [ErrExempt]; Options.Skip plays no part.
 func (l *Limiter) Look(r *http.Request) ([]Standing, error) {
 	key, p, err := l.subject(r)
 	if err != nil {
@@ -229,6 +235,9 @@ func (l *Limiter) Look(r *http.Request) ([]Standing, error) {
 // subject finds who is limited by r, and by which limits.
 func (l *Limiter) subject(r *http.Request) (key string, p *policy, err error) {
 	if key, err = l.opts.Key(r); err != nil {
+		if !errors.Is(err, ErrNoKey) && !errors.Is(err, ErrExempt) {
+			err = fmt.Errorf("Options.Key: %w", err)
+		}
 		return "", nil, err
 	}
 	if key == "" {
@@ -252,6 +261,8 @@ func (l *Limiter) undecided(err error) int {
 	case errors.Is(err, ErrNoKey):
 		if errors.Is(err, errNoAddress) {
 			l.note(noteNoAddress)
+		} else {
+			l.note(noteNoKey, "error", err)
 		}
 		if l.opts.Shadow {
 			return 0
@@ -267,7 +278,10 @@ func (l *Limiter) undecided(err error) int {
 
 // failed maps an error of the store to a status.
 func (l *Limiter) failed(r *http.Request, err error) int {
-	if r.Context().Err() == nil { // else the client has left, and the store is not to blame
+	switch {
+	case errors.Is(err, ErrClosed):
+		l.note(noteClosed)
+	case r.Context().Err() == nil: // else the client has left, and the store is not to blame
 		l.note(noteStoreFailed, "error", err)
 	}
 	if l.opts.Shadow {
@@ -278,13 +292,15 @@ func (l *Limiter) failed(r *http.Request, err error) int {
 
 // shadowed reports a request that would have been denied.
 func (l *Limiter) shadowed() {
-	l.note(noteShadow, "so far", l.shadow.Add(1))
+	l.note(noteShadow, "denied", l.shadow.Add(1))
 }
 
 // deny answers a denied request.
 func (l *Limiter) deny(w http.ResponseWriter, r *http.Request, v *verdict) {
 	h := w.Header()
-	if retry := v.pass.result.RetryAfter; retry != Never {
+	if retry := v.pass.result.RetryAfter; retry == Never {
+		l.note(noteCostTooHigh)
+	} else {
 		h["Retry-After"] = []string{strconv.FormatInt(max(1, seconds(retry)), 10)}
 	}
 	if l.opts.Denied != nil {

@@ -1,6 +1,8 @@
 package ratelimit
 
 import (
+	"context"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strings"
@@ -14,14 +16,24 @@ import (
 // does not fit together and what to do. One limiter logs each at most once a
 // minute. [Options.Silence] turns a code off.
 const (
-	// CodeStoreFailed: the store could not decide; clients get 503.
+	// CodeStoreFailed: the store could not decide; clients get 503. An error.
 	CodeStoreFailed = "store-failed"
-	// CodeOptionFailed: Key, Cost or LimitsFor of the options failed; clients get 500.
+	// CodeClosed: requests reach a limiter that has been closed; clients get 503. An error.
+	CodeClosed = "limiter-closed"
+	// CodeOptionFailed: Key, Cost or LimitsFor of the options failed; clients get
+	// 500. An error.
 	CodeOptionFailed = "option-failed"
+	// CodeNoKey: requests have no key; clients get 400.
+	CodeNoKey = "no-key"
+	// CodeCostTooHigh: a request costs more than a limit can ever hold; the client
+	// gets 429 without a Retry-After, each time.
+	CodeCostTooHigh = "cost-too-high"
 	// CodeNoAddress: connections have no IP address to limit by; clients get 400.
 	CodeNoAddress = "no-address"
-	// CodeUntrustedProxy: requests come with a forwarding header, and no proxy is
-	// trusted. If there is a proxy, all of its clients share one key.
+	// CodeUntrustedProxy: requests come with a forwarding header and are counted by
+	// the address of the connection all the same: no proxy is trusted, or not this
+	// one, or ClientIP.Header names another header. If there is a proxy, all of its
+	// clients share one key.
 	CodeUntrustedProxy = "untrusted-proxy"
 	// CodeKeyWithPort: a key reads like an address with a port, so that each
 	// connection has a key of its own.
@@ -46,7 +58,10 @@ type note int
 
 const (
 	noteStoreFailed note = iota
+	noteClosed
 	noteOptionFailed
+	noteNoKey
+	noteCostTooHigh
 	noteNoAddress
 	noteUntrustedProxy
 	noteKeyWithPort
@@ -62,9 +77,12 @@ type noteText struct{ code, text string }
 
 var noteTexts = [noteCount]noteText{
 	noteStoreFailed:    {CodeStoreFailed, "the store failed, and requests are answered with 503"},
+	noteClosed:         {CodeClosed, "the limiter is closed, and requests are answered with 503: rebuild the handlers that it is in"},
+	noteNoKey:          {CodeNoKey, "requests have no key, and are answered with 400: combine keys with FirstKey, or refuse such requests before the limiter"},
+	noteCostTooHigh:    {CodeCostTooHigh, "a request costs more than the limit can ever hold, and will always be denied: raise the limit or the burst, or lower the cost"},
 	noteOptionFailed:   {CodeOptionFailed, "a function of the options failed, and requests are answered with 500"},
 	noteNoAddress:      {CodeNoAddress, "connections have no IP address, and requests are answered with 400: set Options.Key, or ClientIP.TrustedProxies where a proxy connects over a unix socket"},
-	noteUntrustedProxy: {CodeUntrustedProxy, "requests carry a forwarding header and no proxy is trusted: behind a proxy, set ClientIP.TrustedProxies to its network, or all of its clients share one key; without one, silence this"},
+	noteUntrustedProxy: {CodeUntrustedProxy, "requests carry a forwarding header and are counted by the connection's address: behind a proxy, set ClientIP.TrustedProxies to its network and ClientIP.Header to what it writes, or all of its clients share one key; without a proxy, add CodeUntrustedProxy to Options.Silence"},
 	noteKeyWithPort:    {CodeKeyWithPort, "a key reads like an address with a port, so that every connection counts for itself: use ClientIP.Key instead of r.RemoteAddr"},
 	noteWholeIPv6:      {CodeWholeIPv6, "a key reads like a single IPv6 address, and a client has 2^64 of them: use ClientIP.Key, which counts by /64"},
 	noteCountedOnce:    {CodeCountedOnce, "a request passed this limiter twice and was counted once: mount it on the routes or around them, not both"},
@@ -91,21 +109,30 @@ func (l *Limiter) note(n note, args ...any) {
 	if slices.Contains(l.opts.Silence, noteTexts[n].code) || !l.notes[n].last.CompareAndSwap(last, now) {
 		return
 	}
+	level := slog.LevelWarn
+	if n == noteStoreFailed || n == noteClosed || n == noteOptionFailed {
+		level = slog.LevelError
+	}
 	args = append([]any{"limiter", l.name, "code", noteTexts[n].code}, args...)
-	l.logger().Warn("ratelimit: "+noteTexts[n].text, args...)
+	l.logger().Log(context.Background(), level, "ratelimit: "+noteTexts[n].text, args...)
 }
 
 // noteKey looks for what is likely to be a mistake in who is limited. A key does
 // not change what is noted once: a quick look has to do.
 func (l *Limiter) noteKey(r *http.Request, key string) {
-	if l.key.noProxies && hasForwarding(r.Header) {
-		l.note(noteUntrustedProxy)
-	}
-	if l.key.byAddress || !strings.Contains(key, ":") {
+	forwarded := l.key.byAddress && hasForwarding(r.Header)
+	if !forwarded && (l.key.byAddress || !strings.Contains(key, ":")) {
 		return
 	}
 	if _, own, ok := strings.Cut(key, "="); ok { // of FirstKey
 		key = own
+	}
+	if forwarded {
+		peer, ok := addr.Parse(r.RemoteAddr)
+		if l.key.noProxies || ok && addr.Covers(key, peer) {
+			l.note(noteUntrustedProxy)
+		}
+		return
 	}
 	a, ok := addr.Parse(key)
 	port := strings.Count(key, ":") == 1

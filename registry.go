@@ -43,8 +43,10 @@ var claims struct {
 	stores map[Store]*Limiter
 }
 
-// New makes a limiter in r. Nothing is claimed where it returns an error: either
-// one that names the option, its value and what to do, or a [*ConflictError].
+// New makes a limiter in r. The name is printable text of at most 128 bytes; it is
+// shown to clients as the policy's name. Nothing is claimed where New returns an
+// error: either one that names the option, its value and what to do, or a
+// [*ConflictError].
 func (r *Registry) New(name string, opts Options) (*Limiter, error) {
 	l, err := newLimiter(name, opts)
 	if err != nil {
@@ -88,7 +90,8 @@ func (r *Registry) All() iter.Seq2[string, *Limiter] {
 	}
 }
 
-// Close closes every limiter in r. It can be used again afterwards.
+// Close closes every limiter in r, whose handlers then answer 503. r can be used
+// again afterwards. The error is always nil.
 func (r *Registry) Close() error {
 	var errs []error
 	for _, l := range r.All() {
@@ -103,8 +106,10 @@ func (r *Registry) Close() error {
 // name. Within next, all that a registry refuses is refused.
 //
 // If build returns an error or panics, or another limiter was made in r meanwhile,
-// nothing changes. Limiters that are replaced go on to serve the requests that
-// still reach them, on the same counters; next is of no use after Reload.
+// nothing changes, and the limiters made in next are closed. Limiters that are
+// replaced go on to serve the requests that still reach them, on the same counters
+// and by their old settings: handlers are to be rebuilt from the new limiters, and
+// swapped in after Reload has returned without an error. next is of no use then.
 //
 // Reload may be called at any time. Of two that overlap, the second to finish
 // fails.
@@ -146,7 +151,7 @@ func (r *Registry) Reload(build func(next *Registry) error) error {
 	return nil
 }
 
-// Reload is [DefaultRegistry]'s.
+// Reload replaces all limiters of the [DefaultRegistry]; see [Registry.Reload].
 func Reload(build func(next *Registry) error) error { return DefaultRegistry.Reload(build) }
 
 // claim checks everything that l wants to own, and then takes it. claims is
@@ -217,6 +222,9 @@ func (next *Registry) replace(r *Registry) error {
 		if holder := claims.stores[s]; holder != nil && !next.succeeds(l, holder) {
 			return conflict(ErrStoreShared, l, holder)
 		}
+	}
+	for _, l := range r.limiters {
+		l.replaced.Store(true)
 	}
 	r.retire()
 	r.limiters, r.prefixes = next.limiters, next.prefixes
@@ -315,7 +323,7 @@ func (e *ConflictError) Error() string {
 	case ErrStoreShared:
 		wayOut := fmt.Sprintf("make a new %s with a unique prefix for each limiter", e.Store)
 		if e.Store == "MemoryStore" {
-			wayOut = "leave Options.Store out, or give each limiter a MemoryStore of another name"
+			wayOut = "give each limiter a name of its own and leave Options.Store out, or set it to Memory of another name"
 		}
 		return fmt.Sprintf("%s share one %s (prefix %q): a Store must not be shared across limiters; %s",
 			both, e.Store, e.Prefix, wayOut)

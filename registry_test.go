@@ -141,6 +141,11 @@ func TestRefusedOptions(t *testing.T) {
 	valid := quiet(hour)
 	change := func(f func(*Options)) Options { o := valid; f(&o); return o }
 	var reg Registry
+	tiny, err := NewMemoryStore(t.Name(), MemoryOptions{MaxKeys: 2})
+	require.NoError(t, err)
+	defer tiny.Close()
+	closed := Memory(t.Name() + "closed")
+	closed.Close()
 	for _, tc := range []struct {
 		name string
 		opts Options
@@ -167,6 +172,14 @@ func TestRefusedOptions(t *testing.T) {
 		{"x", change(func(o *Options) { o.Store = &fakeStore{} }), "the prefix of Options.Store is empty"},
 		{"x", change(func(o *Options) { o.Store = &fakeStore{prefix: "a\x00"} }), "has a control or invisible character"},
 		{"x", change(func(o *Options) { o.Store = byValue{f: func() {}} }), "Options.Store is a ratelimit_test.byValue, which cannot be told from another one"},
+		{"x", change(func(o *Options) { o.Store = new(MemoryStore) }), "Options.Store is a MemoryStore made by hand"},
+		{"x", change(func(o *Options) { o.Store, o.Limits = tiny, windows(3) }), "with room for 2 counters, and one key needs 3: raise MemoryOptions.MaxKeys"},
+		{"x", change(func(o *Options) { o.Store = closed }), "which has been closed: get it anew"},
+		{"x", change(func(o *Options) { o.Silence = []string{"shaddow"} }), `Options.Silence has "shaddow", which is no code`},
+		{"x", change(func(o *Options) { o.Key = ClientIP{Header: "X-Real-IP"}.Key }), `Options.Key: ClientIP.Header is "X-Real-IP", and no proxy is trusted to write it`},
+		{"x", change(func(o *Options) { o.Key = JoinKeys(ClientIP{IPv4Prefix: 33}.Key) }), "Options.Key: ClientIP.IPv4Prefix is 33"},
+		{"x", change(func(o *Options) { o.Key = FirstKey() }), "has no functions"},
+		{"x", change(func(o *Options) { o.Key = FirstKey(PatternKey, nil) }), "function 2 of JoinKeys or FirstKey is nil"},
 		{"x", change(func(o *Options) { o.Denied = http.HandlerFunc(nil) }), "Options.Denied is a nil http.HandlerFunc"},
 	} {
 		l, err := reg.New(tc.name, tc.opts)
@@ -306,6 +319,8 @@ func TestReloadReplacesAllAtOnce(t *testing.T) {
 
 	_, err = next.New("late", quiet(hour))
 	require.ErrorContains(t, err, "the Reload that this registry was for has ended")
+	require.ErrorContains(t, kept.SetLimits(hour), "a Reload has replaced this limiter: Lookup its successor")
+	require.NoError(t, successor.SetLimits(hour))
 	require.NoError(t, kept.Close(), "closing what was replaced frees nothing of its successor's")
 	_, err = reg.New("kept", with(memory(t, "x")))
 	require.ErrorIs(t, err, ErrNameTaken)

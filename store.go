@@ -46,8 +46,8 @@ type Store interface {
 	// [Now]: n < 0 gives back, n > 0 charges. Both reach only as far as those units
 	// still count: not into a window that opened after they were taken, and in a
 	// bucket only the part that has not leaked since. Nothing falls below zero,
-	// rises above the limit, or is given back to a key that has no counter. It
-	// returns how many units it has charged under every limit: the least of what
+	// rises above the limit, or is given back to a key that has no counter; a
+	// charge makes one. It returns how many units it has charged under every limit: the least of what
 	// there was room for under each.
 	Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (charged int64, err error)
 

@@ -23,7 +23,7 @@ type MemoryOptions struct {
 	// counter for each algorithm and window that it is limited under. Zero means
 	// [DefaultMaxKeys].
 	//
-	// From about 95 % of the maximum on, a new key may find no place but that of
+	// From about 93 % of the maximum on, a new key may find no place but that of
 	// another counter: of those in its reach it takes one that has expired, else the
 	// one that will be the first to, and one whose key is being denied only if all
 	// 144 in reach are. Whoever loses a counter starts afresh. So MaxKeys should be
@@ -114,7 +114,7 @@ func openMemory(name string, opts MemoryOptions) *MemoryStore {
 }
 
 // ErrStoreClosed is returned by a store that has been closed.
-var ErrStoreClosed = errors.New("ratelimit: the store is closed")
+var ErrStoreClosed = errors.New("the store has been closed: get it anew with Memory or NewMemoryStore")
 
 // epoch is what this process counts time from. Differences to it are monotonic.
 // It lies 60 years back because time in a bubble of testing/synctest begins with
@@ -204,7 +204,8 @@ type MemoryStats struct {
 	EvictedDenied uint64
 }
 
-// Stats may be called at any time. It takes each part of the store for a moment.
+// Stats returns how full the store is. It may be called at any time, and holds up
+// each part of the store for a moment.
 func (s *MemoryStore) Stats() MemoryStats { return MemoryStats(s.table.Stats()) }
 
 // Close ends the store and gives up its name; the next [Memory] of that name is a

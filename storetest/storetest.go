@@ -91,7 +91,9 @@ func (c testCase) run(t *testing.T, cfg config, newStore func(*testing.T, string
 	r := &run{config: cfg, newStore: newStore}
 	check := func(t *testing.T) {
 		r.t = t
-		r.store = newStore(t, "storetest:")
+		if r.store = newStore(t, "storetest:"); r.store == nil {
+			t.Fatal("newStore returned no store")
+		}
 		c.check(r)
 	}
 	if cfg.bubble {

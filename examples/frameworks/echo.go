@@ -11,7 +11,7 @@ import (
 func Echo(limiter *ratelimit.Limiter) echo.MiddlewareFunc {
 	return func(next echo.HandlerFunc) echo.HandlerFunc {
 		return func(c *echo.Context) error {
-			c.Request().Pattern = c.Path() // for ratelimit.PatternKey
+			c.Request().Pattern = c.Request().Method + " " + c.Path() // for ratelimit.PatternKey
 			if !limiter.Check(c.Response(), c.Request()) {
 				return nil // it has been answered: an error would be answered again
 			}

@@ -62,6 +62,16 @@ func IPv4Host(s string) (string, bool) {
 	return host, port != "" && len(port) <= 5
 }
 
+// Covers reports whether text is an address or a network that a is, or is in.
+func Covers(text string, a netip.Addr) bool {
+	if strings.Contains(text, "/") {
+		p, err := netip.ParsePrefix(text)
+		return err == nil && p.Contains(a)
+	}
+	b, ok := Parse(text)
+	return ok && a == b
+}
+
 func canonical(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
 
 // Client finds who a request comes from. The peer is whom the connection is from,
