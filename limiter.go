@@ -6,199 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
-	"net/http"
-	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/ratelimit-go/ratelimit/internal/table"
 )
-
-// MaxLimits is the most limits that a limiter may have.
-const MaxLimits = 8
-
-var _ [MaxLimits]struct{} = [table.MaxLimits]struct{}{} // one number for both
-
-// Options are a limiter's settings. Only Limits is required: every other zero
-// field is a safe default. A limiter keeps what it was made with; see
-// [Limiter.SetLimits] for what can change.
-type Options struct {
-	// Limits are what a request must fit, all of them: it takes its units from
-	// all or from none. At most [MaxLimits], and no two with the same algorithm
-	// and window.
-	Limits []Limit
-
-	// Store is where the counters live. Nil means Memory(name), which outlives
-	// the limiter. A store must not be shared by two limiters.
-	Store Store
-
-	// Key tells who is being limited. Nil means ClientIP{}.Key.
-	Key KeyFunc
-
-	// LimitsFor gives a request other limits than Limits, for plans and tiers. Nil
-	// or an empty result means Limits. A counter belongs to a key, an algorithm
-	// and a window, so plans that differ only in their numbers share counters: a
-	// customer who upgrades keeps what was counted. Results are checked like
-	// Limits; one that is not valid is answered with 500 and logged.
-	LimitsFor func(*http.Request) []Limit
-
-	// Cost is how many units a request takes; nil means 1. A request of cost 0
-	// takes none and is admitted. A negative cost is answered with 500 and logged.
-	Cost func(*http.Request) int64
-
-	// Skip exempts a request: it is not counted and gets no header fields.
-	Skip func(*http.Request) bool
-
-	// SkipPreflight exempts CORS preflights: OPTIONS requests with an Origin and an
-	// Access-Control-Request-Method. Browsers send them on their own account.
-	SkipPreflight bool
-
-	// Count tells whether a request counts, by the status of its response: for
-	// limits on failed logins, say. The units are taken before the handler and,
-	// if Count returns false, given back after it, on whichever way it ends. A
-	// panic before anything was written is told as 500, a hijacked connection as
-	// 101. The header fields show what stood before the handler, and requests under
-	// way at the same time each hold their units until they end. Nil counts all.
-	Count func(r *http.Request, status int) bool
-
-	// Headers are the response header fields. Zero means HeadersDraft10.
-	Headers Headers
-
-	// PartitionSecret adds the parameter pk to the fields of draft 10, a keyed
-	// hash of the request's key, so that a client can tell its partitions apart.
-	// Empty means none. It should be random, at least 16 bytes, and the same in
-	// all processes.
-	PartitionSecret []byte
-
-	// Message is the body of a denial. Empty means "Too many requests, please
-	// try again later."
-	Message string
-
-	// Denied answers denied requests in place of the limiter. The response's
-	// RateLimit fields and Retry-After are set already. The status is its to write,
-	// normally 429: a handler that writes none answers with 200. [DecisionFrom] tells
-	// it more.
-	Denied http.Handler
-
-	// Shadow decides and reports, but never denies: for a limit that is being
-	// tried out. [DecisionFrom] has what would have been decided, and so have the
-	// log, at most once a minute, and [Limiter.Stats]. Header fields are sent only
-	// if Headers is set. A limiter in Shadow still counts. Take is not changed by
-	// it: what it returns is for the caller to act on.
-	Shadow bool
-
-	// Silence has the codes of warnings that are not to be logged; see the
-	// constants that begin with Code.
-	Silence []string
-
-	// Logger is where the limiter reports what went wrong and which store it
-	// counts in, never what clients send. Nil means slog.Default().
-	Logger *slog.Logger
-}
-
-const defaultMessage = "Too many requests, please try again later."
-
-func (o Options) withDefaults() Options {
-	if o.Key == nil {
-		o.Key = ClientIP{}.Key
-	}
-	o.PartitionSecret, o.Silence = slices.Clone(o.PartitionSecret), slices.Clone(o.Silence)
-	if o.Message == "" {
-		o.Message = defaultMessage
-	}
-	if o.Headers == 0 {
-		o.Headers = HeadersDraft10
-		if o.Shadow {
-			o.Headers = HeadersNone
-		}
-	}
-	return o
-}
-
-// validate holds every rule for options as a whole. Its errors name the option,
-// the value and the way out.
-func (o Options) validate() error {
-	if isNil(o.Store) && o.Store != nil {
-		return fmt.Errorf("Options.Store is a nil %T: leave it out for the memory store of the limiter's name", o.Store)
-	}
-	for s := range layers(o.Store) {
-		if !reflect.ValueOf(s).Comparable() {
-			return fmt.Errorf("Options.Store is a %T, which cannot be told from another one: pass a pointer to it", s)
-		}
-	}
-	if m, ok := o.Store.(*MemoryStore); ok && m.table == nil {
-		return errors.New("Options.Store is a MemoryStore made by hand: get one with Memory or NewMemoryStore")
-	} else if ok && m.closed.Load() {
-		return fmt.Errorf("Options.Store is the MemoryStore %q, which has been closed: get it anew with Memory or NewMemoryStore", m.name)
-	} else if ok && m.opts.MaxKeys < len(o.Limits) {
-		return fmt.Errorf("Options.Store is the MemoryStore %q with room for %d counters, and one key needs %d: raise MemoryOptions.MaxKeys",
-			m.name, m.opts.MaxKeys, len(o.Limits))
-	}
-	if o.Store != nil {
-		if err := validateName("the prefix of Options.Store", o.Store.Prefix(), false); err != nil {
-			return err
-		}
-	}
-	if err := o.Headers.validate(); err != nil {
-		return err
-	}
-	if n := len(o.PartitionSecret); n > 0 && n < minSecret {
-		return fmt.Errorf("Options.PartitionSecret is %d bytes long: want at least %d random ones", n, minSecret)
-	}
-	for _, code := range o.Silence {
-		if !slices.ContainsFunc(noteTexts[:], func(n noteText) bool { return n.code == code }) {
-			return fmt.Errorf("Options.Silence has %q, which is no code of a warning: use the constants that begin with Code", code)
-		}
-	}
-	if isNil(o.Denied) && o.Denied != nil {
-		return fmt.Errorf("Options.Denied is a nil %T: leave it out for the default answer", o.Denied)
-	}
-	return nil
-}
-
-// minSecret is 128 bits: below that, who knows a key can find the secret.
-const minSecret = 16
-
-func isNil(v any) bool {
-	switch rv := reflect.ValueOf(v); rv.Kind() {
-	case reflect.Invalid:
-		return true
-	case reflect.Pointer, reflect.Func, reflect.Map, reflect.Slice, reflect.Chan:
-		return rv.IsNil()
-	}
-	return false
-}
-
-// validateLimits holds every rule for the limits of one limiter.
-func validateLimits(limiter string, limits []Limit) error {
-	if len(limits) == 0 {
-		return errors.New("there is none: give at least one, such as FixedWindow(5, time.Hour)")
-	}
-	if len(limits) > MaxLimits {
-		return fmt.Errorf("there are %d: want at most %d", len(limits), MaxLimits)
-	}
-	for i, l := range limits {
-		if err := l.validate(); err != nil {
-			return fmt.Errorf("number %d (%v): %w", i+1, l, err)
-		}
-		for j, other := range limits[:i] {
-			if l.rule.Kind == other.rule.Kind && l.rule.Window == other.rule.Window {
-				return fmt.Errorf("numbers %d (%v) and %d (%v) have the same algorithm and window, and so one counter: "+
-					"keep the stricter one", j+1, other, i+1, l)
-			}
-		}
-	}
-	names := policyNames(limiter, limits)
-	for i, name := range names {
-		if j := slices.Index(names, name); j < i {
-			return fmt.Errorf("numbers %d (%v) and %d (%v) both go by the name %q: give each its own with Named",
-				j+1, limits[j], i+1, limits[i], name)
-		}
-	}
-	return nil
-}
 
 // Limiter is a named set of limits over one space of keys, counted in one store.
 // Make one for each thing that is to be limited, at start, with [New]; mount it
@@ -213,19 +25,17 @@ type Limiter struct {
 	store  Store
 	memory *MemoryStore // store, if it is one: its calls need nothing on the heap
 
-	policy atomic.Pointer[policy]
-	plans  plans
-	used   usedShapes
-	closed atomic.Bool
-
-	replaced atomic.Bool // by a Reload
-
-	notes  notes
-	shadow atomic.Uint64 // requests that would have been denied
-
+	policy  atomic.Pointer[policy]
+	plans   plans
+	used    usedShapes
+	key     probe  // what Options.Key is made of
 	message []byte // the body of a denial in plain text
 	problem []byte // the constant part of it as problem details
-	key     probe  // what Options.Key is made of
+
+	closed   atomic.Bool
+	replaced atomic.Bool   // by a Reload
+	shadow   atomic.Uint64 // requests that Shadow let through
+	notes    notes
 
 	registry *Registry // that it is claimed in, or nil; guarded by claims
 }
@@ -246,22 +56,15 @@ func Must(l *Limiter, err error) *Limiter {
 
 // newLimiter makes a limiter that nothing is claimed for yet.
 func newLimiter(name string, opts Options) (*Limiter, error) {
-	if err := validateName("its name", name, false); err != nil {
-		return nil, fmt.Errorf("ratelimit: limiter %q: %w", name, err)
-	}
-	err := opts.validate()
+	err := validateName("its name", name, false)
 	if err == nil {
-		if err = validateLimits(name, opts.Limits); err != nil {
-			err = fmt.Errorf("Options.Limits: %w", err)
-		}
+		err = opts.validate(name)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("ratelimit: limiter %q: %w", name, err)
 	}
 	l := &Limiter{name: name, opts: opts.withDefaults(), store: opts.Store}
-	if l.key = probeKey(l.opts.Key); l.key.err != nil {
-		return nil, fmt.Errorf("ratelimit: limiter %q: Options.Key: %w", name, l.key.err)
-	}
+	l.key = probeKey(l.opts.Key)
 	l.message = []byte(l.opts.Message)
 	l.problem = problemHead(l.opts.Message)
 	l.setPolicy(opts.Limits)

@@ -192,6 +192,20 @@ func rulesOf(limits []Limit) []rule.Limit {
 	return rules
 }
 
+// validateFor tells why a limiter with these limits cannot have the store, if so.
+func (s *MemoryStore) validateFor(limits []Limit) error {
+	switch {
+	case s.table == nil:
+		return errors.New("Options.Store is a MemoryStore made by hand: get one with Memory or NewMemoryStore")
+	case s.closed.Load():
+		return fmt.Errorf("Options.Store is the MemoryStore %q, which has been closed: get it anew with Memory or NewMemoryStore", s.name)
+	case s.opts.MaxKeys < len(limits):
+		return fmt.Errorf("Options.Store is the MemoryStore %q with room for %d counters, and one key needs %d: raise MemoryOptions.MaxKeys",
+			s.name, s.opts.MaxKeys, len(limits))
+	}
+	return nil
+}
+
 // MemoryStats tells how full a [MemoryStore] is, and what it had to give up.
 type MemoryStats struct {
 	// Counters held now. Some may have expired: they go as others come.

@@ -1,0 +1,201 @@
+package ratelimit
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"reflect"
+	"slices"
+
+	"github.com/ratelimit-go/ratelimit/internal/table"
+)
+
+// Options are a limiter's settings. Only Limits is required: every other zero
+// field is a safe default. A limiter keeps what it was made with; see
+// [Limiter.SetLimits] for what can change.
+type Options struct {
+	// Limits are what a request must fit, all of them: it takes its units from
+	// all or from none. At most [MaxLimits], and no two with the same algorithm
+	// and window.
+	Limits []Limit
+
+	// Store is where the counters live. Nil means Memory(name), which outlives
+	// the limiter. A store must not be shared by two limiters.
+	Store Store
+
+	// Key tells who is being limited. Nil means ClientIP{}.Key.
+	Key KeyFunc
+
+	// LimitsFor gives a request other limits than Limits, for plans and tiers. Nil
+	// or an empty result means Limits. A counter belongs to a key, an algorithm
+	// and a window, so plans that differ only in their numbers share counters: a
+	// customer who upgrades keeps what was counted. Results are checked like
+	// Limits; one that is not valid is answered with 500 and logged.
+	LimitsFor func(*http.Request) []Limit
+
+	// Cost is how many units a request takes; nil means 1. A request of cost 0
+	// takes none and is admitted. A negative cost is answered with 500 and logged.
+	Cost func(*http.Request) int64
+
+	// Skip exempts a request: it is not counted and gets no header fields.
+	Skip func(*http.Request) bool
+
+	// SkipPreflight exempts CORS preflights: OPTIONS requests with an Origin and an
+	// Access-Control-Request-Method. Browsers send them on their own account.
+	SkipPreflight bool
+
+	// Count tells whether a request counts, by the status of its response: for
+	// limits on failed logins, say. The units are taken before the handler and,
+	// if Count returns false, given back after it, on whichever way it ends. A
+	// panic before anything was written is told as 500, a hijacked connection as
+	// 101. The header fields show what stood before the handler, and requests under
+	// way at the same time each hold their units until they end. Nil counts all.
+	Count func(r *http.Request, status int) bool
+
+	// Headers are the response header fields. Zero means HeadersDraft10.
+	Headers Headers
+
+	// PartitionSecret adds the parameter pk to the fields of draft 10, a keyed
+	// hash of the request's key, so that a client can tell its partitions apart.
+	// Empty means none. It should be random, at least 16 bytes, and the same in
+	// all processes.
+	PartitionSecret []byte
+
+	// Message is the body of a denial. Empty means "Too many requests, please
+	// try again later."
+	Message string
+
+	// Denied answers denied requests in place of the limiter. The response's
+	// RateLimit fields and Retry-After are set already. The status is its to write,
+	// normally 429: a handler that writes none answers with 200. [DecisionFrom] tells
+	// it more.
+	Denied http.Handler
+
+	// Shadow decides and reports, but never denies: for a limit that is being
+	// tried out. [DecisionFrom] has what would have been decided, and so have the
+	// log, at most once a minute, and [Limiter.Stats]. Header fields are sent only
+	// if Headers is set. A limiter in Shadow still counts. Take is not changed by
+	// it: what it returns is for the caller to act on.
+	Shadow bool
+
+	// Silence has the codes of warnings that are not to be logged; see the
+	// constants that begin with Code.
+	Silence []string
+
+	// Logger is where the limiter reports what went wrong and which store it
+	// counts in, never what clients send. Nil means slog.Default().
+	Logger *slog.Logger
+}
+
+const defaultMessage = "Too many requests, please try again later."
+
+func (o Options) withDefaults() Options {
+	if o.Key == nil {
+		o.Key = ClientIP{}.Key
+	}
+	o.PartitionSecret, o.Silence = slices.Clone(o.PartitionSecret), slices.Clone(o.Silence)
+	if o.Message == "" {
+		o.Message = defaultMessage
+	}
+	if o.Headers == 0 {
+		o.Headers = HeadersDraft10
+		if o.Shadow {
+			o.Headers = HeadersNone
+		}
+	}
+	return o
+}
+
+// validate holds every rule for options as a whole. Its errors name the option,
+// the value and the way out.
+func (o Options) validate(limiter string) error {
+	if err := validateLimits(limiter, o.Limits); err != nil {
+		return fmt.Errorf("Options.Limits: %w", err)
+	}
+	if o.Key != nil {
+		if err := probeKey(o.Key).err; err != nil {
+			return fmt.Errorf("Options.Key: %w", err)
+		}
+	}
+	if isNil(o.Store) && o.Store != nil {
+		return fmt.Errorf("Options.Store is a nil %T: leave it out for the memory store of the limiter's name", o.Store)
+	}
+	for s := range layers(o.Store) {
+		if !reflect.ValueOf(s).Comparable() {
+			return fmt.Errorf("Options.Store is a %T, which cannot be told from another one: pass a pointer to it", s)
+		}
+	}
+	if m, ok := o.Store.(*MemoryStore); ok {
+		if err := m.validateFor(o.Limits); err != nil {
+			return err
+		}
+	}
+	if o.Store != nil {
+		if err := validateName("the prefix of Options.Store", o.Store.Prefix(), false); err != nil {
+			return err
+		}
+	}
+	if err := o.Headers.validate(); err != nil {
+		return err
+	}
+	if n := len(o.PartitionSecret); n > 0 && n < minSecret {
+		return fmt.Errorf("Options.PartitionSecret is %d bytes long: want at least %d random ones", n, minSecret)
+	}
+	for _, code := range o.Silence {
+		if !slices.ContainsFunc(noteTexts[:], func(n noteText) bool { return n.code == code }) {
+			return fmt.Errorf("Options.Silence has %q, which is no code of a warning: use the constants that begin with Code", code)
+		}
+	}
+	if isNil(o.Denied) && o.Denied != nil {
+		return fmt.Errorf("Options.Denied is a nil %T: leave it out for the default answer", o.Denied)
+	}
+	return nil
+}
+
+// minSecret is 128 bits: below that, who knows a key can find the secret.
+const minSecret = 16
+
+func isNil(v any) bool {
+	switch rv := reflect.ValueOf(v); rv.Kind() {
+	case reflect.Invalid:
+		return true
+	case reflect.Pointer, reflect.Func, reflect.Map, reflect.Slice, reflect.Chan:
+		return rv.IsNil()
+	}
+	return false
+}
+
+// MaxLimits is the most limits that a limiter may have.
+const MaxLimits = 8
+
+var _ [MaxLimits]struct{} = [table.MaxLimits]struct{}{} // one number for both
+
+// validateLimits holds every rule for the limits of one limiter.
+func validateLimits(limiter string, limits []Limit) error {
+	if len(limits) == 0 {
+		return errors.New("there is none: give at least one, such as FixedWindow(5, time.Hour)")
+	}
+	if len(limits) > MaxLimits {
+		return fmt.Errorf("there are %d: want at most %d", len(limits), MaxLimits)
+	}
+	for i, l := range limits {
+		if err := l.validate(); err != nil {
+			return fmt.Errorf("number %d (%v): %w", i+1, l, err)
+		}
+		for j, other := range limits[:i] {
+			if l.rule.Kind == other.rule.Kind && l.rule.Window == other.rule.Window {
+				return fmt.Errorf("numbers %d (%v) and %d (%v) have the same algorithm and window, and so one counter: "+
+					"keep the stricter one", j+1, other, i+1, l)
+			}
+		}
+	}
+	names := policyNames(limiter, limits)
+	for i, name := range names {
+		if j := slices.Index(names, name); j < i {
+			return fmt.Errorf("numbers %d (%v) and %d (%v) both go by the name %q: give each its own with Named",
+				j+1, limits[j], i+1, limits[i], name)
+		}
+	}
+	return nil
+}
