@@ -280,3 +280,30 @@ func (c candidate) rank(now int64, own id) int {
 	}
 	return 1
 }
+
+// TestRoomInBucketsButNotInShard: a key whose buckets are empty in a full shard takes
+// somebody's place elsewhere, and is found again where it belongs.
+func TestRoomInBucketsButNotInShard(t *testing.T) {
+	const most = 400
+	l := fixed(1, hour)
+	for seed := range 200 {
+		tab := newTimed(most)
+		flood(tab, most, l)
+		// A quarter of them go, those of a few buckets, and others take their room.
+		s := &tab.shards[0]
+		empty := seed % 4 * 8 * slotsPerBucket
+		for i := range 8 * slotsPerBucket {
+			if c := &s.slots[(empty+i)%len(s.slots)]; c.id != 0 {
+				s.free(c)
+			}
+		}
+		s.max = s.used
+		for i := range 100 {
+			key := fmt.Sprint("late", seed, "/", i)
+			if !tab.take(key, 1, l) || tab.take(key, 1, l) {
+				t.Fatalf("%s: not exactly one unit was admitted", key)
+			}
+			checkInvariants(t, tab.Table)
+		}
+	}
+}

@@ -19,12 +19,13 @@ type shard struct {
 	slots []slot // whole buckets
 	used  int    // slots that are not free
 	max   int    // the most that may be
-	hand  int    // the bucket that is looked over next for expired counters
+	hand  int    // the bucket that is looked over next for expired counters, at every other insert
 	rest  map[id]int64
 
 	evicted       uint64
 	evictedDenied uint64
-	_             [40]byte // two shards' locks are never in one cache line, nor in the pair of it
+	odd           bool
+	_             [39]byte // two shards' locks are never in one cache line, nor in the pair of it
 }
 
 // buckets returns where the two buckets of an id begin.
@@ -110,7 +111,7 @@ func (s *shard) insert(of id, own []id, shapes *shapes, now int64) *slot {
 	if len(s.slots) == 0 {
 		s.resize(slotsPerBucket)
 	}
-	if s.used%2 == 0 {
+	if s.odd = !s.odd; s.odd {
 		s.tidy(shapes, now)
 	}
 	c := s.room(of, own, shapes, now)
@@ -149,13 +150,19 @@ func (s *shard) room(of id, own []id, shapes *shapes, now int64) *slot {
 			return nil
 		}
 	}
-	if worst.slot == nil || worst.rank != rankOpen {
+	if worst.slot == nil { // there is room in its buckets, but not in the shard: somebody elsewhere has to go
+		for i := s.hand; worst.slot == nil; i += slotsPerBucket {
+			start := i % len(s.slots)
+			worst.considerAll(s.slots[start:start+slotsPerBucket], own, shapes, now)
+		}
+		s.count(worst, now)
+		s.free(worst.slot)
+		return s.vacant(a, b)
+	}
+	if worst.rank != rankOpen {
 		if c := s.displace(of, own, shapes, now); c != nil {
 			return c
 		}
-	}
-	for i := 0; worst.slot == nil; i += slotsPerBucket { // a small table, and both are empty: anywhere
-		worst.considerAll(s.slots[i:i+slotsPerBucket], own, shapes, now)
 	}
 	s.count(worst, now)
 	return worst.slot
