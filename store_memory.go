@@ -117,9 +117,9 @@ func openMemory(name string, opts MemoryOptions) *MemoryStore {
 var ErrStoreClosed = errors.New("the store has been closed: get it anew with Memory or NewMemoryStore")
 
 // epoch is what this process counts time from. Differences to it are monotonic.
-// It lies 60 years back because time in a bubble of testing/synctest begins with
+// It lies 40 years back because time in a bubble of testing/synctest begins with
 // the year 2000, and is not to be negative.
-var epoch = time.Now().Add(-60 * 365 * 24 * time.Hour)
+var epoch = time.Now().Add(-40 * 365 * 24 * time.Hour)
 
 func monotonic() int64 { return int64(time.Since(epoch)) }
 
@@ -133,6 +133,11 @@ func (s *MemoryStore) Prefix() string { return "memory:" + s.name }
 func (s *MemoryStore) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
 	if err := s.ready(ctx); err != nil {
 		return 0, err
+	}
+	for i := range limits {
+		if limits[i].rule.N < 1 || limits[i].rule.Window < rule.MinSpan {
+			return 0, fmt.Errorf("ratelimit: MemoryStore %q: limit %v is not valid", s.name, limits[i])
+		}
 	}
 	if len(limits) == 1 {
 		a, at := s.table.TakeOne(key, n, &limits[0].rule)

@@ -96,6 +96,7 @@ func victims(t *testing.T, tab *timed, spent []spend) []string {
 			return gone
 		}
 		tab.take(fmt.Sprint("newcomer", i), 1, newcomer)
+		tab.take(fmt.Sprint("newcomer", i), 1, newcomer)
 		checkInvariants(t, tab.Table)
 	}
 	t.Fatalf("after 100 newcomers %v are still there, gone are %v", limits, gone)
@@ -120,8 +121,7 @@ func TestVictims(t *testing.T) {
 		{"denied last", 0, []spend{{"b", 0, 9, fixed(9, minute)}, {"a", 0, 8, fixed(9, 9*hour)}}, 2, 1},
 		{"all denied", 0, []spend{{"c", 0, 9, fixed(9, 3*hour)}, {"a", 0, 9, fixed(9, hour)}, {"b", 0, 9, fixed(9, 2*hour)}}, 3, 3},
 		{"denied, by freshness", 0, []spend{{"a", 0, 9, fixed(9, 2*hour)}, {"b", 0, 9, bucket(1, hour, 9)}}, 2, 2},
-		{"no longer denied", 10 * minute, []spend{{"b", 0, 1, fixed(9, hour)}, {"a", 0, 2, tenMinutes}, {"c", 0, 9, fixed(9, 15*minute)}}, 3, 1},
-		{"1 ns before that", 10*minute - 1, []spend{{"a", 0, 1, fixed(9, hour)}, {"c", 0, 2, tenMinutes}, {"b", 0, 9, fixed(9, 15*minute)}}, 3, 2},
+		{"a bucket stays denied until it is whole", 19 * minute, []spend{{"a", 0, 1, fixed(9, hour)}, {"c", 0, 2, tenMinutes}, {"b", 0, 9, fixed(9, 19*minute+1)}}, 3, 2},
 		{"used again, so fresh later", 0, []spend{{"b", 0, 1, bucket(1, hour, 9)}, {"a", 0, 2, bucket(1, hour, 9)}, {"b", 0, 2, bucket(1, hour, 9)}}, 2, 0},
 		{"used again, so denied later", hour, []spend{{"b", 0, 2, bucket(1, hour, 2)}, {"a", 0, 9, fixed(9, 2*hour-1)}, {"b", hour, 1, bucket(1, hour, 2)}}, 2, 2},
 		{"denied for its size", 0, []spend{{"b", 0, 7, fixed(9, hour)}, {"a", 0, 7, fixed(9, 2*hour)}, {"b", 0, 3, fixed(9, hour)}}, 2, 1},
@@ -135,6 +135,9 @@ func TestVictims(t *testing.T) {
 			tab := newTimed(len(keys))
 			for _, s := range row.spent {
 				tab.at(s.at).take(s.key, s.n, s.l)
+				if tab.left(s.key, s.l) == 0 {
+					tab.take(s.key, 1, s.l) // and is denied
+				}
 			}
 			gone := victims(t, tab.at(row.now), row.spent)
 			for i, key := range gone {
@@ -146,6 +149,53 @@ func TestVictims(t *testing.T) {
 				t.Errorf("%+v, want %d evicted, %d of them denied", got, row.evicted, row.denied)
 			}
 		})
+	}
+}
+
+// TestEmptyGoesBeforeRefused: who has spent all is missed more than who has not, and
+// who has been denied is missed most, whatever is fresh first.
+func TestEmptyGoesBeforeRefused(t *testing.T) {
+	tab := newTimed(3)
+	tab.take("refused", 2, fixed(2, minute))
+	tab.take("refused", 1, fixed(2, minute))
+	tab.take("empty", 2, fixed(2, hour))
+	tab.take("open", 1, fixed(2, 2*hour))
+	for i, want := range []string{"open", "empty", "refused"} {
+		held := map[string]bool{"open": tab.holds("open", fixed(2, 2*hour)), "empty": tab.holds("empty", fixed(2, hour)), "refused": tab.holds("refused", fixed(2, minute))}
+		if !held[want] {
+			t.Fatalf("%s is gone before its turn: %v", want, held)
+		}
+		key := fmt.Sprint("newcomer", i)
+		tab.take(key, 1, newcomer)
+		tab.take(key, 1, newcomer)
+	}
+	if got := tab.Stats(); got != (Stats{Counters: 3, Evicted: 3, EvictedDenied: 1}) {
+		t.Errorf("%+v", got)
+	}
+}
+
+// TestPlansOfOneBucket: buckets of one window and several rates expire each by its
+// own, so that a slow plan does not keep the dead counters of a fast one.
+func TestPlansOfOneBucket(t *testing.T) {
+	const most = 20_000
+	fast, slow, blocked := bucket(100_000, hour, 10), bucket(1, hour, 1), fixed(5, 30*minute)
+	tab := newTimed(most)
+	tab.take("slow", 1, slow)
+	for i := range 1000 {
+		key := fmt.Sprint("blocked", i)
+		tab.take(key, 5, blocked)
+		tab.take(key, 1, blocked)
+	}
+	for i := range int64(60_000) { // a thousand keys a second, each spent at once and whole in 0.36 s
+		tab.at(i*second/1000).take(fmt.Sprint("fast", i), 10, fast)
+	}
+	for i := range 1000 {
+		if key := fmt.Sprint("blocked", i); tab.left(key, blocked) != 0 {
+			t.Fatalf("%s has been forgotten: %+v", key, tab.Stats())
+		}
+	}
+	if got := tab.Stats(); got.Evicted != 0 {
+		t.Errorf("%+v, want nothing evicted", got)
 	}
 }
 
@@ -219,7 +269,7 @@ func TestVictimsRandom(t *testing.T) {
 					}
 					before, stats := snapshot(tab.Table, now), tab.Stats()
 					tab.take(key, n, l)
-					checkVictims(t, tab.Table, now, tab.hash(key).id(&l, tab.shapes.of(&l)), before, stats)
+					checkVictims(t, tab.Table, now, tab.hash(key).id(&l), before, stats)
 				}
 			}
 		})
@@ -228,15 +278,16 @@ func TestVictimsRandom(t *testing.T) {
 
 // victims in a table of one shard and two buckets at most: all of it is in reach.
 type candidate struct {
-	id     id
-	fresh  int64
-	denied bool
+	id             id
+	fresh          int64
+	refused, empty bool
 }
 
 func snapshot(tab *Table, now int64) (all []candidate) {
 	for _, c := range tab.shards[0].slots {
 		if c.id != 0 {
-			all = append(all, candidate{c.id, c.fresh(tab.shapes.limit(c.id)), c.denied(tab.shapes.limit(c.id), now)})
+			l := tab.shapes.limit(c.id)
+			all = append(all, candidate{c.id.fingerprint(), c.fresh(l), c.when&flagRefused != 0, c.empty(l, now)})
 		}
 	}
 	return all
@@ -252,7 +303,7 @@ func checkVictims(t *testing.T, tab *Table, now int64, own id, before []candidat
 			continue
 		}
 		was.Evicted++
-		if c.denied {
+		if c.refused {
 			was.EvictedDenied++
 		}
 		switch first := before[0]; {
@@ -274,8 +325,10 @@ func (c candidate) rank(now int64, own id) int {
 	case c.fresh <= now:
 		return 0
 	case c.id == own:
+		return 4
+	case c.refused:
 		return 3
-	case c.denied:
+	case c.empty:
 		return 2
 	}
 	return 1

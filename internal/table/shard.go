@@ -31,6 +31,7 @@ type shard struct {
 // buckets returns where the two buckets of an id begin.
 func (s *shard) buckets(of id) (int, int) {
 	n := uint64(len(s.slots) / slotsPerBucket)
+	of = of.fingerprint()
 	// The high halves of products spread 32 bits evenly over any n.
 	a, b := uint64(of)>>32*n>>32, uint64(uint32(of))*n>>32
 	if a == b {
@@ -57,12 +58,12 @@ func (s *shard) find(of id) *slot {
 	}
 	a, b := s.buckets(of)
 	for i := range slotsPerBucket {
-		if s.slots[a+i].id == of {
+		if (s.slots[a+i].id^of)>>shapeBits == 0 {
 			return &s.slots[a+i]
 		}
 	}
 	for i := range slotsPerBucket {
-		if s.slots[b+i].id == of {
+		if (s.slots[b+i].id^of)>>shapeBits == 0 {
 			return &s.slots[b+i]
 		}
 	}
@@ -76,29 +77,30 @@ func (s *shard) get(c *slot, l *rule.Limit) rule.State {
 	}
 	state := c.state(l)
 	if c.when&flagSplit != 0 {
-		state.B = s.rest[c.id]
+		state.B = s.rest[c.id.fingerprint()]
 	}
 	return state
 }
 
-// put writes a state that is not fresh into a slot.
-func (s *shard) put(c *slot, l *rule.Limit, state rule.State, denied bool) {
+// put writes a state that is not fresh into a slot, of the shape that id has.
+func (s *shard) put(c *slot, as id, l *rule.Limit, state rule.State, flags uint64) {
 	was := c.when&flagSplit != 0
-	rest, split := c.set(l, state, denied)
+	rest, split := c.set(l, state, flags)
+	c.id = as
 	if split {
 		if s.rest == nil {
 			s.rest = make(map[id]int64)
 		}
-		s.rest[c.id] = rest
+		s.rest[c.id.fingerprint()] = rest
 	} else if was {
-		delete(s.rest, c.id)
+		delete(s.rest, c.id.fingerprint())
 	}
 }
 
 // free empties a slot.
 func (s *shard) free(c *slot) {
 	if c.when&flagSplit != 0 {
-		delete(s.rest, c.id)
+		delete(s.rest, c.id.fingerprint())
 	}
 	*c = slot{}
 	s.used--
@@ -159,8 +161,8 @@ func (s *shard) room(of id, own []id, shapes *shapes, now int64) *slot {
 		s.free(worst.slot)
 		return s.vacant(a, b)
 	}
-	if worst.rank != rankOpen {
-		if c := s.displace(of, own, shapes, now); c != nil {
+	if worst.rank > rankOpen {
+		if c := s.displace(of, worst.rank, own, shapes, now); c != nil {
 			return c
 		}
 	}
@@ -174,16 +176,16 @@ func (s *shard) count(v victim, now int64) {
 		return
 	}
 	s.evicted++
-	if v.denied {
+	if v.slot.when&flagRefused != 0 {
 		s.evictedDenied++
 	}
 }
 
-// displace is for buckets in which everybody is being denied. One of them leaves for
-// the other bucket of its own, where somebody who is not has to go. That puts 144
-// slots in reach: with nine tenths of all counters denied, one in four million
+// displace is for buckets in which everybody would be missed. One of them leaves for
+// the other bucket of its own, where somebody of a lower rank has to go. That puts
+// 144 slots in reach: with nine tenths of all counters denied, one in four million
 // evictions finds nobody else.
-func (s *shard) displace(of id, own []id, shapes *shapes, now int64) *slot {
+func (s *shard) displace(of id, below rank, own []id, shapes *shapes, now int64) *slot {
 	a, b := s.buckets(of)
 	for _, start := range [2]int{a, b} {
 		for i := range slotsPerBucket {
@@ -194,7 +196,7 @@ func (s *shard) displace(of id, own []id, shapes *shapes, now int64) *slot {
 			other := s.otherBucket(c.id, start)
 			var v victim
 			v.considerAll(s.slots[other:other+slotsPerBucket], own, shapes, now)
-			if v.slot != nil && v.rank == rankOpen {
+			if v.slot != nil && v.rank < below {
 				s.count(v, now)
 				s.free(v.slot)
 				*v.slot, *c = *c, slot{}
@@ -246,17 +248,16 @@ type victim struct {
 	slot  *slot
 	rank  rank
 	fresh int64
-
-	denied bool
 }
 
 // rank orders counters by how much they are missed, before when they are fresh.
 type rank int
 
 const (
-	rankOpen   rank = iota
-	rankDenied      // being denied: to forget it is to let somebody in
-	rankOwn         // of the key that there is to be room for: its limits are not to push each other out
+	rankOpen    rank = iota
+	rankEmpty        // it has no unit left
+	rankRefused      // being denied: to forget it is to let somebody in
+	rankOwn          // of the key that there is to be room for: its limits are not to push each other out
 )
 
 func (v *victim) considerAll(slots []slot, own []id, shapes *shapes, now int64) {
@@ -266,17 +267,19 @@ func (v *victim) considerAll(slots []slot, own []id, shapes *shapes, now int64) 
 			continue
 		}
 		l := shapes.limit(c.id)
-		r, fresh, denied := rankOpen, c.fresh(l), c.denied(l, now)
+		r, fresh := rankOpen, c.fresh(l)
 		switch {
 		case fresh <= now:
 			fresh = now
-		case slices.Contains(own, c.id):
+		case slices.Contains(own, c.id.fingerprint()):
 			r = rankOwn
-		case denied:
-			r = rankDenied
+		case c.when&flagRefused != 0:
+			r = rankRefused
+		case c.empty(l, now):
+			r = rankEmpty
 		}
 		if v.slot == nil || r < v.rank || r == v.rank && fresh < v.fresh {
-			*v = victim{c, r, fresh, denied}
+			*v = victim{c, r, fresh}
 		}
 	}
 }

@@ -16,26 +16,28 @@ type slot struct {
 	what uint64 // the state's A and B
 }
 
-// id is a fingerprint of 58 bits, and the number of the limit's shape in the 6
-// bits below it. It is never 0.
+// id is a fingerprint of 58 bits, which is never 0. In the 6 bits below it a slot has
+// the number of the shape of limit that it was last used under; they are no part of
+// what tells it from others.
 type id uint64
 
 const (
 	shapeBits = 6
 	maxShapes = 1 << shapeBits
 
-	flagDenied = 1 << 63 // there was no unit left when it was last seen
-	flagSplit  = 1 << 62 // what is A alone: B is in the shard's rest
-	timeMask   = flagSplit - 1
+	flagRefused = 1 << 63 // its key did not get what it last asked for
+	flagEmpty   = 1 << 62 // no unit was left when it was last seen
+	flagSplit   = 1 << 61 // what is A alone: B is in the shard's rest
+	timeMask    = flagSplit - 1
 )
 
-// set writes a state. It reports what did not fit in: B, where A and B together
-// are out of the ordinary. T is never negative on the store's clock.
-func (s *slot) set(l *rule.Limit, state rule.State, denied bool) (rest int64, split bool) {
-	s.when = uint64(max(0, state.T))
-	if denied {
-		s.when |= flagDenied
-	}
+func (i id) fingerprint() id { return i &^ (maxShapes - 1) }
+
+// set writes a state, with the flags that go with it. It reports what did not fit
+// in: B, where A and B together are out of the ordinary. T is never negative on the
+// store's clock, and reaches flagSplit in 73 years.
+func (s *slot) set(l *rule.Limit, state rule.State, flags uint64) (rest int64, split bool) {
+	s.when = uint64(max(0, state.T))&timeMask | flags
 	switch l.Kind {
 	case rule.Fixed:
 		s.what = uint64(state.A)
@@ -72,14 +74,25 @@ func (s *slot) state(l *rule.Limit) rule.State {
 	return state
 }
 
-// denied tells whether the counter had no unit left when it was last seen, and may
+// flags tells what is to be remembered of an answer. Who asks for more than there
+// can ever be is not refused by the counter.
+func flags(a rule.Answer) (f uint64) {
+	if a.Remaining == 0 {
+		f = flagEmpty
+	}
+	if a.Retry != 0 && a.Retry != rule.Never {
+		f |= flagRefused
+	}
+	return f
+}
+
+// empty tells whether the counter had no unit left when it was last seen, and may
 // have none now: a bucket has one after the time that one takes to leak.
-func (s *slot) denied(l *rule.Limit, now int64) bool {
-	if s.when&flagDenied == 0 {
+func (s *slot) empty(l *rule.Limit, now int64) bool {
+	if s.when&flagEmpty == 0 {
 		return false
 	}
-	t := int64(s.when & timeMask)
-	return l.Kind != rule.Bucket || now-t < (l.Window+l.N-1)/l.N
+	return l.Kind != rule.Bucket || now-int64(s.when&timeMask) < (l.Window+l.N-1)/l.N
 }
 
 // fresh is when the counter will hold nothing worth keeping, under a limit of its
@@ -103,5 +116,5 @@ func (s *slot) fresh(l *rule.Limit) int64 {
 	case l.Kind == rule.Bucket:
 		return t + rule.Limit{N: l.N, Window: w, Burst: int64(s.what) + 1}.Refill()
 	}
-	return t + 3*rule.MaxSpan/2 // of a shape that is not known: it is kept, and goes by its age
+	return t + w // of a shape without a number: w is the longest that any of them lives
 }

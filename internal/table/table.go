@@ -59,9 +59,10 @@ func New(max int, clock func() int64) *Table {
 // limits need: most limiters have one.
 func (t *Table) TakeOne(key string, n int64, l *rule.Limit) (rule.Answer, int64) {
 	h := t.hash(key)
+	of := h.id(l)
 	shape := t.shapes.of(l)
 	s, now := t.lock(h)
-	of := h.id(l, shape)
+	defer s.mu.Unlock()
 	c := s.find(of)
 	before := s.get(c, l)
 	after, answer := l.Take(before, now, n)
@@ -69,11 +70,10 @@ func (t *Table) TakeOne(key string, n int64, l *rule.Limit) (rule.Answer, int64)
 		if c == nil {
 			c = s.insert(of, nil, &t.shapes, now)
 		}
-		if denied := denied(answer); denied || after != before {
-			s.put(c, l, after, denied)
+		if flags := flags(answer); flags != 0 || after != before {
+			s.put(c, of|shape, l, after, flags)
 		}
 	}
-	s.mu.Unlock()
 	return answer, now
 }
 
@@ -83,7 +83,7 @@ func (t *Table) Take(key string, n int64, limits []rule.Limit, answers []rule.An
 	h := t.hash(key)
 	var ids [MaxLimits]id
 	for i := range limits {
-		ids[i] = h.id(&limits[i], t.shapes.of(&limits[i]))
+		ids[i] = h.id(&limits[i])
 	}
 	s, now := t.lock(h)
 	defer s.mu.Unlock()
@@ -100,7 +100,7 @@ func (t *Table) Take(key string, n int64, limits []rule.Limit, answers []rule.An
 		if !admitted && answers[i].Retry == 0 {
 			after[i], answers[i] = l.Take(before[i], now, 0)
 		}
-		if after[i] != before[i] || denied(answers[i]) {
+		if !after[i].Fresh() && (after[i] != before[i] || flags(answers[i]) != 0) {
 			s.write(ids[i], ids[:len(limits)], &t.shapes, l, after[i], answers[i], now)
 		}
 	}
@@ -114,7 +114,7 @@ func (t *Table) Adjust(key string, n, at int64, limits []rule.Limit) (charged in
 	h := t.hash(key)
 	ids := make([]id, len(limits))
 	for i := range limits {
-		ids[i] = h.id(&limits[i], t.shapes.of(&limits[i]))
+		ids[i] = h.id(&limits[i])
 	}
 	s, now := t.lock(h)
 	defer s.mu.Unlock()
@@ -123,7 +123,7 @@ func (t *Table) Adjust(key string, n, at int64, limits []rule.Limit) (charged in
 		l := &limits[i]
 		c := s.find(ids[i])
 		before := s.get(c, l)
-		after := l.Adjust(before, now, n, now-min(at, now))
+		after := l.Adjust(before, now, n, now-max(0, min(at, now)))
 		charged = min(charged, l.Charged(before, after, now))
 		if !after.Fresh() {
 			_, answer := l.Take(after, now, 0)
@@ -141,7 +141,7 @@ func (t *Table) Reset(key string, limits []rule.Limit) {
 	s, _ := t.lock(h)
 	defer s.mu.Unlock()
 	for i := range limits {
-		if c := s.find(h.id(&limits[i], t.shapes.of(&limits[i]))); c != nil {
+		if c := s.find(h.id(&limits[i])); c != nil {
 			s.free(c)
 		}
 	}
@@ -174,13 +174,7 @@ func (s *shard) write(of id, own []id, shapes *shapes, l *rule.Limit, state rule
 	if c == nil {
 		c = s.insert(of, own, shapes, now)
 	}
-	s.put(c, l, state, denied(a))
-}
-
-// denied tells whether a key has no unit left, or not as many as it asked for.
-// Who asks for more than there can ever be is not denied by the counter.
-func denied(a rule.Answer) bool {
-	return a.Remaining == 0 || a.Retry != 0 && a.Retry != rule.Never
+	s.put(c, of|shapes.of(l), l, state, flags(a))
 }
 
 // keyHash is what is known of a key: 64 bits to find its shard, 64 to find its slot.
@@ -190,11 +184,12 @@ func (t *Table) hash(key string) keyHash {
 	return keyHash{maphash.String(t.seeds[0], key), maphash.String(t.seeds[1], key)}
 }
 
-// id is the counter's id of a key under a limit. Kind and window are folded in by
-// an odd factor, which keeps all of their bits apart; the hash is secret, and so is the sum.
-func (h keyHash) id(l *rule.Limit, shape int) id {
+// id is the fingerprint of a key's counter under a limit. Kind and window are folded
+// in by an odd factor, which keeps all of their bits apart; the hash is secret, and
+// so is the sum.
+func (h keyHash) id(l *rule.Limit) id {
 	x := h[1] ^ (uint64(l.Window)<<2|uint64(l.Kind))*0x9e3779b97f4a7c15
-	return max(id(x)&^(maxShapes-1)|id(shape), 1)
+	return max(id(x).fingerprint(), maxShapes)
 }
 
 // lock locks the shard of a key and reads the clock. That is done before the lock
@@ -214,42 +209,44 @@ func (t *Table) lock(h keyHash) (s *shard, now int64) {
 	return s, now
 }
 
-// shapes numbers the kinds and windows that a table has seen, each with the limit
-// of it that had the least N: to tell when a bucket has leaked, its rate has to be
-// known, and too slow a one is safe. Limiters have a few shapes; from the 64th on
-// they are all number 0, of which nothing is known.
-type shapes [maxShapes]atomic.Pointer[rule.Limit]
+// shapes numbers the limits that a table has seen, as far as it matters to when a
+// counter expires: by kind, window and, of buckets, rate. Limiters have a few. From
+// the 64th on they are all number 0, and thought to live as long as the longest of them.
+type shapes struct {
+	known  [maxShapes]atomic.Pointer[rule.Limit]
+	others atomic.Int64 // the longest life of a counter of a shape without a number
+}
 
-func (s *shapes) of(l *rule.Limit) int {
+// of returns the number of a limit's shape.
+func (s *shapes) of(l *rule.Limit) id {
 	for i := 1; i < maxShapes; i++ {
-		known := s[i].Load()
+		known := s.known[i].Load()
 		if known == nil {
-			if s[i].CompareAndSwap(nil, copyOf(l)) {
-				return i
+			copied := *l
+			if s.known[i].CompareAndSwap(nil, &copied) {
+				return id(i)
 			}
-			known = s[i].Load()
+			known = s.known[i].Load()
 		}
-		if known.Kind == l.Kind && known.Window == l.Window {
-			for l.N < known.N && !s[i].CompareAndSwap(known, copyOf(l)) {
-				known = s[i].Load()
-			}
-			return i
+		if known.Kind == l.Kind && known.Window == l.Window && (known.N == l.N || l.Kind != rule.Bucket) {
+			return id(i)
 		}
+	}
+	life := 2 * l.Window
+	if l.Kind == rule.Bucket {
+		life = l.Refill()
+	}
+	for longest := s.others.Load(); life > longest && !s.others.CompareAndSwap(longest, life); {
+		longest = s.others.Load()
 	}
 	return 0
 }
 
-func copyOf(l *rule.Limit) *rule.Limit {
-	copied := *l
-	return &copied
-}
-
-// limit is the slowest limit of an id's shape.
+// limit returns the limit of a slot's shape, or one that has no kind and the longest
+// life of those without a number.
 func (s *shapes) limit(of id) *rule.Limit {
-	if l := s[of&(maxShapes-1)].Load(); l != nil {
+	if l := s.known[of&(maxShapes-1)].Load(); l != nil {
 		return l
 	}
-	return &unknown
+	return &rule.Limit{Window: s.others.Load(), N: 1}
 }
-
-var unknown rule.Limit
