@@ -9,7 +9,9 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/felixge/httpsnoop"
 )
@@ -54,14 +56,39 @@ func (p *passage) addCost(n int64) error {
 		at = Now
 	}
 	// The client may be gone; its units are to be right all the same.
-	ctx := context.WithoutCancel(p.Context)
-	charged, err := p.limiter.store.Adjust(ctx, p.key, n, at, p.policy.limits)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.Context), adjustTimeout)
+	defer cancel()
+	charged, err := p.limiter.store.Adjust(ctx, p.key, n, at, p.limits())
 	if err != nil {
 		return p.limiter.wrap(err)
 	}
-	// What there was no room for was not taken, and is not to be given back.
-	p.tab.units += min(n, charged)
+	if n > 0 { // what there was no room for was not taken, and is not to be given back
+		n = max(0, min(n, charged))
+	}
+	p.tab.units += n
 	return nil
+}
+
+// adjustTimeout is how long a store may take to put units right when nobody waits
+// for an answer: long for a store, and short for a goroutine to be kept.
+const adjustTimeout = 5 * time.Second
+
+// limits are those that the request was admitted under, with the numbers that are in
+// force by now: to fill a bucket at the rate of before a SetLimits would be to go on with it.
+func (p *passage) limits() []Limit {
+	now := p.limiter.policy.Load()
+	if now == p.policy || p.policy.plan {
+		return p.policy.limits
+	}
+	limits := slices.Clone(p.policy.limits)
+	for i := range limits {
+		for _, l := range now.limits {
+			if l.sameCounter(limits[i]) {
+				limits[i] = l
+			}
+		}
+	}
+	return limits
 }
 
 // giveBack returns all that the request has taken of this limiter. It does
@@ -72,12 +99,14 @@ func (p *passage) giveBack() {
 	}
 }
 
-// giveBackAll is for a request that was denied further in: the limiters around
-// that one get their units back, so that a client which is refused by one limiter
-// does not drain the others.
-func (p *passage) giveBackAll() {
-	for ; p != nil; p = p.parent {
-		p.giveBack()
+// giveBackOuter is for a request that was denied here: the limiters around this one
+// get their units back, so that a client which is refused by one limiter does not
+// drain the others. Those of a request that this one was only made by keep theirs.
+func (p *passage) giveBackOuter() {
+	for outer := p.parent; outer != nil; outer = outer.parent {
+		if sameRequest(outer.header, p.header) {
+			outer.giveBack()
+		}
 	}
 }
 

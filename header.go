@@ -87,6 +87,7 @@ const (
 // request is there. It does not change.
 type policy struct {
 	limits   []Limit
+	plan     bool     // of Options.LimitsFor
 	names    []string // effective policy names
 	declared []string // RateLimit-Policy of draft 10, one string: a header field's value as it is stored
 	older    []string // RateLimit-Policy of drafts 7 and 6
@@ -232,8 +233,8 @@ func (pass *passage) writeDraft10(h http.Header, results []Result, add bool) {
 		b = append(b, partition...)
 	}
 	pass.field[0] = string(b)
-	h[fieldRateLimit] = pass.field[:]
-	h[fieldPolicy] = declared[:1:1]
+	pass.field[1] = declared[0]
+	h[fieldRateLimit], h[fieldPolicy] = pass.field[:1:1], pass.field[1:2:2]
 }
 
 // writeOlder writes the styles that tell of the binding limit alone.
@@ -278,11 +279,10 @@ func (p *policy) declaredFor(partition string) []string {
 	return []string{string(b)}
 }
 
-// joined adds a list to the one that is there. Values may be shared between
-// responses, so that they are replaced and not written to.
+// joined adds a list to the one that is there, in a slice of the response's own.
 func joined(there, list []string) []string {
 	if len(there) == 0 {
-		return list[:1:1]
+		return []string{list[0]}
 	}
 	return []string{there[0] + ", " + list[0]}
 }
@@ -357,6 +357,14 @@ type plans struct {
 // maxPlans bounds the memory for a LimitsFor that returns ever new limits.
 const maxPlans = 64
 
+// all returns the policies made so far.
+func (c *plans) all() []*policy {
+	if made := c.made.Load(); made != nil {
+		return slices.Clone(*made)
+	}
+	return nil
+}
+
 // of returns the policy of limits, which need not be valid.
 func (c *plans) of(l *Limiter, limits []Limit) (*policy, error) {
 	made := c.made.Load()
@@ -371,6 +379,7 @@ func (c *plans) of(l *Limiter, limits []Limit) (*policy, error) {
 		return nil, fmt.Errorf("Options.LimitsFor: %w", err)
 	}
 	p := newPolicy(l.name, limits)
+	p.plan = true
 	l.used.add(p.limits)
 	var old []*policy
 	if made != nil {

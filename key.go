@@ -107,7 +107,7 @@ func (c ClientIP) validate() error {
 		if p.Addr().Is4In6() {
 			return fmt.Errorf("ClientIP.TrustedProxies has %v: write it as the IPv4 network that it is, because addresses are compared as IPv4", p)
 		}
-		if p.Bits() == 0 {
+		if p.Bits() < 7 || p.Addr().Is4() && p.Bits() < 8 { // the largest private networks are fc00::/7 and 10.0.0.0/8
 			return fmt.Errorf("ClientIP.TrustedProxies has %v: it trusts every client to name its own address; "+
 				"name the networks of your proxies", p)
 		}

@@ -63,7 +63,8 @@ func SlidingWindow(n int64, window time.Duration) Limit {
 //
 // Bound: at most burst + n·t/per units in any interval t. When n changes, the
 // refill since a key's last admitted request is at the new rate; that gains or
-// loses a key one bucket at most.
+// loses a key one bucket at most, each time. So n must not be the client's to
+// choose: see Options.LimitsFor.
 func TokenBucket(n int64, per time.Duration, burst int64) Limit {
 	return Limit{rule: rule.Limit{Kind: rule.Bucket, N: n, Window: int64(per), Burst: burst}}
 }
@@ -89,6 +90,11 @@ func (l Limit) Window() time.Duration { return time.Duration(l.rule.Window) }
 // Burst returns the most units that are allowed at once: what was given to
 // [TokenBucket], and N for the other algorithms.
 func (l Limit) Burst() int64 { return l.rule.Cap() }
+
+// sameCounter reports whether a key has one counter under both limits.
+func (l Limit) sameCounter(other Limit) bool {
+	return l.rule.Kind == other.rule.Kind && l.rule.Window == other.rule.Window
+}
 
 // Algorithm returns "fixed", "sliding" or "bucket", as in [ParseLimit], and ""
 // for the zero Limit.

@@ -23,6 +23,7 @@ type Limiter struct {
 	site   string // file:line of the call that made it
 
 	store  Store
+	layers []Store      // store, and what it wraps
 	memory *MemoryStore // store, if it is one: its calls need nothing on the heap
 
 	policy  atomic.Pointer[policy]
@@ -72,7 +73,7 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 		l.store = Memory(name)
 	}
 	l.memory, _ = l.store.(*MemoryStore)
-	l.prefix = l.store.Prefix()
+	l.prefix, l.layers = l.store.Prefix(), layers(l.store)
 	return l, nil
 }
 
@@ -94,7 +95,11 @@ func (l *Limiter) SetLimits(limits ...Limit) error {
 	if l.replaced.Load() {
 		return fmt.Errorf("ratelimit: limiter %q: SetLimits: a Reload has replaced this limiter: Lookup its successor", l.name)
 	}
-	if err := validateLimits(l.name, limits); err != nil {
+	err := validateLimits(l.name, limits)
+	if err == nil && l.memory != nil {
+		err = l.memory.validateFor(limits)
+	}
+	if err != nil {
 		return fmt.Errorf("ratelimit: limiter %q: SetLimits: %w", l.name, err)
 	}
 	l.setPolicy(limits)
@@ -162,10 +167,14 @@ func (l *Limiter) take(ctx context.Context, key string, n int64, p *policy, resu
 		return at, l.wrap(err)
 	}
 	buf := buffers.Get().(*[MaxLimits]Result)
-	defer buffers.Put(buf)
+	*buf = [MaxLimits]Result{}
 	at, err := l.store.Take(ctx, key, n, p.limits, buf[:len(results)])
+	if err != nil {
+		return 0, l.wrap(err) // and the buffer is let go of: who knows who still writes to it
+	}
 	copy(results, buf[:])
-	return at, l.wrap(err)
+	buffers.Put(buf)
+	return at, nil
 }
 
 var buffers = sync.Pool{New: func() any { return new([MaxLimits]Result) }}
@@ -194,7 +203,15 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 	if err := l.ready(key); err != nil {
 		return err
 	}
-	return l.wrap(l.store.Reset(ctx, key, l.used.limits()))
+	limits := l.used.limits()
+	for _, p := range append(l.plans.all(), l.policy.Load()) {
+		for _, have := range p.limits {
+			if !slices.ContainsFunc(limits, have.sameCounter) {
+				limits = append(limits, have)
+			}
+		}
+	}
+	return l.wrap(l.store.Reset(ctx, key, limits))
 }
 
 // LimiterStats are counts over a limiter's life.
@@ -309,7 +326,7 @@ func (u *usedShapes) add(limits []Limit) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for _, l := range limits {
-		u.all = slices.DeleteFunc(u.all, func(o Limit) bool { return o.rule.Kind == l.rule.Kind && o.rule.Window == l.rule.Window })
+		u.all = slices.DeleteFunc(u.all, l.sameCounter)
 		if len(u.all) == maxShapes {
 			u.all = slices.Delete(u.all, 0, 1) // the one that was taken up first
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"reflect"
 	"strconv"
 
 	"github.com/ratelimit-go/ratelimit/internal/accept"
@@ -67,7 +68,10 @@ func handBack(r, inner *http.Request) {
 //		return
 //	}
 //
-// It puts the decision into r's context, by changing *r, so that [DecisionFrom]
+// A request is counted once, however often it is checked: to limit the messages of
+// one connection, use [Limiter.Take].
+//
+// Check puts the decision into r's context, by changing *r, so that [DecisionFrom]
 // and [Limiter.AddCost] work afterwards. As it does not see the response,
 // Options.Count has no effect here: call AddCost with a negative cost after the
 // handler, for a response that is not to count.
@@ -98,15 +102,16 @@ func DecisionFrom(ctx context.Context) (Decision, bool) {
 type passage struct {
 	context.Context
 	limiter *Limiter
-	parent  *passage // of the limiter around this one
-	told    *passage // that which binds most, of all that the client is told of here and further out
+	header  http.Header // the request's: what stays the same when a request is copied
+	parent  *passage    // of the limiter around this one
+	told    *passage    // that which binds most, of all that the client is told of here and further out
 	policy  *policy
 	key     string
 	result  Result // of the limit that binds
 	binding uint8  // its place
 	styles  Headers
 	tab     tab
-	field   [1]string // the value of RateLimit, as a header stores it
+	field   [2]string // the values of RateLimit and RateLimit-Policy, as a header stores them
 }
 
 func (p *passage) allowed() bool { return p.result.RetryAfter == 0 }
@@ -124,6 +129,12 @@ func (p *passage) Value(key any) any {
 		return p
 	}
 	return p.Context.Value(key)
+}
+
+// sameRequest tells by their headers whether two requests are one: a copy made to
+// change its context or its URL shares the map.
+func sameRequest(a, b http.Header) bool {
+	return reflect.ValueOf(a).Pointer() == reflect.ValueOf(b).Pointer()
 }
 
 func passageOf(ctx context.Context) *passage {
@@ -148,8 +159,8 @@ func (l *Limiter) check(w http.ResponseWriter, r *http.Request) (pass *passage, 
 	if v.status == 0 {
 		return v.pass, true
 	}
-	if v.status == http.StatusTooManyRequests {
-		v.pass.parent.giveBackAll()
+	if v.pass != nil {
+		defer v.pass.giveBackOuter() // when the client has its answer
 		l.deny(w, r, &v)
 		return nil, false
 	}
@@ -162,10 +173,14 @@ func (l *Limiter) decide(r *http.Request, v *verdict) {
 	ctx := r.Context()
 	parent := passageOf(ctx)
 	for p := parent; p != nil; p = p.parent {
-		if p.limiter == l {
-			l.note(noteCountedOnce)
-			return
+		if p.limiter != l || !sameRequest(p.header, r.Header) {
+			continue // a request of its own, made by a handler with this one's context
 		}
+		l.note(noteCountedOnce)
+		if !p.allowed() && !l.opts.Shadow { // sent round again by Options.Denied
+			v.status = http.StatusTooManyRequests
+		}
+		return
 	}
 	if l.opts.Skip != nil && l.opts.Skip(r) {
 		return
@@ -193,7 +208,7 @@ func (l *Limiter) decide(r *http.Request, v *verdict) {
 		return
 	}
 	i := binding(results)
-	pass := &passage{Context: ctx, limiter: l, parent: parent, policy: p, key: key, result: results[i], binding: uint8(i)}
+	pass := &passage{Context: ctx, limiter: l, header: r.Header, parent: parent, policy: p, key: key, result: results[i], binding: uint8(i)}
 	pass.tab.at = at
 	if pass.allowed() {
 		pass.tab.units = cost
@@ -262,7 +277,7 @@ func (l *Limiter) undecided(err error) int {
 		if errors.Is(err, errNoAddress) {
 			l.note(noteNoAddress)
 		} else {
-			l.note(noteNoKey, "error", err)
+			l.note(noteNoKey) // without the error: it may well say what the client has sent
 		}
 		if l.opts.Shadow {
 			return 0
@@ -323,19 +338,21 @@ func (l *Limiter) refuse(w http.ResponseWriter, r *http.Request, status int) {
 	answer(w, r, status, plainText, []byte(http.StatusText(status)))
 }
 
-// The values of Content-Type and its companion, as a header stores them.
-var (
-	plainText   = []string{"text/plain; charset=utf-8"}
-	problemJSON = []string{"application/problem+json"}
-	noSniff     = []string{"nosniff"}
+const (
+	plainText   = "text/plain; charset=utf-8"
+	problemJSON = "application/problem+json"
 )
 
-func answer(w http.ResponseWriter, r *http.Request, status int, contentType []string, body []byte) {
+func answer(w http.ResponseWriter, r *http.Request, status int, contentType string, body []byte) {
 	h := w.Header()
-	h["Content-Type"] = contentType[:1:1]
-	h["X-Content-Type-Options"] = noSniff[:1:1]
-	h["Content-Length"] = []string{strconv.Itoa(len(body))}
-	delete(h, "Content-Encoding") // of a wrapper that meant to compress the real answer
+	for _, field := range [...]string{"Cache-Control", "Etag", "Last-Modified", "Content-Length"} {
+		delete(h, field) // they were meant for the answer that there is not to be
+	}
+	values := [...]string{contentType, "nosniff", strconv.Itoa(len(body))} // the response's own, in one allocation
+	h["Content-Type"], h["X-Content-Type-Options"] = values[0:1:1], values[1:2:2]
+	if h["Content-Encoding"] == nil { // else what is around compresses the body, and knows its length
+		h["Content-Length"] = values[2:3:3]
+	}
 	w.WriteHeader(status)
 	if r.Method != http.MethodHead {
 		w.Write(body) // an error here is the client's connection, and nobody is left to tell

@@ -1,6 +1,8 @@
 package ratelimit
 
 import (
+	"crypto/sha256"
+	"fmt"
 	"strings"
 	"unicode"
 
@@ -14,12 +16,17 @@ import (
 // ones, and drops white space and characters that cannot be seen. Without it each
 // spelling is a bucket of its own.
 //
+// Text of more than 1,024 bytes is nobody's name: it becomes a hash of itself, as it is.
+//
 // It does not know what a mail provider takes for the same mailbox, such as dots or
 // what follows a plus sign. The result is for keys: it is not an address to send to.
 func Normalize(s string) string {
+	if len(s) > 1024 { // normal forms can be ten times as long, and cost accordingly
+		return fmt.Sprintf("sha256:%x", sha256.Sum256([]byte(s)))
+	}
 	s = cases.Fold().String(norm.NFKC.String(s))
 	s = strings.Map(func(r rune) rune {
-		if unicode.IsSpace(r) || !unicode.IsGraphic(r) {
+		if unicode.IsSpace(r) || !unicode.IsGraphic(r) || unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector) {
 			return -1
 		}
 		return r

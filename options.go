@@ -30,8 +30,13 @@ type Options struct {
 	// LimitsFor gives a request other limits than Limits, for plans and tiers. Nil
 	// or an empty result means Limits. A counter belongs to a key, an algorithm
 	// and a window, so plans that differ only in their numbers share counters: a
-	// customer who upgrades keeps what was counted. Results are checked like
-	// Limits; one that is not valid is answered with 500 and logged.
+	// customer who upgrades keeps what was counted. Choose by who the client is and
+	// not by what it asks for: a bucket is refilled at the rate of the request that
+	// comes upon it, and a cheap route with a fast one would fill the bucket for a
+	// dear route. Give routes windows of their own instead, or limiters.
+	//
+	// Results are checked like Limits; one that is not valid is answered with 500
+	// and logged.
 	LimitsFor func(*http.Request) []Limit
 
 	// Cost is how many units a request takes; nil means 1. A request of cost 0
@@ -121,7 +126,11 @@ func (o Options) validate(limiter string) error {
 	if isNil(o.Store) && o.Store != nil {
 		return fmt.Errorf("Options.Store is a nil %T: leave it out for the memory store of the limiter's name", o.Store)
 	}
-	for s := range layers(o.Store) {
+	all := layers(o.Store)
+	if len(all) > maxLayers {
+		return fmt.Errorf("Options.Store wraps more than %d stores, or itself", maxLayers)
+	}
+	for _, s := range all {
 		if !reflect.ValueOf(s).Comparable() {
 			return fmt.Errorf("Options.Store is a %T, which cannot be told from another one: pass a pointer to it", s)
 		}
@@ -184,7 +193,7 @@ func validateLimits(limiter string, limits []Limit) error {
 			return fmt.Errorf("number %d (%v): %w", i+1, l, err)
 		}
 		for j, other := range limits[:i] {
-			if l.rule.Kind == other.rule.Kind && l.rule.Window == other.rule.Window {
+			if l.sameCounter(other) {
 				return fmt.Errorf("numbers %d (%v) and %d (%v) have the same algorithm and window, and so one counter: "+
 					"keep the stricter one", j+1, other, i+1, l)
 			}

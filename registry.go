@@ -48,16 +48,16 @@ var claims struct {
 // error: either one that names the option, its value and what to do, or a
 // [*ConflictError].
 func (r *Registry) New(name string, opts Options) (*Limiter, error) {
+	if r == nil {
+		return nil, fmt.Errorf("ratelimit: limiter %q: the Registry is nil: use new(Registry), or New for the default one", name)
+	}
 	l, err := newLimiter(name, opts)
 	if err != nil {
 		return nil, err
 	}
 	site, inHandler := callSite()
 	l.site = site
-	claims.Lock()
-	err = r.claim(l)
-	claims.Unlock()
-	if err != nil {
+	if err := r.claim(l); err != nil {
 		return nil, err
 	}
 	l.logStore()
@@ -147,16 +147,17 @@ func (r *Registry) Reload(build func(next *Registry) error) error {
 	if err := next.replace(r); err != nil {
 		return fmt.Errorf("ratelimit: Reload: nothing has changed: %w", err)
 	}
-	done = true
+	next.over, done = true, true
 	return nil
 }
 
 // Reload replaces all limiters of the [DefaultRegistry]; see [Registry.Reload].
 func Reload(build func(next *Registry) error) error { return DefaultRegistry.Reload(build) }
 
-// claim checks everything that l wants to own, and then takes it. claims is
-// locked, as it is for all that follows.
+// claim checks everything that l wants to own, and then takes it.
 func (r *Registry) claim(l *Limiter) error {
+	claims.Lock()
+	defer claims.Unlock()
 	if r.over {
 		return fmt.Errorf("ratelimit: limiter %q: the Reload that this registry was for has ended; "+
 			"make limiters inside its build function", l.name)
@@ -169,7 +170,7 @@ func (r *Registry) claim(l *Limiter) error {
 	}
 	r.limiters[l.name] = l
 	r.prefixes[l.prefix] = l
-	for s := range layers(l.store) {
+	for _, s := range l.layers {
 		mapSet(r.stores(), s, l)
 	}
 	l.registry = r
@@ -177,12 +178,13 @@ func (r *Registry) claim(l *Limiter) error {
 	return nil
 }
 
-// check returns the first conflict between l and what others own.
+// check returns the first conflict between l and what others own. claims is
+// locked, as it is for all that follows.
 func (r *Registry) check(l *Limiter) error {
 	if holder := r.limiters[l.name]; holder != nil {
 		return conflict(ErrNameTaken, l, holder)
 	}
-	for s := range layers(l.store) {
+	for _, s := range l.layers {
 		if holder := r.staged[s]; holder != nil {
 			return conflict(ErrStoreShared, l, holder)
 		}
@@ -256,23 +258,21 @@ func (r *Registry) release(l *Limiter) {
 	l.registry = nil
 }
 
-// layers yields a store and what it wraps.
-func layers(s Store) iter.Seq[Store] {
-	return func(yield func(Store) bool) {
-		for range maxLayers {
-			if s == nil || !yield(s) {
-				return
-			}
-			u, ok := s.(unwrapper)
-			if !ok {
-				return
-			}
-			s = u.Unwrap()
+// layers returns a store and what it wraps, down to maxLayers.
+func layers(s Store) (all []Store) {
+	for s != nil && len(all) <= maxLayers {
+		all = append(all, s)
+		u, ok := s.(unwrapper)
+		if !ok {
+			break
 		}
+		s = u.Unwrap()
 	}
+	return all
 }
 
-// maxLayers ends the walk through a store that wraps itself.
+// maxLayers ends the walk through a store that wraps itself. Nobody wraps in earnest
+// so often.
 const maxLayers = 16
 
 func mapSet[K comparable, V any](m *map[K]V, k K, v V) {

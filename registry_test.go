@@ -492,7 +492,9 @@ func TestStoreThatWrapsItself(t *testing.T) {
 	w := &wrapped{}
 	w.Store = &loop{w}
 	_, err := reg.New("a", with(w))
-	require.NoError(t, err)
+	require.ErrorContains(t, err, "Options.Store wraps more than 16 stores, or itself")
+	_, err = (*Registry)(nil).New("a", quiet(hour))
+	require.ErrorContains(t, err, "the Registry is nil")
 }
 
 type loop struct{ Store }

@@ -239,6 +239,12 @@ func TestMemoryStats(t *testing.T) {
 		{"another key", func() { memTake(t, s, "b", 2, hourly, daily) }, MemoryStats{Counters: 4}},
 		{"a's hourly counter goes", func() { memTake(t, s, "c", 2, daily) }, MemoryStats{Counters: 4, Evicted: 1}},
 		{"a's daily counter goes", func() { memTake(t, s, "d", 2, daily) }, MemoryStats{Counters: 4, Evicted: 2}},
+		{"a denied take is of the same counter", func() {
+			for _, key := range []string{"b", "c", "d"} {
+				memTake(t, s, key, 1, daily)
+			}
+			memTake(t, s, "b", 1, hourly)
+		}, MemoryStats{Counters: 4, Evicted: 2}},
 		{"b's hourly counter goes, denied", func() { memTake(t, s, "e", 2, daily) }, MemoryStats{Counters: 4, Evicted: 3, EvictedDenied: 1}},
 		{"Reset", func() { s.Reset(t.Context(), "e", []Limit{hourly, daily}) }, MemoryStats{Counters: 3, Evicted: 3, EvictedDenied: 1}},
 		{"all given back", func() { s.Adjust(t.Context(), "d", -2, Now, []Limit{daily}) }, MemoryStats{Counters: 2, Evicted: 3, EvictedDenied: 1}},

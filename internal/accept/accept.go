@@ -15,6 +15,9 @@ func PrefersJSON(lines []string) bool {
 	}
 	var json, text offer
 	for _, line := range lines {
+		if len(line) > maxLine {
+			continue
+		}
 		for line != "" {
 			var item string
 			item, line, _ = strings.Cut(line, ",")
@@ -92,3 +95,6 @@ func weight(s string) (q int) {
 	}
 	return 0
 }
+
+// maxLine is longer than what any browser sends. A longer line has no say.
+const maxLine = 4096
