@@ -345,8 +345,10 @@ const (
 
 func answer(w http.ResponseWriter, r *http.Request, status int, contentType string, body []byte) {
 	h := w.Header()
-	for _, field := range [...]string{"Cache-Control", "Etag", "Last-Modified", "Content-Length"} {
-		delete(h, field) // they were meant for the answer that there is not to be
+	if len(h) > 3 { // more than the limiter's own
+		for _, field := range [...]string{"Cache-Control", "Etag", "Last-Modified", "Content-Length"} {
+			delete(h, field) // they were meant for the answer that there is not to be
+		}
 	}
 	values := [...]string{contentType, "nosniff", strconv.Itoa(len(body))} // the response's own, in one allocation
 	h["Content-Type"], h["X-Content-Type-Options"] = values[0:1:1], values[1:2:2]

@@ -1,7 +1,9 @@
 package benchmarks
 
 import (
+	"flag"
 	"net/http"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -10,11 +12,56 @@ import (
 
 // Benchmark prints each row as case/library. The libraries of one case follow
 // each other, so that a ratio between two of them is of the same few seconds.
-func Benchmark(b *testing.B) {
+func Benchmark(b *testing.B) { all(b, false) }
+
+// BenchmarkLong is those that take seconds each: once is enough, as they have
+// rounds of their own. With -short they are a hundred times smaller.
+func BenchmarkLong(b *testing.B) { all(b, true) }
+
+func all(b *testing.B, long bool) {
 	for _, c := range Cases {
 		for _, l := range Libraries {
-			if c.Has(l) {
+			if c.Long == long && c.Has(l) {
 				b.Run(c.Name+"/"+l.Name, func(b *testing.B) { c.run(b, c.open(l)) })
+			}
+		}
+	}
+}
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if testing.Short() || flag.Lookup("test.bench").Value.String() == "" {
+		smaller = 100
+	}
+	os.Exit(m.Run())
+}
+
+// TestLong runs the long cases and the server's, small, and checks what does not
+// depend on the machine.
+func TestLong(t *testing.T) {
+	for _, c := range Cases {
+		if !c.Long && c.Name != "server" {
+			continue
+		}
+		got := testing.Benchmark(func(b *testing.B) { c.run(b, c.open(Libraries[0])) }).Extra
+		for _, m := range c.Measures {
+			v, ok := got[m.Unit]
+			if !ok {
+				t.Errorf("%s: no %s in %v", c.Name, m.Unit, got)
+			}
+			switch m.Unit {
+			case "denied":
+				if v != 1000 {
+					t.Errorf("%v of 1000 keys are still denied", v)
+				}
+			case "evicted-denied":
+				if v != 0 {
+					t.Errorf("%v keys were evicted while being denied", v)
+				}
+			case "MB/after":
+				if before := got["MB/before"]; v > before+0.5 {
+					t.Errorf("%v MB after the flood, %v before", v, before)
+				}
 			}
 		}
 	}
@@ -44,7 +91,7 @@ func TestExact(t *testing.T) {
 func entries(t *testing.T, l Library, limit int64) map[string]func(*writer, *http.Request) bool {
 	all := make(map[string]func(*writer, *http.Request) bool)
 	open := func(fields bool) subject {
-		s := l.open(quota{units: limit, refill: time.Hour}, fields)
+		s := l.open(quota{units: limit, window: time.Hour, refill: time.Hour}, fields)
 		t.Cleanup(s.end)
 		return s
 	}

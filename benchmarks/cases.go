@@ -1,6 +1,7 @@
 package benchmarks
 
 import (
+	"slices"
 	"testing"
 )
 
@@ -8,18 +9,23 @@ import (
 type Case struct {
 	Name     string
 	Measures []Measure
-	quota    quota
-	fields   bool // the middleware's header fields are on
-	http     bool // it is about middleware
-	run      func(b *testing.B, open func() subject)
+	Long     bool     // it takes seconds, and is run once: see BenchmarkLong
+	only     []string // the libraries that take part, if not all
+	nofields bool     // the middleware's header fields are off
+	http     bool     // it is about middleware
+	run      func(b *testing.B, open opener)
 }
+
+// opener sets up a library for a case.
+type opener func(quota) subject
 
 // Measure is one number of a case: a line of the report.
 type Measure struct {
-	Group Group
-	Title string
-	Unit  string // as in the benchmark's output
-	Goal  string // for this library: a ratio by the best rival's, or a value
+	Group  Group
+	Title  string
+	Unit   string // as in the benchmark's output
+	Goal   Goal
+	Higher bool // higher is better
 }
 
 // Group is a table of the report.
@@ -29,33 +35,70 @@ const (
 	Speed      Group = "In memory, ns per decision"
 	Size       Group = "In memory, a million keys"
 	Middleware Group = "Middleware, ns per request"
+	Server     Group = "A server under load"
+	Stress     Group = "Expiry, growth and flooding"
 )
 
 // Cases is all that is measured.
 var Cases = []Case{
 	// First, while the heap holds nothing else.
-	{"million", []Measure{
-		{Size, "insert, ns per new key", "ns/key", "≤ 0.5 ×"},
-		{Size, "live heap, bytes per 15-byte key", "B/key", "≤ 32"},
-		{Size, "full GC, ms more than without them", "ms/GC", "≤ 1"},
-	}, plenty, true, false, million},
-	{"hot", []Measure{{Speed, "one hot key, serial", "ns/op", "≤ 0.65 ×, 0 allocations"}}, plenty, true, false, hot},
-	{"hot-denied", []Measure{{Speed, "one hot key, denied", "ns/op", "≤ 0.65 ×, 0 allocations"}}, single, true, false, hotDenied},
-	{"hot-parallel", []Measure{{Speed, "one hot key, all cores", "ns/op", "≤ 0.9 ×"}}, plenty, true, false, parallel(1, oneKey)},
-	{"uniform", []Measure{{Speed, "100k keys uniform, all cores", "ns/op", "≤ 0.5 ×"}}, plenty, true, false, parallel(spread, uniform)},
-	{"zipf", []Measure{{Speed, "100k keys Zipf, all cores", "ns/op", "≤ 0.6 ×"}}, plenty, true, false, parallel(spread, zipf)},
-	{"allowed", []Measure{{Middleware, "allowed", "ns/op", "≤ 0.5 ×, ≤ 4 allocations"}}, plenty, true, true, allowed},
-	{"denied", []Measure{{Middleware, "denied", "ns/op", "≤ 0.5 ×"}}, single, true, true, denied},
-	{"allowed-nofields", []Measure{{Middleware, "allowed, header fields off", "ns/op", "≤ 2 allocations"}}, plenty, false, true, allowed},
+	{Name: "million", run: million, Measures: []Measure{
+		{Group: Size, Title: "insert, ns per new key", Unit: "ns/key", Goal: Goal{{ByRival, 0.5}}},
+		{Group: Size, Title: "live heap, bytes per 15-byte key", Unit: "B/key", Goal: Goal{{AtMost, 32}}},
+		{Group: Size, Title: "full GC, ms more than without them", Unit: "ms/GC", Goal: Goal{{AtMost, 1}}},
+	}},
+	{Name: "hot", run: hot, Measures: nanoseconds(Speed, "one hot key, serial", Goal{{ByRival, 0.65}, {Allocs, 0}})},
+	{Name: "hot-denied", run: hotDenied, Measures: nanoseconds(Speed, "one hot key, denied", Goal{{ByRival, 0.65}, {Allocs, 0}})},
+	{Name: "hot-parallel", run: parallel(1, oneKey), Measures: nanoseconds(Speed, "one hot key, all cores", Goal{{ByRival, 0.9}})},
+	{Name: "uniform", run: parallel(spread, uniform), Measures: nanoseconds(Speed, "100k keys uniform, all cores", Goal{{ByRival, 0.5}})},
+	{Name: "zipf", run: parallel(spread, zipf), Measures: nanoseconds(Speed, "100k keys Zipf, all cores", Goal{{ByRival, 0.6}})},
+	{Name: "allowed", http: true, run: allowed, Measures: nanoseconds(Middleware, "allowed", Goal{{ByRival, 0.5}, {Allocs, 4}})},
+	{Name: "denied", http: true, run: denied, Measures: nanoseconds(Middleware, "denied", Goal{{ByRival, 0.5}})},
+	{Name: "allowed-nofields", http: true, nofields: true, run: allowed,
+		Measures: nanoseconds(Middleware, "allowed, header fields off", Goal{{Allocs, 2}})},
+	{Name: "server", http: true, run: underLoad, Measures: []Measure{
+		{Group: Server, Title: "by the bare handler's requests/s", Unit: "x/bare", Goal: Goal{{AtLeast, 0.93}}, Higher: true},
+		{Group: Server, Title: "requests/s", Unit: "req/s", Higher: true},
+	}},
+
+	{Name: "expiry", Long: true, only: []string{"fixed", "bucket"}, run: expiry(10), Measures: expiring("every tenth")},
+	{Name: "expiry-half", Long: true, only: []string{"fixed", "bucket"}, run: expiry(2), Measures: expiring("every other")},
+	{Name: "growth", Long: true, only: []string{"fixed", "go-limiter", "httprate", "throttled", "sharded-map"}, run: growth, Measures: []Measure{
+		{Group: Stress, Title: "10M new keys: the slowest, ms", Unit: "ms/slowest"},
+		{Group: Stress, Title: "— p99.99 in µs", Unit: "us/p99.99"},
+		{Group: Stress, Title: "— the slowest step of an idle loop just after, ms", Unit: "ms/idle"},
+	}},
+	{Name: "flood", Long: true, only: []string{"fixed", "bucket", "throttled-lru"}, run: flood, Measures: []Measure{
+		{Group: Stress, Title: "10M new keys where 1M fit: live heap, MB", Unit: "MB/after", Goal: Goal{{AtMost, 32}}},
+		{Group: Stress, Title: "— before them, MB", Unit: "MB/before"},
+		{Group: Stress, Title: "— keys still denied, of 1,000", Unit: "denied", Goal: Goal{{AtLeast, 1000}}, Higher: true},
+		{Group: Stress, Title: "— evicted, in millions", Unit: "M-evicted"},
+		{Group: Stress, Title: "— evicted while being denied", Unit: "evicted-denied", Goal: Goal{{AtMost, 0}}},
+	}},
 }
 
-func (c Case) open(l Library) func() subject {
-	return func() subject { return l.open(c.quota, c.fields) }
+func expiring(which string) []Measure {
+	return []Measure{
+		{Group: Stress, Title: "a million keys expire, " + which + " decision on a new key: p99.9 by the one without", Unit: "x/p99.9", Goal: Goal{{AtMost, 2}}},
+		{Group: Stress, Title: "— that p99.9 in µs", Unit: "us/p99.9"},
+		{Group: Stress, Title: "— without, in µs", Unit: "us/p99.9-without"},
+	}
+}
+
+func nanoseconds(g Group, title string, goal Goal) []Measure {
+	return []Measure{{Group: g, Title: title, Unit: "ns/op", Goal: goal}}
+}
+
+func (c Case) open(l Library) opener {
+	return func(q quota) subject { return l.open(q, !c.nofields) }
 }
 
 // Has reports whether l takes part in c.
 func (c Case) Has(l Library) bool {
-	s := l.open(c.quota, c.fields)
+	if c.only != nil && !slices.Contains(c.only, l.Name) {
+		return false
+	}
+	s := c.open(l)(plenty)
 	defer s.end()
 	if c.http {
 		return s.middleware != nil

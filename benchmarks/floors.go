@@ -25,12 +25,12 @@ const unitBits = 32
 var started = time.Now()
 
 // admit counts one unit in w, unless there is none left.
-func admit(w word, limit int64) (word, bool) {
+func admit(w word, q quota) (word, bool) {
 	now := word(time.Since(started) / time.Millisecond)
-	if w == 0 || now-w>>unitBits >= word(window/time.Millisecond) {
+	if w == 0 || now-w>>unitBits >= word(q.window/time.Millisecond) {
 		return now<<unitBits | 1, true
 	}
-	if w&(1<<unitBits-1) >= word(limit) {
+	if w&(1<<unitBits-1) >= word(q.units) {
 		return w, false
 	}
 	return w + 1, true
@@ -45,7 +45,7 @@ func openXSyncFloor(q quota, _ bool) subject {
 		}
 		for {
 			old := w.Load()
-			next, ok := admit(old, q.units)
+			next, ok := admit(old, q)
 			if !ok || w.CompareAndSwap(old, next) {
 				return ok
 			}
@@ -68,7 +68,7 @@ func openShardedFloor(q quota, _ bool) subject {
 		s := &shards[maphash.String(seed, key)%256]
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		next, ok := admit(s.words[key], q.units)
+		next, ok := admit(s.words[key], q)
 		if ok {
 			s.words[key] = next
 		}

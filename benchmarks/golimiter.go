@@ -8,7 +8,7 @@ import (
 )
 
 func openGoLimiter(q quota, fields bool) subject {
-	store := must(memorystore.New(&memorystore.Config{Tokens: uint64(q.units), Interval: window}))
+	store := must(memorystore.New(&memorystore.Config{Tokens: uint64(q.units), Interval: q.window}))
 	ctx := context.Background()
 	s := subject{
 		take: func(key string) bool {

@@ -14,11 +14,11 @@ func openHTTPRate(q quota, fields bool) subject {
 	}
 	// OnLimit is the decision alone. It asks for a request only for its context,
 	// and without fields to write it leaves the writer alone.
-	l := httprate.NewRateLimiter(int(q.units), window, noFields)
+	l := httprate.NewRateLimiter(int(q.units), q.window, noFields)
 	r := newRequest()
 	return subject{
 		take:       func(key string) bool { return !l.OnLimit(nil, r, key) },
-		middleware: httprate.LimitBy(int(q.units), window, canonicalAddress, options...),
+		middleware: httprate.LimitBy(int(q.units), q.window, canonicalAddress, options...),
 	}
 }
 

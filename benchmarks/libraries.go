@@ -7,9 +7,12 @@
 package benchmarks
 
 import (
+	"cmp"
 	"net"
 	"net/http"
 	"time"
+
+	"github.com/ratelimit-go/ratelimit"
 )
 
 // Library is one of the things that are compared.
@@ -37,8 +40,8 @@ var Libraries = []Library{
 	{"go-limiter", Rival, "github.com/sethvargo/go-limiter", "memorystore, httplimit with IPKeyFunc", openGoLimiter},
 	{"ulule", Rival, "github.com/ulule/limiter/v3", "memory.NewStore, stdlib middleware", openUlule},
 	{"httprate", Rival, "github.com/go-chi/httprate", "LimitBy the address, local counter", openHTTPRate},
-	{"throttled", Rival, "github.com/throttled/throttled/v2", "memstore without a maximum, VaryBy the address, 1,000 attempts to swap", openThrottled(0)},
-	{"throttled-lru", Rival, "github.com/throttled/throttled/v2", "the same, memstore with a maximum of 2M keys", openThrottled(maxKeys)},
+	{"throttled", Rival, "github.com/throttled/throttled/v2", "memstore without a maximum, VaryBy the address, 1,000 attempts to swap", openThrottled(false)},
+	{"throttled-lru", Rival, "github.com/throttled/throttled/v2", "the same, memstore with a maximum of 2M keys", openThrottled(true)},
 	{"x-time-mutex", Rival, "golang.org/x/time", "rate.Limiter in a map under a mutex; no header fields", openXTimeMutex},
 	{"x-time-syncmap", Rival, "golang.org/x/time", "rate.Limiter in a sync.Map; no header fields", openXTimeSyncMap},
 	{"tollbooth", Rival, "github.com/didip/tollbooth/v7", "by the address alone (SetIgnoreURL)", openTollbooth},
@@ -47,33 +50,37 @@ var Libraries = []Library{
 	{"three-fields", Floor, "", "three header fields set, nothing counted; with fields off, nothing at all", openFieldsFloor},
 }
 
-// maxKeys is given to libraries that want a maximum: above all that is inserted,
-// so that nobody is timed while evicting.
+// maxKeys is given to libraries that want a maximum, unless the case is about that:
+// above all that is inserted, so that nobody is timed while evicting.
 const maxKeys = 2 << 20
 
 // subject is a library set up for one case. What it does not have is nil.
 type subject struct {
 	take       func(key string) bool
 	middleware func(next http.Handler) http.Handler
+	stats      func() ratelimit.MemoryStats
 	close      func()
 }
 
 // quota is the limit of a case in terms that all libraries have: windows admit
-// units an hour, and buckets hold as many and get one back after each refill.
+// so many units, and buckets hold as many and get one back after each refill.
 type quota struct {
 	units  int64
+	window time.Duration
 	refill time.Duration
+	keys   int // the maximum, if not maxKeys
 }
 
-const window = time.Hour
+// most is the maximum of keys.
+func (q quota) most() int { return cmp.Or(q.keys, maxKeys) }
 
 var (
 	// plenty admits whatever a benchmark can ask for. Buckets drain slowly even
 	// so, because a counter that is whole again by the next request could be
 	// dropped and would cost nothing.
-	plenty = quota{units: 1e9, refill: time.Second}
+	plenty = quota{units: 1e9, window: time.Hour, refill: time.Second}
 	// single denies from the second request on.
-	single = quota{units: 1, refill: time.Hour}
+	single = quota{units: 1, window: time.Hour, refill: time.Hour}
 )
 
 // address is the key of a request for libraries that leave that to their users:

@@ -9,7 +9,7 @@ import (
 	"github.com/ratelimit-go/ratelimit"
 )
 
-func fixedWindow(q quota) ratelimit.Limit { return ratelimit.FixedWindow(q.units, window) }
+func fixedWindow(q quota) ratelimit.Limit { return ratelimit.FixedWindow(q.units, q.window) }
 
 func tokenBucket(q quota) ratelimit.Limit { return ratelimit.TokenBucket(1, q.refill, q.units) }
 
@@ -18,7 +18,7 @@ var opened atomic.Int64
 
 func openOurs(limit func(quota) ratelimit.Limit) func(quota, bool) subject {
 	return func(q quota, fields bool) subject {
-		store := must(ratelimit.NewMemoryStore(fmt.Sprintf("s%d", opened.Add(1)), ratelimit.MemoryOptions{MaxKeys: maxKeys}))
+		store := must(ratelimit.NewMemoryStore(fmt.Sprintf("s%d", opened.Add(1)), ratelimit.MemoryOptions{MaxKeys: q.most()}))
 		headers := ratelimit.HeadersDraft10
 		if !fields {
 			headers = ratelimit.HeadersNone
@@ -36,6 +36,7 @@ func openOurs(limit func(quota) ratelimit.Limit) func(quota, bool) subject {
 				return err == nil && d.Allowed
 			},
 			middleware: l.Middleware,
+			stats:      store.Stats,
 			close:      func() { l.Close(); store.Close() },
 		}
 	}

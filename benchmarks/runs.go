@@ -23,8 +23,8 @@ func keys(n int) []string {
 	return all
 }
 
-func hot(b *testing.B, open func() subject) {
-	s, k := open(), key(0)
+func hot(b *testing.B, open opener) {
+	s, k := open(plenty), key(0)
 	defer s.end()
 	b.ReportAllocs()
 	for b.Loop() {
@@ -34,8 +34,8 @@ func hot(b *testing.B, open func() subject) {
 	}
 }
 
-func hotDenied(b *testing.B, open func() subject) {
-	s, k := open(), key(0)
+func hotDenied(b *testing.B, open opener) {
+	s, k := open(single), key(0)
 	defer s.end()
 	s.take(k)
 	b.ReportAllocs()
@@ -84,9 +84,9 @@ var (
 )
 
 // parallel takes n keys from all cores, after each of them has been there once.
-func parallel(n int, made func() order) func(*testing.B, func() subject) {
-	return func(b *testing.B, open func() subject) {
-		s, all, order := open(), spreadKeys()[:n], made()
+func parallel(n int, made func() order) func(*testing.B, opener) {
+	return func(b *testing.B, open opener) {
+		s, all, order := open(plenty), spreadKeys()[:n], made()
 		defer s.end()
 		for _, k := range all {
 			if !s.take(k) {
@@ -114,13 +114,13 @@ func parallel(n int, made func() order) func(*testing.B, func() subject) {
 
 // million inserts a million keys, and then measures what they weigh: in bytes,
 // with what the library keeps of the keys themselves, and in collection time.
-func million(b *testing.B, open func() subject) {
+func million(b *testing.B, open opener) {
 	const n = 1_000_000
 	var insert, collect time.Duration
 	var bytes float64
 	for b.Loop() {
 		heapBefore, gcBefore := collected()
-		s, all := open(), keys(n)
+		s, all := open(plenty), keys(n)
 		start := time.Now()
 		for _, k := range all {
 			if !s.take(k) {
@@ -186,11 +186,11 @@ func newRequest() *http.Request {
 
 var noContent = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 
-func allowed(b *testing.B, open func() subject) { serve(b, open, http.StatusNoContent) }
-func denied(b *testing.B, open func() subject)  { serve(b, open, http.StatusTooManyRequests) }
+func allowed(b *testing.B, open opener) { serve(b, open(plenty), http.StatusNoContent) }
+func denied(b *testing.B, open opener)  { serve(b, open(single), http.StatusTooManyRequests) }
 
-func serve(b *testing.B, open func() subject, want int) {
-	s, w, r := open(), newWriter(), newRequest()
+func serve(b *testing.B, s subject, want int) {
+	w, r := newWriter(), newRequest()
 	defer s.end()
 	h := s.middleware(noContent)
 	w.serve(h, r) // takes the unit that there is before a denial

@@ -7,10 +7,13 @@ import (
 	"github.com/throttled/throttled/v2/store/memstore"
 )
 
-// openThrottled takes the most keys to hold: 0 is a plain map without one, others
-// are an LRU.
-func openThrottled(most int) func(quota, bool) subject {
+// openThrottled opens a plain map, or an LRU with a maximum of keys.
+func openThrottled(lru bool) func(quota, bool) subject {
 	return func(q quota, fields bool) subject {
+		most := 0
+		if lru {
+			most = q.most()
+		}
 		l := must(throttled.NewGCRARateLimiterCtx(must(memstore.NewCtx(most)), throttled.RateQuota{
 			MaxRate:  throttled.PerDuration(1, q.refill),
 			MaxBurst: int(q.units - 1), // on top of the one that is always there

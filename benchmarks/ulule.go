@@ -9,7 +9,7 @@ import (
 )
 
 func openUlule(q quota, fields bool) subject {
-	l := limiter.New(memory.NewStore(), limiter.Rate{Limit: q.units, Period: window})
+	l := limiter.New(memory.NewStore(), limiter.Rate{Limit: q.units, Period: q.window})
 	ctx := context.Background()
 	s := subject{
 		take: func(key string) bool {

@@ -289,8 +289,8 @@ func (v *victim) considerAll(slots []slot, own []id, shapes *shapes, now int64) 
 func (s *shard) tidy(shapes *shapes, now int64) {
 	if s.hand >= len(s.slots) {
 		s.hand = 0
-		if want := slotsFor(s.used); want < len(s.slots)/2 {
-			s.resize(want)
+		if half := (len(s.slots)/2 + slotsPerBucket - 1) / slotsPerBucket * slotsPerBucket; slotsFor(s.used) < half {
+			s.resize(half) // and no more: those who have gone may come back
 		}
 	}
 	for i := range slotsPerBucket {

@@ -12,10 +12,13 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"strings"
 	"time"
+
+	"github.com/ratelimit-go/ratelimit/benchmarks"
 )
 
 func main() {
@@ -30,20 +33,20 @@ func main() {
 
 func run(args []string, log func(format string, args ...any)) error {
 	flags := flag.NewFlagSet("report", flag.ContinueOnError)
-	rounds := flags.Int("rounds", 5, "how often to run everything: each round times every library once, in turn")
-	count := flags.Int("count", 1, "how often each benchmark runs within a round")
+	rounds := flags.Int("rounds", 4, "how often to run everything: each round times every library once, in turn")
 	benchtime := flags.String("benchtime", "150ms", "how long each benchmark runs, as for go test")
-	bench := flags.String("bench", ".", "which benchmarks, as for go test")
+	bench := flags.String("bench", ".", "which cases, as for go test")
 	out := flags.String("o", "../BENCHMARKS.md", "the file to write")
+	charts := flags.String("charts", "../docs", "the folder to write charts to")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	if flags.NArg() > 0 || *rounds < 1 || *count < 1 {
-		return fmt.Errorf("want flags only, and at least one round and count: %q", args)
+	if flags.NArg() > 0 || *rounds < 1 {
+		return fmt.Errorf("want flags only, and at least one round: %q", args)
 	}
 
 	r := &results{
-		command: fmt.Sprintf("go run ./cmd/report -rounds %d -count %d -benchtime %s", *rounds, *count, *benchtime),
+		command: fmt.Sprintf("go run ./cmd/report -rounds %d -benchtime %s", *rounds, *benchtime),
 		machine: fmt.Sprintf("%d cores, %s/%s, %s", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version()),
 	}
 	if info, ok := debug.ReadBuildInfo(); ok {
@@ -54,24 +57,33 @@ func run(args []string, log func(format string, args ...any)) error {
 	if err := goTest(r.read, "-v", "-count=1", "-run", "^TestExact$"); err != nil {
 		return err
 	}
-	for round := range *rounds {
+	pass := func(name, function, benchtime string) error {
 		rows := 0
-		read := func(line string) {
-			if r.read(line); strings.HasPrefix(line, benchPrefix) {
+		return goTest(func(line string) {
+			if r.read(line); strings.HasPrefix(line, "Benchmark") {
 				rows++
-				log("round %d of %d, row %3d, %s: %s", round+1, *rounds, rows, time.Since(start).Round(time.Second), line)
+				log("%s, row %3d, %s: %s", name, rows, time.Since(start).Round(time.Second), line)
 			}
-		}
-		err := goTest(read, "-run", "^$", "-timeout", "0", "-bench", *bench,
-			"-benchtime", *benchtime, fmt.Sprintf("-count=%d", *count))
-		if err != nil {
+		}, "-run", "^$", "-timeout", "0", "-bench", "^"+function+"$/"+*bench, "-benchtime", benchtime)
+	}
+	for round := range *rounds {
+		if err := pass(fmt.Sprintf("round %d of %d", round+1, *rounds), "Benchmark", *benchtime); err != nil {
 			return err
 		}
 	}
-	if err := os.WriteFile(*out, []byte(r.markdown()), 0o644); err != nil {
+	if err := pass("the long ones", "BenchmarkLong", "1x"); err != nil {
 		return err
 	}
-	log("wrote %s", *out)
+	for path, text := range map[string]string{
+		*out: r.markdown(),
+		filepath.Join(*charts, "bench-memory.svg"):     r.chart("In memory", benchmarks.Speed, benchmarks.Size),
+		filepath.Join(*charts, "bench-middleware.svg"): r.chart("Middleware", benchmarks.Middleware, benchmarks.Server),
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			return err
+		}
+		log("wrote %s", path)
+	}
 	return nil
 }
 

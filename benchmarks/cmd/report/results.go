@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,8 +24,6 @@ type results struct {
 // sample names what was measured.
 type sample struct{ bench, library, unit string }
 
-const benchPrefix = "Benchmark/"
-
 // read takes what there is to learn from a line of go test's output.
 func (r *results) read(line string) {
 	if _, text, ok := strings.Cut(line, "not exact: "); ok {
@@ -34,10 +33,10 @@ func (r *results) read(line string) {
 		r.cpu = strings.TrimSpace(cpu)
 	}
 	fields := strings.Fields(line)
-	if len(fields) < 4 || !strings.HasPrefix(line, benchPrefix) {
+	if len(fields) < 4 || !strings.HasPrefix(line, "Benchmark") {
 		return
 	}
-	name := strings.TrimPrefix(fields[0], benchPrefix)
+	_, name, _ := strings.Cut(fields[0], "/")
 	if i := strings.LastIndexByte(name, '-'); i >= 0 { // of GOMAXPROCS, unless that is 1
 		if _, err := strconv.Atoi(name[i+1:]); err == nil {
 			name = name[:i]
@@ -62,30 +61,22 @@ func (r *results) read(line string) {
 // value is the median of all rounds.
 func (r *results) value(s sample) (float64, bool) {
 	all := r.samples[s]
-	return median(all), len(all) > 0
+	return benchmarks.Median(all), len(all) > 0
 }
 
 // ratio is the median of the ratios of single rounds, because a machine that is
 // slower in one round is slower for both. By what is nothing but noise, as the
 // difference of two times can be, there is none.
-func (r *results) ratio(a, b sample) string {
+func (r *results) ratio(a, b sample) (float64, bool) {
 	x, y := r.samples[a], r.samples[b]
 	var ratios []float64
 	for i := range min(len(x), len(y)) {
-		if y[i] < 0.5 {
-			return "—"
+		if y[i] < 0.5 && !strings.HasPrefix(b.unit, "x/") {
+			return 0, false
 		}
 		ratios = append(ratios, x[i]/y[i])
 	}
-	return strconv.FormatFloat(median(ratios), 'f', 2, 64)
-}
-
-func median(all []float64) float64 {
-	if len(all) == 0 {
-		return 0
-	}
-	s := slices.Sorted(slices.Values(all))
-	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
+	return benchmarks.Median(ratios), len(ratios) > 0
 }
 
 // number is a library's value as the tables show it, with its allocations if any.
@@ -93,7 +84,10 @@ func (r *results) number(s sample) string {
 	v, _ := r.value(s)
 	v = max(0, v) // a difference of two times can be less
 	text := strconv.FormatFloat(v, 'f', 0, 64)
-	if v < 9.95 {
+	switch {
+	case strings.HasPrefix(s.unit, "x/"):
+		text = strconv.FormatFloat(v, 'f', 2, 64)
+	case v < 9.95 && v != math.Trunc(v):
 		text = strconv.FormatFloat(v, 'f', 1, 64)
 	}
 	if allocs, _ := r.value(sample{s.bench, s.library, "allocs/op"}); allocs > 0 {
@@ -102,30 +96,65 @@ func (r *results) number(s sample) string {
 	return text
 }
 
-// row is a line of a table, or "" if it was not measured.
-func (r *results) row(c benchmarks.Case, m benchmarks.Measure) string {
-	var of [3][]sample // ours, rivals, floors
-	for _, l := range benchmarks.Libraries {
-		s := sample{c.Name, l.Name, m.Unit}
-		if _, ok := r.value(s); ok {
-			of[l.Kind] = append(of[l.Kind], s)
+// row is a line of a table.
+type row struct {
+	benchmarks.Case
+	benchmarks.Measure
+	ours, rivals, floors []sample // the rivals from the best on
+}
+
+// rows are those of a table that were measured.
+func (r *results) rows(g benchmarks.Group) (all []row) {
+	for _, c := range benchmarks.Cases {
+		for _, m := range c.Measures {
+			if m.Group != g {
+				continue
+			}
+			var of [3][]sample
+			for _, l := range benchmarks.Libraries {
+				s := sample{c.Name, l.Name, m.Unit}
+				if _, ok := r.value(s); ok {
+					of[l.Kind] = append(of[l.Kind], s)
+				}
+			}
+			r.sort(of[benchmarks.Rival], m.Higher)
+			if len(of[benchmarks.Ours]) > 0 {
+				all = append(all, row{c, m, of[benchmarks.Ours], of[benchmarks.Rival], of[benchmarks.Floor]})
+			}
 		}
 	}
-	ours, rivals, floors := of[benchmarks.Ours], of[benchmarks.Rival], of[benchmarks.Floor]
-	if len(ours) == 0 {
-		return ""
-	}
-	slices.SortStableFunc(rivals, func(a, b sample) int { return cmp.Compare(median(r.samples[a]), median(r.samples[b])) })
-	best := min(1, len(rivals))
+	return all
+}
+
+// sort puts the best first.
+func (r *results) sort(samples []sample, higher bool) {
+	slices.SortStableFunc(samples, func(a, b sample) int {
+		x, _ := r.value(a)
+		y, _ := r.value(b)
+		if higher {
+			x, y = y, x
+		}
+		return cmp.Compare(x, y)
+	})
+}
+
+// line is the row as the table shows it.
+func (r *results) line(w row) string {
+	best := min(1, len(w.rivals))
 	var numbers, ratios []string
-	for _, s := range ours {
+	for _, s := range w.ours {
 		numbers = append(numbers, r.number(s))
-		for _, rival := range rivals[:best] {
-			ratios = append(ratios, r.ratio(s, rival))
+		for _, rival := range w.rivals[:best] {
+			text := "—"
+			if ratio, ok := r.ratio(s, rival); ok {
+				text = strconv.FormatFloat(ratio, 'f', 2, 64)
+			}
+			ratios = append(ratios, text)
 		}
 	}
-	return fmt.Sprintf("| %s | %s | %s | %s | %s | %s | %s |\n", m.Title, strings.Join(numbers, " / "),
-		r.named(rivals[:best]), strings.Join(ratios, " / "), m.Goal, r.named(rivals[best:]), r.named(floors))
+	return fmt.Sprintf("| %s | %s | %s | %s | %s | %s | %s | %s |\n", w.Title, strings.Join(numbers, " / "),
+		r.named(w.rivals[:best]), cmp.Or(strings.Join(ratios, " / "), "—"), w.Goal, r.verdict(w),
+		r.named(w.rivals[best:]), r.named(w.floors))
 }
 
 func (r *results) named(samples []sample) string {
@@ -137,6 +166,23 @@ func (r *results) named(samples []sample) string {
 		all = append(all, s.library+" "+r.number(s))
 	}
 	return strings.Join(all, ", ")
+}
+
+// notes are what is to be said of a table before it.
+var notes = map[benchmarks.Group]string{
+	benchmarks.Speed:      "![In memory](docs/bench-memory.svg)\n\n",
+	benchmarks.Middleware: "![Middleware](docs/bench-middleware.svg)\n\n",
+	benchmarks.Server: `net/http over loopback, 64 connections that are kept alive, each with its next request as soon as it has its answer, which
+is a 204. The middleware and the bare handler are loaded in turn, 200 ms each; a value is the median of such pairs. Higher
+is better. The load comes from the same process and takes a part of the same cores.
+
+`,
+	benchmarks.Stress: `Each decision is timed by itself, from one goroutine, so these include what else the machine does; where the table grows,
+they say how long an idle loop was held up just after. Expiry is about this library alone: most rivals now and then sweep
+the whole map under a lock, which is in no p99.9. Only throttled-lru has a maximum of keys as well; the others grow with a
+flood. Before the flood, 1,000 keys had used up their limit.
+
+`,
 }
 
 // markdown is the whole report.
@@ -153,20 +199,19 @@ library, they are of a fixed window / a token bucket. In parentheses: allocation
 - Command, in the folder benchmarks: %s
 
 `, r.cpu, r.machine, "`"+r.command+"`")
-	for _, group := range []benchmarks.Group{benchmarks.Speed, benchmarks.Size, benchmarks.Middleware} {
-		rows := ""
-		for _, c := range benchmarks.Cases {
-			for _, m := range c.Measures {
-				if m.Group == group {
-					rows += r.row(c, m)
-				}
-			}
+	for _, group := range []benchmarks.Group{benchmarks.Speed, benchmarks.Size, benchmarks.Middleware, benchmarks.Server, benchmarks.Stress} {
+		rows := r.rows(group)
+		if len(rows) == 0 {
+			continue
 		}
-		if rows != "" {
-			fmt.Fprintf(&b, "## %s\n\n| case | this library | best rival | ratio | goal | other rivals | floors |\n"+
-				"|---|---|---|---|---|---|---|\n%s\n", group, rows)
+		fmt.Fprintf(&b, "## %s\n\n%s| case | this library | best rival | ratio | goal | | other rivals | floors |\n"+
+			"|---|---|---|---|---|---|---|---|\n", group, notes[group])
+		for _, w := range rows {
+			b.WriteString(r.line(w))
 		}
+		b.WriteString("\n")
 	}
+	b.WriteString(r.missed())
 	b.WriteString("## What was compared\n\n| name | module | configuration |\n|---|---|---|\n")
 	for _, l := range benchmarks.Libraries {
 		module := "in this repository"
