@@ -25,6 +25,8 @@ type Limiter struct {
 	store  Store
 	layers []Store      // store, and what it wraps
 	memory *MemoryStore // store, if it is one: its calls need nothing on the heap
+	redis  *RedisStore  // store, if it is one: it keeps deadlines without a timer in the context
+	own    bool         // store was made for Options.Redis, and ends with the limiter
 
 	policy  atomic.Pointer[policy]
 	plans   plans
@@ -69,10 +71,14 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 	l.message = []byte(l.opts.Message)
 	l.problem = problemHead(l.opts.Message)
 	l.setPolicy(opts.Limits)
-	if l.store == nil {
+	switch {
+	case opts.Redis != nil:
+		l.store, l.own = ownRedisStore(opts.Redis, name), true
+	case l.store == nil:
 		l.store = Memory(name)
 	}
 	l.memory, _ = l.store.(*MemoryStore)
+	l.redis, _ = l.store.(*RedisStore)
 	l.prefix, l.layers = l.store.Prefix(), layers(l.store)
 	return l, nil
 }
@@ -103,7 +109,17 @@ func (l *Limiter) SetLimits(limits ...Limit) error {
 		return fmt.Errorf("ratelimit: limiter %q: SetLimits: %w", l.name, err)
 	}
 	l.setPolicy(limits)
+	l.adoptStore()
 	return nil
+}
+
+// adoptStore tells stores that keep a record of their limiter whose they are.
+func (l *Limiter) adoptStore() {
+	for _, s := range l.layers {
+		if s, ok := s.(*RedisStore); ok {
+			s.adopt(l, l.policy.Load().limits)
+		}
+	}
 }
 
 func (l *Limiter) setPolicy(limits []Limit) {
@@ -168,13 +184,25 @@ func (l *Limiter) take(ctx context.Context, key string, n int64, p *policy, resu
 	}
 	buf := buffers.Get().(*[MaxLimits]Result)
 	*buf = [MaxLimits]Result{}
-	at, err := l.store.Take(ctx, key, n, p.limits, buf[:len(results)])
+	at, err := l.takeInTime(ctx, key, n, p.limits, buf[:len(results)])
 	if err != nil {
 		return 0, l.wrap(err) // and the buffer is let go of: who knows who still writes to it
 	}
 	copy(results, buf[:])
 	buffers.Put(buf)
 	return at, nil
+}
+
+func (l *Limiter) takeInTime(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
+	if l.opts.Timeout < 0 {
+		return l.store.Take(ctx, key, n, limits, results)
+	}
+	if l.redis != nil {
+		return l.redis.takeWithin(l.opts.Timeout, ctx, key, n, limits, results)
+	}
+	ctx, cancel := context.WithTimeout(ctx, l.opts.Timeout)
+	defer cancel()
+	return l.store.Take(ctx, key, n, limits, results)
 }
 
 var buffers = sync.Pool{New: func() any { return new([MaxLimits]Result) }}
@@ -225,13 +253,17 @@ func (l *Limiter) Stats() LimiterStats { return LimiterStats{ShadowDenied: l.sha
 // Close gives up the limiter's name, store and prefix, so that another limiter
 // can have them. It is idempotent. The store's counters stay, and a later limiter
 // of the same name finds them. Requests that still reach the limiter are
-// answered with 503. The error is always nil.
+// answered with 503. A store made for Options.Redis is closed, its client is not.
+// The error is always nil.
 func (l *Limiter) Close() error {
 	l.closed.Store(true)
 	claims.Lock()
-	defer claims.Unlock()
 	if l.registry != nil {
 		l.registry.release(l)
+	}
+	claims.Unlock()
+	if l.own {
+		l.redis.Close()
 	}
 	return nil
 }

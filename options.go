@@ -7,6 +7,9 @@ import (
 	"net/http"
 	"reflect"
 	"slices"
+	"time"
+
+	"github.com/redis/go-redis/v9"
 
 	"github.com/ratelimit-go/ratelimit/internal/table"
 )
@@ -23,6 +26,11 @@ type Options struct {
 	// Store is where the counters live. Nil means Memory(name), which outlives
 	// the limiter. A store must not be shared by two limiters.
 	Store Store
+
+	// Redis is a client to count with in place of Store: the limiter makes a
+	// [RedisStore] of its own with the prefix "rl:<name>:", and closes it, but never
+	// the client, which any number of limiters may share.
+	Redis redis.UniversalClient
 
 	// Key tells who is being limited. Nil means ClientIP{}.Key.
 	Key KeyFunc
@@ -84,6 +92,11 @@ type Options struct {
 	// it: what it returns is for the caller to act on.
 	Shadow bool
 
+	// Timeout is how long a decision may take at a store outside of this process.
+	// Zero means [DefaultTimeout], negative no limit but the request's own. It holds
+	// also for a Redis client that was made without ContextTimeoutEnabled.
+	Timeout time.Duration
+
 	// Silence has the codes of warnings that are not to be logged; see the
 	// constants that begin with Code.
 	Silence []string
@@ -92,6 +105,10 @@ type Options struct {
 	// counts in, never what clients send. Nil means slog.Default().
 	Logger *slog.Logger
 }
+
+// DefaultTimeout is what [Options.Timeout] is unless set: some hundred times what Redis
+// takes nearby, and less than a user notices.
+const DefaultTimeout = 100 * time.Millisecond
 
 const defaultMessage = "Too many requests, please try again later."
 
@@ -102,6 +119,9 @@ func (o Options) withDefaults() Options {
 	o.PartitionSecret, o.Silence = slices.Clone(o.PartitionSecret), slices.Clone(o.Silence)
 	if o.Message == "" {
 		o.Message = defaultMessage
+	}
+	if o.Timeout == 0 {
+		o.Timeout = DefaultTimeout
 	}
 	if o.Headers == 0 {
 		o.Headers = HeadersDraft10
@@ -125,6 +145,14 @@ func (o Options) validate(limiter string) error {
 	}
 	if isNil(o.Store) && o.Store != nil {
 		return fmt.Errorf("Options.Store is a nil %T: leave it out for the memory store of the limiter's name", o.Store)
+	}
+	if o.Redis != nil {
+		if o.Store != nil {
+			return errors.New("Options.Redis and Options.Store are both set: Redis makes a store of the limiter's own, so leave one of them out")
+		}
+		if isNil(o.Redis) {
+			return fmt.Errorf("Options.Redis is a nil %T: leave it out to count in memory", o.Redis)
+		}
 	}
 	all := layers(o.Store)
 	if len(all) > maxLayers {

@@ -60,6 +60,7 @@ func (r *Registry) New(name string, opts Options) (*Limiter, error) {
 	if err := r.claim(l); err != nil {
 		return nil, err
 	}
+	l.adoptStore()
 	l.logStore()
 	if inHandler && r.base == nil {
 		l.note(noteInHandler)
@@ -322,7 +323,10 @@ func (e *ConflictError) Error() string {
 	switch e.kind {
 	case ErrStoreShared:
 		wayOut := fmt.Sprintf("make a new %s with a unique prefix for each limiter", e.Store)
-		if e.Store == "MemoryStore" {
+		switch e.Store {
+		case "RedisStore":
+			wayOut += " (the Redis client may be shared)"
+		case "MemoryStore":
 			wayOut = "give each limiter a name of its own and leave Options.Store out, or set it to Memory of another name"
 		}
 		return fmt.Sprintf("%s share one %s (prefix %q): a Store must not be shared across limiters; %s",

@@ -1,0 +1,289 @@
+// Package flight lets callers share round trips to a server. Whoever comes while
+// fewer than Most are under way sets off at once, alone; whoever comes while all are
+// out waits, and the next one takes all of those along. So a lone caller pays for
+// nothing, no timer fills a batch, and the busier it is, the more is shared.
+//
+// A caller waits no longer than its context or its deadline says, whatever becomes of the flight.
+package flight
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+)
+
+// ErrUnsent and ErrUnknown are what a caller gets whose deadline has passed: the first if its job was never
+// sent, the second if it was and there is no saying what became of it.
+var (
+	ErrUnsent  = errors.New("timed out before the command could be sent")
+	ErrUnknown = errors.New("timed out waiting for the reply")
+)
+
+// A Queue is where callers wait. Its exported fields are set before first use.
+type Queue[T any] struct {
+	// Send carries out a batch and comes back when it knows what became of all of
+	// it. Its context has no end, but a deadline, which a client may make use of.
+	Send func(ctx context.Context, batch []*Job[T])
+
+	// Left is told of each job that was carried out for a caller who did not wait
+	// for it, before Send is called again by the same flight.
+	Left func(job *Job[T])
+
+	Most  int // flights under way at once
+	Late  int // and how many more, where callers have given up on one of those
+	Batch int // jobs in one flight
+
+	mu     sync.Mutex
+	first  *Job[T] // of those waiting
+	last   *Job[T]
+	flying int
+	late   int
+	landed sync.Cond // uses mu; told when a flight ends
+}
+
+// Job is one caller's. It may be used again after a Do that returned nil, and only then.
+type Job[T any] struct {
+	Value T
+
+	// Gone is set, for Queue.Left, if the caller's context was done; else its time was over.
+	Gone bool
+
+	alone      [1]*Job[T] // itself, as a batch
+	ctx        context.Context
+	deadline   time.Time
+	done       chan struct{}
+	timer      *time.Timer
+	phase      phase
+	flight     *flight
+	prev, next *Job[T]
+}
+
+// DoHere is Do on the caller's own goroutine, which saves waking up another, if
+// nobody else would have to wait for it; else it does nothing and returns false. The
+// caller sees to it that Send comes back in time.
+func (q *Queue[T]) DoHere(ctx context.Context, deadline time.Time, job *Job[T]) bool {
+	q.mu.Lock()
+	if q.first != nil || q.flying == q.Most {
+		q.mu.Unlock()
+		return false
+	}
+	q.flying++
+	q.mu.Unlock()
+	job.ctx, job.deadline, job.alone[0] = ctx, deadline, job
+	q.Send(contextOf(job.alone[:]), job.alone[:])
+	q.mu.Lock()
+	q.flying--
+	q.takeOff()
+	q.land()
+	q.mu.Unlock()
+	return true
+}
+
+type phase uint8
+
+const (
+	waiting phase = iota
+	flying
+	left // its caller does not wait any more
+	done
+)
+
+type flight struct {
+	late bool // callers have given up on it
+}
+
+// Do has job carried out, and returns nil when it has been. Where ctx is done before,
+// the error is ctx's; where deadline is over before, [ErrUnsent] or [ErrUnknown]. A
+// zero deadline is none.
+func (q *Queue[T]) Do(ctx context.Context, deadline time.Time, job *Job[T]) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	var over <-chan time.Time
+	if !deadline.IsZero() {
+		if job.timer == nil {
+			job.timer = time.NewTimer(time.Until(deadline))
+		} else {
+			job.timer.Reset(time.Until(deadline))
+		}
+		defer job.timer.Stop()
+		over = job.timer.C
+	}
+	if job.done == nil {
+		job.done = make(chan struct{}, 1)
+	}
+	job.ctx, job.deadline, job.phase = ctx, deadline, waiting
+
+	q.mu.Lock()
+	q.push(job)
+	q.takeOff()
+	q.mu.Unlock()
+
+	select {
+	case <-job.done:
+		return nil
+	case <-ctx.Done():
+	case <-over:
+	}
+	return q.leave(job)
+}
+
+func (q *Queue[T]) leave(job *Job[T]) error {
+	q.mu.Lock()
+	was := job.phase
+	if was == done {
+		q.mu.Unlock()
+		<-job.done
+		return nil
+	}
+	defer q.mu.Unlock()
+	err := job.ctx.Err()
+	switch was {
+	case waiting:
+		q.remove(job)
+	case flying:
+		if f := job.flight; !f.late && !errors.Is(err, context.Canceled) && q.late < q.Late {
+			// Others are not to wait for it as well.
+			f.late = true
+			q.flying--
+			q.late++
+			q.takeOff()
+		}
+	}
+	job.phase = left
+	switch {
+	case err != nil:
+		job.Gone = true
+		return err
+	case was == waiting:
+		return ErrUnsent
+	}
+	return ErrUnknown
+}
+
+// takeOff starts a flight if there is somebody to take along. q.mu is held.
+func (q *Queue[T]) takeOff() {
+	if q.first != nil && q.flying < q.Most {
+		q.flying++
+		go q.fly()
+	}
+}
+
+func (q *Queue[T]) fly() {
+	var batch, gone []*Job[T]
+	f := new(flight)
+	q.mu.Lock()
+	for {
+		batch = q.board(f, batch[:0])
+		if len(batch) == 0 || f.late {
+			break
+		}
+		q.mu.Unlock()
+		q.Send(contextOf(batch), batch)
+		q.mu.Lock()
+
+		kept := batch[:0]
+		for _, job := range batch {
+			if job.phase == left {
+				gone = append(gone, job)
+			} else {
+				job.phase = done
+				kept = append(kept, job)
+			}
+		}
+		q.mu.Unlock()
+		for _, job := range kept {
+			job.done <- struct{}{} // and from here on it is its caller's again
+		}
+		for _, job := range gone {
+			q.Left(job)
+		}
+		clear(batch[:cap(batch)])
+		clear(gone)
+		gone = gone[:0]
+		q.mu.Lock()
+	}
+	if f.late {
+		q.late--
+	} else {
+		q.flying--
+	}
+	q.land()
+	q.mu.Unlock()
+}
+
+// land tells those who wait for the end of all flights. q.mu is held.
+func (q *Queue[T]) land() {
+	if q.landed.L != nil {
+		q.landed.Broadcast()
+	}
+}
+
+// board takes along who waits, unless the flight is late already. q.mu is held.
+func (q *Queue[T]) board(f *flight, batch []*Job[T]) []*Job[T] {
+	for !f.late && q.first != nil && len(batch) < q.Batch {
+		job := q.first
+		q.remove(job)
+		job.phase, job.flight = flying, f
+		batch = append(batch, job)
+	}
+	return batch
+}
+
+// Wait returns when no flight is under way.
+func (q *Queue[T]) Wait() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.landed.L = &q.mu
+	for q.flying+q.late > 0 {
+		q.landed.Wait()
+	}
+}
+
+func (q *Queue[T]) push(job *Job[T]) {
+	if q.last == nil {
+		q.first = job
+	} else {
+		q.last.next, job.prev = job, q.last
+	}
+	q.last = job
+}
+
+func (q *Queue[T]) remove(job *Job[T]) {
+	if job.prev == nil {
+		q.first = job.next
+	} else {
+		job.prev.next = job.next
+	}
+	if job.next == nil {
+		q.last = job.prev
+	} else {
+		job.next.prev = job.prev
+	}
+	job.prev, job.next = nil, nil
+}
+
+// flightContext has the values of the caller who flies alone, so that a trace goes on,
+// and the latest deadline of all. It is never done: what has been sent is waited for.
+type flightContext struct {
+	context.Context
+	deadline time.Time
+}
+
+func (c flightContext) Deadline() (time.Time, bool) { return c.deadline, !c.deadline.IsZero() }
+func (c flightContext) Done() <-chan struct{}       { return nil }
+func (c flightContext) Err() error                  { return nil }
+
+func contextOf[T any](batch []*Job[T]) context.Context {
+	c := flightContext{context.Background(), batch[0].deadline}
+	if len(batch) == 1 {
+		c.Context = batch[0].ctx
+	}
+	for _, job := range batch[1:] {
+		if job.deadline.IsZero() || !c.deadline.IsZero() && job.deadline.After(c.deadline) {
+			c.deadline = job.deadline
+		}
+	}
+	return c
+}

@@ -1,0 +1,138 @@
+-- The counting rules of internal/rule, for Redis. The names are the same, and so is
+-- the arithmetic: what the numbers mean is said there.
+--
+-- Lua's numbers are doubles, which hold integers below 2^53 exactly. Units are below
+-- 2^50; instants and spans are microseconds, below 2^51. Products are not below 2^53,
+-- so muldiv takes them in parts where it has to.
+--
+-- KEYS are the counters, one a limit. ARGV has two arguments of the call, and then
+-- four for each limit: its kind (f, s or b), N, window and burst.
+
+local function fresh(a, b) return a == 0 and b == 0 end
+
+-- muldiv returns floor(x*y/z) and the rest. A quotient of 2^53 or more is not exact,
+-- only large.
+local function muldiv(x, y, z)
+  local p = x * y
+  if p < 9007199254740992 then
+    local rest = math.fmod(p, z)
+    return (p - rest) / z, rest
+  end
+  local yrest = math.fmod(y, z)
+  local ywhole = (y - yrest) / z
+  local whole, rest, bit = 0, 0, 1125899906842624
+  while bit >= 1 do
+    whole, rest = whole * 2, rest * 2
+    if rest >= z then whole, rest = whole + 1, rest - z end
+    if x >= bit then
+      x, whole, rest = x - bit, whole + ywhole, rest + yrest
+      if rest >= z then whole, rest = whole + 1, rest - z end
+    end
+    bit = bit / 2
+  end
+  return whole, rest
+end
+
+local function ceildiv(x, z)
+  local rest = math.fmod(x, z)
+  if rest > 0 then return (x - rest) / z + 1 end
+  return x / z
+end
+
+local function older(t, b, w, now)
+  return (muldiv(b, w - math.max(0, now - t), w))
+end
+
+local function drain(a, b, whole, part, w)
+  a, b = a - whole, b - part
+  if b < 0 then a, b = a - 1, b + w end
+  if a < 0 then return 0, 0 end
+  return a, b
+end
+
+-- at brings a state forward to now. One that is more than a window ahead of the clock
+-- is brought back to now.
+local function at(kind, t, a, b, n, w, now)
+  if fresh(a, b) then return now, 0, 0 end
+  if t >= now then
+    if t - now > w then t = now end
+    return t, a, b
+  end
+  local elapsed = now - t
+  if kind == 'f' then
+    if elapsed >= w then return now, 0, 0 end
+  elseif kind == 's' then
+    if elapsed >= 2 * w then return now, 0, 0 end
+    if elapsed >= w then
+      b = a
+      t, a = t + w, 0
+    end
+    if a == 0 and older(t, b, w, now) == 0 then return now, 0, 0 end
+  else
+    local whole, part = muldiv(n, elapsed, w)
+    a, b = drain(a, b, whole, part, w)
+    t = now
+  end
+  return t, a, b
+end
+
+-- whole is the instant at which a state cannot be told from a fresh one.
+local function whole(kind, t, a, b, n, w, now)
+  if kind == 'f' then return t + w end
+  if kind == 's' then
+    if a > 0 then return t + w + w - ceildiv(w, a) + 1 end
+    return t + w - ceildiv(w, b) + 1
+  end
+  local units, rest = muldiv(a, w, n)
+  return math.max(t, now) + units + ceildiv(rest + b, n)
+end
+
+local function text(number) return string.format('%.0f', number) end
+
+local function millis(micros) return math.ceil(micros / 1000) end
+
+-- A fixed window ends when its key does, on a whole millisecond, rounded up: opens is
+-- when one that a unit of now opens has begun.
+local function opens(now, w) return millis(now + w) * 1000 - w end
+
+-- read returns what each key holds, undecoded, and the remaining life of fixed windows.
+-- It comes before TIME, so that a window's end is never taken for earlier than it is.
+local function read()
+  local raw, life = {}, {}
+  for i = 1, #KEYS do
+    raw[i] = redis.pcall('GET', KEYS[i])
+    if raw[i] and ARGV[4 * i - 1] == 'f' then life[i] = redis.call('PTTL', KEYS[i]) end
+  end
+  local time = redis.call('TIME')
+  return raw, life, time[1] * 1000000 + time[2]
+end
+
+-- state decodes what a key holds. The last result is true if the key has to be given
+-- another time to live, whatever happens to its units.
+local function state(kind, raw, life, w, now)
+  if not raw or life == -2 then return now, 0, 0, false end
+  if type(raw) ~= 'string' then return nil end
+  if kind == 'f' then
+    if not string.find(raw, '^%d+$') or #raw > 15 then return nil end
+    if life == -1 then return now, tonumber(raw), 0, true end
+    local t = (math.floor(now / 1000) + life) * 1000 - w
+    return t, tonumber(raw), 0, t - now > w
+  end
+  local t, a, b = string.match(raw, '^(%d+) (%d+) (%d+)$')
+  if not t or #t > 16 or #a > 15 or #b > 16 then return nil end
+  t = tonumber(t)
+  return t, tonumber(a), tonumber(b), t - now > w
+end
+
+local function junk(i) return redis.error_reply('JUNK ' .. i) end
+
+-- write keeps a state; had tells whether the key is there already.
+local function write(key, kind, t, a, b, n, w, now)
+  if fresh(a, b) then
+    redis.call('DEL', key)
+    return
+  end
+  local value = text(a)
+  if kind ~= 'f' then value = text(t) .. ' ' .. value .. ' ' .. text(b) end
+  redis.call('SET', key, value, 'PXAT', text(millis(whole(kind, t, a, b, n, w, now))))
+end

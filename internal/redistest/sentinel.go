@@ -1,0 +1,193 @@
+package redistest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// MasterName is what the sentinels call the master that they watch.
+const MasterName = "mymaster"
+
+// A Sentinel is a master and a replica, watched by sentinels that make the replica a
+// master when the master is gone.
+type Sentinel struct {
+	Master, Replica *Server // as they are at the start: see Current
+	Sentinels       []*Server
+
+	t testing.TB
+}
+
+// SentinelOptions says how it is to be; zero is one sentinel, which decides alone.
+type SentinelOptions struct {
+	Sentinels int      // zero: 1; where there are more, most of them have to agree
+	Args      []string // more of redis-server's command line, for master and replica
+}
+
+// StartSentinel runs master, replica and sentinels, and returns when a failover could
+// begin. A master that has not answered for half a second counts as down.
+func StartSentinel(t testing.TB, o SentinelOptions) *Sentinel {
+	t.Helper()
+	n := max(o.Sentinels, 1)
+	master := launch(t, o.Args...)
+	host, port := hostPort(master.Addr)
+	replica := launch(t, append([]string{"--replicaof", host + " " + port}, o.Args...)...)
+	s := &Sentinel{Master: master, Replica: replica, t: t}
+	master.AwaitReady()
+	replica.AwaitReady()
+	await(t, "the replica to be in sync", func() error {
+		fields, err := replica.info("replication")
+		if status := fields["master_link_status"]; err == nil && status != "up" {
+			err = errors.New("its link is " + status)
+		}
+		return err
+	})
+	for range n {
+		s.Sentinels = append(s.Sentinels, launchSentinel(t, host, port, n/2+1))
+	}
+	for _, sentinel := range s.Sentinels {
+		sentinel.AwaitReady()
+	}
+	for _, sentinel := range s.Sentinels {
+		await(t, "sentinel to know the others", func() error {
+			state, err := sentinel.watched()
+			switch {
+			case err != nil:
+				return err
+			case state["num-slaves"] != "1" || state["num-other-sentinels"] != fmt.Sprint(n-1):
+				return fmt.Errorf("it knows %s replicas and %s other sentinels", state["num-slaves"], state["num-other-sentinels"])
+			}
+			return sentinel.canFailOver()
+		})
+	}
+	return s
+}
+
+func launchSentinel(t testing.TB, host, port string, quorum int) *Server {
+	t.Helper()
+	return launchAs(t, func(own, dir string) []string {
+		conf := strings.Join([]string{
+			"port " + own,
+			"bind 127.0.0.1",
+			"dir " + dir,
+			fmt.Sprintf("user %s on >%[1]s ~* &* +@all", admin),
+			fmt.Sprintf("sentinel monitor %s %s %s %d", MasterName, host, port, quorum),
+			"sentinel down-after-milliseconds " + MasterName + " 500",
+			"sentinel failover-timeout " + MasterName + " 3000",
+			fmt.Sprintf("sentinel auth-user %s %s", MasterName, admin),
+			fmt.Sprintf("sentinel auth-pass %s %s", MasterName, admin),
+			"",
+		}, "\n")
+		file := filepath.Join(dir, "sentinel.conf") // Sentinel writes what it learns into it
+		if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
+			t.Fatalf("redistest: %v", err)
+		}
+		return []string{file, "--sentinel"}
+	})
+}
+
+// watched returns what a sentinel knows about the master.
+func (s *Server) watched() (map[string]string, error) {
+	reply, err := s.do("SENTINEL", "MASTER", MasterName)
+	if err != nil {
+		return nil, err
+	}
+	return pairs(reply), nil
+}
+
+// canFailOver tells whether a sentinel has a replica that it would choose.
+func (s *Server) canFailOver() error {
+	reply, err := s.do("SENTINEL", "REPLICAS", MasterName)
+	if err != nil {
+		return err
+	}
+	replicas, _ := reply.([]any)
+	for _, replica := range replicas {
+		state := pairs(replica)
+		if state["master-link-status"] == "ok" && state["flags"] == "slave" {
+			return nil
+		}
+	}
+	return fmt.Errorf("no replica to promote in %v", replicas)
+}
+
+func pairs(reply any) map[string]string {
+	m := make(map[string]string)
+	list, _ := reply.([]any)
+	for i := 0; i+1 < len(list); i += 2 {
+		m[fmt.Sprint(list[i])] = fmt.Sprint(list[i+1])
+	}
+	return m
+}
+
+// Client returns a client with go-redis's defaults that asks the sentinels for the
+// master. It is closed when the test ends.
+func (s *Sentinel) Client(opts ...func(*redis.FailoverOptions)) *redis.Client {
+	o := &redis.FailoverOptions{MasterName: MasterName}
+	for _, sentinel := range s.Sentinels {
+		o.SentinelAddrs = append(o.SentinelAddrs, sentinel.Addr)
+	}
+	for _, opt := range opts {
+		opt(o)
+	}
+	c := redis.NewFailoverClient(o)
+	s.t.Cleanup(func() { c.Close() }) // the test may have closed it
+	return c
+}
+
+// Current returns the server that the sentinels name as the master.
+func (s *Sentinel) Current() *Server {
+	s.t.Helper()
+	state, err := s.Sentinels[0].watched()
+	if err != nil {
+		s.t.Fatalf("redistest: %v", err)
+	}
+	if _, port := hostPort(s.Replica.Addr); state["port"] == port {
+		return s.Replica
+	}
+	return s.Master
+}
+
+// Failover has the sentinels promote the other server at once, without need, and returns
+// when that is done. The one deposed goes on as a second master, which still takes writes
+// and then loses them, until the sentinels make it a replica about ten seconds later.
+func (s *Sentinel) Failover() {
+	s.t.Helper()
+	next := s.other(s.Current())
+	s.Sentinels[0].Do("SENTINEL", "FAILOVER", MasterName)
+	s.AwaitPromoted(next)
+}
+
+func (s *Sentinel) other(one *Server) *Server {
+	if one == s.Master {
+		return s.Replica
+	}
+	return s.Master
+}
+
+// AwaitPromoted waits until the server is a master and all sentinels name it: after Hang
+// or Kill of the other one.
+func (s *Sentinel) AwaitPromoted(server *Server) {
+	s.t.Helper()
+	_, port := hostPort(server.Addr)
+	await(s.t, server.Addr+" to be promoted", func() error {
+		for _, sentinel := range s.Sentinels {
+			state, err := sentinel.watched()
+			if err == nil && state["port"] != port {
+				err = errors.New("sentinel " + sentinel.Addr + " names another")
+			}
+			if err != nil {
+				return err
+			}
+		}
+		if !server.isMaster() {
+			return errors.New("it is a replica")
+		}
+		return nil
+	})
+}

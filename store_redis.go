@@ -1,0 +1,364 @@
+package ratelimit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/ratelimit-go/ratelimit/internal/flight"
+	"github.com/ratelimit-go/ratelimit/internal/redisscript"
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+)
+
+// RedisStore is a [Store] on a Redis server, Cluster, Ring or Sentinel setup, for
+// several processes that share their limits. Each call is one command: a script
+// that decides and writes in one step, by the server's clock. Calls that come while others
+// are under way share a round trip, and those that take the same units of one key
+// share a command.
+//
+// A counter's key reads "rl:login:{203.0.113.7}:fixed-1h", and a fixed window is a plain
+// number with a time to live. Every key has one, and it is no longer than until the
+// counter is as good as new, rounded up to a millisecond. Braces, %, quotes, spaces and
+// what is not printable ASCII stand as %XX; a key of more than 128 bytes as its SHA-256.
+// Time has a resolution of a microsecond, and the end of a fixed window of a
+// millisecond, rounded up.
+//
+// It needs Redis 6.2 or later, or what is compatible with it, and
+// EVAL, EVALSHA, GET, SET, INCRBY, DEL, PTTL and TIME for the client's user.
+//
+// A command that may have been carried out is never sent again, whatever the
+// client's MaxRetries. A call takes no longer than its context, also where the client
+// was made without ContextTimeoutEnabled; what it leaves behind is bounded.
+type RedisStore struct {
+	client redis.UniversalClient
+	prefix string
+	opts   redisOptions
+	queue  flight.Queue[redisCall]
+	shapes shapeSets
+	jobs   sync.Pool // of *redisJob
+	prompt promptClient
+	claim  redisClaim
+	closed atomic.Bool
+}
+
+// RedisOption is a setting of a [RedisStore].
+type RedisOption func(*redisOptions)
+
+type redisOptions struct{ refuseShared bool }
+
+// NewRedisStore returns a store that writes to the given prefix of what client is
+// connected to. The client is lent: it may serve other stores and anything else, and
+// is never closed. The prefix is what the store's keys begin with, such as
+// "rl:login:". It is not empty, and has no braces and no control characters. No other
+// limiter, of any process, may have it. Nothing is sent yet: Redis may be down.
+func NewRedisStore(client redis.UniversalClient, prefix string, opts ...RedisOption) (*RedisStore, error) {
+	if isNil(client) {
+		return nil, fmt.Errorf("ratelimit: RedisStore %q: the client is nil: make one with redis.NewUniversalClient", prefix)
+	}
+	if err := validateName("its prefix", prefix, false); err != nil {
+		return nil, fmt.Errorf("ratelimit: RedisStore %q: %w: use one such as %q", prefix, err, "rl:login:")
+	}
+	if strings.ContainsAny(prefix, "{}") {
+		return nil, fmt.Errorf("ratelimit: RedisStore %q: its prefix has a brace, which would make a hash tag "+
+			"of it: use one such as %q", prefix, "rl:login:")
+	}
+	return newRedisStore(client, prefix, opts...), nil
+}
+
+func newRedisStore(client redis.UniversalClient, prefix string, opts ...RedisOption) *RedisStore {
+	s := &RedisStore{client: client, prefix: prefix}
+	for _, opt := range opts {
+		opt(&s.opts)
+	}
+	s.queue.Send, s.queue.Left = s.send, s.giveBack
+	s.queue.Most, s.queue.Late, s.queue.Batch = maxFlights, maxLate, maxBatch
+	return s
+}
+
+const (
+	// Two round trips at once keep client and server both at work.
+	maxFlights = 2
+	// So many more, and no more connections, are waiting for a server that hangs, until
+	// the client's own timeouts end it.
+	maxLate = 14
+	// A batch's first caller waits for its last: some 256 scripts are a millisecond of a server's time.
+	maxBatch = 256
+)
+
+// ownRedisStore makes the store of a limiter with Options.Redis.
+func ownRedisStore(client redis.UniversalClient, limiter string) *RedisStore {
+	return newRedisStore(client, string(append(redisscript.AppendEscaped([]byte("rl:"), limiter), ':')))
+}
+
+// Prefix returns the prefix that the store was made with.
+func (s *RedisStore) Prefix() string { return s.prefix }
+
+// Take implements [Store].
+func (s *RedisStore) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
+	return s.takeWithin(0, ctx, key, n, limits, results)
+}
+
+// takeWithin is Take with a timeout beside the deadline of ctx; 0 is none. A context with a timer in
+// it would cost as much as the rest of the call.
+func (s *RedisStore) takeWithin(timeout time.Duration, ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
+	job := s.job(redisTake, key, limits)
+	job.Value.n = min(n, rule.MaxUnits+1) // which no limit can hold
+	if err := s.do(ctx, timeout, job); err != nil {
+		return 0, err
+	}
+	err := job.Value.results(results)
+	now := job.Value.now
+	s.jobs.Put(job)
+	if err != nil {
+		return 0, s.wrap(err)
+	}
+	return Instant(now * 1000), nil
+}
+
+// Adjust implements [Store].
+func (s *RedisStore) Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (charged int64, err error) {
+	job := s.job(redisAdjust, key, limits)
+	job.Value.n, job.Value.at = max(-rule.MaxUnits, min(n, rule.MaxUnits)), at
+	if err := s.do(ctx, 0, job); err != nil {
+		return 0, err
+	}
+	charged = job.Value.charged()
+	s.jobs.Put(job)
+	return charged, nil
+}
+
+// Reset implements [Store].
+func (s *RedisStore) Reset(ctx context.Context, key string, limits []Limit) error {
+	if len(limits) == 0 {
+		return ctx.Err()
+	}
+	job := s.job(redisReset, key, limits)
+	err := s.do(ctx, 0, job)
+	if err == nil {
+		s.jobs.Put(job)
+	}
+	return err
+}
+
+// Close ends the store, when what it has under way is over, which takes as long as
+// the client's timeouts at most. It leaves the counters, and the client, as they are.
+// Calls that come later get [ErrStoreClosed]. A limiter closes the store that it has
+// made for Options.Redis itself. The error is always nil.
+func (s *RedisStore) Close() error {
+	s.closed.Store(true)
+	s.queue.Wait()
+	s.claim.running.Wait()
+	return nil
+}
+
+func (s *RedisStore) wrap(err error) error {
+	return fmt.Errorf("RedisStore (prefix %q): %w", s.prefix, err)
+}
+
+func (s *RedisStore) job(op redisOp, key string, limits []Limit) *redisJob {
+	job, _ := s.jobs.Get().(*redisJob)
+	if job == nil {
+		job = new(redisJob)
+	}
+	c := &job.Value
+	c.op, c.key, c.shapes, c.err = op, key, s.shapes.of(limits), nil
+	return job
+}
+
+func (s *RedisStore) do(ctx context.Context, timeout time.Duration, job *redisJob) error {
+	if s.closed.Load() {
+		return s.wrap(ErrStoreClosed)
+	}
+	if err := s.claim.refused(); err != nil {
+		s.claim.refresh(s)
+		return s.wrap(err)
+	}
+	if err := s.fly(ctx, timeout, job); err != nil {
+		if err == flight.ErrUnsent || err == flight.ErrUnknown {
+			err = &RedisError{Unsent: err == flight.ErrUnsent, err: err}
+		}
+		return s.wrap(err)
+	}
+	if err := job.Value.err; err != nil {
+		return s.wrap(err)
+	}
+	s.claim.refresh(s)
+	return nil
+}
+
+// fly has a job sent, alone or with others, and waits for what comes of it.
+func (s *RedisStore) fly(ctx context.Context, timeout time.Duration, job *redisJob) error {
+	job.Value.client = s.client
+	deadline, _ := ctx.Deadline()
+	if timeout <= 0 {
+		return s.queue.Do(ctx, deadline, job)
+	}
+	if own := time.Now().Add(timeout); deadline.IsZero() || own.Before(deadline) {
+		deadline = own
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if c := s.prompt.within(s.client, timeout); c != nil {
+		job.Value.client = c
+		if s.queue.DoHere(ctx, deadline, job) {
+			if err := ctx.Err(); err == context.Canceled {
+				job.Gone = true
+				s.giveBack(job)
+				return err
+			}
+			return nil
+		}
+		job.Value.client = s.client
+	}
+	return s.queue.Do(ctx, deadline, job)
+}
+
+// promptClient makes of a client one that comes back in time by itself, so that a
+// call can be made on its caller's goroutine.
+type promptClient struct {
+	doubtful atomic.Bool // the last command failed on its way: the next ones had better not be waited for
+	made     atomic.Pointer[madePrompt]
+}
+
+type madePrompt struct {
+	timeout time.Duration
+	client  redis.UniversalClient // nil if it cannot be made
+}
+
+func (p *promptClient) within(client redis.UniversalClient, timeout time.Duration) redis.UniversalClient {
+	if p.doubtful.Load() {
+		return nil
+	}
+	made := p.made.Load()
+	if made == nil || made.timeout != timeout {
+		made = &madePrompt{timeout: timeout}
+		switch c := client.(type) {
+		case *redis.Client:
+			if o := c.Options(); o.ReadTimeout > 0 {
+				timeout = min(timeout, o.ReadTimeout)
+			}
+			made.client = c.WithTimeout(timeout) // which has the same connections
+		case *redis.ClusterClient:
+			if c.Options().ContextTimeoutEnabled {
+				made.client = c
+			}
+		}
+		p.made.Store(made)
+	}
+	return made.client
+}
+
+// shapeSet is what the limits of a call come to in commands: made once and used by
+// all calls with the same limits.
+type shapeSet struct {
+	limits   []Limit
+	rules    []rule.Limit // in microseconds
+	suffixes []string     // of the counters' keys
+	args     []any        // of the scripts
+}
+
+func newShapeSet(limits []Limit) *shapeSet {
+	set := &shapeSet{limits: slices.Clone(limits)}
+	for _, l := range limits {
+		micro := redisscript.Micro(l.rule)
+		set.rules = append(set.rules, micro)
+		set.args = append(set.args, redisscript.Args(micro)...)
+		set.suffixes = append(set.suffixes, l.Algorithm()+"-"+shortDuration(l.Window()))
+	}
+	return set
+}
+
+// shapeSets remembers the sets of a limiter: its own, and those of its plans.
+type shapeSets struct {
+	known atomic.Pointer[[]*shapeSet]
+}
+
+// maxShapeSets bounds what ever new limits pile up. The last ones stay.
+const maxShapeSets = 32
+
+func (s *shapeSets) of(limits []Limit) *shapeSet {
+	known := s.known.Load()
+	if known != nil {
+		for _, set := range *known {
+			if slices.Equal(set.limits, limits) {
+				return set
+			}
+		}
+	}
+	set := newShapeSet(limits)
+	sets := []*shapeSet{set}
+	if known != nil {
+		sets = append(sets, (*known)[:min(len(*known), maxShapeSets-1)]...)
+	}
+	s.known.CompareAndSwap(known, &sets)
+	return set
+}
+
+// RedisError is an error of a [RedisStore] that says what it knows of the cause.
+type RedisError struct {
+	// Unsent: nothing has been changed at Redis: the command was not sent, or Redis
+	// has refused it. Else there is no saying.
+	Unsent bool
+	err    error
+	hint   string
+}
+
+func (e *RedisError) Error() string {
+	if e.hint != "" {
+		return e.err.Error() + ": " + e.hint
+	}
+	return e.err.Error()
+}
+
+func (e *RedisError) Unwrap() error { return e.err }
+
+// explain says what to do about an error of the server or the client.
+func (c *redisCall) explain(err error) error {
+	e := &RedisError{err: err, Unsent: isRefused(err)}
+	if i, ok := redisscript.Junk(err); ok {
+		e.err = fmt.Errorf("the key %q holds something else than a counter", c.args[3+i])
+		e.hint = "delete it, and keep what writes it off this prefix"
+		return e
+	}
+	for _, h := range redisHints {
+		if redis.HasErrorPrefix(err, h.prefix) {
+			e.hint = h.hint
+			break
+		}
+	}
+	return e
+}
+
+// isRefused reports whether nothing was changed: Redis has answered with an error,
+// before any write of a script, or there was no connection to it.
+func isRefused(err error) bool {
+	return isReply(err) || isDialError(err) || errors.Is(err, redis.ErrPoolTimeout)
+}
+
+// isReply reports whether err is what the server has answered.
+func isReply(err error) bool {
+	var reply redis.Error
+	return errors.As(err, &reply)
+}
+
+var redisHints = []struct{ prefix, hint string }{
+	{"NOAUTH", "give the client the server's password"},
+	{"WRONGPASS", "give the client the right user name and password"},
+	{"NOPERM", "let the client's user run EVAL, EVALSHA, GET, SET, INCRBY, DEL, PTTL and TIME on the prefix's keys"},
+	{"READONLY", "connect to the master; this is a replica"},
+	{"OOM", "the server is at its maxmemory: raise it, or let it evict"},
+	{"MISCONF", "the server cannot save its data, and so takes no writes"},
+	{"LOADING", "the server is reading its data"},
+	{"MASTERDOWN", "the replica has lost its master"},
+	{"CLUSTERDOWN", "the cluster has no master for the key's slot"},
+	{"ERR DB index is out of range", "give the client another database number"},
+	{"ERR unknown command", "Redis 6.2 or later is needed, with scripting"},
+}

@@ -1,0 +1,253 @@
+package ratelimit
+
+import (
+	"context"
+	"errors"
+	"net"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/ratelimit-go/ratelimit/internal/flight"
+	"github.com/ratelimit-go/ratelimit/internal/redisscript"
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+)
+
+// redisCall is one call of a RedisStore on its way, alone or with others.
+type redisCall struct {
+	client redis.UniversalClient
+	op     redisOp
+	key    string
+	shapes *shapeSet
+	n      int64
+	at     Instant // of an adjust
+
+	// Of those that share a command the first one makes it:
+	first   *redisJob
+	sharers int64
+	script  redisscript.Script
+	args    []any
+	cmd     *redis.IntSliceCmd
+
+	// And then all of them have what came of it:
+	place    int64 // among the sharers, from 0
+	err      error
+	now      int64 // the server's, in microseconds
+	admitted int64 // how many of the sharers were
+	before   [MaxLimits]rule.State
+	after    [MaxLimits]rule.State // of an adjust
+}
+
+type redisJob = flight.Job[redisCall]
+
+type redisOp uint8
+
+const (
+	redisTake redisOp = iota
+	redisAdjust
+	redisReset
+)
+
+// once makes a command that is never sent a second time on the client's own account.
+// MOVED and ASK are still followed: who answers so has not carried it out.
+type once struct{ *redis.IntSliceCmd }
+
+func (once) NoRetry() bool { return true }
+
+// send carries out a batch: the calls that can share a command do, and the commands share a
+// round trip.
+func (s *RedisStore) send(ctx context.Context, batch []*redisJob) {
+	if len(batch) == 1 {
+		c := &batch[0].Value
+		c.first, c.sharers, c.place = batch[0], 1, 0
+		c.build(ctx, s.prefix)
+		c.client.Process(ctx, once{c.cmd})
+		if c.isUnknownScript() {
+			c.buildInFull(ctx)
+			c.client.Process(ctx, once{c.cmd})
+		}
+		s.read(c)
+		return
+	}
+	commands := share(batch)
+	for _, job := range commands {
+		job.Value.build(ctx, s.prefix)
+	}
+	s.exec(ctx, commands)
+	var again []*redisJob
+	for _, job := range commands {
+		if job.Value.isUnknownScript() {
+			job.Value.buildInFull(ctx)
+			again = append(again, job)
+		}
+	}
+	if again != nil {
+		s.exec(ctx, again)
+	}
+	for _, job := range commands {
+		s.read(&job.Value)
+	}
+	for _, job := range batch {
+		if job.Value.first != job {
+			job.Value.copyFrom(&job.Value.first.Value)
+		}
+	}
+}
+
+// exec sends commands in one go: in a cluster, in one for each node.
+func (s *RedisStore) exec(ctx context.Context, commands []*redisJob) {
+	pipe := s.client.Pipeline()
+	for _, job := range commands {
+		pipe.Process(ctx, once{job.Value.cmd})
+	}
+	pipe.Exec(ctx) // each command has its own error
+}
+
+// share finds the calls that can do with one command: takes of the same units of one
+// key, with nothing else of that key between them. It returns the first of each.
+func share(batch []*redisJob) (commands []*redisJob) {
+	commands = make([]*redisJob, 0, len(batch))
+	latest := make(map[string]*redisJob, len(batch)) // by key
+	for _, job := range batch {
+		c := &job.Value
+		if first := latest[c.key]; first != nil {
+			f := &first.Value
+			if f.op == redisTake && c.op == redisTake && f.n == c.n && f.shapes == c.shapes {
+				c.first, c.place = first, f.sharers
+				f.sharers++
+				continue
+			}
+		}
+		c.first, c.place, c.sharers = job, 0, 1
+		latest[c.key] = job
+		commands = append(commands, job)
+	}
+	return commands
+}
+
+// copyFrom takes over what came of a shared command.
+func (c *redisCall) copyFrom(first *redisCall) {
+	c.err, c.now, c.admitted = first.err, first.now, first.admitted
+	copy(c.before[:], first.before[:len(c.shapes.limits)])
+}
+
+// build makes the command.
+func (c *redisCall) build(ctx context.Context, prefix string) {
+	var script redisscript.Script
+	a, b := any(zero), any(zero)
+	switch c.op {
+	case redisTake:
+		script, a, b = redisscript.Take, c.n, c.sharers
+	case redisAdjust:
+		script, a, b = redisscript.Adjust, c.n, any("now")
+		if c.at != Now {
+			b = int64(c.at) / 1000
+		}
+	case redisReset:
+		script = redisscript.Reset
+	}
+	c.script = script
+	c.args = append(c.args[:0], "evalsha", script.Hash, len(c.shapes.suffixes))
+	var buf [redisscript.MaxKey + 2*maxName]byte
+	head := redisscript.AppendKey(buf[:0], prefix, c.key)
+	for _, suffix := range c.shapes.suffixes {
+		c.args = append(c.args, string(append(head, suffix...)))
+	}
+	c.args = append(append(c.args, a, b), c.shapes.args...)
+	c.cmd = redis.NewIntSliceCmd(ctx, c.args...)
+}
+
+const zero = "0"
+
+func (c *redisCall) isUnknownScript() bool {
+	err := c.cmd.Err()
+	return err != nil && redis.HasErrorPrefix(err, "NOSCRIPT")
+}
+
+// buildInFull makes the command again for a server that does not know the script, as
+// after a restart. From then on it does.
+func (c *redisCall) buildInFull(ctx context.Context) {
+	c.args[0], c.args[1] = "eval", c.script.Text
+	c.cmd = redis.NewIntSliceCmd(ctx, c.args...)
+}
+
+// read reads the reply to the command.
+func (s *RedisStore) read(c *redisCall) {
+	reply, err := c.cmd.Result()
+	n := len(c.shapes.limits)
+	if err == nil {
+		switch c.op {
+		case redisTake:
+			c.now, c.admitted, err = redisscript.ParseTake(reply, c.before[:n])
+		case redisAdjust:
+			c.now, err = redisscript.ParseAdjust(reply, c.before[:n], c.after[:n])
+		}
+	}
+	if err != nil {
+		c.err = c.explain(err)
+	}
+	c.cmd, c.client = nil, nil
+	if doubtful := err != nil && !isReply(err); doubtful != s.prompt.doubtful.Load() {
+		s.prompt.doubtful.Store(doubtful)
+	}
+}
+
+// wasAdmitted reports whether a take was.
+func (c *redisCall) wasAdmitted() bool { return c.place < c.admitted }
+
+// results works out what the caller of a take is to be told, as if those that shared
+// its command had come one by one.
+func (c *redisCall) results(results []Result) error {
+	denied := false
+	for i, l := range c.shapes.rules {
+		state := c.before[i]
+		state.A += c.n * min(c.place, c.admitted)
+		asked := int64(0)
+		if c.wasAdmitted() {
+			state.A += c.n
+		} else if asked = c.n; asked > 0 {
+			if _, a := l.Take(state, c.now, c.n); a.Retry == 0 {
+				asked = 0 // it is another limit that denies
+			}
+		}
+		_, a := l.Take(state, c.now, asked)
+		denied = denied || a.Retry > 0
+		results[i] = Result{
+			Remaining:  a.Remaining,
+			RetryAfter: redisscript.Nanos(a.Retry),
+			MoreAfter:  redisscript.Nanos(a.More),
+			ResetAfter: redisscript.Nanos(a.Reset),
+		}
+	}
+	if denied == c.wasAdmitted() {
+		return errors.New("the script's arithmetic is not this library's: is there a proxy that changes replies?")
+	}
+	return nil
+}
+
+// charged tells what an adjust has charged, under every limit.
+func (c *redisCall) charged() int64 {
+	charged := max(0, c.n)
+	for i, l := range c.shapes.rules {
+		charged = min(charged, l.Charged(c.before[i], c.after[i], c.now))
+	}
+	return charged
+}
+
+// giveBack is for a call that was carried out when its caller had gone. A client that
+// left has had no use of its units; a caller whose time was over may have admitted it
+// all the same.
+func (s *RedisStore) giveBack(job *redisJob) {
+	c := &job.Value
+	if !job.Gone || c.op != redisTake || c.n == 0 || c.err != nil || !c.wasAdmitted() {
+		return
+	}
+	back := &flight.Job[redisCall]{Value: redisCall{
+		client: s.client, op: redisAdjust, key: c.key, shapes: c.shapes, n: -c.n, at: Instant(c.now * 1000),
+	}}
+	s.send(context.Background(), []*redisJob{back}) // and what cannot be given back is counted
+}
+
+func isDialError(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "dial"
+}

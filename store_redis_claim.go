@@ -1,0 +1,163 @@
+package ratelimit
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// A registry sees one process. So that two services do not count into each other
+// either, a store keeps a record of its limiter beside the counters, and
+// looks from time to time whether it is still its own.
+
+// ErrPrefixClaimed is the error of a store made with [RefuseSharedPrefix] while a
+// limiter of another name, in another process, counts under its prefix.
+var ErrPrefixClaimed = errors.New("ratelimit: a limiter of another name counts under this prefix in another process")
+
+// RefuseSharedPrefix makes a [RedisStore] refuse to count while a limiter of another
+// name, in another process, counts under its prefix: calls fail with
+// [ErrPrefixClaimed]. Without it that is logged, and counted in [RedisStats].
+func RefuseSharedPrefix() RedisOption {
+	return func(o *redisOptions) { o.refuseShared = true }
+}
+
+// RedisStats are counts over a [RedisStore]'s life.
+type RedisStats struct {
+	// PrefixClaimed counts how often the store has found its prefix to be in use by
+	// a limiter of another name. It should stay 0.
+	PrefixClaimed uint64
+}
+
+// Stats may be called at any time.
+func (s *RedisStore) Stats() RedisStats {
+	return RedisStats{PrefixClaimed: s.claim.foreign.Load()}
+}
+
+// The record lives for an hour after its limiter was last used, give or take a
+// refresh. While another's stands in the way it is looked at more often.
+const (
+	claimLife    = time.Hour
+	claimRefresh = 20 * time.Minute
+	claimRetry   = time.Minute
+)
+
+// redisClaim is a store's claim on its prefix.
+type redisClaim struct {
+	owner   atomic.Pointer[claimant] // nil until a limiter takes the store
+	next    atomic.Int64             // when to look again, by monotonic
+	foreign atomic.Uint64
+	blocked atomic.Pointer[string] // the name of the other limiter, with RefuseSharedPrefix
+	running sync.WaitGroup
+}
+
+// claimant is the limiter that a store belongs to.
+type claimant struct {
+	record claimRecord
+	logger *slog.Logger
+}
+
+// claimRecord is what stands under the prefix and "owner".
+type claimRecord struct {
+	Limiter string   `json:"limiter"`
+	Limits  []string `json:"limits"`
+	Version string   `json:"version"`
+}
+
+// adopt tells the store whose it is, and under which limits.
+func (s *RedisStore) adopt(l *Limiter, limits []Limit) {
+	record := claimRecord{Limiter: l.name, Version: version()}
+	for _, limit := range limits {
+		record.Limits = append(record.Limits, limit.String())
+	}
+	slices.Sort(record.Limits)
+	s.claim.owner.Store(&claimant{record, l.logger()})
+	s.claim.next.Store(0)
+}
+
+func (c *redisClaim) refused() error {
+	if other := c.blocked.Load(); other != nil {
+		return fmt.Errorf("%w: it is %q; give each limiter a prefix of its own", ErrPrefixClaimed, *other)
+	}
+	return nil
+}
+
+// refresh looks after the record if it is time to, beside the decisions.
+func (c *redisClaim) refresh(s *RedisStore) {
+	now, next := monotonic(), c.next.Load()
+	if now < next || c.owner.Load() == nil || !c.next.CompareAndSwap(next, now+int64(claimRefresh)) {
+		return
+	}
+	c.running.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), adjustTimeout)
+		defer cancel()
+		if err := c.check(ctx, s); err != nil {
+			c.next.Store(monotonic() + int64(claimRetry))
+		}
+	})
+}
+
+func (c *redisClaim) check(ctx context.Context, s *RedisStore) error {
+	owner := c.owner.Load()
+	key := s.prefix + "owner"
+	mine, err := json.Marshal(owner.record)
+	if err != nil {
+		return err
+	}
+	made, err := s.client.SetNX(ctx, key, mine, claimLife).Result()
+	if err != nil || made {
+		c.blocked.Store(nil)
+		return err
+	}
+	text, err := s.client.Get(ctx, key).Result()
+	if err == redis.Nil { // expired just now
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	var theirs claimRecord
+	if json.Unmarshal([]byte(text), &theirs) != nil {
+		theirs.Limiter = fmt.Sprintf("%.64q, which is no record of this library", text)
+	}
+	if theirs.Limiter != owner.record.Limiter {
+		c.foreign.Add(1)
+		if c.foreign.Load() == 1 {
+			owner.logger.Error("ratelimit: a limiter of another name counts under this limiter's prefix in another process: "+
+				"they count into each other; give each limiter a prefix of its own",
+				"limiter", owner.record.Limiter, "prefix", s.prefix, "other", theirs.Limiter,
+				"other_limits", theirs.Limits, "other_version", theirs.Version)
+		}
+		if s.opts.refuseShared {
+			c.blocked.Store(&theirs.Limiter)
+		}
+		return ErrPrefixClaimed
+	}
+	c.blocked.Store(nil)
+	if !slices.Equal(theirs.Limits, owner.record.Limits) {
+		owner.logger.Info("ratelimit: this limiter has other limits in another process, as in a rolling deploy",
+			"limiter", owner.record.Limiter, "prefix", s.prefix, "limits", owner.record.Limits, "other_limits", theirs.Limits)
+	}
+	return s.client.Set(ctx, key, mine, claimLife).Err()
+}
+
+// version is this library's, as the program was built with it.
+var version = sync.OnceValue(func() string {
+	const path = "github.com/ratelimit-go/ratelimit"
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, m := range append(info.Deps, &info.Main) {
+			if m.Path == path {
+				return m.Version
+			}
+		}
+	}
+	return "unknown"
+})
