@@ -58,9 +58,9 @@ func (p *passage) addCost(n int64) error {
 	// The client may be gone; its units are to be right all the same.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.Context), adjustTimeout)
 	defer cancel()
-	charged, err := p.limiter.store.Adjust(ctx, p.key, n, at, p.limits())
+	charged, err := p.limiter.adjust(ctx, p.key, n, at, p.limits())
 	if err != nil {
-		return p.limiter.wrap(err)
+		return err
 	}
 	if n > 0 { // what there was no room for was not taken, and is not to be given back
 		n = max(0, min(n, charged))

@@ -170,7 +170,6 @@ func (p *policy) decision(d *Decision, binding int, r *Result) {
 	d.Remaining = r.Remaining
 	d.ResetAfter = r.ResetAfter
 	d.RetryAfter = r.RetryAfter
-	d.Source = SourceStore
 }
 
 // stricter reports whether p tells a client more of what it must heed than other.

@@ -25,8 +25,8 @@ type Limiter struct {
 	store  Store
 	layers []Store      // store, and what it wraps
 	memory *MemoryStore // store, if it is one: its calls need nothing on the heap
-	redis  *RedisStore  // store, if it is one: it keeps deadlines without a timer in the context
-	own    bool         // store was made for Options.Redis, and ends with the limiter
+	remote *remote      // what stands before store, if that is somewhere else
+	own    *RedisStore  // store, if it was made for Options.Redis and ends with the limiter
 
 	policy  atomic.Pointer[policy]
 	plans   plans
@@ -73,13 +73,14 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 	l.setPolicy(opts.Limits)
 	switch {
 	case opts.Redis != nil:
-		l.store, l.own = ownRedisStore(opts.Redis, name), true
+		l.own = ownRedisStore(opts.Redis, name)
+		l.store = l.own
 	case l.store == nil:
 		l.store = Memory(name)
 	}
 	l.memory, _ = l.store.(*MemoryStore)
-	l.redis, _ = l.store.(*RedisStore)
 	l.prefix, l.layers = l.store.Prefix(), layers(l.store)
+	l.remote = newRemote(l)
 	return l, nil
 }
 
@@ -164,45 +165,49 @@ func (l *Limiter) takeInto(d *Decision, ctx context.Context, key string, n int64
 		return err
 	}
 	var results [MaxLimits]Result
-	if _, err := l.take(ctx, key, n, p, results[:len(p.limits)]); err != nil {
+	_, source, err := l.take(ctx, key, n, p, results[:len(p.limits)])
+	if err != nil {
 		return err
 	}
 	i := binding(results[:len(p.limits)])
 	p.decision(d, i, &results[i])
+	d.Source = source
 	return nil
 }
 
 // take asks the store. results does not escape: what an interface is handed does,
 // so that a store of another kind fills a pooled buffer.
-func (l *Limiter) take(ctx context.Context, key string, n int64, p *policy, results []Result) (Instant, error) {
+func (l *Limiter) take(ctx context.Context, key string, n int64, p *policy, results []Result) (at Instant, source Source, err error) {
 	if err := l.ready(key); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	if l.memory != nil {
 		at, err := l.memory.Take(ctx, key, n, p.limits, results)
-		return at, l.wrap(err)
+		return at, SourceStore, l.wrap(err)
 	}
 	buf := buffers.Get().(*[MaxLimits]Result)
 	*buf = [MaxLimits]Result{}
-	at, err := l.takeInTime(ctx, key, n, p.limits, buf[:len(results)])
+	if l.remote != nil {
+		at, source, err = l.remote.take(ctx, key, n, p.limits, buf[:len(results)])
+	} else {
+		at, err = l.store.Take(ctx, key, n, p.limits, buf[:len(results)])
+	}
 	if err != nil {
-		return 0, l.wrap(err) // and the buffer is let go of: who knows who still writes to it
+		return 0, 0, l.wrap(err) // and the buffer is let go of: who knows who still writes to it
 	}
 	copy(results, buf[:])
 	buffers.Put(buf)
-	return at, nil
+	return at, source, nil
 }
 
-func (l *Limiter) takeInTime(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
-	if l.opts.Timeout < 0 {
-		return l.store.Take(ctx, key, n, limits, results)
+// adjust is [Store.Adjust].
+func (l *Limiter) adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (charged int64, err error) {
+	if l.remote != nil {
+		charged, err = l.remote.adjust(ctx, key, n, at, limits)
+	} else {
+		charged, err = l.store.Adjust(ctx, key, n, at, limits)
 	}
-	if l.redis != nil {
-		return l.redis.takeWithin(l.opts.Timeout, ctx, key, n, limits, results)
-	}
-	ctx, cancel := context.WithTimeout(ctx, l.opts.Timeout)
-	defer cancel()
-	return l.store.Take(ctx, key, n, limits, results)
+	return charged, l.wrap(err)
 }
 
 var buffers = sync.Pool{New: func() any { return new([MaxLimits]Result) }}
@@ -218,8 +223,8 @@ func (l *Limiter) Refund(ctx context.Context, key string, n int64) error {
 	if err := l.ready(key); err != nil || n == 0 {
 		return err
 	}
-	_, err := l.store.Adjust(ctx, key, -n, Now, l.policy.Load().limits)
-	return l.wrap(err)
+	_, err := l.adjust(ctx, key, -n, Now, l.policy.Load().limits)
+	return err
 }
 
 // Reset forgets what is counted for key, under the present limits and under those
@@ -239,16 +244,26 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 			}
 		}
 	}
+	if l.remote != nil {
+		return l.wrap(l.remote.reset(ctx, key, limits))
+	}
 	return l.wrap(l.store.Reset(ctx, key, limits))
 }
 
 // LimiterStats are counts over a limiter's life.
 type LimiterStats struct {
-	ShadowDenied uint64 // requests let through by Shadow that would have been denied
+	ShadowDenied uint64      // requests let through by Shadow that would have been denied
+	Remote       RemoteStats // zero for a store in this process
 }
 
 // Stats returns what the limiter has counted of itself. It may be called at any time.
-func (l *Limiter) Stats() LimiterStats { return LimiterStats{ShadowDenied: l.shadow.Load()} }
+func (l *Limiter) Stats() LimiterStats {
+	stats := LimiterStats{ShadowDenied: l.shadow.Load()}
+	if l.remote != nil {
+		stats.Remote = l.remote.stats()
+	}
+	return stats
+}
 
 // Close gives up the limiter's name, store and prefix, so that another limiter
 // can have them. It is idempotent. The store's counters stay, and a later limiter
@@ -262,8 +277,11 @@ func (l *Limiter) Close() error {
 		l.registry.release(l)
 	}
 	claims.Unlock()
-	if l.own {
-		l.redis.Close()
+	if l.remote != nil {
+		l.remote.stop()
+	}
+	if l.own != nil {
+		l.own.Close()
 	}
 	return nil
 }
@@ -339,10 +357,25 @@ type Decision struct {
 // Source tells where a decision was made.
 type Source uint8
 
-// SourceStore means that the limiter's store decided.
-const SourceStore Source = iota
+const (
+	// SourceStore: the limiter's store.
+	SourceStore Source = iota
+	// SourceCache: this process, because it knows from the store that the key is denied.
+	SourceCache
+	// SourceFallback: this process, because the store failed; see [FallbackLocal].
+	SourceFallback
+	// SourceFailOpen: nobody, because the store failed; see [FailOpen].
+	SourceFailOpen
+)
 
-func (s Source) String() string { return "store" }
+var sources = [...]string{"store", "cache", "fallback", "fail-open"}
+
+func (s Source) String() string {
+	if int(s) < len(sources) {
+		return sources[s]
+	}
+	return fmt.Sprintf("Source(%d)", s)
+}
 
 // usedShapes remembers one limit of each algorithm and window that a limiter has
 // used, because that is where a key may have counters.

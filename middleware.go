@@ -109,6 +109,7 @@ type passage struct {
 	key     string
 	result  Result // of the limit that binds
 	binding uint8  // its place
+	source  Source
 	styles  Headers
 	tab     tab
 	field   [2]string // the values of RateLimit and RateLimit-Policy, as a header stores them
@@ -118,6 +119,7 @@ func (p *passage) allowed() bool { return p.result.RetryAfter == 0 }
 
 func (p *passage) decision() (d Decision) {
 	p.policy.decision(&d, int(p.binding), &p.result)
+	d.Source = p.source
 	return d
 }
 
@@ -202,16 +204,18 @@ func (l *Limiter) decide(r *http.Request, v *verdict) {
 	l.noteKey(r, key)
 
 	results := v.results[:len(p.limits)]
-	at, err := l.take(ctx, key, cost, p, results)
+	at, source, err := l.take(ctx, key, cost, p, results)
 	if err != nil {
 		v.status = l.failed(r, err)
 		return
 	}
 	i := binding(results)
-	pass := &passage{Context: ctx, limiter: l, header: r.Header, parent: parent, policy: p, key: key, result: results[i], binding: uint8(i)}
+	pass := &passage{Context: ctx, limiter: l, header: r.Header, parent: parent, policy: p, key: key, result: results[i], binding: uint8(i), source: source}
 	pass.tab.at = at
 	if pass.allowed() {
-		pass.tab.units = cost
+		if source != SourceFailOpen { // where nothing was taken, and nothing is to be given back
+			pass.tab.units = cost
+		}
 	} else if l.opts.Shadow {
 		l.shadowed()
 	} else {
@@ -237,7 +241,7 @@ func (l *Limiter) Look(r *http.Request) ([]Standing, error) {
 		return nil, l.wrap(err)
 	}
 	var results [MaxLimits]Result
-	if _, err := l.take(r.Context(), key, 0, p, results[:len(p.limits)]); err != nil {
+	if _, _, err := l.take(r.Context(), key, 0, p, results[:len(p.limits)]); err != nil {
 		return nil, err
 	}
 	standings := make([]Standing, len(p.limits))

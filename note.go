@@ -16,8 +16,13 @@ import (
 // does not fit together and what to do. One limiter logs each at most once a
 // minute. [Options.Silence] turns a code off.
 const (
-	// CodeStoreFailed: the store could not decide; clients get 503. An error.
+	// CodeStoreFailed: the store could not decide. For a [RemoteStore] "on_failure" says what
+	// becomes of requests; else clients get 503. An error.
 	CodeStoreFailed = "store-failed"
+	// CodeStoreDown: a [RemoteStore] has failed so often that it is hardly asked any more.
+	CodeStoreDown = "store-down"
+	// CodeStoreBack: a RemoteStore answers again after that.
+	CodeStoreBack = "store-back"
 	// CodeClosed: requests reach a limiter that has been closed; clients get 503. An error.
 	CodeClosed = "limiter-closed"
 	// CodeOptionFailed: Key, Cost or LimitsFor of the options failed; clients get
@@ -70,13 +75,17 @@ const (
 	noteInHandler
 	noteCountIgnored
 	noteShadow
+	noteStoreDown
+	noteStoreBack
 	noteCount
 )
 
 type noteText struct{ code, text string }
 
 var noteTexts = [noteCount]noteText{
-	noteStoreFailed:    {CodeStoreFailed, "the store failed, and requests are answered with 503"},
+	noteStoreFailed:    {CodeStoreFailed, "the store failed"},
+	noteStoreDown:      {CodeStoreDown, "the store has failed so often that only one request at a time asks it, until one succeeds"},
+	noteStoreBack:      {CodeStoreBack, "the store answers again"},
 	noteClosed:         {CodeClosed, "the limiter is closed, and requests are answered with 503: rebuild the handlers that it is in"},
 	noteNoKey:          {CodeNoKey, "requests have no key, and are answered with 400: combine keys with FirstKey, or refuse such requests before the limiter"},
 	noteCostTooHigh:    {CodeCostTooHigh, "a request costs more than the limit can ever hold, and will always be denied: raise the limit or the burst, or lower the cost"},
@@ -110,8 +119,11 @@ func (l *Limiter) note(n note, args ...any) {
 		return
 	}
 	level := slog.LevelWarn
-	if n == noteStoreFailed || n == noteClosed || n == noteOptionFailed {
+	switch n {
+	case noteStoreFailed, noteStoreDown, noteClosed, noteOptionFailed:
 		level = slog.LevelError
+	case noteStoreBack:
+		level = slog.LevelInfo
 	}
 	args = append([]any{"limiter", l.name, "code", noteTexts[n].code}, args...)
 	l.logger().Log(context.Background(), level, "ratelimit: "+noteTexts[n].text, args...)

@@ -97,6 +97,21 @@ type Options struct {
 	// also for a Redis client that was made without ContextTimeoutEnabled.
 	Timeout time.Duration
 
+	// OnFailure says what becomes of requests while a [RemoteStore], such as a
+	// [RedisStore], fails. Zero means [FallbackLocal].
+	OnFailure FailurePolicy
+
+	// DenyRecheck is how long a key that a RemoteStore has denied is denied here without
+	// asking again. A Reset, a Refund or a raised limit in another process is felt
+	// that late; one in this process at once. The key is asked about once in each such time, and not after
+	// it may be admitted. Zero means a second; negative until the store's RetryAfter is over.
+	DenyRecheck time.Duration
+
+	// NearKeys is how many keys this process remembers of a RemoteStore, some 300 bytes
+	// each: those that are denied, and where each stood in case the store fails. Zero means
+	// [DefaultNearKeys].
+	NearKeys int
+
 	// Silence has the codes of warnings that are not to be logged; see the
 	// constants that begin with Code.
 	Silence []string
@@ -110,6 +125,9 @@ type Options struct {
 // takes nearby, and less than a user notices.
 const DefaultTimeout = 100 * time.Millisecond
 
+// DefaultNearKeys is what [Options.NearKeys] is unless set.
+const DefaultNearKeys = 1 << 16
+
 const defaultMessage = "Too many requests, please try again later."
 
 func (o Options) withDefaults() Options {
@@ -122,6 +140,12 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Timeout == 0 {
 		o.Timeout = DefaultTimeout
+	}
+	if o.DenyRecheck == 0 {
+		o.DenyRecheck = time.Second
+	}
+	if o.NearKeys == 0 {
+		o.NearKeys = DefaultNearKeys
 	}
 	if o.Headers == 0 {
 		o.Headers = HeadersDraft10
@@ -172,6 +196,12 @@ func (o Options) validate(limiter string) error {
 		if err := validateName("the prefix of Options.Store", o.Store.Prefix(), false); err != nil {
 			return err
 		}
+	}
+	if int(o.OnFailure) >= len(failurePolicies) {
+		return fmt.Errorf("Options.OnFailure is %d: want FallbackLocal, FailOpen or FailClosed", o.OnFailure)
+	}
+	if o.NearKeys < 0 {
+		return fmt.Errorf("Options.NearKeys is %d: want at least 1, or 0 for %d", o.NearKeys, DefaultNearKeys)
 	}
 	if err := o.Headers.validate(); err != nil {
 		return err

@@ -206,7 +206,7 @@ func (s *RedisStore) fly(ctx context.Context, timeout time.Duration, job *redisJ
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if c := s.prompt.within(s.client, timeout); c != nil {
+	if c := s.prompt.of(s.client); c != nil {
 		job.Value.client = c
 		if s.queue.DoHere(ctx, deadline, job) {
 			if err := ctx.Err(); err == context.Canceled {
@@ -221,39 +221,35 @@ func (s *RedisStore) fly(ctx context.Context, timeout time.Duration, job *redisJ
 	return s.queue.Do(ctx, deadline, job)
 }
 
-// promptClient makes of a client one that comes back in time by itself, so that a
-// call can be made on its caller's goroutine.
+// promptClient makes of a client one that keeps the deadlines of contexts by itself, so
+// that a call can be made on its caller's goroutine.
 type promptClient struct {
-	doubtful atomic.Bool // the last command failed on its way: the next ones had better not be waited for
-	made     atomic.Pointer[madePrompt]
+	proven atomic.Bool // the last command was answered: the next one can be waited for
+	made   atomic.Pointer[madePrompt]
 }
 
-type madePrompt struct {
-	timeout time.Duration
-	client  redis.UniversalClient // nil if it cannot be made
-}
+type madePrompt struct{ redis.UniversalClient } // nil if it cannot be made
 
-func (p *promptClient) within(client redis.UniversalClient, timeout time.Duration) redis.UniversalClient {
-	if p.doubtful.Load() {
+func (p *promptClient) of(client redis.UniversalClient) redis.UniversalClient {
+	if !p.proven.Load() {
 		return nil
 	}
 	made := p.made.Load()
-	if made == nil || made.timeout != timeout {
-		made = &madePrompt{timeout: timeout}
+	if made == nil {
+		made = new(madePrompt)
 		switch c := client.(type) {
 		case *redis.Client:
-			if o := c.Options(); o.ReadTimeout > 0 {
-				timeout = min(timeout, o.ReadTimeout)
-			}
-			made.client = c.WithTimeout(timeout) // which has the same connections
+			c = c.WithTimeout(max(0, c.Options().ReadTimeout)) // on the same connections, but
+			c.Options().ContextTimeoutEnabled = true           // with options of its own
+			made.UniversalClient = c
 		case *redis.ClusterClient:
 			if c.Options().ContextTimeoutEnabled {
-				made.client = c
+				made.UniversalClient = c
 			}
 		}
 		p.made.Store(made)
 	}
-	return made.client
+	return made.UniversalClient
 }
 
 // shapeSet is what the limits of a call come to in commands: made once and used by
@@ -307,6 +303,7 @@ type RedisError struct {
 	// Unsent: nothing has been changed at Redis: the command was not sent, or Redis
 	// has refused it. Else there is no saying.
 	Unsent bool
+	junk   bool // what the key holds is to blame, not the server
 	err    error
 	hint   string
 }
@@ -324,6 +321,7 @@ func (e *RedisError) Unwrap() error { return e.err }
 func (c *redisCall) explain(err error) error {
 	e := &RedisError{err: err, Unsent: isRefused(err)}
 	if i, ok := redisscript.Junk(err); ok {
+		e.junk = true
 		e.err = fmt.Errorf("the key %q holds something else than a counter", c.args[3+i])
 		e.hint = "delete it, and keep what writes it off this prefix"
 		return e
@@ -347,6 +345,22 @@ func isRefused(err error) bool {
 func isReply(err error) bool {
 	var reply redis.Error
 	return errors.As(err, &reply)
+}
+
+// Fault implements [RemoteStore].
+func (s *RedisStore) Fault(err error) Fault {
+	var e *RedisError
+	switch {
+	case errors.Is(err, ErrPrefixClaimed), errors.Is(err, ErrStoreClosed):
+		return FaultRefused
+	case !errors.As(err, &e):
+		return FaultUnknown
+	case e.junk:
+		return FaultKey
+	case e.Unsent:
+		return FaultRefused
+	}
+	return FaultUnknown
 }
 
 var redisHints = []struct{ prefix, hint string }{

@@ -186,8 +186,8 @@ func (s *RedisStore) read(c *redisCall) {
 		c.err = c.explain(err)
 	}
 	c.cmd, c.client = nil, nil
-	if doubtful := err != nil && !isReply(err); doubtful != s.prompt.doubtful.Load() {
-		s.prompt.doubtful.Store(doubtful)
+	if proven := err == nil || isReply(err); proven != s.prompt.proven.Load() {
+		s.prompt.proven.Store(proven)
 	}
 }
 

@@ -1,0 +1,377 @@
+package ratelimit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/ratelimit-go/ratelimit/internal/breaker"
+	"github.com/ratelimit-go/ratelimit/internal/near"
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+)
+
+// RemoteStore is a [Store] whose counters are somewhere else: over there it may be slow,
+// full or gone. A limiter puts in front of it all that this needs: a time limit, a
+// cache of denials, a breaker, and Options.OnFailure. The store itself tries once and
+// says what went wrong; its calls return as soon as their context is done.
+type RemoteStore interface {
+	Store
+
+	// Fault tells what an error of one of the store's calls means. It is not asked about the
+	// error of a context that its caller has cancelled.
+	Fault(err error) Fault
+}
+
+// Fault is what an error of a [RemoteStore] means.
+type Fault uint8
+
+const (
+	// FaultUnknown: the backend is in doubt, and so is whether the call took effect.
+	FaultUnknown Fault = iota
+	// FaultRefused: the backend is in doubt, and the call has changed nothing: it was
+	// never sent, or it was answered with an error.
+	FaultRefused
+	// FaultKey: the call has changed nothing, and others may well succeed: what is
+	// stored for its key cannot be used.
+	FaultKey
+)
+
+// FailurePolicy says what becomes of requests while a store fails.
+type FailurePolicy uint8
+
+const (
+	// FallbackLocal decides in this process, from where each key last stood. A blocked
+	// key stays blocked and a half-used one half used; keys of which this process knows nothing
+	// start afresh, so n processes may admit up to n times the limit of those. What was
+	// admitted is charged to the store when it answers again.
+	FallbackLocal FailurePolicy = iota
+	// FailOpen admits every request.
+	FailOpen
+	// FailClosed decides nothing: requests are answered with 503, and Take returns the error.
+	FailClosed
+)
+
+var failurePolicies = [...]string{FallbackLocal: "FallbackLocal", FailOpen: "FailOpen", FailClosed: "FailClosed"}
+
+func (p FailurePolicy) String() string {
+	if int(p) < len(failurePolicies) {
+		return failurePolicies[p]
+	}
+	return fmt.Sprintf("FailurePolicy(%d)", p)
+}
+
+// RemoteStats tell how a limiter gets on with a [RemoteStore].
+type RemoteStats struct {
+	// Failures counts the calls that failed, and Spared those that were not made, because
+	// the breaker was open or too many callers were waiting.
+	Failures, Spared uint64
+	// BreakerOpen tells that the store has failed so often that only one call at a time
+	// goes there, to see; BreakerOpened how often that was so.
+	BreakerOpen   bool
+	BreakerOpened uint64
+	// Cached counts the requests denied from what was known; Fallback those decided in
+	// this process because the store failed, and FailedOpen those let through.
+	Cached, Fallback, FailedOpen uint64
+	// Owed is the number of keys with units that the store is still to be told of.
+	// Forgotten counts keys for which that could not be kept.
+	Owed      int
+	Forgotten uint64
+}
+
+var (
+	errBreakerOpen = errors.New("the store has failed so often that it is asked only now and then")
+	errTooMany     = fmt.Errorf("%d callers are waiting for the store", maxWaiting)
+)
+
+// maxWaiting bounds the callers who wait for a store: at a hundred thousand decisions a
+// second, so many come in 40 ms.
+const maxWaiting = 4096
+
+// remote stands between a limiter and a store that is somewhere else.
+type remote struct {
+	l       *Limiter
+	store   Store // the limiter's, which may wrap the one below
+	far     RemoteStore
+	near    *near.Cache
+	breaker breaker.Breaker
+
+	waiting atomic.Int64
+	ahead   atomic.Int64 // the store's clock less ours, as last seen
+	seen    atomic.Bool
+
+	failures, spared, cached, fallback, opened atomic.Uint64
+
+	settling atomic.Bool
+	settlers sync.WaitGroup
+	closing  context.Context
+	close    context.CancelFunc
+}
+
+// newRemote returns what is to stand before l's store, or nil if that is in this process.
+func newRemote(l *Limiter) *remote {
+	for _, s := range l.layers {
+		if far, ok := s.(RemoteStore); ok {
+			r := &remote{l: l, store: l.store, far: far, near: near.New(l.opts.NearKeys)}
+			r.closing, r.close = context.WithCancel(context.Background())
+			return r
+		}
+	}
+	return nil
+}
+
+// numbers are limits and results as internal/near wants them.
+type numbers struct {
+	rules   [MaxLimits]rule.Limit
+	answers [MaxLimits]rule.Answer
+	n       int
+}
+
+func (s *numbers) set(limits []Limit) {
+	s.n = len(limits)
+	for i := range limits {
+		s.rules[i] = limits[i].rule
+	}
+}
+
+func (s *numbers) results(results []Result) {
+	for i := range results {
+		results[i] = resultOf(s.answers[i])
+	}
+}
+
+// take decides about a request for n units of key, at the store if that can be.
+func (r *remote) take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, Source, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, 0, err
+	}
+	var s numbers
+	s.set(limits)
+	now, recheck := monotonic(), int64(r.l.opts.DenyRecheck)
+	if n > 0 && r.near.Denied(key, n, s.rules[:s.n], now, recheck, s.answers[:s.n]) {
+		r.cached.Add(1)
+		s.results(results)
+		return r.instant(now), SourceCache, nil
+	}
+	if r.near.Owes(key) {
+		r.settleAll()
+		return r.fail(ctx, key, n, errOwing, &s, results)
+	}
+	version := r.near.Version(key)
+	var at Instant
+	err := r.ask(ctx, func(ctx context.Context) (err error) {
+		at, err = r.call(ctx, key, n, limits, results)
+		return err
+	})
+	if err != nil {
+		return r.fail(ctx, key, n, err, &s, results)
+	}
+	now = monotonic()
+	r.ahead.Store(int64(at) - now)
+	r.seen.Store(true)
+	for i, res := range results {
+		s.answers[i] = rule.Answer{Remaining: res.Remaining, Retry: int64(res.RetryAfter), More: int64(res.MoreAfter), Reset: int64(res.ResetAfter)}
+	}
+	r.near.Learn(key, n, s.rules[:s.n], s.answers[:s.n], int64(at), now, recheck, version)
+	return at, SourceStore, nil
+}
+
+// call asks the store, within the limiter's timeout.
+func (r *remote) call(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
+	timeout := r.l.opts.Timeout
+	if timeout < 0 {
+		return r.store.Take(ctx, key, n, limits, results)
+	}
+	if s, ok := r.store.(*RedisStore); ok {
+		return s.takeWithin(timeout, ctx, key, n, limits, results)
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	return r.store.Take(ctx, key, n, limits, results)
+}
+
+// ask makes a call to the store, unless that is known to be of no use.
+func (r *remote) ask(ctx context.Context, call func(context.Context) error) error {
+	ok, probe := r.breaker.Allow(monotonic())
+	if !ok {
+		r.spared.Add(1)
+		return errBreakerOpen
+	}
+	outcome := breaker.Unclear
+	if r.waiting.Add(1) > maxWaiting {
+		r.waiting.Add(-1)
+		r.spared.Add(1)
+		r.breaker.Done(monotonic(), probe, outcome)
+		return errTooMany
+	}
+	defer func() { // also where the store panics
+		r.waiting.Add(-1)
+		if r.breaker.Done(monotonic(), probe, outcome) {
+			if outcome == breaker.Succeeded {
+				r.l.note(noteStoreBack)
+			} else {
+				r.l.note(noteStoreDown)
+			}
+		}
+		if outcome == breaker.Succeeded && r.near.Debts() > 0 {
+			r.settleAll()
+		}
+	}()
+	err := call(ctx)
+	switch {
+	case err == nil:
+		outcome = breaker.Succeeded
+	case ctx.Err() != nil: // whoever asked has left: the store is not to blame
+	case r.far.Fault(err) == FaultKey:
+		outcome = breaker.Succeeded
+		r.failures.Add(1)
+	default:
+		outcome = breaker.Failed
+		r.failures.Add(1)
+	}
+	return err
+}
+
+// fail decides where the store could not.
+func (r *remote) fail(ctx context.Context, key string, n int64, err error, s *numbers, results []Result) (Instant, Source, error) {
+	if left := ctx.Err(); left != nil {
+		return 0, 0, left
+	}
+	policy := r.l.opts.OnFailure
+	if err != errOwing {
+		r.l.note(noteStoreFailed, "on_failure", policy, "error", err)
+	}
+	now := monotonic()
+	switch policy {
+	case FailClosed:
+		return 0, 0, err
+	case FailOpen:
+		for i := range results {
+			results[i] = Result{Remaining: max(0, s.rules[i].Cap()-n)}
+		}
+		r.opened.Add(1)
+		return Now, SourceFailOpen, nil
+	}
+	r.near.Take(key, n, s.rules[:s.n], now, r.unchanged(err), s.answers[:s.n])
+	s.results(results)
+	r.fallback.Add(1)
+	return r.instant(now), SourceFallback, nil
+}
+
+// unchanged reports whether a call that failed has certainly left the store as it was.
+func (r *remote) unchanged(err error) bool {
+	return err == errBreakerOpen || err == errTooMany || err == errOwing || r.far.Fault(err) != FaultUnknown
+}
+
+// instant is what the store's clock shows when ours shows now.
+func (r *remote) instant(now int64) Instant {
+	if !r.seen.Load() {
+		return Now
+	}
+	return Instant(now + r.ahead.Load())
+}
+
+// adjust is [Store.Adjust]. Where the store cannot be told, it will be.
+func (r *remote) adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (charged int64, err error) {
+	var s numbers
+	s.set(limits)
+	if r.near.Owes(key) {
+		r.settleAll()
+		err = errOwing
+	} else {
+		err = r.ask(ctx, func(ctx context.Context) (err error) {
+			charged, err = r.store.Adjust(ctx, key, n, at, limits)
+			return err
+		})
+	}
+	owed := err != nil && r.l.opts.OnFailure == FallbackLocal && ctx.Err() == nil && r.unchanged(err)
+	if err == nil || owed {
+		r.near.Adjust(key, n, s.rules[:s.n], monotonic(), owed)
+	}
+	if owed {
+		return max(0, n), nil
+	}
+	return charged, err
+}
+
+// reset is [Store.Reset]. Whoever unblocks somebody is told if that has failed, and
+// the breaker does not keep it from being tried.
+func (r *remote) reset(ctx context.Context, key string, limits []Limit) error {
+	ctx, cancel := context.WithTimeout(ctx, adjustTimeout)
+	defer cancel()
+	r.near.Forget(key)
+	err := r.store.Reset(ctx, key, limits)
+	r.near.Forget(key) // a decision that was under way may have been learnt from
+	return err
+}
+
+// errOwing is why a decision is made here although the store may answer: it does not yet
+// know of units that were admitted without it, and would admit them again.
+var errOwing = errors.New("the store is yet to be told of units that were admitted without it")
+
+// settleAll tells the store of everything that is owed, beside the decisions, if it
+// is worth a try.
+func (r *remote) settleAll() {
+	if r.closing.Err() != nil || !r.breaker.Ready(monotonic()) || !r.settling.CompareAndSwap(false, true) {
+		return
+	}
+	r.settlers.Go(func() {
+		defer r.settling.Store(false)
+		debtors := r.near.Debtors()
+		var next atomic.Int64
+		var workers sync.WaitGroup
+		for range min(settleWorkers, len(debtors)) {
+			workers.Go(func() {
+				for i := next.Add(1) - 1; i < int64(len(debtors)); i = next.Add(1) - 1 {
+					if r.settle(debtors[i]) != nil {
+						next.Store(int64(len(debtors))) // there will be a next time
+					}
+				}
+			})
+		}
+		workers.Wait()
+	})
+}
+
+// settleWorkers tell a store nearby of some 65,536 keys in about a second.
+const settleWorkers = 16
+
+// settle tells the store what is owed for a key.
+func (r *remote) settle(key string) (err error) {
+	debts := r.near.Collect(key, monotonic())
+	if debts == nil {
+		return nil
+	}
+	defer func() { r.near.Settle(key, debts) }()
+	for len(debts) > 0 && err == nil {
+		d := debts[0]
+		at := r.instant(d.At)
+		err = r.ask(r.closing, func(ctx context.Context) error {
+			ctx, cancel := context.WithTimeout(ctx, adjustTimeout)
+			defer cancel()
+			_, err := r.store.Adjust(ctx, key, d.Units, at, []Limit{{rule: d.Limit}})
+			return err
+		})
+		if err == nil || !r.unchanged(err) {
+			debts = debts[1:] // told, or perhaps told: it is not told twice
+		}
+	}
+	return err
+}
+
+// stop ends what is under way beside the decisions.
+func (r *remote) stop() {
+	r.close()
+	r.settlers.Wait()
+}
+
+func (r *remote) stats() RemoteStats {
+	open, opened := r.breaker.Open()
+	return RemoteStats{
+		Failures: r.failures.Load(), Spared: r.spared.Load(),
+		BreakerOpen: open, BreakerOpened: opened,
+		Cached: r.cached.Load(), Fallback: r.fallback.Load(), FailedOpen: r.opened.Load(),
+		Owed: r.near.Debts(), Forgotten: r.near.Lost(),
+	}
+}
