@@ -111,6 +111,9 @@ func (l *Limiter) SetLimits(limits ...Limit) error {
 	}
 	l.setPolicy(limits)
 	l.adoptStore()
+	if l.remote != nil {
+		l.remote.beside(func() { l.remote.endLeases(l.remote.closing) })
+	}
 	return nil
 }
 
@@ -362,13 +365,15 @@ const (
 	SourceStore Source = iota
 	// SourceCache: this process, because it knows from the store that the key is denied.
 	SourceCache
+	// SourceLease: this process, out of units that the store has counted for it in advance; see Options.Lease.
+	SourceLease
 	// SourceFallback: this process, because the store failed; see [FallbackLocal].
 	SourceFallback
 	// SourceFailOpen: nobody, because the store failed; see [FailOpen].
 	SourceFailOpen
 )
 
-var sources = [...]string{"store", "cache", "fallback", "fail-open"}
+var sources = [...]string{"store", "cache", "lease", "fallback", "fail-open"}
 
 func (s Source) String() string {
 	if int(s) < len(sources) {

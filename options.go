@@ -112,6 +112,16 @@ type Options struct {
 	// [DefaultNearKeys].
 	NearKeys int
 
+	// Lease lets this process take units of a busy key ahead at a [RemoteStore] and hand
+	// them out without asking: for keys that are used thousands of times a second. It is
+	// how long units may be held, 250 ms say; zero leases none. They are
+	// counted when they are taken, so the limit is never exceeded; but a bucket's or a sliding
+	// window's units may be used that much later than they were counted. What
+	// other processes cannot use meanwhile is at most a 16th of what was left of the key, for each
+	// process and for so long; a process that is killed takes it along until the
+	// limit is whole again. Decisions have [SourceLease].
+	Lease time.Duration
+
 	// Silence has the codes of warnings that are not to be logged; see the
 	// constants that begin with Code.
 	Silence []string
@@ -127,6 +137,9 @@ const DefaultTimeout = 100 * time.Millisecond
 
 // DefaultNearKeys is what [Options.NearKeys] is unless set.
 const DefaultNearKeys = 1 << 16
+
+// minLease is a few round trips to a store nearby: a shorter lease would be over when it comes.
+const minLease = 5 * time.Millisecond
 
 const defaultMessage = "Too many requests, please try again later."
 
@@ -199,6 +212,9 @@ func (o Options) validate(limiter string) error {
 	}
 	if int(o.OnFailure) >= len(failurePolicies) {
 		return fmt.Errorf("Options.OnFailure is %d: want FallbackLocal, FailOpen or FailClosed", o.OnFailure)
+	}
+	if o.Lease < 0 || o.Lease > 0 && o.Lease < minLease {
+		return fmt.Errorf("Options.Lease is %v: want at least %v, or 0 for none", o.Lease, minLease)
 	}
 	if o.NearKeys < 0 {
 		return fmt.Errorf("Options.NearKeys is %d: want at least 1, or 0 for %d", o.NearKeys, DefaultNearKeys)

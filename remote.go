@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/ratelimit-go/ratelimit/internal/breaker"
 	"github.com/ratelimit-go/ratelimit/internal/near"
@@ -71,9 +72,10 @@ type RemoteStats struct {
 	// goes there, to see; BreakerOpened how often that was so.
 	BreakerOpen   bool
 	BreakerOpened uint64
-	// Cached counts the requests denied from what was known; Fallback those decided in
-	// this process because the store failed, and FailedOpen those let through.
-	Cached, Fallback, FailedOpen uint64
+	// Cached counts the requests denied from what was known, Leased those admitted from a
+	// lease; Fallback those decided in this process because the store failed, and
+	// FailedOpen those let through.
+	Cached, Leased, Fallback, FailedOpen uint64
 	// Owed is the number of keys with units that the store is still to be told of.
 	// Forgotten counts keys for which that could not be kept.
 	Owed      int
@@ -94,6 +96,8 @@ type remote struct {
 	l       *Limiter
 	store   Store // the limiter's, which may wrap the one below
 	far     RemoteStore
+	recheck int64 // Options.DenyRecheck
+	age     int64 // Options.Lease
 	near    *near.Cache
 	breaker breaker.Breaker
 
@@ -101,19 +105,23 @@ type remote struct {
 	ahead   atomic.Int64 // the store's clock less ours, as last seen
 	seen    atomic.Bool
 
-	failures, spared, cached, fallback, opened atomic.Uint64
+	failures, spared, cached, leased, fallback, opened atomic.Uint64
 
-	settling atomic.Bool
-	settlers sync.WaitGroup
-	closing  context.Context
-	close    context.CancelFunc
+	settling atomic.Bool // debts are being told
+	sweeping atomic.Bool // leases are being looked after
+
+	// What goes on beside the decisions ends with the limiter.
+	closing context.Context
+	close   context.CancelFunc
+	mu      sync.Mutex // of closing against beside
+	running sync.WaitGroup
 }
 
 // newRemote returns what is to stand before l's store, or nil if that is in this process.
 func newRemote(l *Limiter) *remote {
 	for _, s := range l.layers {
 		if far, ok := s.(RemoteStore); ok {
-			r := &remote{l: l, store: l.store, far: far, near: near.New(l.opts.NearKeys)}
+			r := &remote{l: l, store: l.store, far: far, near: near.New(l.opts.NearKeys), recheck: int64(l.opts.DenyRecheck), age: int64(l.opts.Lease)}
 			r.closing, r.close = context.WithCancel(context.Background())
 			return r
 		}
@@ -142,51 +150,74 @@ func (s *numbers) results(results []Result) {
 }
 
 // take decides about a request for n units of key, at the store if that can be.
-func (r *remote) take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, Source, error) {
+func (r *remote) take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (at Instant, source Source, err error) {
 	if err := ctx.Err(); err != nil {
 		return 0, 0, err
 	}
 	var s numbers
 	s.set(limits)
-	now, recheck := monotonic(), int64(r.l.opts.DenyRecheck)
-	if n > 0 && r.near.Denied(key, n, s.rules[:s.n], now, recheck, s.answers[:s.n]) {
+	start := monotonic()
+	if r.age > 0 && n > 0 {
+		told, ok, refill := r.near.Spend(key, n, s.rules[:s.n], start, r.age, s.answers[:s.n])
+		if refill {
+			r.refill(key, limits)
+		}
+		if ok {
+			r.leased.Add(1)
+			s.results(results)
+			return Instant(told), SourceLease, nil
+		}
+	}
+	if n > 0 && r.near.Denied(key, n, s.rules[:s.n], start, r.recheck, s.answers[:s.n]) {
 		r.cached.Add(1)
 		s.results(results)
-		return r.instant(now), SourceCache, nil
+		return r.instant(start), SourceCache, nil
 	}
 	if r.near.Owes(key) {
 		r.settleAll()
 		return r.fail(ctx, key, n, errOwing, &s, results)
 	}
-	version := r.near.Version(key)
-	var at Instant
-	err := r.ask(ctx, func(ctx context.Context) (err error) {
-		at, err = r.call(ctx, key, n, limits, results)
-		return err
-	})
+	if r.age > 0 && n > 0 {
+		at, err = r.takeMore(ctx, start, key, n, limits, &s, results)
+	} else {
+		at, err = r.consult(ctx, 0, key, n, limits, &s, results)
+	}
 	if err != nil {
 		return r.fail(ctx, key, n, err, &s, results)
 	}
-	now = monotonic()
+	return at, SourceStore, nil
+}
+
+// consult asks the store and learns from its answer.
+func (r *remote) consult(ctx context.Context, spent time.Duration, key string, n int64, limits []Limit, s *numbers, results []Result) (at Instant, err error) {
+	version := r.near.Version(key)
+	err = r.ask(ctx, func(ctx context.Context) (err error) {
+		at, err = r.call(ctx, spent, key, n, limits, results)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	now := monotonic()
 	r.ahead.Store(int64(at) - now)
 	r.seen.Store(true)
 	for i, res := range results {
 		s.answers[i] = rule.Answer{Remaining: res.Remaining, Retry: int64(res.RetryAfter), More: int64(res.MoreAfter), Reset: int64(res.ResetAfter)}
 	}
-	r.near.Learn(key, n, s.rules[:s.n], s.answers[:s.n], int64(at), now, recheck, version)
-	return at, SourceStore, nil
+	r.near.Learn(key, n, s.rules[:s.n], s.answers[:s.n], int64(at), now, r.recheck, version)
+	return at, nil
 }
 
-// call asks the store, within the limiter's timeout.
-func (r *remote) call(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
+// call asks the store, within what is left of the limiter's timeout when some of it is spent.
+func (r *remote) call(ctx context.Context, spent time.Duration, key string, n int64, limits []Limit, results []Result) (Instant, error) {
 	timeout := r.l.opts.Timeout
 	if timeout < 0 {
 		return r.store.Take(ctx, key, n, limits, results)
 	}
-	if s, ok := r.store.(*RedisStore); ok {
+	if s, ok := r.store.(*RedisStore); ok && spent == 0 {
 		return s.takeWithin(timeout, ctx, key, n, limits, results)
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(ctx, timeout-spent)
 	defer cancel()
 	return r.store.Take(ctx, key, n, limits, results)
 }
@@ -276,6 +307,9 @@ func (r *remote) instant(now int64) Instant {
 func (r *remote) adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (charged int64, err error) {
 	var s numbers
 	s.set(limits)
+	if r.age > 0 && n < 0 && r.near.Unspend(key, -n, s.rules[:s.n], monotonic()) {
+		return 0, nil
+	}
 	if r.near.Owes(key) {
 		r.settleAll()
 		err = errOwing
@@ -313,10 +347,10 @@ var errOwing = errors.New("the store is yet to be told of units that were admitt
 // settleAll tells the store of everything that is owed, beside the decisions, if it
 // is worth a try.
 func (r *remote) settleAll() {
-	if r.closing.Err() != nil || !r.breaker.Ready(monotonic()) || !r.settling.CompareAndSwap(false, true) {
+	if !r.breaker.Ready(monotonic()) || !r.settling.CompareAndSwap(false, true) {
 		return
 	}
-	r.settlers.Go(func() {
+	r.beside(func() {
 		defer r.settling.Store(false)
 		debtors := r.near.Debtors()
 		var next atomic.Int64
@@ -360,10 +394,27 @@ func (r *remote) settle(key string) (err error) {
 	return err
 }
 
-// stop ends what is under way beside the decisions.
+// closeTimeout is how long Close may take to give leases back, some ten thousand of them.
+const closeTimeout = time.Second
+
+// beside runs f beside the decisions, unless the limiter has been closed.
+func (r *remote) beside(f func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closing.Err() == nil {
+		r.running.Go(f)
+	}
+}
+
+// stop ends what is under way beside the decisions, and gives back what is leased.
 func (r *remote) stop() {
+	r.mu.Lock()
 	r.close()
-	r.settlers.Wait()
+	r.mu.Unlock()
+	r.running.Wait()
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	r.endLeases(ctx)
 }
 
 func (r *remote) stats() RemoteStats {
@@ -371,7 +422,7 @@ func (r *remote) stats() RemoteStats {
 	return RemoteStats{
 		Failures: r.failures.Load(), Spared: r.spared.Load(),
 		BreakerOpen: open, BreakerOpened: opened,
-		Cached: r.cached.Load(), Fallback: r.fallback.Load(), FailedOpen: r.opened.Load(),
+		Cached: r.cached.Load(), Leased: r.leased.Load(), Fallback: r.fallback.Load(), FailedOpen: r.opened.Load(),
 		Owed: r.near.Debts(), Forgotten: r.near.Lost(),
 	}
 }

@@ -36,12 +36,14 @@ type shard struct {
 	newest  *entry // by use
 	oldest  *entry
 	version uint64 // moves on when units were given back here
+	leased  map[*entry]struct{}
 }
 
 type entry struct {
 	key          string
 	newer, older *entry
 	counters     []counter
+	lease        lease
 	told         int64 // the store's instant of what was last learnt
 	learnt       int64 // ours
 	again        int64 // when to ask the store about a denial again
@@ -416,7 +418,7 @@ func (s *shard) dispensable() *entry {
 		if e == nil {
 			break
 		}
-		if !e.indebted && !e.blocks() {
+		if !e.indebted && e.lease.size == 0 && !e.blocks() {
 			return e
 		}
 		e = e.newer
@@ -442,6 +444,7 @@ func (c *Cache) drop(s *shard, e *entry) {
 	}
 	s.unlink(e)
 	delete(s.keys, e.key)
+	delete(s.leased, e)
 }
 
 func (s *shard) use(e *entry) {
