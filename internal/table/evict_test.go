@@ -269,7 +269,7 @@ func TestVictimsRandom(t *testing.T) {
 					}
 					before, stats := snapshot(tab.Table, now), tab.Stats()
 					tab.take(key, n, l)
-					checkVictims(t, tab.Table, now, tab.hash(key).id(&l), before, stats)
+					checkVictims(t, tab.Table, now, tab.secret.hash(key).id(&l), before, stats)
 				}
 			}
 		})

@@ -231,8 +231,8 @@ func TestShards(t *testing.T) {
 func TestHash(t *testing.T) {
 	a, b := newTimed(1), newTimed(1)
 	for _, key := range []string{"", "k", "203.0.113.7"} {
-		ha, hb := a.hash(key), b.hash(key)
-		if ha[0] == ha[1] || ha[0] == hb[0] || ha[1] == hb[1] || ha[1] == 0 || ha != a.hash(key) {
+		ha, hb := a.secret.hash(key), b.secret.hash(key)
+		if ha.shard == ha.slot || ha.shard == hb.shard || ha.slot == hb.slot || ha.slot == 0 || ha != a.secret.hash(key) {
 			t.Errorf("%q: %x in one table, %x in another", key, ha, hb)
 		}
 	}
@@ -244,7 +244,7 @@ func TestCounterIDs(t *testing.T) {
 	for w := int64(1); w <= rule.MaxSpan; w *= 2 {
 		windows[w], windows[w+1] = true, true
 	}
-	h := newTimed(1).hash("k")
+	h := newTimed(1).secret.hash("k")
 	ids := make(map[id]rule.Limit)
 	for w := range windows {
 		for _, l := range []rule.Limit{fixed(1, w), sliding(1, w), bucket(1, w, 1)} {

@@ -1,7 +1,6 @@
 package table
 
 import (
-	"hash/maphash"
 	"sync"
 	"testing"
 	"time"
@@ -29,8 +28,7 @@ func BenchmarkParts(b *testing.B) {
 		})
 	}
 	run("clock", func() { sink += clock() })
-	run("one hash", func() { sink += int64(maphash.String(tab.seeds[0], key)) })
-	run("two hashes", func() { sink += int64(tab.hash(key)[0]) })
+	run("hash", func() { sink += int64(tab.secret.hash(key).slot) })
 	run("lock and unlock", func() { mu.Lock(); sink++; mu.Unlock() })
 	for name, l := range limits {
 		var state rule.State

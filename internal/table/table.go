@@ -6,7 +6,6 @@
 package table
 
 import (
-	"hash/maphash"
 	"sync/atomic"
 
 	"github.com/ratelimit-go/ratelimit/internal/rule"
@@ -25,7 +24,7 @@ const MaxLimits = 8
 // in 256 shards, 9e-8 for ten million in 2,048.
 type Table struct {
 	clock  func() int64
-	seeds  [2]maphash.Seed
+	secret secret
 	shards []shard
 	shapes shapes
 }
@@ -43,7 +42,7 @@ func New(max int, clock func() int64) *Table {
 	}
 	t := &Table{
 		clock:  clock,
-		seeds:  [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()},
+		secret: newSecret(),
 		shards: make([]shard, n),
 	}
 	for i := range t.shards {
@@ -58,7 +57,7 @@ func New(max int, clock func() int64) *Table {
 // TakeOne takes n units of key under one limit. It is Take, without all that several
 // limits need: most limiters have one.
 func (t *Table) TakeOne(key string, n int64, l *rule.Limit) (rule.Answer, int64) {
-	h := t.hash(key)
+	h := t.secret.hash(key)
 	of := h.id(l)
 	shape := t.shapes.of(l)
 	s, now := t.lock(h) // no defer: on a valid limit nothing below can panic, and it costs 4 ns
@@ -80,7 +79,7 @@ func (t *Table) TakeOne(key string, n int64, l *rule.Limit) (rule.Answer, int64)
 // Take takes n units of key under every limit, or under none, in one step, and
 // fills answers, which is as long as limits. It returns the instant of the decision.
 func (t *Table) Take(key string, n int64, limits []rule.Limit, answers []rule.Answer) int64 {
-	h := t.hash(key)
+	h := t.secret.hash(key)
 	var ids [MaxLimits]id
 	for i := range limits {
 		ids[i] = h.id(&limits[i])
@@ -111,7 +110,7 @@ func (t *Table) Take(key string, n int64, limits []rule.Limit, answers []rule.An
 // as [rule.Limit.Adjust] does, under every limit in one step. It returns how many
 // of them it has charged under every limit.
 func (t *Table) Adjust(key string, n, at int64, limits []rule.Limit) (charged int64) {
-	h := t.hash(key)
+	h := t.secret.hash(key)
 	ids := make([]id, len(limits))
 	for i := range limits {
 		ids[i] = h.id(&limits[i])
@@ -137,7 +136,7 @@ func (t *Table) Adjust(key string, n, at int64, limits []rule.Limit) (charged in
 
 // Reset forgets what is counted for key under every limit.
 func (t *Table) Reset(key string, limits []rule.Limit) {
-	h := t.hash(key)
+	h := t.secret.hash(key)
 	s, _ := t.lock(h)
 	defer s.mu.Unlock()
 	for i := range limits {
@@ -177,21 +176,6 @@ func (s *shard) write(of id, own []id, shapes *shapes, l *rule.Limit, state rule
 	s.put(c, of|shapes.of(l), l, state, flags(a))
 }
 
-// keyHash is what is known of a key: 64 bits to find its shard, 64 to find its slot.
-type keyHash [2]uint64
-
-func (t *Table) hash(key string) keyHash {
-	return keyHash{maphash.String(t.seeds[0], key), maphash.String(t.seeds[1], key)}
-}
-
-// id is the fingerprint of a key's counter under a limit. Kind and window are folded
-// in by an odd factor, which keeps all of their bits apart; the hash is secret, and
-// so is the sum.
-func (h keyHash) id(l *rule.Limit) id {
-	x := h[1] ^ (uint64(l.Window)<<2|uint64(l.Kind))*0x9e3779b97f4a7c15
-	return max(id(x).fingerprint(), maxShapes)
-}
-
 // lock locks the shard of a key and reads the clock. That is done before the lock
 // is held, to hold it the shorter, and again where another was first and later.
 //
@@ -199,7 +183,7 @@ func (h keyHash) id(l *rule.Limit) id {
 // testing/synctest of its own. Counters stand still until it comes to where they
 // are, or start from it where that is too far (see [rule.Limit.Take]).
 func (t *Table) lock(h keyHash) (s *shard, now int64) {
-	s = &t.shards[h[0]&uint64(len(t.shards)-1)]
+	s = &t.shards[h.shard&uint64(len(t.shards)-1)]
 	now = t.clock()
 	s.mu.Lock()
 	if now < s.now {

@@ -92,7 +92,7 @@ func (tab *timed) left(key string, l rule.Limit) int64 {
 
 // holds tells whether key has a counter under l. Unlike a look it touches nothing.
 func (tab *timed) holds(key string, l rule.Limit) bool {
-	h := tab.hash(key)
+	h := tab.secret.hash(key)
 	s, _ := tab.lock(h)
 	defer s.mu.Unlock()
 	return s.find(h.id(&l)) != nil
