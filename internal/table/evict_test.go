@@ -284,10 +284,10 @@ type candidate struct {
 }
 
 func snapshot(tab *Table, now int64) (all []candidate) {
-	for _, c := range tab.shards[0].slots {
-		if c.id != 0 {
-			l := tab.shapes.limit(c.id)
-			all = append(all, candidate{c.id.fingerprint(), c.fresh(l), c.when&flagRefused != 0, c.empty(l, now)})
+	for p := range places(&tab.shards[0]) {
+		if of, c := *p.id(), p.slot(); of != 0 {
+			l := tab.shapes.limit(of)
+			all = append(all, candidate{of.fingerprint(), c.fresh(l), c.when&flagRefused != 0, c.empty(l, now)})
 		}
 	}
 	return all
@@ -299,7 +299,7 @@ func checkVictims(t *testing.T, tab *Table, now int64, own id, before []candidat
 		return cmp.Or(cmp.Compare(a.rank(now, own), b.rank(now, own)), cmp.Compare(max(a.fresh, now), max(b.fresh, now)))
 	})
 	for _, c := range before {
-		if tab.shards[0].find(c.id) != nil || c.fresh <= now {
+		if tab.shards[0].find(c.id).group != nil || c.fresh <= now {
 			continue
 		}
 		was.Evicted++
@@ -344,10 +344,12 @@ func TestRoomInBucketsButNotInShard(t *testing.T) {
 		flood(tab, most, l)
 		// A quarter of them go, those of a few buckets, and others take their room.
 		s := &tab.shards[0]
-		empty := seed % 4 * 8 * slotsPerBucket
-		for i := range 8 * slotsPerBucket {
-			if c := &s.slots[(empty+i)%len(s.slots)]; c.id != 0 {
-				s.free(c)
+		for i := range 8 {
+			b := &s.groups[(seed%4*8+i)%len(s.groups)]
+			for at, id := range b.ids {
+				if id != 0 {
+					s.free(place{b, uint(at)})
+				}
 			}
 		}
 		s.max = s.used

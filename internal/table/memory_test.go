@@ -13,13 +13,15 @@ import (
 // TestSlotSize pins what a counter costs, and that the garbage collector has nothing
 // to follow in it.
 func TestSlotSize(t *testing.T) {
-	if size := unsafe.Sizeof(slot{}); size != 24 {
-		t.Errorf("a slot has %d bytes, want 24", size)
+	if size := unsafe.Sizeof(group{}); size != 24*groupSize {
+		t.Errorf("a counter has %d bytes, want 24", size/groupSize)
 	}
-	typ := reflect.TypeFor[slot]()
-	for i := range typ.NumField() {
-		if kind := typ.Field(i).Type.Kind(); kind != reflect.Uint64 {
-			t.Errorf("field %s is a %v", typ.Field(i).Name, kind)
+	if size := unsafe.Sizeof(group{}.ids); size != 64 {
+		t.Errorf("the ids of a bucket have %d bytes, want a cache line", size)
+	}
+	for _, typ := range []reflect.Type{reflect.TypeFor[id](), reflect.TypeFor[slot]().Field(0).Type, reflect.TypeFor[slot]().Field(1).Type} {
+		if typ.Kind() != reflect.Uint64 {
+			t.Errorf("a counter holds a %v", typ)
 		}
 	}
 	if size := unsafe.Sizeof(shard{}); size%64 != 0 {

@@ -2,6 +2,7 @@ package table
 
 import (
 	"fmt"
+	"iter"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -145,6 +146,19 @@ func randomHistory(t *testing.T, r *rand.Rand, tab *timed) {
 	}
 }
 
+// places are all places of a shard.
+func places(s *shard) iter.Seq[place] {
+	return func(yield func(place) bool) {
+		for i := range s.groups {
+			for at := range uint(groupSize) {
+				if !yield(place{&s.groups[i], at}) {
+					return
+				}
+			}
+		}
+	}
+}
+
 // checkInvariants looks into every shard: each counter is in one of the two buckets
 // that its id names, and once; none counts nothing; no shard is above its maximum,
 // and so neither is the table; and the rest has what split counters need, no more.
@@ -155,30 +169,30 @@ func checkInvariants(t *testing.T, tab *Table) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		seen, split := make(map[id]bool), 0
-		for at := range s.slots {
-			c := &s.slots[at]
-			if c.id == 0 {
+		for p := range places(s) {
+			of, c := *p.id(), p.slot()
+			if of == 0 {
 				if *c != (slot{}) {
 					t.Fatalf("shard %d: a free slot holds %+v", i, c)
 				}
 				continue
 			}
-			a, b := s.buckets(c.id)
-			start := at / slotsPerBucket * slotsPerBucket
+			a, b := s.pair(of)
+			found := s.find(of)
 			switch {
-			case start != a && start != b:
-				t.Fatalf("shard %d: %+v is in bucket %d, not %d or %d", i, c, start, a, b)
-			case seen[c.id]:
-				t.Fatalf("shard %d: %+v is there twice", i, c)
-			case s.find(c.id) != c:
-				t.Fatalf("shard %d: %+v is not found", i, c)
-			case c.what == 0 && s.rest[c.id.fingerprint()] == 0:
-				t.Fatalf("shard %d: %+v counts nothing", i, c)
+			case p.group != &s.groups[a] && p.group != &s.groups[b]:
+				t.Fatalf("shard %d: %x is not in bucket %d or %d", i, of, a, b)
+			case seen[of]:
+				t.Fatalf("shard %d: %x is there twice", i, of)
+			case found.group == nil || found.id() != p.id():
+				t.Fatalf("shard %d: %x is not found", i, of)
+			case c.what == 0 && s.rest[of.fingerprint()] == 0:
+				t.Fatalf("shard %d: %x counts nothing", i, of)
 			}
 			if c.when&flagSplit != 0 {
 				split++
 			}
-			seen[c.id] = true
+			seen[of] = true
 		}
 		if len(seen) != s.used || s.used > s.max || len(s.rest) != split {
 			t.Fatalf("shard %d: %d counters, used is %d of %d; %d are split, the rest is of %d", i, len(seen), s.used, s.max, split, len(s.rest))

@@ -1,326 +1,196 @@
 package table
 
 import (
+	"math/bits"
 	"slices"
 	"sync"
 
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// slotsPerBucket slots lie side by side, in three cache lines. A counter is in one
-// of the two buckets that its id names, and may be moved to the other: so more than
-// nine tenths of the slots can fill before one finds no place.
-const slotsPerBucket = 8
-
 // shard is a part of the table under one lock.
 type shard struct {
-	mu    sync.Mutex
-	now   int64
-	slots []slot // whole buckets
-	used  int    // slots that are not free
-	max   int    // the most that may be
-	hand  int    // the bucket that is looked over next for expired counters, at every other insert
-	rest  map[id]int64
+	mu     sync.Mutex
+	now    int64
+	groups []group // a counter is in one of the two that its id names, and may be moved to the other
+	used   int     // slots that are not free
+	max    int     // the most that may be
+	hand   int     // the group that is looked over next for expired counters
+	rest   map[id]int64
 
 	evicted       uint64
 	evictedDenied uint64
-	odd           bool
+	inserts       uint8
 	_             [39]byte // two shards' locks are never in one cache line, nor in the pair of it
 }
 
-// buckets returns where the two buckets of an id begin.
-func (s *shard) buckets(of id) (int, int) {
-	n := uint64(len(s.slots) / slotsPerBucket)
+// pair returns the two groups of an id.
+func (s *shard) pair(of id) (a, b int) {
+	n := uint64(len(s.groups))
 	of = of.fingerprint()
 	// The high halves of products spread 32 bits evenly over any n.
-	a, b := uint64(of)>>32*n>>32, uint64(uint32(of))*n>>32
-	if a == b {
-		if b++; b == n {
-			b = 0
+	x, y := uint64(of)>>32*n>>32, uint64(uint32(of))*n>>32
+	if x == y {
+		if y++; y == n {
+			y = 0
 		}
 	}
-	return int(a) * slotsPerBucket, int(b) * slotsPerBucket
+	return int(x), int(y)
 }
 
-// otherBucket returns the one of an id's buckets that does not begin at start.
-func (s *shard) otherBucket(of id, start int) int {
-	a, b := s.buckets(of)
-	if a == start {
-		return b
+// find returns the place of an id, or nowhere.
+func (s *shard) find(of id) place {
+	if len(s.groups) == 0 {
+		return place{}
 	}
-	return a
+	a, b := s.pair(of)
+	p := s.groups[a].find(of)
+	if p.group == nil {
+		p = s.groups[b].find(of)
+	}
+	return p
 }
 
-// find returns the slot of an id, or nil.
-func (s *shard) find(of id) *slot {
-	if len(s.slots) == 0 {
-		return nil
-	}
-	a, b := s.buckets(of)
-	for i := range slotsPerBucket {
-		if (s.slots[a+i].id^of)>>shapeBits == 0 {
-			return &s.slots[a+i]
-		}
-	}
-	for i := range slotsPerBucket {
-		if (s.slots[b+i].id^of)>>shapeBits == 0 {
-			return &s.slots[b+i]
-		}
-	}
-	return nil
-}
-
-// get reads the state of a slot that may be nil.
-func (s *shard) get(c *slot, l *rule.Limit) rule.State {
-	if c == nil {
+// get reads the state at a place that may be nowhere.
+func (s *shard) get(p place, l *rule.Limit) rule.State {
+	if p.group == nil {
 		return rule.State{}
 	}
+	c := p.slot()
 	state := c.state(l)
 	if c.when&flagSplit != 0 {
-		state.B = s.rest[c.id.fingerprint()]
+		state.B = s.rest[p.id().fingerprint()]
 	}
 	return state
 }
 
-// put writes a state that is not fresh into a slot, of the shape that id has.
-func (s *shard) put(c *slot, as id, l *rule.Limit, state rule.State, flags uint64) {
+// put writes a state that is not fresh to a place, of the shape that id has.
+func (s *shard) put(p place, as id, l *rule.Limit, state rule.State, flags uint64) {
+	c := p.slot()
 	was := c.when&flagSplit != 0
 	rest, split := c.set(l, state, flags)
-	c.id = as
+	if *p.id() != as { // else its cache line stays as it is, for all cores
+		*p.id() = as
+	}
 	if split {
 		if s.rest == nil {
 			s.rest = make(map[id]int64)
 		}
-		s.rest[c.id.fingerprint()] = rest
+		s.rest[as.fingerprint()] = rest
 	} else if was {
-		delete(s.rest, c.id.fingerprint())
+		delete(s.rest, as.fingerprint())
 	}
 }
 
-// free empties a slot.
-func (s *shard) free(c *slot) {
-	if c.when&flagSplit != 0 {
-		delete(s.rest, c.id.fingerprint())
+// free empties a place.
+func (s *shard) free(p place) {
+	if p.slot().when&flagSplit != 0 {
+		delete(s.rest, p.id().fingerprint())
 	}
-	*c = slot{}
+	*p.id(), *p.slot() = 0, slot{}
 	s.used--
 }
 
-// insert returns a slot for an id that has none. It takes one that is free or has
+// tidyEvery is how many inserts there are to a group that is looked over: two slots
+// for each new counter, so that a shard is through before it has filled anew.
+const tidyEvery = 4
+
+// insert returns a place for an id that has none. It takes one that is free or has
 // expired, grows the shard, or evicts; own are ids that are not to be evicted if
 // that can be helped.
-func (s *shard) insert(of id, own []id, shapes *shapes, now int64) *slot {
-	if len(s.slots) == 0 {
-		s.resize(slotsPerBucket)
+func (s *shard) insert(of id, own []id, shapes *shapes, now int64) place {
+	if len(s.groups) == 0 {
+		s.resize(1)
 	}
-	if s.odd = !s.odd; s.odd {
+	if s.inserts++; s.inserts%tidyEvery == 0 {
 		s.tidy(shapes, now)
 	}
-	c := s.room(of, own, shapes, now)
-	for c == nil {
+	p := s.room(of, own, shapes, now)
+	for p.group == nil {
 		s.grow()
-		c = s.room(of, own, shapes, now)
+		p = s.room(of, own, shapes, now)
 	}
-	if c.id != 0 {
-		s.free(c)
+	if *p.id() != 0 {
+		s.free(p)
 	}
-	*c = slot{id: of}
+	*p.id() = of
 	s.used++
-	return c
+	return p
 }
 
-// room finds a slot for an id, or nil if the shard has to grow.
-func (s *shard) room(of id, own []id, shapes *shapes, now int64) *slot {
-	a, b := s.buckets(of)
-	if s.used < s.max {
-		if c := s.vacant(a, b); c != nil {
-			return c
-		}
+// vacant returns a free place for an id in the emptier of its two groups, or nowhere.
+func (s *shard) vacant(of id, a, b int) place {
+	in, free := &s.groups[a], s.groups[a].free()
+	if other := s.groups[b].free(); bits.OnesCount8(other) > bits.OnesCount8(free) {
+		in, free = &s.groups[b], other
 	}
-	var worst victim
+	if free == 0 {
+		return place{}
+	}
+	return in.vacant(of, free)
+}
+
+// vacate frees a place in two full groups, if somebody in them can leave for the
+// other group of its own.
+func (s *shard) vacate(a, b int) place {
 	for _, start := range [2]int{a, b} {
-		worst.considerAll(s.slots[start:start+slotsPerBucket], own, shapes, now)
-	}
-	if worst.slot != nil && worst.fresh <= now {
-		return worst.slot // expired: nothing is lost, and nothing grows
-	}
-	if s.used < s.max {
-		if c := s.vacate(a, b); c != nil {
-			return c
-		}
-		if len(s.slots) < slotsFor(s.max) {
-			return nil
-		}
-	}
-	if worst.slot == nil { // there is room in its buckets, but not in the shard: somebody elsewhere has to go
-		for i := s.hand; worst.slot == nil; i += slotsPerBucket {
-			start := i % len(s.slots)
-			worst.considerAll(s.slots[start:start+slotsPerBucket], own, shapes, now)
-		}
-		s.count(worst, now)
-		s.free(worst.slot)
-		return s.vacant(a, b)
-	}
-	if worst.rank > rankOpen {
-		if c := s.displace(of, worst.rank, own, shapes, now); c != nil {
-			return c
-		}
-	}
-	s.count(worst, now)
-	return worst.slot
-}
-
-// count keeps account of an eviction, unless nothing is lost by it.
-func (s *shard) count(v victim, now int64) {
-	if v.fresh <= now {
-		return
-	}
-	s.evicted++
-	if v.slot.when&flagRefused != 0 {
-		s.evictedDenied++
-	}
-}
-
-// displace is for buckets in which everybody would be missed. One of them leaves for
-// the other bucket of its own, where somebody of a lower rank has to go. That puts
-// 144 slots in reach: with nine tenths of all counters denied, one in four million
-// evictions finds nobody else.
-func (s *shard) displace(of id, below rank, own []id, shapes *shapes, now int64) *slot {
-	a, b := s.buckets(of)
-	for _, start := range [2]int{a, b} {
-		for i := range slotsPerBucket {
-			c := &s.slots[start+i]
-			if c.id == 0 {
-				continue
-			}
-			other := s.otherBucket(c.id, start)
-			var v victim
-			v.considerAll(s.slots[other:other+slotsPerBucket], own, shapes, now)
-			if v.slot != nil && v.rank < below {
-				s.count(v, now)
-				s.free(v.slot)
-				*v.slot, *c = *c, slot{}
-				return c
+		for i := range uint(groupSize) {
+			p := place{&s.groups[start], i}
+			to := s.other(*p.id(), start)
+			if free := to.free(); free != 0 {
+				to.vacant(*p.id(), free).move(p)
+				return p
 			}
 		}
 	}
-	return nil
+	return place{}
 }
 
-// vacant returns a free slot of the emptier of two buckets, or nil.
-func (s *shard) vacant(a, b int) *slot {
-	inA, freeA := s.vacancy(a)
-	inB, freeB := s.vacancy(b)
-	if freeB > freeA {
-		return inB
+// other returns the one of an id's groups that is not at a.
+func (s *shard) other(of id, at int) *group {
+	a, b := s.pair(of)
+	if a == at {
+		return &s.groups[b]
 	}
-	return inA
+	return &s.groups[a]
 }
 
-// vacate frees a slot of two full buckets, if somebody in them can leave for the
-// other bucket of its own.
-func (s *shard) vacate(a, b int) *slot {
-	for _, start := range [2]int{a, b} {
-		for i := range slotsPerBucket {
-			c := &s.slots[start+i]
-			if to, n := s.vacancy(s.otherBucket(c.id, start)); n > 0 {
-				*to, *c = *c, slot{}
-				return c
-			}
-		}
-	}
-	return nil
-}
-
-// vacancy returns a free slot of a bucket, and how many it has.
-func (s *shard) vacancy(start int) (c *slot, n int) {
-	for i := range slotsPerBucket {
-		if s.slots[start+i].id == 0 {
-			c = &s.slots[start+i]
-			n++
-		}
-	}
-	return c, n
-}
-
-// victim is the counter that is missed least, so far.
-type victim struct {
-	slot  *slot
-	rank  rank
-	fresh int64
-}
-
-// rank orders counters by how much they are missed, before when they are fresh.
-type rank int
-
-const (
-	rankOpen    rank = iota
-	rankEmpty        // it has no unit left
-	rankRefused      // being denied: to forget it is to let somebody in
-	rankOwn          // of the key that there is to be room for: its limits are not to push each other out
-)
-
-func (v *victim) considerAll(slots []slot, own []id, shapes *shapes, now int64) {
-	for i := range slots {
-		c := &slots[i]
-		if c.id == 0 {
-			continue
-		}
-		l := shapes.limit(c.id)
-		r, fresh := rankOpen, c.fresh(l)
-		switch {
-		case fresh <= now:
-			fresh = now
-		case slices.Contains(own, c.id.fingerprint()):
-			r = rankOwn
-		case c.when&flagRefused != 0:
-			r = rankRefused
-		case c.empty(l, now):
-			r = rankEmpty
-		}
-		if v.slot == nil || r < v.rank || r == v.rank && fresh < v.fresh {
-			*v = victim{c, r, fresh}
-		}
-	}
-}
-
-// tidy looks over one bucket and frees what has expired. Once round, the shard has
+// tidy looks over one group and frees what has expired. Once round, the shard has
 // let go of all that expired before, and it shrinks if little is left.
 func (s *shard) tidy(shapes *shapes, now int64) {
-	if s.hand >= len(s.slots) {
+	if s.hand >= len(s.groups) {
 		s.hand = 0
-		if half := (len(s.slots)/2 + slotsPerBucket - 1) / slotsPerBucket * slotsPerBucket; slotsFor(s.used) < half {
+		if half := (len(s.groups) + 1) / 2; groupsFor(s.used) < half {
 			s.resize(half) // and no more: those who have gone may come back
 		}
 	}
-	for i := range slotsPerBucket {
-		if c := &s.slots[s.hand+i]; c.id != 0 && c.fresh(shapes.limit(c.id)) <= now {
-			s.free(c)
+	b := &s.groups[s.hand]
+	for i, id := range b.ids {
+		if id != 0 && b.slots[i].fresh(shapes.limit(id)) <= now {
+			s.free(place{b, uint(i)})
 		}
 	}
-	s.hand += slotsPerBucket
+	s.hand++
 }
 
-// slotsFor is how many slots n counters fit into: a seventh more, in whole buckets.
-func slotsFor(n int) int {
-	return (n + n/7 + slotsPerBucket) / slotsPerBucket * slotsPerBucket
-}
+// groupsFor is how many groups n counters fit into, with a seventh more slots.
+func groupsFor(n int) int { return (n+n/7)/groupSize + 1 }
 
 // grow makes the shard a fifth larger, up to what its maximum needs: by so little,
 // because memory that is held for later is memory all the same.
 func (s *shard) grow() {
-	s.resize(min(larger(len(s.slots)), slotsFor(s.max)))
+	s.resize(min(larger(len(s.groups)), groupsFor(s.max)))
 }
 
-func larger(n int) int { return n + max(1, n/5/slotsPerBucket)*slotsPerBucket }
+func larger(n int) int { return n + max(1, n/5) }
 
-// resize moves all counters to so many slots, or more where one finds no place.
+// resize moves all counters to so many groups, or more where one finds no place.
 func (s *shard) resize(n int) {
-	old := s.slots
+	old := s.groups
 	for {
 		// Memory comes in sizes of its own: take all of what is handed out.
-		s.slots = slices.Grow([]slot(nil), n)
-		s.slots = s.slots[:cap(s.slots)/slotsPerBucket*slotsPerBucket]
+		s.groups = slices.Grow([]group(nil), n)
+		s.groups = s.groups[:cap(s.groups)]
 		s.hand = 0
 		if s.adopt(old) {
 			return
@@ -329,21 +199,31 @@ func (s *shard) resize(n int) {
 	}
 }
 
-// adopt copies counters into empty slots, and reports whether all found a place.
-func (s *shard) adopt(old []slot) bool {
+// adopt copies counters into empty groups, and reports whether all found a place.
+// Where one comes from its first group it goes to its first, and from the second to
+// the second: as those are in the order of the ids, old and new groups are gone
+// through from one end to the other, and not at random.
+func (s *shard) adopt(old []group) bool {
+	before := shard{groups: old}
 	for i := range old {
-		if old[i].id == 0 {
-			continue
+		for j, id := range old[i].ids {
+			if id == 0 {
+				continue
+			}
+			a, b := s.pair(id)
+			if first, _ := before.pair(id); first != i {
+				a, b = b, a
+			}
+			to := place{}
+			if free := s.groups[a].free(); free != 0 {
+				to = s.groups[a].vacant(id, free)
+			} else if to = s.vacant(id, a, b); to.group == nil {
+				if to = s.vacate(a, b); to.group == nil {
+					return false
+				}
+			}
+			*to.id(), *to.slot() = id, old[i].slots[j]
 		}
-		a, b := s.buckets(old[i].id)
-		c := s.vacant(a, b)
-		if c == nil {
-			c = s.vacate(a, b)
-		}
-		if c == nil {
-			return false
-		}
-		*c = old[i]
 	}
 	return true
 }

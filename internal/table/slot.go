@@ -7,13 +7,62 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// slot is one counter: a key under one kind and window of limit. It has no
+// groupSize ids fill a cache line. To find a counter, or that there is none, is
+// to read one or two such lines, which nobody writes while counters only count.
+const groupSize = 8
+
+// group is eight counters: a key under one kind and window of limit each. It has no
 // pointers, so that the garbage collector passes it over, and no key: a fingerprint
-// tells it from the others of its shard.
+// tells a counter from the others of its shard.
+type group struct {
+	ids   [groupSize]id // 0 where the slot is free
+	slots [groupSize]slot
+}
+
+// slot is what a counter holds.
 type slot struct {
-	id   id     // 0 if the slot is free
 	when uint64 // flags, and the state's T
 	what uint64 // the state's A and B
+}
+
+// place is where a counter is, or could be. The zero place is nowhere.
+type place struct {
+	*group
+	at uint
+}
+
+func (p place) id() *id     { return &p.ids[p.at%groupSize] }
+func (p place) slot() *slot { return &p.slots[p.at%groupSize] }
+
+// move puts the counter at p, and nothing where it was.
+func (p place) move(from place) {
+	*p.id(), *p.slot() = *from.id(), *from.slot()
+	*from.id(), *from.slot() = 0, slot{}
+}
+
+// find returns the place of an id, or nowhere. It is most often the first it looks at.
+func (b *group) find(of id) place {
+	for i := range uint(groupSize) {
+		if at := of.first() + i; (b.ids[at%groupSize]^of)>>shapeBits == 0 {
+			return place{b, at}
+		}
+	}
+	return place{}
+}
+
+// free returns which slots are free, a bit each: in a full table that is a matter of
+// chance, which branches would guess wrong.
+func (b *group) free() (set uint8) {
+	for i, id := range b.ids {
+		set |= uint8(^(id|-id)>>63) << i
+	}
+	return set
+}
+
+// vacant returns the place for an id, of a set that is not empty.
+func (b *group) vacant(of id, set uint8) place {
+	first := of.first()
+	return place{b, first + uint(bits.TrailingZeros8(bits.RotateLeft8(set, -int(first%groupSize))))}
 }
 
 // id is a fingerprint of 58 bits, which is never 0. In the 6 bits below it a slot has
@@ -32,6 +81,9 @@ const (
 )
 
 func (i id) fingerprint() id { return i &^ (maxShapes - 1) }
+
+// first is where a counter stands in its group if it can, in the bits above 0.
+func (i id) first() uint { return uint(i >> shapeBits) }
 
 // set writes a state, with the flags that go with it. It reports what did not fit
 // in: B, where A and B together are out of the ordinary. T is never negative on the

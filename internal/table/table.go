@@ -64,8 +64,8 @@ func (t *Table) TakeOne(key string, n int64, l *rule.Limit) (rule.Answer, int64)
 	c := s.find(of)
 	before := s.get(c, l)
 	after, answer := l.Take(before, now, n)
-	if c != nil || !after.Fresh() {
-		if c == nil {
+	if c.group != nil || !after.Fresh() {
+		if c.group == nil {
 			c = s.insert(of, nil, &t.shapes, now)
 		}
 		if flags := flags(answer); flags != 0 || after != before {
@@ -127,7 +127,7 @@ func (t *Table) Adjust(key string, n, at int64, limits []rule.Limit) (charged in
 		if !after.Fresh() {
 			_, answer := l.Take(after, now, 0)
 			s.write(ids[i], ids, &t.shapes, l, after, answer, now)
-		} else if c != nil {
+		} else if c.group != nil {
 			s.free(c)
 		}
 	}
@@ -140,7 +140,7 @@ func (t *Table) Reset(key string, limits []rule.Limit) {
 	s, _ := t.lock(h)
 	defer s.mu.Unlock()
 	for i := range limits {
-		if c := s.find(h.id(&limits[i])); c != nil {
+		if c := s.find(h.id(&limits[i])); c.group != nil {
 			s.free(c)
 		}
 	}
@@ -170,7 +170,7 @@ func (t *Table) Stats() Stats {
 // write puts a state into the slot of an id, which it makes if there is none.
 func (s *shard) write(of id, own []id, shapes *shapes, l *rule.Limit, state rule.State, a rule.Answer, now int64) {
 	c := s.find(of)
-	if c == nil {
+	if c.group == nil {
 		c = s.insert(of, own, shapes, now)
 	}
 	s.put(c, of|shapes.of(l), l, state, flags(a))

@@ -95,7 +95,7 @@ func (tab *timed) holds(key string, l rule.Limit) bool {
 	h := tab.secret.hash(key)
 	s, _ := tab.lock(h)
 	defer s.mu.Unlock()
-	return s.find(h.id(&l)) != nil
+	return s.find(h.id(&l)).group != nil
 }
 
 var seed = flag.Uint64("seed", 0, "seed of the random histories; 0 draws one")
