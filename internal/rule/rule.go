@@ -79,6 +79,9 @@ type Answer struct {
 // that: it is brought back to now, full as it is, even where the units do not fit.
 func (l Limit) Take(s State, now, n int64) (State, Answer) {
 	s = l.repair(s, now)
+	if l.Kind == Fixed {
+		return l.takeFixed(s, now, n)
+	}
 	c := l.at(s, now)
 	left := l.left(c, now)
 	if n > left {
@@ -93,6 +96,31 @@ func (l Limit) Take(s State, now, n int64) (State, Answer) {
 	// A sliding window's weighted part does not depend on A, and a bucket's
 	// fraction neither, so what is left falls by exactly n.
 	return c, l.answer(c, now, left-n)
+}
+
+// takeFixed is what the rest of Take comes to for a fixed window, which needs no
+// division: the most common limit is the cheapest.
+func (l Limit) takeFixed(s State, now, n int64) (State, Answer) {
+	c, closes := s, l.Window-(now-s.T)
+	if s.Fresh() || closes <= 0 || closes > l.Window && s.T < now { // the last: now-s.T overflows
+		c, closes = State{T: now}, l.Window
+	}
+	left := max(0, l.N-c.A)
+	var a Answer
+	switch {
+	case n > l.N:
+		a.Retry = Never
+	case n > left:
+		a.Retry = closes
+	case n > 0:
+		left -= n
+		c.A += n
+		s = c
+	}
+	if a.Remaining = left; left < l.N {
+		a.More, a.Reset = closes, closes
+	}
+	return s, a
 }
 
 // Adjust moves the counter by n units without asking, for units that were taken

@@ -120,14 +120,10 @@ func (s *shard) insert(of id, own []id, shapes *shapes, now int64) place {
 
 // vacant returns a free place for an id in the emptier of its two groups, or nowhere.
 func (s *shard) vacant(of id, a, b int) place {
-	in, free := &s.groups[a], s.groups[a].free()
-	if other := s.groups[b].free(); bits.OnesCount8(other) > bits.OnesCount8(free) {
-		in, free = &s.groups[b], other
+	if bits.OnesCount8(s.groups[b].free()) > bits.OnesCount8(s.groups[a].free()) {
+		a = b
 	}
-	if free == 0 {
-		return place{}
-	}
-	return in.vacant(of, free)
+	return s.groups[a].vacant(of)
 }
 
 // vacate frees a place in two full groups, if somebody in them can leave for the
@@ -136,9 +132,8 @@ func (s *shard) vacate(a, b int) place {
 	for _, start := range [2]int{a, b} {
 		for i := range uint(groupSize) {
 			p := place{&s.groups[start], i}
-			to := s.other(*p.id(), start)
-			if free := to.free(); free != 0 {
-				to.vacant(*p.id(), free).move(p)
+			if to := s.other(*p.id(), start).vacant(*p.id()); to.group != nil {
+				to.move(p)
 				return p
 			}
 		}
@@ -214,13 +209,15 @@ func (s *shard) adopt(old []group) bool {
 			if first, _ := before.pair(id); first != i {
 				a, b = b, a
 			}
-			to := place{}
-			if free := s.groups[a].free(); free != 0 {
-				to = s.groups[a].vacant(id, free)
-			} else if to = s.vacant(id, a, b); to.group == nil {
-				if to = s.vacate(a, b); to.group == nil {
-					return false
-				}
+			to := s.groups[a].vacant(id)
+			if to.group == nil {
+				to = s.groups[b].vacant(id)
+			}
+			if to.group == nil {
+				to = s.vacate(a, b)
+			}
+			if to.group == nil {
+				return false
 			}
 			*to.id(), *to.slot() = id, old[i].slots[j]
 		}

@@ -59,10 +59,17 @@ func (b *group) free() (set uint8) {
 	return set
 }
 
-// vacant returns the place for an id, of a set that is not empty.
-func (b *group) vacant(of id, set uint8) place {
+// vacant returns a free place for an id, or nowhere.
+func (b *group) vacant(of id) place {
 	first := of.first()
-	return place{b, first + uint(bits.TrailingZeros8(bits.RotateLeft8(set, -int(first%groupSize))))}
+	if b.ids[first%groupSize] == 0 {
+		return place{b, first}
+	}
+	free := b.free()
+	if free == 0 {
+		return place{}
+	}
+	return place{b, first + uint(bits.TrailingZeros8(bits.RotateLeft8(free, -int(first%groupSize))))}
 }
 
 // id is a fingerprint of 58 bits, which is never 0. In the 6 bits below it a slot has
