@@ -140,8 +140,10 @@ func (s *MemoryStore) Take(ctx context.Context, key string, n int64, limits []Li
 		}
 	}
 	if len(limits) == 1 {
-		a, at := s.table.TakeOne(key, n, &limits[0].rule)
-		results[0] = resultOf(a)
+		result := &results[0] // nothing panics while the lock is held
+		a, at, held := s.table.TakeOne(key, n, &limits[0].rule)
+		*result = resultOf(a)
+		held.Unlock()
 		return Instant(at), nil
 	}
 	var rules [MaxLimits]rule.Limit

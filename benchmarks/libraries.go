@@ -35,8 +35,8 @@ const (
 
 // Libraries are all that is compared, in the order in which they are timed.
 var Libraries = []Library{
-	{"fixed", Ours, "", "FixedWindow, default key and header fields (draft 10)", openOurs(fixedWindow)},
-	{"bucket", Ours, "", "TokenBucket, default key and header fields (draft 10)", openOurs(tokenBucket)},
+	{"fixed", Ours, "", "FixedWindow, default key and header fields (draft 10)", openFixed},
+	{"bucket", Ours, "", "TokenBucket, default key and header fields (draft 10)", openBucket},
 	{"go-limiter", Rival, "github.com/sethvargo/go-limiter", "memorystore, httplimit with IPKeyFunc", openGoLimiter},
 	{"ulule", Rival, "github.com/ulule/limiter/v3", "memory.NewStore, stdlib middleware", openUlule},
 	{"httprate", Rival, "github.com/go-chi/httprate", "LimitBy the address, local counter", openHTTPRate},

@@ -9,35 +9,37 @@ import (
 	"github.com/ratelimit-go/ratelimit"
 )
 
-func fixedWindow(q quota) ratelimit.Limit { return ratelimit.FixedWindow(q.units, q.window) }
+func openFixed(q quota, fields bool) subject {
+	return openOurs(q, fields, ratelimit.FixedWindow(q.units, q.window))
+}
 
-func tokenBucket(q quota) ratelimit.Limit { return ratelimit.TokenBucket(1, q.refill, q.units) }
+func openBucket(q quota, fields bool) subject {
+	return openOurs(q, fields, ratelimit.TokenBucket(1, q.refill, q.units))
+}
 
 // opened makes the names of stores, which live as long as the process, differ.
 var opened atomic.Int64
 
-func openOurs(limit func(quota) ratelimit.Limit) func(quota, bool) subject {
-	return func(q quota, fields bool) subject {
-		store := must(ratelimit.NewMemoryStore(fmt.Sprintf("s%d", opened.Add(1)), ratelimit.MemoryOptions{MaxKeys: q.most()}))
-		headers := ratelimit.HeadersDraft10
-		if !fields {
-			headers = ratelimit.HeadersNone
-		}
-		l := must(new(ratelimit.Registry).New("api", ratelimit.Options{
-			Limits:  []ratelimit.Limit{limit(q)},
-			Store:   store,
-			Headers: headers,
-			Logger:  slog.New(slog.DiscardHandler),
-		}))
-		ctx := context.Background()
-		return subject{
-			take: func(key string) bool {
-				d, err := l.Take(ctx, key)
-				return err == nil && d.Allowed
-			},
-			middleware: l.Middleware,
-			stats:      store.Stats,
-			close:      func() { l.Close(); store.Close() },
-		}
+func openOurs(q quota, fields bool, limit ratelimit.Limit) subject {
+	store := must(ratelimit.NewMemoryStore(fmt.Sprintf("s%d", opened.Add(1)), ratelimit.MemoryOptions{MaxKeys: q.most()}))
+	headers := ratelimit.HeadersDraft10
+	if !fields {
+		headers = ratelimit.HeadersNone
+	}
+	l := must(new(ratelimit.Registry).New("api", ratelimit.Options{
+		Limits:  []ratelimit.Limit{limit},
+		Store:   store,
+		Headers: headers,
+		Logger:  slog.New(slog.DiscardHandler),
+	}))
+	ctx := context.Background()
+	return subject{
+		take: func(key string) bool {
+			d, err := l.Take(ctx, key)
+			return err == nil && d.Allowed
+		},
+		middleware: l.Middleware,
+		stats:      store.Stats,
+		close:      func() { l.Close(); store.Close() },
 	}
 }

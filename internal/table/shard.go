@@ -171,13 +171,13 @@ func (s *shard) tidy(shapes *shapes, now int64) {
 // groupsFor is how many groups n counters fit into, with a seventh more slots.
 func groupsFor(n int) int { return (n+n/7)/groupSize + 1 }
 
-// grow makes the shard a fifth larger, up to what its maximum needs: by so little,
+// grow makes the shard a sixth larger, up to what its maximum needs: by so little,
 // because memory that is held for later is memory all the same.
 func (s *shard) grow() {
 	s.resize(min(larger(len(s.groups)), groupsFor(s.max)))
 }
 
-func larger(n int) int { return n + max(1, n/5) }
+func larger(n int) int { return n + max(1, n/6) }
 
 // resize moves all counters to so many groups, or more where one finds no place.
 func (s *shard) resize(n int) {

@@ -65,6 +65,13 @@ func (tab *timed) Take(key string, n int64, limits []rule.Limit, answers []rule.
 	return tab.Table.Take(key, n, limits, answers)
 }
 
+// TakeOne unlocks what the table leaves locked.
+func (tab *timed) TakeOne(key string, n int64, l *rule.Limit) (rule.Answer, int64) {
+	a, now, held := tab.Table.TakeOne(key, n, l)
+	held.Unlock()
+	return a, now
+}
+
 // at sets the clock.
 func (tab *timed) at(now int64) *timed {
 	tab.clock.Store(now)
