@@ -192,8 +192,10 @@ func (l *Limiter) take(ctx context.Context, key string, n int64, p *policy, resu
 		return 0, 0, err
 	}
 	if l.memory != nil {
-		at, err := l.memory.Take(ctx, key, n, p.limits, results)
-		return at, SourceStore, l.wrap(err)
+		if err := l.memory.ready(ctx); err != nil {
+			return 0, 0, l.wrap(err)
+		}
+		return l.memory.take(key, n, p.limits, results), SourceStore, nil
 	}
 	buf := buffers.Get().(*[MaxLimits]Result)
 	*buf = [MaxLimits]Result{}

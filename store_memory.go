@@ -139,12 +139,17 @@ func (s *MemoryStore) Take(ctx context.Context, key string, n int64, limits []Li
 			return 0, fmt.Errorf("ratelimit: MemoryStore %q: limit %v is not valid", s.name, limits[i])
 		}
 	}
+	return s.take(key, n, limits, results), nil
+}
+
+// take is Take for limits that are known to be valid.
+func (s *MemoryStore) take(key string, n int64, limits []Limit, results []Result) Instant {
 	if len(limits) == 1 {
 		result := &results[0] // nothing panics while the lock is held
 		a, at, held := s.table.TakeOne(key, n, &limits[0].rule)
 		*result = resultOf(a)
 		held.Unlock()
-		return Instant(at), nil
+		return Instant(at)
 	}
 	var rules [MaxLimits]rule.Limit
 	var answers [MaxLimits]rule.Answer
@@ -155,7 +160,7 @@ func (s *MemoryStore) Take(ctx context.Context, key string, n int64, limits []Li
 	for i, a := range answers[:len(limits)] {
 		results[i] = resultOf(a)
 	}
-	return Instant(at), nil
+	return Instant(at)
 }
 
 func resultOf(a rule.Answer) Result {

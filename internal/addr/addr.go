@@ -39,27 +39,32 @@ func Parse(s string) (netip.Addr, bool) {
 // IPv4Host returns the address of "192.0.2.1:80", as it stands there: the one form
 // in which net/http writes an IPv4 peer. Of other forms it knows nothing.
 func IPv4Host(s string) (string, bool) {
-	i := 0
-	for part := range 4 {
-		n, start := 0, i
-		for ; i < len(s) && s[i] >= '0' && s[i] <= '9' && i-start < 3; i++ {
-			n = 10*n + int(s[i]-'0')
-		}
-		if i == start || n > 255 || s[start] == '0' && i-start > 1 {
+	n, digits, dots := uint(0), 0, 0
+	for i := range len(s) {
+		switch d := uint(s[i]) - '0'; {
+		case d <= 9:
+			if n = 10*n + d; n > 255 || digits > 0 && n < 10 { // too large, or begins with 0
+				return "", false
+			}
+			digits++
+		case digits == 0:
 			return "", false
-		}
-		if i == len(s) || part < 3 && s[i] != '.' || part == 3 && s[i] != ':' {
-			return "", false
-		}
-		i++
-	}
-	host, port := s[:i-1], s[i:]
-	for j := range len(port) {
-		if port[j] < '0' || port[j] > '9' {
-			return "", false
+		case s[i] == '.' && dots < 3:
+			n, digits, dots = 0, 0, dots+1
+		default:
+			return s[:i], s[i] == ':' && dots == 3 && isPort(s[i+1:])
 		}
 	}
-	return host, port != "" && len(port) <= 5
+	return "", false
+}
+
+func isPort(s string) bool {
+	for i := range len(s) {
+		if uint(s[i])-'0' > 9 {
+			return false
+		}
+	}
+	return s != "" && len(s) <= 5
 }
 
 // Covers reports whether text is an address or a network that a is, or is in.

@@ -2,6 +2,7 @@ package addr_test
 
 import (
 	"iter"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
@@ -262,4 +263,40 @@ func FuzzForwardedFor(f *testing.F) {
 			t.Fatalf("%q: %v, want %v", theirs, got, from)
 		}
 	})
+}
+
+// TestIPv4Host: it reads what package netip reads as an IPv4 address and a port, in the
+// one form that netip writes, and nothing else.
+func TestIPv4Host(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	texts := []string{"", ":", "1.2.3.4", "1.2.3.4:", ":80", "1.2.3:80", "1.2.3.4.5:80", "1.2.3.4:080x", "256.1.1.1:1", "1.2.3.4:123456",
+		"01.2.3.4:80", "1.2.3.00:80", "1..3.4:80", "1.2.3.4 :80", "0.0.0.0:0", "255.255.255.255:65535", "[::1]:80", "1.2.3.1000:1", "99999999999999999999.1.1.1:1"}
+	for range 100_000 {
+		b := []byte("203.0.113.7:41234")
+		for range 1 + r.IntN(3) {
+			i := r.IntN(len(b))
+			b[i] = "0123456789.:"[r.IntN(12)]
+			b = append(b[:i], b[min(len(b), i+r.IntN(2)):]...)
+		}
+		texts = append(texts, string(b))
+	}
+	read := 0
+	for _, s := range texts {
+		want, err := netip.ParseAddrPort(s)
+		host, ok := addr.IPv4Host(s)
+		switch {
+		case ok && err == nil && host != want.Addr().String(), !ok && err == nil && want.Addr().Is4() && want.String() == s:
+			t.Fatalf("%q: %q, %v", s, host, ok)
+		case ok && err != nil: // which must be for the port alone
+			if a, err := netip.ParseAddr(host); err != nil || a.String() != host || len(s)-len(host) != len(":65536") && s[len(host)+1] != '0' {
+				t.Fatalf("%q: %q, %v", s, host, err)
+			}
+		}
+		if ok {
+			read++
+		}
+	}
+	if read < 1000 {
+		t.Errorf("%d of %d were read", read, len(texts))
+	}
 }
