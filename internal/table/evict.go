@@ -19,10 +19,14 @@ func (s *shard) room(of id, own []id, shapes *shapes, now int64) place {
 		return worst.place // expired: nothing is lost, and nothing grows
 	}
 	if s.used < s.max {
+		grows := len(s.groups) < groupsFor(s.max)
+		if grows && s.crowded() {
+			return place{}
+		}
 		if p := s.vacate(a, b); p.group != nil {
 			return p
 		}
-		if len(s.groups) < groupsFor(s.max) {
+		if grows {
 			return place{}
 		}
 	}
@@ -66,7 +70,7 @@ func (s *shard) displace(a, b int, below rank, own []id, shapes *shapes, now int
 				continue
 			}
 			var v victim
-			v.considerAll(s.other(*p.id(), start), own, shapes, now)
+			v.considerAll(&s.groups[s.other(*p.id(), start)], own, shapes, now)
 			if v.group != nil && v.rank < below {
 				s.count(v, now)
 				s.free(v.place)

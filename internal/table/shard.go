@@ -126,14 +126,12 @@ func (s *shard) vacant(of id, a, b int) place {
 	return s.groups[a].vacant(of)
 }
 
-// vacate frees a place in two full groups, if somebody in them can leave for the
-// other group of its own.
+// vacate frees a place in one of two full groups, if somebody in them can leave for the
+// other group of its own; or, if need be, once somebody there has left.
 func (s *shard) vacate(a, b int) place {
-	for _, start := range [2]int{a, b} {
-		for i := range uint(groupSize) {
-			p := place{&s.groups[start], i}
-			if to := s.other(*p.id(), start).vacant(*p.id()); to.group != nil {
-				to.move(p)
+	for moves := 1; moves <= 2; moves++ {
+		for _, at := range [2]int{a, b} {
+			if p := s.vacateOne(at, moves); p.group != nil {
 				return p
 			}
 		}
@@ -141,13 +139,29 @@ func (s *shard) vacate(a, b int) place {
 	return place{}
 }
 
-// other returns the one of an id's groups that is not at a.
-func (s *shard) other(of id, at int) *group {
+func (s *shard) vacateOne(at, moves int) place {
+	for i := range uint(groupSize) {
+		p := place{&s.groups[at], i}
+		other := s.other(*p.id(), at)
+		to := s.groups[other].vacant(*p.id())
+		if to.group == nil && moves > 1 {
+			to = s.vacateOne(other, moves-1)
+		}
+		if to.group != nil {
+			to.move(p)
+			return p
+		}
+	}
+	return place{}
+}
+
+// other returns the one of an id's groups that is not at.
+func (s *shard) other(of id, at int) int {
 	a, b := s.pair(of)
 	if a == at {
-		return &s.groups[b]
+		return b
 	}
-	return &s.groups[a]
+	return a
 }
 
 // tidy looks over one group and frees what has expired. Once round, the shard has
@@ -168,16 +182,23 @@ func (s *shard) tidy(shapes *shapes, now int64) {
 	s.hand++
 }
 
+// crowded tells that it is cheaper to grow than to look for room: to fill the last
+// few slots takes ever longer.
+func (s *shard) crowded() bool {
+	slots := len(s.groups) * groupSize
+	return s.used > slots-slots/32
+}
+
 // groupsFor is how many groups n counters fit into, with a seventh more slots.
 func groupsFor(n int) int { return (n+n/7)/groupSize + 1 }
 
-// grow makes the shard a sixth larger, up to what its maximum needs: by so little,
+// grow makes the shard a fifth larger, up to what its maximum needs: by so little,
 // because memory that is held for later is memory all the same.
 func (s *shard) grow() {
 	s.resize(min(larger(len(s.groups)), groupsFor(s.max)))
 }
 
-func larger(n int) int { return n + max(1, n/6) }
+func larger(n int) int { return n + max(1, n/5) }
 
 // resize moves all counters to so many groups, or more where one finds no place.
 func (s *shard) resize(n int) {
