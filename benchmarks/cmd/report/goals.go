@@ -69,9 +69,8 @@ func (r *results) missed() string {
 const (
 	hotReason = "the clock (104 cycles), the lock (46) and two hashes (42) are as much as the goal allows before anything is counted, and " +
 		"three quarters of the whole; [docs/engine.md](docs/engine.md) has the rest, what was gained and what was tried."
-	spreadReason = "the best floor, one compare-and-swap on a word in a map, is not below the goal either: with so many keys most of the " +
-		"time is waiting for memory, and on two cores for lines of it that the other one has written. " +
-		"[docs/engine.md](docs/engine.md) has the cycles of one core."
+	spreadReason = "the fixed part is that of one hot key; the rest is waiting for memory, and on two cores for lines of it that the other " +
+		"one has written: a decision writes two, the shard's and the counter's, and the floor that changes one word writes one."
 )
 
 // reasons tell why the goals of a case are missed where they are, by its name.
@@ -79,7 +78,7 @@ var reasons = map[string]string{
 	"hot":          hotReason,
 	"hot-denied":   hotReason,
 	"hot-parallel": hotReason + " Two cores hardly contend for one lock.",
-	"uniform":      spreadReason,
+	"uniform":      spreadReason + " That floor is hardly below the goal itself; [docs/engine.md](docs/engine.md) has both in cycles of one core.",
 	"zipf":         spreadReason,
 	"million": "the floors, which know less and keep more memory, miss it too. A quarter of the time is growth by a fifth at a time, so that " +
 		"little memory is held for later: each counter is copied some five times on the way to a million. Doubling would do that about once, " +
