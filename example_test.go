@@ -493,5 +493,5 @@ func ExampleNewMemoryStore() {
 	defer forget(limiter)
 	limiter.Take(context.Background(), "ann")
 	fmt.Printf("%+v\n", store.Stats())
-	// Output: {Counters:1 Evicted:0 EvictedDenied:0}
+	// Output: {Counters:1 Evicted:0 EvictedDenied:0 SnapshotsFailed:0}
 }

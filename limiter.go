@@ -336,12 +336,24 @@ func (l *Limiter) logStore() {
 	if l.memory == nil {
 		return
 	}
-	state := "created"
-	if l.memory.taken.Swap(true) {
+	state, args := "created", []any(nil)
+	kept := l.memory.snapshots
+	if kept != nil {
+		args = []any{"file", l.memory.opts.SnapshotFile}
+		kept.reporter.Store(l)
+		if kept.restored {
+			state = "restored"
+		}
+	}
+	first := !l.memory.taken.Swap(true)
+	if !first {
 		state = "reused"
 	}
-	l.logger().Info("ratelimit: limiter counts in memory",
-		"limiter", l.name, "store", l.memory.name, "state", state, "counters", l.memory.Stats().Counters)
+	args = append([]any{"limiter", l.name, "store", l.memory.name, "state", state, "counters", l.memory.Stats().Counters}, args...)
+	l.logger().Info("ratelimit: limiter counts in memory", args...)
+	if first && kept != nil && kept.damage != nil {
+		l.note(noteSnapshotSetAside, "file", kept.aside, "error", kept.damage)
+	}
 }
 
 // Never is the RetryAfter of a cost that is above what a limit can ever hold.

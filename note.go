@@ -56,6 +56,12 @@ const (
 	CodeCountIgnored = "count-ignored"
 	// CodeShadow: in Shadow, requests are let through that would be denied.
 	CodeShadow = "shadow"
+	// CodeSnapshotFailed: MemoryOptions.SnapshotFile could not be written. Counters go
+	// on in memory, and it is tried again every SnapshotEvery. An error.
+	CodeSnapshotFailed = "snapshot-failed"
+	// CodeSnapshotSetAside: MemoryOptions.SnapshotFile could not be used and was set
+	// aside, so that everybody starts afresh. An error.
+	CodeSnapshotSetAside = "snapshot-set-aside"
 )
 
 // note is a warning, by its place in notes.
@@ -77,6 +83,8 @@ const (
 	noteShadow
 	noteStoreDown
 	noteStoreBack
+	noteSnapshotFailed
+	noteSnapshotSetAside
 	noteCount
 )
 
@@ -98,6 +106,9 @@ var noteTexts = [noteCount]noteText{
 	noteInHandler:      {CodeInHandler, "a limiter was made while a request was being served: make limiters once, at start, or inside Reload"},
 	noteCountIgnored:   {CodeCountIgnored, "Options.Count is set, and Check does not see the response: use Middleware, or AddCost after the handler"},
 	noteShadow:         {CodeShadow, "requests would be denied: the limiter is in Shadow and lets them through"},
+
+	noteSnapshotFailed:   {CodeSnapshotFailed, "the snapshot file could not be written: counters go on in memory, and are lost if the process ends before that works again"},
+	noteSnapshotSetAside: {CodeSnapshotSetAside, "the snapshot file could not be used and was set aside: everybody starts afresh"},
 }
 
 // notes remembers when each note was last logged. The zero value is ready to use.
@@ -120,7 +131,7 @@ func (l *Limiter) note(n note, args ...any) {
 	}
 	level := slog.LevelWarn
 	switch n {
-	case noteStoreFailed, noteStoreDown, noteClosed, noteOptionFailed:
+	case noteStoreFailed, noteStoreDown, noteClosed, noteOptionFailed, noteSnapshotFailed, noteSnapshotSetAside:
 		level = slog.LevelError
 	case noteStoreBack:
 		level = slog.LevelInfo

@@ -29,11 +29,41 @@ type MemoryOptions struct {
 	// 144 in reach are. Whoever loses a counter starts afresh. So MaxKeys should be
 	// well above the number of keys in the longest window; [MemoryStats] tells.
 	MaxKeys int
+
+	// SnapshotFile is a file that the counters are kept in, so that they outlive the
+	// process: what one writes, the next one reads when it makes the store. Empty means
+	// that they live as long as the process. Its directory must exist, and the file
+	// must be this store's alone; beside it there are SnapshotFile + ".lock", and at
+	// times ".tmp".
+	//
+	// The store writes what has changed, every SnapshotEvery and on [MemoryStore.Close].
+	// A process that ends without Close, however, loses the last interval's counts
+	// and no more. Time goes on while there is none. See docs/snapshots.md for what holds when
+	// clocks are set, and what it costs.
+	SnapshotFile string
+
+	// SnapshotEvery is how much of its counts a process that is killed may lose: 10 ms
+	// or more. Zero means one second.
+	SnapshotEvery time.Duration
+
+	// SnapshotWait is how long to wait for another process that has the file, such as
+	// the one that this one is to replace. Zero means that NewMemoryStore then fails
+	// at once.
+	SnapshotWait time.Duration
+
+	// SnapshotSetAside starts with no counters where the file has been damaged, is another
+	// program's, or of a later version of this package. It is renamed to SnapshotFile +
+	// ".damaged", and the first limiter on the store logs that. False means that
+	// NewMemoryStore fails: with no counters, everybody who was blocked is let in.
+	SnapshotSetAside bool
 }
 
 func (o MemoryOptions) withDefaults() MemoryOptions {
 	if o.MaxKeys == 0 {
 		o.MaxKeys = DefaultMaxKeys
+	}
+	if o.SnapshotFile != "" && o.SnapshotEvery == 0 {
+		o.SnapshotEvery = time.Second
 	}
 	return o
 }
@@ -41,6 +71,14 @@ func (o MemoryOptions) withDefaults() MemoryOptions {
 func (o MemoryOptions) validate() error {
 	if o.MaxKeys < 0 {
 		return fmt.Errorf("MemoryOptions.MaxKeys is %d: want at least 1, or 0 for %d", o.MaxKeys, DefaultMaxKeys)
+	}
+	switch {
+	case o.SnapshotEvery != 0 && o.SnapshotEvery < minSnapshotEvery:
+		return fmt.Errorf("MemoryOptions.SnapshotEvery is %v: want at least %v, or 0 for 1s", o.SnapshotEvery, minSnapshotEvery)
+	case o.SnapshotWait < 0:
+		return fmt.Errorf("MemoryOptions.SnapshotWait is %v: want 0 or more", o.SnapshotWait)
+	case o.SnapshotFile == "" && (o.SnapshotEvery != 0 || o.SnapshotWait != 0 || o.SnapshotSetAside):
+		return errors.New("MemoryOptions.SnapshotFile is empty, and other options of snapshots are not: name a file, or leave them out")
 	}
 	return nil
 }
@@ -52,13 +90,15 @@ func (o MemoryOptions) validate() error {
 //
 // Time is the monotonic clock of package time, so setting the wall clock changes
 // nothing and testing/synctest controls it. There is no background goroutine:
-// counters expire as others come, and an idle store costs nothing.
+// counters expire as others come, and an idle store costs nothing. With a
+// SnapshotFile there is one, which writes nothing if nothing has changed and ends with Close.
 type MemoryStore struct {
-	name   string
-	opts   MemoryOptions // with its defaults filled in
-	table  *table.Table
-	taken  atomic.Bool // by a limiter, at some time
-	closed atomic.Bool
+	name      string
+	opts      MemoryOptions // with its defaults filled in
+	table     *table.Table
+	snapshots *snapshots  // nil if there is no SnapshotFile
+	taken     atomic.Bool // by a limiter, at some time
+	closed    atomic.Bool
 }
 
 // memoryStores are the stores of this process by name.
@@ -80,7 +120,9 @@ func Memory(name string) *MemoryStore {
 }
 
 // NewMemoryStore returns the process-wide store of that name, made with opts on
-// first use. If it is there already with other options, that is an error.
+// first use, with the counters that are in the SnapshotFile, if there is one. It is
+// an error if the store is there already with other options, or if its file cannot be
+// used.
 func NewMemoryStore(name string, opts MemoryOptions) (*MemoryStore, error) {
 	err := validateName("its name", name, false)
 	if err == nil {
@@ -90,26 +132,28 @@ func NewMemoryStore(name string, opts MemoryOptions) (*MemoryStore, error) {
 		return nil, fmt.Errorf("ratelimit: MemoryStore %q: %w", name, err)
 	}
 	opts = opts.withDefaults()
+	if opts.SnapshotFile != "" {
+		s, err := openKept(name, opts)
+		if err != nil {
+			return nil, fmt.Errorf("ratelimit: MemoryStore %q: %w", name, err)
+		}
+		return s, nil
+	}
 	memoryStores.Lock()
 	defer memoryStores.Unlock()
-	s := memoryStores.m[name]
-	if s == nil {
-		return openMemory(name, opts), nil
+	if s := memoryStores.m[name]; s != nil {
+		if err := s.sameOptions(opts); err != nil {
+			return nil, fmt.Errorf("ratelimit: MemoryStore %q: %w", name, err)
+		}
+		return s, nil
 	}
-	if s.opts != opts {
-		return nil, fmt.Errorf("ratelimit: MemoryStore %q is open with %+v, not %+v: "+
-			"give the same options each time, or use another name", name, s.opts, opts)
-	}
-	return s, nil
+	return openMemory(name, opts), nil
 }
 
 // openMemory makes a store; memoryStores is locked.
 func openMemory(name string, opts MemoryOptions) *MemoryStore {
 	s := &MemoryStore{name: name, opts: opts, table: table.New(opts.MaxKeys, monotonic)}
-	if memoryStores.m == nil {
-		memoryStores.m = make(map[string]*MemoryStore)
-	}
-	memoryStores.m[name] = s
+	mapSet(&memoryStores.m, name, s)
 	return s
 }
 
@@ -228,20 +272,44 @@ type MemoryStats struct {
 	// EvictedDenied counts those of them whose key was being denied. It moves
 	// only while nearly every key held is being denied; then MaxKeys is too small.
 	EvictedDenied uint64
+	// SnapshotsFailed counts the times that SnapshotFile could not be written. What
+	// was counted is still counted here, and written when that works again.
+	SnapshotsFailed uint64
 }
 
 // Stats returns how full the store is. It may be called at any time, and holds up
 // each part of the store for a moment.
-func (s *MemoryStore) Stats() MemoryStats { return MemoryStats(s.table.Stats()) }
+func (s *MemoryStore) Stats() MemoryStats {
+	held := s.table.Stats()
+	stats := MemoryStats{Counters: held.Counters, Evicted: held.Evicted, EvictedDenied: held.EvictedDenied}
+	if s.snapshots != nil {
+		stats.SnapshotsFailed = s.snapshots.failed.Load()
+	}
+	return stats
+}
 
 // Close ends the store and gives up its name; the next [Memory] of that name is a
 // new, empty store. A limiter that is still on the closed one gets
 // [ErrStoreClosed]. Closing a limiter does not do this: counters outlive limiters.
+//
+// With a SnapshotFile, Close writes what has not been written yet, and lets go of the
+// file. Call it when the server has shut down: a decision that is made while Close
+// runs may not be in the file. There is an error if it could not be written.
 func (s *MemoryStore) Close() error {
+	if s.snapshots != nil {
+		return s.closeKept()
+	}
+	s.retire()
+	return nil
+}
+
+// retire closes the store and frees its name; it reports whether it was open.
+func (s *MemoryStore) retire() bool {
 	memoryStores.Lock()
 	defer memoryStores.Unlock()
-	if s.closed.CompareAndSwap(false, true) {
-		delete(memoryStores.m, s.name)
+	if !s.closed.CompareAndSwap(false, true) {
+		return false
 	}
-	return nil
+	delete(memoryStores.m, s.name)
+	return true
 }

@@ -19,6 +19,13 @@ func (s *secret) hash(key string) keyHash {
 	return keyHash{maphash.String(s[0], key), maphash.String(s[1], key)}
 }
 
+func (t *Table) hash(key string) keyHash {
+	if t.kept != nil {
+		return t.kept.hash(key)
+	}
+	return t.secret.hash(key)
+}
+
 // id is the fingerprint of a key's counter under a limit. Kind and window are folded
 // in by an odd factor, which keeps all of their bits apart; the hash is secret, and
 // so is the sum.

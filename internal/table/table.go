@@ -25,7 +25,8 @@ const MaxLimits = 8
 // in 256 shards, 9e-8 for ten million in 2,048.
 type Table struct {
 	clock  func() int64
-	secret secret
+	secret secret  // unless kept is set
+	kept   *Secret // one that outlives the process
 	shards []shard
 	shapes shapes
 }
@@ -34,25 +35,30 @@ type Table struct {
 // grows in one go, and a caller waits for that.
 const perShard = 4096
 
+// MaxShards is how many shards a table has at most.
+const MaxShards = 1 << 16
+
 // New returns a table of at most max counters; max is at least 1. The clock tells
 // nanoseconds, is not negative and never runs backwards.
 func New(max int, clock func() int64) *Table {
 	n := 1
-	for n < 1<<16 && 2*n*perShard <= max {
+	for n < MaxShards && 2*n*perShard <= max {
 		n *= 2
 	}
-	t := &Table{
-		clock:  clock,
-		secret: newSecret(),
-		shards: make([]shard, n),
-	}
+	t := &Table{clock: clock, secret: newSecret()}
+	t.divide(max, n)
+	return t
+}
+
+// divide makes n empty shards for max counters.
+func (t *Table) divide(max, n int) {
+	t.shards = make([]shard, n)
 	for i := range t.shards {
 		t.shards[i].max = max / n
 		if i < max%n {
 			t.shards[i].max++
 		}
 	}
-	return t
 }
 
 // TakeOne takes n units of key under one limit. It is Take, without all that several
@@ -62,7 +68,7 @@ func New(max int, clock func() int64) *Table {
 // to be. Whoever copies it from there would else wait 4 ns: what has just been written
 // in parts is not read as a whole before it is in the cache, and an unlock sees to that.
 func (t *Table) TakeOne(key string, n int64, l *rule.Limit) (a rule.Answer, now int64, held *sync.Mutex) {
-	h := t.secret.hash(key)
+	h := t.hash(key)
 	of := h.id(l)
 	shape := t.shapes.of(l)
 	s, now := t.lock(h)
@@ -83,7 +89,7 @@ func (t *Table) TakeOne(key string, n int64, l *rule.Limit) (a rule.Answer, now 
 // Take takes n units of key under every limit, or under none, in one step, and
 // fills answers, which is as long as limits. It returns the instant of the decision.
 func (t *Table) Take(key string, n int64, limits []rule.Limit, answers []rule.Answer) int64 {
-	h := t.secret.hash(key)
+	h := t.hash(key)
 	var ids [MaxLimits]id
 	for i := range limits {
 		ids[i] = h.id(&limits[i])
@@ -114,7 +120,7 @@ func (t *Table) Take(key string, n int64, limits []rule.Limit, answers []rule.An
 // as [rule.Limit.Adjust] does, under every limit in one step. It returns how many
 // of them it has charged under every limit.
 func (t *Table) Adjust(key string, n, at int64, limits []rule.Limit) (charged int64) {
-	h := t.secret.hash(key)
+	h := t.hash(key)
 	ids := make([]id, len(limits))
 	for i := range limits {
 		ids[i] = h.id(&limits[i])
@@ -140,7 +146,7 @@ func (t *Table) Adjust(key string, n, at int64, limits []rule.Limit) (charged in
 
 // Reset forgets what is counted for key under every limit.
 func (t *Table) Reset(key string, limits []rule.Limit) {
-	h := t.secret.hash(key)
+	h := t.hash(key)
 	s, _ := t.lock(h)
 	defer s.mu.Unlock()
 	for i := range limits {

@@ -1,0 +1,305 @@
+// Package snapshot keeps the counters of a table in a file: its format, and how it
+// is locked, read and written.
+//
+// All numbers are little-endian. A file begins with a header:
+//
+//	8 bytes  "RLSNAP\r\n"
+//	uint32   version: 1
+//	uint32   number of shards
+//	16 bytes secret that keys are hashed under
+//	uint32   checksum of all that
+//
+// Then there are parts, each with a head of its own, so that one which was not written
+// to its end can be told from one that has been damaged:
+//
+//	uint32   length of the body
+//	uint32   kind of the body: 1 changes, 2 commit
+//	uint32   checksum of these two
+//	...      body
+//	uint32   checksum of the body
+//
+// A body of changes is a shard, the number of counters removed from it and of counters
+// set, as three uint32; the IDs of the former; of the latter ID, When and What; and
+// for each that is split its Rest (see [table.Counter]).
+//
+// A body of kind commit has the [Stamp] of the changes before it, and the limits that
+// counters were used under, as Kind, N, Window and Burst of 8 bytes each.
+// Changes without a commit do not count. The first commit is there before a file gets
+// its name, and others are appended: whatever comes after the last is what a process was
+// writing when it ended.
+package snapshot
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+	"github.com/ratelimit-go/ratelimit/internal/table"
+)
+
+const (
+	magic      = "RLSNAP\r\n"
+	version    = 1
+	headerSize = len(magic) + 4 + 4 + 16 + 4
+	partSize   = 4 + 4 + 4 + 4 // without its body
+
+	kindChanges = 1
+	kindCommit  = 2
+
+	stampSize  = 16 + 16 + 8 + 8 + 8
+	shapeSize  = 4 * 8
+	commitSize = stampSize + shapeSize*len(table.Shapes{})
+)
+
+var (
+	order      = binary.LittleEndian
+	castagnoli = crc32.MakeTable(crc32.Castagnoli)
+)
+
+// ErrDamaged is about a file that is not what a store has written to its end, or is
+// of a version that is not known here.
+var ErrDamaged = errors.New("the file cannot be used")
+
+func damaged(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", ErrDamaged, fmt.Sprintf(format, args...))
+}
+
+// Header is what holds for a whole file.
+type Header struct {
+	Secret table.Secret
+	Shards int
+}
+
+func (h Header) append(b []byte) []byte {
+	start := len(b)
+	b = append(b, magic...)
+	b = order.AppendUint32(b, version)
+	b = order.AppendUint32(b, uint32(h.Shards))
+	b = order.AppendUint64(b, h.Secret[0])
+	b = order.AppendUint64(b, h.Secret[1])
+	return order.AppendUint32(b, crc32.Checksum(b[start:], castagnoli))
+}
+
+// readHeader reads the first bytes of a file, headerSize or as many as there are.
+func readHeader(b []byte) (h Header, err error) {
+	switch {
+	case len(b) < len(magic)+4 && string(b[:min(len(b), len(magic))]) == magic[:min(len(b), len(magic))]:
+		return h, damaged("it ends after %d bytes", len(b))
+	case len(b) < len(magic)+4 || string(b[:len(magic)]) != magic:
+		return h, damaged("it was not written by a MemoryStore")
+	}
+	if v := order.Uint32(b[len(magic):]); v != version {
+		return h, damaged("it has version %d of the format, and this program knows version %d", v, version)
+	}
+	if len(b) < headerSize {
+		return h, damaged("it ends after %d bytes", len(b))
+	}
+	sum := headerSize - 4
+	if crc32.Checksum(b[:sum], castagnoli) != order.Uint32(b[sum:]) {
+		return h, damaged("the checksum of its header does not match")
+	}
+	b = b[len(magic)+4:]
+	h = Header{Shards: int(order.Uint32(b)), Secret: table.Secret{order.Uint64(b[4:]), order.Uint64(b[12:])}}
+	if h.Shards < 1 || h.Shards > table.MaxShards || h.Shards&(h.Shards-1) != 0 {
+		return h, damaged("it has %d shards", h.Shards)
+	}
+	return h, nil
+}
+
+// appendPart appends a part, whose body is what fill appends.
+func appendPart(b []byte, kind uint32, fill func([]byte) []byte) []byte {
+	start := len(b)
+	b = fill(append(b, make([]byte, 12)...))
+	body := b[start+12:]
+	order.PutUint32(b[start:], uint32(len(body)))
+	order.PutUint32(b[start+4:], kind)
+	order.PutUint32(b[start+8:], crc32.Checksum(b[start:start+8], castagnoli))
+	return order.AppendUint32(b, crc32.Checksum(body, castagnoli))
+}
+
+// AppendChanges appends changes to what is to be written.
+func AppendChanges(b []byte, changes table.Changes) []byte {
+	return appendPart(b, kindChanges, func(b []byte) []byte {
+		b = order.AppendUint32(b, uint32(changes.Shard))
+		b = order.AppendUint32(b, uint32(len(changes.Removed)))
+		b = order.AppendUint32(b, uint32(len(changes.Set)))
+		for _, id := range changes.Removed {
+			b = order.AppendUint64(b, id)
+		}
+		for i := range changes.Set {
+			c := &changes.Set[i]
+			b = order.AppendUint64(b, c.ID)
+			b = order.AppendUint64(b, c.When)
+			b = order.AppendUint64(b, c.What)
+		}
+		for i := range changes.Set {
+			if c := &changes.Set[i]; c.Split() {
+				b = order.AppendUint64(b, uint64(c.Rest))
+			}
+		}
+		return b
+	})
+}
+
+func readChanges(b []byte, shards int, changes *table.Changes) error {
+	wrong := damaged("a list of counters does not add up")
+	if len(b) < 12 {
+		return wrong
+	}
+	shard, removed, set := order.Uint32(b), uint64(order.Uint32(b[4:])), uint64(order.Uint32(b[8:]))
+	b = b[12:]
+	if uint64(shard) >= uint64(shards) || 8*removed+24*set > uint64(len(b)) {
+		return wrong
+	}
+	*changes = table.Changes{Shard: int(shard), Removed: changes.Removed[:0], Set: changes.Set[:0]}
+	for range removed {
+		changes.Removed = append(changes.Removed, order.Uint64(b))
+		b = b[8:]
+	}
+	for range set {
+		changes.Set = append(changes.Set, table.Counter{ID: order.Uint64(b), When: order.Uint64(b[8:]), What: order.Uint64(b[16:])})
+		b = b[24:]
+	}
+	for i := range changes.Set {
+		if c := &changes.Set[i]; c.Split() {
+			if len(b) < 8 {
+				return wrong
+			}
+			c.Rest = int64(order.Uint64(b))
+			b = b[8:]
+		}
+	}
+	if len(b) > 0 {
+		return wrong
+	}
+	return nil
+}
+
+// Commit ends changes.
+type Commit struct {
+	Stamp  Stamp
+	Shapes table.Shapes
+}
+
+// AppendCommit appends a commit to what is to be written.
+func AppendCommit(b []byte, c Commit) []byte {
+	return appendPart(b, kindCommit, func(b []byte) []byte {
+		b = append(b, c.Stamp.Process[:]...)
+		b = append(b, c.Stamp.Boot[:]...)
+		b = order.AppendUint64(b, uint64(c.Stamp.Booted))
+		b = order.AppendUint64(b, uint64(c.Stamp.Wall))
+		b = order.AppendUint64(b, uint64(c.Stamp.Store))
+		for _, l := range c.Shapes {
+			b = order.AppendUint64(b, uint64(l.Kind))
+			b = order.AppendUint64(b, uint64(l.N))
+			b = order.AppendUint64(b, uint64(l.Window))
+			b = order.AppendUint64(b, uint64(l.Burst))
+		}
+		return b
+	})
+}
+
+func readCommit(b []byte, c *Commit) error {
+	if len(b) != commitSize {
+		return damaged("a commit does not add up")
+	}
+	c.Stamp.Process, c.Stamp.Boot = [16]byte(b), [16]byte(b[16:])
+	c.Stamp.Booted, c.Stamp.Wall, c.Stamp.Store = int64(order.Uint64(b[32:])), int64(order.Uint64(b[40:])), int64(order.Uint64(b[48:]))
+	b = b[stampSize:]
+	for i := range c.Shapes {
+		kind := order.Uint64(b)
+		l := rule.Limit{Kind: rule.Kind(kind), N: int64(order.Uint64(b[8:])), Window: int64(order.Uint64(b[16:])), Burst: int64(order.Uint64(b[24:]))}
+		if kind > uint64(rule.Bucket) || (kind == 0) != (i == 0) && l != (rule.Limit{}) ||
+			min(l.N, l.Window, l.Burst) < 0 || max(l.N, l.Burst) > rule.MaxUnits || l.Window > 2*rule.MaxSpan ||
+			kind != 0 && (l.N < 1 || l.Window < rule.MinSpan || l.Window > rule.MaxSpan) {
+			return damaged("limit %d of a commit is not one", i)
+		}
+		c.Shapes[i] = l
+		b = b[shapeSize:]
+	}
+	return nil
+}
+
+// Contents are those of a file, all of which have been checked.
+type Contents struct {
+	Header
+	Commit // the last one
+
+	parts []byte // up to it
+	size  int    // of all that is of use
+}
+
+// Decode checks a whole file.
+func Decode(b []byte) (*Contents, error) {
+	header, err := readHeader(b[:min(len(b), headerSize)])
+	if err != nil {
+		return nil, err
+	}
+	c := &Contents{Header: header}
+	var changes table.Changes
+	rest := b[headerSize:]
+	for {
+		kind, body, after, err := nextPart(rest)
+		if err != nil {
+			return nil, err
+		}
+		switch {
+		case body == nil && c.size == 0:
+			return nil, damaged("it ends after %d bytes", len(b))
+		case body == nil:
+			c.parts = b[headerSize:c.size]
+			return c, nil
+		case kind == kindChanges:
+			err = readChanges(body, header.Shards, &changes)
+		case kind == kindCommit:
+			err = readCommit(body, &c.Commit)
+			c.size = len(b) - len(after)
+		}
+		if err != nil {
+			return nil, err
+		}
+		rest = after
+	}
+}
+
+// nextPart returns the body of the next part and what is after it, or no body where
+// the part has not been written to its end.
+func nextPart(b []byte) (kind uint32, body, after []byte, err error) {
+	if len(b) < 12 {
+		return 0, nil, nil, nil
+	}
+	size := uint64(order.Uint32(b))
+	kind = order.Uint32(b[4:])
+	if crc32.Checksum(b[:8], castagnoli) != order.Uint32(b[8:]) || kind != kindChanges && kind != kindCommit {
+		return 0, nil, nil, damaged("a checksum does not match")
+	}
+	if size+4 > uint64(len(b)-12) {
+		return 0, nil, nil, nil
+	}
+	body, after = b[12:12+size], b[12+size:]
+	if crc32.Checksum(body, castagnoli) != order.Uint32(after) {
+		return 0, nil, nil, damaged("a checksum does not match")
+	}
+	return kind, body, after[4:], nil
+}
+
+// Restore puts the counters into a new table, whose clock tells now.
+func (c *Contents) Restore(t *table.Table, now Stamp) error {
+	shift := now.Store - c.Stamp.Store - now.Since(c.Stamp)
+	var changes table.Changes
+	for rest := c.parts; len(rest) > 0; {
+		kind, body, after, err := nextPart(rest)
+		if err == nil && kind == kindChanges {
+			if err = readChanges(body, c.Shards, &changes); err == nil {
+				err = t.Apply(changes, &c.Shapes, shift)
+			}
+		}
+		if err != nil {
+			return damaged("%v", err)
+		}
+		rest = after
+	}
+	return nil
+}

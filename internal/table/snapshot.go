@@ -1,0 +1,267 @@
+package table
+
+import (
+	"errors"
+	"maps"
+	"slices"
+
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+)
+
+// What lets counters outlive their table: NewKept makes a table that knows its keys
+// again in another process, a Mirror tells what has changed in it, and Apply puts
+// that into a new one.
+
+// Counter is one counter, outside of its table.
+type Counter struct {
+	// ID tells it from the others of its shard. The low 6 bits are the number of the
+	// limit that it was last used under.
+	ID uint64
+	// When is the T of its state, and in the high 3 bits whether it was refused, was
+	// empty, and is split.
+	When uint64
+	// What is the A and B of its state: for a fixed window the units; for a sliding
+	// one the units shifted by 32 bits, and those of the window before; for a bucket
+	// its level in Window-ths of a unit. If it is split, it is A, and Rest is B.
+	What uint64
+	Rest int64
+}
+
+// Split reports whether Rest belongs to the counter.
+func (c *Counter) Split() bool { return c.When&flagSplit != 0 }
+
+// Changes are what has happened to the counters of one shard: those removed are
+// gone, unless they are among those that are set.
+type Changes struct {
+	Shard   int
+	Removed []uint64 // IDs
+	Set     []Counter
+}
+
+// Shapes are limits by the number that counters have for them. Number 0 has no kind,
+// and as its window the longest that a counter lives whose limit has no number.
+type Shapes [maxShapes]rule.Limit
+
+// NewKept returns a table as New does, which finds keys by hashes under a secret and
+// has at most so many shards. Counters hold only what their shard does not tell of a
+// hash, so that they can go into a table of fewer shards, but not of more.
+func NewKept(max int, clock func() int64, secret Secret, mostShards int) *Table {
+	t := New(max, clock)
+	t.kept = &secret
+	if mostShards < len(t.shards) {
+		t.divide(max, mostShards)
+	}
+	return t
+}
+
+// Shards is how many shards the table has: a power of two, at most [MaxShards].
+func (t *Table) Shards() int { return len(t.shards) }
+
+// Shapes returns the limits that the table's counters may have been used under.
+func (t *Table) Shapes() (all Shapes) {
+	for i := range t.shapes.known {
+		if l := t.shapes.known[i].Load(); l != nil {
+			all[i] = *l
+		}
+	}
+	all[0] = rule.Limit{Window: t.shapes.others.Load(), N: 1}
+	return all
+}
+
+// errCounter is about a counter that no table can have held.
+var errCounter = errors.New("a counter is out of range")
+
+// Apply makes changes to a new table, whose counters have been used under shapes.
+// What happened at t there, happened at t+shift here.
+func (t *Table) Apply(changes Changes, shapes *Shapes, shift int64) error {
+	s := &t.shards[changes.Shard&(len(t.shards)-1)]
+	now := t.clock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.now = now
+	for _, gone := range changes.Removed {
+		if c := s.find(id(gone)); c.group != nil {
+			s.free(c)
+		}
+	}
+	for _, from := range changes.Set {
+		of := id(from.ID).fingerprint()
+		l := &shapes[from.ID%maxShapes]
+		if of == 0 || l.N < 1 {
+			return errCounter
+		}
+		// Nothing has happened yet that is to come, or it would count for longer than its window.
+		at := min(max(0, int64(from.When&timeMask)+shift), now)
+		c := slot{uint64(at) | from.When&^uint64(timeMask), from.What}
+		state := c.state(l)
+		if from.Split() {
+			state.B = from.Rest
+		}
+		if l.Kind != 0 && (min(state.A, state.B) < 0 || max(state.A, state.B) > maxState) {
+			return errCounter
+		}
+		as := of
+		if l.Kind != 0 {
+			as |= t.shapes.of(l)
+		} else if l.Window > t.shapes.others.Load() {
+			t.shapes.others.Store(l.Window)
+		}
+		to := s.find(of)
+		if c.fresh(t.shapes.limit(as)) <= now { // its time has come while there was no table
+			if to.group != nil {
+				s.free(to)
+			}
+			continue
+		}
+		if to.group == nil {
+			to = s.insert(of, nil, &t.shapes, now)
+		}
+		delete(s.rest, of)
+		if from.Split() {
+			if s.rest == nil {
+				s.rest = make(map[id]int64)
+			}
+			s.rest[of] = from.Rest
+		}
+		*to.id(), *to.slot() = as, c
+	}
+	return nil
+}
+
+// maxState bounds the A and B of a state: the units of the largest limit, and the
+// Window-ths of the longest window.
+const maxState = max(rule.MaxUnits, rule.MaxSpan)
+
+// Mirror is a copy of a table's counters that is brought up to date from time to time.
+// It is for one goroutine.
+type Mirror struct {
+	table  *Table
+	shards []mirrored
+	spare  []group
+}
+
+type mirrored struct {
+	groups []group
+	rest   map[id]int64
+	seen   int64 // the instant of the last call that the shard had seen
+	quiet  bool  // and it was the same one the time before
+}
+
+// Mirror returns an empty copy of t.
+func (t *Table) Mirror() *Mirror { return &Mirror{table: t, shards: make([]mirrored, len(t.shards))} }
+
+// Update calls yield with what has changed in each shard since the last Update. A
+// shard is locked only while its slots are copied, some 100 kB, and not at all to
+// speak of if nobody has called it; all overrules that.
+func (m *Mirror) Update(all bool, yield func(Changes)) {
+	changes := Changes{}
+	for i := range m.shards {
+		was := &m.shards[i]
+		rest, changed := m.copy(&m.table.shards[i], was, all)
+		if !changed {
+			continue
+		}
+		changes = Changes{Shard: i, Removed: changes.Removed[:0], Set: changes.Set[:0]}
+		if len(m.spare) == len(was.groups) {
+			changes.compare(was, m.spare, rest)
+		} else {
+			changes.collate(was, m.spare, rest)
+		}
+		m.spare, was.groups, was.rest = was.groups, m.spare, rest
+		if len(changes.Removed) > 0 || len(changes.Set) > 0 {
+			yield(changes)
+		}
+	}
+}
+
+// copy copies a shard's counters into m.spare, unless nothing can have changed.
+//
+// A call reads the clock before it has the lock, and may have read the very instant that
+// the shard had last seen: so a shard is looked at once more after it has become quiet.
+func (m *Mirror) copy(s *shard, was *mirrored, all bool) (rest map[id]int64, changed bool) {
+	for {
+		s.mu.Lock()
+		if s.now == was.seen && was.quiet && !all {
+			s.mu.Unlock()
+			return nil, false
+		}
+		if n := len(s.groups); n > cap(m.spare) { // memory is not asked for under the lock
+			s.mu.Unlock()
+			m.spare = make([]group, 0, n)
+			continue
+		}
+		m.spare = append(m.spare[:0], s.groups...)
+		rest = maps.Clone(s.rest)
+		was.quiet, was.seen = s.now == was.seen, s.now
+		s.mu.Unlock()
+		return rest, true
+	}
+}
+
+// compare finds the changes between two copies of as many groups.
+func (ch *Changes) compare(was *mirrored, groups []group, rest map[id]int64) {
+	for g := range groups {
+		for i, of := range groups[g].ids {
+			old, c := was.groups[g].ids[i], groups[g].slots[i]
+			if of == old && c == was.groups[g].slots[i] &&
+				(c.when&flagSplit == 0 || rest[of.fingerprint()] == was.rest[of.fingerprint()]) {
+				continue
+			}
+			if old != 0 && old.fingerprint() != of.fingerprint() {
+				ch.Removed = append(ch.Removed, uint64(old))
+			}
+			ch.set(of, c, rest)
+		}
+	}
+}
+
+// collate finds the changes where the shard has been resized, and all have moved.
+func (ch *Changes) collate(was *mirrored, groups []group, rest map[id]int64) {
+	type counter struct {
+		as id
+		slot
+	}
+	held := make(map[id]counter, len(was.groups)*groupSize)
+	for g := range was.groups {
+		for i, old := range was.groups[g].ids {
+			if old != 0 {
+				held[old.fingerprint()] = counter{old, was.groups[g].slots[i]}
+			}
+		}
+	}
+	for g := range groups {
+		for i, as := range groups[g].ids {
+			of, c := as.fingerprint(), groups[g].slots[i]
+			if held[of] != (counter{as, c}) || rest[of] != was.rest[of] {
+				ch.set(as, c, rest)
+			}
+			delete(held, of)
+		}
+	}
+	for gone := range held {
+		ch.Removed = append(ch.Removed, uint64(gone))
+	}
+}
+
+func (ch *Changes) set(of id, c slot, rest map[id]int64) {
+	if of != 0 {
+		ch.Set = append(ch.Set, Counter{uint64(of), c.when, c.what, rest[of.fingerprint()]})
+	}
+}
+
+// All calls yield with the counters of each shard, as they were at the last Update.
+func (m *Mirror) All(yield func(Changes)) {
+	var changes Changes
+	for i := range m.shards {
+		changes = Changes{Shard: i, Set: slices.Grow(changes.Set[:0], len(m.shards[i].groups)*groupSize)}
+		for g := range m.shards[i].groups {
+			b := &m.shards[i].groups[g]
+			for j, of := range b.ids {
+				changes.set(of, b.slots[j], m.shards[i].rest)
+			}
+		}
+		if len(changes.Set) > 0 {
+			yield(changes)
+		}
+	}
+}
