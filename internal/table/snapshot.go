@@ -87,7 +87,7 @@ func (t *Table) Apply(changes Changes, shapes *Shapes, shift int64) error {
 	for _, from := range changes.Set {
 		of := id(from.ID).fingerprint()
 		l := &shapes[from.ID%maxShapes]
-		if of == 0 || l.N < 1 {
+		if of == 0 || min(l.N, l.Window) < 1 {
 			return errCounter
 		}
 		// Nothing has happened yet that is to come, or it would count for longer than its window.
@@ -107,7 +107,7 @@ func (t *Table) Apply(changes Changes, shapes *Shapes, shift int64) error {
 			t.shapes.others.Store(l.Window)
 		}
 		to := s.find(of)
-		if c.fresh(t.shapes.limit(as)) <= now { // its time has come while there was no table
+		if state.Fresh() || c.fresh(t.shapes.limit(as)) <= now { // its time has come while there was no table
 			if to.group != nil {
 				s.free(to)
 			}
