@@ -52,8 +52,12 @@ func openKept(name string, opts MemoryOptions) (*MemoryStore, error) {
 	if err != nil {
 		return nil, fmt.Errorf("MemoryOptions.SnapshotFile %q: %w", opts.SnapshotFile, err)
 	}
+	// One file has one path, whether or not it is there yet; and a link is not replaced.
+	if dir, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil {
+		path = filepath.Join(dir, filepath.Base(path))
+	}
 	if real, err := filepath.EvalSymlinks(path); err == nil {
-		path = real // and not the link is replaced
+		path = real
 	}
 	opts.SnapshotFile = path
 	defer lockPath(path).Unlock()

@@ -1,0 +1,336 @@
+package ratelimit_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+)
+
+// inFile are options for a store that is kept in a file of the test's own.
+func inFile(t *testing.T) MemoryOptions {
+	t.Helper()
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	require.NoError(t, err)
+	return MemoryOptions{SnapshotFile: filepath.Join(dir, "counters.snapshot")}
+}
+
+// TestSnapshotLinks: a file is one file, by whatever path, before and after it is there.
+func TestSnapshotLinks(t *testing.T) {
+	opts := inFile(t)
+	dir := filepath.Dir(opts.SnapshotFile)
+	if err := os.Symlink(dir, dir+"/dir"); err != nil {
+		t.Skipf("no links here: %v", err)
+	}
+	require.NoError(t, os.Symlink(opts.SnapshotFile, dir+"/link"))
+	other := MemoryOptions{SnapshotFile: dir + "/dir/counters.snapshot"}
+	s := memStore(t, other)
+	memTake(t, s, "k", 1, hour)
+	require.Equal(t, s, memStore(t, opts))
+	require.NoError(t, s.Close())
+	require.FileExists(t, opts.SnapshotFile)
+	for range 2 {
+		s = memStore(t, MemoryOptions{SnapshotFile: dir + "/link"})
+		require.Equal(t, 1, s.Stats().Counters)
+		memTake(t, s, "k", 1, hour)
+		require.NoError(t, s.Close())
+	}
+	info, err := os.Lstat(dir + "/link")
+	require.NoError(t, err)
+	require.NotZero(t, info.Mode()&os.ModeSymlink)
+	require.EqualValues(t, 2, memTake(t, memStore(t, opts), "k", 0, hour)[0].Remaining)
+}
+
+// counted makes a limiter on a store, takes a unit of key, and returns what came of it
+// and what the limiter has logged.
+func counted(t *testing.T, s *MemoryStore, key string, limit Limit) (Decision, string) {
+	t.Helper()
+	var reg Registry
+	defer reg.Close()
+	var log bytes.Buffer
+	opts := with(s)
+	opts.Limits, opts.Logger = []Limit{limit}, slog.New(slog.NewTextHandler(&log, nil))
+	d, err := Must(reg.New(t.Name(), opts)).Take(ctx, key)
+	require.NoError(t, err)
+	return d, log.String()
+}
+
+// TestSnapshotRestores: a store that is closed and made again has its counters, to the
+// nanosecond, and the time that went by has gone by; under every algorithm. The log tells
+// each time what was found.
+func TestSnapshotRestores(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		opts := inFile(t)
+		for _, want := range []string{"state=created counters=0", "state=restored counters=3"} {
+			s := memStore(t, opts)
+			for i, row := range memWaits {
+				key := fmt.Sprint("key", i)
+				if want == "state=created counters=0" {
+					memTake(t, s, key, 3, row.l)
+					continue
+				}
+				wait := row.more - 10*time.Minute
+				require.Equal(t, wait, memTake(t, s, key, 1, row.l)[0].RetryAfter, row.l)
+			}
+			require.NoError(t, s.Close())
+			time.Sleep(10 * time.Minute)
+		}
+		time.Sleep(10 * time.Hour)
+		s := memStore(t, opts)
+		_, log := counted(t, s, "k", hour)
+		require.Contains(t, log, "state=restored counters=0")
+		require.Contains(t, log, "file="+opts.SnapshotFile)
+		_, log = counted(t, s, "k", hour)
+		require.Contains(t, log, "state=reused counters=1")
+	})
+}
+
+// TestSnapshotLog: what is logged when a limiter takes the store, at each start.
+func TestSnapshotLog(t *testing.T) {
+	opts := inFile(t)
+	for _, want := range []string{"state=created counters=0", "state=restored counters=1", "state=restored counters=2"} {
+		s := memStore(t, opts)
+		_, log := counted(t, s, want, hour)
+		require.Contains(t, log, want)
+		require.NoError(t, s.Close())
+	}
+}
+
+// TestSnapshotEvery: it is written on the interval without Close, not at all while
+// nothing changes, and the goroutine that does it ends with the store.
+func TestSnapshotEvery(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		opts := inFile(t)
+		opts.SnapshotEvery = time.Minute
+		s := memStore(t, opts)
+		written := func() os.FileInfo {
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			info, err := os.Stat(opts.SnapshotFile)
+			if err != nil {
+				require.ErrorIs(t, err, os.ErrNotExist)
+				return nil
+			}
+			return info
+		}
+		require.Nil(t, written(), "nothing has been counted")
+		memTake(t, s, "k", 1, hour)
+		first := written()
+		require.NotNil(t, first)
+		require.Zero(t, first.Mode().Perm()&0o077, "others may read it")
+		for range 3 {
+			require.True(t, os.SameFile(first, written()), "nothing has changed")
+		}
+		memTake(t, s, "k", 1, hour)
+		require.False(t, os.SameFile(first, written()))
+		require.Equal(t, Memory(t.Name()), s)
+		again, err := NewMemoryStore(t.Name(), opts)
+		require.NoError(t, err)
+		require.Equal(t, s, again)
+	}) // and the bubble ends, for the goroutine has
+}
+
+// TestSnapshotHoldsNoKeys: neither addresses nor API keys can be read in the file.
+func TestSnapshotHoldsNoKeys(t *testing.T) {
+	opts := inFile(t)
+	s := memStore(t, opts)
+	keys := []string{"203.0.113.7", "2001:db8:1:2::/64", "sk_live_0123456789abcdef", "eightbyt"}
+	for _, key := range keys {
+		memTake(t, s, key, 1, hour, FixedWindow(9, time.Minute))
+	}
+	require.NoError(t, s.Close())
+	file, err := os.ReadFile(opts.SnapshotFile)
+	require.NoError(t, err)
+	for _, key := range keys {
+		require.NotContains(t, string(file), key)
+		require.NotContains(t, string(file), key[:8])
+	}
+}
+
+// TestSnapshotRefuses: what is wrong is said where the store is made, with the option,
+// its value and the way out; and the name and the file stay free.
+func TestSnapshotRefuses(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, content string) string {
+		path := filepath.Join(dir, name)
+		require.NoError(t, os.WriteFile(path, []byte(content), 0o600))
+		return path
+	}
+	good := filepath.Join(dir, "good")
+	for _, row := range []struct {
+		opts MemoryOptions
+		want []string
+	}{
+		{MemoryOptions{SnapshotFile: good, SnapshotEvery: time.Millisecond}, []string{"SnapshotEvery is 1ms: want at least 10ms"}},
+		{MemoryOptions{SnapshotFile: good, SnapshotEvery: -1}, []string{"SnapshotEvery is -1ns"}},
+		{MemoryOptions{SnapshotFile: good, SnapshotWait: -1}, []string{"SnapshotWait is -1ns"}},
+		{MemoryOptions{SnapshotEvery: time.Second}, []string{"SnapshotFile is empty"}},
+		{MemoryOptions{SnapshotWait: time.Second}, []string{"SnapshotFile is empty"}},
+		{MemoryOptions{SnapshotSetAside: true}, []string{"SnapshotFile is empty"}},
+		{MemoryOptions{SnapshotFile: filepath.Join(dir, "none", "x")}, []string{"SnapshotFile " + dir, "none does not exist: make it"}},
+		{MemoryOptions{SnapshotFile: dir}, []string{"SnapshotFile " + dir}},
+		{MemoryOptions{SnapshotFile: file("empty", "")}, []string{"empty: the file cannot be used: it ends after 0 bytes", "SnapshotSetAside"}},
+		{MemoryOptions{SnapshotFile: file("foreign", "#!/bin/sh\necho hello\n")}, []string{"it was not written by a MemoryStore", "remove it"}},
+		{MemoryOptions{SnapshotFile: file("newer", "RLSNAP\r\n\x02\x00\x00\x00")}, []string{"version 2", "version 1"}},
+		{MemoryOptions{SnapshotFile: file("torn", "RLSNAP\r\n\x01\x00\x00\x00ab")}, []string{"it ends after 14 bytes"}},
+	} {
+		for range 2 {
+			s, err := NewMemoryStore(t.Name(), row.opts)
+			require.Nil(t, s, row.opts)
+			memErrorNames(t, err, append(row.want, t.Name(), "MemoryOptions.")...)
+		}
+	}
+	s := memStore(t, MemoryOptions{SnapshotFile: good})
+	_, err := NewMemoryStore(t.Name()+"/other", MemoryOptions{SnapshotFile: good})
+	memErrorNames(t, err, "SnapshotFile", good, `belongs to the MemoryStore "`+t.Name()+`"`)
+	_, err = NewMemoryStore(t.Name(), MemoryOptions{SnapshotFile: good + "2"})
+	memErrorNames(t, err, "is open with", good)
+	_, err = NewMemoryStore(t.Name(), MemoryOptions{})
+	memErrorNames(t, err, "is open with", good)
+	require.NoError(t, s.Close())
+	require.NoError(t, memStore(t, MemoryOptions{SnapshotFile: good + "2"}).Close())
+}
+
+// TestSnapshotSetAside: by option a file that cannot be used is put aside, whole, and
+// the log says so, once.
+func TestSnapshotSetAside(t *testing.T) {
+	opts := inFile(t)
+	s := memStore(t, opts)
+	memTake(t, s, "k", 5, hour)
+	require.NoError(t, s.Close())
+	content, err := os.ReadFile(opts.SnapshotFile)
+	require.NoError(t, err)
+	content[len(content)/2] ^= 1
+	require.NoError(t, os.WriteFile(opts.SnapshotFile, content, 0o600))
+
+	_, err = NewMemoryStore(t.Name(), opts)
+	memErrorNames(t, err, opts.SnapshotFile, "checksum")
+	opts.SnapshotSetAside = true
+	s = memStore(t, opts)
+	d, log := counted(t, s, "k", hour)
+	require.True(t, d.Allowed)
+	require.Contains(t, log, "state=created counters=0")
+	require.Contains(t, log, "level=ERROR")
+	require.Contains(t, log, CodeSnapshotSetAside)
+	require.Contains(t, log, opts.SnapshotFile+".damaged")
+	_, log = counted(t, s, "k", hour)
+	require.NotContains(t, log, CodeSnapshotSetAside)
+	aside, err := os.ReadFile(opts.SnapshotFile + ".damaged")
+	require.NoError(t, err)
+	require.Equal(t, content, aside)
+	require.NoError(t, s.Close())
+	opts.SnapshotSetAside = false
+	require.Equal(t, 1, memStore(t, opts).Stats().Counters)
+}
+
+// TestSnapshotFails: where it cannot be written, decisions go on, the log says so at
+// most once a minute, it is counted, and nothing is lost when it works again.
+func TestSnapshotFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		opts := inFile(t)
+		opts.SnapshotFile = filepath.Join(filepath.Dir(opts.SnapshotFile), "dir", "counters")
+		dir := filepath.Dir(opts.SnapshotFile)
+		require.NoError(t, os.Mkdir(dir, 0o700))
+		s := memStore(t, opts)
+		var log syncBuffer
+		var reg Registry
+		defer reg.Close()
+		o := with(s)
+		o.Logger = slog.New(slog.NewTextHandler(&log, nil))
+		l := Must(reg.New(t.Name(), o))
+		if err := os.Rename(dir, dir+"2"); err != nil {
+			t.Skipf("the directory cannot be moved here: %v", err)
+		}
+		_, err := l.Take(ctx, "k")
+		require.NoError(t, err)
+		time.Sleep(30 * time.Second)
+		synctest.Wait()
+		require.Equal(t, 1, strings.Count(log.String(), CodeSnapshotFailed), log.String())
+		require.Contains(t, log.String(), "level=ERROR")
+		require.Greater(t, s.Stats().SnapshotsFailed, uint64(25))
+		time.Sleep(60 * time.Second)
+		synctest.Wait()
+		require.Equal(t, 2, strings.Count(log.String(), CodeSnapshotFailed))
+
+		require.NoError(t, os.Rename(dir+"2", dir))
+		time.Sleep(time.Second)
+		synctest.Wait()
+		failed := s.Stats().SnapshotsFailed
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		require.Equal(t, failed, s.Stats().SnapshotsFailed)
+		require.FileExists(t, opts.SnapshotFile)
+
+		memTake(t, s, "k", 1, hour)
+		require.NoError(t, os.Rename(dir, dir+"2"))
+		err = s.Close()
+		memErrorNames(t, err, opts.SnapshotFile, t.Name())
+		require.NoError(t, s.Close(), "the second time there is nothing to do")
+	})
+}
+
+// syncBuffer is a log that goroutines may write to.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// TestSnapshotTogether: whoever makes and closes stores of one file at the same time,
+// there is one owner, and each that comes finds what the last has left.
+func TestSnapshotTogether(t *testing.T) {
+	opts := inFile(t)
+	limit := FixedWindow(1_000_000, time.Hour)
+	memTogether(func(g int) {
+		for range 3 {
+			s, err := NewMemoryStore(t.Name(), opts)
+			if err != nil {
+				t.Error(err)
+				continue
+			}
+			var results [1]Result
+			if _, err := s.Take(ctx, "k", 1, []Limit{limit}, results[:]); err != nil && !errors.Is(err, ErrStoreClosed) {
+				t.Error(err)
+			}
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	s := memStore(t, opts)
+	used := 1_000_000 - memTake(t, s, "k", 0, limit)[0].Remaining
+	if used == 0 || used > 3*64 {
+		t.Errorf("%d units counted", used)
+	}
+}
+
+// TestSnapshotTakeAllocatesNothing: a decision costs the collector nothing here, either.
+func TestSnapshotTakeAllocatesNothing(t *testing.T) {
+	s, results := memStore(t, inFile(t)), make([]Result, 1)
+	memTake(t, s, "k", 1, hour)
+	limits := []Limit{hour}
+	got := testing.AllocsPerRun(100, func() { s.Take(ctx, "k", 1, limits, results) })
+	require.Zero(t, got)
+}
