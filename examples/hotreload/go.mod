@@ -1,0 +1,18 @@
+module github.com/ratelimit-go/ratelimit/examples/hotreload
+
+go 1.26.0
+
+require (
+	github.com/fsnotify/fsnotify v1.10.1
+	github.com/ratelimit-go/ratelimit v0.0.0
+	github.com/stretchr/testify v1.12.1
+)
+
+require (
+	github.com/felixge/httpsnoop v1.1.0 // indirect
+	go.yaml.in/yaml/v3 v3.0.5 // indirect
+	golang.org/x/sys v0.49.0 // indirect
+	golang.org/x/text v0.43.0 // indirect
+)
+
+replace github.com/ratelimit-go/ratelimit => ../..
