@@ -1,0 +1,257 @@
+// Package e2e drives the page in a real browser. It is a module of its own, for the
+// driver.
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/chromedp/chromedp"
+	"github.com/stretchr/testify/require"
+)
+
+// server is the example, built and run as a tool does that reloads it.
+type server struct {
+	*testing.T
+	dir, addr, limit string
+	cmd              *exec.Cmd
+	log              *logged
+}
+
+type logged struct {
+	sync.Mutex
+	bytes.Buffer
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.Lock()
+	defer l.Unlock()
+	return l.Buffer.Write(p)
+}
+
+func (l *logged) String() string {
+	l.Lock()
+	defer l.Unlock()
+	return l.Buffer.String()
+}
+
+func serve(t *testing.T, limit string) *server {
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	require.NoError(t, free.Close())
+	s := &server{T: t, dir: t.TempDir(), addr: free.Addr().String(), limit: limit}
+	s.start()
+	t.Cleanup(func() { s.end(syscall.SIGKILL) })
+	return s
+}
+
+// start builds the program and runs it until it answers.
+func (s *server) start() {
+	s.Helper()
+	binary := filepath.Join(s.dir, fmt.Sprint("server-", time.Now().UnixNano()))
+	build := exec.Command("go", "build", "-o", binary, "./examples/password-reset")
+	build.Dir = filepath.Join("..", "..", "..")
+	out, err := build.CombinedOutput()
+	require.NoError(s, err, "%s", out)
+	s.log = new(logged)
+	s.cmd = exec.Command(binary, "-addr", s.addr, "-limit", s.limit, "-dir", s.dir)
+	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
+	require.NoError(s, s.cmd.Start())
+	require.Eventually(s, func() bool {
+		resp, err := http.Get("http://" + s.addr)
+		if err == nil {
+			resp.Body.Close()
+		}
+		return err == nil
+	}, time.Minute, 20*time.Millisecond, "it does not answer: %s", s.log)
+}
+
+func (s *server) end(sig syscall.Signal) {
+	s.cmd.Process.Signal(sig)
+	s.cmd.Wait()
+}
+
+// kill ends the server without a warning. What was counted less than an interval ago, a
+// tenth of a second, it may lose.
+func (s *server) kill() {
+	time.Sleep(time.Second)
+	s.end(syscall.SIGKILL)
+}
+
+// browser opens a window of a phone's size.
+func browser(t *testing.T) context.Context {
+	path := ""
+	for _, name := range []string{"chromium", "chromium-browser", "google-chrome"} {
+		if found, err := exec.LookPath(name); err == nil {
+			path = found
+			break
+		}
+	}
+	if path == "" {
+		if os.Getenv("RATELIMIT_REQUIRE_CHROMIUM") != "" {
+			t.Fatal("chromium is not installed, and RATELIMIT_REQUIRE_CHROMIUM is set")
+		}
+		t.Skip("chromium is not installed: on Debian, apt-get install chromium")
+	}
+	opts := append(chromedp.DefaultExecAllocatorOptions[:],
+		chromedp.ExecPath(path), chromedp.UserDataDir(t.TempDir()), chromedp.WindowSize(390, 700), chromedp.DisableGPU,
+		chromedp.Flag("disable-component-update", true), chromedp.Flag("disable-quic", true))
+	if os.Geteuid() == 0 {
+		opts = append(opts, chromedp.NoSandbox)
+	}
+	ctx, cancel := chromedp.NewExecAllocator(context.Background(), opts...)
+	t.Cleanup(cancel)
+	ctx, cancel = chromedp.NewContext(ctx)
+	t.Cleanup(cancel)
+	// The browser lives as long as the context of the first call, which so has no deadline.
+	require.NoError(t, chromedp.Do(ctx, chromedp.EmulateViewport(390, 700, chromedp.EmulateScale(2), chromedp.EmulateMobile)))
+	ctx, cancel = context.WithTimeout(ctx, 3*time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// page is the page in the browser.
+type page struct {
+	*testing.T
+	ctx context.Context
+}
+
+func (p *page) do(actions ...chromedp.Action[chromedp.Void]) {
+	p.Helper()
+	require.NoError(p, chromedp.Do(p.ctx, actions...))
+}
+
+type css = chromedp.CSS
+
+func get[T any](p *page, action chromedp.Action[T]) T {
+	p.Helper()
+	v, err := chromedp.Run(p.ctx, action)
+	require.NoError(p, err)
+	return v
+}
+
+// openModal opens the modal, of a page that may have been loaded just now.
+func (p *page) openModal() {
+	p.Helper()
+	p.do(chromedp.Click(css("#open")), chromedp.WaitVisible(css("#modal")))
+}
+
+func (p *page) closeModal() {
+	p.Helper()
+	p.do(chromedp.Click(css("#close")), chromedp.WaitNotVisible(css("#modal")))
+}
+
+// send asks for a code, and waits for the page to say so.
+func (p *page) send(email string) {
+	p.Helper()
+	p.do(chromedp.WaitEnabled(css("#send")), chromedp.Evaluate[chromedp.Void](`document.querySelector('#email').value = ''`), chromedp.SendKeys(css("#email"), email), chromedp.Click(css("#send")))
+	p.waitFor("#note", "A code is on its way to "+email)
+}
+
+// waitFor waits until an element is seen to have a text.
+func (p *page) waitFor(selector, text string) {
+	p.Helper()
+	get(p, chromedp.Poll[bool](fmt.Sprintf(`(e => e.checkVisibility() && e.innerText.includes(%q))(document.querySelector(%q))`, text, selector),
+		chromedp.WithPollingInterval(50*time.Millisecond), chromedp.WithPollingTimeout(time.Minute)))
+}
+
+// refused checks that the page shows the block and the time that is left, that there is
+// no button, and that the server, asked past the page, refuses too. It returns Retry-After.
+func (p *page) refused() (seconds int) {
+	p.Helper()
+	p.waitFor("#blocked", "until you can ask for the next one")
+	require.Regexp(p, `^(\d:)?\d\d:\d\d$`, get(p, chromedp.Text(css("#clock"))))
+	require.False(p, get(p, chromedp.Evaluate[bool](`document.querySelector('#send').checkVisibility()`)), "the button is there")
+	answer := get(p, chromedp.Evaluate[[]int](`fetch('/codes', {method: 'POST', body: new URLSearchParams({email: 'fourth@example.com'})})
+		.then(r => [r.status, Number(r.headers.get('Retry-After'))])`, chromedp.EvalAwaitPromise))
+	require.Equal(p, http.StatusTooManyRequests, answer[0], "a fourth code is sent")
+	require.Positive(p, answer[1])
+	return answer[1]
+}
+
+// screenshot keeps what is to be seen as an artifact (go test -artifacts).
+func (p *page) screenshot(name string) {
+	p.Helper()
+	png := get(p, chromedp.CaptureScreenshot())
+	file := filepath.Join(p.ArtifactDir(), name+".png")
+	require.NoError(p, os.WriteFile(file, png, 0o600))
+	p.Logf("screenshot: %s", file)
+}
+
+// TestNoFourthCode: neither a refresh nor a restart unlocks the form.
+func TestNoFourthCode(t *testing.T) {
+	p := &page{t, browser(t)}
+	s := serve(t, "3/1h fixed")
+	p.do(chromedp.Navigate("http://" + s.addr))
+	require.Contains(t, s.log.String(), "state=created counters=0")
+	p.openModal()
+	for i := range 3 {
+		p.send(fmt.Sprintf("ada+%d@example.com", i))
+		if i == 0 {
+			p.screenshot("1-sent")
+		}
+	}
+	require.Equal(t, 3, strings.Count(s.log.String(), "code sent"))
+	p.refused()
+
+	p.closeModal()
+	p.do(chromedp.Reload())
+	p.openModal()
+	p.refused()
+
+	s.kill()
+	s.start()
+	require.Contains(t, s.log.String(), "store=reset-address state=restored counters=1")
+	require.Contains(t, s.log.String(), "store=reset-email state=restored counters=3")
+	p.do(chromedp.Reload())
+	p.openModal()
+	p.refused()
+
+	s.end(syscall.SIGTERM)
+	s.start()
+	require.Contains(t, s.log.String(), "store=reset-address state=restored counters=1")
+	p.do(chromedp.Reload())
+	p.openModal()
+	require.Less(t, p.refused(), 3600)
+	p.screenshot("2-refused")
+	require.NotContains(t, s.log.String(), "code sent")
+}
+
+// TestOpensAgain: the form opens when the window is over that the first code has opened,
+// whatever happened since, with the page open all the time.
+func TestOpensAgain(t *testing.T) {
+	const window, between = 15, 3
+	p := &page{t, browser(t)}
+	s := serve(t, fmt.Sprintf("3/%ds fixed", window))
+	p.do(chromedp.Navigate("http://" + s.addr))
+	p.openModal()
+	first := time.Now()
+	p.send("ada@example.com")
+	time.Sleep(between * time.Second)
+	p.send("grace@example.com")
+	p.send("edsger@example.com")
+	require.LessOrEqual(t, p.refused(), window-between, "the window is not that of the first code")
+
+	s.kill()
+	s.start()
+	p.do(chromedp.Reload())
+	p.openModal()
+	require.LessOrEqual(t, p.refused(), window-between)
+
+	p.do(chromedp.WaitVisible(css("#send")))
+	require.GreaterOrEqual(t, time.Since(first), window*time.Second)
+	p.screenshot("3-open-again")
+	p.send("barbara@example.com")
+	require.Contains(t, s.log.String(), "code sent")
+}
