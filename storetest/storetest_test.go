@@ -1,7 +1,10 @@
 package storetest
 
 import (
+	"net/url"
+	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/ratelimit-go/ratelimit"
 )
@@ -13,3 +16,18 @@ func newMemory(t *testing.T, prefix string) ratelimit.Store {
 }
 
 func TestMemoryStore(t *testing.T) { Run(t, newMemory) }
+
+func TestMemoryStoreWithSnapshots(t *testing.T) {
+	dir := t.TempDir()
+	Run(t, func(t *testing.T, prefix string) ratelimit.Store {
+		name := t.Name() + prefix
+		s, err := ratelimit.NewMemoryStore(name, ratelimit.MemoryOptions{
+			SnapshotFile: filepath.Join(dir, url.PathEscape(name)), SnapshotEvery: time.Hour,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { s.Close() })
+		return s
+	})
+}

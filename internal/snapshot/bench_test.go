@@ -67,6 +67,23 @@ func BenchmarkSave(b *testing.B) {
 	}
 }
 
+// BenchmarkRestore reads a file of a million counters, as a process does that starts.
+func BenchmarkRestore(b *testing.B) {
+	k := open(b, filepath.Join(b.TempDir(), "file"))
+	k.take(0, 1_000_000)
+	saved(b, k)
+	for b.Loop() {
+		c, err := k.file.Read()
+		if err != nil {
+			b.Fatal(err)
+		}
+		tab := table.NewKept(1<<20, func() int64 { return k.now }, c.Secret, c.Shards)
+		if err := c.Restore(tab, k.stamp()); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 func cpuTime() time.Duration {
 	var u syscall.Rusage
 	syscall.Getrusage(syscall.RUSAGE_SELF, &u)
