@@ -19,7 +19,8 @@
 // when a limiter is built, to give one of them to two: two limits can not count
 // into each other. And counters are not the limiter's but the store's: [Memory] is
 // one store per name for the life of the process, so that handlers can be
-// rebuilt and configuration reloaded ([Reload]) without anybody being unlocked.
+// rebuilt and configuration reloaded ([Reload]) without anybody being unlocked. With
+// [MemoryOptions].SnapshotFile they outlive the process, too.
 //
 // # Words
 //

@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -477,6 +479,44 @@ func ExampleLimit_UnmarshalText() {
 func ExampleNormalize() {
 	fmt.Println(ratelimit.Normalize("  Ann@Example.COM\u200b"))
 	// Output: ann@example.com
+}
+
+// Counters that survive a restart of the program, planned or not.
+func ExampleNewMemoryStore_snapshotFile() {
+	dir, err := os.MkdirTemp("", "counters")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer os.RemoveAll(dir)
+	for range 2 { // as two processes do, one after the other
+		store, err := ratelimit.NewMemoryStore("reset", ratelimit.MemoryOptions{
+			SnapshotFile: filepath.Join(dir, "reset.snapshot"),
+			SnapshotWait: 10 * time.Second, // for the process that this one replaces
+		})
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		limiter := ratelimit.Must(ratelimit.New("reset", ratelimit.Options{
+			Limits: []ratelimit.Limit{ratelimit.FixedWindow(3, time.Hour)},
+			Store:  store,
+			Logger: discard,
+		}))
+		for range 2 {
+			d, err := limiter.Take(context.Background(), "ann")
+			fmt.Println(d.Allowed, d.Remaining, err)
+		}
+		limiter.Close()
+		if err := store.Close(); err != nil { // writes what has changed since the last second
+			fmt.Println(err)
+		}
+	}
+	// Output:
+	// true 2 <nil>
+	// true 1 <nil>
+	// true 0 <nil>
+	// false 0 <nil>
 }
 
 func ExampleNewMemoryStore() {

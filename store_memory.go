@@ -19,9 +19,9 @@ const DefaultMaxKeys = 1 << 20
 // MemoryOptions are the settings of a [MemoryStore]. Its zero value is ready to use.
 type MemoryOptions struct {
 	// MaxKeys is the most counters held at once, so it bounds memory whatever
-	// clients send: about 28 bytes a counter, 30 MB for the default. A key has one
-	// counter for each algorithm and window that it is limited under. Zero means
-	// [DefaultMaxKeys].
+	// clients send: about 28 bytes a counter, 30 MB for the default, and as much again
+	// with a SnapshotFile. A key has one counter for each algorithm and window that it
+	// is limited under. Zero means [DefaultMaxKeys].
 	//
 	// From about 93 % of the maximum on, a new key may find no place but that of
 	// another counter: of those in its reach it takes one that has expired, else the
@@ -37,9 +37,9 @@ type MemoryOptions struct {
 	// times ".tmp".
 	//
 	// The store writes what has changed, every SnapshotEvery and on [MemoryStore.Close].
-	// A process that ends without Close, however, loses the last interval's counts
-	// and no more. Time goes on while there is none. See docs/snapshots.md for what holds when
-	// clocks are set, and what it costs.
+	// A process that ends without Close, in whatever way, loses the counts of the last
+	// interval. Time goes on while there is no process. Keys are in the file as
+	// hashes. See docs/snapshots.md for what holds when clocks are set, and what it costs.
 	SnapshotFile string
 
 	// SnapshotEvery is how much of its counts a process that is killed may lose: 10 ms

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
 	"strings"
@@ -56,6 +57,9 @@ func parse(text string) ([]route, error) {
 			return nil, wrong(fmt.Sprintf("%s, limit %d", name, len(limits)+1), "%w", err)
 		}
 		routes = append(routes, route{name, i + 1, limits})
+	}
+	if len(routes) == 0 { // as in a file that is being written
+		return nil, &configError{1, "name", errors.New("there is no route")}
 	}
 	return routes, nil
 }

@@ -134,6 +134,7 @@ func TestReload(t *testing.T) {
 	for _, broken := range []struct{ config, line, field, message string }{
 		{"login: 9/1h fixed\nsearch: 10/1m sliding, 99/1d fixed\n", "line=2", `field="search, limit 2"`, "99/1d"},
 		{"login: 9/1h fixed\n\nlogin: 5/1h fixed\n", "line=3", "field=name", "on line 1 already"},
+		{"# login: 9/1h fixed\n", "line=1", "field=name", "there is no route"},
 		{"login 9/1h fixed\n", "line=1", "field=name", "no colon"},
 		{"../etc: 9/1h fixed\n", "line=1", "field=name", "small letters"},
 		{"search: 1/1m fixed\nlogin: 9/1h fixed, 8/1h fixed\n", "line=2", "field=login", "the same algorithm and window"},
