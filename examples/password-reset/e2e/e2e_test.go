@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"net"
@@ -30,20 +29,27 @@ type server struct {
 }
 
 type logged struct {
-	sync.Mutex
-	bytes.Buffer
+	mu   sync.Mutex
+	text strings.Builder
 }
 
 func (l *logged) Write(p []byte) (int, error) {
-	l.Lock()
-	defer l.Unlock()
-	return l.Buffer.Write(p)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
 }
 
 func (l *logged) String() string {
-	l.Lock()
-	defer l.Unlock()
-	return l.Buffer.String()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// logs waits until the server has logged a text so many times.
+func (s *server) logs(text string, times int) {
+	s.Helper()
+	require.Eventually(s, func() bool { return strings.Count(s.log.String(), text) == times },
+		time.Minute, 10*time.Millisecond, "want %d times %q in the log:\n%s", times, text, s.log)
 }
 
 func serve(t *testing.T, limit string) *server {
@@ -194,7 +200,7 @@ func TestNoFourthCode(t *testing.T) {
 	p := &page{t, browser(t)}
 	s := serve(t, "3/1h fixed")
 	p.do(chromedp.Navigate("http://" + s.addr))
-	require.Contains(t, s.log.String(), "state=created counters=0")
+	s.logs("state=created counters=0", 2)
 	p.openModal()
 	for i := range 3 {
 		p.send(fmt.Sprintf("ada+%d@example.com", i))
@@ -202,7 +208,7 @@ func TestNoFourthCode(t *testing.T) {
 			p.screenshot("1-sent")
 		}
 	}
-	require.Equal(t, 3, strings.Count(s.log.String(), "code sent"))
+	s.logs("code sent", 3)
 	p.refused()
 
 	p.closeModal()
@@ -212,20 +218,20 @@ func TestNoFourthCode(t *testing.T) {
 
 	s.kill()
 	s.start()
-	require.Contains(t, s.log.String(), "store=reset-address state=restored counters=1")
-	require.Contains(t, s.log.String(), "store=reset-email state=restored counters=3")
+	s.logs("store=reset-address state=restored counters=1", 1)
+	s.logs("store=reset-email state=restored counters=3", 1)
 	p.do(chromedp.Reload())
 	p.openModal()
 	p.refused()
 
 	s.end(syscall.SIGTERM)
 	s.start()
-	require.Contains(t, s.log.String(), "store=reset-address state=restored counters=1")
+	s.logs("store=reset-address state=restored counters=1", 1)
 	p.do(chromedp.Reload())
 	p.openModal()
 	require.Less(t, p.refused(), 3600)
 	p.screenshot("2-refused")
-	require.NotContains(t, s.log.String(), "code sent")
+	s.logs("code sent", 0)
 }
 
 // TestOpensAgain: the form opens when the window is over that the first code has opened,
@@ -253,5 +259,5 @@ func TestOpensAgain(t *testing.T) {
 	require.GreaterOrEqual(t, time.Since(first), window*time.Second)
 	p.screenshot("3-open-again")
 	p.send("barbara@example.com")
-	require.Contains(t, s.log.String(), "code sent")
+	s.logs("code sent", 1)
 }
