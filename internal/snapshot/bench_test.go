@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ratelimit-go/ratelimit/internal/rule"
 	"github.com/ratelimit-go/ratelimit/internal/table"
 )
 
@@ -41,7 +42,8 @@ func BenchmarkSave(b *testing.B) {
 			}
 			limit := hourly
 			limit.N = 1 << 40
-			take := func(i int) { _, _, held := tab.TakeOne(fmt.Sprint(i%keys), 1, &limit); held.Unlock() }
+			limits, answers := []rule.Limit{limit}, make([]rule.Answer, 1)
+			take := func(i int) { tab.Take(fmt.Sprint(i%keys), 1, limits, answers) }
 			for i := range keys {
 				take(i)
 			}

@@ -61,17 +61,17 @@ func (k *kept) save() error { return k.file.Save(k.header, k.Table, k.mirror, fa
 // take takes a unit of each of the keys from first on, and returns what is left to the last.
 func (k *kept) take(first, n int) (left int64) {
 	for i := range n {
-		a, _, held := k.TakeOne(fmt.Sprint("key", first+i), 1, &hourly)
-		held.Unlock()
-		left = a.Remaining
+		left = take(k.Table, fmt.Sprint("key", first+i), 1)
 	}
 	return left
 }
 
-func (k *kept) left(key int) int64 {
-	a, _, held := k.TakeOne(fmt.Sprint("key", key), 0, &hourly)
-	held.Unlock()
-	return a.Remaining
+func (k *kept) left(key int) int64 { return take(k.Table, fmt.Sprint("key", key), 0) }
+
+func take(t *table.Table, key string, n int64) (left int64) {
+	var answers [1]rule.Answer
+	t.Take(key, n, []rule.Limit{hourly}, answers[:])
+	return answers[0].Remaining
 }
 
 func saved(t testing.TB, k *kept) []byte {
@@ -371,8 +371,7 @@ func FuzzRestore(f *testing.F) {
 		}
 		for i := range 100 {
 			now += hour / 10
-			_, _, held := tab.TakeOne(fmt.Sprint(i), 1, &hourly)
-			held.Unlock()
+			take(tab, fmt.Sprint(i), 1)
 		}
 	})
 }
