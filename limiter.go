@@ -333,23 +333,22 @@ func (l *Limiter) logger() *slog.Logger {
 // logStore says whether the limiter found counters or starts without any: the
 // first question when a limit seems to have been forgotten.
 func (l *Limiter) logStore() {
-	if l.memory == nil {
+	store := l.memory
+	if store == nil {
 		return
 	}
-	state, args := "created", []any(nil)
-	kept := l.memory.snapshots
-	if kept != nil {
-		args = []any{"file", l.memory.opts.SnapshotFile}
-		kept.reporter.Store(l)
-		if kept.restored {
-			state = "restored"
-		}
-	}
-	first := !l.memory.taken.Swap(true)
-	if !first {
+	first, kept, state := !store.taken.Swap(true), store.snapshots, "created"
+	switch {
+	case !first:
 		state = "reused"
+	case kept != nil && kept.restored:
+		state = "restored"
 	}
-	args = append([]any{"limiter", l.name, "store", l.memory.name, "state", state, "counters", l.memory.Stats().Counters}, args...)
+	args := []any{"limiter", l.name, "store", store.name, "state", state, "counters", store.Stats().Counters}
+	if kept != nil {
+		kept.reporter.Store(l)
+		args = append(args, "file", store.opts.SnapshotFile)
+	}
 	l.logger().Info("ratelimit: limiter counts in memory", args...)
 	if first && kept != nil && kept.damage != nil {
 		l.note(noteSnapshotSetAside, "file", kept.aside, "error", kept.damage)

@@ -335,6 +335,42 @@ func TestSince(t *testing.T) {
 	}
 }
 
+// TestClockSteps: where there is nothing but the wall clock between two processes, and it
+// is set, nobody is let in before the window is over by it, nor denied for longer than
+// the window.
+func TestClockSteps(t *testing.T) {
+	const minute = int64(time.Minute)
+	for _, row := range []struct{ away, wait int64 }{
+		{0, hour}, {20 * minute, 40 * minute}, {hour - 1, 1}, {hour, 0}, {1 << 60, 0},
+		{-1, hour}, {-20 * minute, hour}, {-1 << 60, hour},
+	} {
+		k := open(t, filepath.Join(t.TempDir(), "file"))
+		for range hourly.N {
+			take(k.Table, "key", 1)
+		}
+		wall := int64(1) << 60
+		if err := k.file.Save(k.header, k.Table, k.mirror, false, func() Stamp {
+			return Stamp{Process: [16]byte{1}, Wall: wall, Store: k.now}
+		}); err != nil {
+			t.Fatal(err)
+		}
+		c, err := k.file.Read()
+		if err != nil {
+			t.Fatal(err)
+		}
+		now := 300_000 * hour // of a process whose clock began elsewhere
+		next := table.NewKept(100, func() int64 { return now }, c.Secret, c.Shards)
+		if err := c.Restore(next, Stamp{Process: [16]byte{2}, Wall: wall + row.away, Store: now}); err != nil {
+			t.Fatal(err)
+		}
+		var answers [1]rule.Answer
+		if next.Take("key", 1, []rule.Limit{hourly}, answers[:]); answers[0].Retry != row.wait {
+			t.Errorf("%v later by the wall clock: denied for %v, want %v",
+				time.Duration(row.away), time.Duration(answers[0].Retry), time.Duration(row.wait))
+		}
+	}
+}
+
 // FuzzDecode: the reader neither panics nor asks for memory out of proportion.
 func FuzzDecode(f *testing.F) {
 	k := open(f, filepath.Join(f.TempDir(), "file"))
