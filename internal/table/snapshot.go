@@ -201,6 +201,9 @@ func (m *Mirror) copy(s *shard, was *mirrored, all bool) (rest map[id]int64, cha
 // compare finds the changes between two copies of as many groups.
 func (ch *Changes) compare(was *mirrored, groups []group, rest map[id]int64) {
 	for g := range groups {
+		if groups[g] == was.groups[g] && len(rest) == 0 {
+			continue
+		}
 		for i, of := range groups[g].ids {
 			old, c := was.groups[g].ids[i], groups[g].slots[i]
 			if of == old && c == was.groups[g].slots[i] &&
