@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -107,8 +108,9 @@ type remote struct {
 
 	failures, spared, cached, leased, fallback, opened atomic.Uint64
 
-	settling atomic.Bool // debts are being told
-	sweeping atomic.Bool // leases are being looked after
+	settling atomic.Bool  // debts are being told
+	resettle atomic.Int64 // when that may be next
+	sweeping atomic.Bool  // leases are being looked after
 
 	// What goes on beside the decisions ends with the limiter.
 	closing context.Context
@@ -173,14 +175,22 @@ func (r *remote) take(ctx context.Context, key string, n int64, limits []Limit, 
 		s.results(results)
 		return r.instant(start), SourceCache, nil
 	}
-	if r.near.Owes(key) {
-		r.settleAll()
-		return r.fail(ctx, key, n, errOwing, &s, results)
+	owes, spent := r.owes(ctx, key)
+	if !owes && n > 0 && r.breaker.Open() && r.l.opts.OnFailure == FallbackLocal {
+		// To learn whether the store is back takes no units: there may be no answer.
+		if failed := r.look(ctx, key); failed != nil {
+			err = untaken{failed}
+		}
+		spent = max(1, time.Duration(monotonic()-start))
 	}
-	if r.age > 0 && n > 0 {
-		at, err = r.takeMore(ctx, start, key, n, limits, &s, results)
-	} else {
-		at, err = r.consult(ctx, 0, key, n, limits, &s, results)
+	switch {
+	case err != nil:
+	case owes:
+		err = errOwing
+	case r.age > 0 && n > 0:
+		at, err = r.takeMore(ctx, start, spent, key, n, limits, &s, results)
+	default:
+		at, err = r.consult(ctx, spent, key, n, limits, &s, results)
 	}
 	if err != nil {
 		return r.fail(ctx, key, n, err, &s, results)
@@ -224,7 +234,8 @@ func (r *remote) call(ctx context.Context, spent time.Duration, key string, n in
 
 // ask makes a call to the store, unless that is known to be of no use.
 func (r *remote) ask(ctx context.Context, call func(context.Context) error) error {
-	ok, probe := r.breaker.Allow(monotonic())
+	start := monotonic()
+	ok, probe := r.breaker.Allow(start)
 	if !ok {
 		r.spared.Add(1)
 		return errBreakerOpen
@@ -246,14 +257,15 @@ func (r *remote) ask(ctx context.Context, call func(context.Context) error) erro
 			}
 		}
 		if outcome == breaker.Succeeded && r.near.Debts() > 0 {
-			r.settleAll()
+			r.settleAll("")
 		}
 	}()
 	err := call(ctx)
 	switch {
 	case err == nil:
 		outcome = breaker.Succeeded
-	case ctx.Err() != nil: // whoever asked has left: the store is not to blame
+	case ctx.Err() == context.Canceled, ctx.Err() != nil && monotonic()-start < int64(r.l.opts.Timeout):
+		// Whoever asked has left, or gave less time than the limiter does: the store is not to blame.
 	case r.far.Fault(err) == FaultKey:
 		outcome = breaker.Succeeded
 		r.failures.Add(1)
@@ -291,8 +303,13 @@ func (r *remote) fail(ctx context.Context, key string, n int64, err error, s *nu
 }
 
 // unchanged reports whether a call that failed has certainly left the store as it was.
-func (r *remote) unchanged(err error) bool {
-	return err == errBreakerOpen || err == errTooMany || err == errOwing || r.far.Fault(err) != FaultUnknown
+func (r *remote) unchanged(err error) bool { return r.fault(err) != FaultUnknown }
+
+func (r *remote) fault(err error) Fault {
+	if _, ok := err.(untaken); ok || err == errBreakerOpen || err == errTooMany || err == errOwing {
+		return FaultRefused
+	}
+	return r.far.Fault(err)
 }
 
 // instant is what the store's clock shows when ours shows now.
@@ -310,11 +327,12 @@ func (r *remote) adjust(ctx context.Context, key string, n int64, at Instant, li
 	if r.age > 0 && n < 0 && r.near.Unspend(key, -n, s.rules[:s.n], monotonic()) {
 		return 0, nil
 	}
-	if r.near.Owes(key) {
-		r.settleAll()
+	if owes, _ := r.owes(ctx, key); owes {
 		err = errOwing
 	} else {
 		err = r.ask(ctx, func(ctx context.Context) (err error) {
+			ctx, cancel := context.WithTimeout(ctx, adjustTimeout)
+			defer cancel()
 			charged, err = r.store.Adjust(ctx, key, n, at, limits)
 			return err
 		})
@@ -334,6 +352,12 @@ func (r *remote) adjust(ctx context.Context, key string, n int64, at Instant, li
 func (r *remote) reset(ctx context.Context, key string, limits []Limit) error {
 	ctx, cancel := context.WithTimeout(ctx, adjustTimeout)
 	defer cancel()
+	if _, told := r.near.Owes(key); told != nil { // and would be told after the reset
+		select {
+		case <-told:
+		case <-ctx.Done():
+		}
+	}
 	r.near.Forget(key)
 	err := r.store.Reset(ctx, key, limits)
 	r.near.Forget(key) // a decision that was under way may have been learnt from
@@ -344,32 +368,98 @@ func (r *remote) reset(ctx context.Context, key string, limits []Limit) error {
 // know of units that were admitted without it, and would admit them again.
 var errOwing = errors.New("the store is yet to be told of units that were admitted without it")
 
+// owes reports whether the store is yet to be told of units of a key, and has it told. If that is
+// going on, it waits: of a key in constant use there would always be more to tell. spent is
+// how long that took, half the timeout at most.
+func (r *remote) owes(ctx context.Context, key string) (owes bool, spent time.Duration) {
+	owes, told := r.near.Owes(key)
+	if !owes {
+		return false, 0
+	}
+	r.settleAll(key)
+	if told == nil || !r.breaker.Ready(monotonic()) {
+		return true, 0
+	}
+	defer r.waiting.Add(-1)
+	if r.waiting.Add(1) > maxWaiting {
+		return true, 0
+	}
+	start, most := monotonic(), r.l.opts.Timeout/2
+	if most < 0 {
+		most = adjustTimeout
+	}
+	timer := time.NewTimer(most)
+	defer timer.Stop()
+	select {
+	case <-told:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	owes, _ = r.near.Owes(key)
+	return owes, max(1, time.Duration(monotonic()-start))
+}
+
 // settleAll tells the store of everything that is owed, beside the decisions, if it
-// is worth a try.
-func (r *remote) settleAll() {
-	if !r.breaker.Ready(monotonic()) || !r.settling.CompareAndSwap(false, true) {
+// is worth a try. It begins with a key that is in use, if that is not empty.
+func (r *remote) settleAll(first string) {
+	now := monotonic()
+	if now < r.resettle.Load() || !r.breaker.Ready(now) || !r.settling.CompareAndSwap(false, true) {
 		return
 	}
+	first = strings.Clone(first)
 	r.beside(func() {
 		defer r.settling.Store(false)
-		debtors := r.near.Debtors()
+		debtors := r.near.Debtors(now)
+		if first != "" {
+			debtors = append([]string{first}, debtors...)
+		}
+		if len(debtors) > 0 && r.breaker.Open() {
+			if err := r.look(r.closing, debtors[0]); err != nil && r.fault(err) != FaultKey {
+				return
+			}
+		}
 		var next atomic.Int64
+		var left atomic.Bool
 		var workers sync.WaitGroup
 		for range min(settleWorkers, len(debtors)) {
 			workers.Go(func() {
 				for i := next.Add(1) - 1; i < int64(len(debtors)); i = next.Add(1) - 1 {
-					if r.settle(debtors[i]) != nil {
-						next.Store(int64(len(debtors))) // there will be a next time
+					if err := r.settle(debtors[i]); err != nil {
+						left.Store(true)
+						if r.fault(err) != FaultKey { // then the others have no better chance
+							next.Store(int64(len(debtors)))
+						}
 					}
 				}
 			})
 		}
 		workers.Wait()
+		if left.Load() || len(debtors) == 0 {
+			r.resettle.Store(monotonic() + settlePause)
+		}
 	})
 }
 
-// settleWorkers tell a store nearby of some 65,536 keys in about a second.
-const settleWorkers = 16
+const (
+	// settleWorkers tell a store nearby of some 65,536 keys in about a second.
+	settleWorkers = 16
+	// What could not be told is tried again after a pause: to find it takes a walk through all keys.
+	settlePause = int64(100 * time.Millisecond)
+)
+
+// untaken is an error of a call that has taken nothing, whatever became of it.
+type untaken struct{ error }
+
+func (u untaken) Unwrap() error { return u.error }
+
+// look asks the store for nothing, to see whether it answers.
+func (r *remote) look(ctx context.Context, key string) error {
+	limits := r.l.policy.Load().limits
+	return r.ask(ctx, func(ctx context.Context) error {
+		_, err := r.call(ctx, 0, key, 0, limits, make([]Result, len(limits)))
+		return err
+	})
+}
 
 // settle tells the store what is owed for a key.
 func (r *remote) settle(key string) (err error) {
@@ -418,10 +508,9 @@ func (r *remote) stop() {
 }
 
 func (r *remote) stats() RemoteStats {
-	open, opened := r.breaker.Open()
 	return RemoteStats{
 		Failures: r.failures.Load(), Spared: r.spared.Load(),
-		BreakerOpen: open, BreakerOpened: opened,
+		BreakerOpen: r.breaker.Open(), BreakerOpened: r.breaker.Opened(),
 		Cached: r.cached.Load(), Leased: r.leased.Load(), Fallback: r.fallback.Load(), FailedOpen: r.opened.Load(),
 		Owed: r.near.Debts(), Forgotten: r.near.Lost(),
 	}

@@ -10,12 +10,12 @@ import (
 
 // takeMore takes n units at the store and, for a key that is busy, more of them for a
 // lease: the next requests need not ask.
-func (r *remote) takeMore(ctx context.Context, start int64, key string, n int64, limits []Limit, s *numbers, results []Result) (at Instant, err error) {
+func (r *remote) takeMore(ctx context.Context, start int64, spent time.Duration, key string, n int64, limits []Limit, s *numbers, results []Result) (at Instant, err error) {
 	extra := r.near.Want(key, s.rules[:s.n], start)
 	if extra == 0 {
-		return r.consult(ctx, 0, key, n, limits, s, results)
+		return r.consult(ctx, spent, key, n, limits, s, results)
 	}
-	at, err = r.consult(ctx, 0, key, n+extra, limits, s, results)
+	at, err = r.consult(ctx, spent, key, n+extra, limits, s, results)
 	if err != nil || denied(results) {
 		r.keep(key, 0, 0, start, s)
 		if err != nil {

@@ -152,7 +152,9 @@ func (s *RedisStore) Reset(ctx context.Context, key string, limits []Limit) erro
 // Calls that come later get [ErrStoreClosed]. A limiter closes the store that it has
 // made for Options.Redis itself. The error is always nil.
 func (s *RedisStore) Close() error {
+	s.claim.mu.Lock()
 	s.closed.Store(true)
+	s.claim.mu.Unlock()
 	s.queue.Wait()
 	s.claim.running.Wait()
 	return nil
@@ -363,16 +365,21 @@ func (s *RedisStore) Fault(err error) Fault {
 	return FaultUnknown
 }
 
+const permissions = "let the client's user run EVAL, EVALSHA, GET, SET, INCRBY, DEL, PTTL and TIME on the prefix's keys"
+
+// The prefixes are without "ERR ".
 var redisHints = []struct{ prefix, hint string }{
 	{"NOAUTH", "give the client the server's password"},
 	{"WRONGPASS", "give the client the right user name and password"},
-	{"NOPERM", "let the client's user run EVAL, EVALSHA, GET, SET, INCRBY, DEL, PTTL and TIME on the prefix's keys"},
+	{"NOPERM", permissions},
+	{"The user executing the script can't run this command", permissions},
+	{"The user executing the script can't access", permissions},
 	{"READONLY", "connect to the master; this is a replica"},
 	{"OOM", "the server is at its maxmemory: raise it, or let it evict"},
 	{"MISCONF", "the server cannot save its data, and so takes no writes"},
 	{"LOADING", "the server is reading its data"},
 	{"MASTERDOWN", "the replica has lost its master"},
 	{"CLUSTERDOWN", "the cluster has no master for the key's slot"},
-	{"ERR DB index is out of range", "give the client another database number"},
-	{"ERR unknown command", "Redis 6.2 or later is needed, with scripting"},
+	{"DB index is out of range", "give the client another database number"},
+	{"unknown command", "Redis 6.2 or later is needed, with scripting"},
 }

@@ -184,6 +184,10 @@ func (s *RedisStore) read(c *redisCall) {
 	}
 	if err != nil {
 		c.err = c.explain(err)
+		if cluster, ok := s.client.(*redis.ClusterClient); ok && !isReply(err) {
+			// The client finds a new master by itself only where it sends commands again.
+			cluster.ReloadState(context.Background())
+		}
 	}
 	c.cmd, c.client = nil, nil
 	if proven := err == nil || isReply(err); proven != s.prompt.proven.Load() {

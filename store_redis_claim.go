@@ -56,6 +56,7 @@ type redisClaim struct {
 	next    atomic.Int64             // when to look again, by monotonic
 	foreign atomic.Uint64
 	blocked atomic.Pointer[string] // the name of the other limiter, with RefuseSharedPrefix
+	mu      sync.Mutex             // of closing the store against running
 	running sync.WaitGroup
 }
 
@@ -96,6 +97,11 @@ func (c *redisClaim) refresh(s *RedisStore) {
 	if now < next || c.owner.Load() == nil || !c.next.CompareAndSwap(next, now+int64(claimRefresh)) {
 		return
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s.closed.Load() {
+		return
+	}
 	c.running.Go(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), adjustTimeout)
 		defer cancel()
@@ -113,9 +119,12 @@ func (c *redisClaim) check(ctx context.Context, s *RedisStore) error {
 		return err
 	}
 	made, err := s.client.SetNX(ctx, key, mine, claimLife).Result()
-	if err != nil || made {
-		c.blocked.Store(nil)
+	if err != nil {
 		return err
+	}
+	if made {
+		c.blocked.Store(nil)
+		return nil
 	}
 	text, err := s.client.Get(ctx, key).Result()
 	if err == redis.Nil { // expired just now

@@ -1,10 +1,12 @@
 package storetest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -174,7 +176,7 @@ var cases = []testCase{
 			r.sleep(3 * r.window / 8)
 			r.admits("key", 1, l)
 			r.denies("key", 1, l)
-			r.sleep(10 * r.window)
+			r.sleep(3 * r.window)
 			r.admits("key", 2, l)
 			r.denies("key", 1, l)
 		},
@@ -210,30 +212,54 @@ var cases = []testCase{
 		rule:  "whatever was done to a key, it is whole again after ResetAfter: no counter stays for ever",
 		waits: true,
 		check: func(r *run) {
-			for _, l := range r.three(4) {
-				for _, op := range []struct {
-					name string
-					do   func(key string)
-				}{
-					{"take", func(key string) {}},
-					{"look", func(key string) { r.remains(key, 0, l) }},
-					{"denial", func(key string) { r.denies(key, 1, l) }},
-					{"refund", func(key string) { r.adjust(key, -1, ratelimit.Now, l) }},
-					{"charge", func(key string) { r.adjust(key, 2, ratelimit.Now, l) }},
-					{"changed limit", func(key string) { r.take(key, 1, r.sameShape(l, 6)) }},
-				} {
+			ops := []struct {
+				name string
+				do   func(key string, l ratelimit.Limit)
+			}{
+				{"take", func(key string, l ratelimit.Limit) {}},
+				{"look", func(key string, l ratelimit.Limit) { r.remains(key, 0, l) }},
+				{"denial", func(key string, l ratelimit.Limit) { r.denies(key, 1, l) }},
+				{"refund", func(key string, l ratelimit.Limit) { r.adjust(key, -1, ratelimit.Now, l) }},
+				{"charge", func(key string, l ratelimit.Limit) { r.adjust(key, 2, ratelimit.Now, l) }},
+				{"changed limit", func(key string, l ratelimit.Limit) { r.take(key, 1, r.sameShape(l, 6)) }},
+			}
+			each := func(l ratelimit.Limit, check func(key string)) {
+				for _, op := range ops {
+					check(op.name + l.Algorithm())
+				}
+			}
+			// All of them wait at once, and each as long as it says.
+			limits, resets := r.three(4), make(map[ratelimit.Limit]time.Duration)
+			for _, l := range limits {
+				for _, op := range ops {
 					key := op.name + l.Algorithm()
 					r.admits(key, 4, l)
-					op.do(key)
-					r.sleep(r.take(key, 0, l)[0].ResetAfter + r.slack)
+					op.do(key, l)
+				}
+			}
+			for _, l := range limits {
+				each(l, func(key string) { resets[l] = max(resets[l], r.take(key, 0, l)[0].ResetAfter) })
+			}
+			slices.SortFunc(limits, func(a, b ratelimit.Limit) int { return cmp.Compare(resets[a], resets[b]) })
+			waited := time.Duration(0)
+			for _, l := range limits {
+				r.sleep(resets[l] - waited + r.slack)
+				waited = resets[l] + r.slack
+				each(l, func(key string) {
 					r.remains(key, 4, l)
 					r.adjust(key, -2, ratelimit.Now, l) // a refund that comes late
-					r.sleep(2*r.window + r.slack)
+				})
+			}
+			r.sleep(2*r.window + r.slack)
+			for _, l := range limits {
+				each(l, func(key string) {
 					r.admits(key, 4, l)
 					r.denies(key, 1, l)
-					r.sleep(2*r.window + r.slack)
-					r.remains(key, 4, l)
-				}
+				})
+			}
+			r.sleep(2*r.window + r.slack)
+			for _, l := range limits {
+				each(l, func(key string) { r.remains(key, 4, l) })
 			}
 		},
 	},

@@ -3,6 +3,7 @@ package breaker
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -12,7 +13,7 @@ import (
 // that does not run backwards. Methods may be called from any number of goroutines.
 type Breaker struct {
 	mu      sync.Mutex
-	open    bool
+	open    atomic.Bool // set with mu held
 	probing bool
 	row     int   // failures since the last success
 	since   int64 // when the present count of calls began
@@ -20,7 +21,7 @@ type Breaker struct {
 	failed  int
 	pause   int64
 	next    int64 // when to probe
-	opened  uint64
+	opened  atomic.Uint64
 }
 
 // It opens after so many failures in a row: a backend that is gone is noticed
@@ -51,9 +52,12 @@ const (
 // Allow reports whether a call may be made. If so it is to be reported to Done, with
 // probe as given here.
 func (b *Breaker) Allow(now int64) (ok, probe bool) {
+	if !b.Open() {
+		return true, false
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.open {
+	if !b.open.Load() {
 		return true, false
 	}
 	if b.probing || now < b.next {
@@ -65,9 +69,12 @@ func (b *Breaker) Allow(now int64) (ok, probe bool) {
 
 // Ready reports whether Allow would allow a call.
 func (b *Breaker) Ready(now int64) bool {
+	if !b.Open() {
+		return true
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return !b.open || !b.probing && now >= b.next
+	return !b.open.Load() || !b.probing && now >= b.next
 }
 
 // Done takes note of how a call has ended. It reports whether the breaker has opened
@@ -80,14 +87,16 @@ func (b *Breaker) Done(now int64, probe bool, how Outcome) (changed bool) {
 		b.probing = false
 		switch how {
 		case Succeeded:
-			*b = Breaker{since: now, opened: b.opened}
+			b.open.Store(false)
+			b.row = 0
+			b.since, b.calls, b.failed = now, 0, 0
 			return true
 		case Failed:
 			b.pause = min(2*b.pause, maxPause)
 			b.next = now + b.pause
 		}
 		return false
-	case b.open || how == Unclear:
+	case b.open.Load() || how == Unclear:
 		return false
 	}
 	if now-b.since > span {
@@ -103,14 +112,14 @@ func (b *Breaker) Done(now int64, probe bool, how Outcome) (changed bool) {
 	if b.row < inRow && (b.calls < minCalls || 2*b.failed < b.calls) {
 		return false
 	}
-	b.open, b.pause, b.next = true, minPause, now+minPause
-	b.opened++
+	b.open.Store(true)
+	b.pause, b.next = minPause, now+minPause
+	b.opened.Add(1)
 	return true
 }
 
-// Open reports whether the breaker is open, and how often it has opened.
-func (b *Breaker) Open() (open bool, times uint64) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.open, b.opened
-}
+// Open reports whether the breaker is open.
+func (b *Breaker) Open() bool { return b.open.Load() }
+
+// Opened is how often it has opened.
+func (b *Breaker) Opened() uint64 { return b.opened.Load() }

@@ -9,15 +9,17 @@ package flight
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 )
 
 // ErrUnsent and ErrUnknown are what a caller gets whose deadline has passed: the first if its job was never
-// sent, the second if it was and there is no saying what became of it.
+// sent, the second if it was and there is no saying what became of it. Both are a
+// [context.DeadlineExceeded].
 var (
-	ErrUnsent  = errors.New("timed out before the command could be sent")
-	ErrUnknown = errors.New("timed out waiting for the reply")
+	ErrUnsent  = fmt.Errorf("timed out before the command could be sent: %w", context.DeadlineExceeded)
+	ErrUnknown = fmt.Errorf("timed out waiting for the reply: %w", context.DeadlineExceeded)
 )
 
 // A Queue is where callers wait. Its exported fields are set before first use.
@@ -46,10 +48,11 @@ type Queue[T any] struct {
 type Job[T any] struct {
 	Value T
 
-	// Gone is set, for Queue.Left, if the caller's context was done; else its time was over.
+	// Gone is set, for Queue.Left, if the caller's context was cancelled; else its time was over.
 	Gone bool
 
 	alone      [1]*Job[T] // itself, as a batch
+	over       overdue    // of a DoHere
 	ctx        context.Context
 	deadline   time.Time
 	done       chan struct{}
@@ -61,7 +64,8 @@ type Job[T any] struct {
 
 // DoHere is Do on the caller's own goroutine, which saves waking up another, if
 // nobody else would have to wait for it; else it does nothing and returns false. The
-// caller sees to it that Send comes back in time.
+// caller sees to it that Send comes back by the deadline. Its context is done then, for what
+// Send may have to wait for before anything is sent.
 func (q *Queue[T]) DoHere(ctx context.Context, deadline time.Time, job *Job[T]) bool {
 	q.mu.Lock()
 	if q.first != nil || q.flying == q.Most {
@@ -71,13 +75,40 @@ func (q *Queue[T]) DoHere(ctx context.Context, deadline time.Time, job *Job[T]) 
 	q.flying++
 	q.mu.Unlock()
 	job.ctx, job.deadline, job.alone[0] = ctx, deadline, job
-	q.Send(contextOf(job.alone[:]), job.alone[:])
-	q.mu.Lock()
-	q.flying--
-	q.takeOff()
-	q.land()
-	q.mu.Unlock()
+	defer func() { // also where a client's hook panics
+		job.over.stop()
+		q.mu.Lock()
+		q.flying--
+		q.takeOff()
+		q.land()
+		q.mu.Unlock()
+	}()
+	alone := contextOf(job.alone[:])
+	alone.over = job.over.start(deadline)
+	q.Send(alone, job.alone[:])
 	return true
+}
+
+// overdue is a channel that is closed at a deadline, and used again where it was not.
+type overdue struct {
+	closed chan struct{}
+	timer  *time.Timer
+}
+
+func (o *overdue) start(deadline time.Time) <-chan struct{} {
+	if o.timer != nil {
+		o.timer.Reset(time.Until(deadline))
+		return o.closed
+	}
+	closed := make(chan struct{})
+	o.closed, o.timer = closed, time.AfterFunc(time.Until(deadline), func() { close(closed) })
+	return closed
+}
+
+func (o *overdue) stop() {
+	if !o.timer.Stop() {
+		*o = overdue{}
+	}
 }
 
 type phase uint8
@@ -93,9 +124,9 @@ type flight struct {
 	late bool // callers have given up on it
 }
 
-// Do has job carried out, and returns nil when it has been. Where ctx is done before,
-// the error is ctx's; where deadline is over before, [ErrUnsent] or [ErrUnknown]. A
-// zero deadline is none.
+// Do has job carried out, and returns nil when it has been. Where ctx is done at the start, or
+// cancelled before, the error is ctx's; where its deadline or the other one is over before,
+// [ErrUnsent] or [ErrUnknown]. A zero deadline is none.
 func (q *Queue[T]) Do(ctx context.Context, deadline time.Time, job *Job[T]) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -138,12 +169,12 @@ func (q *Queue[T]) leave(job *Job[T]) error {
 		return nil
 	}
 	defer q.mu.Unlock()
-	err := job.ctx.Err()
+	gone := errors.Is(job.ctx.Err(), context.Canceled)
 	switch was {
 	case waiting:
 		q.remove(job)
 	case flying:
-		if f := job.flight; !f.late && !errors.Is(err, context.Canceled) && q.late < q.Late {
+		if f := job.flight; !f.late && !gone && q.late < q.Late {
 			// Others are not to wait for it as well.
 			f.late = true
 			q.flying--
@@ -153,9 +184,9 @@ func (q *Queue[T]) leave(job *Job[T]) error {
 	}
 	job.phase = left
 	switch {
-	case err != nil:
+	case gone:
 		job.Gone = true
-		return err
+		return job.ctx.Err()
 	case was == waiting:
 		return ErrUnsent
 	}
@@ -265,18 +296,28 @@ func (q *Queue[T]) remove(job *Job[T]) {
 }
 
 // flightContext has the values of the caller who flies alone, so that a trace goes on,
-// and the latest deadline of all. It is never done: what has been sent is waited for.
+// and the latest deadline of all. Unless that caller flies it itself it is never done: what
+// has been sent is waited for.
 type flightContext struct {
 	context.Context
 	deadline time.Time
+	over     <-chan struct{}
 }
 
-func (c flightContext) Deadline() (time.Time, bool) { return c.deadline, !c.deadline.IsZero() }
-func (c flightContext) Done() <-chan struct{}       { return nil }
-func (c flightContext) Err() error                  { return nil }
+func (c *flightContext) Deadline() (time.Time, bool) { return c.deadline, !c.deadline.IsZero() }
+func (c *flightContext) Done() <-chan struct{}       { return c.over }
 
-func contextOf[T any](batch []*Job[T]) context.Context {
-	c := flightContext{context.Background(), batch[0].deadline}
+func (c *flightContext) Err() error {
+	select {
+	case <-c.over:
+		return context.DeadlineExceeded
+	default:
+		return nil
+	}
+}
+
+func contextOf[T any](batch []*Job[T]) *flightContext {
+	c := &flightContext{Context: context.Background(), deadline: batch[0].deadline}
 	if len(batch) == 1 {
 		c.Context = batch[0].ctx
 	}

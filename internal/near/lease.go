@@ -48,20 +48,21 @@ func (c *Cache) Spend(key string, n int64, limits []rule.Limit, now, age int64, 
 	}
 	l.left -= n
 	for i := range limits {
-		_, a := limits[i].Take(e.find(&limits[i]).state, now, 0)
+		_, a := limits[i].Take(e.state(&limits[i]), now, 0)
 		a.Remaining = min(a.Remaining+l.left, limits[i].Cap())
 		answers[i] = a
 	}
-	s.use(e)
+	s.use(e, owing)
 	return l.told, true, !l.asking && l.left < l.size/leaseLow
 }
 
-// Unspend puts units back into the lease that they have come from, if there still is one.
+// Unspend puts units back into the lease that they have come from, if there still is one that so
+// many are missing from.
 func (c *Cache) Unspend(key string, n int64, limits []rule.Limit, now int64) bool {
 	s, k := c.lock(key)
 	defer s.mu.Unlock()
 	e := s.keys[k]
-	if e == nil || e.lease.size == 0 || now >= e.lease.until || !slices.Equal(e.lease.limits, limits) {
+	if e == nil || n > e.lease.size-e.lease.left || now >= e.lease.until || !slices.Equal(e.lease.limits, limits) {
 		return false
 	}
 	e.lease.left += n

@@ -10,6 +10,7 @@ package near
 import (
 	"crypto/sha256"
 	"hash/maphash"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -33,23 +34,34 @@ const shards = 64
 type shard struct {
 	mu      sync.Mutex
 	keys    map[string]*entry
-	newest  *entry // by use
-	oldest  *entry
+	lists   [ranks]list
 	version uint64 // moves on when units were given back here
 	leased  map[*entry]struct{}
 }
 
+// list is of entries by their last use.
+type list struct{ newest, oldest *entry }
+
+// Where there is room for no more keys, those of the lowest rank go first.
+const (
+	plain = iota
+	owing // or with a lease: to forget it loses some units
+	spent // all that it had, when it was last used: to forget it hands all of them out again
+	ranks
+)
+
 type entry struct {
 	key          string
 	newer, older *entry
+	list         *list // that it is in; nil for an entry that nobody has added
 	counters     []counter
 	lease        lease
-	told         int64 // the store's instant of what was last learnt
-	learnt       int64 // ours
-	again        int64 // when to ask the store about a denial again
-	settling     bool  // its debts are being told
-	indebted     bool  // and counted in Cache.debts
-	hashed       bool  // key is a hash, and the store cannot be told of it
+	told         int64         // the store's instant of what was last learnt
+	learnt       int64         // ours
+	again        int64         // when to ask the store about a denial again
+	settling     chan struct{} // open while its debts are being told, else nil
+	indebted     bool          // and counted in Cache.debts
+	hashed       bool          // key is a hash: only who comes with the key itself can tell the store
 }
 
 // counter is a key under one limit.
@@ -58,6 +70,7 @@ type counter struct {
 	state rule.State
 	cost  int64 // the least that is denied until retry
 	retry int64
+	whole int64 // when the store's counter is whole again, if it is as it was learnt; else 0
 	owed  int64 // units taken here that the store does not know of, or given back if negative
 	last  int64 // when the last of those were
 }
@@ -81,8 +94,8 @@ func (c *Cache) lock(key string) (*shard, string) {
 	return s, key
 }
 
-// Denied reports whether n units of key are known to be denied, and fills in answers if so. Once in
-// every recheck it does not, so that its caller asks the store.
+// Denied reports whether it is known that n units of key are denied and for how long, and
+// fills in answers if so. Once in every recheck it does not, so that its caller asks the store.
 func (c *Cache) Denied(key string, n int64, limits []rule.Limit, now, recheck int64, answers []rule.Answer) bool {
 	s, k := c.lock(key)
 	defer s.mu.Unlock()
@@ -96,31 +109,46 @@ func (c *Cache) Denied(key string, n int64, limits []rule.Limit, now, recheck in
 		if counter == nil || counter.limit != limits[i] {
 			return false
 		}
-		if counter.retry > now && n >= counter.cost {
-			denied = true
-		}
+		denied = denied || counter.denies(n, now)
 	}
 	if !denied {
 		return false
+	}
+	for i := range limits {
+		if !e.find(&limits[i]).answer(n, now, &answers[i]) {
+			return false
+		}
 	}
 	if recheck > 0 && now >= e.again {
 		e.again = now + recheck // the others need not
 		return false
 	}
-	for i := range limits {
-		counter := e.find(&limits[i])
-		_, a := limits[i].Take(counter.state, now, 0)
-		if counter.retry > now && n >= counter.cost {
-			a.Retry = counter.retry - now
-			a.Remaining = min(a.Remaining, counter.cost-1)
-			a.Reset = max(a.Reset, a.Retry)
-			if a.More == 0 || a.Remaining == counter.cost-1 {
-				a.More = a.Retry
-			}
+	s.use(e, spent)
+	return true
+}
+
+func (c *counter) denies(n, now int64) bool { return c.retry > now && n >= c.cost }
+
+// answer is what the store would say of n units, unless only it knows.
+func (c *counter) answer(n, now int64, a *rule.Answer) (known bool) {
+	if !c.denies(n, now) || n > c.cost {
+		// Other units than the store was asked for wait for longer. A sliding window's guess
+		// does not tell how long.
+		if _, *a = c.limit.Take(c.state, now, n); a.Retry > 0 && a.Retry != rule.Never && c.limit.Kind == rule.Sliding {
+			return false
 		}
-		answers[i] = a
+		if c.whole > now {
+			a.Reset = c.whole - now
+		}
+		return true
 	}
-	s.use(e)
+	_, *a = c.limit.Take(c.state, now, 0)
+	a.Retry = c.retry - now
+	a.Remaining = min(a.Remaining, c.cost-1)
+	a.Reset = max(c.whole-now, a.Retry)
+	if a.More == 0 || a.Remaining == c.cost-1 {
+		a.More = a.Retry
+	}
 	return true
 }
 
@@ -138,24 +166,29 @@ func (c *Cache) Learn(key string, n int64, limits []rule.Limit, answers []rule.A
 	defer s.mu.Unlock()
 	e := s.keys[k]
 	if e == nil {
-		e = c.add(s, k, key)
+		e = c.add(s, k, key, now)
 	}
 	// Replies overtake each other, by less than a second. A clock that is further
 	// behind is another server's.
 	const late = 1_000_000_000
-	if e.settling || e.owes() || told < e.told && now-e.learnt < late {
+	if e.settling != nil || e.owes() || told < e.told && now-e.learnt < late {
 		return
 	}
 	e.told, e.learnt, e.again = told, now, now+recheck
+	c.hold(e, limits)
+	rank := plain
 	for i := range limits {
-		counter, a := e.findOrAdd(&limits[i]), &answers[i]
+		counter, a := e.find(&limits[i]), &answers[i]
 		counter.limit, counter.state = limits[i], limits[i].Guess(*a, now)
-		counter.retry = 0
+		counter.retry, counter.whole = 0, now+a.Reset
+		if a.Remaining == 0 {
+			rank = spent
+		}
 		if a.Retry > 0 && a.Retry != rule.Never && s.version == version {
 			counter.retry, counter.cost = now+a.Retry, n
 		}
 	}
-	s.use(e)
+	s.use(e, rank)
 }
 
 // Take decides here. If the units that it admits are owed, the store does not have
@@ -168,41 +201,40 @@ func (c *Cache) Take(key string, n int64, limits []rule.Limit, now int64, owed b
 		e = &entry{}
 	}
 	var states [maxLimits]rule.State
-	admitted = true
+	admitted, rank := true, plain
 	for i := range limits {
-		var before rule.State
-		if counter := e.find(&limits[i]); counter != nil {
-			before = counter.state
-		}
-		states[i], answers[i] = limits[i].Take(before, now, n)
+		states[i], answers[i] = limits[i].Take(e.state(&limits[i]), now, n)
 		admitted = admitted && answers[i].Retry == 0
+		if answers[i].Remaining == 0 {
+			rank = spent
+		}
 	}
 	if !admitted {
 		for i := range limits {
 			if answers[i].Retry == 0 { // as it was, then
-				var before rule.State
-				if counter := e.find(&limits[i]); counter != nil {
-					before = counter.state
-				}
-				_, answers[i] = limits[i].Take(before, now, 0)
+				_, answers[i] = limits[i].Take(e.state(&limits[i]), now, 0)
 			}
+		}
+		if e.list != nil {
+			s.use(e, spent)
 		}
 		return false
 	}
 	if n == 0 {
 		return true
 	}
-	if e.key == "" {
-		e = c.add(s, k, key)
+	if e.list == nil {
+		e = c.add(s, k, key, now)
 	}
+	c.hold(e, limits)
 	for i := range limits {
-		counter := e.findOrAdd(&limits[i])
-		counter.limit, counter.state = limits[i], states[i]
+		counter := e.find(&limits[i])
+		counter.limit, counter.state, counter.retry, counter.whole = limits[i], states[i], 0, 0
 	}
 	if owed {
 		c.owe(e, limits, n, now)
 	}
-	s.use(e)
+	s.use(e, rank)
 	return true
 }
 
@@ -219,16 +251,18 @@ func (c *Cache) Adjust(key string, n int64, limits []rule.Limit, now int64, owed
 		if !owed {
 			return
 		}
-		e = c.add(s, k, key)
+		e = c.add(s, k, key, now)
 	}
+	c.hold(e, limits)
 	for i := range limits {
-		counter := e.findOrAdd(&limits[i])
-		counter.limit, counter.retry = limits[i], 0
+		counter := e.find(&limits[i])
+		counter.limit, counter.retry, counter.whole = limits[i], 0, 0
 		counter.state = limits[i].Adjust(counter.state, now, n, 0)
 	}
 	if owed {
 		c.owe(e, limits, n, now)
 	}
+	s.use(e, e.rank(now))
 }
 
 // Forget drops a key, and what is owed for it.
@@ -243,10 +277,6 @@ func (c *Cache) Forget(key string) {
 
 // owe notes units that the store is to be told of.
 func (c *Cache) owe(e *entry, limits []rule.Limit, n, now int64) {
-	if e.hashed {
-		c.lost.Add(1)
-		return
-	}
 	for i := range limits {
 		counter := e.find(&limits[i])
 		counter.owed += max(-rule.MaxUnits, min(n, rule.MaxUnits))
@@ -258,7 +288,7 @@ func (c *Cache) owe(e *entry, limits []rule.Limit, n, now int64) {
 
 // count keeps the number of keys that something is owed for.
 func (c *Cache) count(e *entry) {
-	is := e.settling || e.owes()
+	is := e.settling != nil || e.owes()
 	if is != e.indebted {
 		e.indebted = is
 		if is {
@@ -289,15 +319,19 @@ type Debt struct {
 	At    int64
 }
 
-// Owes reports whether something is owed for a key.
-func (c *Cache) Owes(key string) bool {
+// Owes reports whether something is owed for a key. If the store is being told of it just
+// now, told is closed when that is over; else it is nil.
+func (c *Cache) Owes(key string) (owes bool, told <-chan struct{}) {
 	if c.debts.Load() == 0 {
-		return false
+		return false, nil
 	}
 	s, k := c.lock(key)
 	defer s.mu.Unlock()
 	e := s.keys[k]
-	return e != nil && e.indebted
+	if e == nil || !e.indebted {
+		return false, nil
+	}
+	return true, e.settling
 }
 
 // Collect hands out what is owed for a key, for the store to be told. Until Settle is
@@ -306,40 +340,47 @@ func (c *Cache) Collect(key string, now int64) (debts []Debt) {
 	s, k := c.lock(key)
 	defer s.mu.Unlock()
 	e := s.keys[k]
-	if e == nil || e.settling {
+	if e == nil || e.settling != nil {
 		return nil
 	}
 	for i := range e.counters {
 		counter := &e.counters[i]
-		if debt, ok := counter.debt(now); ok {
-			debts = append(debts, debt)
-		}
+		debts = counter.debts(debts, now)
 		counter.owed = 0
 	}
-	e.settling = len(debts) > 0
+	if debts != nil {
+		e.settling = make(chan struct{})
+	}
 	c.count(e)
 	return debts
 }
 
-// debt is what the store has to know of what is owed: of units taken, those that still count.
-func (c *counter) debt(now int64) (Debt, bool) {
-	d := Debt{c.limit, c.owed, c.last}
-	if c.owed > 0 {
-		left := c.limit
-		left.N, left.Burst = rule.MaxUnits, min(left.Burst, 1)*rule.MaxUnits
-		if left.Kind == rule.Bucket {
-			left.N = c.limit.N
-		}
-		_, a := left.Take(c.state, now, 0)
-		d.Units = min(d.Units, rule.MaxUnits-a.Remaining)
-		switch c.limit.Kind {
-		case rule.Fixed:
-			d.At = c.state.T // its window began with the first of them
-		case rule.Bucket:
-			d.At = now // and the rest has leaked
+// debts is what the store has to know of what is owed: of units taken, those that still count.
+func (c *counter) debts(to []Debt, now int64) []Debt {
+	add := func(units, at int64) {
+		if units != 0 {
+			to = append(to, Debt{c.limit, units, at})
 		}
 	}
-	return d, d.Units != 0
+	elapsed := now - c.state.T
+	switch {
+	case c.owed <= 0:
+		add(c.owed, c.last)
+	case c.limit.Kind == rule.Fixed && elapsed < c.limit.Window:
+		add(min(c.owed, c.state.A), c.state.T) // its window began with the first of them
+	case c.limit.Kind == rule.Sliding && elapsed < 2*c.limit.Window:
+		newer := min(c.owed, c.state.A)
+		add(newer, c.last)
+		if elapsed < c.limit.Window {
+			add(min(c.owed-newer, c.state.B), c.state.T-1)
+		}
+	case c.limit.Kind == rule.Bucket:
+		whole := c.limit
+		whole.Burst = rule.MaxUnits
+		_, a := whole.Take(c.state, now, 0)
+		add(min(c.owed, rule.MaxUnits-a.Remaining), now) // the rest has leaked, and a part of a unit counts as one
+	}
+	return to
 }
 
 // Settle takes back the debts that the store could not be told of.
@@ -350,7 +391,10 @@ func (c *Cache) Settle(key string, unpaid []Debt) {
 	if e == nil {
 		return
 	}
-	e.settling = false
+	if e.settling != nil {
+		close(e.settling)
+		e.settling = nil
+	}
 	for _, d := range unpaid {
 		if counter := e.find(&d.Limit); counter != nil {
 			counter.owed += d.Units
@@ -360,14 +404,20 @@ func (c *Cache) Settle(key string, unpaid []Debt) {
 	c.count(e)
 }
 
-// Debtors returns the keys that something is owed for.
-func (c *Cache) Debtors() (keys []string) {
+// Debtors returns the keys that something is owed for, but for long ones.
+func (c *Cache) Debtors(now int64) (keys []string) {
 	for i := range c.shards {
 		s := &c.shards[i]
 		s.mu.Lock()
-		for e := s.newest; e != nil; e = e.older {
-			if e.owes() {
-				keys = append(keys, e.key)
+		for i := range s.lists[owing:] {
+			for e := s.lists[owing+i].newest; e != nil; e = e.older {
+				switch {
+				case !e.owes():
+				case e.hashed:
+					c.forgive(e, now)
+				default:
+					keys = append(keys, e.key)
+				}
 			}
 		}
 		s.mu.Unlock()
@@ -375,105 +425,158 @@ func (c *Cache) Debtors() (keys []string) {
 	return keys
 }
 
+// forgive drops what is owed for a key and does not count any more.
+func (c *Cache) forgive(e *entry, now int64) {
+	for i := range e.counters {
+		if e.counters[i].debts(nil, now) == nil {
+			e.counters[i].owed = 0
+		}
+	}
+	c.count(e)
+}
+
 func (e *entry) find(l *rule.Limit) *counter {
 	for i := range e.counters {
-		if c := &e.counters[i]; c.limit.Kind == l.Kind && c.limit.Window == l.Window {
+		if c := &e.counters[i]; c.isOf(*l) {
 			return c
 		}
 	}
 	return nil
 }
 
-func (e *entry) findOrAdd(l *rule.Limit) *counter {
+func (c *counter) isOf(l rule.Limit) bool {
+	return c.limit.Kind == l.Kind && c.limit.Window == l.Window
+}
+
+// state is how the key stands under a limit.
+func (e *entry) state(l *rule.Limit) rule.State {
 	if c := e.find(l); c != nil {
-		return c
+		return c.state
 	}
-	if len(e.counters) == maxLimits { // of ever new windows
-		e.counters = append(e.counters[:0], e.counters[1:]...)
+	return rule.State{}
+}
+
+// hold makes counters for limits, in the place of others if there are too many.
+func (c *Cache) hold(e *entry, limits []rule.Limit) {
+	excess := len(e.counters) - maxLimits
+	for i := range limits {
+		if e.find(&limits[i]) == nil {
+			excess++
+		}
 	}
-	e.counters = append(e.counters, counter{limit: *l})
-	return &e.counters[len(e.counters)-1]
+	e.counters = slices.DeleteFunc(e.counters, func(other counter) bool {
+		if excess <= 0 || slices.ContainsFunc(limits, other.isOf) {
+			return false
+		}
+		if excess--; other.owed != 0 {
+			c.lost.Add(1)
+		}
+		return true
+	})
+	for i := range limits {
+		if e.find(&limits[i]) == nil {
+			e.counters = append(e.counters, counter{limit: limits[i]})
+		}
+	}
+	c.count(e)
 }
 
 // add makes an entry, in the place of another if the shard is full.
-func (c *Cache) add(s *shard, k, key string) *entry {
+func (c *Cache) add(s *shard, k, key string, now int64) *entry {
 	if len(s.keys) >= c.most {
-		c.drop(s, s.dispensable())
+		e := s.dispensable(now)
+		if e.indebted {
+			c.lost.Add(1)
+		}
+		c.drop(s, e)
 	}
 	if s.keys == nil {
 		s.keys = make(map[string]*entry)
 	}
 	e := &entry{key: strings.Clone(k), hashed: k != key}
 	s.keys[e.key] = e
-	s.push(e)
+	s.lists[plain].push(e)
 	return e
 }
 
-// dispensable is the entry that has been used least lately, but for a few that block
-// their key or owe something.
-func (s *shard) dispensable() *entry {
-	const reach = 16
-	e := s.oldest
-	for range reach {
-		if e == nil {
-			break
+// dispensable is the entry that has been used least lately, of the lowest rank that there is.
+func (s *shard) dispensable(now int64) *entry {
+	for rank := range s.lists {
+		// What holds no longer holds for the oldest first, and there are more of those than
+		// come meanwhile.
+		const reach = 4
+		for range reach {
+			if e := s.lists[rank].oldest; e != nil && e.rank(now) < rank {
+				s.use(e, e.rank(now))
+			}
 		}
-		if !e.indebted && e.lease.size == 0 && !e.blocks() {
+	}
+	for rank := range s.lists {
+		if e := s.lists[rank].oldest; e != nil {
 			return e
 		}
-		e = e.newer
 	}
-	return s.oldest
+	return nil
 }
 
-// blocks reports whether the key has spent all that it had when it was last used.
-func (e *entry) blocks() bool {
+// rank tells in which list an entry belongs.
+func (e *entry) rank(now int64) int {
 	for i := range e.counters {
 		c := &e.counters[i]
-		if _, a := c.limit.Take(c.state, max(e.learnt, c.last), 0); a.Remaining == 0 {
-			return true
+		if _, a := c.limit.Take(c.state, now, 0); a.Remaining == 0 {
+			return spent
 		}
 	}
-	return false
+	if e.indebted || e.lease.size > 0 {
+		return owing
+	}
+	return plain
 }
 
+// drop takes an entry out. Who waits for its debts to be told waits no more.
 func (c *Cache) drop(s *shard, e *entry) {
 	if e.indebted {
 		c.debts.Add(-1)
-		c.lost.Add(1)
 	}
-	s.unlink(e)
+	if e.settling != nil {
+		close(e.settling)
+	}
+	e.unlink()
 	delete(s.keys, e.key)
 	delete(s.leased, e)
 }
 
-func (s *shard) use(e *entry) {
-	if s.newest != e {
-		s.unlink(e)
-		s.push(e)
+// use notes that an entry was used, and what is at stake with it.
+func (s *shard) use(e *entry, rank int) {
+	if rank == plain && (e.indebted || e.lease.size > 0) {
+		rank = owing
+	}
+	if l := &s.lists[rank]; l.newest != e {
+		e.unlink()
+		l.push(e)
 	}
 }
 
-func (s *shard) push(e *entry) {
-	e.older = s.newest
-	if s.newest != nil {
-		s.newest.newer = e
+func (l *list) push(e *entry) {
+	e.list, e.older = l, l.newest
+	if l.newest != nil {
+		l.newest.newer = e
 	} else {
-		s.oldest = e
+		l.oldest = e
 	}
-	s.newest = e
+	l.newest = e
 }
 
-func (s *shard) unlink(e *entry) {
+func (e *entry) unlink() {
 	if e.newer != nil {
 		e.newer.older = e.older
 	} else {
-		s.newest = e.older
+		e.list.newest = e.older
 	}
 	if e.older != nil {
 		e.older.newer = e.newer
 	} else {
-		s.oldest = e.newer
+		e.list.oldest = e.newer
 	}
 	e.newer, e.older = nil, nil
 }

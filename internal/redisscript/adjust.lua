@@ -37,7 +37,7 @@ local function adjust(kind, t, a, b, n, w, burst)
   elseif kind == 's' and age - elapsed <= w then
     b = shift(b, n)
   end
-  return t, a, b
+  return at(kind, t, a, b, n, w, now) -- for an older half that weighs nothing alone
 end
 
 local change = {}

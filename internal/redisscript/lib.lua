@@ -101,6 +101,9 @@ local function read()
   local raw, life = {}, {}
   for i = 1, #KEYS do
     raw[i] = redis.pcall('GET', KEYS[i])
+    if type(raw[i]) == 'table' and not string.find(raw[i].err, 'WRONGTYPE') then
+      redis.call('GET', KEYS[i]) -- and so fails with the server's own words
+    end
     if raw[i] and ARGV[4 * i - 1] == 'f' then life[i] = redis.call('PTTL', KEYS[i]) end
   end
   local time = redis.call('TIME')
@@ -126,7 +129,11 @@ end
 
 local function junk(i) return redis.error_reply('JUNK ' .. i) end
 
--- write keeps a state; had tells whether the key is there already.
+-- Redis takes no end of 2^63 or more, which a bucket can come to that was filled under a
+-- far larger limit. This one is in some thousand centuries.
+local latest = 4503599627370496
+
+-- write keeps a state, until it cannot be told from a fresh one.
 local function write(key, kind, t, a, b, n, w, now)
   if fresh(a, b) then
     redis.call('DEL', key)
@@ -134,5 +141,6 @@ local function write(key, kind, t, a, b, n, w, now)
   end
   local value = text(a)
   if kind ~= 'f' then value = text(t) .. ' ' .. value .. ' ' .. text(b) end
-  redis.call('SET', key, value, 'PXAT', text(millis(whole(kind, t, a, b, n, w, now))))
+  local ends = math.min(latest, millis(whole(kind, t, a, b, n, w, now)))
+  redis.call('SET', key, value, 'PXAT', text(ends))
 end

@@ -2,9 +2,9 @@ package rule
 
 import "math/bits"
 
-// Guess is a state for which l answers as a did, now. Where several do it is one that
-// counts for no less and no shorter than any of them, so that who goes on from it
-// admits nothing that a's own state would not.
+// Guess is a state for which l answers as a did, now. It is a's own, but for a bucket where the
+// rounding of Reset hides a part of a unit, and for a sliding window. There it counts for no less than
+// a's own at any later time, for a key that nobody uses meanwhile, and may count for longer.
 func (l Limit) Guess(a Answer, now int64) State {
 	used := l.Cap() - a.Remaining
 	if used <= 0 {
@@ -23,10 +23,8 @@ func (l Limit) Guess(a Answer, now int64) State {
 		}
 		return State{T: now, A: used}
 	default:
-		// All of it as units of one window, which opened so that the last one goes
-		// when a says, but not before now. However the units lie in two windows, they
-		// go no later and no slower: TestGuess tries them all.
-		elapsed := 2*l.Window - mulDivCeil(1, l.Window, used) + 1 - a.Reset
-		return State{T: now - max(0, min(elapsed, l.Window)), A: used}
+		// All of it as units of one window, which ends just before the last of them goes: how
+		// they lie in two windows an answer does not tell.
+		return State{T: now - max(0, l.Window+1-a.Reset), A: used}
 	}
 }

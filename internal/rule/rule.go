@@ -163,7 +163,7 @@ func (l Limit) Adjust(s State, now, n, age int64) State {
 
 // Charged is how many whole units an Adjust has added, when it made after of before.
 func (l Limit) Charged(before, after State, now int64) int64 {
-	before = l.at(l.repair(before, now), now)
+	before, after = l.at(l.repair(before, now), now), l.at(l.repair(after, now), now)
 	units := after.A - before.A
 	switch {
 	case l.Kind == Sliding:

@@ -1,0 +1,431 @@
+package ratelimit_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"regexp"
+	"runtime/pprof"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+)
+
+// TestFaults injects each fault into real servers while callers keep calling. No
+// machine is timed here: what has to happen in time is given plenty of it.
+func TestFaults(t *testing.T) {
+	slow := os.Getenv("RATELIMIT_FAULTS") != ""
+	atOnce := make(chan struct{}, 4) // more only wait for the processors
+	var all sync.WaitGroup
+	rows := make([]row, len(faults))
+	for i, f := range faults {
+		all.Go(func() {
+			t.Run(f.id(), func(t *testing.T) {
+				if f.slow && !slow {
+					t.Skip("takes some seconds: set RATELIMIT_FAULTS=1")
+				}
+				atOnce <- struct{}{}
+				defer func() { <-atOnce }()
+				pprof.Do(context.Background(), pprof.Labels("fault", t.Name()), func(context.Context) { rows[i] = f.run(t) })
+			})
+		})
+	}
+	all.Wait()
+	if *update && slow && !t.Failed() {
+		writeFaults(t, rows)
+	}
+}
+
+// fault is one way in which a Redis setup fails.
+type fault struct {
+	name  string // as in the table
+	lasts time.Duration
+	slow  bool // takes more than about a second
+	on    FailurePolicy
+	setup func(*stage)
+	loss  loss
+}
+
+// loss is which counters Redis has lost when it is back.
+type loss string
+
+const (
+	lossNone   loss = "none"
+	lossLatest loss = "the latest" // not yet saved, or not yet replicated
+	lossAll    loss = "all"
+)
+
+func (f *fault) id() string {
+	return strings.NewReplacer(" ", "-", ",", "", "%", "").Replace(f.name + " " + f.on.String())
+}
+
+// stage is what a fault acts on. Its setup starts the servers, and sets the rest.
+type stage struct {
+	*testing.T
+	limits faultLimits
+	client redis.UniversalClient
+	down   bool // from the start
+
+	strike, mend, after func()
+
+	dialed, open atomic.Int64                // connections
+	refuse       atomic.Pointer[net.OpError] // what dialling comes to instead
+}
+
+// dial counts connections.
+func (s *stage) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	if err := s.refuse.Load(); err != nil {
+		return nil, err
+	}
+	conn, err := new(net.Dialer).DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	s.dialed.Add(1)
+	s.open.Add(1)
+	return &countedConn{Conn: conn, open: &s.open}, nil
+}
+
+type countedConn struct {
+	net.Conn
+	open *atomic.Int64
+	once sync.Once
+}
+
+func (c *countedConn) Close() error {
+	c.once.Do(func() { c.open.Add(-1) })
+	return c.Conn.Close()
+}
+
+// connect makes the client of a single server, or a proxy.
+func (s *stage) connect(addr string, opts ...func(*redis.Options)) {
+	o := &redis.Options{Addr: addr, Dialer: s.dial}
+	for _, opt := range opts {
+		opt(o)
+	}
+	s.client = redis.NewClient(o)
+}
+
+// row is what a fault has come to.
+type row struct {
+	fault     *fault
+	decisions int64
+	errors    int64
+	worst     time.Duration
+	failed    uint64 // calls to Redis
+	over      int64  // units above the limits
+	recovery  time.Duration
+	left      int // goroutines and connections
+}
+
+const (
+	faultCallers = 64
+	faultTimeout = 100 * time.Millisecond
+	// faultPatience is how long anything may take that is to happen at all.
+	faultPatience = 30 * time.Second
+	// faultHangs is a time to answer that no busy machine explains.
+	faultHangs = 30 * faultTimeout
+)
+
+// faultLimits are three limiters on one client.
+type faultLimits struct {
+	few  *Limiter // 20 units a key: for keys that are used up, or half used, and hundreds of others
+	hot  *Limiter // one key that many callers use up meanwhile
+	busy *Limiter // one key that is never used up
+}
+
+const (
+	fewN, hotN = 20, 1500
+	spreadKeys = 200
+)
+
+func (l *faultLimits) all() []*Limiter { return []*Limiter{l.few, l.hot, l.busy} }
+
+func (l *faultLimits) stats() (sum RemoteStats) {
+	for _, limiter := range l.all() {
+		s := limiter.Stats().Remote
+		sum.Failures += s.Failures
+		sum.Fallback += s.Fallback
+		sum.FailedOpen += s.FailedOpen
+		sum.Owed += s.Owed
+		sum.Forgotten += s.Forgotten
+	}
+	return sum
+}
+
+func (s *stage) newLimits(reg *Registry, on FailurePolicy) {
+	limiter := func(name string, limit Limit) *Limiter {
+		o := quiet(limit)
+		o.Redis, o.Timeout, o.OnFailure, o.Key = s.client, faultTimeout, on, HeaderKey("Key")
+		return Must(reg.New(name, o))
+	}
+	s.limits = faultLimits{
+		few:  limiter("few", FixedWindow(fewN, time.Hour)),
+		hot:  limiter("hot", FixedWindow(hotN, time.Hour)),
+		busy: limiter("busy", TokenBucket(1_000_000_000, time.Second, 1_000_000_000)),
+	}
+}
+
+func (f *fault) run(t *testing.T) (r row) {
+	s := &stage{T: t, strike: func() {}, mend: func() {}, after: func() {}}
+	f.setup(s)
+	goroutines := labelled(t)
+	var reg Registry
+	s.newLimits(&reg, f.on)
+
+	// Before it: one key is used up, one half used, one is in use.
+	if s.down { // of the first calls there is no saying whether they have been counted
+		s.eventually("the breaker to open", func() bool {
+			s.limits.few.Take(ctx, "first")
+			return s.limits.few.Stats().Remote.BreakerOpen
+		})
+	}
+	for _, take := range []struct {
+		key string
+		n   int64
+	}{{"blocked", fewN}, {"half", fewN / 2}} {
+		s.eventually("the first units to be taken", func() bool {
+			d, err := s.limits.few.TakeN(ctx, take.key, 0)
+			if err == nil && (s.down || d.Source == SourceStore) && d.Remaining > fewN-take.n {
+				d, err = s.limits.few.TakeN(ctx, take.key, d.Remaining-(fewN-take.n))
+			}
+			return err == nil && d.Remaining == fewN-take.n
+		})
+	}
+	if !s.down {
+		s.decided()
+	}
+	callers := newFaultCallers(s)
+	decisions := callers.decisions.Load
+	s.eventually("callers to call", func() bool { return decisions() > 10*faultCallers })
+
+	// During and after it.
+	s.strike()
+	before := decisions()
+	time.Sleep(f.lasts)
+	s.eventually("decisions during the fault", func() bool { return decisions() > before+faultCallers })
+	s.mend()
+	mended := time.Now()
+	s.decided()
+	r.recovery = time.Since(mended)
+	if f.on == FallbackLocal {
+		s.eventually("Redis to know of all units", func() bool { return s.limits.stats().Owed == 0 })
+	}
+	callers.stop()
+	s.after()
+
+	stats := s.limits.stats()
+	r.fault, r.decisions, r.errors, r.worst, r.failed = f, callers.decisions.Load(), callers.errors.Load(), time.Duration(callers.worst.Load()), stats.Failures
+	require.Less(t, r.worst, faultHangs, "the slowest answer")
+	require.Empty(t, callers.odd(), "answers that nobody should see")
+	if f.on == FailClosed {
+		require.NotZero(t, r.errors)
+	} else {
+		require.Zero(t, r.errors, "callers that saw an error")
+	}
+	r.over = f.bounds(t, callers, stats)
+
+	// And nothing is left of it.
+	require.NoError(t, reg.Close())
+	require.NoError(t, s.client.Close())
+	s.eventually("connections to be closed", func() bool { return s.open.Load() == 0 })
+	s.eventually("goroutines to end", func() bool { return labelled(t) <= goroutines })
+	t.Logf("%+v, %d connections dialled", r, s.dialed.Load())
+	return r
+}
+
+// bounds checks what was admitted, and returns how much of it was above the limits. A key
+// may get more than its limit only by calls that were under way when Redis failed: its answer to
+// them is not known, or comes after a decision that was made without it.
+func (f *fault) bounds(t *testing.T, c *faultCalls, stats RemoteStats) (over int64) {
+	if f.on == FailOpen {
+		return 0 // there is no bound
+	}
+	doubtful := int64(stats.Failures) + faultCallers
+	limits := int64(1)
+	if f.loss != lossNone {
+		limits = 2
+	}
+	for key, n := range c.admitted() {
+		limit, used := int64(fewN), int64(0)
+		switch key {
+		case "hot":
+			limit = hotN
+		case "half":
+			used = fewN / 2
+		case "blocked":
+			used = fewN
+			if f.loss != lossAll {
+				require.Zero(t, n, "a blocked key stays blocked")
+			}
+		}
+		require.LessOrEqual(t, n, limits*limit-used+doubtful, key)
+		over += max(0, n-(limit-used))
+	}
+	if f.loss == lossNone {
+		require.LessOrEqual(t, over, doubtful, "units above all limits")
+	}
+	return over
+}
+
+// decided waits until Redis decides, about new keys and about one that was in use all along.
+func (s *stage) decided() {
+	s.Helper()
+	for i, l := range []*Limiter{s.limits.few, s.limits.busy, s.limits.hot} {
+		s.eventually("Redis to decide", func() bool {
+			key := fmt.Sprintf("probe %d %d", i, rand.Uint64())
+			if l == s.limits.busy {
+				key = "busy"
+			}
+			d, err := l.Take(ctx, key)
+			return err == nil && d.Source == SourceStore
+		})
+	}
+}
+
+func (s *stage) eventually(what string, ok func() bool) {
+	s.Helper()
+	for deadline := time.Now().Add(faultPatience); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			s.Fatalf("waited %v for %s: %+v", faultPatience, what, s.limits.statsOrNone())
+		}
+	}
+}
+
+func (l *faultLimits) statsOrNone() (s RemoteStats) {
+	if l.few != nil {
+		s = l.stats()
+	}
+	return s
+}
+
+// faultCalls are callers that keep calling.
+type faultCalls struct {
+	limits             faultLimits
+	done               chan struct{}
+	running            sync.WaitGroup
+	decisions, errors  atomic.Int64
+	worst              atomic.Int64
+	blocked, half, hot atomic.Int64 // admitted
+	spread             [spreadKeys]atomic.Int64
+	mu                 sync.Mutex
+	unexpected         string
+}
+
+func newFaultCallers(s *stage) *faultCalls {
+	c := &faultCalls{limits: s.limits, done: make(chan struct{})}
+	for i := range faultCallers {
+		take := c.take
+		if i%4 == 0 {
+			take = c.serve
+		}
+		c.running.Go(func() {
+			for {
+				select {
+				case <-c.done:
+					return
+				case <-time.After(time.Duration(10+rand.IntN(20)) * time.Millisecond):
+					c.call(take)
+				}
+			}
+		})
+	}
+	return c
+}
+
+func (c *faultCalls) stop() {
+	close(c.done)
+	c.running.Wait()
+}
+
+// call makes one call for some key.
+func (c *faultCalls) call(take func(l *Limiter, key string) (admitted, failed bool)) {
+	l, key, count := c.limits.few, "", (*atomic.Int64)(nil)
+	switch i := rand.IntN(8); i {
+	case 0:
+		key, count = "blocked", &c.blocked
+	case 1:
+		key, count = "half", &c.half
+	case 2, 3:
+		l, key, count = c.limits.hot, "hot", &c.hot
+	case 4:
+		l, key, count = c.limits.busy, "busy", new(atomic.Int64)
+	default:
+		i = rand.IntN(spreadKeys)
+		key, count = "key"+strconv.Itoa(i), &c.spread[i]
+	}
+	start := time.Now()
+	admitted, failed := take(l, key)
+	took := int64(time.Since(start))
+	for old := c.worst.Load(); took > old && !c.worst.CompareAndSwap(old, took); old = c.worst.Load() {
+	}
+	c.decisions.Add(1)
+	if failed {
+		c.errors.Add(1)
+	} else if admitted {
+		count.Add(1)
+	}
+}
+
+func (c *faultCalls) take(l *Limiter, key string) (admitted, failed bool) {
+	d, err := l.Take(ctx, key)
+	return d.Allowed, err != nil
+}
+
+func (c *faultCalls) serve(l *Limiter, key string) (admitted, failed bool) {
+	r := httptest.NewRequest("GET", "/", nil)
+	r.Header.Set("Key", key)
+	w := httptest.NewRecorder()
+	l.Middleware(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { admitted = true })).ServeHTTP(w, r)
+	ok := w.Code == http.StatusOK && admitted && w.Header().Get("RateLimit") != "" ||
+		w.Code == http.StatusTooManyRequests && !admitted && w.Header().Get("Retry-After") != "" ||
+		w.Code == http.StatusServiceUnavailable && !admitted && w.Header().Get("Retry-After") == "1" && w.Body.String() == "Service Unavailable"
+	if !ok {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.unexpected = fmt.Sprintf("%d %v %s", w.Code, w.Header(), w.Body)
+	}
+	return admitted, w.Code == http.StatusServiceUnavailable
+}
+
+func (c *faultCalls) odd() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.unexpected
+}
+
+func (c *faultCalls) admitted() map[string]int64 {
+	m := map[string]int64{"blocked": c.blocked.Load(), "half": c.half.Load(), "hot": c.hot.Load()}
+	for i := range c.spread {
+		m["key"+strconv.Itoa(i)] = c.spread[i].Load()
+	}
+	return m
+}
+
+var labelledGoroutines = regexp.MustCompile(`(?m)^(\d+) @.*\n# labels: \{"fault":"([^"]*)"`)
+
+// labelled returns how many goroutines there are that the test has started, or one that it has started.
+func labelled(t *testing.T) (n int) {
+	var b bytes.Buffer
+	require.NoError(t, pprof.Lookup("goroutine").WriteTo(&b, 1))
+	for _, m := range labelledGoroutines.FindAllStringSubmatch(b.String(), -1) {
+		if m[2] == t.Name() {
+			count, _ := strconv.Atoi(m[1])
+			n += count
+		}
+	}
+	return n
+}

@@ -1,0 +1,433 @@
+package flight_test
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ratelimit-go/ratelimit/internal/flight"
+)
+
+type job = flight.Job[int]
+
+// server is what a queue of two flights sends to. Its round trips take an hour.
+type server struct {
+	flight.Queue[int]
+
+	mu      sync.Mutex
+	batches [][]int
+	left    []int // what was carried out for callers who did not wait
+	gone    []bool
+	under   int // round trips under way now
+	most    int // and at most
+}
+
+const trip = time.Hour
+
+func newServer(most, late, batch int) *server {
+	s := new(server)
+	s.Most, s.Late, s.Batch = most, late, batch
+	s.Send = func(ctx context.Context, jobs []*job) {
+		s.mu.Lock()
+		var values []int
+		for _, j := range jobs {
+			values = append(values, j.Value)
+			j.Value = -j.Value
+		}
+		s.batches = append(s.batches, values)
+		s.under++
+		s.most = max(s.most, s.under)
+		s.mu.Unlock()
+		time.Sleep(trip)
+		s.mu.Lock()
+		s.under--
+		s.mu.Unlock()
+	}
+	s.Left = func(j *job) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.left, s.gone = append(s.left, -j.Value), append(s.gone, j.Gone)
+	}
+	return s
+}
+
+func (s *server) sent() [][]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.batches
+}
+
+func (s *server) carriedForNobody() []int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.left
+}
+
+// call is one Do on its way.
+type call struct {
+	job    *job
+	err    error
+	after  time.Duration // how long it took
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+// do starts a Do with a timeout of its own, unless that is 0, and waits until it is
+// where it is to be.
+func (s *server) do(value int, timeout time.Duration) *call {
+	ctx, cancel := context.WithCancel(context.Background())
+	c := &call{job: &job{Value: value}, cancel: cancel, done: make(chan struct{})}
+	start := time.Now()
+	var deadline time.Time
+	if timeout > 0 {
+		deadline = start.Add(timeout)
+	}
+	go func() {
+		defer close(c.done)
+		c.err = s.Do(ctx, deadline, c.job)
+		c.after = time.Since(start)
+	}()
+	synctest.Wait()
+	return c
+}
+
+func (c *call) requireDone(t *testing.T, after time.Duration, err error) {
+	t.Helper()
+	<-c.done
+	require.Equal(t, after, c.after)
+	require.Equal(t, err, c.err)
+}
+
+// Whoever comes while there is room sets off at once and alone; the others share.
+func TestSharing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(2, 2, 4)
+		one, two := s.do(1, 0), s.do(2, 0)
+		require.Equal(t, [][]int{{1}, {2}}, s.sent())
+		var waiting []*call
+		for value := 3; value <= 9; value++ {
+			waiting = append(waiting, s.do(value, 0))
+		}
+		one.requireDone(t, trip, nil)
+		two.requireDone(t, trip, nil)
+		require.Equal(t, -1, one.job.Value)
+		synctest.Wait()
+		require.Equal(t, [][]int{{1}, {2}, {3, 4, 5, 6}, {7, 8, 9}}, s.sent(), "in the order they came, at most so many")
+		for _, c := range waiting {
+			c.requireDone(t, 2*trip, nil)
+			require.Negative(t, c.job.Value)
+		}
+		s.do(10, 0).requireDone(t, trip, nil)
+		require.Equal(t, 2, s.most)
+		require.Empty(t, s.carriedForNobody())
+	})
+}
+
+// Who is done before it starts sends nothing.
+func TestDoneBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(1, 1, 9)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		require.Equal(t, context.Canceled, s.Do(ctx, time.Time{}, &job{Value: 1}))
+		s.Wait()
+		require.Empty(t, s.sent())
+	})
+}
+
+func TestLeavingWhileWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(1, 1, 9)
+		flying := s.do(1, 0)
+		first, middle, last := s.do(2, 0), s.do(3, time.Minute), s.do(4, 0)
+		middle.requireDone(t, time.Minute, flight.ErrUnsent)
+		last.cancel()
+		last.requireDone(t, time.Minute, context.Canceled)
+		kept := s.do(5, 0)
+		first.cancel()
+		first.requireDone(t, time.Minute, context.Canceled)
+		flying.requireDone(t, trip, nil)
+		kept.requireDone(t, 2*trip-time.Minute, nil)
+		s.Wait()
+		require.Equal(t, [][]int{{1}, {5}}, s.sent())
+		require.Empty(t, s.carriedForNobody(), "nothing was carried out for them")
+	})
+}
+
+func TestLeavingInFlight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(1, 0, 9)
+		ahead := s.do(1, 0)
+		cancelled, late, patient := s.do(2, 0), s.do(3, trip+time.Minute), s.do(4, 0)
+		ahead.requireDone(t, trip, nil)
+		synctest.Wait()
+		cancelled.cancel()
+		cancelled.requireDone(t, trip, context.Canceled)
+		late.requireDone(t, trip+time.Minute, flight.ErrUnknown)
+		require.Empty(t, s.carriedForNobody(), "nothing is known yet")
+		patient.requireDone(t, 2*trip, nil)
+		s.Wait()
+		require.Equal(t, []int{2, 3}, s.carriedForNobody())
+		require.Equal(t, []bool{true, false}, s.gone)
+	})
+}
+
+// A context's own deadline is no client that has left: the caller may go on without a store.
+func TestContextDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(1, 1, 9)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		require.Equal(t, flight.ErrUnknown, s.Do(ctx, time.Time{}, &job{Value: 1}))
+		s.Wait()
+		require.Equal(t, []bool{false}, s.gone)
+	})
+}
+
+// A flight that callers have given up on holds nobody up, but there are never more of
+// them than Late.
+func TestLateFlights(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(2, 3, 9)
+		for value := 1; value <= 5; value++ {
+			s.do(value, time.Minute).requireDone(t, time.Minute, flight.ErrUnknown)
+		}
+		require.Len(t, s.sent(), 5)
+		for value := 6; value <= 1000; value++ {
+			s.do(value, time.Millisecond).requireDone(t, time.Millisecond, flight.ErrUnsent)
+		}
+		require.Len(t, s.sent(), 5)
+		waiting := s.do(1001, 0)
+		// It came after 5 minutes and 995 ms, and flew when the fourth flight had landed, which
+		// had set off after 3 minutes and was the first that could not be late any more.
+		waiting.requireDone(t, 3*time.Minute+trip+trip-5*time.Minute-995*time.Millisecond, nil)
+		s.Wait()
+		require.Equal(t, 5, s.most)
+		require.Equal(t, []int{1, 2, 3, 4, 5}, s.carriedForNobody())
+		require.Len(t, s.sent(), 6)
+
+		// And then everything is as it was.
+		s.most = 0
+		a, b, c := s.do(1, 0), s.do(2, 0), s.do(3, 0)
+		a.requireDone(t, trip, nil)
+		b.requireDone(t, trip, nil)
+		c.requireDone(t, 2*trip, nil)
+		require.Equal(t, 2, s.most)
+	})
+}
+
+// A client that cancels does not make a flight late: it is no sign of a server that hangs.
+func TestCancelledFlightIsNotLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(1, 5, 9)
+		c := s.do(1, 0)
+		c.cancel()
+		c.requireDone(t, 0, context.Canceled)
+		s.do(2, 0).requireDone(t, 2*trip, nil)
+		require.Equal(t, 1, s.most)
+	})
+}
+
+// Jobs can be used again and again, also with a deadline after one without, and the
+// other way round.
+func TestJobsAreReused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(1, 1, 9)
+		j := &job{}
+		for i := range 10 {
+			var deadline time.Time
+			if i%3 > 0 {
+				deadline = time.Now().Add(trip + time.Duration(i%3))
+			}
+			j.Value = i + 1
+			if i%2 == 0 {
+				require.NoError(t, s.Do(t.Context(), deadline, j))
+			} else {
+				require.True(t, s.DoHere(t.Context(), time.Now().Add(time.Duration(i)*trip), j))
+			}
+			require.Equal(t, -i-1, j.Value)
+		}
+		s.Wait()
+	})
+}
+
+func TestDoHere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(1, 1, 9)
+		s.do(1, 0).requireDone(t, trip, nil)
+		s.Wait()
+		start, j := time.Now(), &job{Value: 2}
+		go func() {
+			time.Sleep(time.Minute)
+			require.False(t, s.DoHere(t.Context(), time.Now().Add(trip), &job{Value: 3}), "there is no room")
+			require.NoError(t, s.Do(t.Context(), time.Time{}, &job{Value: 4}))
+		}()
+		require.True(t, s.DoHere(t.Context(), start.Add(trip), j))
+		require.Equal(t, trip, time.Since(start))
+		require.Equal(t, -2, j.Value)
+		synctest.Wait()
+		require.Equal(t, [][]int{{1}, {2}, {4}}, s.sent(), "who waited has set off")
+		time.Sleep(2 * trip)
+		s.Wait()
+	})
+}
+
+// Where another one waits already, it is that one's turn.
+func TestDoHereDoesNotJumpTheQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(1, 0, 1)
+		one, two := s.do(1, 0), s.do(2, 0)
+		require.False(t, s.DoHere(t.Context(), time.Now().Add(trip), &job{Value: 3}))
+		one.requireDone(t, trip, nil)
+		two.requireDone(t, 2*trip, nil)
+	})
+}
+
+// What the context of a flight is: the deadline of its last job, and the values of a
+// lone one. Only one on the caller's own goroutine is ever done.
+func TestContexts(t *testing.T) {
+	type key struct{}
+	synctest.Test(t, func(t *testing.T) {
+		var seen []context.Context
+		q := flight.Queue[int]{Most: 1, Late: 1, Batch: 9}
+		q.Send = func(ctx context.Context, _ []*job) {
+			seen = append(seen, ctx)
+			time.Sleep(trip)
+		}
+		q.Left = func(*job) {}
+		ctx := context.WithValue(t.Context(), key{}, "caller")
+		now := time.Now()
+		for _, deadline := range []time.Time{{}, now.Add(3 * trip), now.Add(4 * trip), now.Add(3 * trip)} {
+			go q.Do(ctx, deadline, &job{})
+			synctest.Wait()
+		}
+		time.Sleep(2 * trip)
+		synctest.Wait()
+		require.Len(t, seen, 2)
+		deadline, ok := seen[0].Deadline()
+		require.False(t, ok, "%v", deadline)
+		require.Equal(t, "caller", seen[0].Value(key{}))
+		deadline, ok = seen[1].Deadline()
+		require.True(t, ok)
+		require.Equal(t, now.Add(4*trip), deadline)
+		require.Nil(t, seen[1].Value(key{}))
+		for _, c := range seen {
+			require.Nil(t, c.Done())
+			require.NoError(t, c.Err())
+		}
+		q.Wait()
+
+		q.Send = func(ctx context.Context, _ []*job) {
+			deadline, _ := ctx.Deadline()
+			require.Equal(t, time.Now().Add(trip), deadline)
+			require.Equal(t, "caller", ctx.Value(key{}))
+			require.NoError(t, ctx.Err())
+			<-ctx.Done()
+			require.Equal(t, context.DeadlineExceeded, ctx.Err())
+		}
+		j := &job{}
+		for range 3 { // a deadline that was reached does not spoil the job
+			start := time.Now()
+			require.True(t, q.DoHere(ctx, start.Add(trip), j))
+			require.Equal(t, trip, time.Since(start))
+		}
+	})
+}
+
+// A panic in a client's hook, which net/http would recover, leaves the queue in order.
+func TestPanicHere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(1, 1, 9)
+		send := s.Send
+		s.Send = func(context.Context, []*job) { panic("hook") }
+		for range 3 {
+			require.PanicsWithValue(t, "hook", func() { s.DoHere(t.Context(), time.Now().Add(trip), &job{}) })
+		}
+		s.Send = send
+		s.do(1, 0).requireDone(t, trip, nil)
+		s.Wait()
+	})
+}
+
+// Wait outlasts flights that nobody waits for any more.
+func TestWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(1, 2, 9)
+		s.Wait()
+		start := time.Now()
+		s.do(1, time.Minute).requireDone(t, time.Minute, flight.ErrUnknown)
+		s.do(2, time.Minute).requireDone(t, time.Minute, flight.ErrUnknown)
+		s.Wait()
+		require.Equal(t, trip+time.Minute, time.Since(start))
+		require.Equal(t, []int{1, 2}, s.carriedForNobody())
+	})
+}
+
+// TestRace: each job that was carried out is told to its caller, or to Left.
+func TestRace(t *testing.T) {
+	var q flight.Queue[int]
+	var carried, left, under atomic.Int64
+	q.Most, q.Late, q.Batch = 2, 3, 8
+	q.Send = func(_ context.Context, batch []*job) {
+		if n := under.Add(1); n > 5 {
+			t.Errorf("%d flights", n)
+		}
+		carried.Add(int64(len(batch)))
+		for _, j := range batch {
+			j.Value++
+		}
+		under.Add(-1)
+	}
+	q.Left = func(*job) { left.Add(1) }
+	var told, failed atomic.Int64
+	var callers sync.WaitGroup
+	for range 16 {
+		callers.Go(func() {
+			j := new(job)
+			for range 2000 {
+				before := j.Value
+				ctx, cancel := context.WithCancel(context.Background())
+				deadline := time.Now().Add(time.Minute)
+				switch rand.IntN(8) {
+				case 0:
+					deadline = time.Now().Add(time.Duration(rand.IntN(20000)))
+				case 1:
+					go cancel()
+				case 2:
+					deadline = time.Time{}
+				case 3:
+					if q.DoHere(ctx, deadline, j) {
+						told.Add(1)
+						cancel()
+						continue
+					}
+				}
+				err := q.Do(ctx, deadline, j)
+				cancel()
+				if err == nil {
+					told.Add(1)
+					if j.Value != before+1 {
+						t.Errorf("%d became %d", before, j.Value)
+					}
+					continue
+				}
+				failed.Add(1)
+				if !errors.Is(err, flight.ErrUnknown) && !errors.Is(err, flight.ErrUnsent) && !errors.Is(err, context.Canceled) {
+					t.Error(err)
+				}
+				j = new(job)
+			}
+		})
+	}
+	callers.Wait()
+	q.Wait()
+	require.Equal(t, carried.Load(), told.Load()+left.Load())
+	require.EqualValues(t, 16*2000, told.Load()+failed.Load())
+}

@@ -1,0 +1,375 @@
+package redisscript_test
+
+import (
+	"context"
+	_ "embed"
+	"encoding/binary"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"os/exec"
+	"slices"
+	"strconv"
+	"testing"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/ratelimit-go/ratelimit/internal/redisscript"
+	"github.com/ratelimit-go/ratelimit/internal/redistest"
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+)
+
+// The scripts are compared with package rule, number by number and to the microsecond, on
+// a clock and with an expiry of the test's own: see shim_test.lua.
+
+//go:embed shim_test.lua
+var shim string
+
+var (
+	take   = redis.NewScript(shim + redisscript.Take.Text.(string))
+	adjust = redis.NewScript(shim + redisscript.Adjust.Text.(string))
+)
+
+// minis and servers are what the scripts run on: the Lua of a real server and gopher-lua.
+func mini(t testing.TB) *redis.Client {
+	c := redis.NewClient(&redis.Options{Addr: miniredis.RunT(t).Addr()})
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func server(t testing.TB) *redis.Client { return redistest.Start(t).Client() }
+
+// model is what the scripts should come to: the rules, on states that expire.
+type model struct {
+	t      testing.TB
+	c      *redis.Client
+	now    int64
+	states map[string]*counter // by their keys
+	log    []string
+}
+
+type counter struct {
+	rule.State
+	ends int64 // in milliseconds
+}
+
+func newModel(t testing.TB, c *redis.Client, now int64) *model {
+	if err := c.FlushAll(context.Background()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	m := &model{t: t, c: c, states: make(map[string]*counter)}
+	m.setClock(now)
+	return m
+}
+
+func (m *model) setClock(now int64) {
+	m.now = now
+	m.log = append(m.log, fmt.Sprint("clock ", now))
+	if err := m.c.Set(context.Background(), "clock", now, 0).Err(); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+func (m *model) fail(format string, args ...any) {
+	m.t.Helper()
+	for _, line := range m.log[max(0, len(m.log)-12):] {
+		m.t.Log(line)
+	}
+	m.t.Fatalf(format, args...)
+}
+
+func keyOf(l rule.Limit) string { return fmt.Sprint(l.Kind, "-", l.Window) }
+
+func (m *model) run(s *redis.Script, limits []rule.Limit, a, b any) []int64 {
+	m.t.Helper()
+	args := []any{a, b}
+	var keys []string
+	for _, l := range limits {
+		keys = append(keys, keyOf(l))
+		args = append(args, redisscript.Args(l)...)
+	}
+	reply, err := s.Run(context.Background(), m.c, keys, args...).Int64Slice()
+	if err != nil {
+		m.fail("%v", err)
+	}
+	return reply
+}
+
+// get returns the counter of a limit, or a fresh one.
+func (m *model) get(l rule.Limit) *counter {
+	c := m.states[keyOf(l)]
+	if c == nil || m.now/1000 > c.ends {
+		c = new(counter)
+		m.states[keyOf(l)] = c
+	}
+	return c
+}
+
+// set is what a limit's counter becomes. A fixed window ends on a whole millisecond.
+func (m *model) set(l rule.Limit, c *counter, s rule.State, written bool) {
+	wasFresh := m.look(l, c.State).Reset == 0
+	if m.look(l, s).Reset == 0 {
+		s = rule.State{}
+	}
+	if l.Kind == rule.Fixed && wasFresh && !s.Fresh() {
+		s.T = ceil(s.T+l.Window, 1000)*1000 - l.Window
+	}
+	c.State = s
+	if written && (l.Kind != rule.Fixed || wasFresh) {
+		c.ends = m.end(l, s)
+	}
+}
+
+// repair is for a window that was brought back to now by a clock that had been wrong.
+func (m *model) repair(l rule.Limit, c *counter) {
+	if l.Kind == rule.Fixed && !c.Fresh() {
+		c.T = ceil(c.T+l.Window, 1000)*1000 - l.Window
+		c.ends = (c.T + l.Window) / 1000
+	}
+}
+
+// end is when a state cannot be told from a fresh one.
+func (m *model) end(l rule.Limit, s rule.State) int64 {
+	if over := min(l.N, s.A); l.Kind != rule.Bucket && over > 0 { // as if N were the units it holds
+		l.N = s.A
+	}
+	reset := m.look(l, s).Reset
+	if reset > math.MaxInt64/4 {
+		return math.MaxInt64
+	}
+	return ceil(m.now+reset, 1000)
+}
+
+func ceil(a, b int64) int64 { return (a + b - 1) / b }
+
+func (m *model) look(l rule.Limit, s rule.State) rule.Answer {
+	_, a := l.Take(s, m.now, 0)
+	return a
+}
+
+// same says that two states are told apart by no question.
+func (m *model) same(what string, l rule.Limit, got, want rule.State) {
+	m.t.Helper()
+	if g, w := m.look(l, got), m.look(l, want); g != w {
+		m.fail("%s of %+v: the script has %+v: %+v; the rule has %+v: %+v", what, l, got, g, want, w)
+	}
+}
+
+func (m *model) take(cost, callers int64, limits []rule.Limit) {
+	m.t.Helper()
+	m.log = append(m.log, fmt.Sprintf("take %d for %d of %+v", cost, callers, limits))
+	before := make([]rule.State, len(limits))
+	now, admitted, err := redisscript.ParseTake(m.run(take, limits, cost, callers), before)
+	if err != nil || now != m.now {
+		m.fail("now %d: %v", now, err)
+	}
+	for i, l := range limits {
+		m.same("state before", l, before[i], m.get(l).State)
+	}
+	want := int64(0)
+	for range callers {
+		fits := true
+		for _, l := range limits {
+			_, a := l.Take(m.get(l).State, m.now, cost)
+			fits = fits && a.Retry == 0
+		}
+		for _, l := range limits {
+			c, n := m.get(l), cost
+			if !fits {
+				n = 0
+			}
+			far := c.T-m.now > l.Window
+			s, _ := l.Take(c.State, m.now, n)
+			if n > 0 || far { // else what there is stays as it is
+				m.set(l, c, s, true)
+			}
+			if far {
+				m.repair(l, c)
+			}
+		}
+		if fits {
+			want++
+		}
+	}
+	if admitted != want {
+		m.fail("%d were admitted, not %d", admitted, want)
+	}
+	m.check(limits)
+}
+
+func (m *model) adjust(n, at int64, limits []rule.Limit) {
+	m.t.Helper()
+	m.log = append(m.log, fmt.Sprintf("adjust %d at %d of %+v", n, at, limits))
+	before, after := make([]rule.State, len(limits)), make([]rule.State, len(limits))
+	arg := any(at)
+	if at == math.MaxInt64 {
+		arg = "now"
+	}
+	now, err := redisscript.ParseAdjust(m.run(adjust, limits, n, arg), before, after)
+	if err != nil || now != m.now {
+		m.fail("now %d: %v", now, err)
+	}
+	for i, l := range limits {
+		c := m.get(l)
+		m.same("state before", l, before[i], c.State)
+		far := !c.Fresh() && c.T-m.now > l.Window
+		s := l.Adjust(c.State, m.now, n, m.age(l, c.State, n, max(0, m.now-at)))
+		charged := l.Charged(before[i], after[i], m.now)
+		if want := l.Charged(c.State, s, m.now); n > 0 && charged != want {
+			m.fail("%d units of %+v were charged, not %d", charged, l, want)
+		}
+		if near := (rule.State{T: min(c.T, m.now), A: c.A, B: c.B}); s == c.State || s == near {
+			s = before[i] // nothing was moved, but what there is was brought forward to now
+		}
+		m.set(l, c, s, true)
+		m.same("state after", l, after[i], c.State)
+		if far {
+			m.repair(l, c)
+		}
+	}
+	m.check(limits)
+}
+
+// age is how old units are. Those that opened a fixed window are in it, though its
+// rounding may have it begin later than they came, by less than two milliseconds.
+func (m *model) age(l rule.Limit, s rule.State, n, age int64) int64 {
+	if elapsed := max(0, m.now-s.T); l.Kind == rule.Fixed && age <= elapsed+2000 {
+		return min(age, elapsed)
+	}
+	return age
+}
+
+// check compares what the keys hold: each with an end, which is the one that it should have.
+func (m *model) check(limits []rule.Limit) {
+	m.t.Helper()
+	for _, l := range limits {
+		c := m.get(l)
+		ends, err := m.c.HGet(context.Background(), keyOf(l), "ends").Result()
+		if err != nil && err != redis.Nil {
+			m.fail("%v", err)
+		}
+		if m.look(l, c.State).Reset == 0 && (err == redis.Nil || l.Kind != rule.Bucket) {
+			continue // nothing is kept, or what is has ended
+		}
+		got, _ := strconv.ParseInt(ends, 10, 64)
+		if got != c.ends && (c.ends < 1<<52/1000 || got < 1<<52/1000) {
+			m.fail("the key of %+v, state %+v, ends at %d (%v), not %d: now is %d", l, c.State, got, err, c.ends, m.now)
+		}
+	}
+}
+
+const start = 1_767_323_045_678_901 // a day of 2026
+
+// history is random operations at extremes.
+func history(t testing.TB, c *redis.Client, r *rand.Rand, steps int) {
+	t.Helper()
+	m := newModel(t, c, start+r.Int64N(1_000_000))
+	among := func(numbers ...int64) int64 { return numbers[r.IntN(len(numbers))] }
+	const longest = rule.MaxSpan / 1000
+	windows := []int64{
+		among(1000, 1001, 1999, 2000), among(1_000_000, 60_000_000, 3_600_000_000, 1000+r.Int64N(1_000_000)),
+		among(longest, longest-1, longest/2+1, 1000+r.Int64N(longest-1000)),
+	}
+	var kinds []rule.Limit // the counters
+	for _, w := range windows {
+		for _, kind := range []rule.Kind{rule.Fixed, rule.Sliding, rule.Bucket} {
+			kinds = append(kinds, rule.Limit{Kind: kind, Window: w})
+		}
+	}
+	units := func() int64 {
+		return among(1, 2, 3, 5, 10, 1000, 1<<33-1, 1<<49, rule.MaxUnits-1, rule.MaxUnits, 1+r.Int64N(100), 1+r.Int64N(rule.MaxUnits))
+	}
+	number := func(l *rule.Limit) {
+		l.N = units()
+		if l.Kind == rule.Bucket {
+			l.Burst = units()
+			for l.Refill() > longest {
+				l.Burst = max(1, l.Burst/10)
+				l.N = min(rule.MaxUnits, l.N*2)
+			}
+		}
+	}
+	for i := range kinds {
+		number(&kinds[i])
+	}
+	instants := []int64{0, math.MaxInt64}
+	for range steps {
+		limits := make([]rule.Limit, 0, 4)
+		for range 1 + r.IntN(3) {
+			i := r.IntN(len(kinds))
+			if r.IntN(8) == 0 {
+				number(&kinds[i])
+			}
+			if l := kinds[i]; !slices.ContainsFunc(limits, func(o rule.Limit) bool { return keyOf(o) == keyOf(l) }) {
+				limits = append(limits, l)
+			}
+		}
+		l := limits[0]
+		w := l.Window
+		step := among(0, 0, 0, 1, 2, 999, 1000, 1001, w/l.N, w/l.N+1, w-1, w, w+1, 2*w-1, 2*w, r.Int64N(w), r.Int64N(3*w), -1, -1000, -w/2, -w-1, -3*w)
+		if now := m.now + step; step != 0 && now > start/2 && now < 1<<52 {
+			m.setClock(now)
+		}
+		n := among(0, 1, 1, 2, l.N/2, l.N-1, l.N, l.N+1, l.Cap(), l.Cap()/2, rule.MaxUnits+1, r.Int64N(l.Cap())+1)
+		switch r.IntN(8) {
+		case 0, 1, 2, 3:
+			m.take(n, among(1, 1, 1, 2, 5), limits)
+			instants = append(instants, m.now)
+		case 4:
+			m.adjust(-min(n, rule.MaxUnits), instants[r.IntN(len(instants))], limits)
+		case 5:
+			m.adjust(min(n, rule.MaxUnits), instants[r.IntN(len(instants))], limits)
+		case 6:
+			n = min(n, rule.MaxUnits)
+			m.adjust(among(n, -n), max(0, m.now-among(0, 1, 999, 1000, 1999, 2000, 2001, w-1, w, w+1, r.Int64N(2*w))), limits)
+		case 7:
+			m.take(0, 1, limits)
+		}
+	}
+}
+
+func TestScriptsFollowTheRules(t *testing.T) {
+	for name, client := range map[string]func(testing.TB) *redis.Client{"server": server, "gopher-lua": mini} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := client(t)
+			for range 20 {
+				seed := rand.Uint64()
+				t.Run(fmt.Sprint(seed), func(t *testing.T) { history(t, c, rand.New(rand.NewPCG(seed, 1)), 150) })
+			}
+		})
+	}
+}
+
+// FuzzScripts runs histories that the fuzzer chooses. It runs them on Redis where that is
+// installed.
+func FuzzScripts(f *testing.F) {
+	for seed := range uint64(20) {
+		f.Add(binary.LittleEndian.AppendUint64(nil, seed))
+	}
+	client := mini
+	if _, err := exec.LookPath("redis-server"); err == nil {
+		client = server
+	}
+	c := client(f)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		history(t, c, rand.New(&source{b: b}), 20)
+	})
+}
+
+// source is random numbers from bytes, and then from a generator.
+type source struct {
+	b    []byte
+	rest rand.PCG
+}
+
+func (s *source) Uint64() uint64 {
+	if len(s.b) >= 8 {
+		n := binary.LittleEndian.Uint64(s.b)
+		s.b = s.b[8:]
+		s.rest.Seed(n, s.rest.Uint64())
+		return n
+	}
+	return s.rest.Uint64()
+}

@@ -1,0 +1,123 @@
+package redisscript_test
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ratelimit-go/ratelimit/internal/redisscript"
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+)
+
+func TestAppendKey(t *testing.T) {
+	for key, want := range map[string]string{
+		"203.0.113.7": "rl:{203.0.113.7}:", "2001:db8::/64": "rl:{2001:db8::/64}:", "1=a": "rl:{1=a}:",
+		"{": "rl:{%7B}:", "}": "rl:{%7D}:", "{}x": "rl:{%7B%7Dx}:", "%7B": "rl:{%257B}:", "a b": "rl:{a%20b}:",
+		"\x00\n\x7f": "rl:{%00%0A%7F}:", "\xff": "rl:{%FF}:", "á": "rl:{%C3%A1}:", `"\`: "rl:{%22%5C}:", "": "rl:{}:",
+		strings.Repeat("k", 128): "rl:{" + strings.Repeat("k", 128) + "}:",
+		strings.Repeat("{", 128): "rl:{" + strings.Repeat("%7B", 128) + "}:",
+		strings.Repeat("k", 129): "rl:{%sha256:" + sum129 + "}:",
+	} {
+		require.Equal(t, want, string(redisscript.AppendKey(nil, "rl:", key)))
+	}
+	require.Equal(t, "before rl:{k}:", string(redisscript.AppendKey([]byte("before "), "rl:", "k")))
+}
+
+const sum129 = "9094034fb2d0ce2e407c9b260f2806ab2efb352e200722fd6296d9cf1cf7e6f5" // of sha256sum
+
+// FuzzAppendKey: the pair of prefix and key can be read back, so no two are alike; and all
+// of it is printable and one hash tag.
+func FuzzAppendKey(f *testing.F) {
+	for _, key := range []string{"", "a", "{}", "%7B", "%", "a}:fixed-1h", "\x00\xff", "é", strings.Repeat("%", 128), strings.Repeat("k", 129), "%sha256:00"} {
+		f.Add("rl:", key)
+		f.Add("rl:api", key)
+	}
+	f.Fuzz(func(t *testing.T, prefix, key string) {
+		if strings.ContainsAny(prefix, "{}") {
+			t.Skip("is refused")
+		}
+		text := string(redisscript.AppendKey(nil, prefix, key))
+		head, rest, ok := strings.Cut(text, "{")
+		if !ok || head != prefix {
+			t.Fatalf("%q, %q: %q", prefix, key, text)
+		}
+		tag, rest, ok := strings.Cut(rest, "}")
+		if !ok || rest != ":" || strings.Contains(tag, "{") {
+			t.Fatalf("%q, %q: %q", prefix, key, text)
+		}
+		var back []byte
+		for i := 0; i < len(tag); i++ {
+			if tag[i] <= ' ' || tag[i] > '~' {
+				t.Fatalf("%q: %q", key, text)
+			}
+			if tag[i] != '%' {
+				back = append(back, tag[i])
+				continue
+			}
+			var b byte
+			if _, err := fmt.Sscanf(tag[i:], "%%%02X", &b); err != nil {
+				if len(key) > redisscript.MaxKey && i == 0 && strings.HasPrefix(tag, "%sha256:") {
+					return
+				}
+				t.Fatalf("%q: %q: %v", key, text, err)
+			}
+			back = append(back, b)
+			i += 2
+		}
+		if string(back) != key {
+			t.Fatalf("%q: %q reads %q", key, text, back)
+		}
+	})
+}
+
+func TestMicro(t *testing.T) {
+	for window, want := range map[int64]int64{1_000_000: 1000, 1_000_001: 1001, 1_999_999: 2000, rule.MaxSpan: rule.MaxSpan / 1000} {
+		l := redisscript.Micro(rule.Limit{Kind: rule.Bucket, N: 3, Window: window, Burst: 5})
+		require.Equal(t, rule.Limit{Kind: rule.Bucket, N: 3, Window: want, Burst: 5}, l)
+		require.Equal(t, []any{"b", "3", fmt.Sprint(want), "5"}, redisscript.Args(l))
+	}
+}
+
+func TestNanos(t *testing.T) {
+	for micros, want := range map[int64]time.Duration{
+		0: 0, 1: time.Microsecond, rule.MaxSpan / 1000: rule.MaxSpan, math.MaxInt64 / 1000: math.MaxInt64 / 1000 * 1000,
+		math.MaxInt64/1000 + 1: math.MaxInt64 / 2, math.MaxInt64 / 2: math.MaxInt64 / 2, rule.Never: rule.Never,
+	} {
+		require.Equal(t, want, redisscript.Nanos(micros))
+	}
+}
+
+func TestParse(t *testing.T) {
+	states, after := make([]rule.State, 2), make([]rule.State, 2)
+	now, admitted, err := redisscript.ParseTake([]int64{9, 1, 2, 3, 4, 5, 6, 7}, states)
+	require.NoError(t, err)
+	require.EqualValues(t, 9, now)
+	require.EqualValues(t, 1, admitted)
+	require.Equal(t, []rule.State{{T: 2, A: 3, B: 4}, {T: 5, A: 6, B: 7}}, states)
+	now, err = redisscript.ParseAdjust([]int64{9, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, states, after)
+	require.NoError(t, err)
+	require.EqualValues(t, 9, now)
+	require.Equal(t, []rule.State{{T: 1, A: 2, B: 3}, {T: 7, A: 8, B: 9}}, states)
+	require.Equal(t, []rule.State{{T: 4, A: 5, B: 6}, {T: 10, A: 11, B: 12}}, after)
+	for n := range 20 {
+		_, _, err := redisscript.ParseTake(make([]int64, n), states)
+		require.Equal(t, n != 8, errors.Is(err, redisscript.ErrReply), n)
+		_, err = redisscript.ParseAdjust(make([]int64, n), states, after)
+		require.Equal(t, n != 13, errors.Is(err, redisscript.ErrReply), n)
+	}
+}
+
+func TestJunk(t *testing.T) {
+	for text, want := range map[string]int{"JUNK 1": 0, "JUNK 8": 7, "JUNK 0": -1, "JUNK x": -1, "JUNK": -1, "ERR JUNK 1": -1, "": -1} {
+		i, ok := redisscript.Junk(errors.New(text))
+		require.Equal(t, want >= 0, ok, text)
+		if ok {
+			require.Equal(t, want, i)
+		}
+	}
+}

@@ -1,0 +1,46 @@
+-- Stands before a script to give it a clock and expiry of the test's own: the time is what
+-- the key "clock" holds, in microseconds, and a counter is a hash of its value and its end.
+-- A key expires as it does in Redis, by whole milliseconds, when its end is past.
+local redis = (function(real)
+  local now = real.call('GET', 'clock') + 0
+  local ms = math.floor(now / 1000)
+
+  local function get(key)
+    local value, ends = unpack(real.call('HMGET', key, 'value', 'ends'))
+    if ends and ms > ends + 0 then
+      real.call('DEL', key)
+      return false, false
+    end
+    return value, ends
+  end
+
+  local function integer(text) -- as Redis reads one of 64 bits
+    if not string.find(text, '^-?%d+$') or #text > 18 then error('not an integer: ' .. text) end
+    return text
+  end
+
+  local commands = {
+    TIME = function() return {string.format('%.0f', math.floor(now / 1000000)), string.format('%.0f', math.fmod(now, 1000000))} end,
+    GET = function(key) return (get(key)) end,
+    PTTL = function(key)
+      local value, ends = get(key)
+      if not value then return -2 end
+      if not ends then return -1 end
+      return ends - ms
+    end,
+    SET = function(key, value, px, ends)
+      if px ~= 'PXAT' or integer(ends) + 0 <= 0 then error('SET without an end') end
+      if ms > ends + 0 then return real.call('DEL', key) end
+      real.call('HSET', key, 'value', value, 'ends', ends)
+    end,
+    INCRBY = function(key, n)
+      local value = get(key)
+      if not value then error('INCRBY of no key') end
+      real.call('HINCRBY', key, 'value', integer(n))
+    end,
+    DEL = function(...) return real.call('DEL', ...) end,
+  }
+  local function call(name, ...) return commands[name](...) end
+  return {call = call, pcall = call, error_reply = real.error_reply}
+end)(redis)
+

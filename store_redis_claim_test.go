@@ -1,0 +1,267 @@
+package ratelimit_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"log/slog"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+)
+
+// process is what one process has: a limiter on a store of its own.
+type process struct {
+	*Limiter
+	store *RedisStore
+	log   *syncBuffer
+}
+
+func newProcess(t *testing.T, client redis.UniversalClient, prefix, name string, limit Limit, opts ...RedisOption) *process {
+	var reg Registry
+	p := &process{store: redisStore(t, client, prefix, opts...), log: new(syncBuffer)}
+	o := Options{
+		Limits: []Limit{limit}, Store: p.store, Timeout: time.Minute, OnFailure: FailClosed, DenyRecheck: 1,
+		Logger: slog.New(slog.NewTextHandler(p.log, nil)),
+	}
+	p.Limiter = Must(reg.New(name, o))
+	t.Cleanup(func() { p.Close() })
+	return p
+}
+
+// use takes a unit, and waits until what comes of it beside the decision is over.
+func (p *process) use(t *testing.T) error {
+	t.Helper()
+	err := takeErr(p.store, "k", 1, p.Limits())
+	synctest.Wait()
+	return err
+}
+
+// bubble runs a test with a client of a server in it.
+func bubble(t *testing.T, test func(t *testing.T, m *miniredis.Miniredis, c *redis.Client)) {
+	synctest.Test(t, func(t *testing.T) {
+		m := miniredis.NewMiniRedis()
+		test(t, m, piped(t, m))
+	})
+}
+
+var plenty = FixedWindow(1_000_000, 1000*time.Hour)
+
+// TestRedisOwner: a store keeps a record of its limiter beside the counters, from the first use
+// on, and looks after it now and then.
+func TestRedisOwner(t *testing.T) {
+	bubble(t, func(t *testing.T, m *miniredis.Miniredis, c *redis.Client) {
+		sent := make(map[string]int)
+		c.AddHook(hook(func(ctx context.Context, cmd redis.Cmder, next redis.ProcessHook) error {
+			if name := cmd.Name(); name != "hello" {
+				sent[name]++ // never two at once in this test
+			}
+			return next(ctx, cmd)
+		}))
+		p := newProcess(t, c, "rl:login:", "login", plenty)
+		synctest.Wait()
+		require.Empty(t, m.Keys(), "nothing is sent before it is used")
+		require.NoError(t, p.use(t))
+		require.Equal(t, time.Hour, m.TTL("rl:login:owner"))
+		text, err := m.Get("rl:login:owner")
+		require.NoError(t, err)
+		var record struct {
+			Limiter, Version string
+			Limits           []string
+		}
+		require.NoError(t, json.Unmarshal([]byte(text), &record))
+		require.Equal(t, "login", record.Limiter)
+		require.Equal(t, []string{plenty.String()}, record.Limits)
+		require.NotEmpty(t, record.Version)
+
+		require.Equal(t, map[string]int{"evalsha": 1, "eval": 1, "set": 1}, sent)
+		for range 1000 {
+			require.NoError(t, p.use(t))
+		}
+		require.Equal(t, map[string]int{"evalsha": 1001, "eval": 1, "set": 1}, sent, "and it costs nothing more for a while")
+		for range 100 { // of ten hours
+			time.Sleep(6 * time.Minute)
+			require.NoError(t, p.use(t))
+			require.Greater(t, m.TTL("rl:login:owner"), 30*time.Minute, "it does not expire while the limiter is used")
+		}
+		require.Equal(t, 1101, sent["evalsha"])
+		require.LessOrEqual(t, sent["set"], 1+2*26)
+		require.LessOrEqual(t, sent["get"], 26)
+		time.Sleep(time.Hour)
+		require.False(t, m.Exists("rl:login:owner"), "and goes when it is not")
+
+		require.Zero(t, p.store.Stats().PrefixClaimed)
+		require.Empty(t, p.log.String())
+	})
+}
+
+// TestRedisOwnerIsNotWaitedFor: decisions do not hang on the record.
+func TestRedisOwnerIsNotWaitedFor(t *testing.T) {
+	bubble(t, func(t *testing.T, m *miniredis.Miniredis, c *redis.Client) {
+		var mu sync.Mutex
+		hanging := 0
+		c.AddHook(hook(func(ctx context.Context, cmd redis.Cmder, next redis.ProcessHook) error {
+			if cmd.Name() == "set" || cmd.Name() == "get" {
+				mu.Lock()
+				hanging++
+				mu.Unlock()
+				time.Sleep(time.Second)
+			}
+			return next(ctx, cmd)
+		}))
+		p := newProcess(t, c, "rl:", "login", plenty)
+		start := time.Now()
+		for range 100 {
+			_, err := p.Take(ctx, "k")
+			require.NoError(t, err)
+		}
+		require.Zero(t, time.Since(start))
+		synctest.Wait()
+		require.Equal(t, 1, hanging, "there is one such command at a time")
+	})
+}
+
+// hook is a client's hook around single commands.
+type hook func(ctx context.Context, cmd redis.Cmder, next redis.ProcessHook) error
+
+func (hook) DialHook(next redis.DialHook) redis.DialHook { return next }
+func (h hook) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error { return h(ctx, cmd, next) }
+}
+func (hook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+// TestRedisOwnerOther: a limiter of another name under the prefix is reported once, and goes
+// on counting.
+func TestRedisOwnerOther(t *testing.T) {
+	bubble(t, func(t *testing.T, m *miniredis.Miniredis, c *redis.Client) {
+		api := newProcess(t, c, "rl:", "api", plenty)
+		require.NoError(t, api.use(t))
+		login := newProcess(t, c, "rl:", "login", hour)
+		require.NoError(t, login.use(t))
+		require.EqualValues(t, 1, login.store.Stats().PrefixClaimed)
+		require.Contains(t, login.log.String(), "level=ERROR")
+		require.Contains(t, login.log.String(), "a limiter of another name counts under this limiter's prefix in another process")
+		for _, part := range []string{"limiter=login", "prefix=rl:", "other=api", `other_limits="[1000000/1000h fixed]"`} {
+			require.Contains(t, login.log.String(), part)
+		}
+		logged := login.log.String()
+		for range 3 {
+			time.Sleep(time.Minute)
+			require.NoError(t, login.use(t))
+		}
+		require.EqualValues(t, 4, login.store.Stats().PrefixClaimed)
+		require.Equal(t, logged, login.log.String(), "once")
+		require.Empty(t, api.log.String())
+		text, _ := m.Get("rl:owner")
+		require.Contains(t, text, `"api"`, "the record stays its owner's")
+	})
+}
+
+// TestRedisOwnerOtherLimits: the same limiter with other limits, as in a rolling deploy, is
+// a notice only.
+func TestRedisOwnerOtherLimits(t *testing.T) {
+	bubble(t, func(t *testing.T, m *miniredis.Miniredis, c *redis.Client) {
+		old := newProcess(t, c, "rl:", "api", plenty, RefuseSharedPrefix())
+		require.NoError(t, old.use(t))
+		same := newProcess(t, c, "rl:", "api", plenty)
+		require.NoError(t, same.use(t))
+		require.Empty(t, same.log.String())
+		next := newProcess(t, c, "rl:", "api", hour, RefuseSharedPrefix())
+		require.NoError(t, next.use(t))
+		require.Contains(t, next.log.String(), "level=INFO")
+		require.NotContains(t, next.log.String(), "level=ERROR")
+		require.NotContains(t, next.log.String(), "level=WARN")
+		require.Contains(t, next.log.String(), "as in a rolling deploy")
+		require.Zero(t, next.store.Stats().PrefixClaimed)
+		text, _ := m.Get("rl:owner")
+		require.Contains(t, text, hour.String())
+		require.NoError(t, old.use(t))
+
+		// So it is when a process changes them itself.
+		require.NoError(t, next.SetLimits(plenty))
+		require.NoError(t, next.use(t))
+		text, _ = m.Get("rl:owner")
+		require.Contains(t, text, plenty.String())
+	})
+}
+
+// TestRedisRefuseSharedPrefix: with that option a store does not count where another
+// limiter does, until that one has gone.
+func TestRedisRefuseSharedPrefix(t *testing.T) {
+	bubble(t, func(t *testing.T, m *miniredis.Miniredis, c *redis.Client) {
+		api := newProcess(t, c, "rl:", "api", plenty)
+		require.NoError(t, api.use(t))
+		login := newProcess(t, c, "rl:", "login", hour, RefuseSharedPrefix())
+		require.NoError(t, login.use(t), "the first decision does not wait for the record")
+		for range 3 {
+			commands := m.CommandCount()
+			err := login.use(t)
+			require.ErrorIs(t, err, ErrPrefixClaimed)
+			require.ErrorContains(t, err, `it is "api"; give each limiter a prefix of its own`)
+			require.Equal(t, commands, m.CommandCount(), "and nothing is sent")
+			require.ErrorIs(t, login.store.Reset(ctx, "k", []Limit{hour}), ErrPrefixClaimed)
+			_, err = login.store.Adjust(ctx, "k", 1, Now, []Limit{hour})
+			require.ErrorIs(t, err, ErrPrefixClaimed)
+		}
+		time.Sleep(time.Minute)
+		require.Error(t, login.use(t))
+
+		// An error is no leave to count.
+		m.SetError("ERR broken")
+		time.Sleep(time.Minute)
+		require.ErrorIs(t, login.use(t), ErrPrefixClaimed)
+		require.ErrorIs(t, login.use(t), ErrPrefixClaimed)
+		m.SetError("")
+
+		m.Del("rl:owner") // as when it expires
+		time.Sleep(time.Minute)
+		require.Error(t, login.use(t), "this one finds out")
+		require.NoError(t, login.use(t))
+		text, _ := m.Get("rl:owner")
+		require.Contains(t, text, `"login"`)
+
+		// Now the other one is told.
+		time.Sleep(time.Hour - time.Minute)
+		require.NoError(t, login.use(t))
+		require.NoError(t, api.use(t))
+		require.EqualValues(t, 1, api.store.Stats().PrefixClaimed)
+	})
+}
+
+// TestRedisOwnerJunk: what is no record of this library is somebody else's, and cannot
+// break a log line.
+func TestRedisOwnerJunk(t *testing.T) {
+	bubble(t, func(t *testing.T, m *miniredis.Miniredis, c *redis.Client) {
+		require.NoError(t, m.Set("rl:owner", "junk\n"+string(make([]byte, 1<<20))))
+		p := newProcess(t, c, "rl:", "login", hour)
+		require.NoError(t, p.use(t))
+		require.EqualValues(t, 1, p.store.Stats().PrefixClaimed)
+		require.Contains(t, p.log.String(), "which is no record of this library")
+		require.Less(t, len(p.log.String()), 2000)
+		require.Equal(t, 1, bytes.Count([]byte(p.log.String()), []byte("\n")))
+
+		m.Del("rl:owner")
+		m.HSet("rl:owner", "f", "v") // it fails, quietly: decisions do not need it
+		time.Sleep(time.Hour)
+		require.NoError(t, p.use(t))
+	})
+}
+
+// TestRedisOwnerOfAStoreAlone: a store that no limiter has taken claims nothing.
+func TestRedisOwnerOfAStoreAlone(t *testing.T) {
+	bubble(t, func(t *testing.T, m *miniredis.Miniredis, c *redis.Client) {
+		s := redisStore(t, c, "rl:", RefuseSharedPrefix())
+		take(t, s, "k", 1, hour)
+		synctest.Wait()
+		require.Equal(t, []string{"rl:{k}:fixed-1h"}, m.Keys())
+	})
+}

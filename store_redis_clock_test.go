@@ -1,0 +1,93 @@
+package ratelimit_test
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/internal/redistest"
+)
+
+// TestRedisSkewedClocks: stores whose processes' clocks are years apart, as a bubble's clock
+// is from one sleep to the next, count together by the server's, which stands still.
+func TestRedisSkewedClocks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := miniredis.NewMiniRedis()
+		now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+		m.SetTime(now)
+		client := piped(t, m)
+		for left := int64(2); left >= 0; left-- {
+			s := redisStore(t, client, "rl:")
+			for _, l := range algorithms(3, time.Hour) {
+				results := make([]Result, 1)
+				at, err := s.Take(ctx, "k", 1, []Limit{l}, results)
+				require.NoError(t, err)
+				require.Equal(t, now.UnixNano(), int64(at))
+				require.Zero(t, results[0].RetryAfter)
+				require.Equal(t, left, results[0].Remaining)
+				charged, err := s.Adjust(ctx, "k", -1, at, []Limit{l})
+				require.NoError(t, err)
+				require.Zero(t, charged)
+				_, admitted := take(t, s, "k", 1, l)
+				require.True(t, admitted)
+			}
+			time.Sleep(10 * 365 * 24 * time.Hour)
+		}
+		for _, l := range algorithms(3, time.Hour) {
+			_, admitted := take(t, redisStore(t, client, "rl:"), "k", 1, l)
+			require.False(t, admitted)
+		}
+	})
+}
+
+// TestRedisOlderClock: a failover to a server whose clock is behind neither mints nor bans.
+func TestRedisOlderClock(t *testing.T) {
+	for _, back := range []time.Duration{time.Millisecond, time.Minute, 59 * time.Minute, time.Hour, 61 * time.Minute, 3 * time.Hour, 365 * 24 * time.Hour} {
+		for _, l := range algorithms(3, time.Hour) {
+			m := newMini(t)
+			s := redisStore(t, m.client(t), "rl:")
+			_, admitted := take(t, s, "full", 3, l)
+			require.True(t, admitted)
+			take(t, s, "half", 2, l)
+			m.now = m.now.Add(-back)
+			m.SetTime(m.now)
+
+			_, admitted = take(t, s, "full", 1, l)
+			require.False(t, admitted, "%v back, %v", back, l)
+			_, admitted = take(t, s, "half", 2, l)
+			require.False(t, admitted, "%v back, %v", back, l)
+			results, admitted := take(t, s, "half", 1, l)
+			require.True(t, admitted, "%v back, %v", back, l)
+			require.Zero(t, results[0].Remaining)
+			results, _ = take(t, s, "full", 1, l)
+			require.LessOrEqual(t, results[0].RetryAfter, 2*time.Hour+time.Microsecond, "%v back, %v", back, l)
+			requireTTL(t, m.client(t), s, "full", l)
+			m.advance(results[0].RetryAfter)
+			_, admitted = take(t, s, "full", 1, l)
+			require.True(t, admitted, "%v back, %v", back, l)
+			results, _ = take(t, s, "full", 0, l)
+			require.LessOrEqual(t, results[0].ResetAfter, 3*time.Hour, "%v back, %v", back, l)
+			m.advance(results[0].ResetAfter)
+			_, admitted = take(t, s, "full", 3, l)
+			require.True(t, admitted)
+		}
+	}
+}
+
+// TestRedisServerTime: an instant is the server's, to the microsecond.
+func TestRedisServerTime(t *testing.T) {
+	client := redistest.Start(t).Client()
+	s := redisStore(t, client, "rl:")
+	for range 100 {
+		before := client.Time(ctx).Val()
+		at, err := s.Take(ctx, "k", 1, []Limit{hour}, make([]Result, 1))
+		require.NoError(t, err)
+		after := client.Time(ctx).Val()
+		require.GreaterOrEqual(t, int64(at), before.UnixNano())
+		require.LessOrEqual(t, int64(at), after.UnixNano())
+	}
+}

@@ -1,0 +1,168 @@
+package ratelimit_test
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/internal/redistest"
+)
+
+// piped returns a client of a server in this bubble, by whose clock keys expire.
+func piped(t *testing.T, m *miniredis.Miniredis) *redis.Client {
+	m.ClockTTL(true)
+	c := pipe(t, m)
+	t.Cleanup(m.Close)
+	return c
+}
+
+// pipe returns a client that works in a bubble.
+func pipe(t *testing.T, m *miniredis.Miniredis) *redis.Client {
+	c := redis.NewClient(&redis.Options{
+		Addr:                     "127.0.0.1:1",                                                     // nothing to look up
+		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}, // no ticker
+		Dialer:                   func(context.Context, string, string) (net.Conn, error) { return m.Dial() },
+	})
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// TestRedisStoreAgrees: the same random operations, under controlled time, on a memory
+// store and on Redis give the same decisions.
+//
+// Redis tells the time in microseconds and ends a fixed window on a whole millisecond,
+// rounded up. So that what was decided does not hang on that, time moves in whole
+// milliseconds; then all numbers of units are equal, and waits are the memory store's, rounded up
+// to a microsecond.
+func TestRedisStoreAgrees(t *testing.T) {
+	for range 30 {
+		seed := rand.Uint64()
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { agree(t, rand.New(rand.NewPCG(seed, 2))) })
+		})
+	}
+}
+
+const years = 50 * 365 * 24 * time.Hour // the longest window
+
+func agree(t *testing.T, r *rand.Rand) {
+	near := memory(t, "")
+	far := redisStore(t, piped(t, miniredis.NewMiniRedis()), "rl:")
+	time.Sleep(time.Until(time.Now().Truncate(time.Millisecond).Add(time.Millisecond)))
+
+	windows := []time.Duration{time.Millisecond, 7 * time.Millisecond, time.Second, time.Hour, years}
+	among := func(n ...int64) int64 { return n[r.IntN(len(n))] }
+	units := func() int64 {
+		return among(1, 2, 3, 5, 10, 1000, 1<<40, 999_999_999_999_999, 1+r.Int64N(100), 1+r.Int64N(999_999_999_999_999))
+	}
+	rates := make(map[time.Duration]Limit) // of buckets, which expire by the rate they were last used at
+	for _, w := range windows {
+		n, burst := units(), units()
+		if float64(burst)/float64(n)*float64(w) > float64(years)*0.99 {
+			burst = max(1, n/2)
+		}
+		rates[w] = TokenBucket(n, w, burst)
+	}
+	pick := func() Limit {
+		w := windows[r.IntN(len(windows))]
+		switch r.IntN(3) {
+		case 0:
+			return FixedWindow(units(), w)
+		case 1:
+			return SlidingWindow(units(), w)
+		}
+		b := rates[w]
+		if r.IntN(4) == 0 && b.Burst() > 1 {
+			return TokenBucket(b.N(), w, 1+r.Int64N(b.Burst()))
+		}
+		return b
+	}
+	begin, instants := time.Now(), [][2]Instant{{Now, Now}}
+	for range 100 {
+		limits := []Limit{pick()}
+		for range r.IntN(3) {
+			l := pick()
+			if !slices.ContainsFunc(limits, func(o Limit) bool { return o.Algorithm() == l.Algorithm() && o.Window() == l.Window() }) {
+				limits = append(limits, l)
+			}
+		}
+		key := []string{"a", "b", "a{}\x00"}[r.IntN(3)]
+		l := limits[0]
+		const ms = int64(time.Millisecond)
+		w := int64(l.Window())
+		sleep := among(0, 0, 0, 0, 1, 2*ms, w-ms, w, w+ms, w/l.N(), r.Int64N(w), 2*w-ms, 2*w, r.Int64N(3*w))
+		if d := time.Duration((sleep + ms - 1) / ms * ms); time.Since(begin)+d < years+years/8 { // a memory store's clock is good for 73 years
+			time.Sleep(d)
+		}
+		n := among(0, 0, 1, 1, 1, 2, l.Burst(), l.Burst()/2, l.Burst()+1, math.MaxInt64, r.Int64N(l.Burst())+1)
+		at := instants[r.IntN(len(instants))]
+		what := fmt.Sprintf("%d units of %q under %v", n, key, limits)
+		switch r.IntN(8) {
+		case 0:
+			require.NoError(t, near.Reset(ctx, key, limits))
+			require.NoError(t, far.Reset(ctx, key, limits))
+		case 1, 2:
+			if r.IntN(2) == 0 {
+				n = -n
+			}
+			want, err := near.Adjust(ctx, key, n, at[0], limits)
+			require.NoError(t, err)
+			got, err := far.Adjust(ctx, key, n, at[1], limits)
+			require.NoError(t, err)
+			require.Equal(t, want, got, "charged: %s", what)
+		default:
+			want, got := make([]Result, len(limits)), make([]Result, len(limits))
+			a, err := near.Take(ctx, key, n, limits, want)
+			require.NoError(t, err)
+			b, err := far.Take(ctx, key, n, limits, got)
+			require.NoError(t, err)
+			instants = append(instants, [2]Instant{a, b})
+			for i := range want {
+				for _, d := range []*time.Duration{&want[i].RetryAfter, &want[i].MoreAfter, &want[i].ResetAfter} {
+					if *d < Never/2-time.Microsecond {
+						*d = (*d + time.Microsecond - 1) / time.Microsecond * time.Microsecond
+					}
+				}
+				require.Equal(t, want[i], got[i], "%v: %s", limits[i], what)
+			}
+		}
+	}
+}
+
+// TestRedisStoreRounding: at any microsecond of the server's clock a fixed window ends less
+// than a millisecond late and never early. Later callers may be told of a millisecond more,
+// where one begins on the server between the commands of the script.
+func TestRedisStoreRounding(t *testing.T) {
+	s := redisStore(t, redistest.Start(t).Client(), "rl:")
+	const w = 1234567 * time.Microsecond
+	limits, results := []Limit{FixedWindow(3, w)}, make([]Result, 1)
+	for i := range 300 {
+		var opened, ends Instant
+		for range 5 { // the last two are denied
+			at, err := s.Take(ctx, fmt.Sprint(i), 1, limits, results)
+			require.NoError(t, err)
+			if opened == 0 {
+				opened, ends = at, at+Instant(results[0].ResetAfter)
+			}
+			told := at + Instant(results[0].ResetAfter)
+			require.GreaterOrEqual(t, told, ends)
+			require.LessOrEqual(t, told, ends+Instant(time.Millisecond))
+			require.Equal(t, results[0].ResetAfter, results[0].MoreAfter)
+		}
+		require.Zero(t, ends%Instant(time.Millisecond))
+		require.GreaterOrEqual(t, ends, opened+Instant(w))
+		require.Less(t, ends, opened+Instant(w+time.Millisecond))
+	}
+}
