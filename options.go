@@ -113,13 +113,16 @@ type Options struct {
 	NearKeys int
 
 	// Lease lets this process take units of a busy key ahead at a [RemoteStore] and hand
-	// them out without asking: for keys that are used thousands of times a second. It is
-	// how long units may be held, 250 ms say; zero leases none. They are
+	// them out without asking: for keys that are used hundreds of times a second. It is
+	// how long a unit may be held, 250 ms say; zero leases none. Units are
 	// counted when they are taken, so the limit is never exceeded; but a bucket's or a sliding
-	// window's units may be used that much later than they were counted. What
-	// other processes cannot use meanwhile is at most a 16th of what was left of the key, for each
-	// process and for so long; a process that is killed takes it along until the
-	// limit is whole again. Decisions have [SourceLease].
+	// window's may be used that much later than they were counted.
+	//
+	// A process holds half of what it was asked for in such a time, and a 16th of what
+	// was left, at most. What it does not use is back for others after 1.5 times that, or
+	// DenyRecheck later where they have been denied; a process that is
+	// killed takes it along until the limit is whole. Decisions have [SourceLease].
+	// docs/scaling.md has what it saves.
 	Lease time.Duration
 
 	// Silence has the codes of warnings that are not to be logged; see the

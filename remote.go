@@ -162,7 +162,7 @@ func (r *remote) take(ctx context.Context, key string, n int64, limits []Limit, 
 	if r.age > 0 && n > 0 {
 		told, ok, refill := r.near.Spend(key, n, s.rules[:s.n], start, r.age, s.answers[:s.n])
 		if refill {
-			r.refill(key, limits)
+			r.refill(key, limits, &s)
 		}
 		if ok {
 			r.leased.Add(1)
@@ -194,6 +194,9 @@ func (r *remote) take(ctx context.Context, key string, n int64, limits []Limit, 
 	}
 	if err != nil {
 		return r.fail(ctx, key, n, err, &s, results)
+	}
+	if r.age > 0 && n == 0 {
+		addHeld(results, limits, r.near.Held(key, s.rules[:s.n], start))
 	}
 	return at, SourceStore, nil
 }
@@ -324,8 +327,8 @@ func (r *remote) instant(now int64) Instant {
 func (r *remote) adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (charged int64, err error) {
 	var s numbers
 	s.set(limits)
-	if r.age > 0 && n < 0 && r.near.Unspend(key, -n, s.rules[:s.n], monotonic()) {
-		return 0, nil
+	if r.age > 0 && r.adjustLease(key, n, at, limits, &s) {
+		return max(0, n), nil
 	}
 	if owes, _ := r.owes(ctx, key); owes {
 		err = errOwing

@@ -2,7 +2,9 @@ package ratelimit
 
 import (
 	"context"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/ratelimit-go/ratelimit/internal/near"
@@ -11,24 +13,29 @@ import (
 // takeMore takes n units at the store and, for a key that is busy, more of them for a
 // lease: the next requests need not ask.
 func (r *remote) takeMore(ctx context.Context, start int64, spent time.Duration, key string, n int64, limits []Limit, s *numbers, results []Result) (at Instant, err error) {
-	extra := r.near.Want(key, s.rules[:s.n], start)
-	if extra == 0 {
+	ask := r.near.Want(key, s.rules[:s.n], start)
+	if ask.Units == 0 {
 		return r.consult(ctx, spent, key, n, limits, s, results)
 	}
-	at, err = r.consult(ctx, spent, key, n+extra, limits, s, results)
+	at, err = r.consult(ctx, spent, key, n+ask.Units, limits, s, results)
 	if err != nil || denied(results) {
-		r.keep(key, 0, 0, start, s)
+		ask.Units = 0
+		r.keep(key, ask, 0, s)
 		if err != nil {
 			return 0, err
 		}
 		// There is less left than was thought.
 		return r.consult(ctx, max(1, time.Duration(monotonic()-start)), key, n, limits, s, results)
 	}
-	r.keep(key, extra, at, start, s)
-	for i := range results {
-		results[i].Remaining = min(results[i].Remaining+extra, limits[i].rule.Cap())
-	}
+	addHeld(results, limits, r.keep(key, ask, at, s))
 	return at, nil
+}
+
+// addHeld counts what this process has ahead as remaining.
+func addHeld(results []Result, limits []Limit, held int64) {
+	for i := range results {
+		results[i].Remaining = min(results[i].Remaining+held, limits[i].rule.Cap())
+	}
 }
 
 func denied(results []Result) bool {
@@ -40,35 +47,47 @@ func denied(results []Result) bool {
 	return false
 }
 
+// adjustLease gives back to a lease, or charges it: the store may have nothing left to charge
+// because it is all here.
+func (r *remote) adjustLease(key string, n int64, at Instant, limits []Limit, s *numbers) bool {
+	now := monotonic()
+	if n < 0 {
+		return r.near.Unspend(key, -n, s.rules[:s.n], now, int64(at))
+	}
+	_, ok, refill := r.near.Spend(key, n, s.rules[:s.n], now, r.age, s.answers[:s.n])
+	if refill {
+		r.refill(key, limits, s)
+	}
+	return ok
+}
+
 // refill takes units for a lease that runs low, beside the decisions.
-func (r *remote) refill(key string, limits []Limit) {
-	s := new(numbers)
-	s.set(limits)
-	start := monotonic()
-	extra := r.near.Want(key, s.rules[:s.n], start)
-	if extra == 0 {
+func (r *remote) refill(key string, limits []Limit, now *numbers) {
+	ask := r.near.Want(key, now.rules[:now.n], monotonic())
+	if ask.Units == 0 {
 		return
 	}
-	key = strings.Clone(key)
+	s, key := *now, strings.Clone(key)
 	r.beside(func() {
 		results := make([]Result, len(limits))
-		at, err := r.consult(r.closing, 0, key, extra, limits, s, results)
+		at, err := r.consult(r.closing, 0, key, ask.Units, limits, &s, results)
 		if err != nil || denied(results) {
-			extra = 0
+			ask.Units = 0
 		}
-		r.keep(key, extra, at, start, s)
+		r.keep(key, ask, at, &s)
 	})
 }
 
-// keep takes over what has come of asking for a lease at start.
-func (r *remote) keep(key string, extra int64, at Instant, start int64, s *numbers) {
-	lapsed, ok := r.near.Leased(key, extra, s.rules[:s.n], s.answers[:s.n], int64(at), start, monotonic(), r.age)
+// keep takes over what has come of asking for a lease. It returns what it holds now.
+func (r *remote) keep(key string, ask near.Ask, at Instant, s *numbers) (held int64) {
+	held, lapsed, ok := r.near.Leased(ask, key, s.rules[:s.n], s.answers[:s.n], int64(at), monotonic(), r.age)
 	if ok {
 		r.beside(func() { r.giveBack(r.closing, lapsed) })
 	}
-	if extra > 0 {
+	if held > 0 {
 		r.sweep()
 	}
+	return held
 }
 
 // sweep gives leases back when their time is over, as long as there are any.
@@ -85,15 +104,10 @@ func (r *remote) sweep() {
 			case <-r.closing.Done():
 				return
 			}
-			var lapsed []near.Lapsed
-			lapsed, more = r.near.Lapse(monotonic(), false)
-			if !more {
+			r.giveBackAll(r.closing, r.near.Lapse(monotonic(), false))
+			if more = r.near.Leases(); !more {
 				r.sweeping.Store(false)
-				_, more = r.near.Lapse(0, false) // one that came just before
-				more = more && r.sweeping.CompareAndSwap(false, true)
-			}
-			for _, l := range lapsed {
-				r.giveBack(r.closing, l)
+				more = r.near.Leases() && r.sweeping.CompareAndSwap(false, true) // one that came just before
 			}
 		}
 	})
@@ -101,13 +115,20 @@ func (r *remote) sweep() {
 
 // endLeases gives all leases back, because the limits have changed or the limiter is
 // being closed.
-func (r *remote) endLeases(ctx context.Context) {
-	lapsed, _ := r.near.Lapse(0, true)
-	for _, l := range lapsed {
-		if r.giveBack(ctx, l) != nil {
-			return // the rest counts as used, as all of it does
-		}
+func (r *remote) endLeases(ctx context.Context) { r.giveBackAll(ctx, r.near.Lapse(0, true)) }
+
+func (r *remote) giveBackAll(ctx context.Context, lapsed []near.Lapsed) {
+	var workers sync.WaitGroup
+	for part := range slices.Chunk(lapsed, 1+len(lapsed)/settleWorkers) {
+		workers.Go(func() {
+			for _, l := range part {
+				if r.giveBack(ctx, l) != nil {
+					return // the rest counts as used, as all of it does
+				}
+			}
+		})
 	}
+	workers.Wait()
 }
 
 // giveBack tells the store that units were not used.

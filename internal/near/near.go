@@ -35,8 +35,9 @@ type shard struct {
 	mu      sync.Mutex
 	keys    map[string]*entry
 	lists   [ranks]list
-	version uint64 // moves on when units were given back here
-	leased  map[*entry]struct{}
+	version uint64              // moves on when units were given back here
+	leased  map[*entry]struct{} // those evicted too, until their units are back
+	forgets uint64
 }
 
 // list is of entries by their last use.
@@ -270,8 +271,10 @@ func (c *Cache) Forget(key string) {
 	s, k := c.lock(key)
 	defer s.mu.Unlock()
 	s.version++
+	s.forgets++
 	if e := s.keys[k]; e != nil {
 		c.drop(s, e)
+		delete(s.leased, e)
 	}
 }
 
@@ -543,7 +546,6 @@ func (c *Cache) drop(s *shard, e *entry) {
 	}
 	e.unlink()
 	delete(s.keys, e.key)
-	delete(s.leased, e)
 }
 
 // use notes that an entry was used, and what is at stake with it.

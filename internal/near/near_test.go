@@ -270,22 +270,6 @@ func TestManyWindows(t *testing.T) {
 	require.Zero(t, c.Debts())
 }
 
-// TestLeaseOfManyWindows: a lease outlives its counters.
-func TestLeaseOfManyWindows(t *testing.T) {
-	c := near.New(6400)
-	limits, answers := []rule.Limit{fixed(1000, minute)}, []rule.Answer{{Remaining: 900, Reset: minute}}
-	c.Learn("key", 1, limits, answers, 1, 1, -1, c.Version("key"))
-	c.Leased("key", 50, limits, answers, 1, 1, 1, second)
-	for w := range int64(8) {
-		c.Adjust("key", 1, []rule.Limit{sliding(9, (1+w)*minute)}, 2, false)
-	}
-	_, ok, _ := c.Spend("key", 1, limits, 2, second, answers)
-	require.True(t, ok)
-	require.False(t, c.Unspend("key", 2, limits, 2), "one is missing")
-	require.True(t, c.Unspend("key", 1, limits, 2))
-	require.False(t, c.Unspend("key", 1, limits, 2))
-}
-
 // TestSettling: while debts are being told, those that wait are told when that is over.
 func TestSettling(t *testing.T) {
 	limit := fixed(9, minute)

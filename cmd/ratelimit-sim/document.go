@@ -1,0 +1,198 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+	"github.com/ratelimit-go/ratelimit/internal/sim"
+)
+
+// document writes the charts of scaling.md to dir, and its tables between their marks.
+func document(dir string) error {
+	path := filepath.Join(dir, "scaling.md")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	page := string(text)
+	for _, s := range scenarios {
+		fmt.Fprintln(os.Stderr, s.name)
+		table, chart := s.run()
+		if page, err = between(page, s.name, table); err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, "scaling-"+s.name+".svg"), []byte(chart), 0o666); err != nil {
+			return err
+		}
+	}
+	return os.WriteFile(path, []byte(page), 0o666)
+}
+
+// between puts text between the marks of a name.
+func between(page, name, text string) (string, error) {
+	begin, end := "<!-- "+name+" -->\n", "<!-- end of "+name+" -->"
+	before, rest, ok := strings.Cut(page, begin)
+	_, after, ok2 := strings.Cut(rest, end)
+	if !ok || !ok2 {
+		return "", fmt.Errorf("the page has no %q and %q", begin, end)
+	}
+	return before + begin + "\n" + text + "\n" + end + after, nil
+}
+
+type scenario struct {
+	name string
+	run  func() (table, chart string)
+}
+
+var scenarios = []scenario{{"commands", commands}, {"keys", manyKeys}, {"share", share}, {"outage", outage}}
+
+var fleets = []int{1, 3, 10, 30, 100, 300, 1000}
+
+// base is what scenarios have in common: a Redis nearby.
+var base = sim.Config{Seed: 1, Jitter: 100 * time.Microsecond, Span: 2 * time.Second}
+
+func perSecond(n int64) rule.Limit {
+	return rule.Limit{Kind: rule.Fixed, N: n, Window: int64(time.Second)}
+}
+
+// sweep runs a configuration in each mode with each number of processes.
+func sweep(c sim.Config, fleets []int) []result {
+	var configs []sim.Config
+	for _, c.Processes = range fleets {
+		for _, c.Mode = range modes {
+			configs = append(configs, c)
+		}
+	}
+	return simulate(configs)
+}
+
+// lines draws a number of each result against the processes.
+func lines(results []result, of func(result) float64) (all []line) {
+	for _, mode := range modes {
+		l := line{Name: mode.String()}
+		for _, r := range results {
+			if r.Mode == mode {
+				l.Points = append(l.Points, point{float64(r.Config.Processes), of(r)})
+			}
+		}
+		all = append(all, l)
+	}
+	return all
+}
+
+func commands() (string, string) {
+	var b strings.Builder
+	b.WriteString("| requests a second | processes | exact | deny-cached | leased | 99 % wait at most |\n|---|---|---|---|---|---|\n")
+	var panels []panel
+	for _, rate := range []float64{10_000, 100_000, 1_000_000} {
+		c := base
+		c.Rate, c.Limit = rate, perSecond(int64(rate)/2)
+		results := sweep(c, fleets)
+		for i := 0; i < len(results); i += len(modes) {
+			if n := results[i].Config.Processes; n == 3 || n == 30 || n == 300 {
+				continue
+			}
+			fmt.Fprintf(&b, "| %s | %s |", number(rate), number(float64(results[i].Config.Processes)))
+			waits := make([]string, len(modes))
+			for j, r := range results[i : i+len(modes)] {
+				fmt.Fprintf(&b, " %s |", number(r.perSecond()))
+				waits[j] = span(r.Wait(0.99))
+			}
+			fmt.Fprintf(&b, " %s |\n", strings.Join(waits, ", "))
+		}
+		panels = append(panels, panel{Title: number(rate) + " requests a second", Lines: lines(results, result.perSecond)})
+	}
+	return b.String(), chart("Commands a second at Redis, by number of processes: one hot key, half of its requests admitted", "processes", panels)
+}
+
+func manyKeys() (string, string) {
+	c := base
+	c.Rate, c.Keys, c.Limit = 100_000, sim.Keys{Count: 10_000, Zipf: 1.1}, perSecond(1000)
+	zipf := sweep(c, fleets)
+	c.Keys = sim.Keys{Count: 10_000}
+	uniform := sweep(c, fleets)
+	var b strings.Builder
+	b.WriteString("| keys | processes | exact | deny-cached | leased |\n|---|---|---|---|---|\n")
+	for i, results := range [][]result{zipf, uniform} {
+		for j := 0; j < len(results); j += 2 * len(modes) {
+			fmt.Fprintf(&b, "| %s | %d |", [...]string{"Zipf, 1.1", "all alike"}[i], results[j].Config.Processes)
+			for _, r := range results[j : j+len(modes)] {
+				fmt.Fprintf(&b, " %s |", small(r.PerDecision()))
+			}
+			b.WriteString("\n")
+		}
+	}
+	return b.String(), chart("Commands a second at Redis, by number of processes: 100,000 requests a second for 10,000 keys, 1,000 a second each", "processes",
+		[]panel{{Title: "some keys much busier than others", Lines: lines(zipf, result.perSecond)}, {Title: "all alike", Lines: lines(uniform, result.perSecond)}})
+}
+
+// share is what is admitted, and by whom, in windows of ten seconds that are not used up long
+// before they end.
+func share() (string, string) {
+	var b strings.Builder
+	b.WriteString("| load | processes | mode | admitted of the limit | fairness | least and most of its requests that a process admitted |\n|---|---|---|---|---|---|\n")
+	var panels []panel
+	for _, skew := range []float64{0, 0.9} {
+		c := base
+		c.Rate, c.Share, c.Span = 20_000, skew, 3*time.Second
+		c.Limit = rule.Limit{Kind: rule.Fixed, N: 15_000, Window: int64(time.Second)}
+		results := sweep(c, fleets)
+		load := "even"
+		if skew > 0 {
+			load = "90 % at one"
+		}
+		for i, r := range results {
+			if i/len(modes)%2 == 1 || r.Mode == sim.Exact {
+				continue
+			}
+			least, most := 1.0, 0.0
+			for _, p := range r.Report.Processes {
+				part := float64(p.Admitted) / float64(max(1, p.Requests))
+				least, most = min(least, part), max(most, part)
+			}
+			fmt.Fprintf(&b, "| %s | %s | %v | %s | %.3f | %s to %s |\n", load, number(float64(r.Config.Processes)), r.Mode,
+				percent(r.OfIdeal()), r.Jain(), percent(least), percent(most))
+		}
+		panels = append(panels,
+			panel{Title: "admitted of the limit, %, load " + load, Linear: true, From: 90, To: 101, Lines: lines(results, func(r result) float64 { return 100 * r.OfIdeal() })})
+		if skew > 0 {
+			panels = append(panels, panel{Title: "fairness, %, load " + load, Linear: true, From: 90, To: 101, Lines: lines(results, func(r result) float64 { return 100 * r.Jain() })})
+		}
+	}
+	return b.String(), chart("Admitted, by number of processes: 20,000 requests a second, 15,000 a second admitted", "processes", panels)
+}
+
+// outage has Redis down for three of eight seconds.
+func outage() (string, string) {
+	c := base
+	c.Rate, c.Limit, c.Span = 20_000, perSecond(1000), 8*time.Second
+	c.Outages = []sim.Outage{{From: 2500 * time.Millisecond, To: 5500 * time.Millisecond}}
+	var b strings.Builder
+	b.WriteString("| processes | mode | before | while Redis is down | after | bound: processes × limit |\n|---|---|---|---|---|---|\n")
+	var panels []panel
+	for _, n := range []int{4, 16, 64} {
+		p := panel{Title: fmt.Sprint(n, " processes"), Ticks: []float64{0, 2, 4, 6, 8}, Bottom: 100}
+		for _, r := range sweep(c, []int{n}) {
+			l := line{Name: r.Mode.String()}
+			const window = int(time.Second / sim.SliceSpan)
+			var perWindow [8]int64
+			for i := range perWindow {
+				for _, s := range r.Slices[i*window : (i+1)*window] {
+					perWindow[i] += s.Admitted
+				}
+				l.Points = append(l.Points, point{float64(i), float64(perWindow[i])}, point{float64(i + 1), float64(perWindow[i])})
+			}
+			p.Lines = append(p.Lines, l)
+			if r.Mode != sim.Exact {
+				fmt.Fprintf(&b, "| %d | %v | %s | %s | %s | %s |\n", n, r.Mode, number(float64(perWindow[1])), number(float64(perWindow[4])),
+					number(float64(perWindow[7])), number(float64(n*1000)))
+			}
+		}
+		panels = append(panels, p)
+	}
+	return b.String(), chart("Admitted in each second of a limit of 1,000 a second, 20,000 requested; Redis is down from 2.5 s to 5.5 s", "seconds", panels)
+}

@@ -1,0 +1,155 @@
+// Ratelimit-sim tells what limits that many processes share on one Redis would cost and
+// admit, without any of them. See docs/scaling.md.
+//
+//	go run ./cmd/ratelimit-sim -processes 1,100,1000 -rate 1000000 -limit "500000/1s fixed"
+//
+// prints a table with a row for each mode and number of processes. With -out docs it writes the
+// charts and tables of docs/scaling.md instead.
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+	"github.com/ratelimit-go/ratelimit/internal/sim"
+)
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "ratelimit-sim:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	var c sim.Config
+	flags := flag.NewFlagSet("ratelimit-sim", flag.ContinueOnError)
+	out := flags.String("out", "", "write the charts and tables of scaling.md, in this `directory`, instead")
+	processes := flags.String("processes", "1,10,100,1000", "how many processes, a row for each of several `numbers`")
+	limit := flags.String("limit", "5000/1s fixed", "the `limit` of each key, as ParseLimit reads it")
+	down := flags.String("down", "", "when Redis cannot be reached: `from-to`, 2s-5s say")
+	flags.Float64Var(&c.Rate, "rate", 10_000, "requests a second, of all processes together")
+	flags.Float64Var(&c.Share, "share", 0, "what part of them the first process gets; 0: as many as each other")
+	flags.IntVar(&c.Keys.Count, "keys", 1, "how many keys there are")
+	flags.Float64Var(&c.Keys.Hot, "hot", 0, "what part of the requests is for the first key")
+	flags.Float64Var(&c.Keys.Zipf, "zipf", 0, "the n-th key is asked for as often as 1/n^`s`, s above 1")
+	flags.DurationVar(&c.Span, "span", 3*time.Second, "how long to simulate")
+	flags.DurationVar(&c.Lease, "lease", 250*time.Millisecond, "Options.Lease of the leased mode")
+	flags.DurationVar(&c.Recheck, "recheck", time.Second, "Options.DenyRecheck")
+	flags.DurationVar(&c.Timeout, "timeout", 100*time.Millisecond, "Options.Timeout")
+	flags.DurationVar(&c.RTT, "rtt", 200*time.Microsecond, "the shortest round trip")
+	flags.DurationVar(&c.Jitter, "jitter", 100*time.Microsecond, "what is added to it on average")
+	flags.DurationVar(&c.Service, "service", 7*time.Microsecond, "what a command takes Redis")
+	flags.Uint64Var(&c.Seed, "seed", 1, "what chance begins with")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if *out != "" {
+		return document(*out)
+	}
+	l, err := ratelimit.ParseLimit(*limit)
+	if err != nil {
+		return err
+	}
+	if c.Rate <= 0 || c.Span <= 0 || c.Share < 0 || c.Share > 1 || c.Keys.Count < 1 {
+		return errors.New("-rate, -span and -keys have to be above 0, and -share from 0 to 1")
+	}
+	c.Limit = ruleOf(l)
+	if *down != "" {
+		from, to, _ := strings.Cut(*down, "-")
+		var o sim.Outage
+		if o.From, err = time.ParseDuration(from); err != nil {
+			return err
+		}
+		if o.To, err = time.ParseDuration(to); err != nil {
+			return err
+		}
+		c.Outages = []sim.Outage{o}
+	}
+	var configs []sim.Config
+	for _, n := range strings.Split(*processes, ",") {
+		if c.Processes, err = strconv.Atoi(n); err != nil || c.Processes < 1 {
+			return fmt.Errorf("-processes has %q: want numbers from 1", n)
+		}
+		for _, c.Mode = range modes {
+			configs = append(configs, c)
+		}
+	}
+	fmt.Print(table(simulate(configs)))
+	return nil
+}
+
+var modes = []sim.Mode{sim.Exact, sim.Cached, sim.Leased}
+
+// kinds are the algorithms by their names.
+var kinds = map[string]rule.Kind{"fixed": rule.Fixed, "sliding": rule.Sliding, "bucket": rule.Bucket}
+
+func ruleOf(l ratelimit.Limit) rule.Limit {
+	r := rule.Limit{Kind: kinds[l.Algorithm()], N: l.N(), Window: int64(l.Window())}
+	if r.Kind == rule.Bucket {
+		r.Burst = l.Burst()
+	}
+	return r
+}
+
+// result is what came of a simulation.
+type result struct {
+	sim.Config
+	*sim.Report
+}
+
+// simulate runs simulations, two at a time.
+func simulate(configs []sim.Config) []result {
+	results := make([]result, len(configs))
+	turn := make(chan struct{}, 2)
+	var running sync.WaitGroup
+	for i, c := range configs {
+		running.Go(func() {
+			turn <- struct{}{}
+			results[i] = result{c, sim.Run(c)}
+			<-turn
+		})
+	}
+	running.Wait()
+	return results
+}
+
+func table(results []result) string {
+	var b strings.Builder
+	b.WriteString("| processes | mode | commands a second | a decision | Redis busy | admitted of the limit | fairness | wait, 50 % | 99 % |\n|---|---|---|---|---|---|---|---|---|\n")
+	for _, r := range results {
+		fmt.Fprintf(&b, "| %s | %v | %s | %s | %s | %s | %.3f | %s | %s |\n", number(float64(r.Config.Processes)), r.Mode,
+			number(r.perSecond()), small(r.PerDecision()), percent(r.Busy), percent(r.OfIdeal()), r.Jain(), span(r.Wait(0.5)), span(r.Wait(0.99)))
+	}
+	return b.String()
+}
+
+func (r result) perSecond() float64 { return float64(r.Commands) / r.Span.Seconds() }
+
+// number is a number as people read it: 12,300.
+func number(f float64) string {
+	s := strconv.FormatFloat(f, 'f', 0, 64)
+	for i := len(s) - 3; i > 0; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
+
+func small(f float64) string { return strconv.FormatFloat(f, 'g', 2, 64) }
+
+func percent(f float64) string { return strconv.FormatFloat(100*f, 'f', 1, 64) + " %" }
+
+func span(d time.Duration) string {
+	if d == 0 {
+		return "none"
+	}
+	return fmt.Sprintf("%.2g ms", d.Seconds()*1000)
+}

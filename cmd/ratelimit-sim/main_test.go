@@ -1,0 +1,65 @@
+package main
+
+import (
+	"encoding/xml"
+	"io"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+)
+
+func TestTable(t *testing.T) {
+	c := base
+	c.Rate, c.Limit, c.Span = 1000, perSecond(500), time.Second
+	rows := strings.Split(strings.TrimSpace(table(sweep(c, []int{1, 4}))), "\n")
+	require.Len(t, rows, 2+2*len(modes))
+	require.Contains(t, rows[2], "| 1 | exact |")
+	require.Contains(t, rows[7], "| 4 | leased |")
+}
+
+func TestRuleOf(t *testing.T) {
+	l, err := ratelimit.ParseLimit("10/1s bucket burst=20")
+	require.NoError(t, err)
+	require.Equal(t, rule.Limit{Kind: rule.Bucket, N: 10, Window: int64(time.Second), Burst: 20}, ruleOf(l))
+	require.Equal(t, rule.Limit{Kind: rule.Fixed, N: 5, Window: int64(time.Hour)}, ruleOf(ratelimit.FixedWindow(5, time.Hour)))
+}
+
+func TestChartIsXML(t *testing.T) {
+	c := base
+	c.Rate, c.Limit, c.Span = 1000, perSecond(500), time.Second
+	d := xml.NewDecoder(strings.NewReader(chart("a < b", "processes", []panel{{Title: "x & y", Lines: lines(sweep(c, []int{1, 4}), result.perSecond)}})))
+	for {
+		if _, err := d.Token(); err == io.EOF {
+			return
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestPage: every scenario has its place in docs/scaling.md, and its chart.
+func TestPage(t *testing.T) {
+	page, err := os.ReadFile("../../docs/scaling.md")
+	require.NoError(t, err)
+	for _, s := range scenarios {
+		_, err := between(string(page), s.name, "")
+		require.NoError(t, err)
+		require.Contains(t, string(page), "](scaling-"+s.name+".svg)")
+		require.FileExists(t, "../../docs/scaling-"+s.name+".svg")
+	}
+	_, err = between(string(page), "nothing", "")
+	require.Error(t, err)
+}
+
+func TestArguments(t *testing.T) {
+	require.NoError(t, run([]string{"-processes", "2", "-rate", "100", "-span", "1s", "-down", "100ms-200ms"}))
+	for _, args := range [][]string{{"-processes", "0"}, {"-limit", "x"}, {"-down", "1s"}, {"-rate", "0"}} {
+		require.Error(t, run(args), args)
+	}
+}

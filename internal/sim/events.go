@@ -1,0 +1,88 @@
+package sim
+
+// event is something that is to happen to a process.
+type event struct {
+	at      int64
+	seq     uint64 // among those of one instant
+	do      action
+	process *process
+	flight  *flight
+}
+
+type action uint8
+
+const (
+	arrival    action = iota // of a request
+	departure                // of a flight at the server
+	landing                  // of its replies
+	expiry                   // of calls that took too long
+	sweep                    // of leases
+	settlement               // of debts
+)
+
+func (e *event) run() {
+	switch e.do {
+	case arrival:
+		e.process.arrive()
+	case departure:
+		e.process.run.server.serve(e.process, e.flight)
+	case landing:
+		e.process.land(e.flight)
+	case expiry:
+		e.process.expire()
+	case sweep:
+		e.process.sweep()
+	case settlement:
+		e.process.settle()
+	}
+}
+
+// at has an event happen.
+func (r *run) at(instant int64, e event) {
+	r.events.seq++
+	e.at, e.seq = instant, r.events.seq
+	r.events.push(e)
+}
+
+// events are those to come: a heap, which container/heap would be of pointers.
+type events struct {
+	heap []event
+	seq  uint64
+}
+
+func (q *events) before(i, j int) bool {
+	a, b := &q.heap[i], &q.heap[j]
+	return a.at < b.at || a.at == b.at && a.seq < b.seq
+}
+
+func (q *events) push(e event) {
+	q.heap = append(q.heap, e)
+	for i := len(q.heap) - 1; i > 0; {
+		up := (i - 1) / 2
+		if !q.before(i, up) {
+			break
+		}
+		q.heap[i], q.heap[up] = q.heap[up], q.heap[i]
+		i = up
+	}
+}
+
+func (q *events) pop() event {
+	first, last := q.heap[0], len(q.heap)-1
+	q.heap[0] = q.heap[last]
+	q.heap[last] = event{}
+	q.heap = q.heap[:last]
+	for i := 0; ; {
+		least := i
+		for _, down := range [...]int{2*i + 1, 2*i + 2} {
+			if down < last && q.before(down, least) {
+				least = down
+			}
+		}
+		if least == i {
+			return first
+		}
+		q.heap[i], q.heap[least] = q.heap[least], q.heap[i]
+		i = least
+	}
+}

@@ -1,0 +1,242 @@
+package sim
+
+import (
+	"cmp"
+	"math/rand/v2"
+	"slices"
+
+	"github.com/ratelimit-go/ratelimit/internal/breaker"
+	"github.com/ratelimit-go/ratelimit/internal/near"
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+)
+
+// process is a limiter in a process of its own. Its methods go by the names of those in
+// remote.go and remote_lease.go, and do the same in the same order.
+type process struct {
+	run      *run
+	source   source
+	near     *near.Cache
+	breaker  breaker.Breaker
+	queue    queue
+	waiting  int              // calls
+	settling int              // debts that are being told, and 1 if that has to begin
+	told     map[int][]func() // who waits for those of a key
+	sweeping bool
+	had      Share
+}
+
+func newProcess(r *run, rnd *rand.Rand, rate float64) *process {
+	p := &process{run: r, source: newSource(&r.Config, rnd, rate), near: near.New(1 << 20), told: make(map[int][]func())}
+	p.queue.latest = make(map[int]*call)
+	return p
+}
+
+// arrive is a request.
+func (p *process) arrive() {
+	p.run.at(p.run.now+p.source.next(), event{do: arrival, process: p})
+	key := p.source.key()
+	p.had.Requests++
+	p.run.report.Requests++
+	p.run.slice().Requests++
+	var a rule.Answer
+	if p.run.ideal[key], a = p.run.Limit.Take(p.run.ideal[key], p.run.now, 1); a.Retry == 0 {
+		p.run.report.Ideal++
+	}
+	p.take(key)
+}
+
+// decided is the end of it.
+func (p *process) decided(source int, admitted bool, since int64) {
+	p.run.report.From[source]++
+	p.run.report.waits.add(p.run.now - since)
+	if admitted {
+		p.had.Admitted++
+		p.run.report.Admitted++
+		p.run.slice().Admitted++
+	}
+}
+
+func (p *process) take(key int) {
+	r, name, start := p.run, p.run.keys[key], p.run.now
+	if r.Mode == Leased {
+		_, ok, refill := p.near.Spend(name, 1, r.limits, start, int64(r.Lease), r.answers)
+		if refill {
+			p.refill(key)
+		}
+		if ok {
+			p.decided(FromLease, true, start)
+			return
+		}
+	}
+	if r.Mode != Exact && p.near.Denied(name, 1, r.limits, start, int64(r.Recheck), r.answers) {
+		p.decided(FromCache, false, start)
+		return
+	}
+	if !owes(p.near, name) {
+		p.takeMore(key, start)
+		return
+	}
+	p.settleAll()
+	if _, telling := p.told[key]; !telling {
+		p.fail(key, start, true)
+		return
+	}
+	p.told[key] = append(p.told[key], func() {
+		if owes(p.near, name) {
+			p.fail(key, start, true)
+		} else {
+			p.takeMore(key, start)
+		}
+	})
+}
+
+func (p *process) takeMore(key int, start int64) {
+	r := p.run
+	ask := p.want(key)
+	p.consult(key, 1+ask.Units, ask, int64(r.Timeout), func(c *call) {
+		switch {
+		case c.failed:
+			p.fail(key, start, !c.unknown)
+		case c.answer.Retry > 0 && ask.Units > 0: // there is less left than was thought
+			p.consult(key, 1, near.Ask{}, start+int64(r.Timeout)-r.now, func(c *call) {
+				if c.failed {
+					p.fail(key, start, !c.unknown)
+				} else {
+					p.decided(FromStore, c.answer.Retry == 0, start)
+				}
+			})
+		default:
+			p.decided(FromStore, c.answer.Retry == 0, start)
+		}
+	})
+}
+
+func (p *process) want(key int) near.Ask {
+	if p.run.Mode != Leased {
+		return near.Ask{}
+	}
+	return p.near.Want(p.run.keys[key], p.run.limits, p.run.now)
+}
+
+// refill takes units for a lease that runs low.
+func (p *process) refill(key int) {
+	if ask := p.want(key); ask.Units > 0 {
+		p.consult(key, ask.Units, ask, int64(p.run.Timeout), func(*call) {})
+	}
+}
+
+// consult asks the server, and keeps what is for a lease.
+func (p *process) consult(key int, n int64, ask near.Ask, timeout int64, then func(*call)) {
+	r := p.run
+	p.ask(&call{op: take, key: key, n: n, then: func(c *call) {
+		if !c.failed {
+			p.near.Learn(r.keys[key], n, r.limits, []rule.Answer{c.answer}, c.told, r.now, int64(r.Recheck), c.version)
+		}
+		if ask.Units > 0 {
+			if c.failed || c.answer.Retry > 0 {
+				ask.Units = 0
+			}
+			held, lapsed, ok := p.near.Leased(ask, r.keys[key], r.limits, []rule.Answer{c.answer}, c.told, r.now, int64(r.Lease))
+			if ok {
+				p.giveBack(key, lapsed)
+			}
+			if held > 0 && !p.sweeping {
+				p.sweeping = true
+				r.at(r.now+int64(r.Lease)/2, event{do: sweep, process: p})
+			}
+		}
+		then(c)
+	}}, timeout)
+}
+
+func (p *process) sweep() {
+	r := p.run
+	lapsed := p.near.Lapse(r.now, false)
+	slices.SortFunc(lapsed, func(a, b near.Lapsed) int { return cmp.Compare(a.Key, b.Key) }) // they come in any order
+	for _, l := range lapsed {
+		p.giveBack(r.index[l.Key], l)
+	}
+	if p.sweeping = p.near.Leases(); p.sweeping {
+		r.at(r.now+int64(r.Lease)/2, event{do: sweep, process: p})
+	}
+}
+
+func (p *process) giveBack(key int, l near.Lapsed) {
+	p.ask(&call{op: adjust, key: key, n: -l.Units, at: l.Told, then: func(*call) {}}, adjustTimeout)
+}
+
+// ask makes a call, unless that is known to be of no use.
+func (p *process) ask(c *call, timeout int64) {
+	ok, probe := p.breaker.Allow(p.run.now)
+	c.probe = probe
+	if !ok || p.waiting == maxWaiting {
+		if ok {
+			p.breaker.Done(p.run.now, probe, breaker.Unclear)
+		}
+		c.failed = true
+		c.then(c)
+		return
+	}
+	p.waiting++
+	p.send(c, timeout)
+}
+
+// done is the end of a call.
+func (p *process) done(c *call) {
+	p.waiting--
+	outcome := breaker.Succeeded
+	if c.failed {
+		outcome = breaker.Failed
+	}
+	p.breaker.Done(p.run.now, c.probe, outcome)
+	if !c.failed && p.near.Debts() > 0 {
+		p.settleAll()
+	}
+	c.then(c)
+}
+
+// fail decides where the server could not, as FallbackLocal does.
+func (p *process) fail(key int, since int64, unchanged bool) {
+	admitted := p.near.Take(p.run.keys[key], 1, p.run.limits, p.run.now, unchanged, p.run.answers)
+	p.decided(FromFallback, admitted, since)
+}
+
+// settleAll tells the server of everything that is owed, beside the decisions.
+func (p *process) settleAll() {
+	if p.settling == 0 && p.breaker.Ready(p.run.now) {
+		p.settling = 1
+		p.run.at(p.run.now, event{do: settlement, process: p})
+	}
+}
+
+func (p *process) settle() {
+	p.settling = 0
+	debtors := p.near.Debtors(p.run.now)
+	slices.Sort(debtors) // they come in any order
+	for _, name := range debtors {
+		key, debts := p.run.index[name], p.near.Collect(name, p.run.now)
+		if len(debts) == 0 {
+			continue
+		}
+		d := debts[0] // there is one limit
+		p.settling++
+		p.told[key] = nil
+		p.ask(&call{op: adjust, key: key, n: d.Units, at: d.At, then: func(c *call) {
+			p.settling--
+			if !c.failed || c.unknown {
+				debts = nil // told, or perhaps told
+			}
+			p.near.Settle(name, debts)
+			waiting := p.told[key]
+			delete(p.told, key)
+			for _, then := range waiting {
+				then()
+			}
+		}}, adjustTimeout)
+	}
+}
+
+func owes(c *near.Cache, key string) bool {
+	is, _ := c.Owes(key)
+	return is
+}

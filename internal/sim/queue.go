@@ -1,0 +1,164 @@
+package sim
+
+import (
+	"time"
+
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+)
+
+// The numbers of a RedisStore, and of what stands before it.
+const (
+	maxFlights = 2
+	maxLate    = 14
+	maxBatch   = 256
+	maxWaiting = 4096
+)
+
+type op uint8
+
+const (
+	take op = iota
+	adjust
+)
+
+// call is a process's, to the server.
+type call struct {
+	op    op
+	key   int
+	n     int64
+	at    int64 // of an adjust: when the units were taken
+	then  func(*call)
+	probe bool // of the breaker
+
+	deadline int64
+	version  uint64
+	flight   *flight
+	over     bool // its caller does not wait for it any more
+
+	failed  bool
+	unknown bool // it may have been carried out all the same
+	answer  rule.Answer
+	told    int64
+}
+
+// flight is calls that share a round trip.
+type flight struct {
+	calls   []*call
+	shared  []bool // of each: it shares a command with one before
+	refused bool
+	late    bool // callers have given up on it
+}
+
+// queue is how a process's calls get to the server, as in internal/flight: whoever comes
+// while fewer than maxFlights are out sets off at once, and the others go together.
+type queue struct {
+	waiting      []*call
+	timed        []*call // all that have not been answered, by deadline
+	armed        bool    // there is an expiry to come
+	flying, late int
+	latest       map[int]*call // by key, within share
+}
+
+// send has a call carried out, and then told what came of it.
+func (p *process) send(c *call, timeout int64) {
+	c.version = p.near.Version(p.run.keys[c.key])
+	c.deadline = p.run.now + timeout
+	p.queue.waiting = append(p.queue.waiting, c)
+	p.queue.timed = append(p.queue.timed, c)
+	p.arm()
+	p.takeOff()
+}
+
+func (p *process) takeOff() {
+	q := &p.queue
+	for len(q.waiting) > 0 && q.flying < maxFlights {
+		f := new(flight)
+		for len(q.waiting) > 0 && len(f.calls) < maxBatch {
+			if c := q.waiting[0]; !c.over {
+				c.flight = f
+				f.calls = append(f.calls, c)
+			}
+			q.waiting = q.waiting[1:]
+		}
+		if len(f.calls) == 0 {
+			return
+		}
+		p.share(f)
+		q.flying++
+		p.run.at(p.run.now+p.halfway(), event{do: departure, process: p, flight: f})
+	}
+}
+
+// share finds the calls that can do with the command of another: takes of the same units of one key,
+// with nothing else of that key between them.
+func (p *process) share(f *flight) {
+	f.shared = make([]bool, len(f.calls))
+	if len(f.calls) == 1 {
+		return
+	}
+	clear(p.queue.latest)
+	for i, c := range f.calls {
+		if first := p.queue.latest[c.key]; first != nil && first.op == take && c.op == take && first.n == c.n {
+			f.shared[i] = true
+		} else {
+			p.queue.latest[c.key] = c
+		}
+	}
+}
+
+// land is the return of a flight.
+func (p *process) land(f *flight) {
+	if f.late {
+		p.queue.late--
+	} else {
+		p.queue.flying--
+	}
+	for _, c := range f.calls {
+		if !c.over {
+			c.over, c.failed = true, f.refused
+			p.done(c)
+		}
+	}
+	p.takeOff()
+}
+
+// expire ends the wait of calls whose time is over.
+func (p *process) expire() {
+	q := &p.queue
+	q.armed = false
+	for len(q.timed) > 0 && (q.timed[0].over || q.timed[0].deadline <= p.run.now) {
+		c := q.timed[0]
+		q.timed = q.timed[1:]
+		if c.over {
+			continue
+		}
+		c.over, c.failed, c.unknown = true, true, c.flight != nil
+		if f := c.flight; f != nil && !f.late && q.late < maxLate {
+			f.late = true // others are not to wait for it as well
+			q.flying--
+			q.late++
+		}
+		p.done(c)
+	}
+	p.arm()
+	p.takeOff()
+}
+
+func (p *process) arm() {
+	if q := &p.queue; !q.armed && len(q.timed) > 0 {
+		q.armed = true
+		p.run.at(max(p.run.now, q.timed[0].deadline), event{do: expiry, process: p})
+	}
+}
+
+// halfway is how long one way takes.
+func (p *process) halfway() int64 {
+	way := int64(p.run.RTT) / 2
+	if p.run.Jitter > 0 {
+		way += int64(p.source.ExpFloat64() * float64(p.run.Jitter) / 2)
+	}
+	return way
+}
+
+// What is put right beside the decisions may take longer than they, as in the library.
+const adjustTimeout = int64(5 * time.Second)

@@ -1,0 +1,41 @@
+package sim
+
+import "github.com/ratelimit-go/ratelimit/internal/rule"
+
+// server carries out one command at a time, in the order in which they come.
+type server struct {
+	run    *run
+	states []rule.State // by key
+	free   int64        // when it is done with all that has come
+	worked int64
+}
+
+// serve has the commands of a flight carried out, and sends the replies back.
+func (s *server) serve(p *process, f *flight) {
+	if f.refused = s.run.down(); f.refused {
+		s.run.at(s.run.now+p.halfway(), event{do: landing, process: p, flight: f})
+		return
+	}
+	s.free = max(s.free, s.run.now)
+	for i, c := range f.calls {
+		if i == 0 || !f.shared[i] {
+			s.free += int64(s.run.Service)
+			s.worked += int64(s.run.Service)
+			s.run.report.Commands++
+			s.run.slice().Commands++
+		}
+		s.carryOut(c)
+	}
+	s.run.at(s.free+p.halfway(), event{do: landing, process: p, flight: f})
+}
+
+// carryOut is what the scripts do.
+func (s *server) carryOut(c *call) {
+	l, state := &s.run.limits[0], &s.states[c.key]
+	c.told = s.free
+	if c.op == adjust {
+		*state = l.Adjust(*state, s.free, c.n, max(0, s.free-c.at))
+		return
+	}
+	*state, c.answer = l.Take(*state, s.free, c.n)
+}

@@ -1,0 +1,193 @@
+// Package sim simulates processes that share limits on one Redis server: as many as one
+// likes, in virtual time. What is counted at the server is counted by internal/rule, and what each
+// process knows, leases, denies and owes is kept by internal/near, with internal/breaker:
+// the code that a limiter runs. Modelled are only what runs in between: who waits for whom on the
+// way (internal/flight, whose callers are goroutines), the way itself, and the server's time.
+//
+// The same Config gives the same Report.
+package sim
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+)
+
+// Mode is what a process does before it asks the server.
+type Mode uint8
+
+const (
+	Exact  Mode = iota // nothing: each decision is the server's
+	Cached             // it remembers denials, as a limiter does by default
+	Leased             // and takes units of busy keys ahead, as with Options.Lease
+)
+
+func (m Mode) String() string { return [...]string{"exact", "deny-cached", "leased"}[m] }
+
+// Config is what is simulated. Limit, Processes, Rate and Span are required.
+type Config struct {
+	Seed      uint64
+	Mode      Mode
+	Limit     rule.Limit // of each key
+	Processes int
+	Rate      float64 // requests a second, of all processes together
+	Share     float64 // what part of them the first process gets; 0: as many as the others
+	Regular   bool    // requests come evenly spaced, not at random
+	Keys      Keys
+	Span      time.Duration
+
+	Lease   time.Duration // as in Options, and so are the next two; 0: 250 ms
+	Recheck time.Duration // 0: a second
+	Timeout time.Duration // 0: 100 ms
+
+	RTT     time.Duration // the shortest round trip; 0: 200 µs
+	Jitter  time.Duration // what is added to it on average, exponentially distributed
+	Service time.Duration // what a command takes at the server; 0: 7 µs
+	Outages []Outage
+}
+
+// Outage is when the server cannot be reached. It keeps what it has.
+type Outage struct{ From, To time.Duration }
+
+func (c Config) withDefaults() Config {
+	for _, d := range []struct {
+		field *time.Duration
+		is    time.Duration
+	}{
+		{&c.Lease, 250 * time.Millisecond}, {&c.Recheck, time.Second}, {&c.Timeout, 100 * time.Millisecond},
+		{&c.RTT, 200 * time.Microsecond}, {&c.Service, 7 * time.Microsecond},
+	} {
+		if *d.field == 0 {
+			*d.field = d.is
+		}
+	}
+	c.Keys.Count = max(1, c.Keys.Count)
+	return c
+}
+
+// Report is what came of it.
+type Report struct {
+	Requests int64
+	Admitted int64
+	Ideal    int64               // what one counter next to all processes would have admitted of the same requests
+	Commands int64               // that the server carried out
+	Busy     float64             // part of its time
+	From     [len(sources)]int64 // decisions by their source
+
+	Processes []Share
+	Slices    []Slice // of time
+	waits     histogram
+}
+
+// Share is what one process had.
+type Share struct{ Requests, Admitted int64 }
+
+// SliceSpan is how long a [Slice] is.
+const SliceSpan = 100 * time.Millisecond
+
+// Slice is what happened in a part of the time.
+type Slice struct{ Requests, Admitted, Commands int64 }
+
+// Where decisions come from, as in Decision.Source.
+const (
+	FromStore = iota
+	FromCache
+	FromLease
+	FromFallback
+)
+
+var sources = [...]string{"store", "cache", "lease", "fallback"}
+
+// PerDecision is commands for each request.
+func (r *Report) PerDecision() float64 { return float64(r.Commands) / float64(max(1, r.Requests)) }
+
+// OfIdeal is what part of what the limit allows was admitted.
+func (r *Report) OfIdeal() float64 { return float64(r.Admitted) / float64(max(1, r.Ideal)) }
+
+// Jain is Jain's index of fairness (Jain, Chiu, Hawe 1984) of what part of its requests each
+// process admitted: 1 if all the same, 1/n if one alone had all.
+func (r *Report) Jain() float64 {
+	var sum, squares, n float64
+	for _, p := range r.Processes {
+		if p.Requests > 0 {
+			x := float64(p.Admitted) / float64(p.Requests)
+			sum, squares, n = sum+x, squares+x*x, n+1
+		}
+	}
+	if squares == 0 {
+		return 1
+	}
+	return sum * sum / (n * squares)
+}
+
+// Wait is how long a part of the decisions took at most, to a tenth.
+func (r *Report) Wait(part float64) time.Duration { return r.waits.quantile(part) }
+
+// run is one simulation on its way.
+type run struct {
+	Config
+	report    Report
+	events    events
+	now       int64
+	server    server
+	processes []*process
+	keys      []string
+	index     map[string]int
+	ideal     []rule.State
+	limits    []rule.Limit
+	answers   []rule.Answer // of one decision
+}
+
+// begin is when the simulation does: instants before it have to exist.
+const begin = int64(time.Hour)
+
+// Run simulates.
+func Run(c Config) *Report {
+	r := &run{Config: c.withDefaults(), now: begin, limits: []rule.Limit{c.Limit}, answers: make([]rule.Answer, 1), index: make(map[string]int)}
+	for i := range r.Keys.Count {
+		r.keys = append(r.keys, fmt.Sprintf("key-%d", i))
+		r.index[r.keys[i]] = i
+	}
+	r.ideal = make([]rule.State, r.Keys.Count)
+	r.server = server{run: r, states: make([]rule.State, r.Keys.Count), free: begin}
+	r.report.Slices = make([]Slice, 1+r.Span/SliceSpan)
+	for i := range r.Processes {
+		share := 1 / float64(r.Processes)
+		if r.Share > 0 && r.Processes > 1 {
+			share = r.Share
+			if i > 0 {
+				share = (1 - r.Share) / float64(r.Processes-1)
+			}
+		}
+		p := newProcess(r, rand.New(rand.NewPCG(c.Seed, uint64(i))), share*r.Rate)
+		r.processes = append(r.processes, p)
+		r.at(r.now+p.source.first(), event{do: arrival, process: p})
+	}
+	end := begin + int64(r.Span)
+	for len(r.events.heap) > 0 {
+		e := r.events.pop()
+		if r.now = e.at; r.now >= end {
+			break
+		}
+		e.run()
+	}
+	for _, p := range r.processes {
+		r.report.Processes = append(r.report.Processes, p.had)
+	}
+	r.report.Busy = float64(r.server.worked) / float64(r.Span)
+	return &r.report
+}
+
+func (r *run) slice() *Slice { return &r.report.Slices[(r.now-begin)/int64(SliceSpan)] }
+
+// down reports whether the server can be reached.
+func (r *run) down() bool {
+	for _, o := range r.Outages {
+		if since := time.Duration(r.now - begin); o.From <= since && since < o.To {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,71 @@
+package ratelimit_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/internal/redistest"
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+	"github.com/ratelimit-go/ratelimit/internal/sim"
+)
+
+// TestPredictions compares what internal/sim says with real processes: ratios only, for how fast a
+// machine is does not change how many commands a decision takes.
+func TestPredictions(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+	const (
+		n    = 2000
+		span = 2 * time.Second
+		age  = 100 * time.Millisecond
+	)
+	modes := []sim.Mode{sim.Exact, sim.Cached, sim.Leased}
+	options := []load{{Recheck: 1}, {Recheck: age}, {Recheck: age, Lease: age}}
+	var servers []*redistest.Server // one a mode, whose commands are counted
+	for range modes {
+		servers = append(servers, redistest.Start(t))
+	}
+	for _, processes := range []int{1, 4, 16} {
+		var loaders []*loader
+		for range processes {
+			var loads []load
+			for i, l := range options {
+				l.Addr, l.Name, l.Limit = servers[i].Addr, fmt.Sprint("predicted-", processes, i), FixedWindow(n, time.Hour)
+				l.Rate, l.Span = 2*n/span.Seconds()/float64(processes), span
+				loads = append(loads, l)
+			}
+			loaders = append(loaders, startLoader(t, loads))
+		}
+		for _, l := range loaders {
+			l.ready()
+		}
+		for _, s := range servers {
+			s.ResetStats()
+		}
+		reports := runLoaders(t, loaders)
+		for i, mode := range modes {
+			want := sim.Run(sim.Config{Mode: mode, Limit: rule.Limit{Kind: rule.Fixed, N: n, Window: int64(time.Hour)},
+				Processes: processes, Rate: 2 * n / span.Seconds(), Regular: true, Span: span, Lease: age, Recheck: age})
+			got := sim.Report{Commands: servers[i].Commands()["evalsha"]}
+			for _, r := range reports {
+				got.Requests += r[i].Requests
+				got.Admitted += r[i].Admitted
+				got.Processes = append(got.Processes, sim.Share{Requests: r[i].Requests, Admitted: r[i].Admitted})
+			}
+			t.Logf("| %d | %v | %.3f | %.3f | %d | %d | %.3f | %.3f |", processes, mode,
+				want.PerDecision(), got.PerDecision(), want.Admitted, got.Admitted, want.Jain(), got.Jain())
+			require.InDelta(t, want.PerDecision(), got.PerDecision(), max(0.05, want.PerDecision()/2), "%v, %d processes", mode, processes)
+			require.InDelta(t, want.Admitted, got.Admitted, n/100, "%v, %d processes", mode, processes)
+			require.LessOrEqual(t, got.Admitted, int64(n))
+			require.InDelta(t, want.Jain(), got.Jain(), 0.05, "%v, %d processes", mode, processes)
+		}
+		for _, l := range loaders {
+			l.end()
+		}
+	}
+}
