@@ -1,6 +1,7 @@
 // Quickstart serves three routes, each with its own limiter.
 //
 //	go run ./examples/quickstart
+//	go run ./examples/quickstart -redis localhost:6379
 package main
 
 import (
@@ -17,23 +18,31 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/ratelimit-go/ratelimit"
 )
 
 func main() {
 	addr := flag.String("addr", "127.0.0.1:8080", "address to serve on")
+	redisAddr := flag.String("redis", "", "address of a Redis server to count on; none: in memory")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *addr, os.Stdout); err != nil {
+	if err := run(ctx, *addr, *redisAddr, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
 // run serves until ctx is done, and then lets the requests under way finish.
-func run(ctx context.Context, addr string, out io.Writer) error {
-	handler, err := routes()
+func run(ctx context.Context, addr, redisAddr string, out io.Writer) error {
+	var client redis.UniversalClient // one for all limiters
+	if redisAddr != "" {
+		client = redis.NewUniversalClient(&redis.UniversalOptions{Addrs: []string{redisAddr}})
+		defer client.Close()
+	}
+	handler, err := routes(client)
 	if err != nil {
 		return err
 	}
@@ -58,17 +67,19 @@ func run(ctx context.Context, addr string, out io.Writer) error {
 	return errors.Join(err, ratelimit.DefaultRegistry.Close())
 }
 
-// routes wires one limiter per route. The counters live in this process's
-// memory, in one store per limiter, which is what a limiter without a Store gets.
-func routes() (http.Handler, error) {
+// routes wires one limiter per route, and each counts in a store of its own: without
+// a client in this process's memory, with one on Redis, for all processes together.
+func routes(client redis.UniversalClient) (http.Handler, error) {
 	api, err := ratelimit.New("api", ratelimit.Options{
 		Limits: []ratelimit.Limit{ratelimit.FixedWindow(100, 15*time.Minute)},
+		Redis:  client,
 	})
 	if err != nil {
 		return nil, err
 	}
 	signIn, err := ratelimit.New("sign-in", ratelimit.Options{
 		Limits:  []ratelimit.Limit{ratelimit.FixedWindow(5, time.Hour)},
+		Redis:   client,
 		Message: "Too many login attempts, please try again later.",
 	})
 	if err != nil {
@@ -76,6 +87,7 @@ func routes() (http.Handler, error) {
 	}
 	chat, err := ratelimit.New("chat-token", ratelimit.Options{
 		Limits: []ratelimit.Limit{ratelimit.FixedWindow(300, 15*time.Minute)},
+		Redis:  client,
 	})
 	if err != nil {
 		return nil, err

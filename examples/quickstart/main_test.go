@@ -11,68 +11,105 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/ratelimit-go/ratelimit/internal/redistest"
 )
 
 // TestMain lets the test binary be the program, so that the test can start it as
 // a user does, in a process of its own.
 func TestMain(m *testing.M) {
 	if os.Getenv("QUICKSTART_ADDR") != "" {
-		os.Args = []string{"quickstart", "-addr", os.Getenv("QUICKSTART_ADDR")}
+		os.Args = []string{"quickstart", "-addr", os.Getenv("QUICKSTART_ADDR"), "-redis", os.Getenv("QUICKSTART_REDIS")}
 		main()
 		return
 	}
 	os.Exit(m.Run())
 }
 
-func TestQuickstart(t *testing.T) {
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "QUICKSTART_ADDR=127.0.0.1:0")
-	out, err := cmd.StdoutPipe()
+// process is the program at work.
+type process struct {
+	*testing.T
+	cmd    *exec.Cmd
+	lines  *bufio.Scanner
+	logged strings.Builder
+	url    string
+}
+
+// start starts the program with a Redis server's address, or none, and waits until it serves.
+func start(t *testing.T, redisAddr string) *process {
+	p := &process{T: t, cmd: exec.Command(os.Args[0])}
+	p.cmd.Env = append(os.Environ(), "QUICKSTART_ADDR=127.0.0.1:0", "QUICKSTART_REDIS="+redisAddr)
+	out, err := p.cmd.StdoutPipe()
 	require.NoError(t, err)
-	var logged strings.Builder
-	cmd.Stderr = &logged
-	require.NoError(t, cmd.Start())
-	t.Cleanup(func() { cmd.Process.Kill() })
+	p.cmd.Stderr = &p.logged
+	require.NoError(t, p.cmd.Start())
+	t.Cleanup(func() { p.cmd.Process.Kill() })
 
-	lines := bufio.NewScanner(out)
-	require.True(t, lines.Scan())
-	url := regexp.MustCompile(`http://[0-9.:]+`).FindString(lines.Text())
-	require.NotEmpty(t, url, lines.Text())
-	usage := readUntil(lines, "application/json")
-	require.Contains(t, usage, "curl -i -X POST "+url+"/api/auth/signin")
+	p.lines = bufio.NewScanner(out)
+	require.True(t, p.lines.Scan())
+	p.url = regexp.MustCompile(`http://[0-9.:]+`).FindString(p.lines.Text())
+	require.NotEmpty(t, p.url, p.lines.Text())
+	require.Contains(t, readUntil(p.lines, "application/json"), "curl -i -X POST "+p.url+"/api/auth/signin")
+	return p
+}
 
-	do := func(method, path string) (*http.Response, string) {
-		req, err := http.NewRequest(method, url+path, nil)
-		require.NoError(t, err)
-		resp, err := http.DefaultClient.Do(req)
-		require.NoError(t, err)
-		defer resp.Body.Close()
-		body, err := io.ReadAll(resp.Body)
-		require.NoError(t, err)
-		return resp, string(body)
+func (p *process) do(method, path string) (*http.Response, string) {
+	req, err := http.NewRequest(method, p.url+path, nil)
+	require.NoError(p, err)
+	resp, err := http.DefaultClient.Do(req)
+	require.NoError(p, err)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	require.NoError(p, err)
+	return resp, string(body)
+}
+
+// signIn uses up the limit of one address, and one more.
+func (p *process) signIn(left ...string) {
+	for _, left := range left {
+		resp, _ := p.do("POST", "/api/auth/signin")
+		require.Equal(p, 200, resp.StatusCode)
+		require.Equal(p, `"sign-in";q=5;w=3600`, resp.Header.Get("RateLimit-Policy"))
+		require.Contains(p, resp.Header.Get("RateLimit"), `"sign-in";r=`+left+";t=")
 	}
-	for _, left := range []string{"4", "3", "2", "1", "0"} {
-		resp, _ := do("POST", "/api/auth/signin")
-		require.Equal(t, 200, resp.StatusCode)
-		require.Equal(t, `"sign-in";q=5;w=3600`, resp.Header.Get("RateLimit-Policy"))
-		require.Contains(t, resp.Header.Get("RateLimit"), `"sign-in";r=`+left+";t=")
-	}
-	resp, body := do("POST", "/api/auth/signin")
-	require.Equal(t, 429, resp.StatusCode)
-	require.Equal(t, "Too many login attempts, please try again later.", body)
-	require.Regexp(t, `^3[56]\d\d$`, resp.Header.Get("Retry-After"))
+	resp, body := p.do("POST", "/api/auth/signin")
+	require.Equal(p, 429, resp.StatusCode)
+	require.Equal(p, "Too many login attempts, please try again later.", body)
+	require.Regexp(p, `^3[56]\d\d$`, resp.Header.Get("Retry-After"))
+}
 
+// stop interrupts the program and waits for its end.
+func (p *process) stop() {
+	if err := p.cmd.Process.Signal(os.Interrupt); err != nil {
+		p.Skipf("no interrupt on this system: %v", err)
+	}
+	require.Contains(p, readUntil(p.lines, "shutting down"), "shutting down")
+	require.NoError(p, p.cmd.Wait())
+}
+
+func TestQuickstart(t *testing.T) {
+	p := start(t, "")
+	p.signIn("4", "3", "2", "1", "0")
 	for path, method := range map[string]string{"/api/": "GET", "/api/chat/token": "POST"} {
-		resp, _ := do(method, path)
+		resp, _ := p.do(method, path)
 		require.Equal(t, 200, resp.StatusCode, "%s counts apart", path)
 	}
+	p.stop()
+	require.Contains(t, p.logged.String(), `denied route="POST /api/auth/signin"`)
+}
 
-	if err := cmd.Process.Signal(os.Interrupt); err != nil {
-		t.Skipf("no interrupt on this system: %v", err)
-	}
-	require.Contains(t, readUntil(lines, "shutting down"), "shutting down")
-	require.NoError(t, cmd.Wait())
-	require.Contains(t, logged.String(), `denied route="POST /api/auth/signin"`)
+// On Redis, what was counted is there when the program has been started again.
+func TestQuickstartOnRedis(t *testing.T) {
+	server := redistest.Start(t)
+	p := start(t, server.Addr)
+	p.signIn("4", "3", "2", "1", "0")
+	require.Equal(t, "5", server.Do("GET", "rl:sign-in:{127.0.0.1}:fixed-1h"))
+	p.stop()
+
+	p = start(t, server.Addr)
+	p.signIn()
+	resp, _ := p.do("GET", "/api/")
+	require.Equal(t, 200, resp.StatusCode, "/api/ counts apart")
 }
 
 func readUntil(lines *bufio.Scanner, last string) string {
