@@ -19,10 +19,11 @@ type Bound struct {
 type Of int
 
 const (
-	ByRival Of = iota // at most so many times the best rival's value
-	AtMost            // the value
-	AtLeast           // the value
-	Allocs            // at most so many allocations
+	ByRival    Of = iota // at most so many times the best rival's value
+	AtMost               // the value
+	AtLeast              // the value
+	Allocs               // at most so many allocations
+	TimesRival           // at least so many times the best rival's value
 )
 
 func (g Goal) String() string {
@@ -41,6 +42,8 @@ func (b Bound) String() string {
 	switch {
 	case b.Of == ByRival:
 		return "≤ " + at + " ×"
+	case b.Of == TimesRival:
+		return "≥ " + at + " ×"
 	case b.Of == AtLeast:
 		return "≥ " + at
 	case b.Of == Allocs && b.At == 0:

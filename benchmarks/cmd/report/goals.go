@@ -29,11 +29,14 @@ func (r *results) verdict(w row) string {
 func (r *results) holds(b benchmarks.Bound, s sample, rivals []sample) bool {
 	v, _ := r.value(s)
 	switch b.Of {
-	case benchmarks.ByRival:
+	case benchmarks.ByRival, benchmarks.TimesRival:
 		if len(rivals) == 0 {
 			return true
 		}
 		ratio, ok := r.ratio(s, rivals[0])
+		if b.Of == benchmarks.TimesRival {
+			return ok && ratio >= b.At
+		}
 		return ok && ratio <= b.At
 	case benchmarks.AtLeast:
 		return v >= b.At

@@ -38,6 +38,7 @@ func run(args []string, log func(format string, args ...any)) error {
 	bench := flags.String("bench", ".", "which cases, as for go test")
 	out := flags.String("o", "../BENCHMARKS.md", "the file to write")
 	charts := flags.String("charts", "../docs", "the folder to write charts to")
+	only := flags.String("only", "", "the part to run, memory or redis; what the file has of the other stays")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -51,6 +52,9 @@ func run(args []string, log func(format string, args ...any)) error {
 	}
 	if info, ok := debug.ReadBuildInfo(); ok {
 		r.versions = versions(info)
+	}
+	if *only == "redis" {
+		return r.runRedis(*rounds, *benchtime, *out, *charts, log)
 	}
 	start := time.Now()
 	log("checking each library for exactness")
@@ -75,7 +79,7 @@ func run(args []string, log func(format string, args ...any)) error {
 		return err
 	}
 	for path, text := range map[string]string{
-		*out: r.markdown(),
+		*out: r.markdown() + redisPart(*out),
 		filepath.Join(*charts, "bench-memory.svg"):     r.chart("In memory", benchmarks.Speed, benchmarks.Size),
 		filepath.Join(*charts, "bench-middleware.svg"): r.chart("Middleware", benchmarks.Middleware, benchmarks.Server),
 	} {
@@ -84,7 +88,10 @@ func run(args []string, log func(format string, args ...any)) error {
 		}
 		log("wrote %s", path)
 	}
-	return nil
+	if *only == "memory" {
+		return nil
+	}
+	return (&results{machine: r.machine, versions: r.versions}).runRedis(*rounds, *benchtime, *out, *charts, log)
 }
 
 // goTest runs the tests of the folder it is called in and hands over what they

@@ -85,16 +85,19 @@ func (r *results) number(s sample) string {
 	v = max(0, v) // a difference of two times can be less
 	text := strconv.FormatFloat(v, 'f', 0, 64)
 	switch {
-	case strings.HasPrefix(s.unit, "x/"):
+	case strings.HasPrefix(s.unit, "x/"), s.unit == "cmd/op" && v < 1:
 		text = strconv.FormatFloat(v, 'f', 2, 64)
 	case v < 9.95 && v != math.Trunc(v):
 		text = strconv.FormatFloat(v, 'f', 1, 64)
 	}
-	if allocs, _ := r.value(sample{s.bench, s.library, "allocs/op"}); allocs > 0 {
+	if allocs, _ := r.value(sample{s.bench, s.library, "allocs/op"}); allocs > 0 && slices.Contains(timed, s.unit) {
 		text += fmt.Sprintf(" (%.0f)", allocs)
 	}
 	return text
 }
+
+// timed are the units of a case's first measure, which has the allocations beside it.
+var timed = []string{"ns/op", "us/op", "op/s"}
 
 // row is a line of a table.
 type row struct {
@@ -105,13 +108,14 @@ type row struct {
 
 // rows are those of a table that were measured.
 func (r *results) rows(g benchmarks.Group) (all []row) {
-	for _, c := range benchmarks.Cases {
+	cases, libraries := compared(g)
+	for _, c := range cases {
 		for _, m := range c.Measures {
 			if m.Group != g {
 				continue
 			}
 			var of [3][]sample
-			for _, l := range benchmarks.Libraries {
+			for _, l := range libraries {
 				s := sample{c.Name, l.Name, m.Unit}
 				if _, ok := r.value(s); ok {
 					of[l.Kind] = append(of[l.Kind], s)

@@ -1,0 +1,58 @@
+package benchmarks
+
+import (
+	"context"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/ratelimit-go/ratelimit/internal/redistest"
+)
+
+// RedisLibrary is one of the things that are compared on a Redis server.
+type RedisLibrary struct {
+	Library
+	open func(where target, q quota) subject
+
+	// sent tells from INFO commandstats, where a script's own calls are counted as
+	// well, how many commands the client has sent. Nil: those that run a script.
+	sent func(calls map[string]int64) int64
+}
+
+// RedisLibraries are all that is compared, in the order in which they are timed.
+var RedisLibraries = []RedisLibrary{
+	{Library{"fixed", Ours, "", "FixedWindow, Options.Redis", nil}, openOursOnRedis(fixedWindow), nil},
+	{Library{"bucket", Ours, "", "TokenBucket, Options.Redis", nil}, openOursOnRedis(tokenBucket), nil},
+	{Library{"ulule", Rival, "github.com/ulule/limiter/v3", "drivers/store/redis", nil}, openUluleOnRedis(false), nil},
+	{Library{"ulule-auto", Rival, "github.com/ulule/limiter/v3", "the same over go-redis AutoPipeline, which is experimental", nil}, openUluleOnRedis(true), nil},
+	{Library{"redis_rate", Rival, "github.com/go-redis/redis_rate/v10", "Allow, burst and rate apart", nil}, openRedisRate, nil},
+	{Library{"throttled", Rival, "github.com/throttled/throttled/v2", "goredisstore.v9, 1,000 attempts to swap", nil}, openThrottledOnRedis, sentByThrottled},
+	{Library{"rueidis-script", Rival, "github.com/redis/rueidis", "a script with the calls of rueidislimiter: GET and INCRBY on two keys, by the client's clock", nil}, openRueidisScript, nil},
+	{Library{"incr", Floor, "github.com/redis/go-redis/v9", "INCR, one by one", nil}, openIncr, sentIncrs},
+	{Library{evalsha, Floor, "github.com/redis/go-redis/v9", "EVALSHA of a script that is an INCR, one by one", nil}, openEvalsha, nil},
+	{Library{"incr-pipelined", Floor, "github.com/redis/go-redis/v9", "INCR, 64 in a pipeline, whose callers wait for nothing", nil}, openIncrPipelined, sentIncrs},
+	{Library{"rueidis-incr", Floor, "github.com/redis/rueidis", "INCR, which rueidis pipelines", nil}, openRueidisIncr, sentIncrs},
+}
+
+// target is what a library counts on.
+type target struct {
+	addrs   []string
+	cluster bool
+}
+
+func onServer(s *redistest.Server) target { return target{[]string{s.Addr}, false} }
+
+func onCluster(c *redistest.Cluster) target { return target{c.Addrs(), true} }
+
+// goRedis returns a client with a connection for each of 64 callers, which is a little
+// better for those that use one each than the ten for each core that it has unless told.
+func (t target) goRedis() redis.UniversalClient {
+	return redis.NewUniversalClient(&redis.UniversalOptions{Addrs: t.addrs, IsClusterMode: t.cluster, PoolSize: RedisConnections})
+}
+
+// RedisConnections is how many each client of go-redis has at most.
+const RedisConnections = 64
+
+var background = context.Background()
+
+func sentScripts(calls map[string]int64) int64 { return calls["evalsha"] + calls["eval"] }
+func sentIncrs(calls map[string]int64) int64   { return calls["incr"] }

@@ -1,0 +1,220 @@
+package benchmarks
+
+import (
+	"runtime"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ratelimit-go/ratelimit/internal/redistest"
+)
+
+const (
+	OnRedis   Group = "Redis: one server"
+	OnCluster Group = "Redis: a cluster of three masters"
+)
+
+// RedisCase is one benchmark on Redis.
+type RedisCase struct {
+	Case
+	skip []string // the libraries that it says nothing of
+	run  func(b *testing.B, on *redisServers, l RedisLibrary)
+}
+
+// redisServers are what the cases run on.
+type redisServers struct {
+	server  *redistest.Server
+	cluster *redistest.Cluster
+}
+
+// RedisCases is all that is measured on Redis.
+var RedisCases = []RedisCase{
+	{Case: Case{Name: "redis-serial", Measures: []Measure{
+		{Group: OnRedis, Title: "one caller, µs", Unit: "us/op", Goal: Goal{{Allocs, 8}}},
+		{Group: OnRedis, Title: "— by an EVALSHA of INCR, in turn with it", Unit: "x/evalsha", Goal: Goal{{AtMost, 1.05}}},
+		{Group: OnRedis, Title: "— commands", Unit: "cmd/op", Goal: Goal{{AtMost, 1}}},
+	}}, run: serially, skip: []string{"incr-pipelined"}},
+	{Case: Case{Name: "redis-denied", Measures: []Measure{
+		{Group: OnRedis, Title: "one caller, a key already denied, µs", Unit: "us/op", Goal: Goal{{AtMost, 1}}},
+		{Group: OnRedis, Title: "— commands", Unit: "cmd/op", Goal: Goal{{AtMost, 0}}},
+	}}, run: deniedSerially, skip: []string{"incr", evalsha, "incr-pipelined", "rueidis-incr"}},
+	{Case: Case{Name: "redis-spread", Measures: append(perSecond(OnRedis, "64 callers, 10,000 keys, decisions/s", 2.5),
+		Measure{Group: OnRedis, Title: "— commands", Unit: "cmd/op", Goal: Goal{{AtMost, 1}}})}, run: many(64, manyKeys)},
+	{Case: Case{Name: "redis-hot", Measures: append(perSecond(OnRedis, "64 callers, one key, decisions/s", 8),
+		Measure{Group: OnRedis, Title: "— commands", Unit: "cmd/op", Goal: Goal{{AtMost, 1}}})}, run: many(64, 1)},
+	{Case: Case{Name: "redis-spread-1000", Measures: append(perSecond(OnRedis, "1,000 callers, 10,000 keys, decisions/s", 2.5),
+		Measure{Group: OnRedis, Title: "— p99 in ms", Unit: "ms/p99"})}, run: many(1000, manyKeys)},
+	{Case: Case{Name: "redis-hot-1000", Measures: append(perSecond(OnRedis, "1,000 callers, one key, decisions/s", 8),
+		Measure{Group: OnRedis, Title: "— p99 in ms", Unit: "ms/p99"})}, run: many(1000, 1)},
+	{Case: Case{Name: "cluster-spread", Measures: perSecond(OnCluster, "64 callers, 10,000 keys, decisions/s", 2.5)}, run: inCluster(64, manyKeys)},
+	{Case: Case{Name: "cluster-hot", Measures: perSecond(OnCluster, "64 callers, one key, decisions/s", 8)}, run: inCluster(64, 1)},
+}
+
+func perSecond(g Group, title string, times float64) []Measure {
+	return []Measure{{Group: g, Title: title, Unit: "op/s", Goal: Goal{{TimesRival, times}, {Allocs, 8}}, Higher: true}}
+}
+
+// Has reports whether l takes part in c.
+func (c RedisCase) Has(l RedisLibrary) bool { return !slices.Contains(c.skip, l.Name) }
+
+const (
+	manyKeys  = 10_000
+	redisTurn = 100 * time.Millisecond
+)
+
+// turn is what came of some callers' decisions in a while.
+type turn struct {
+	took    time.Duration
+	done    int
+	failed  int // or denied
+	mallocs uint64
+	waits   latencies
+}
+
+func (t turn) perSecond() float64 { return float64(t.done) / t.took.Seconds() }
+
+// micros is how long a decision took if there was but one caller.
+func (t turn) micros() float64 { return t.took.Seconds() * 1e6 / float64(t.done) }
+
+// decide has so many callers ask for decisions for d, each for its next one as soon as
+// it has the last.
+func decide(s subject, callers int, keys []string, d time.Duration, want bool) (t turn) {
+	runtime.GC() // of what the one before has left
+	each := make([]turn, callers)
+	for i := range each {
+		each[i].waits = make(latencies, 0, 1+1_000_000/callers)
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	begin := time.Now()
+	var wg sync.WaitGroup
+	for i := range each {
+		wg.Go(func() {
+			t := &each[i]
+			// Callers start far apart, or they would meet in each key.
+			at := len(keys) / callers * i
+			for last := time.Since(begin); last < d; {
+				if s.take(keys[at%len(keys)]) == want {
+					t.done++
+				} else {
+					t.failed++
+				}
+				at++
+				now := time.Since(begin)
+				if len(t.waits) < cap(t.waits) {
+					t.waits = append(t.waits, uint32(now-last))
+				}
+				last = now
+			}
+		})
+	}
+	wg.Wait()
+	t.took = time.Since(begin)
+	runtime.ReadMemStats(&after)
+	t.mallocs = after.Mallocs - before.Mallocs
+	for _, e := range each {
+		t.done, t.failed, t.waits = t.done+e.done, t.failed+e.failed, append(t.waits, e.waits...)
+	}
+	slices.Sort(t.waits)
+	return t
+}
+
+// report reports the turns, and fails if this library did not get what it wanted. Of
+// others, only what they did get is counted.
+func report(b *testing.B, l RedisLibrary, turns []turn) {
+	var allocs, rates, waits []float64
+	for _, t := range turns {
+		if l.Kind == Ours && t.failed > 0 {
+			b.Errorf("%d of %d decisions were not as expected", t.failed, t.done+t.failed)
+		}
+		allocs = append(allocs, float64(t.mallocs)/float64(t.done))
+		rates, waits = append(rates, t.perSecond()), append(waits, t.waits.quantile(0.99)/1e3)
+	}
+	b.ReportAllocs()
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(0, "B/op")
+	b.ReportMetric(Median(allocs), "allocs/op")
+	b.ReportMetric(Median(rates), "op/s")
+	b.ReportMetric(Median(waits), "ms/p99")
+}
+
+// serially times single decisions in turn with the floor, so that a slow moment of the
+// machine is one of both.
+func serially(b *testing.B, on *redisServers, l RedisLibrary) {
+	where, all := onServer(on.server), keys(1)
+	s, floor := l.open(where, plenty), openEvalsha(where, plenty)
+	defer s.end()
+	defer floor.end()
+	s.take(all[0])
+	floor.take("floor")
+	const slice = redisTurn / 4
+	var turns []turn
+	var micros, ratios []float64
+	for b.Loop() {
+		for range 4 {
+			t := decide(s, 1, all, slice, true)
+			f := decide(floor, 1, []string{"floor"}, slice, true)
+			turns, micros, ratios = append(turns, t), append(micros, t.micros()), append(ratios, t.micros()/f.micros())
+		}
+	}
+	report(b, l, turns)
+	b.ReportMetric(Median(micros), "us/op")
+	b.ReportMetric(Median(ratios), "x/evalsha")
+	b.ReportMetric(commands(on.server, l, s, 1, all, true), "cmd/op")
+}
+
+func deniedSerially(b *testing.B, on *redisServers, l RedisLibrary) {
+	all := keys(1)
+	s := l.open(onServer(on.server), single)
+	defer s.end()
+	s.take(all[0])
+	var turns []turn
+	var micros []float64
+	for b.Loop() {
+		t := decide(s, 1, all, redisTurn, false)
+		turns, micros = append(turns, t), append(micros, t.micros())
+	}
+	report(b, l, turns)
+	b.ReportMetric(Median(micros), "us/op")
+	b.ReportMetric(commands(on.server, l, s, 1, all, false), "cmd/op")
+}
+
+// commands counts what a decision sends.
+func commands(server *redistest.Server, l RedisLibrary, s subject, callers int, all []string, want bool) float64 {
+	server.ResetStats()
+	t := decide(s, callers, all, redisTurn/4, want)
+	sent := l.sent
+	if sent == nil {
+		sent = sentScripts
+	}
+	return float64(sent(server.Commands())) / float64(t.done+t.failed)
+}
+
+func many(callers, n int) func(*testing.B, *redisServers, RedisLibrary) {
+	return func(b *testing.B, on *redisServers, l RedisLibrary) {
+		s, all := l.open(onServer(on.server), plenty), keys(n)
+		defer s.end()
+		timeMany(b, l, s, callers, all)
+		if callers <= 64 {
+			b.ReportMetric(commands(on.server, l, s, callers, all, true), "cmd/op")
+		}
+	}
+}
+
+func inCluster(callers, n int) func(*testing.B, *redisServers, RedisLibrary) {
+	return func(b *testing.B, on *redisServers, l RedisLibrary) {
+		s, all := l.open(onCluster(on.cluster), plenty), keys(n)
+		defer s.end()
+		timeMany(b, l, s, callers, all)
+	}
+}
+
+func timeMany(b *testing.B, l RedisLibrary, s subject, callers int, all []string) {
+	decide(s, callers, all, redisTurn, true) // makes keys and connections
+	var turns []turn
+	for b.Loop() {
+		turns = append(turns, decide(s, callers, all, redisTurn, true))
+	}
+	report(b, l, turns)
+}

@@ -1,0 +1,25 @@
+package benchmarks
+
+import (
+	"log/slog"
+
+	"github.com/ratelimit-go/ratelimit"
+)
+
+func openOursOnRedis(limit func(quota) ratelimit.Limit) func(target, quota) subject {
+	return func(where target, q quota) subject {
+		client := where.goRedis()
+		l := must(new(ratelimit.Registry).New("api", ratelimit.Options{
+			Limits: []ratelimit.Limit{limit(q)},
+			Redis:  client,
+			Logger: slog.New(slog.DiscardHandler),
+		}))
+		return subject{
+			take: func(key string) bool {
+				d, err := l.Take(background, key)
+				return err == nil && d.Allowed
+			},
+			close: func() { l.Close(); client.Close() },
+		}
+	}
+}
