@@ -2,10 +2,10 @@
 -- of the ordinary falls through to the general one below. See take.lua.
 
 if #KEYS == 1 and ARGV[3] == 'f' then
-  local key, cost, callers, n, w = KEYS[1], ARGV[1] + 0, ARGV[2] + 0, ARGV[4] + 0, ARGV[5] + 0
+  local call, key, cost, callers, n, w = redis.call, KEYS[1], ARGV[1] + 0, ARGV[2] + 0, ARGV[4] + 0, ARGV[5] + 0
   local count, life = redis.pcall('GET', key), nil
-  if count then life = redis.call('PTTL', key) end
-  local time = redis.call('TIME')
+  if count then life = call('PTTL', key) end
+  local time = call('TIME')
   local now = time[1] * 1000000 + time[2]
   local admitted = callers
   if not count then
@@ -13,7 +13,7 @@ if #KEYS == 1 and ARGV[3] == 'f' then
     if cost > 0 then
       admitted = math.min(callers, math.floor(n / cost))
       if admitted > 0 then
-        redis.call('SET', key, string.format('%.0f', admitted * cost), 'PXAT', string.format('%.0f', ends))
+        call('SET', key, string.format('%.0f', admitted * cost), 'PXAT', string.format('%.0f', ends))
       end
     end
     return {now, admitted, ends * 1000 - w, 0, 0}
@@ -21,11 +21,14 @@ if #KEYS == 1 and ARGV[3] == 'f' then
   if life > 0 and life * 1000 <= 2 * w and type(count) == 'string' and #count <= 15 and string.find(count, '^%d+$') then
     count = count + 0
     if cost > 0 then
-      admitted = math.max(0, math.min(callers, math.floor((n - count) / cost)))
-      if admitted > 0 then
-        redis.call('INCRBY', key, string.format('%.0f', admitted * cost)) -- which keeps its time to live
+      local left = n - count
+      if callers == 1 then
+        if cost <= left then call('INCRBY', key, ARGV[1]) else admitted = 0 end -- which keeps its time to live
+      else
+        admitted = math.max(0, math.min(callers, math.floor(left / cost)))
+        if admitted > 0 then call('INCRBY', key, string.format('%.0f', admitted * cost)) end
       end
     end
-    return {now, admitted, (math.floor(now / 1000) + life) * 1000 - w, count, 0}
+    return {now, admitted, now - now % 1000 + life * 1000 - w, count, 0}
   end
 end
