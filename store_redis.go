@@ -21,7 +21,7 @@ import (
 // several processes that share their limits. Each call is one command: a script
 // that decides and writes in one step, by the server's clock. Calls that come while others
 // are under way share a round trip, and those that take the same units of one key
-// share a command.
+// share a command. So do, on a single server, those of many keys under the same limits.
 //
 // A counter's key reads "rl:login:{203.0.113.7}:fixed-1h", and a fixed window is a plain
 // number with a time to live. Every key has one, and it is no longer than until the
@@ -46,6 +46,8 @@ type RedisStore struct {
 	prompt promptClient
 	claim  redisClaim
 	closed atomic.Bool
+
+	slotted atomic.Bool // the server has refused a command for keys of several slots
 }
 
 // RedisOption is a setting of a [RedisStore].
@@ -319,15 +321,13 @@ func (e *RedisError) Error() string {
 
 func (e *RedisError) Unwrap() error { return e.err }
 
-// explain says what to do about an error of the server or the client.
-func (c *redisCall) explain(err error) error {
-	e := &RedisError{err: err, Unsent: isRefused(err)}
+// explain says what to do about an error of the server or the client, of a command with
+// these keys.
+func explain(err error, keys []any) error {
 	if i, ok := redisscript.Junk(err); ok {
-		e.junk = true
-		e.err = fmt.Errorf("the key %q holds something else than a counter", c.args[3+i])
-		e.hint = "delete it, and keep what writes it off this prefix"
-		return e
+		return junk(keys[i])
 	}
+	e := &RedisError{err: err, Unsent: isRefused(err)}
 	for _, h := range redisHints {
 		if redis.HasErrorPrefix(err, h.prefix) {
 			e.hint = h.hint
@@ -335,6 +335,15 @@ func (c *redisCall) explain(err error) error {
 		}
 	}
 	return e
+}
+
+func junk(key any) error {
+	return &RedisError{
+		Unsent: true,
+		junk:   true,
+		err:    fmt.Errorf("the key %q holds something else than a counter", key),
+		hint:   "delete it, and keep what writes it off this prefix",
+	}
 }
 
 // isRefused reports whether nothing was changed: Redis has answered with an error,

@@ -24,9 +24,8 @@ type redisCall struct {
 	// Of those that share a command the first one makes it:
 	first   *redisJob
 	sharers int64
-	script  redisscript.Script
-	args    []any
-	cmd     *redis.IntSliceCmd
+	again   bool // the batch has another command of this key
+	redisCommand
 
 	// And then all of them have what came of it:
 	place    int64 // among the sharers, from 0
@@ -68,23 +67,11 @@ func (s *RedisStore) send(ctx context.Context, batch []*redisJob) {
 		s.read(c)
 		return
 	}
-	commands := share(batch)
-	for _, job := range commands {
-		job.Value.build(ctx, s.prefix)
-	}
-	s.exec(ctx, commands)
-	var again []*redisJob
-	for _, job := range commands {
-		if job.Value.isUnknownScript() {
-			job.Value.buildInFull(ctx)
-			again = append(again, job)
-		}
-	}
-	if again != nil {
-		s.exec(ctx, again)
-	}
-	for _, job := range commands {
-		s.read(&job.Value)
+	calls := share(batch)
+	if s.canMany() {
+		s.sendMany(ctx, calls)
+	} else {
+		s.sendEach(ctx, calls)
 	}
 	for _, job := range batch {
 		if job.Value.first != job {
@@ -93,11 +80,68 @@ func (s *RedisStore) send(ctx context.Context, batch []*redisJob) {
 	}
 }
 
+// sendEach carries out calls by a command each.
+func (s *RedisStore) sendEach(ctx context.Context, calls []*redisJob) {
+	commands := make([]*redisCommand, 0, len(calls))
+	for _, job := range calls {
+		job.Value.build(ctx, s.prefix)
+		commands = append(commands, &job.Value.redisCommand)
+	}
+	s.run(ctx, commands)
+	for _, job := range calls {
+		s.read(&job.Value)
+	}
+}
+
+// redisCommand is a command on its way.
+type redisCommand struct {
+	script redisscript.Script
+	args   []any
+	cmd    *redis.IntSliceCmd
+}
+
+// start begins a command that runs a script on so many keys.
+func (c *redisCommand) start(script redisscript.Script, keys int) {
+	c.script, c.args = script, append(c.args[:0], "evalsha", script.Hash, keys)
+}
+
+func (c *redisCommand) isUnknownScript() bool {
+	err := c.cmd.Err()
+	return err != nil && redis.HasErrorPrefix(err, "NOSCRIPT")
+}
+
+// buildInFull makes the command again for a server that does not know the script, as
+// after a restart. From then on it does.
+func (c *redisCommand) buildInFull(ctx context.Context) {
+	c.args[0], c.args[1] = "eval", c.script.Text
+	c.cmd = redis.NewIntSliceCmd(ctx, c.args...)
+}
+
+// run sends commands, and those of unknown scripts again.
+func (s *RedisStore) run(ctx context.Context, commands []*redisCommand) {
+	s.exec(ctx, commands)
+	unknown := 0
+	for _, c := range commands {
+		if c.isUnknownScript() {
+			c.buildInFull(ctx)
+			commands[unknown] = c
+			unknown++
+		}
+	}
+	if unknown > 0 {
+		s.exec(ctx, commands[:unknown])
+	}
+}
+
 // exec sends commands in one go: in a cluster, in one for each node.
-func (s *RedisStore) exec(ctx context.Context, commands []*redisJob) {
+func (s *RedisStore) exec(ctx context.Context, commands []*redisCommand) {
+	if len(commands) == 1 {
+		s.client.Process(ctx, once{commands[0].cmd})
+		return
+	}
 	pipe := s.client.Pipeline()
-	for _, job := range commands {
-		pipe.Process(ctx, once{job.Value.cmd})
+	for _, c := range commands {
+		pipe.Process(ctx, once{c.cmd})
 	}
 	pipe.Exec(ctx) // each command has its own error
 }
@@ -109,15 +153,19 @@ func share(batch []*redisJob) (commands []*redisJob) {
 	latest := make(map[string]*redisJob, len(batch)) // by key
 	for _, job := range batch {
 		c := &job.Value
-		if first := latest[c.key]; first != nil {
-			f := &first.Value
+		before := latest[c.key]
+		if before != nil {
+			f := &before.Value
 			if f.op == redisTake && c.op == redisTake && f.n == c.n && f.shapes == c.shapes {
-				c.first, c.place = first, f.sharers
+				c.first, c.place = before, f.sharers
 				f.sharers++
 				continue
 			}
 		}
-		c.first, c.place, c.sharers = job, 0, 1
+		c.first, c.place, c.sharers, c.again = job, 0, 1, false
+		if before != nil {
+			before.Value.again, c.again = true, true
+		}
 		latest[c.key] = job
 		commands = append(commands, job)
 	}
@@ -145,8 +193,7 @@ func (c *redisCall) build(ctx context.Context, prefix string) {
 	case redisReset:
 		script = redisscript.Reset
 	}
-	c.script = script
-	c.args = append(c.args[:0], "evalsha", script.Hash, len(c.shapes.suffixes))
+	c.start(script, len(c.shapes.suffixes))
 	var buf [redisscript.MaxKey + 2*maxName]byte
 	head := redisscript.AppendKey(buf[:0], prefix, c.key)
 	for _, suffix := range c.shapes.suffixes {
@@ -157,18 +204,6 @@ func (c *redisCall) build(ctx context.Context, prefix string) {
 }
 
 const zero = "0"
-
-func (c *redisCall) isUnknownScript() bool {
-	err := c.cmd.Err()
-	return err != nil && redis.HasErrorPrefix(err, "NOSCRIPT")
-}
-
-// buildInFull makes the command again for a server that does not know the script, as
-// after a restart. From then on it does.
-func (c *redisCall) buildInFull(ctx context.Context) {
-	c.args[0], c.args[1] = "eval", c.script.Text
-	c.cmd = redis.NewIntSliceCmd(ctx, c.args...)
-}
 
 // read reads the reply to the command.
 func (s *RedisStore) read(c *redisCall) {
@@ -183,14 +218,20 @@ func (s *RedisStore) read(c *redisCall) {
 		}
 	}
 	if err != nil {
-		c.err = c.explain(err)
-		if cluster, ok := s.client.(*redis.ClusterClient); ok && !isReply(err) {
-			// The client finds a new master by itself only where it sends commands again.
-			cluster.ReloadState(context.Background())
-		}
+		c.err = explain(err, c.args[3:])
 	}
 	c.cmd, c.client = nil, nil
-	if proven := err == nil || isReply(err); proven != s.prompt.proven.Load() {
+	s.learnFrom(err)
+}
+
+// learnFrom takes note of how the last command has ended.
+func (s *RedisStore) learnFrom(err error) {
+	proven := err == nil || isReply(err)
+	if cluster, ok := s.client.(*redis.ClusterClient); ok && !proven {
+		// The client finds a new master by itself only where it sends commands again.
+		cluster.ReloadState(context.Background())
+	}
+	if proven != s.prompt.proven.Load() {
 		s.prompt.proven.Store(proven)
 	}
 }

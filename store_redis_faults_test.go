@@ -189,9 +189,11 @@ func TestRedisLostReply(t *testing.T) {
 			s := redisStore(t, setup.client, "rl:")
 			name := func(key string) string { return "rl:{" + key + "}:fixed-1h" }
 			take(t, s, "warm", 1, hour)
-			for i := range 20 { // a connection to each node, and its scripts
-				take(t, s, fmt.Sprint("warm", i), 1, hour)
+			var warm sync.WaitGroup
+			for i := range 500 { // a connection to each node, and its scripts: those of one key and of many
+				warm.Go(func() { take(t, s, fmt.Sprint("warm", i%20), 0, hour) })
 			}
+			warm.Wait()
 			lose := func(on bool) {
 				for _, p := range setup.proxies {
 					p.LoseReplies(on)

@@ -4,6 +4,7 @@
 -- Returns the time, and for each limit its state before and after.
 
 local units = tonumber(ARGV[1])
+learn(3)
 local raw, life, now = read()
 local age = 0
 if ARGV[2] ~= 'now' then age = math.max(0, now - tonumber(ARGV[2])) end
@@ -43,7 +44,7 @@ end
 local change = {}
 local reply = {now}
 for i = 1, #KEYS do
-  local kind, n, w, burst = ARGV[4 * i - 1], tonumber(ARGV[4 * i]), tonumber(ARGV[4 * i + 1]), tonumber(ARGV[4 * i + 2])
+  local kind, n, w, burst = kinds[i], N[i], W[i], bursts[i]
   local t, a, b, repair = state(kind, raw[i], life[i], w, now)
   if not t then return junk(i) end
   t, a, b = at(kind, t, a, b, n, w, now)

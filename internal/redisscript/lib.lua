@@ -6,7 +6,18 @@
 -- so muldiv takes them in parts where it has to.
 --
 -- KEYS are the counters, one a limit. ARGV has two arguments of the call, and then
--- four for each limit: its kind (f, s or b), N, window and burst.
+-- four for each limit: its kind (f, s or b), N, window and burst. Where a script is of
+-- several keys, their counters follow each other, and it says how many limits there are.
+
+local limits, kinds, N, W, bursts = #KEYS, {}, {}, {}, {}
+
+-- learn takes the limits from ARGV.
+local function learn(first)
+  for i = 1, limits do
+    local at = first + 4 * (i - 1)
+    kinds[i], N[i], W[i], bursts[i] = ARGV[at], ARGV[at + 1] + 0, ARGV[at + 2] + 0, ARGV[at + 3] + 0
+  end
+end
 
 local function fresh(a, b) return a == 0 and b == 0 end
 
@@ -98,15 +109,17 @@ local function opens(now, w) return millis(now + w) * 1000 - w end
 -- read returns what each key holds, undecoded, and the remaining life of fixed windows.
 -- It comes before TIME, so that a window's end is never taken for earlier than it is.
 local function read()
-  local raw, life = {}, {}
+  local raw, life, call, pcall = {}, {}, redis.call, redis.pcall
   for i = 1, #KEYS do
-    raw[i] = redis.pcall('GET', KEYS[i])
-    if type(raw[i]) == 'table' and not string.find(raw[i].err, 'WRONGTYPE') then
-      redis.call('GET', KEYS[i]) -- and so fails with the server's own words
+    local key = KEYS[i]
+    local value = pcall('GET', key)
+    if type(value) == 'table' and not string.find(value.err, 'WRONGTYPE') then
+      call('GET', key) -- and so fails with the server's own words
     end
-    if raw[i] and ARGV[4 * i - 1] == 'f' then life[i] = redis.call('PTTL', KEYS[i]) end
+    if value and kinds[(i - 1) % limits + 1] == 'f' then life[i] = call('PTTL', key) end
+    raw[i] = value
   end
-  local time = redis.call('TIME')
+  local time = call('TIME')
   return raw, life, time[1] * 1000000 + time[2]
 end
 
@@ -139,8 +152,8 @@ local function write(key, kind, t, a, b, n, w, now)
     redis.call('DEL', key)
     return
   end
-  local value = text(a)
-  if kind ~= 'f' then value = text(t) .. ' ' .. value .. ' ' .. text(b) end
+  local value
+  if kind == 'f' then value = text(a) else value = string.format('%.0f %.0f %.0f', t, a, b) end
   local ends = math.min(latest, millis(whole(kind, t, a, b, n, w, now)))
   redis.call('SET', key, value, 'PXAT', text(ends))
 end

@@ -21,8 +21,12 @@ var (
 	lib string
 	//go:embed fixed.lua
 	fixed string
+	//go:embed taking.lua
+	taking string
 	//go:embed take.lua
 	take string
+	//go:embed many.lua
+	many string
 	//go:embed adjust.lua
 	adjust string
 	//go:embed reset.lua
@@ -37,7 +41,12 @@ func newScript(text string) Script {
 }
 
 // The scripts are described at the head of their files.
-var Take, Adjust, Reset = newScript(fixed + lib + take), newScript(lib + adjust), newScript(reset)
+var (
+	Take   = newScript(fixed + lib + taking + take)
+	Many   = newScript(lib + taking + many)
+	Adjust = newScript(lib + adjust)
+	Reset  = newScript(reset)
+)
 
 // Micro is a rule's limit with its window in microseconds, which is how Redis tells
 // the time. A window that is no whole number of them is rounded up.

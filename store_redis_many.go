@@ -1,0 +1,138 @@
+package ratelimit
+
+import (
+	"context"
+	"sync"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/ratelimit-go/ratelimit/internal/redisscript"
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+)
+
+// A single server can do with one command for many keys: running a script costs it as
+// much as what a take does there, and the client its arguments and its reply.
+
+// maxManyKeys bounds how long one script keeps the server from others: some 100 µs. It is
+// also by how much a fixed window may be taken to end late.
+const maxManyKeys = 64
+
+// redisMany is a command for takes of several keys under the same limits.
+type redisMany struct {
+	redisCommand
+	jobs []*redisJob
+}
+
+var redisManys = sync.Pool{New: func() any { return new(redisMany) }}
+
+// canMany reports whether all keys are on one server, as far as is known.
+func (s *RedisStore) canMany() bool {
+	_, single := s.client.(*redis.Client)
+	return single && !s.slotted.Load()
+}
+
+// sendMany carries out calls by as few commands as they can do with, in one round trip.
+func (s *RedisStore) sendMany(ctx context.Context, calls []*redisJob) {
+	var buf [8]*redisMany
+	manys, others := group(calls, buf[:0])
+	commands := make([]*redisCommand, 0, len(manys)+len(others))
+	for _, m := range manys {
+		m.build(ctx, s.prefix)
+		commands = append(commands, &m.redisCommand)
+	}
+	for _, job := range others {
+		job.Value.build(ctx, s.prefix)
+		commands = append(commands, &job.Value.redisCommand)
+	}
+	s.run(ctx, commands)
+	for _, job := range others {
+		s.read(&job.Value)
+	}
+	for _, m := range manys {
+		if err := m.cmd.Err(); err != nil && redis.HasErrorPrefix(err, "CROSSSLOT") {
+			s.slotted.Store(true) // it is a cluster's after all, and has done nothing
+			s.sendEach(ctx, m.jobs)
+		} else {
+			s.readMany(m)
+		}
+		m.done()
+	}
+}
+
+// group puts takes together that can be one command: those of the same limits, and of
+// keys of which there is no other command in the batch, so that the order of those stays.
+func group(calls []*redisJob, manys []*redisMany) (_ []*redisMany, others []*redisJob) {
+	var m *redisMany
+	for _, job := range calls {
+		c := &job.Value
+		if c.op != redisTake || c.again || m != nil && c.shapes != m.jobs[0].Value.shapes {
+			others = append(others, job)
+			continue
+		}
+		if m == nil || len(m.jobs) == maxManyKeys {
+			m = redisManys.Get().(*redisMany)
+			manys = append(manys, m)
+		}
+		m.jobs = append(m.jobs, job)
+	}
+	if len(manys) > 0 && len(m.jobs) == 1 { // which costs less by itself
+		others = append(others, m.jobs[0])
+		m.done()
+		manys = manys[:len(manys)-1]
+	}
+	return manys, others
+}
+
+// build makes the command.
+func (m *redisMany) build(ctx context.Context, prefix string) {
+	shapes := m.jobs[0].Value.shapes
+	limits := len(shapes.suffixes)
+	m.start(redisscript.Many, len(m.jobs)*limits)
+	var buf [redisscript.MaxKey + 2*maxName]byte
+	for _, job := range m.jobs {
+		head := redisscript.AppendKey(buf[:0], prefix, job.Value.key)
+		for _, suffix := range shapes.suffixes {
+			m.args = append(m.args, string(append(head, suffix...)))
+		}
+	}
+	m.args = append(append(m.args, limits), shapes.args...)
+	for _, job := range m.jobs {
+		m.args = append(m.args, job.Value.n, job.Value.sharers)
+	}
+	m.cmd = redis.NewIntSliceCmd(ctx, m.args...)
+}
+
+// readMany hands over the reply.
+func (s *RedisStore) readMany(m *redisMany) {
+	reply, err := m.cmd.Result()
+	limits := len(m.jobs[0].Value.shapes.suffixes)
+	each := 1 + 3*limits
+	if err == nil && len(reply) != 1+each*len(m.jobs) {
+		err = redisscript.ErrReply
+	}
+	for i, job := range m.jobs {
+		c := &job.Value
+		c.client = nil
+		if err != nil {
+			c.err = explain(err, m.args[3+i*limits:])
+			continue
+		}
+		c.now, c.admitted = reply[0], reply[1+i*each]
+		if c.admitted < 0 {
+			c.err = junk(m.args[3+i*limits-int(c.admitted)-1])
+			continue
+		}
+		for j := range limits {
+			numbers := reply[1+i*each+1+3*j:]
+			c.before[j] = rule.State{T: numbers[0], A: numbers[1], B: numbers[2]}
+		}
+	}
+	s.learnFrom(err)
+}
+
+func (m *redisMany) done() {
+	clear(m.jobs)
+	clear(m.args)
+	m.jobs, m.args, m.cmd = m.jobs[:0], m.args[:0], nil
+	redisManys.Put(m)
+}

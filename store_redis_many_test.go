@@ -1,0 +1,111 @@
+package ratelimit_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/internal/redistest"
+)
+
+// crowd has 64 callers ask for n units each of the keys in turn, and returns how many of
+// each key were admitted, and how many calls failed.
+func crowd(s *RedisStore, calls int, keys []string, n func(i int) int64, limits []Limit) (admitted []atomic.Int64, failed *atomic.Int64) {
+	admitted, failed = make([]atomic.Int64, len(keys)), new(atomic.Int64)
+	var wg sync.WaitGroup
+	for i := range 64 {
+		wg.Go(func() {
+			results := make([]Result, len(limits))
+			for j := range calls {
+				k := (i + j) % len(keys)
+				_, err := s.Take(ctx, keys[k], n(i), limits, results)
+				var failure *RedisError
+				switch {
+				case errors.As(err, &failure) && failure.Unsent:
+					failed.Add(1)
+				case err != nil:
+					panic(err)
+				case !slices.ContainsFunc(results, func(r Result) bool { return r.RetryAfter > 0 }):
+					admitted[k].Add(n(i))
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return admitted, failed
+}
+
+func TestRedisManyKeysInOneCommand(t *testing.T) {
+	server := redistest.Start(t)
+	keys := make([]string, 40)
+	for i := range keys {
+		keys[i] = fmt.Sprint("k", i)
+	}
+	one := func(int) int64 { return 1 }
+	oneOrTwo := func(i int) int64 { return 1 + int64(i%2) }
+	for name, tt := range map[string]struct {
+		limits []Limit
+		n      func(int) int64
+	}{
+		"fixed":              {[]Limit{FixedWindow(100, time.Hour)}, one},
+		"sliding":            {[]Limit{SlidingWindow(100, time.Hour)}, one},
+		"bucket":             {[]Limit{TokenBucket(1, time.Hour, 100)}, one},
+		"several limits":     {[]Limit{FixedWindow(150, time.Minute), FixedWindow(100, time.Hour), TokenBucket(1, time.Hour, 120)}, one},
+		"units of two sizes": {[]Limit{FixedWindow(100, time.Hour)}, oneOrTwo},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := redisStore(t, server.Client(), "rl:"+name+":")
+			server.ResetStats()
+			admitted, failed := crowd(s, 100, keys, tt.n, tt.limits)
+			for i := range admitted {
+				require.EqualValues(t, 100, admitted[i].Load(), "of key %d", i)
+			}
+			require.Zero(t, failed.Load())
+			require.Less(t, server.Commands()["evalsha"], int64(64*100/2), "calls share commands")
+		})
+	}
+}
+
+// A key that holds no counter fails for those who ask for it, and nobody else.
+func TestRedisManyKeysOneIsJunk(t *testing.T) {
+	server := redistest.Start(t)
+	keys := []string{"a", "junk", "list", "b", "c"}
+	limits := []Limit{FixedWindow(1000, time.Hour), TokenBucket(1, time.Hour, 1000)}
+	s := redisStore(t, server.Client(), "rl:junk:")
+	server.Do("SET", "rl:junk:{junk}:bucket-1h", "12")
+	server.Do("RPUSH", "rl:junk:{list}:fixed-1h", "12")
+	admitted, failed := crowd(s, 50, keys, func(int) int64 { return 1 }, limits)
+	for i, key := range keys {
+		want := 64 * 50 / int64(len(keys))
+		if key == "junk" || key == "list" {
+			want = 0
+		}
+		require.Equal(t, want, admitted[i].Load(), "of key %q", key)
+	}
+	require.EqualValues(t, 2*64*50/len(keys), failed.Load())
+	require.Equal(t, "12", server.Do("GET", "rl:junk:{junk}:bucket-1h"))
+	require.Nil(t, server.Do("GET", "rl:junk:{junk}:fixed-1h"), "all limits or none")
+}
+
+// A client that takes a cluster's node for a single server is answered CROSSSLOT, and no
+// caller sees it.
+func TestRedisManyKeysOfSeveralSlots(t *testing.T) {
+	node := redistest.Start(t, "--cluster-enabled", "yes")
+	node.Do("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+	require.Eventually(t, func() bool {
+		return node.Client().Set(ctx, "up", 1, 0).Err() == nil
+	}, 10*time.Second, 10*time.Millisecond)
+	s := redisStore(t, node.Client(), "rl:slots:")
+	admitted, failed := crowd(s, 100, []string{"a", "b", "c", "d"}, func(int) int64 { return 1 }, []Limit{FixedWindow(1000, time.Hour)})
+	for i := range admitted {
+		require.EqualValues(t, 1000, admitted[i].Load())
+	}
+	require.Zero(t, failed.Load())
+}
