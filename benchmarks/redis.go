@@ -20,8 +20,8 @@ type RedisLibrary struct {
 
 // RedisLibraries are all that is compared, in the order in which they are timed.
 var RedisLibraries = []RedisLibrary{
-	{Library{"fixed", Ours, "", "FixedWindow, Options.Redis", nil}, openOursOnRedis(fixedWindow), nil},
-	{Library{"bucket", Ours, "", "TokenBucket, Options.Redis", nil}, openOursOnRedis(tokenBucket), nil},
+	{Library{"fixed", Ours, "", "FixedWindow, Options.Redis, Timeout 3s as in go-redis", nil}, openOursOnRedis(fixedWindow), nil},
+	{Library{"bucket", Ours, "", "TokenBucket, Options.Redis, Timeout 3s as in go-redis", nil}, openOursOnRedis(tokenBucket), nil},
 	{Library{"ulule", Rival, "github.com/ulule/limiter/v3", "drivers/store/redis", nil}, openUluleOnRedis(false), nil},
 	{Library{"ulule-auto", Rival, "github.com/ulule/limiter/v3", "the same over go-redis AutoPipeline, which is experimental", nil}, openUluleOnRedis(true), nil},
 	{Library{"redis_rate", Rival, "github.com/go-redis/redis_rate/v10", "Allow, burst and rate apart", nil}, openRedisRate, nil},

@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	OnRedis   Group = "Redis: one server"
-	OnCluster Group = "Redis: a cluster of three masters"
+	OnRedis   Group = "Redis, one server"
+	OnCluster Group = "Redis, a cluster of three masters"
 )
 
 // RedisCase is one benchmark on Redis.

@@ -39,7 +39,8 @@ func (r *results) chart(title string, groups ...benchmarks.Group) string {
 	columns := [2]int{panelTop, panelTop} // how far down each is full
 	for _, g := range groups {
 		for _, w := range r.rows(g) {
-			if w.Unit == "req/s" || w.Unit == "ms/GC" { // the one is in the row before, the other mostly nothing
+			// The first is in the row before, the second mostly nothing, and others go with another row.
+			if w.Unit == "req/s" || w.Unit == "ms/GC" || strings.HasPrefix(w.Title, "— ") {
 				continue
 			}
 			p := r.panel(w)

@@ -49,8 +49,12 @@ func (r *results) holds(b benchmarks.Bound, s sample, rivals []sample) bool {
 
 // missed lists the goals that were missed, and why.
 func (r *results) missed() string {
+	return r.missedOf("## Missed goals", benchmarks.Cases, reasons)
+}
+
+func (r *results) missedOf(head string, cases []benchmarks.Case, reasons map[string]string) string {
 	var b strings.Builder
-	for _, c := range benchmarks.Cases {
+	for _, c := range cases {
 		for _, m := range c.Measures {
 			for _, w := range r.rows(m.Group) {
 				if w.Name == c.Name && w.Unit == m.Unit && strings.Contains(r.verdict(w), "missed") {
@@ -66,7 +70,7 @@ func (r *results) missed() string {
 	if b.Len() == 0 {
 		return ""
 	}
-	return "## Missed goals\n\n" + b.String() + "\n"
+	return head + "\n\n" + b.String() + "\n"
 }
 
 const (

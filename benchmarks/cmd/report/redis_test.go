@@ -3,8 +3,11 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/ratelimit-go/ratelimit/benchmarks"
 )
 
 func TestRedisReport(t *testing.T) {
@@ -44,6 +47,15 @@ BenchmarkRedis/cluster-hot/ulule-8     	 2	16.000 allocs/op	 100000 op/s
 	}
 	if part := redisPart(file); part != got {
 		t.Errorf("the part on Redis is read as %q", part)
+	}
+}
+
+func TestRedisReasons(t *testing.T) {
+	cases, _ := compared(benchmarks.OnRedis)
+	for name := range redisReasons {
+		if !slices.ContainsFunc(cases, func(c benchmarks.Case) bool { return c.Name == name }) {
+			t.Errorf("there is no case %s", name)
+		}
 	}
 }
 
