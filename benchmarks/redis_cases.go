@@ -12,7 +12,7 @@ import (
 
 const (
 	OnRedis   Group = "Redis, one server"
-	OnCluster Group = "Redis, a cluster of three masters"
+	OnCluster Group = "Redis, a cluster"
 )
 
 // RedisCase is one benchmark on Redis.

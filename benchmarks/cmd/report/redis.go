@@ -85,7 +85,7 @@ func (r *results) redisMarkdown() string {
 	var b strings.Builder
 	server, _ := exec.Command("redis-server", "--version").Output()
 	fmt.Fprintf(&b, redisHead+`
-Decisions on a redis-server of the same machine, over loopback, with the numbers of several runs as above. Callers ask
+Decisions on a redis-server of the same machine and a cluster of three, over loopback, with the numbers of several runs as above. Callers ask
 for their next decision as soon as they have the last; they, the clients and the server share the cores, which is in
 favour of what leaves most to the network. The line for one caller is timed in turn with an EVALSHA of INCR, 25 ms each, and
 the ratio to that is the median of such pairs. Commands are those of INFO commandstats. Everybody has %d connections at
