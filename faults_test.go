@@ -128,7 +128,6 @@ type row struct {
 	failed    uint64 // calls to Redis
 	over      int64  // units above the limits
 	recovery  time.Duration
-	left      int // goroutines and connections
 }
 
 const (

@@ -212,8 +212,6 @@ func (r *remote) consult(ctx context.Context, spent time.Duration, key string, n
 		return 0, err
 	}
 	now := monotonic()
-	r.ahead.Store(int64(at) - now)
-	r.seen.Store(true)
 	for i, res := range results {
 		s.answers[i] = rule.Answer{Remaining: res.Remaining, Retry: int64(res.RetryAfter), More: int64(res.MoreAfter), Reset: int64(res.ResetAfter)}
 	}
@@ -222,17 +220,23 @@ func (r *remote) consult(ctx context.Context, spent time.Duration, key string, n
 }
 
 // call asks the store, within what is left of the limiter's timeout when some of it is spent.
-func (r *remote) call(ctx context.Context, spent time.Duration, key string, n int64, limits []Limit, results []Result) (Instant, error) {
+func (r *remote) call(ctx context.Context, spent time.Duration, key string, n int64, limits []Limit, results []Result) (at Instant, err error) {
 	timeout := r.l.opts.Timeout
-	if timeout < 0 {
-		return r.store.Take(ctx, key, n, limits, results)
+	if s, ok := r.store.(*RedisStore); ok && timeout > 0 && spent == 0 {
+		at, err = s.takeWithin(timeout, ctx, key, n, limits, results)
+	} else {
+		if timeout > 0 {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, timeout-spent)
+			defer cancel()
+		}
+		at, err = r.store.Take(ctx, key, n, limits, results)
 	}
-	if s, ok := r.store.(*RedisStore); ok && spent == 0 {
-		return s.takeWithin(timeout, ctx, key, n, limits, results)
+	if err == nil {
+		r.ahead.Store(int64(at) - monotonic())
+		r.seen.Store(true)
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout-spent)
-	defer cancel()
-	return r.store.Take(ctx, key, n, limits, results)
+	return at, err
 }
 
 // ask makes a call to the store, unless that is known to be of no use.
@@ -371,16 +375,16 @@ func (r *remote) reset(ctx context.Context, key string, limits []Limit) error {
 // know of units that were admitted without it, and would admit them again.
 var errOwing = errors.New("the store is yet to be told of units that were admitted without it")
 
-// owes reports whether the store is yet to be told of units of a key, and has it told. If that is
-// going on, it waits: of a key in constant use there would always be more to tell. spent is
-// how long that took, half the timeout at most.
+// owes reports whether the store is yet to be told of units of a key. If it can be, that is
+// waited for, half the timeout at most, and spent is how long it took. Whoever decided here
+// instead would owe more: a key in constant use would never get back to the store.
 func (r *remote) owes(ctx context.Context, key string) (owes bool, spent time.Duration) {
 	owes, told := r.near.Owes(key)
 	if !owes {
 		return false, 0
 	}
-	r.settleAll(key)
-	if told == nil || !r.breaker.Ready(monotonic()) {
+	if r.breaker.Open() {
+		r.settleAll(key)
 		return true, 0
 	}
 	defer r.waiting.Add(-1)
@@ -393,13 +397,39 @@ func (r *remote) owes(ctx context.Context, key string) (owes bool, spent time.Du
 	}
 	timer := time.NewTimer(most)
 	defer timer.Stop()
-	select {
-	case <-told:
-	case <-timer.C:
-	case <-ctx.Done():
+	const rounds = 3 // others may have decided here meanwhile, or telling fails
+	for range rounds {
+		if told == nil {
+			r.tell(key)
+			owes, told = r.near.Owes(key)
+		}
+		if told == nil {
+			break
+		}
+		select {
+		case <-told:
+		case <-timer.C:
+			return true, 0
+		case <-ctx.Done():
+			return true, 0
+		}
+		if owes, told = r.near.Owes(key); !owes {
+			break
+		}
 	}
-	owes, _ = r.near.Owes(key)
 	return owes, max(1, time.Duration(monotonic()-start))
+}
+
+// tell has the store told what is owed for a key, beside the decisions.
+func (r *remote) tell(key string) {
+	debts := r.near.Collect(key, monotonic())
+	if debts == nil {
+		return
+	}
+	key = strings.Clone(key)
+	if !r.beside(func() { r.settle(key, debts) }) {
+		r.near.Settle(key, debts)
+	}
 }
 
 // settleAll tells the store of everything that is owed, beside the decisions, if it
@@ -427,7 +457,7 @@ func (r *remote) settleAll(first string) {
 		for range min(settleWorkers, len(debtors)) {
 			workers.Go(func() {
 				for i := next.Add(1) - 1; i < int64(len(debtors)); i = next.Add(1) - 1 {
-					if err := r.settle(debtors[i]); err != nil {
+					if err := r.settle(debtors[i], r.near.Collect(debtors[i], monotonic())); err != nil {
 						left.Store(true)
 						if r.fault(err) != FaultKey { // then the others have no better chance
 							next.Store(int64(len(debtors)))
@@ -464,9 +494,8 @@ func (r *remote) look(ctx context.Context, key string) error {
 	})
 }
 
-// settle tells the store what is owed for a key.
-func (r *remote) settle(key string) (err error) {
-	debts := r.near.Collect(key, monotonic())
+// settle tells the store what was owed for a key and has been collected.
+func (r *remote) settle(key string, debts []near.Debt) (err error) {
 	if debts == nil {
 		return nil
 	}
@@ -491,12 +520,14 @@ func (r *remote) settle(key string) (err error) {
 const closeTimeout = time.Second
 
 // beside runs f beside the decisions, unless the limiter has been closed.
-func (r *remote) beside(f func()) {
+func (r *remote) beside(f func()) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.closing.Err() == nil {
-		r.running.Go(f)
+	if r.closing.Err() != nil {
+		return false
 	}
+	r.running.Go(f)
+	return true
 }
 
 // stop ends what is under way beside the decisions, and gives back what is leased.

@@ -174,6 +174,7 @@ func TestRedisForeignValues(t *testing.T) {
 	}
 	for _, junk := range []string{"", "junk", "-3", "3.5", "1e3", " 3", "3 ", "0x3", "３", "nan", "inf", "1 2", "1 2 3 4", "-1 2 3", "1 -2 3", "1 2 -3", "1  2 3", "1 2 3\n", "9999999999999999"} {
 		foreign["string "+junk] = func(key string) error { return c.Set(ctx, key, junk, 0).Err() }
+		foreign["expiring "+junk] = func(key string) error { return c.Set(ctx, key, junk, time.Hour).Err() }
 	}
 	for name, put := range foreign {
 		for i, l := range slow(7) {

@@ -56,7 +56,7 @@ var modelLimits = []rule.Limit{fixed(5, minute), sliding(7, minute), bucket(6, m
 
 // TestModel does at random what a limiter does, to a cache and to a map.
 func TestModel(t *testing.T) {
-	for seed := range uint64(200) {
+	for seed := range uint64(100) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		c, m := near.New(1_000_000), make(model)
 		now := int64(1000) * minute
