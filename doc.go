@@ -22,6 +22,11 @@
 // rebuilt and configuration reloaded ([Reload]) without anybody being unlocked. With
 // [MemoryOptions].SnapshotFile they outlive the process, too.
 //
+// # Several processes
+//
+// On Redis, [Options].Redis, limits hold across processes. While a [RemoteStore] such as
+// that fails, [Options].OnFailure decides what becomes of requests.
+//
 // # Words
 //
 //	limit     N units per window under one algorithm
