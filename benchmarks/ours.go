@@ -9,13 +9,13 @@ import (
 	"github.com/ratelimit-go/ratelimit"
 )
 
-func openFixed(q quota, fields bool) subject {
-	return openOurs(q, fields, ratelimit.FixedWindow(q.units, q.window))
-}
+func fixedWindow(q quota) ratelimit.Limit { return ratelimit.FixedWindow(q.units, q.window) }
 
-func openBucket(q quota, fields bool) subject {
-	return openOurs(q, fields, ratelimit.TokenBucket(1, q.refill, q.units))
-}
+func tokenBucket(q quota) ratelimit.Limit { return ratelimit.TokenBucket(1, q.refill, q.units) }
+
+func openFixed(q quota, fields bool) subject { return openOurs(q, fields, fixedWindow(q)) }
+
+func openBucket(q quota, fields bool) subject { return openOurs(q, fields, tokenBucket(q)) }
 
 // opened makes the names of stores, which live as long as the process, differ.
 var opened atomic.Int64

@@ -2,6 +2,7 @@ package benchmarks
 
 import (
 	"context"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -20,8 +21,9 @@ type RedisLibrary struct {
 
 // RedisLibraries are all that is compared, in the order in which they are timed.
 var RedisLibraries = []RedisLibrary{
-	{Library{"fixed", Ours, "", "FixedWindow, Options.Redis, Timeout 3s as in go-redis", nil}, openOursOnRedis(fixedWindow), nil},
-	{Library{"bucket", Ours, "", "TokenBucket, Options.Redis, Timeout 3s as in go-redis", nil}, openOursOnRedis(tokenBucket), nil},
+	{Library{"fixed", Ours, "", "FixedWindow, Options.Redis, Timeout 3s as in go-redis", nil}, openOursOnRedis(fixedWindow, 0), nil},
+	{Library{"bucket", Ours, "", "TokenBucket, Options.Redis, Timeout 3s as in go-redis", nil}, openOursOnRedis(tokenBucket, 0), nil},
+	{Library{"leased", Ours, "", "FixedWindow, Options.Redis, Lease 250ms, Timeout 3s", nil}, openOursOnRedis(fixedWindow, 250*time.Millisecond), nil},
 	{Library{"ulule", Rival, "github.com/ulule/limiter/v3", "drivers/store/redis", nil}, openUluleOnRedis(false), nil},
 	{Library{"ulule-auto", Rival, "github.com/ulule/limiter/v3", "the same over go-redis AutoPipeline, which is experimental", nil}, openUluleOnRedis(true), nil},
 	{Library{"redis_rate", Rival, "github.com/go-redis/redis_rate/v10", "Allow, burst and rate apart", nil}, openRedisRate, nil},

@@ -7,12 +7,13 @@ import (
 	"github.com/ratelimit-go/ratelimit"
 )
 
-func openOursOnRedis(limit func(quota) ratelimit.Limit) func(target, quota) subject {
+func openOursOnRedis(limit func(quota) ratelimit.Limit, lease time.Duration) func(target, quota) subject {
 	return func(where target, q quota) subject {
 		client := where.goRedis()
 		l := must(new(ratelimit.Registry).New("api", ratelimit.Options{
 			Limits: []ratelimit.Limit{limit(q)},
 			Redis:  client,
+			Lease:  lease,
 			// What go-redis waits for a reply, and so all others: a busy machine is not
 			// to make a difference.
 			Timeout: 3 * time.Second,
