@@ -130,7 +130,8 @@ type Options struct {
 	Silence []string
 
 	// Logger is where the limiter reports what went wrong and which store it
-	// counts in, never what clients send. Nil means slog.Default().
+	// counts in, never what clients send; but of a Redis key that holds something else than a
+	// counter the name, in which a client's key is escaped. Nil means slog.Default().
 	Logger *slog.Logger
 }
 
