@@ -27,26 +27,40 @@ import (
 // TestFaults injects each fault into real servers while callers keep calling. No
 // machine is timed here: what has to happen in time is given plenty of it.
 func TestFaults(t *testing.T) {
-	slow := os.Getenv("RATELIMIT_FAULTS") != ""
+	rows := runFaults(t, 0)
+	if *update && slowFaults && !t.Failed() {
+		writeFaults(t, rows)
+	}
+}
+
+// TestFaultsWithLeases is the same with leases on, which change none of it.
+func TestFaultsWithLeases(t *testing.T) {
+	if !slowFaults {
+		t.Skip("takes some seconds: set RATELIMIT_FAULTS=1")
+	}
+	runFaults(t, 250*time.Millisecond)
+}
+
+var slowFaults = os.Getenv("RATELIMIT_FAULTS") != ""
+
+func runFaults(t *testing.T, lease time.Duration) []row {
 	atOnce := make(chan struct{}, 4) // more only wait for the processors
 	var all sync.WaitGroup
 	rows := make([]row, len(faults))
 	for i, f := range faults {
 		all.Go(func() {
 			t.Run(f.id(), func(t *testing.T) {
-				if f.slow && !slow {
+				if f.slow && !slowFaults {
 					t.Skip("takes some seconds: set RATELIMIT_FAULTS=1")
 				}
 				atOnce <- struct{}{}
 				defer func() { <-atOnce }()
-				pprof.Do(context.Background(), pprof.Labels("fault", t.Name()), func(context.Context) { rows[i] = f.run(t) })
+				pprof.Do(context.Background(), pprof.Labels("fault", t.Name()), func(context.Context) { rows[i] = f.run(t, lease) })
 			})
 		})
 	}
 	all.Wait()
-	if *update && slow && !t.Failed() {
-		writeFaults(t, rows)
-	}
+	return rows
 }
 
 // fault is one way in which a Redis setup fails.
@@ -165,10 +179,10 @@ func (l *faultLimits) stats() (sum RemoteStats) {
 	return sum
 }
 
-func (s *stage) newLimits(reg *Registry, on FailurePolicy) {
+func (s *stage) newLimits(reg *Registry, on FailurePolicy, lease time.Duration) {
 	limiter := func(name string, limit Limit) *Limiter {
 		o := quiet(limit)
-		o.Redis, o.Timeout, o.OnFailure, o.Key = s.client, faultTimeout, on, HeaderKey("Key")
+		o.Redis, o.Timeout, o.OnFailure, o.Lease, o.Key = s.client, faultTimeout, on, lease, HeaderKey("Key")
 		return Must(reg.New(name, o))
 	}
 	s.limits = faultLimits{
@@ -178,12 +192,12 @@ func (s *stage) newLimits(reg *Registry, on FailurePolicy) {
 	}
 }
 
-func (f *fault) run(t *testing.T) (r row) {
+func (f *fault) run(t *testing.T, lease time.Duration) (r row) {
 	s := &stage{T: t, strike: func() {}, mend: func() {}, after: func() {}}
 	f.setup(s)
 	goroutines := labelled(t)
 	var reg Registry
-	s.newLimits(&reg, f.on)
+	s.newLimits(&reg, f.on, lease)
 
 	// Before it: one key is used up, one half used, one is in use.
 	if s.down { // of the first calls there is no saying whether they have been counted
@@ -290,7 +304,7 @@ func (s *stage) decided() {
 				key = "busy"
 			}
 			d, err := l.Take(ctx, key)
-			return err == nil && d.Source == SourceStore
+			return err == nil && (d.Source == SourceStore || d.Source == SourceLease)
 		})
 	}
 }
