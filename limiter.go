@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -243,7 +244,9 @@ func (l *Limiter) Refund(ctx context.Context, key string, n int64) error {
 // that this limiter has used before: it unblocks a user. The key is one that
 // Options.Key makes, to the letter: for IPv6 "2001:db8:1:2::/64", and from FirstKey
 // with its mark, "1=203.0.113.7". It is an error if key is empty, ctx is done, the
-// limiter is closed or the store fails, but none if nothing was counted.
+// limiter is closed or the store fails, but none if nothing was counted. A [RemoteStore]
+// is given 5 seconds, unless ctx ends before; where it fails, the key has been forgotten in
+// this process alone.
 func (l *Limiter) Reset(ctx context.Context, key string) error {
 	if err := l.ready(key); err != nil {
 		return err
@@ -320,8 +323,20 @@ func (l *Limiter) wrap(err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("ratelimit: limiter %q: %w", l.name, err)
+	return &limiterError{l.name, err}
 }
+
+// limiterError says whose an error is, and the library's name only once.
+type limiterError struct {
+	limiter string
+	err     error
+}
+
+func (e *limiterError) Error() string {
+	return fmt.Sprintf("ratelimit: limiter %q: %s", e.limiter, strings.TrimPrefix(e.err.Error(), "ratelimit: "))
+}
+
+func (e *limiterError) Unwrap() error { return e.err }
 
 func (l *Limiter) logger() *slog.Logger {
 	if l.opts.Logger != nil {
@@ -333,6 +348,10 @@ func (l *Limiter) logger() *slog.Logger {
 // logStore says whether the limiter found counters or starts without any: the
 // first question when a limit seems to have been forgotten.
 func (l *Limiter) logStore() {
+	if l.remote != nil {
+		l.logger().Info("ratelimit: limiter counts in a remote store",
+			"limiter", l.name, "store", storeName(l.store), "prefix", l.prefix, "on_failure", l.opts.OnFailure, "timeout", l.opts.Timeout)
+	}
 	store := l.memory
 	if store == nil {
 		return

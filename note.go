@@ -21,6 +21,11 @@ const (
 	CodeStoreFailed = "store-failed"
 	// CodeStoreDown: a [RemoteStore] has failed so often that it is hardly asked any more.
 	CodeStoreDown = "store-down"
+	// CodePrefixClaimed: a limiter of another name counts under a [RedisStore]'s prefix, in
+	// another process. An error.
+	CodePrefixClaimed = "prefix-claimed"
+	// CodeOtherLimits: a limiter has other limits in another process, as in a rolling deploy.
+	CodeOtherLimits = "other-limits"
 	// CodeStoreBack: a RemoteStore answers again after that.
 	CodeStoreBack = "store-back"
 	// CodeClosed: requests reach a limiter that has been closed; clients get 503. An error.
@@ -83,6 +88,8 @@ const (
 	noteShadow
 	noteStoreDown
 	noteStoreBack
+	notePrefixClaimed
+	noteOtherLimits
 	noteSnapshotFailed
 	noteSnapshotSetAside
 	noteCount
@@ -93,6 +100,8 @@ type noteText struct{ code, text string }
 var noteTexts = [noteCount]noteText{
 	noteStoreFailed:    {CodeStoreFailed, "the store failed"},
 	noteStoreDown:      {CodeStoreDown, "the store has failed so often that only one request at a time asks it, until one succeeds"},
+	notePrefixClaimed:  {CodePrefixClaimed, "a limiter of another name counts under this limiter's prefix in another process, so that they count into each other: give each limiter a prefix of its own"},
+	noteOtherLimits:    {CodeOtherLimits, "this limiter has other limits in another process, as in a rolling deploy"},
 	noteStoreBack:      {CodeStoreBack, "the store answers again"},
 	noteClosed:         {CodeClosed, "the limiter is closed, and requests are answered with 503: rebuild the handlers that it is in"},
 	noteNoKey:          {CodeNoKey, "requests have no key, and are answered with 400: combine keys with FirstKey, or refuse such requests before the limiter"},
@@ -131,9 +140,9 @@ func (l *Limiter) note(n note, args ...any) {
 	}
 	level := slog.LevelWarn
 	switch n {
-	case noteStoreFailed, noteStoreDown, noteClosed, noteOptionFailed, noteSnapshotFailed, noteSnapshotSetAside:
+	case noteStoreFailed, noteStoreDown, notePrefixClaimed, noteClosed, noteOptionFailed, noteSnapshotFailed, noteSnapshotSetAside:
 		level = slog.LevelError
-	case noteStoreBack:
+	case noteStoreBack, noteOtherLimits:
 		level = slog.LevelInfo
 	}
 	args = append([]any{"limiter", l.name, "code", noteTexts[n].code}, args...)

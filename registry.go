@@ -305,13 +305,18 @@ type ConflictError struct {
 }
 
 func conflict(kind error, l, holder *Limiter) *ConflictError {
-	typ := reflect.TypeOf(l.store).String()
 	return &ConflictError{
 		Limiter: l.name, Site: l.site,
 		Holder: holder.name, HeldAt: holder.site,
-		Store: typ[strings.LastIndexByte(typ, '.')+1:], Prefix: l.prefix,
+		Store: storeName(l.store), Prefix: l.prefix,
 		kind: kind,
 	}
+}
+
+// storeName is the name of a store's type, such as "RedisStore".
+func storeName(s Store) string {
+	name := reflect.TypeOf(s).String()
+	return name[strings.LastIndexByte(name, '.')+1:]
 }
 
 // Unwrap returns ErrNameTaken, ErrStoreShared or ErrPrefixShared.

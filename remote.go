@@ -46,9 +46,10 @@ const (
 	// FallbackLocal decides in this process, from where each key last stood. A blocked
 	// key stays blocked and a half-used one half used; keys of which this process knows nothing
 	// start afresh, so n processes may admit up to n times the limit of those. What was
-	// admitted is charged to the store when it answers again.
+	// admitted is charged to the store when it answers again. A store that comes back without
+	// its counters is believed: its keys start afresh.
 	FallbackLocal FailurePolicy = iota
-	// FailOpen admits every request.
+	// FailOpen admits every request. Header fields then say what would be left of a whole limit.
 	FailOpen
 	// FailClosed decides nothing: requests are answered with 503, and Take returns the error.
 	FailClosed
@@ -253,20 +254,21 @@ func (r *remote) ask(ctx context.Context, call func(context.Context) error) erro
 		r.breaker.Done(monotonic(), probe, outcome)
 		return errTooMany
 	}
+	var err error
 	defer func() { // also where the store panics
 		r.waiting.Add(-1)
 		if r.breaker.Done(monotonic(), probe, outcome) {
 			if outcome == breaker.Succeeded {
 				r.l.note(noteStoreBack)
 			} else {
-				r.l.note(noteStoreDown)
+				r.l.note(noteStoreDown, "on_failure", r.l.opts.OnFailure, "error", err)
 			}
 		}
 		if outcome == breaker.Succeeded && r.near.Debts() > 0 {
 			r.settleAll("")
 		}
 	}()
-	err := call(ctx)
+	err = call(ctx)
 	switch {
 	case err == nil:
 		outcome = breaker.Succeeded

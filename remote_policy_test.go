@@ -72,6 +72,8 @@ func TestClientsThatLeave(t *testing.T) {
 	var log bytes.Buffer
 	remotely(t, Options{Limits: []Limit{hour}, Logger: slog.New(slog.NewTextHandler(&log, nil)), Key: StaticKey("key")}, func(t *testing.T, far *farStore, l *Limiter) {
 		far.delay(50 * time.Millisecond)
+		require.Contains(t, log.String(), "limiter counts in a remote store")
+		log.Reset()
 		handler := l.Middleware(http.NotFoundHandler())
 		for range 30 {
 			leaving, leave := context.WithCancel(ctx)

@@ -384,7 +384,7 @@ var redisHints = []struct{ prefix, hint string }{
 	{"The user executing the script can't run this command", permissions},
 	{"The user executing the script can't access", permissions},
 	{"READONLY", "connect to the master; this is a replica"},
-	{"OOM", "the server is at its maxmemory: raise it, or let it evict"},
+	{"OOM", "the server is at its maxmemory: raise it; to let it evict would unblock keys"},
 	{"MISCONF", "the server cannot save its data, and so takes no writes"},
 	{"LOADING", "the server is reading its data"},
 	{"MASTERDOWN", "the replica has lost its master"},

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -62,8 +61,8 @@ type redisClaim struct {
 
 // claimant is the limiter that a store belongs to.
 type claimant struct {
-	record claimRecord
-	logger *slog.Logger
+	record  claimRecord
+	limiter *Limiter
 }
 
 // claimRecord is what stands under the prefix and "owner".
@@ -80,7 +79,7 @@ func (s *RedisStore) adopt(l *Limiter, limits []Limit) {
 		record.Limits = append(record.Limits, limit.String())
 	}
 	slices.Sort(record.Limits)
-	s.claim.owner.Store(&claimant{record, l.logger()})
+	s.claim.owner.Store(&claimant{record, l})
 	s.claim.next.Store(0)
 }
 
@@ -140,9 +139,7 @@ func (c *redisClaim) check(ctx context.Context, s *RedisStore) error {
 	if theirs.Limiter != owner.record.Limiter {
 		c.foreign.Add(1)
 		if c.foreign.Load() == 1 {
-			owner.logger.Error("ratelimit: a limiter of another name counts under this limiter's prefix in another process: "+
-				"they count into each other; give each limiter a prefix of its own",
-				"limiter", owner.record.Limiter, "prefix", s.prefix, "other", theirs.Limiter,
+			owner.limiter.note(notePrefixClaimed, "prefix", s.prefix, "other", theirs.Limiter,
 				"other_limits", theirs.Limits, "other_version", theirs.Version)
 		}
 		if s.opts.refuseShared {
@@ -152,8 +149,7 @@ func (c *redisClaim) check(ctx context.Context, s *RedisStore) error {
 	}
 	c.blocked.Store(nil)
 	if !slices.Equal(theirs.Limits, owner.record.Limits) {
-		owner.logger.Info("ratelimit: this limiter has other limits in another process, as in a rolling deploy",
-			"limiter", owner.record.Limiter, "prefix", s.prefix, "limits", owner.record.Limits, "other_limits", theirs.Limits)
+		owner.limiter.note(noteOtherLimits, "prefix", s.prefix, "limits", owner.record.Limits, "other_limits", theirs.Limits)
 	}
 	return s.client.Set(ctx, key, mine, claimLife).Err()
 }

@@ -32,6 +32,7 @@ func newProcess(t *testing.T, client redis.UniversalClient, prefix, name string,
 		Logger: slog.New(slog.NewTextHandler(p.log, nil)),
 	}
 	p.Limiter = Must(reg.New(name, o))
+	p.log.Reset() // of what it counts in
 	t.Cleanup(func() { p.Close() })
 	return p
 }

@@ -27,26 +27,28 @@ type reset struct {
 	byEmail   *ratelimit.Limiter
 }
 
-func newReset(codes ratelimit.Limit, dir string) (r *reset, err error) {
-	r = new(reset)
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, r.close())
-		}
-	}()
+func newReset(codes ratelimit.Limit, dir string) (*reset, error) {
+	r := new(reset)
+	if err := r.make(codes, dir); err != nil {
+		return nil, errors.Join(err, r.close())
+	}
+	return r, nil
+}
+
+func (r *reset) make(codes ratelimit.Limit, dir string) (err error) {
 	r.byAddress, err = r.limiter("reset-address", dir, ratelimit.Options{
 		Limits:  []ratelimit.Limit{codes},
 		Message: "These were all the codes for now.",
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	r.byEmail, err = r.limiter("reset-email", dir, ratelimit.Options{
 		Limits:  []ratelimit.Limit{codes},
 		Key:     func(r *http.Request) (string, error) { return ratelimit.Normalize(r.PostFormValue("email")), nil },
 		Message: "These were all the codes for this mailbox for now.",
 	})
-	return r, err
+	return err
 }
 
 // limiter makes a limiter whose counters outlive the process. A tool that reloads the

@@ -19,7 +19,7 @@ import (
 // [context.DeadlineExceeded].
 var (
 	ErrUnsent  = fmt.Errorf("timed out before the command could be sent: %w", context.DeadlineExceeded)
-	ErrUnknown = fmt.Errorf("timed out waiting for the reply: %w", context.DeadlineExceeded)
+	ErrUnknown = fmt.Errorf("timed out: no connection in time, or no reply: %w", context.DeadlineExceeded)
 )
 
 // A Queue is where callers wait. Its exported fields are set before first use.
