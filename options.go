@@ -29,7 +29,8 @@ type Options struct {
 
 	// Redis is a client to count with in place of Store: the limiter makes a
 	// [RedisStore] of its own with the prefix "rl:<name>:", and closes it, but never
-	// the client, which any number of limiters may share.
+	// the client, which any number of limiters may share: each uses 2 connections, and up to 16
+	// while a server hangs.
 	Redis redis.UniversalClient
 
 	// Key tells who is being limited. Nil means ClientIP{}.Key.

@@ -25,7 +25,8 @@ import (
 //
 // A counter's key reads "rl:login:{203.0.113.7}:fixed-1h", and a fixed window is a plain
 // number with a time to live. Every key has one, and it is no longer than until the
-// counter is as good as new, rounded up to a millisecond. Braces, %, quotes, spaces and
+// counter is as good as new, rounded up to a millisecond, so that the first request of an hour is
+// told of 3601 seconds. "rl:login:owner" is a record of whose prefix it is, kept for an hour. Braces, %, quotes, spaces and
 // what is not printable ASCII stand as %XX; a key of more than 128 bytes as its SHA-256.
 // Time has a resolution of a microsecond, and the end of a fixed window of a
 // millisecond, rounded up.
