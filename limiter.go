@@ -283,7 +283,8 @@ func (l *Limiter) Stats() LimiterStats {
 // Close gives up the limiter's name, store and prefix, so that another limiter
 // can have them. It is idempotent. The store's counters stay, and a later limiter
 // of the same name finds them. Requests that still reach the limiter are
-// answered with 503. A store made for Options.Redis is closed, its client is not.
+// answered with 503. A store made for Options.Redis is closed, which takes as long as the
+// client's timeouts at most; its client is not.
 // The error is always nil.
 func (l *Limiter) Close() error {
 	l.closed.Store(true)

@@ -213,7 +213,7 @@ func (l *Limiter) decide(r *http.Request, v *verdict) {
 	pass := &passage{Context: ctx, limiter: l, header: r.Header, parent: parent, policy: p, key: key, result: results[i], binding: uint8(i), source: source}
 	pass.tab.at = at
 	if pass.allowed() {
-		if source != SourceFailOpen { // where nothing was taken, and nothing is to be given back
+		if at != nothingTaken {
 			pass.tab.units = cost
 		}
 	} else if l.opts.Shadow {

@@ -169,6 +169,11 @@ func (r *Registry) claim(l *Limiter) error {
 	if r.limiters == nil {
 		r.limiters, r.prefixes = make(map[string]*Limiter), make(map[string]*Limiter)
 	}
+	if r.base != nil {
+		if old := r.base.limiters[l.name]; old != nil && old.prefix == l.prefix && old.remote != nil && l.remote != nil {
+			l.remote.succeed(old.remote) // nobody has seen l yet
+		}
+	}
 	r.limiters[l.name] = l
 	r.prefixes[l.prefix] = l
 	for _, s := range l.layers {

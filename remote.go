@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -156,6 +157,7 @@ func (r *remote) take(ctx context.Context, key string, n int64, limits []Limit, 
 	if err := ctx.Err(); err != nil {
 		return 0, 0, err
 	}
+	n = min(n, rule.MaxUnits+1) // which no limit can hold, and to which a lease can be added
 	var s numbers
 	s.set(limits)
 	start := monotonic()
@@ -212,8 +214,13 @@ func (r *remote) consult(ctx context.Context, spent time.Duration, key string, n
 		return 0, err
 	}
 	now := monotonic()
-	for i, res := range results {
-		s.answers[i] = rule.Answer{Remaining: res.Remaining, Retry: int64(res.RetryAfter), More: int64(res.MoreAfter), Reset: int64(res.ResetAfter)}
+	for i, res := range results { // in bounds, whoever has written the store
+		s.answers[i] = rule.Answer{
+			Remaining: max(0, min(res.Remaining, s.rules[i].Cap())),
+			Retry:     max(0, int64(res.RetryAfter)),
+			More:      max(0, int64(res.MoreAfter)),
+			Reset:     max(0, int64(res.ResetAfter)),
+		}
 	}
 	r.near.Learn(key, n, s.rules[:s.n], s.answers[:s.n], int64(at), now, r.recheck, version)
 	return at, nil
@@ -225,6 +232,9 @@ func (r *remote) call(ctx context.Context, spent time.Duration, key string, n in
 	if s, ok := r.store.(*RedisStore); ok && timeout > 0 && spent == 0 {
 		at, err = s.takeWithin(timeout, ctx, key, n, limits, results)
 	} else {
+		if timeout > 0 && spent >= timeout {
+			return 0, untaken{context.DeadlineExceeded}
+		}
 		if timeout > 0 {
 			var cancel context.CancelFunc
 			ctx, cancel = context.WithTimeout(ctx, timeout-spent)
@@ -302,13 +312,21 @@ func (r *remote) fail(ctx context.Context, key string, n int64, err error, s *nu
 			results[i] = Result{Remaining: max(0, s.rules[i].Cap()-n)}
 		}
 		r.opened.Add(1)
-		return Now, SourceFailOpen, nil
+		return nothingTaken, SourceFailOpen, nil
 	}
-	r.near.Take(key, n, s.rules[:s.n], now, r.unchanged(err), s.answers[:s.n])
+	unchanged := r.unchanged(err)
+	r.near.Take(key, n, s.rules[:s.n], now, unchanged, s.answers[:s.n])
 	s.results(results)
 	r.fallback.Add(1)
+	if !unchanged {
+		return nothingTaken, SourceFallback, nil
+	}
 	return r.instant(now), SourceFallback, nil
 }
+
+// nothingTaken is the instant of a decision that the store does not know of, or may not: there
+// is nothing to be given back of it, or somebody else's units would be.
+const nothingTaken Instant = math.MinInt64
 
 // unchanged reports whether a call that failed has certainly left the store as it was.
 func (r *remote) unchanged(err error) bool { return r.fault(err) != FaultUnknown }
@@ -382,8 +400,28 @@ func (r *remote) beside(f func()) bool {
 	if r.closing.Err() != nil {
 		return false
 	}
-	r.running.Go(f)
+	r.running.Go(r.safely(f))
 	return true
+}
+
+// safely keeps a store that panics from ending the process where nobody else recovers.
+func (r *remote) safely(f func()) func() {
+	return func() {
+		defer func() {
+			if with := recover(); with != nil {
+				r.l.note(noteStoreFailed, "on_failure", r.l.opts.OnFailure, "error", fmt.Errorf("panic: %v", with))
+			}
+		}()
+		f()
+	}
+}
+
+// succeed takes over what another limiter's remote knows of the keys: it is of the
+// same name and prefix, of the generation before.
+func (r *remote) succeed(old *remote) {
+	r.near = old.near
+	r.ahead.Store(old.ahead.Load())
+	r.seen.Store(old.seen.Load())
 }
 
 // stop ends what is under way beside the decisions, and gives back what is leased.

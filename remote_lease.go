@@ -120,13 +120,13 @@ func (r *remote) endLeases(ctx context.Context) { r.giveBackAll(ctx, r.near.Laps
 func (r *remote) giveBackAll(ctx context.Context, lapsed []near.Lapsed) {
 	var workers sync.WaitGroup
 	for part := range slices.Chunk(lapsed, 1+len(lapsed)/settleWorkers) {
-		workers.Go(func() {
+		workers.Go(r.safely(func() {
 			for _, l := range part {
 				if r.giveBack(ctx, l) != nil {
 					return // the rest counts as used, as all of it does
 				}
 			}
-		})
+		}))
 	}
 	workers.Wait()
 }

@@ -32,7 +32,7 @@ func (r *remote) owes(ctx context.Context, key string) (owes bool, spent time.Du
 		return true, 0
 	}
 	start, most := monotonic(), r.l.opts.Timeout/2
-	if most < 0 {
+	if r.l.opts.Timeout < 0 {
 		most = adjustTimeout
 	}
 	timer := time.NewTimer(most)
@@ -95,7 +95,7 @@ func (r *remote) settleAll(first string) {
 		var left atomic.Bool
 		var workers sync.WaitGroup
 		for range min(settleWorkers, len(debtors)) {
-			workers.Go(func() {
+			workers.Go(r.safely(func() {
 				for i := next.Add(1) - 1; i < int64(len(debtors)); i = next.Add(1) - 1 {
 					if err := r.settle(debtors[i], r.near.Collect(debtors[i], monotonic())); err != nil {
 						left.Store(true)
@@ -104,7 +104,7 @@ func (r *remote) settleAll(first string) {
 						}
 					}
 				}
-			})
+			}))
 		}
 		workers.Wait()
 		if left.Load() || len(debtors) == 0 {

@@ -78,9 +78,11 @@ func NewRedisStore(client redis.UniversalClient, prefix string, opts ...RedisOpt
 func newRedisStore(client redis.UniversalClient, prefix string, opts ...RedisOption) *RedisStore {
 	s := &RedisStore{client: client, prefix: prefix}
 	for _, opt := range opts {
-		opt(&s.opts)
+		if opt != nil {
+			opt(&s.opts)
+		}
 	}
-	s.queue.Send, s.queue.Left = s.send, s.giveBack
+	s.queue.Send, s.queue.Left, s.queue.Panicked = s.send, s.giveBack, s.panicked
 	s.queue.Most, s.queue.Late, s.queue.Batch = maxFlights, maxLate, maxBatch
 	return s
 }
@@ -111,6 +113,12 @@ func (s *RedisStore) Take(ctx context.Context, key string, n int64, limits []Lim
 // takeWithin is Take with a timeout beside the deadline of ctx; 0 is none. A context with a timer in
 // it would cost as much as the rest of the call.
 func (s *RedisStore) takeWithin(timeout time.Duration, ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
+	if n < 0 || len(results) != len(limits) {
+		return 0, s.wrap(fmt.Errorf("Take of %d units, %d limits and %d results: want 0 units or more, and as many results as limits", n, len(limits), len(results)))
+	}
+	if err := validateShapes(limits, MaxLimits); err != nil {
+		return 0, s.wrap(err)
+	}
 	job := s.job(redisTake, key, limits)
 	job.Value.n = min(n, rule.MaxUnits+1) // which no limit can hold
 	if err := s.do(ctx, timeout, job); err != nil {
@@ -127,6 +135,9 @@ func (s *RedisStore) takeWithin(timeout time.Duration, ctx context.Context, key 
 
 // Adjust implements [Store].
 func (s *RedisStore) Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (charged int64, err error) {
+	if err := validateShapes(limits, MaxLimits); err != nil {
+		return 0, s.wrap(err)
+	}
 	job := s.job(redisAdjust, key, limits)
 	job.Value.n, job.Value.at = max(-rule.MaxUnits, min(n, rule.MaxUnits)), at
 	if err := s.do(ctx, 0, job); err != nil {
@@ -142,12 +153,31 @@ func (s *RedisStore) Reset(ctx context.Context, key string, limits []Limit) erro
 	if len(limits) == 0 {
 		return ctx.Err()
 	}
+	if err := validateShapes(limits, maxUnpacked); err != nil {
+		return s.wrap(err)
+	}
 	job := s.job(redisReset, key, limits)
 	err := s.do(ctx, 0, job)
 	if err == nil {
 		s.jobs.Put(job)
 	}
 	return err
+}
+
+// maxUnpacked is the most keys of a Reset: Lua hands so many arguments on at once, at least.
+const maxUnpacked = 4096
+
+// validateShapes checks what a script would stumble over.
+func validateShapes(limits []Limit, most int) error {
+	if len(limits) == 0 || len(limits) > most {
+		return fmt.Errorf("%d limits: want 1 to %d", len(limits), most)
+	}
+	for i := range limits {
+		if l := &limits[i].rule; l.N < 1 || l.Window < rule.MinSpan {
+			return fmt.Errorf("limit %v is not valid: want one that a constructor or ParseLimit has made", limits[i])
+		}
+	}
+	return nil
 }
 
 // Close ends the store, when what it has under way is over, which takes as long as

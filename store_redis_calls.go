@@ -3,6 +3,7 @@ package ratelimit
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 
 	"github.com/redis/go-redis/v9"
@@ -289,7 +290,13 @@ func (s *RedisStore) giveBack(job *redisJob) {
 	back := &flight.Job[redisCall]{Value: redisCall{
 		client: s.client, op: redisAdjust, key: c.key, shapes: c.shapes, n: -c.n, at: Instant(c.now * 1000),
 	}}
-	s.send(context.Background(), []*redisJob{back}) // and what cannot be given back is counted
+	s.queue.Post(back) // and what cannot be given back is counted
+}
+
+// panicked is for calls whose command a hook of the client has brought down.
+func (s *RedisStore) panicked(job *redisJob, with any) {
+	job.Value.err = &RedisError{err: fmt.Errorf("the client has panicked: %v", with)}
+	s.learnFrom(job.Value.err)
 }
 
 func isDialError(err error) bool {

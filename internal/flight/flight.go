@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 )
@@ -28,6 +29,10 @@ type Queue[T any] struct {
 	// it. Its context has no end, but a deadline, which a client may make use of.
 	Send func(ctx context.Context, batch []*Job[T])
 
+	// Panicked is told what Send has panicked with, where no caller's own goroutine
+	// does, for each job of the batch: it counts as carried out then.
+	Panicked func(job *Job[T], with any)
+
 	// Left is told of each job that was carried out for a caller who did not wait
 	// for it, before Send is called again by the same flight.
 	Left func(job *Job[T])
@@ -41,6 +46,8 @@ type Queue[T any] struct {
 	last   *Job[T]
 	flying int
 	late   int
+	active []*flight // those that are not late; DoHere's are none
+	pushed uint64    // counts jobs
 	landed sync.Cond // uses mu; told when a flight ends
 }
 
@@ -59,6 +66,7 @@ type Job[T any] struct {
 	timer      *time.Timer
 	phase      phase
 	flight     *flight
+	number     uint64 // of pushed
 	prev, next *Job[T]
 }
 
@@ -121,7 +129,8 @@ const (
 )
 
 type flight struct {
-	late bool // callers have given up on it
+	late    bool   // callers have given up on it
+	boarded uint64 // the pushed of when its batch went on board
 }
 
 // Do has job carried out, and returns nil when it has been. Where ctx is done at the start, or
@@ -173,13 +182,12 @@ func (q *Queue[T]) leave(job *Job[T]) error {
 	switch was {
 	case waiting:
 		q.remove(job)
+		if !gone { // it has waited for flights that were out all the time
+			q.giveUp(func(f *flight) bool { return f.boarded < job.number })
+		}
 	case flying:
-		if f := job.flight; !f.late && !gone && q.late < q.Late {
-			// Others are not to wait for it as well.
-			f.late = true
-			q.flying--
-			q.late++
-			q.takeOff()
+		if !gone {
+			q.giveUp(func(f *flight) bool { return f == job.flight })
 		}
 	}
 	job.phase = left
@@ -193,17 +201,32 @@ func (q *Queue[T]) leave(job *Job[T]) error {
 	return ErrUnknown
 }
 
+// giveUp makes flights late, so that others need not wait for them as well. q.mu is held.
+func (q *Queue[T]) giveUp(which func(*flight) bool) {
+	q.active = slices.DeleteFunc(q.active, func(f *flight) bool {
+		if !which(f) || q.late == q.Late {
+			return false
+		}
+		f.late = true
+		q.flying--
+		q.late++
+		return true
+	})
+	q.takeOff()
+}
+
 // takeOff starts a flight if there is somebody to take along. q.mu is held.
 func (q *Queue[T]) takeOff() {
 	if q.first != nil && q.flying < q.Most {
 		q.flying++
-		go q.fly()
+		f := &flight{boarded: q.pushed}
+		q.active = append(q.active, f)
+		go q.fly(f)
 	}
 }
 
-func (q *Queue[T]) fly() {
+func (q *Queue[T]) fly(f *flight) {
 	var batch, gone []*Job[T]
-	f := new(flight)
 	q.mu.Lock()
 	for {
 		batch = q.board(f, batch[:0])
@@ -211,7 +234,7 @@ func (q *Queue[T]) fly() {
 			break
 		}
 		q.mu.Unlock()
-		q.Send(contextOf(batch), batch)
+		q.send(batch)
 		q.mu.Lock()
 
 		kept := batch[:0]
@@ -225,7 +248,9 @@ func (q *Queue[T]) fly() {
 		}
 		q.mu.Unlock()
 		for _, job := range kept {
-			job.done <- struct{}{} // and from here on it is its caller's again
+			if job.done != nil {
+				job.done <- struct{}{} // and from here on it is its caller's again
+			}
 		}
 		for _, job := range gone {
 			q.Left(job)
@@ -239,9 +264,30 @@ func (q *Queue[T]) fly() {
 		q.late--
 	} else {
 		q.flying--
+		q.active = slices.DeleteFunc(q.active, func(other *flight) bool { return other == f })
 	}
 	q.land()
 	q.mu.Unlock()
+}
+
+func (q *Queue[T]) send(batch []*Job[T]) {
+	defer func() {
+		if with := recover(); with != nil {
+			for _, job := range batch {
+				q.Panicked(job, with)
+			}
+		}
+	}()
+	q.Send(contextOf(batch), batch)
+}
+
+// Post has a job carried out that nobody waits for.
+func (q *Queue[T]) Post(job *Job[T]) {
+	job.ctx, job.phase = context.Background(), waiting
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.push(job)
+	q.takeOff()
 }
 
 // land tells those who wait for the end of all flights. q.mu is held.
@@ -259,6 +305,7 @@ func (q *Queue[T]) board(f *flight, batch []*Job[T]) []*Job[T] {
 		job.phase, job.flight = flying, f
 		batch = append(batch, job)
 	}
+	f.boarded = q.pushed
 	return batch
 }
 
@@ -279,6 +326,8 @@ func (q *Queue[T]) push(job *Job[T]) {
 		q.last.next, job.prev = job, q.last
 	}
 	q.last = job
+	q.pushed++
+	job.number = q.pushed
 }
 
 func (q *Queue[T]) remove(job *Job[T]) {

@@ -144,7 +144,7 @@ func TestDoneBefore(t *testing.T) {
 
 func TestLeavingWhileWaiting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newServer(1, 1, 9)
+		s := newServer(1, 0, 9)
 		flying := s.do(1, 0)
 		first, middle, last := s.do(2, 0), s.do(3, time.Minute), s.do(4, 0)
 		middle.requireDone(t, time.Minute, flight.ErrUnsent)
@@ -430,4 +430,39 @@ func TestRace(t *testing.T) {
 	q.Wait()
 	require.Equal(t, carried.Load(), told.Load()+left.Load())
 	require.EqualValues(t, 16*2000, told.Load()+failed.Load())
+}
+
+// TestWaitingForSilence: callers who have waited for flights that were out all the time
+// make them late, too, as nobody else may: those may carry what nobody waits for.
+func TestWaitingForSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(1, 1, 9)
+		s.Post(&job{Value: 1})
+		synctest.Wait()
+		s.do(2, time.Minute).requireDone(t, time.Minute, flight.ErrUnsent)
+		next := s.do(3, 0)
+		next.requireDone(t, trip, nil)
+		s.Wait()
+		require.Equal(t, [][]int{{1}, {3}}, s.sent())
+	})
+}
+
+// TestPanic: a panic where no caller's goroutine is to be blamed is told to all of the
+// batch, and the queue goes on.
+func TestPanic(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(1, 0, 9)
+		works := s.Send
+		s.Send = func(context.Context, []*job) { panic("a bug") }
+		s.Panicked = func(j *job, with any) {
+			require.Equal(t, "a bug", with)
+			j.Value = 100 * j.Value
+		}
+		c := s.do(1, 0)
+		c.requireDone(t, 0, nil)
+		require.Equal(t, 100, c.job.Value)
+		s.Wait()
+		s.Send = works
+		s.do(2, 0).requireDone(t, trip, nil)
+	})
 }
