@@ -99,7 +99,8 @@ type Options struct {
 	Timeout time.Duration
 
 	// OnFailure says what becomes of requests while a [RemoteStore], such as a
-	// [RedisStore], fails. Zero means [FallbackLocal].
+	// [RedisStore], fails. Zero means [FallbackLocal]. Like the other options for a
+	// RemoteStore, it has no part in counting in memory.
 	OnFailure FailurePolicy
 
 	// DenyRecheck is how long a key that a RemoteStore has denied is denied here without
@@ -115,7 +116,8 @@ type Options struct {
 
 	// Lease lets this process take units of a busy key ahead at a [RemoteStore] and hand
 	// them out without asking: for keys that are used hundreds of times a second. It is
-	// how long a unit may be held, 250 ms say; zero leases none. Units are
+	// how long a unit may be held, 250 ms say, and a quarter of the window at most; zero leases
+	// none. Units are
 	// counted when they are taken, so the limit is never exceeded; but a bucket's or a sliding
 	// window's may be used that much later than they were counted.
 	//
