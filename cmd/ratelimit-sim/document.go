@@ -11,25 +11,49 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/sim"
 )
 
-// document writes the charts of scaling.md to dir, and its tables between their marks.
-func document(dir string) error {
+// document writes the charts of scaling.md to dir, and its tables between their marks. It
+// takes its time, in which somebody may edit the page: it is read again in the end, and all
+// else that is in it stays.
+func document(dir string, scenarios []scenario) error {
 	path := filepath.Join(dir, "scaling.md")
-	text, err := os.ReadFile(path)
+	tables := make([]string, len(scenarios))
+	if _, err := fill(path, scenarios, tables); err != nil { // before it takes time
+		return err
+	}
+	for i, s := range scenarios {
+		fmt.Fprintln(os.Stderr, s.name)
+		var chart string
+		tables[i], chart = s.run()
+		if err := replace(filepath.Join(dir, "scaling-"+s.name+".svg"), chart); err != nil {
+			return err
+		}
+	}
+	page, err := fill(path, scenarios, tables)
 	if err != nil {
 		return err
 	}
+	return replace(path, page)
+}
+
+// fill returns a page with the tables of scenarios in their places.
+func fill(path string, scenarios []scenario, tables []string) (string, error) {
+	text, err := os.ReadFile(path)
 	page := string(text)
-	for _, s := range scenarios {
-		fmt.Fprintln(os.Stderr, s.name)
-		table, chart := s.run()
-		if page, err = between(page, s.name, table); err != nil {
-			return err
-		}
-		if err := os.WriteFile(filepath.Join(dir, "scaling-"+s.name+".svg"), []byte(chart), 0o666); err != nil {
-			return err
+	for i, s := range scenarios {
+		if err == nil {
+			page, err = between(page, s.name, tables[i])
 		}
 	}
-	return os.WriteFile(path, []byte(page), 0o666)
+	return page, err
+}
+
+// replace writes a file in one go, so that nobody finds half of it.
+func replace(path, text string) error {
+	aside := path + ".new"
+	if err := os.WriteFile(aside, []byte(text), 0o666); err != nil {
+		return err
+	}
+	return os.Rename(aside, path)
 }
 
 // between puts text between the marks of a name.

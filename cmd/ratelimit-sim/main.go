@@ -49,11 +49,13 @@ func run(args []string) error {
 	flags.DurationVar(&c.Jitter, "jitter", 100*time.Microsecond, "what is added to it on average")
 	flags.DurationVar(&c.Service, "service", 7*time.Microsecond, "what a command takes Redis")
 	flags.Uint64Var(&c.Seed, "seed", 1, "what chance begins with")
-	if err := flags.Parse(args); err != nil {
+	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+		return nil // Parse has printed it
+	} else if err != nil {
 		return err
 	}
 	if *out != "" {
-		return document(*out)
+		return document(*out, scenarios)
 	}
 	l, err := ratelimit.ParseLimit(*limit)
 	if err != nil {

@@ -2,8 +2,10 @@ package main
 
 import (
 	"encoding/xml"
+	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -55,6 +57,48 @@ func TestPage(t *testing.T) {
 	}
 	_, err = between(string(page), "nothing", "")
 	require.Error(t, err)
+}
+
+// TestDocument: only what is between the marks is another then, and what somebody has
+// written elsewhere in the meantime stays; a page without marks is refused at once.
+func TestDocument(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "scaling.md")
+	write := func(text string) { require.NoError(t, os.WriteFile(path, []byte(text), 0o600)) }
+	const page = "# Page\n\n<!-- a -->\n\n%s\n<!-- end of a -->\n\ntext\n\n<!-- b -->\n\n%s\n<!-- end of b -->\n\n| x |\n|---|\n| 1 |\n%s"
+	write(fmt.Sprintf(page, "", "old\n", ""))
+	ran := 0
+	scenarios := []scenario{
+		{"a", func() (string, string) { ran++; return "A\n", "<svg>a</svg>" }},
+		{"b", func() (string, string) {
+			write(fmt.Sprintf(page, "", "old\n", "| 2 |\n"))
+			return "B\n", "<svg>b</svg>"
+		}},
+	}
+	for range 2 {
+		require.NoError(t, document(dir, scenarios))
+		got, err := os.ReadFile(path)
+		require.NoError(t, err)
+		require.Equal(t, fmt.Sprintf(page, "A\n", "B\n", "| 2 |\n"), string(got))
+	}
+	chart, err := os.ReadFile(filepath.Join(dir, "scaling-b.svg"))
+	require.NoError(t, err)
+	require.Equal(t, "<svg>b</svg>", string(chart))
+	left, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	require.Len(t, left, 3)
+
+	write("no marks\n")
+	require.ErrorContains(t, document(dir, scenarios), `"<!-- a -->\n"`)
+	require.Error(t, document(t.TempDir(), scenarios))
+	require.Equal(t, 2, ran)
+}
+
+// TestHelp: who asks for help has not failed.
+func TestHelp(t *testing.T) {
+	require.NoError(t, run([]string{"-h"}))
+	require.NoError(t, run([]string{"-rate", "5", "--help"}))
+	require.Error(t, run([]string{"-helpless"}))
 }
 
 func TestArguments(t *testing.T) {

@@ -1,9 +1,14 @@
 package main
 
 import (
+	"bufio"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -13,6 +18,70 @@ import (
 
 	"github.com/ratelimit-go/ratelimit"
 )
+
+// TestMain lets the test binary be the program, so that the tests can start it as
+// a user does, in a process of its own.
+func TestMain(m *testing.M) {
+	if dir := os.Getenv("EXAMPLE_DIR"); dir != "" {
+		os.Args = []string{"password-reset", "-addr", "127.0.0.1:0", "-dir", dir}
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// program is the program, to count in a directory.
+func program(dir string) *exec.Cmd {
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), "EXAMPLE_DIR="+dir)
+	return cmd
+}
+
+// TestNoDirectory: without its directory the program ends with what the library says,
+// and so does what it is made of.
+func TestNoDirectory(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "none")
+	r, err := newReset(ratelimit.FixedWindow(3, time.Hour), dir)
+	require.Nil(t, r)
+	require.ErrorContains(t, err, "none does not exist: make it")
+
+	out, failed := program(dir).CombinedOutput()
+	var exit *exec.ExitError
+	require.ErrorAs(t, failed, &exit)
+	require.Equal(t, 1, exit.ExitCode())
+	require.True(t, strings.HasSuffix(string(out), " "+err.Error()+"\n"), "%s", out)
+	require.Equal(t, 1, strings.Count(string(out), "\n"), "%s", out)
+}
+
+// TestSecondProcess: one that comes to the directory of another waits for it, and then says
+// whose it is.
+func TestSecondProcess(t *testing.T) {
+	dir := t.TempDir()
+	first := program(dir)
+	out, err := first.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, first.Start())
+	t.Cleanup(func() { first.Process.Kill() })
+	lines := bufio.NewScanner(out)
+	require.True(t, lines.Scan())
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		r, err := newReset(ratelimit.FixedWindow(3, time.Hour), dir)
+		require.Nil(t, r)
+		require.ErrorContains(t, err, fmt.Sprint("the file is in use by process ", first.Process.Pid))
+		require.ErrorContains(t, err, "reset-address.snapshot")
+		require.InDelta(t, 10, time.Since(start).Seconds(), 0.1)
+	})
+	require.NoError(t, first.Process.Kill())
+	require.Error(t, first.Wait())
+	r, err := newReset(ratelimit.FixedWindow(3, time.Hour), dir)
+	require.NoError(t, err)
+	other, err := newReset(ratelimit.FixedWindow(3, time.Hour), t.TempDir())
+	require.Nil(t, other)
+	require.ErrorContains(t, err, "is open with MemoryOptions.SnapshotFile")
+	require.Equal(t, 204, ask(r, "192.0.2.1", "ada@example.com").Code, "the first one goes on")
+	require.NoError(t, r.close())
+}
 
 // ask asks for a code from an address, or with no e-mail whether there is one.
 func ask(r *reset, address, email string) *httptest.ResponseRecorder {

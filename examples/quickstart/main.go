@@ -39,16 +39,19 @@ func main() {
 func run(ctx context.Context, addr, redisAddr string, out io.Writer) error {
 	var client redis.UniversalClient // one for all limiters
 	if redisAddr != "" {
-		client = redis.NewUniversalClient(&redis.UniversalOptions{Addrs: []string{redisAddr}})
+		client = redis.NewUniversalClient(&redis.UniversalOptions{
+			Addrs:         []string{redisAddr},
+			DialerRetries: 1, // or the log knows of timeouts only, where the cause is a refused connection
+		})
 		defer client.Close()
-	}
-	handler, err := routes(client)
-	if err != nil {
-		return err
 	}
 	listener, err := net.Listen("tcp", addr)
 	if err != nil {
 		return err
+	}
+	handler, err := routes(client)
+	if err != nil {
+		return errors.Join(err, listener.Close())
 	}
 	server := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second}
 	usage(out, listener.Addr())

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/ratelimit-go/ratelimit"
 	"github.com/ratelimit-go/ratelimit/internal/redistest"
 )
 
@@ -110,6 +112,27 @@ func TestQuickstartOnRedis(t *testing.T) {
 	p.signIn()
 	resp, _ := p.do("GET", "/api/")
 	require.Equal(t, 200, resp.StatusCode, "/api/ counts apart")
+}
+
+// TestAddressInUse: that is all that is said, before a limiter is made or Redis asked.
+func TestAddressInUse(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer taken.Close()
+	err = run(t.Context(), taken.Addr().String(), "127.0.0.1:1", io.Discard)
+	require.ErrorContains(t, err, "listen tcp "+taken.Addr().String())
+	_, made := ratelimit.DefaultRegistry.Lookup("api")
+	require.False(t, made)
+}
+
+// TestNoRedis: the log has the cause, and not only that time was up.
+func TestNoRedis(t *testing.T) {
+	p := start(t, "127.0.0.1:1")
+	resp, _ := p.do("GET", "/api/")
+	require.Equal(t, 200, resp.StatusCode)
+	p.stop()
+	require.Contains(t, p.logged.String(), "refused")
+	require.NotContains(t, p.logged.String(), "deadline exceeded")
 }
 
 func readUntil(lines *bufio.Scanner, last string) string {

@@ -38,7 +38,10 @@ func main() {
 // run serves until ctx is done, and then lets the requests under way finish.
 func run(ctx context.Context, addr, redisAddr string, out io.Writer) error {
 	// One client for all limiters, and whatever else the program does with Redis.
-	client := redis.NewUniversalClient(&redis.UniversalOptions{Addrs: []string{redisAddr}})
+	client := redis.NewUniversalClient(&redis.UniversalOptions{
+		Addrs:         []string{redisAddr},
+		DialerRetries: 1, // or the log knows of timeouts only, where the cause is a refused connection
+	})
 	defer client.Close()
 
 	listener, err := net.Listen("tcp", addr)

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/ratelimit-go/ratelimit"
 	"github.com/ratelimit-go/ratelimit/internal/redistest"
 )
 
@@ -86,19 +88,41 @@ func TestTwoProcessesAtOnce(t *testing.T) {
 	require.EqualValues(t, 35, denied.Load())
 }
 
+// TestAddressInUse: that is all that is said, before a limiter is made or Redis asked.
+func TestAddressInUse(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer taken.Close()
+	err = run(t.Context(), taken.Addr().String(), "127.0.0.1:1", io.Discard)
+	require.ErrorContains(t, err, "listen tcp "+taken.Addr().String())
+	_, made := ratelimit.DefaultRegistry.Lookup("api")
+	require.False(t, made)
+}
+
+// TestNoRedis: the log has the cause, and not only that time was up.
+func TestNoRedis(t *testing.T) {
+	p := start(t, "127.0.0.1:1")
+	resp, _ := p.do("GET", "/api/")
+	require.Equal(t, 200, resp.StatusCode)
+	p.stop()
+	require.Contains(t, p.logged.String(), "refused")
+	require.NotContains(t, p.logged.String(), "deadline exceeded")
+}
+
 // process is the program at work.
 type process struct {
 	*testing.T
-	cmd   *exec.Cmd
-	lines *bufio.Scanner
-	url   string
+	cmd    *exec.Cmd
+	lines  *bufio.Scanner
+	logged strings.Builder
+	url    string
 }
 
 // start starts the program and waits until it serves.
 func start(t *testing.T, redisAddr string) *process {
 	p := &process{T: t, cmd: exec.Command(os.Args[0])}
 	p.cmd.Env = append(os.Environ(), "EXAMPLE_REDIS="+redisAddr)
-	p.cmd.Stderr = os.Stderr
+	p.cmd.Stderr = io.MultiWriter(os.Stderr, &p.logged)
 	out, err := p.cmd.StdoutPipe()
 	require.NoError(t, err)
 	require.NoError(t, p.cmd.Start())
