@@ -115,7 +115,7 @@ func TestMemoryOptionsAreTheStores(t *testing.T) {
 			if then == 0 {
 				then = DefaultMaxKeys
 			}
-			memErrorNames(t, err, t.Name(), fmt.Sprint("MaxKeys:", row.first.MaxKeys), fmt.Sprint("MaxKeys:", then))
+			memErrorNames(t, err, t.Name(), fmt.Sprintf("is open with MemoryOptions.MaxKeys %d, not %d: ", row.first.MaxKeys, then))
 		})
 	}
 }

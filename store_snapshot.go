@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -70,9 +72,9 @@ func openKept(name string, opts MemoryOptions) (*MemoryStore, error) {
 	}
 	memoryStores.Lock()
 	defer memoryStores.Unlock()
-	if other := memoryStores.m[name]; other != nil { // since it was looked up
+	if other, err := findKept(name, opts); other != nil || err != nil { // since it was looked up
 		s.snapshots.file.Close()
-		return nil, other.sameOptions(opts)
+		return other, err
 	}
 	mapSet(&memoryStores.m, name, s)
 	go s.snapshots.run()
@@ -80,29 +82,64 @@ func openKept(name string, opts MemoryOptions) (*MemoryStore, error) {
 }
 
 // lookupKept returns the store of that name, or nil if there is none. It is an
-// error if that has other options, or if another store has the file.
+// error if that has other options, or if another store has the file or one beside it.
 func lookupKept(name string, opts MemoryOptions) (*MemoryStore, error) {
 	memoryStores.Lock()
 	defer memoryStores.Unlock()
+	return findKept(name, opts)
+}
+
+// findKept is lookupKept while memoryStores is locked.
+func findKept(name string, opts MemoryOptions) (*MemoryStore, error) {
+	if s := memoryStores.m[name]; s != nil {
+		if err := s.sameOptions(opts); err != nil {
+			return nil, err
+		}
+		return s, nil
+	}
+	path := opts.SnapshotFile
 	for _, other := range memoryStores.m {
-		if other.name != name && other.opts.SnapshotFile == opts.SnapshotFile {
+		theirs := other.opts.SnapshotFile
+		if theirs == "" {
+			continue
+		}
+		if theirs == path {
 			return nil, fmt.Errorf("MemoryOptions.SnapshotFile %s belongs to the MemoryStore %q: give each store a file of its own",
-				opts.SnapshotFile, other.name)
+				path, other.name)
+		}
+		if what := snapshot.Beside(theirs, path); what != "" {
+			return nil, fmt.Errorf("MemoryOptions.SnapshotFile %s is where the MemoryStore %q has the %s of its own, %s: choose another name",
+				path, other.name, what, theirs)
+		}
+		if what := snapshot.Beside(path, theirs); what != "" {
+			return nil, fmt.Errorf("MemoryOptions.SnapshotFile %s would have its %s at %s, which belongs to the MemoryStore %q: choose another name",
+				path, what, theirs, other.name)
 		}
 	}
-	s := memoryStores.m[name]
-	if s == nil {
-		return nil, nil
-	}
-	return s, s.sameOptions(opts)
+	return nil, nil
 }
 
 // sameOptions returns an error if a store has other options than these.
 func (s *MemoryStore) sameOptions(opts MemoryOptions) error {
-	if s.opts == opts {
+	was := s.opts
+	if was == opts {
 		return nil
 	}
-	return fmt.Errorf("is open with %+v, not %+v: give the same options each time, or use another name", s.opts, opts)
+	if (was.SnapshotFile == "") != (opts.SnapshotFile == "") { // the other options of snapshots differ for that
+		was.SnapshotEvery, was.SnapshotWait, was.SnapshotSetAside = opts.SnapshotEvery, opts.SnapshotWait, opts.SnapshotSetAside
+	}
+	var differ []string
+	field := func(name string, was, now any) {
+		if was != now {
+			differ = append(differ, fmt.Sprintf("%s %v, not %v", name, was, now))
+		}
+	}
+	field("MaxKeys", was.MaxKeys, opts.MaxKeys)
+	field("SnapshotFile", strconv.Quote(was.SnapshotFile), strconv.Quote(opts.SnapshotFile))
+	field("SnapshotEvery", was.SnapshotEvery, opts.SnapshotEvery)
+	field("SnapshotWait", was.SnapshotWait, opts.SnapshotWait)
+	field("SnapshotSetAside", was.SnapshotSetAside, opts.SnapshotSetAside)
+	return fmt.Errorf("is open with MemoryOptions.%s: give the same options each time, or use another name", strings.Join(differ, ", and "))
 }
 
 // restore makes the store's table, of what is in the file if there is one.

@@ -179,7 +179,7 @@ func TestSnapshotRefuses(t *testing.T) {
 		{MemoryOptions{SnapshotWait: time.Second}, []string{"SnapshotFile is empty"}},
 		{MemoryOptions{SnapshotSetAside: true}, []string{"SnapshotFile is empty"}},
 		{MemoryOptions{SnapshotFile: filepath.Join(dir, "none", "x")}, []string{"SnapshotFile " + dir, "none does not exist: make it"}},
-		{MemoryOptions{SnapshotFile: dir}, []string{"SnapshotFile " + dir}},
+		{MemoryOptions{SnapshotFile: dir}, []string{"SnapshotFile " + dir + ": it is a directory", "name a regular file"}},
 		{MemoryOptions{SnapshotFile: file("empty", "")}, []string{"empty: the file cannot be used: it ends after 0 bytes", "SnapshotSetAside"}},
 		{MemoryOptions{SnapshotFile: file("foreign", "#!/bin/sh\necho hello\n")}, []string{"it was not written by a MemoryStore", "remove it"}},
 		{MemoryOptions{SnapshotFile: file("newer", "RLSNAP\r\n\x02\x00\x00\x00")}, []string{"version 2", "version 1"}},
@@ -194,12 +194,109 @@ func TestSnapshotRefuses(t *testing.T) {
 	s := memStore(t, MemoryOptions{SnapshotFile: good})
 	_, err := NewMemoryStore(t.Name()+"/other", MemoryOptions{SnapshotFile: good})
 	memErrorNames(t, err, "SnapshotFile", good, `belongs to the MemoryStore "`+t.Name()+`"`)
-	_, err = NewMemoryStore(t.Name(), MemoryOptions{SnapshotFile: good + "2"})
-	memErrorNames(t, err, "is open with", good)
-	_, err = NewMemoryStore(t.Name(), MemoryOptions{})
-	memErrorNames(t, err, "is open with", good)
+	require.NoFileExists(t, dir+".lock")
 	require.NoError(t, s.Close())
 	require.NoError(t, memStore(t, MemoryOptions{SnapshotFile: good + "2"}).Close())
+}
+
+// TestSnapshotOtherOptions: the error of an open store has the options that differ, with
+// both values, and no others.
+func TestSnapshotOtherOptions(t *testing.T) {
+	opts := inFile(t)
+	file := opts.SnapshotFile
+	memStore(t, opts)
+	for _, row := range []struct {
+		opts MemoryOptions
+		want string
+	}{
+		{MemoryOptions{SnapshotFile: file + "2"}, fmt.Sprintf("SnapshotFile %q, not %q", file, file+"2")},
+		{MemoryOptions{}, fmt.Sprintf(`SnapshotFile %q, not ""`, file)},
+		{MemoryOptions{MaxKeys: 7, SnapshotFile: file, SnapshotEvery: time.Minute}, "MaxKeys 1048576, not 7, and SnapshotEvery 1s, not 1m0s"},
+		{MemoryOptions{SnapshotFile: file, SnapshotWait: time.Minute}, "SnapshotWait 0s, not 1m0s"},
+		{MemoryOptions{SnapshotFile: file, SnapshotSetAside: true}, "SnapshotSetAside false, not true"},
+	} {
+		s, err := NewMemoryStore(t.Name(), row.opts)
+		require.Nil(t, s)
+		require.EqualError(t, err, fmt.Sprintf("ratelimit: MemoryStore %q: is open with MemoryOptions.%s: "+
+			"give the same options each time, or use another name", t.Name(), row.want))
+	}
+	other := Memory(t.Name() + "/other")
+	defer other.Close()
+	_, err := NewMemoryStore(other.Name(), MemoryOptions{SnapshotFile: file + "2"})
+	memErrorNames(t, err, fmt.Sprintf(`is open with MemoryOptions.SnapshotFile "", not %q: `, file+"2"))
+}
+
+// TestSnapshotBeside: no store gets a file that another has beside its own, whichever
+// of the two comes first.
+func TestSnapshotBeside(t *testing.T) {
+	for _, suffix := range []string{".lock", ".tmp", ".damaged"} {
+		for _, swap := range []bool{false, true} {
+			opts := inFile(t)
+			first, second := opts.SnapshotFile, opts.SnapshotFile+suffix
+			if swap {
+				first, second = second, first
+			}
+			s := memStore(t, MemoryOptions{SnapshotFile: first})
+			other, err := NewMemoryStore(t.Name()+"/other", MemoryOptions{SnapshotFile: second, SnapshotSetAside: true})
+			require.Nil(t, other)
+			memErrorNames(t, err, "MemoryOptions.SnapshotFile "+second, first, fmt.Sprintf("the MemoryStore %q", t.Name()), "choose another name")
+			memTake(t, s, "k", 1, hour)
+			require.NoError(t, s.Close())
+			require.EqualValues(t, 3, memTake(t, memStore(t, MemoryOptions{SnapshotFile: first}), "k", 1, hour)[0].Remaining)
+			require.NoError(t, Memory(t.Name()).Close())
+		}
+	}
+}
+
+// TestSnapshotLock: what has the name of the lock, and is none, stays as it is.
+func TestSnapshotLock(t *testing.T) {
+	const content = "something else, and more than a line of it\n"
+	for _, row := range []struct {
+		name string
+		make func(victim, lock string) error
+		want string
+	}{
+		{"a link", os.Symlink, "a symbolic link"},
+		{"a link to nothing", func(victim, lock string) error { return os.Symlink(victim+"2", lock) }, "a symbolic link"},
+		{"a directory", func(_, lock string) error { return os.Mkdir(lock, 0o700) }, "a directory"},
+		{"another file", os.Link, "another file"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			opts := inFile(t)
+			lock := opts.SnapshotFile + ".lock"
+			victim := filepath.Join(filepath.Dir(lock), "victim")
+			require.NoError(t, os.WriteFile(victim, []byte(content), 0o600))
+			if err := row.make(victim, lock); err != nil {
+				t.Skipf("not here: %v", err)
+			}
+			opts.SnapshotSetAside = true
+			s, err := NewMemoryStore(t.Name(), opts)
+			require.Nil(t, s)
+			memErrorNames(t, err, opts.SnapshotFile, lock+" is "+row.want, "remove it")
+			got, err := os.ReadFile(victim)
+			require.NoError(t, err)
+			require.Equal(t, content, string(got))
+			require.NoFileExists(t, victim+"2")
+			require.NoError(t, os.Remove(lock))
+			memStore(t, opts)
+		})
+	}
+	opts := inFile(t) // what a power cut may leave
+	require.NoError(t, os.WriteFile(opts.SnapshotFile+".lock", make([]byte, 20), 0o600))
+	memStore(t, opts)
+}
+
+// TestSnapshotZeros: a file that ends with zeros has all that was in it before.
+func TestSnapshotZeros(t *testing.T) {
+	opts := inFile(t)
+	for left := int64(4); left > 1; left-- {
+		s := memStore(t, opts)
+		require.Equal(t, left, memTake(t, s, "k", 1, hour)[0].Remaining)
+		require.NoError(t, s.Close())
+		info, err := os.Stat(opts.SnapshotFile)
+		require.NoError(t, err)
+		require.NoError(t, os.Truncate(opts.SnapshotFile, info.Size()+4096))
+	}
 }
 
 // TestSnapshotSetAside: by option a file that cannot be used is put aside, whole, and

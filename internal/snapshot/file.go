@@ -30,6 +30,8 @@ const (
 	lockSuffix  = ".lock"    // beside the file, which is renamed and so cannot be locked itself
 	asideSuffix = ".tmp"     // what is being written
 	badSuffix   = ".damaged" // what was set aside
+
+	lockSize = 20 // a number of a process, spaces, and a newline
 )
 
 // ErrInUse is about a file that another process has.
@@ -43,15 +45,13 @@ func Open(path string, wait time.Duration) (*File, error) {
 	if dir := filepath.Dir(path); !isDir(dir) {
 		return nil, fmt.Errorf("its directory %s does not exist: make it", dir)
 	}
+	if _, err := regular(path); err != nil {
+		return nil, err
+	}
 	const poll = 20 * time.Millisecond
 	for start := time.Now(); ; time.Sleep(poll) {
-		held, err := lock(path + lockSuffix)
+		held, err := lockBeside(path)
 		if err == nil {
-			// In one piece, for somebody may be reading it.
-			if _, err = fmt.Fprintf(held, "%-19d\n", os.Getpid()); err != nil {
-				held.Close()
-				return nil, err
-			}
 			return &File{path: path, lock: held}, nil
 		}
 		if err != errLocked {
@@ -69,6 +69,90 @@ func Open(path string, wait time.Duration) (*File, error) {
 	}
 }
 
+// lockBeside takes the lock of a file and writes this process into it. It returns errLocked
+// if another has it. It neither follows a link nor writes into what is not a lock.
+func lockBeside(path string) (held *os.File, err error) {
+	path += lockSuffix
+	wrong := func(what string) error {
+		return fmt.Errorf("%s is %s, and not the lock that belongs there: remove it, or choose another name or directory", path, what)
+	}
+	if info, err := os.Lstat(path); err == nil && !info.Mode().IsRegular() {
+		return nil, wrong(kindOf(info))
+	}
+	if held, err = lock(path); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			held.Close()
+		}
+	}()
+	info, err := held.Stat() // of what was opened
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, wrong(kindOf(info))
+	}
+	was := make([]byte, lockSize+1)
+	n, err := held.ReadAt(was, 0)
+	if err != nil && err != io.EOF {
+		return nil, err
+	}
+	if n > lockSize || strings.Trim(string(was[:n]), "0123456789 \n\x00") != "" { // zeros after a power cut
+		return nil, wrong("another file")
+	}
+	// In one piece, for somebody may be reading it.
+	if _, err = fmt.Fprintf(held, "%-*d\n", lockSize-1, os.Getpid()); err != nil {
+		return nil, err
+	}
+	return held, nil
+}
+
+// Beside returns what a file has in its directory that other has the path of: its
+// lock, say. It returns "" if other is none of these.
+func Beside(path, other string) string {
+	switch other {
+	case path + lockSuffix:
+		return "lock"
+	case path + asideSuffix:
+		return "next version"
+	case path + badSuffix:
+		return "damaged version"
+	}
+	return ""
+}
+
+// regular reports whether there is a file, and returns an error if it is not a regular one:
+// to open a pipe may take forever.
+func regular(path string) (bool, error) {
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("it is %s, and not a regular file: name a regular file, or one that is not there yet", kindOf(info))
+	}
+	return err == nil, err
+}
+
+// kindOf tells what a file is that is not a regular one.
+func kindOf(info fs.FileInfo) string {
+	switch mode := info.Mode(); {
+	case mode.IsDir():
+		return "a directory"
+	case mode&fs.ModeSymlink != 0:
+		return "a symbolic link"
+	case mode&fs.ModeNamedPipe != 0:
+		return "a named pipe"
+	case mode&fs.ModeSocket != 0:
+		return "a socket"
+	case mode&fs.ModeDevice != 0:
+		return "a device"
+	}
+	return "a special file"
+}
+
 func isDir(path string) bool {
 	info, err := os.Stat(path)
 	return err == nil && info.IsDir()
@@ -80,6 +164,9 @@ func (f *File) Close() error { return f.lock.Close() }
 // Read returns what is in the file, or nil if it is not there. The error is ErrDamaged
 // where its contents are to blame.
 func (f *File) Read() (*Contents, error) {
+	if there, err := regular(f.path); !there {
+		return nil, err
+	}
 	file, err := os.Open(f.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -151,6 +238,9 @@ func (f *File) Save(header Header, t *table.Table, m *table.Mirror, all bool, no
 
 func (f *File) append(commit Commit) error {
 	f.buf = AppendCommit(f.buf, commit)
+	if there, err := regular(f.path); !there {
+		return errors.Join(err, errors.New("somebody else has removed the file"))
+	}
 	file, err := os.OpenFile(f.path, os.O_WRONLY, 0)
 	if err != nil {
 		return err

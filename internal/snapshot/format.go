@@ -26,10 +26,12 @@
 // counters were used under, as Kind, N, Window and Burst of 8 bytes each.
 // Changes without a commit do not count. The first commit is there before a file gets
 // its name, and others are appended: whatever comes after the last is what a process was
-// writing when it ended.
+// writing when it ended. File systems may leave zeros up to the end where it was not
+// written when the power went; where there is anything else after them, it is damage.
 package snapshot
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -265,9 +267,10 @@ func Decode(b []byte) (*Contents, error) {
 }
 
 // nextPart returns the body of the next part and what is after it, or no body where
-// the part has not been written to its end.
+// the part has not been written to its end: the file ends there, or has nothing but
+// zeros from a checksum on.
 func nextPart(b []byte) (kind uint32, body, after []byte, err error) {
-	if len(b) < 12 {
+	if len(b) < 12 || zeros(b[8:]) {
 		return 0, nil, nil, nil
 	}
 	size := uint64(order.Uint32(b))
@@ -280,10 +283,15 @@ func nextPart(b []byte) (kind uint32, body, after []byte, err error) {
 	}
 	body, after = b[12:12+size], b[12+size:]
 	if crc32.Checksum(body, castagnoli) != order.Uint32(after) {
+		if zeros(after) {
+			return 0, nil, nil, nil
+		}
 		return 0, nil, nil, damaged("a checksum does not match")
 	}
 	return kind, body, after[4:], nil
 }
+
+func zeros(b []byte) bool { return len(bytes.TrimLeft(b, "\x00")) == 0 }
 
 // Restore puts the counters into a new table, whose clock tells now.
 func (c *Contents) Restore(t *table.Table, now Stamp) error {

@@ -7,10 +7,10 @@ import (
 	"syscall"
 )
 
-// lock opens a file and locks it for as long as it is open and the process lives. It
-// returns errLocked if another has it.
+// lock opens a file, but not through a link, and locks it for as long as it is open and the
+// process lives. It returns errLocked if another has it.
 func lock(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}

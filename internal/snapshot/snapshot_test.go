@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -164,6 +165,70 @@ func TestEveryByteAppended(t *testing.T) {
 	next.take(7, 1)
 	if whole := saved(t, next); len(whole) >= len(all) {
 		t.Error("a file that another process has left was appended to")
+	}
+}
+
+// TestZeros: zeros up to the end, from wherever they begin after a commit, are what was not
+// written; the last commit before them is what holds. Where anything else follows
+// them, the file is refused.
+func TestZeros(t *testing.T) {
+	k := open(t, filepath.Join(t.TempDir(), "file"))
+	k.take(0, 3)
+	ends := []int{len(saved(t, k))}
+	k.file.whole = 1 << 40 // as in TestEveryByteAppended
+	for range 3 {
+		k.now++
+		k.take(0, 2)
+		ends = append(ends, len(saved(t, k)))
+	}
+	all := saved(t, k)
+	accepted := 0
+	for n := range all {
+		zeroed := append([]byte(string(all[:n])), make([]byte, len(all)-n+4096)...)
+		c, err := Decode(zeroed)
+		if err != nil {
+			if !errors.Is(err, ErrDamaged) {
+				t.Errorf("zeros from byte %d: %v", n, err)
+			}
+			for _, end := range ends {
+				if n == end {
+					t.Errorf("zeros after a commit: %v", err)
+				}
+			}
+			continue // in the middle of a checksum, where it looks like damage
+		}
+		if n < ends[0]-4 {
+			t.Fatalf("zeros from byte %d, before the first commit's end: no error", n)
+		}
+		accepted++
+		want := ends[0]
+		for _, end := range ends {
+			if end <= n || bytes.Equal(all[n:end], make([]byte, max(0, end-n))) {
+				want = max(want, end)
+			}
+		}
+		if c.size != want {
+			t.Errorf("zeros from byte %d: %d bytes are believed, want %d", n, c.size, want)
+		}
+		for _, i := range []int{n, n + 11, n + 12, n + 100, len(zeroed) - 1} {
+			zeroed[i] = 1
+			if c, err := Decode(zeroed); err == nil && c.size > want || err != nil && !errors.Is(err, ErrDamaged) {
+				t.Errorf("zeros from byte %d but for byte %d: %v, want at most %d bytes believed", n, i, err, want)
+			}
+			zeroed[i] = 0
+		}
+	}
+	if accepted < (len(all)-ends[0])*9/10 {
+		t.Errorf("zeros were the end from %d bytes on only", accepted)
+	}
+	for name, b := range map[string][]byte{
+		"more after them":        append(append([]byte(string(all)), make([]byte, 4096)...), 1),
+		"a whole part after":     append(append([]byte(string(all[:ends[0]])), make([]byte, ends[1]-ends[0])...), all[ends[1]:]...),
+		"instead of all changes": append(append([]byte(nil), all[:headerSize]...), make([]byte, 4096)...),
+	} {
+		if _, err := Decode(b); !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 
@@ -376,6 +441,7 @@ func FuzzDecode(f *testing.F) {
 	k := open(f, filepath.Join(f.TempDir(), "file"))
 	k.take(0, 3)
 	f.Add(saved(f, k))
+	f.Add(append(saved(f, k), make([]byte, 64)...))
 	f.Add([]byte(magic))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if c, err := Decode(b); (c == nil) != (err != nil) || err != nil && !errors.Is(err, ErrDamaged) {
