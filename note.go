@@ -21,13 +21,13 @@ const (
 	CodeStoreFailed = "store-failed"
 	// CodeStoreDown: a [RemoteStore] has failed so often that it is hardly asked any more.
 	CodeStoreDown = "store-down"
+	// CodeStoreBack: a RemoteStore answers again after that.
+	CodeStoreBack = "store-back"
 	// CodePrefixClaimed: a limiter of another name counts under a [RedisStore]'s prefix, in
 	// another process. An error.
 	CodePrefixClaimed = "prefix-claimed"
 	// CodeOtherLimits: a limiter has other limits in another process, as in a rolling deploy.
 	CodeOtherLimits = "other-limits"
-	// CodeStoreBack: a RemoteStore answers again after that.
-	CodeStoreBack = "store-back"
 	// CodeClosed: requests reach a limiter that has been closed; clients get 503. An error.
 	CodeClosed = "limiter-closed"
 	// CodeOptionFailed: Key, Cost or LimitsFor of the options failed; clients get

@@ -356,12 +356,7 @@ func (r *remote) adjust(ctx context.Context, key string, n int64, at Instant, li
 	if owes, _ := r.owes(ctx, key); owes {
 		err = errOwing
 	} else {
-		err = r.ask(ctx, func(ctx context.Context) (err error) {
-			ctx, cancel := context.WithTimeout(ctx, adjustTimeout)
-			defer cancel()
-			charged, err = r.store.Adjust(ctx, key, n, at, limits)
-			return err
-		})
+		charged, err = r.move(ctx, key, n, at, limits)
 	}
 	owed := err != nil && r.l.opts.OnFailure == FallbackLocal && ctx.Err() == nil && r.unchanged(err)
 	if err == nil || owed {
@@ -370,6 +365,17 @@ func (r *remote) adjust(ctx context.Context, key string, n int64, at Instant, li
 	if owed {
 		return max(0, n), nil
 	}
+	return charged, err
+}
+
+// move adjusts units at the store, unless that is known to be of no use.
+func (r *remote) move(ctx context.Context, key string, n int64, at Instant, limits []Limit) (charged int64, err error) {
+	err = r.ask(ctx, func(ctx context.Context) (err error) {
+		ctx, cancel := context.WithTimeout(ctx, adjustTimeout)
+		defer cancel()
+		charged, err = r.store.Adjust(ctx, key, n, at, limits)
+		return err
+	})
 	return charged, err
 }
 

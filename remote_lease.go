@@ -137,10 +137,6 @@ func (r *remote) giveBack(ctx context.Context, l near.Lapsed) error {
 	for i := range limits {
 		limits[i].rule = l.Limits[i]
 	}
-	return r.ask(ctx, func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, adjustTimeout)
-		defer cancel()
-		_, err := r.store.Adjust(ctx, l.Key, -l.Units, Instant(l.Told), limits)
-		return err
-	})
+	_, err := r.move(ctx, l.Key, -l.Units, Instant(l.Told), limits)
+	return err
 }

@@ -142,13 +142,7 @@ func (r *remote) settle(key string, debts []near.Debt) (err error) {
 	defer func() { r.near.Settle(key, debts) }()
 	for len(debts) > 0 && err == nil {
 		d := debts[0]
-		at := r.instant(d.At)
-		err = r.ask(r.closing, func(ctx context.Context) error {
-			ctx, cancel := context.WithTimeout(ctx, adjustTimeout)
-			defer cancel()
-			_, err := r.store.Adjust(ctx, key, d.Units, at, []Limit{{rule: d.Limit}})
-			return err
-		})
+		_, err = r.move(r.closing, key, d.Units, r.instant(d.At), []Limit{{rule: d.Limit}})
 		if err == nil || !r.unchanged(err) {
 			debts = debts[1:] // told, or perhaps told: it is not told twice
 		}

@@ -60,11 +60,7 @@ func (s *RedisStore) send(ctx context.Context, batch []*redisJob) {
 		c := &batch[0].Value
 		c.first, c.sharers, c.place = batch[0], 1, 0
 		c.build(ctx, s.prefix)
-		c.client.Process(ctx, once{c.cmd})
-		if c.isUnknownScript() {
-			c.buildInFull(ctx)
-			c.client.Process(ctx, once{c.cmd})
-		}
+		run(ctx, c.client, []*redisCommand{&c.redisCommand})
 		s.read(c)
 		return
 	}
@@ -88,7 +84,7 @@ func (s *RedisStore) sendEach(ctx context.Context, calls []*redisJob) {
 		job.Value.build(ctx, s.prefix)
 		commands = append(commands, &job.Value.redisCommand)
 	}
-	s.run(ctx, commands)
+	run(ctx, s.client, commands)
 	for _, job := range calls {
 		s.read(&job.Value)
 	}
@@ -106,6 +102,15 @@ func (c *redisCommand) start(script redisscript.Script, keys int) {
 	c.script, c.args = script, append(c.args[:0], "evalsha", script.Hash, keys)
 }
 
+// addKeys adds the names of a key's counters.
+func (c *redisCommand) addKeys(prefix, key string, shapes *shapeSet) {
+	var buf [redisscript.MaxKey + 2*maxName]byte
+	head := redisscript.AppendKey(buf[:0], prefix, key)
+	for _, suffix := range shapes.suffixes {
+		c.args = append(c.args, string(append(head, suffix...)))
+	}
+}
+
 func (c *redisCommand) isUnknownScript() bool {
 	err := c.cmd.Err()
 	return err != nil && redis.HasErrorPrefix(err, "NOSCRIPT")
@@ -119,8 +124,8 @@ func (c *redisCommand) buildInFull(ctx context.Context) {
 }
 
 // run sends commands, and those of unknown scripts again.
-func (s *RedisStore) run(ctx context.Context, commands []*redisCommand) {
-	s.exec(ctx, commands)
+func run(ctx context.Context, client redis.UniversalClient, commands []*redisCommand) {
+	exec(ctx, client, commands)
 	unknown := 0
 	for _, c := range commands {
 		if c.isUnknownScript() {
@@ -130,17 +135,17 @@ func (s *RedisStore) run(ctx context.Context, commands []*redisCommand) {
 		}
 	}
 	if unknown > 0 {
-		s.exec(ctx, commands[:unknown])
+		exec(ctx, client, commands[:unknown])
 	}
 }
 
 // exec sends commands in one go: in a cluster, in one for each node.
-func (s *RedisStore) exec(ctx context.Context, commands []*redisCommand) {
+func exec(ctx context.Context, client redis.UniversalClient, commands []*redisCommand) {
 	if len(commands) == 1 {
-		s.client.Process(ctx, once{commands[0].cmd})
+		client.Process(ctx, once{commands[0].cmd})
 		return
 	}
-	pipe := s.client.Pipeline()
+	pipe := client.Pipeline()
 	for _, c := range commands {
 		pipe.Process(ctx, once{c.cmd})
 	}
@@ -195,11 +200,7 @@ func (c *redisCall) build(ctx context.Context, prefix string) {
 		script = redisscript.Reset
 	}
 	c.start(script, len(c.shapes.suffixes))
-	var buf [redisscript.MaxKey + 2*maxName]byte
-	head := redisscript.AppendKey(buf[:0], prefix, c.key)
-	for _, suffix := range c.shapes.suffixes {
-		c.args = append(c.args, string(append(head, suffix...)))
-	}
+	c.addKeys(prefix, c.key, c.shapes)
 	c.args = append(append(c.args, a, b), c.shapes.args...)
 	c.cmd = redis.NewIntSliceCmd(ctx, c.args...)
 }

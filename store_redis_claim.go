@@ -10,8 +10,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 )
 
 // A registry sees one process. So that two services do not count into each other
@@ -126,10 +124,7 @@ func (c *redisClaim) check(ctx context.Context, s *RedisStore) error {
 		return nil
 	}
 	text, err := s.client.Get(ctx, key).Result()
-	if err == redis.Nil { // expired just now
-		return err
-	}
-	if err != nil {
+	if err != nil { // also where it has expired just now
 		return err
 	}
 	var theirs claimRecord

@@ -7,7 +7,6 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/ratelimit-go/ratelimit/internal/redisscript"
-	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
 // A single server can do with one command for many keys: running a script costs it as
@@ -44,7 +43,7 @@ func (s *RedisStore) sendMany(ctx context.Context, calls []*redisJob) {
 		job.Value.build(ctx, s.prefix)
 		commands = append(commands, &job.Value.redisCommand)
 	}
-	s.run(ctx, commands)
+	run(ctx, s.client, commands)
 	for _, job := range others {
 		s.read(&job.Value)
 	}
@@ -88,12 +87,8 @@ func (m *redisMany) build(ctx context.Context, prefix string) {
 	shapes := m.jobs[0].Value.shapes
 	limits := len(shapes.suffixes)
 	m.start(redisscript.Many, len(m.jobs)*limits)
-	var buf [redisscript.MaxKey + 2*maxName]byte
 	for _, job := range m.jobs {
-		head := redisscript.AppendKey(buf[:0], prefix, job.Value.key)
-		for _, suffix := range shapes.suffixes {
-			m.args = append(m.args, string(append(head, suffix...)))
-		}
+		m.addKeys(prefix, job.Value.key, shapes)
 	}
 	m.args = append(append(m.args, limits), shapes.args...)
 	for _, job := range m.jobs {
@@ -106,8 +101,7 @@ func (m *redisMany) build(ctx context.Context, prefix string) {
 func (s *RedisStore) readMany(m *redisMany) {
 	reply, err := m.cmd.Result()
 	limits := len(m.jobs[0].Value.shapes.suffixes)
-	each := 1 + 3*limits
-	if err == nil && len(reply) != 1+each*len(m.jobs) {
+	if err == nil && len(reply) != 1+(1+3*limits)*len(m.jobs) {
 		err = redisscript.ErrReply
 	}
 	for i, job := range m.jobs {
@@ -117,14 +111,9 @@ func (s *RedisStore) readMany(m *redisMany) {
 			c.err = explain(err, m.args[3+i*limits:])
 			continue
 		}
-		c.now, c.admitted = reply[0], reply[1+i*each]
+		c.now, c.admitted = redisscript.ParseMany(reply, i, c.before[:limits])
 		if c.admitted < 0 {
 			c.err = junk(m.args[3+i*limits-int(c.admitted)-1])
-			continue
-		}
-		for j := range limits {
-			numbers := reply[1+i*each+1+3*j:]
-			c.before[j] = rule.State{T: numbers[0], A: numbers[1], B: numbers[2]}
 		}
 	}
 	s.learnFrom(err)

@@ -115,6 +115,17 @@ func ParseTake(reply []int64, states []rule.State) (now, admitted int64, err err
 	return reply[0], reply[1], nil
 }
 
+// ParseMany reads what a reply of Many says of take number i: the server's time, how
+// many of its callers were admitted, or less than 0 by the number of a counter that is
+// none, and the state before the first of them under each limit.
+func ParseMany(reply []int64, i int, states []rule.State) (now, admitted int64) {
+	part := reply[1+i*(1+3*len(states)):]
+	for j := range states {
+		states[j] = state(part[1+3*j:])
+	}
+	return reply[0], part[0]
+}
+
 // ParseAdjust reads a reply of Adjust: the server's time, and the state under each
 // limit before and after.
 func ParseAdjust(reply []int64, before, after []rule.State) (now int64, err error) {
