@@ -342,6 +342,52 @@ func TestScriptsFollowTheRules(t *testing.T) {
 	}
 }
 
+// TestAdjustHeldUp: units are given back from the window that they were taken in, and from no
+// other, though the server stands still between a window's PTTL and TIME.
+func TestAdjustHeldUp(t *testing.T) {
+	const ms = 1000
+	often := make([]any, 64)
+	for i := range often {
+		often[i] = 3 * ms
+	}
+	for name, client := range map[string]func(testing.TB) *redis.Client{"server": server, "gopher-lua": mini} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := client(t)
+			for _, tc := range []struct {
+				what string
+				at   int64 // since the window has opened
+				held []any // after each PTTL
+				left int64 // of 3 units
+			}{
+				{"the first of the window", -999, []any{0}, 0},
+				{"held up", -999, []any{22 * ms}, 0},
+				{"held up twice", -999, []any{3 * ms, 5 * ms}, 0},
+				{"held up for half the window", -999, []any{3_600_000 * ms}, 0},
+				{"the clock set back", -999, []any{-22 * ms}, 0},
+				{"of the window before", -2001, []any{0}, 3},
+				{"of the window before, held up", -2001, []any{22 * ms}, 3},
+				{"of the window before, the clock set back", -2001, []any{-5 * ms}, 3},
+				{"held up every time", -2001, often, 3},
+			} {
+				l := rule.Limit{Kind: rule.Fixed, N: 5, Window: 7_200_000 * ms}
+				m := newModel(t, c, start)
+				m.take(3, 1, []rule.Limit{l})
+				opened := m.get(l).T
+				m.setClock(start + 30*ms)
+				if err := c.RPush(context.Background(), "held", tc.held...).Err(); err != nil {
+					t.Fatal(err)
+				}
+				before, after := make([]rule.State, 1), make([]rule.State, 1)
+				_, err := redisscript.ParseAdjust(m.run(adjust, []rule.Limit{l}, -3, opened+tc.at), before, after)
+				if err != nil || before[0].A != 3 || after[0].A != tc.left {
+					t.Errorf("%s: %v, from %+v to %+v, not %d", tc.what, err, before, after, tc.left)
+				}
+			}
+		})
+	}
+}
+
 // FuzzScripts runs histories that the fuzzer chooses. It runs them on Redis where that is
 // installed.
 func FuzzScripts(f *testing.F) {
