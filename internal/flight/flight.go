@@ -41,14 +41,16 @@ type Queue[T any] struct {
 	Late  int // and how many more, where callers have given up on one of those
 	Batch int // jobs in one flight
 
-	mu     sync.Mutex
-	first  *Job[T] // of those waiting
-	last   *Job[T]
-	flying int
-	late   int
-	active []*flight // those that are not late; DoHere's are none
-	pushed uint64    // counts jobs
-	landed sync.Cond // uses mu; told when a flight ends
+	mu      sync.Mutex
+	first   *Job[T] // of those waiting
+	last    *Job[T]
+	flights []*flight[T] // all that are under way
+	flying  int          // of them, those that are not late
+	late    int
+	pushed  uint64 // counts jobs
+	timer   *time.Timer
+	due     time.Time // when the timer goes off; zero if it is not set
+	landed  sync.Cond // uses mu; told when a flight ends
 }
 
 // Job is one caller's. It may be used again after a Do that returned nil, and only then.
@@ -58,16 +60,33 @@ type Job[T any] struct {
 	// Gone is set, for Queue.Left, if the caller's context was cancelled; else its time was over.
 	Gone bool
 
-	alone      [1]*Job[T] // itself, as a batch
-	over       overdue    // of a DoHere
 	ctx        context.Context
 	deadline   time.Time
-	done       chan struct{}
-	timer      *time.Timer
 	phase      phase
-	flight     *flight
+	err        error         // for a caller that was not told by its context
+	done       chan struct{} // told once for each Do
+	over       chan struct{} // of a DoHere: closed at its deadline
+	flight     *flight[T]
+	here       flight[T] // a DoHere
+	alone      [1]*Job[T]
 	number     uint64 // of pushed
 	prev, next *Job[T]
+}
+
+type phase uint8
+
+const (
+	waiting phase = iota
+	flying
+	left // its caller does not wait any more
+	done
+)
+
+type flight[T any] struct {
+	batch   []*Job[T]
+	here    bool   // on its caller's goroutine, and so over by its deadline
+	late    bool   // callers have given up on it
+	boarded uint64 // the pushed of when its batch went on board
 }
 
 // DoHere is Do on the caller's own goroutine, which saves waking up another, if
@@ -80,57 +99,30 @@ func (q *Queue[T]) DoHere(ctx context.Context, deadline time.Time, job *Job[T]) 
 		q.mu.Unlock()
 		return false
 	}
+	if job.over == nil {
+		job.over = make(chan struct{})
+	}
+	job.ctx, job.deadline, job.phase, job.alone[0] = ctx, deadline, flying, job
+	f := &job.here
+	f.batch, f.here, job.flight = job.alone[:], true, f
+	q.flights = append(q.flights, f)
 	q.flying++
+	q.watch(deadline)
 	q.mu.Unlock()
-	job.ctx, job.deadline, job.alone[0] = ctx, deadline, job
 	defer func() { // also where a client's hook panics
-		job.over.stop()
 		q.mu.Lock()
+		if job.phase == left {
+			job.over = nil
+		}
 		q.flying--
 		q.takeOff()
-		q.land()
+		q.land(f)
 		q.mu.Unlock()
 	}()
-	alone := contextOf(job.alone[:])
-	alone.over = job.over.start(deadline)
-	q.Send(alone, job.alone[:])
+	alone := contextOf(f.batch)
+	alone.over = job.over
+	q.Send(alone, f.batch)
 	return true
-}
-
-// overdue is a channel that is closed at a deadline, and used again where it was not.
-type overdue struct {
-	closed chan struct{}
-	timer  *time.Timer
-}
-
-func (o *overdue) start(deadline time.Time) <-chan struct{} {
-	if o.timer != nil {
-		o.timer.Reset(time.Until(deadline))
-		return o.closed
-	}
-	closed := make(chan struct{})
-	o.closed, o.timer = closed, time.AfterFunc(time.Until(deadline), func() { close(closed) })
-	return closed
-}
-
-func (o *overdue) stop() {
-	if !o.timer.Stop() {
-		*o = overdue{}
-	}
-}
-
-type phase uint8
-
-const (
-	waiting phase = iota
-	flying
-	left // its caller does not wait any more
-	done
-)
-
-type flight struct {
-	late    bool   // callers have given up on it
-	boarded uint64 // the pushed of when its batch went on board
 }
 
 // Do has job carried out, and returns nil when it has been. Where ctx is done at the start, or
@@ -140,78 +132,124 @@ func (q *Queue[T]) Do(ctx context.Context, deadline time.Time, job *Job[T]) erro
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	var over <-chan time.Time
-	if !deadline.IsZero() {
-		if job.timer == nil {
-			job.timer = time.NewTimer(time.Until(deadline))
-		} else {
-			job.timer.Reset(time.Until(deadline))
-		}
-		defer job.timer.Stop()
-		over = job.timer.C
-	}
 	if job.done == nil {
 		job.done = make(chan struct{}, 1)
 	}
-	job.ctx, job.deadline, job.phase = ctx, deadline, waiting
+	job.ctx, job.deadline, job.phase, job.err = ctx, deadline, waiting, nil
 
 	q.mu.Lock()
 	q.push(job)
+	q.watch(deadline)
 	q.takeOff()
 	q.mu.Unlock()
 
+	// To wait for one thing alone is what most of the time goes into that is saved here:
+	// deadlines are the queue's to watch.
+	if ctx.Done() == nil {
+		<-job.done
+		return job.err
+	}
 	select {
 	case <-job.done:
-		return nil
+		return job.err
 	case <-ctx.Done():
-	case <-over:
 	}
-	return q.leave(job)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if job.phase == done || job.phase == left { // just now
+		<-job.done
+		return job.err
+	}
+	q.leave(job, errors.Is(ctx.Err(), context.Canceled))
+	return job.err
 }
 
-func (q *Queue[T]) leave(job *Job[T]) error {
+// grain is how far apart the queue looks for callers whose time is over, while there are
+// many of them: the first is told at once.
+const grain = 200 * time.Microsecond
+
+// watch sees to it that overdue runs at a deadline. q.mu is held.
+func (q *Queue[T]) watch(deadline time.Time) {
+	if deadline.IsZero() || !q.due.IsZero() && !deadline.Before(q.due) {
+		return
+	}
+	q.due = deadline
+	if wait := time.Until(deadline); q.timer == nil {
+		q.timer = time.AfterFunc(wait, q.overdue)
+	} else {
+		q.timer.Reset(wait)
+	}
+}
+
+// overdue ends the waiting of callers whose time is over.
+func (q *Queue[T]) overdue() {
 	q.mu.Lock()
-	was := job.phase
-	if was == done {
-		q.mu.Unlock()
-		<-job.done
-		return nil
-	}
 	defer q.mu.Unlock()
-	gone := errors.Is(job.ctx.Err(), context.Canceled)
-	switch was {
-	case waiting:
-		q.remove(job)
-		if !gone { // it has waited for flights that were out all the time
-			q.giveUp(func(f *flight) bool { return f.boarded < job.number })
-		}
-	case flying:
-		if !gone {
-			q.giveUp(func(f *flight) bool { return f == job.flight })
+	now := time.Now()
+	var over []*Job[T]
+	var next time.Time
+	look := func(job *Job[T]) {
+		switch {
+		case job.deadline.IsZero() || job.phase == left:
+		case !job.deadline.After(now):
+			over = append(over, job)
+		case next.IsZero() || job.deadline.Before(next):
+			next = job.deadline
 		}
 	}
-	job.phase = left
+	for job := q.first; job != nil; job = job.next {
+		look(job)
+	}
+	for _, f := range q.flights {
+		for _, job := range f.batch {
+			look(job)
+		}
+	}
+	for _, job := range over {
+		if job.phase == flying && job.flight.here {
+			job.phase = left
+			close(job.over)
+			continue
+		}
+		q.leave(job, false)
+		job.done <- struct{}{}
+	}
+	q.due = time.Time{}
+	if soonest := now.Add(grain); !next.IsZero() && next.Before(soonest) {
+		next = soonest
+	}
+	q.watch(next)
+}
+
+// leave notes that a job's caller waits no longer: it has gone, or its time is over. q.mu is held.
+func (q *Queue[T]) leave(job *Job[T], gone bool) {
+	was := job.phase
+	job.phase, job.Gone = left, gone
 	switch {
-	case gone:
-		job.Gone = true
-		return job.ctx.Err()
 	case was == waiting:
-		return ErrUnsent
+		q.remove(job)
+		job.err = ErrUnsent
+		if !gone { // it has waited for flights that were out all the time
+			q.giveUp(func(f *flight[T]) bool { return f.boarded < job.number })
+		}
+	case !gone:
+		job.err = ErrUnknown
+		q.giveUp(func(f *flight[T]) bool { return f == job.flight })
 	}
-	return ErrUnknown
+	if gone {
+		job.err = job.ctx.Err()
+	}
 }
 
 // giveUp makes flights late, so that others need not wait for them as well. q.mu is held.
-func (q *Queue[T]) giveUp(which func(*flight) bool) {
-	q.active = slices.DeleteFunc(q.active, func(f *flight) bool {
-		if !which(f) || q.late == q.Late {
-			return false
+func (q *Queue[T]) giveUp(which func(*flight[T]) bool) {
+	for _, f := range q.flights {
+		if !f.here && !f.late && which(f) && q.late < q.Late {
+			f.late = true
+			q.flying--
+			q.late++
 		}
-		f.late = true
-		q.flying--
-		q.late++
-		return true
-	})
+	}
 	q.takeOff()
 }
 
@@ -219,25 +257,25 @@ func (q *Queue[T]) giveUp(which func(*flight) bool) {
 func (q *Queue[T]) takeOff() {
 	if q.first != nil && q.flying < q.Most {
 		q.flying++
-		f := &flight{boarded: q.pushed}
-		q.active = append(q.active, f)
+		f := &flight[T]{boarded: q.pushed}
+		q.flights = append(q.flights, f)
 		go q.fly(f)
 	}
 }
 
-func (q *Queue[T]) fly(f *flight) {
-	var batch, gone []*Job[T]
+func (q *Queue[T]) fly(f *flight[T]) {
+	var batch, kept, gone []*Job[T]
 	q.mu.Lock()
 	for {
 		batch = q.board(f, batch[:0])
-		if len(batch) == 0 || f.late {
+		if len(batch) == 0 {
 			break
 		}
 		q.mu.Unlock()
 		q.send(batch)
 		q.mu.Lock()
 
-		kept := batch[:0]
+		f.batch = nil
 		for _, job := range batch {
 			if job.phase == left {
 				gone = append(gone, job)
@@ -255,18 +293,18 @@ func (q *Queue[T]) fly(f *flight) {
 		for _, job := range gone {
 			q.Left(job)
 		}
-		clear(batch[:cap(batch)])
+		clear(batch)
+		clear(kept)
 		clear(gone)
-		gone = gone[:0]
+		kept, gone = kept[:0], gone[:0]
 		q.mu.Lock()
 	}
 	if f.late {
 		q.late--
 	} else {
 		q.flying--
-		q.active = slices.DeleteFunc(q.active, func(other *flight) bool { return other == f })
 	}
-	q.land()
+	q.land(f)
 	q.mu.Unlock()
 }
 
@@ -290,22 +328,24 @@ func (q *Queue[T]) Post(job *Job[T]) {
 	q.takeOff()
 }
 
-// land tells those who wait for the end of all flights. q.mu is held.
-func (q *Queue[T]) land() {
+// land ends a flight. q.mu is held.
+func (q *Queue[T]) land(f *flight[T]) {
+	i := slices.Index(q.flights, f)
+	q.flights = slices.Delete(q.flights, i, i+1)
 	if q.landed.L != nil {
 		q.landed.Broadcast()
 	}
 }
 
 // board takes along who waits, unless the flight is late already. q.mu is held.
-func (q *Queue[T]) board(f *flight, batch []*Job[T]) []*Job[T] {
+func (q *Queue[T]) board(f *flight[T], batch []*Job[T]) []*Job[T] {
 	for !f.late && q.first != nil && len(batch) < q.Batch {
 		job := q.first
 		q.remove(job)
 		job.phase, job.flight = flying, f
 		batch = append(batch, job)
 	}
-	f.boarded = q.pushed
+	f.batch, f.boarded = batch, q.pushed
 	return batch
 }
 
@@ -314,7 +354,7 @@ func (q *Queue[T]) Wait() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.landed.L = &q.mu
-	for q.flying+q.late > 0 {
+	for len(q.flights) > 0 {
 		q.landed.Wait()
 	}
 }
