@@ -172,27 +172,32 @@ func (r *remote) take(ctx context.Context, key string, n int64, limits []Limit, 
 			return Instant(told), SourceLease, nil
 		}
 	}
-	if n > 0 && r.near.Denied(key, n, s.rules[:s.n], start, r.recheck, s.answers[:s.n]) {
+	denied, version := r.near.Denied(key, n, s.rules[:s.n], start, r.recheck, s.answers[:s.n])
+	if denied {
 		r.cached.Add(1)
 		s.results(results)
 		return r.instant(start), SourceCache, nil
 	}
-	owes, spent := r.owes(ctx, key)
+	q := question{key, n, limits, start, r.until(start), version}
+	owes, late := r.owes(ctx, key)
 	if !owes && n > 0 && r.breaker.Open() && r.l.opts.OnFailure == FallbackLocal {
 		// To learn whether the store is back takes no units: there may be no answer.
 		if failed := r.look(ctx, key); failed != nil {
 			err = untaken{failed}
 		}
-		spent = max(1, time.Duration(monotonic()-start))
+		late = true
+	}
+	if late {
+		q.now = monotonic()
 	}
 	switch {
 	case err != nil:
 	case owes:
 		err = errOwing
 	case r.age > 0 && n > 0:
-		at, err = r.takeMore(ctx, start, spent, key, n, limits, &s, results)
+		at, err = r.takeMore(ctx, q, &s, results)
 	default:
-		at, err = r.consult(ctx, spent, key, n, limits, &s, results)
+		at, err = r.consult(ctx, q, &s, results)
 	}
 	if err != nil {
 		return r.fail(ctx, key, n, err, &s, results)
@@ -203,17 +208,37 @@ func (r *remote) take(ctx context.Context, key string, n int64, limits []Limit, 
 	return at, SourceStore, nil
 }
 
+// question is what the store is to be asked. Reading a clock takes a good part of the time that
+// a decision may take where many share a round trip, so that it is read once before and once after.
+type question struct {
+	key     string
+	n       int64
+	limits  []Limit
+	now     int64
+	until   int64  // 0 is without end
+	version uint64 // of what is known of the key
+}
+
+// until is when the limiter's timeout is over for what begins now.
+func (r *remote) until(now int64) int64 {
+	if r.l.opts.Timeout < 0 {
+		return 0
+	}
+	return now + int64(r.l.opts.Timeout)
+}
+
 // consult asks the store and learns from its answer.
-func (r *remote) consult(ctx context.Context, spent time.Duration, key string, n int64, limits []Limit, s *numbers, results []Result) (at Instant, err error) {
-	version := r.near.Version(key)
-	err = r.ask(ctx, func(ctx context.Context) (err error) {
-		at, err = r.call(ctx, spent, key, n, limits, results)
+func (r *remote) consult(ctx context.Context, q question, s *numbers, results []Result) (at Instant, err error) {
+	var latest bool
+	now, err := r.ask(ctx, q.now, func(ctx context.Context) (err error) {
+		at, latest, err = r.call(ctx, q, results)
 		return err
 	})
 	if err != nil {
 		return 0, err
 	}
-	now := monotonic()
+	r.ahead.Store(int64(at) - now)
+	r.seen.Store(true)
 	for i, res := range results { // in bounds, whoever has written the store
 		s.answers[i] = rule.Answer{
 			Remaining: max(0, min(res.Remaining, s.rules[i].Cap())),
@@ -222,52 +247,48 @@ func (r *remote) consult(ctx context.Context, spent time.Duration, key string, n
 			Reset:     max(0, int64(res.ResetAfter)),
 		}
 	}
-	r.near.Learn(key, n, s.rules[:s.n], s.answers[:s.n], int64(at), now, r.recheck, version)
+	if latest {
+		r.near.Learn(q.key, q.n, s.rules[:s.n], s.answers[:s.n], int64(at), now, r.recheck, q.version)
+	}
 	return at, nil
 }
 
-// call asks the store, within what is left of the limiter's timeout when some of it is spent.
-func (r *remote) call(ctx context.Context, spent time.Duration, key string, n int64, limits []Limit, results []Result) (at Instant, err error) {
-	timeout := r.l.opts.Timeout
-	if s, ok := r.store.(*RedisStore); ok && timeout > 0 && spent == 0 {
-		at, err = s.takeWithin(timeout, ctx, key, n, limits, results)
-	} else {
-		if timeout > 0 && spent >= timeout {
-			return 0, untaken{context.DeadlineExceeded}
+// call asks the store, within what is left of the limiter's timeout. What it says is the latest
+// there is to know, unless another is told more by the same command.
+func (r *remote) call(ctx context.Context, q question, results []Result) (at Instant, latest bool, err error) {
+	if q.until != 0 {
+		if q.now >= q.until {
+			return 0, false, untaken{context.DeadlineExceeded}
 		}
-		if timeout > 0 {
-			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeout(ctx, timeout-spent)
-			defer cancel()
+		if s, ok := r.store.(*RedisStore); ok {
+			return s.takeBy(q.now, q.until, ctx, q.key, q.n, q.limits, results)
 		}
-		at, err = r.store.Take(ctx, key, n, limits, results)
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, epoch.Add(time.Duration(q.until)))
+		defer cancel()
 	}
-	if err == nil {
-		r.ahead.Store(int64(at) - monotonic())
-		r.seen.Store(true)
-	}
-	return at, err
+	at, err = r.store.Take(ctx, q.key, q.n, q.limits, results)
+	return at, true, err
 }
 
-// ask makes a call to the store, unless that is known to be of no use.
-func (r *remote) ask(ctx context.Context, call func(context.Context) error) error {
-	start := monotonic()
+// ask makes a call to the store, unless that is known to be of no use, and tells when it came back.
+func (r *remote) ask(ctx context.Context, start int64, call func(context.Context) error) (now int64, err error) {
 	ok, probe := r.breaker.Allow(start)
 	if !ok {
 		r.spared.Add(1)
-		return errBreakerOpen
+		return start, errBreakerOpen
 	}
 	outcome := breaker.Unclear
 	if r.waiting.Add(1) > maxWaiting {
 		r.waiting.Add(-1)
 		r.spared.Add(1)
-		r.breaker.Done(monotonic(), probe, outcome)
-		return errTooMany
+		r.breaker.Done(start, probe, outcome)
+		return start, errTooMany
 	}
-	var err error
 	defer func() { // also where the store panics
+		now = monotonic()
 		r.waiting.Add(-1)
-		if r.breaker.Done(monotonic(), probe, outcome) {
+		if r.breaker.Done(now, probe, outcome) {
 			if outcome == breaker.Succeeded {
 				r.l.note(noteStoreBack)
 			} else {
@@ -291,7 +312,7 @@ func (r *remote) ask(ctx context.Context, call func(context.Context) error) erro
 		outcome = breaker.Failed
 		r.failures.Add(1)
 	}
-	return err
+	return now, err
 }
 
 // fail decides where the store could not.
@@ -370,7 +391,7 @@ func (r *remote) adjust(ctx context.Context, key string, n int64, at Instant, li
 
 // move adjusts units at the store, unless that is known to be of no use.
 func (r *remote) move(ctx context.Context, key string, n int64, at Instant, limits []Limit) (charged int64, err error) {
-	err = r.ask(ctx, func(ctx context.Context) (err error) {
+	_, err = r.ask(ctx, monotonic(), func(ctx context.Context) (err error) {
 		ctx, cancel := context.WithTimeout(ctx, adjustTimeout)
 		defer cancel()
 		charged, err = r.store.Adjust(ctx, key, n, at, limits)

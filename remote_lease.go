@@ -12,22 +12,25 @@ import (
 
 // takeMore takes n units at the store and, for a key that is busy, more of them for a
 // lease: the next requests need not ask.
-func (r *remote) takeMore(ctx context.Context, start int64, spent time.Duration, key string, n int64, limits []Limit, s *numbers, results []Result) (at Instant, err error) {
-	ask := r.near.Want(key, s.rules[:s.n], start)
+func (r *remote) takeMore(ctx context.Context, q question, s *numbers, results []Result) (at Instant, err error) {
+	ask := r.near.Want(q.key, s.rules[:s.n], q.now)
+	more := q
+	more.n += ask.Units
+	at, err = r.consult(ctx, more, s, results)
 	if ask.Units == 0 {
-		return r.consult(ctx, spent, key, n, limits, s, results)
+		return at, err
 	}
-	at, err = r.consult(ctx, spent, key, n+ask.Units, limits, s, results)
 	if err != nil || denied(results) {
 		ask.Units = 0
-		r.keep(key, ask, 0, s)
+		r.keep(q.key, ask, 0, s)
 		if err != nil {
 			return 0, err
 		}
 		// There is less left than was thought.
-		return r.consult(ctx, max(1, time.Duration(monotonic()-start)), key, n, limits, s, results)
+		q.now = monotonic()
+		return r.consult(ctx, q, s, results)
 	}
-	addHeld(results, limits, r.keep(key, ask, at, s))
+	addHeld(results, q.limits, r.keep(q.key, ask, at, s))
 	return at, nil
 }
 
@@ -69,8 +72,9 @@ func (r *remote) refill(key string, limits []Limit, now *numbers) {
 	}
 	s, key := *now, strings.Clone(key)
 	r.beside(func() {
-		results := make([]Result, len(limits))
-		at, err := r.consult(r.closing, 0, key, ask.Units, limits, &s, results)
+		start, results := monotonic(), make([]Result, len(limits))
+		q := question{key, ask.Units, limits, start, r.until(start), r.near.Version(key)}
+		at, err := r.consult(r.closing, q, &s, results)
 		if err != nil || denied(results) {
 			ask.Units = 0
 		}

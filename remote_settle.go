@@ -16,22 +16,22 @@ import (
 var errOwing = errors.New("the store is yet to be told of units that were admitted without it")
 
 // owes reports whether the store is yet to be told of units of a key. If it can be, that is
-// waited for, half the timeout at most, and spent is how long it took. Whoever decided here
+// waited for, half the timeout at most, and late is true. Whoever decided here
 // instead would owe more: a key in constant use would never get back to the store.
-func (r *remote) owes(ctx context.Context, key string) (owes bool, spent time.Duration) {
+func (r *remote) owes(ctx context.Context, key string) (owes, late bool) {
 	owes, told := r.near.Owes(key)
 	if !owes {
-		return false, 0
+		return false, false
 	}
 	if r.breaker.Open() {
 		r.settleAll(key)
-		return true, 0
+		return true, false
 	}
 	defer r.waiting.Add(-1)
 	if r.waiting.Add(1) > maxWaiting {
-		return true, 0
+		return true, false
 	}
-	start, most := monotonic(), r.l.opts.Timeout/2
+	most := r.l.opts.Timeout / 2
 	if r.l.opts.Timeout < 0 {
 		most = adjustTimeout
 	}
@@ -49,15 +49,15 @@ func (r *remote) owes(ctx context.Context, key string) (owes bool, spent time.Du
 		select {
 		case <-told:
 		case <-timer.C:
-			return true, 0
+			return true, true
 		case <-ctx.Done():
-			return true, 0
+			return true, true
 		}
 		if owes, told = r.near.Owes(key); !owes {
 			break
 		}
 	}
-	return owes, max(1, time.Duration(monotonic()-start))
+	return owes, true
 }
 
 // tell has the store told what is owed for a key, beside the decisions.
@@ -127,11 +127,13 @@ func (u untaken) Unwrap() error { return u.error }
 
 // look asks the store for nothing, to see whether it answers.
 func (r *remote) look(ctx context.Context, key string) error {
-	limits := r.l.policy.Load().limits
-	return r.ask(ctx, func(ctx context.Context) error {
-		_, err := r.call(ctx, 0, key, 0, limits, make([]Result, len(limits)))
+	start, limits := monotonic(), r.l.policy.Load().limits
+	q := question{key: key, limits: limits, now: start, until: r.until(start)}
+	_, err := r.ask(ctx, start, func(ctx context.Context) error {
+		_, _, err := r.call(ctx, q, make([]Result, len(limits)))
 		return err
 	})
+	return err
 }
 
 // settle tells the store what was owed for a key and has been collected.

@@ -107,30 +107,33 @@ func (s *RedisStore) Prefix() string { return s.prefix }
 
 // Take implements [Store].
 func (s *RedisStore) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
-	return s.takeWithin(0, ctx, key, n, limits, results)
+	at, _, err := s.takeBy(monotonic(), 0, ctx, key, n, limits, results)
+	return at, err
 }
 
-// takeWithin is Take with a timeout beside the deadline of ctx; 0 is none. A context with a timer in
-// it would cost as much as the rest of the call.
-func (s *RedisStore) takeWithin(timeout time.Duration, ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
+// takeBy is Take at an instant that the caller has just read off the clock, with a deadline beside
+// that of ctx, unless it is 0. A context with a timer in it would cost as much as the rest of the call.
+// Of those that shared a command only the last is told the latest.
+func (s *RedisStore) takeBy(now, until int64, ctx context.Context, key string, n int64, limits []Limit, results []Result) (at Instant, latest bool, err error) {
 	if n < 0 || len(results) != len(limits) {
-		return 0, s.wrap(fmt.Errorf("Take of %d units, %d limits and %d results: want 0 units or more, and as many results as limits", n, len(limits), len(results)))
+		return 0, false, s.wrap(fmt.Errorf("Take of %d units, %d limits and %d results: want 0 units or more, and as many results as limits", n, len(limits), len(results)))
 	}
 	if err := validateShapes(limits, MaxLimits); err != nil {
-		return 0, s.wrap(err)
+		return 0, false, s.wrap(err)
 	}
 	job := s.job(redisTake, key, limits)
 	job.Value.n = min(n, rule.MaxUnits+1) // which no limit can hold
-	if err := s.do(ctx, timeout, job); err != nil {
-		return 0, err
+	if err := s.do(ctx, now, until, job); err != nil {
+		return 0, false, err
 	}
-	err := job.Value.results(results)
-	now := job.Value.now
+	c := &job.Value
+	err = c.results(results)
+	at, latest = Instant(c.now*1000), c.place == c.sharers-1
 	s.jobs.Put(job)
 	if err != nil {
-		return 0, s.wrap(err)
+		return 0, false, s.wrap(err)
 	}
-	return Instant(now * 1000), nil
+	return at, latest, nil
 }
 
 // Adjust implements [Store].
@@ -140,7 +143,7 @@ func (s *RedisStore) Adjust(ctx context.Context, key string, n int64, at Instant
 	}
 	job := s.job(redisAdjust, key, limits)
 	job.Value.n, job.Value.at = max(-rule.MaxUnits, min(n, rule.MaxUnits)), at
-	if err := s.do(ctx, 0, job); err != nil {
+	if err := s.do(ctx, monotonic(), 0, job); err != nil {
 		return 0, err
 	}
 	charged = job.Value.charged()
@@ -157,7 +160,7 @@ func (s *RedisStore) Reset(ctx context.Context, key string, limits []Limit) erro
 		return s.wrap(err)
 	}
 	job := s.job(redisReset, key, limits)
-	err := s.do(ctx, 0, job)
+	err := s.do(ctx, monotonic(), 0, job)
 	if err == nil {
 		s.jobs.Put(job)
 	}
@@ -207,15 +210,15 @@ func (s *RedisStore) job(op redisOp, key string, limits []Limit) *redisJob {
 	return job
 }
 
-func (s *RedisStore) do(ctx context.Context, timeout time.Duration, job *redisJob) error {
+func (s *RedisStore) do(ctx context.Context, now, until int64, job *redisJob) error {
 	if s.closed.Load() {
 		return s.wrap(ErrStoreClosed)
 	}
 	if err := s.claim.refused(); err != nil {
-		s.claim.refresh(s)
+		s.claim.refresh(s, now)
 		return s.wrap(err)
 	}
-	if err := s.fly(ctx, timeout, job); err != nil {
+	if err := s.fly(ctx, until, job); err != nil {
 		if err == flight.ErrUnsent || err == flight.ErrUnknown {
 			err = &RedisError{Unsent: err == flight.ErrUnsent, err: err}
 		}
@@ -224,18 +227,18 @@ func (s *RedisStore) do(ctx context.Context, timeout time.Duration, job *redisJo
 	if err := job.Value.err; err != nil {
 		return s.wrap(err)
 	}
-	s.claim.refresh(s)
+	s.claim.refresh(s, now)
 	return nil
 }
 
 // fly has a job sent, alone or with others, and waits for what comes of it.
-func (s *RedisStore) fly(ctx context.Context, timeout time.Duration, job *redisJob) error {
+func (s *RedisStore) fly(ctx context.Context, until int64, job *redisJob) error {
 	job.Value.client = s.client
-	deadline, _ := ctx.Deadline()
-	if timeout <= 0 {
+	deadline, ok := ctx.Deadline()
+	if until == 0 {
 		return s.queue.Do(ctx, deadline, job)
 	}
-	if own := time.Now().Add(timeout); deadline.IsZero() || own.Before(deadline) {
+	if own := epoch.Add(time.Duration(until)); !ok || own.Before(deadline) {
 		deadline = own
 	}
 	if err := ctx.Err(); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync"
 
 	"github.com/redis/go-redis/v9"
 
@@ -23,12 +24,12 @@ type redisCall struct {
 	at     Instant // of an adjust
 
 	// Of those that share a command the first one makes it:
-	first   *redisJob
-	sharers int64
-	again   bool // the batch has another command of this key
+	first *redisJob
+	again bool // the batch has another command of this key
 	redisCommand
 
 	// And then all of them have what came of it:
+	sharers  int64
 	place    int64 // among the sharers, from 0
 	err      error
 	now      int64 // the server's, in microseconds
@@ -64,12 +65,14 @@ func (s *RedisStore) send(ctx context.Context, batch []*redisJob) {
 		s.read(c)
 		return
 	}
-	calls := share(batch)
+	shared := redisShared.Get().(*sharing)
+	calls := shared.share(batch)
 	if s.canMany() {
 		s.sendMany(ctx, calls)
 	} else {
 		s.sendEach(ctx, calls)
 	}
+	shared.done()
 	for _, job := range batch {
 		if job.Value.first != job {
 			job.Value.copyFrom(&job.Value.first.Value)
@@ -152,14 +155,30 @@ func exec(ctx context.Context, client redis.UniversalClient, commands []*redisCo
 	pipe.Exec(ctx) // each command has its own error
 }
 
+// sharing is what it takes to find out who can share a command.
+type sharing struct {
+	calls  []*redisJob
+	latest map[string]*redisJob // by key
+}
+
+var redisShared = sync.Pool{New: func() any { return &sharing{latest: make(map[string]*redisJob)} }}
+
+func (s *sharing) done() {
+	clear(s.calls)
+	clear(s.latest)
+	s.calls = s.calls[:0]
+	redisShared.Put(s)
+}
+
 // share finds the calls that can do with one command: takes of the same units of one
 // key, with nothing else of that key between them. It returns the first of each.
-func share(batch []*redisJob) (commands []*redisJob) {
-	commands = make([]*redisJob, 0, len(batch))
-	latest := make(map[string]*redisJob, len(batch)) // by key
-	for _, job := range batch {
+func (s *sharing) share(batch []*redisJob) []*redisJob {
+	var before *redisJob
+	for i, job := range batch {
 		c := &job.Value
-		before := latest[c.key]
+		if i == 0 || before.Value.key != c.key { // as it mostly is where one key is in demand
+			before = s.latest[c.key]
+		}
 		if before != nil {
 			f := &before.Value
 			if f.op == redisTake && c.op == redisTake && f.n == c.n && f.shapes == c.shapes {
@@ -172,15 +191,15 @@ func share(batch []*redisJob) (commands []*redisJob) {
 		if before != nil {
 			before.Value.again, c.again = true, true
 		}
-		latest[c.key] = job
-		commands = append(commands, job)
+		s.latest[c.key], before = job, job
+		s.calls = append(s.calls, job)
 	}
-	return commands
+	return s.calls
 }
 
 // copyFrom takes over what came of a shared command.
 func (c *redisCall) copyFrom(first *redisCall) {
-	c.err, c.now, c.admitted = first.err, first.now, first.admitted
+	c.sharers, c.err, c.now, c.admitted = first.sharers, first.err, first.now, first.admitted
 	copy(c.before[:], first.before[:len(c.shapes.limits)])
 }
 

@@ -89,8 +89,8 @@ func (c *redisClaim) refused() error {
 }
 
 // refresh looks after the record if it is time to, beside the decisions.
-func (c *redisClaim) refresh(s *RedisStore) {
-	now, next := monotonic(), c.next.Load()
+func (c *redisClaim) refresh(s *RedisStore, now int64) {
+	next := c.next.Load()
 	if now < next || c.owner.Load() == nil || !c.next.CompareAndSwap(next, now+int64(claimRefresh)) {
 		return
 	}

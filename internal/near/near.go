@@ -85,13 +85,23 @@ func (c *Cache) lock(key string) (*shard, string) {
 
 // Denied reports whether it is known that n units of key are denied and for how long, and
 // fills in answers if so. Once in every recheck it does not, so that its caller asks the store.
-func (c *Cache) Denied(key string, n int64, limits []rule.Limit, now, recheck int64, answers []rule.Answer) bool {
+// The version is that of Version.
+func (c *Cache) Denied(key string, n int64, limits []rule.Limit, now, recheck int64, answers []rule.Answer) (denied bool, version uint64) {
 	s, k := c.lock(key)
 	defer s.mu.Unlock()
 	e := s.keys[k]
-	if e == nil {
-		return false
+	if e == nil || n == 0 || !e.denies(n, limits, now, answers) {
+		return false, s.version
 	}
+	if recheck > 0 && now >= e.again {
+		e.again = now + recheck // the others need not
+		return false, s.version
+	}
+	s.use(e, spent)
+	return true, s.version
+}
+
+func (e *entry) denies(n int64, limits []rule.Limit, now int64, answers []rule.Answer) bool {
 	denied := false
 	for i := range limits {
 		counter := e.find(&limits[i])
@@ -108,11 +118,6 @@ func (c *Cache) Denied(key string, n int64, limits []rule.Limit, now, recheck in
 			return false
 		}
 	}
-	if recheck > 0 && now >= e.again {
-		e.again = now + recheck // the others need not
-		return false
-	}
-	s.use(e, spent)
 	return true
 }
 
@@ -289,12 +294,16 @@ func (e *entry) state(l *rule.Limit) rule.State {
 
 // hold makes counters for limits, in the place of others if there are too many.
 func (c *Cache) hold(e *entry, limits []rule.Limit) {
-	excess := len(e.counters) - maxLimits
+	missing := 0
 	for i := range limits {
 		if e.find(&limits[i]) == nil {
-			excess++
+			missing++
 		}
 	}
+	if missing == 0 {
+		return
+	}
+	excess := len(e.counters) + missing - maxLimits
 	e.counters = slices.DeleteFunc(e.counters, func(other counter) bool {
 		if excess <= 0 || slices.ContainsFunc(limits, other.isOf) {
 			return false

@@ -126,7 +126,7 @@ func TestModel(t *testing.T) {
 					}
 				}
 			case 4:
-				got := c.Denied(key, n, modelLimits, now, -1, answers)
+				got, _ := c.Denied(key, n, modelLimits, now, -1, answers)
 				if want := k.denied > now && n >= k.n; want != got {
 					_, a := modelLimits[1].Take(k.states[1], now, n)
 					require.True(t, want && a.Retry > 0, "only the store knows for how long")

@@ -68,9 +68,11 @@ func (p *process) take(key int) {
 			return
 		}
 	}
-	if r.Mode != Exact && p.near.Denied(name, 1, r.limits, start, int64(r.Recheck), r.answers) {
-		p.decided(FromCache, false, start)
-		return
+	if r.Mode != Exact {
+		if denied, _ := p.near.Denied(name, 1, r.limits, start, int64(r.Recheck), r.answers); denied {
+			p.decided(FromCache, false, start)
+			return
+		}
 	}
 	if !owes(p.near, name) {
 		p.takeMore(key, start)
