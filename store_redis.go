@@ -41,7 +41,8 @@ type RedisStore struct {
 	client redis.UniversalClient
 	prefix string
 	opts   redisOptions
-	queue  flight.Queue[redisCall]
+	queue  redisQueue
+	nodes  nodeQueues
 	shapes shapeSets
 	jobs   sync.Pool // of *redisJob
 	prompt promptClient
@@ -82,9 +83,13 @@ func newRedisStore(client redis.UniversalClient, prefix string, opts ...RedisOpt
 			opt(&s.opts)
 		}
 	}
-	s.queue.Send, s.queue.Left, s.queue.Panicked = s.send, s.giveBack, s.panicked
-	s.queue.Most, s.queue.Late, s.queue.Batch = maxFlights, maxLate, maxBatch
+	s.open(&s.queue)
 	return s
+}
+
+func (s *RedisStore) open(q *redisQueue) {
+	q.Send, q.Left, q.Panicked = s.send, s.giveBack, s.panicked
+	q.Most, q.Late, q.Batch = maxFlights, maxLate, maxBatch
 }
 
 const (
@@ -192,6 +197,7 @@ func (s *RedisStore) Close() error {
 	s.closed.Store(true)
 	s.claim.mu.Unlock()
 	s.queue.Wait()
+	s.nodes.wait()
 	s.claim.running.Wait()
 	return nil
 }
@@ -234,9 +240,10 @@ func (s *RedisStore) do(ctx context.Context, now, until int64, job *redisJob) er
 // fly has a job sent, alone or with others, and waits for what comes of it.
 func (s *RedisStore) fly(ctx context.Context, until int64, job *redisJob) error {
 	job.Value.client = s.client
+	queue := s.queueOf(job.Value.key)
 	deadline, ok := ctx.Deadline()
 	if until == 0 {
-		return s.queue.Do(ctx, deadline, job)
+		return queue.Do(ctx, deadline, job)
 	}
 	if own := epoch.Add(time.Duration(until)); !ok || own.Before(deadline) {
 		deadline = own
@@ -246,7 +253,7 @@ func (s *RedisStore) fly(ctx context.Context, until int64, job *redisJob) error 
 	}
 	if c := s.prompt.of(s.client); c != nil {
 		job.Value.client = c
-		if s.queue.DoHere(ctx, deadline, job) {
+		if queue.DoHere(ctx, deadline, job) {
 			if err := ctx.Err(); err == context.Canceled {
 				job.Gone = true
 				s.giveBack(job)
@@ -256,7 +263,40 @@ func (s *RedisStore) fly(ctx context.Context, until int64, job *redisJob) error 
 		}
 		job.Value.client = s.client
 	}
-	return s.queue.Do(ctx, deadline, job)
+	return queue.Do(ctx, deadline, job)
+}
+
+type redisQueue = flight.Queue[redisCall]
+
+// nodeQueues are a cluster's, one for each master: who waits for one need not wait for another,
+// which may be slow or gone.
+type nodeQueues struct {
+	known atomic.Bool // the client has found out which master has what
+	all   sync.Map    // *redis.Client, of a master, to *redisQueue
+}
+
+// queueOf is where the calls of a key wait for each other.
+func (s *RedisStore) queueOf(key string) *redisQueue {
+	if !s.nodes.known.Load() {
+		return &s.queue
+	}
+	master, err := s.client.(*redis.ClusterClient).MasterForKey(context.Background(), key)
+	if err != nil {
+		return &s.queue
+	}
+	queue, ok := s.nodes.all.Load(master)
+	if !ok {
+		queue = new(redisQueue)
+		s.open(queue.(*redisQueue))
+		queue, _ = s.nodes.all.LoadOrStore(master, queue)
+	}
+	return queue.(*redisQueue)
+}
+
+func (n *nodeQueues) wait() {
+	for _, queue := range n.all.Range {
+		queue.(*redisQueue).Wait()
+	}
 }
 
 // promptClient makes of a client one that keeps the deadlines of contexts by itself, so

@@ -248,9 +248,13 @@ func (s *RedisStore) read(c *redisCall) {
 // learnFrom takes note of how the last command has ended.
 func (s *RedisStore) learnFrom(err error) {
 	proven := err == nil || isReply(err)
-	if cluster, ok := s.client.(*redis.ClusterClient); ok && !proven {
-		// The client finds a new master by itself only where it sends commands again.
-		cluster.ReloadState(context.Background())
+	if cluster, ok := s.client.(*redis.ClusterClient); ok {
+		if !proven {
+			// The client finds a new master by itself only where it sends commands again.
+			cluster.ReloadState(context.Background())
+		} else if !s.nodes.known.Load() {
+			s.nodes.known.Store(true)
+		}
 	}
 	if proven != s.prompt.proven.Load() {
 		s.prompt.proven.Store(proven)
@@ -310,7 +314,7 @@ func (s *RedisStore) giveBack(job *redisJob) {
 	back := &flight.Job[redisCall]{Value: redisCall{
 		client: s.client, op: redisAdjust, key: c.key, shapes: c.shapes, n: -c.n, at: Instant(c.now * 1000),
 	}}
-	s.queue.Post(back) // and what cannot be given back is counted
+	s.queueOf(c.key).Post(back) // and what cannot be given back is counted
 }
 
 // panicked is for calls whose command a hook of the client has brought down.

@@ -1,6 +1,7 @@
 package ratelimit_test
 
 import (
+	"context"
 	"crypto/sha256"
 	"fmt"
 	"strings"
@@ -174,4 +175,51 @@ func TestRedisFailover(t *testing.T) {
 	require.EqualValues(t, 2, results[0].Remaining)
 	take(t, s, "k", 2, hour)
 	require.Equal(t, "5", setup.Replica.Do("GET", "rl:{k}:fixed-1h"))
+}
+
+// TestRedisMasterHangs: who asks one master does not wait for another that hangs.
+func TestRedisMasterHangs(t *testing.T) {
+	t.Parallel()
+	c := redistest.StartCluster(t, redistest.ClusterOptions{})
+	l := httpLimiterNamed(t, "api", Options{
+		Limits: []Limit{FixedWindow(1_000_000, time.Hour)}, Redis: c.Client(), Timeout: time.Second, OnFailure: FailClosed,
+	})
+	hung := c.Nodes[0]
+	var theirs, others []string
+	for i := range 30 {
+		key := fmt.Sprint("user:", i)
+		if c.Owner(c.Slot(fmt.Sprintf("rl:api:{%s}:fixed-1h", key))) == hung {
+			theirs = append(theirs, key)
+		} else {
+			others = append(others, key)
+		}
+		_, err := l.Take(ctx, key)
+		require.NoError(t, err)
+	}
+	hung.Hang()
+	defer hung.Continue()
+	var waiting, busy sync.WaitGroup
+	var over atomic.Bool
+	var done atomic.Int64
+	for i := range 8 {
+		busy.Go(func() {
+			for j := i; !over.Load(); j++ {
+				if _, err := l.Take(ctx, others[j%len(others)]); err != nil {
+					t.Error(err)
+				}
+				done.Add(1)
+			}
+		})
+	}
+	for i := range 4 { // one less than what opens the breaker
+		waiting.Go(func() {
+			_, err := l.Take(ctx, theirs[i])
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+		})
+	}
+	waiting.Wait()
+	over.Store(true)
+	busy.Wait()
+	require.Greater(t, done.Load(), int64(100))
+	require.False(t, l.Stats().Remote.BreakerOpen)
 }

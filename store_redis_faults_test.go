@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -150,16 +151,16 @@ func TestRedisSlowHandshake(t *testing.T) {
 func faulty(t *testing.T) map[string]struct {
 	client  redis.UniversalClient
 	proxies []*redistest.Proxy
-	get     func(key string) any // what the server has
+	server  func(key string) *redistest.Server // that has a key
 } {
 	type setup = struct {
 		client  redis.UniversalClient
 		proxies []*redistest.Proxy
-		get     func(key string) any
+		server  func(key string) *redistest.Server
 	}
 	alone := redistest.Start(t)
 	proxy := redistest.NewProxy(t, alone.Addr)
-	all := map[string]setup{"standalone": {redisClient(t, proxy.Addr, patient), []*redistest.Proxy{proxy}, func(key string) any { return alone.Do("GET", key) }}}
+	all := map[string]setup{"standalone": {redisClient(t, proxy.Addr, patient), []*redistest.Proxy{proxy}, func(string) *redistest.Server { return alone }}}
 
 	cluster := redistest.StartCluster(t, redistest.ClusterOptions{})
 	proxies := make(map[string]*redistest.Proxy)
@@ -175,7 +176,7 @@ func faulty(t *testing.T) map[string]struct {
 			return new(net.Dialer).DialContext(ctx, network, proxies[addr].Addr)
 		}
 	})
-	all["cluster"] = setup{client, list, func(key string) any { return cluster.Owner(cluster.Slot(key)).Do("GET", key) }}
+	all["cluster"] = setup{client, list, func(key string) *redistest.Server { return cluster.Owner(cluster.Slot(key)) }}
 	return all
 }
 
@@ -201,7 +202,7 @@ func TestRedisLostReply(t *testing.T) {
 			arrived := func(keys ...string) {
 				t.Helper()
 				for _, key := range keys {
-					require.Eventually(t, func() bool { return setup.get(name(key)) != nil }, time.Minute, time.Millisecond, key)
+					require.Eventually(t, func() bool { return setup.server(name(key)).Do("GET", name(key)) != nil }, time.Minute, time.Millisecond, key)
 				}
 			}
 			var wg sync.WaitGroup
@@ -226,10 +227,19 @@ func TestRedisLostReply(t *testing.T) {
 			wg.Wait()
 			require.EqualValues(t, 2, failed.Load())
 
-			// Those who come while two are out share a pipeline, on the next connection.
+			// Those who come while two are out, to each server, share a pipeline on the next connection.
 			connect(t, setup.client, setup.proxies)
 			lose(true)
-			for _, key := range []string{"out1", "out2"} {
+			var out []string
+			to := make(map[*redistest.Server]int)
+			for i := 0; len(out) < 2*len(setup.proxies); i++ {
+				key := fmt.Sprint("out", i)
+				if server := setup.server(name(key)); to[server] < 2 {
+					to[server]++
+					out = append(out, key)
+				}
+			}
+			for _, key := range out {
 				wg.Go(func() {
 					_, err := s.Take(within(t, 300*time.Millisecond), key, 1, []Limit{hour}, make([]Result, 1))
 					if err == nil {
@@ -237,7 +247,7 @@ func TestRedisLostReply(t *testing.T) {
 					}
 				})
 			}
-			arrived("out1", "out2")
+			arrived(out...)
 			var together []string
 			for i := range 20 {
 				together = append(together, fmt.Sprint("together", i))
@@ -247,7 +257,7 @@ func TestRedisLostReply(t *testing.T) {
 			lose(false)
 			wg.Wait()
 			require.EqualValues(t, 22, failed.Load())
-			for _, key := range append(together, "alone1", "alone2", "out1", "out2") {
+			for _, key := range slices.Concat(together, out, []string{"alone1", "alone2"}) {
 				results, _ := take(t, s, key, 0, hour)
 				require.EqualValues(t, 4, results[0].Remaining, key)
 			}
