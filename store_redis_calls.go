@@ -205,36 +205,36 @@ func (c *redisCall) copyFrom(first *redisCall) {
 
 // build makes the command.
 func (c *redisCall) build(ctx context.Context, prefix string) {
-	var script redisscript.Script
-	a, b := any(zero), any(zero)
+	script := redisscript.Take
 	switch c.op {
-	case redisTake:
-		script, a, b = redisscript.Take, c.n, c.sharers
 	case redisAdjust:
-		script, a, b = redisscript.Adjust, c.n, any("now")
-		if c.at != Now {
-			b = int64(c.at) / 1000
-		}
+		script = redisscript.Adjust
 	case redisReset:
 		script = redisscript.Reset
 	}
 	c.start(script, len(c.shapes.suffixes))
 	c.addKeys(prefix, c.key, c.shapes)
-	c.args = append(append(c.args, a, b), c.shapes.args...)
+	c.args = append(c.args, c.shapes.args...)
+	switch {
+	case c.op == redisTake:
+		c.args = redisscript.AppendTake(c.args, 0, c.n, c.sharers)
+	case c.op == redisAdjust && c.at == Now:
+		c.args = append(c.args, c.n, "now")
+	case c.op == redisAdjust:
+		c.args = append(c.args, c.n, int64(c.at)/1000)
+	}
 	c.cmd = redis.NewIntSliceCmd(ctx, c.args...)
 }
-
-const zero = "0"
 
 // read reads the reply to the command.
 func (s *RedisStore) read(c *redisCall) {
 	reply, err := c.cmd.Result()
-	n := len(c.shapes.limits)
 	if err == nil {
 		switch c.op {
 		case redisTake:
-			c.now, c.admitted, err = redisscript.ParseTake(reply, c.before[:n])
+			err = readTakes(reply, c.args[3:], []*redisJob{c.first})
 		case redisAdjust:
+			n := len(c.shapes.limits)
 			c.now, err = redisscript.ParseAdjust(reply, c.before[:n], c.after[:n])
 		}
 	}

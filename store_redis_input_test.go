@@ -91,7 +91,7 @@ func TestRedisCauses(t *testing.T) {
 	open.Do("ACL", "SETUSER", "noeval", "on", ">pw", "~*", "+@all", "-@scripting")
 	open.Do("ACL", "SETUSER", "nokeys", "on", ">pw", "~other:*", "+@all")
 	open.Do("ACL", "SETUSER", "noset", "on", ">pw", "~*", "+@all", "-set")
-	open.Do("ACL", "SETUSER", "noget", "on", ">pw", "~*", "+@all", "-get")
+	open.Do("ACL", "SETUSER", "nopttl", "on", ">pw", "~*", "+@all", "-pttl")
 	full := redistest.Start(t, "--maxmemory", "1", "--maxmemory-policy", "noeviction")
 	user := func(name string) func(*redis.Options) {
 		return func(o *redis.Options) { o.Username, o.Password = name, "pw" }
@@ -108,7 +108,7 @@ func TestRedisCauses(t *testing.T) {
 		{"no EVAL", open.Client(user("noeval")), []string{"NOPERM", "let the client's user run EVAL, EVALSHA, GET, SET"}},
 		{"no keys", open.Client(user("nokeys")), []string{"NOPERM", "on the prefix's keys"}},
 		{"no SET", open.Client(user("noset")), []string{"let the client's user run"}},
-		{"no GET", open.Client(user("noget")), []string{"let the client's user run"}},
+		{"no PTTL", open.Client(user("nopttl")), []string{"let the client's user run"}},
 		{"no memory", full.Client(), []string{"OOM", "the server is at its maxmemory"}},
 	} {
 		t.Run(tc.what, func(t *testing.T) {

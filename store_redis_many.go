@@ -85,14 +85,13 @@ func group(calls []*redisJob, manys []*redisMany) (_ []*redisMany, others []*red
 // build makes the command.
 func (m *redisMany) build(ctx context.Context, prefix string) {
 	shapes := m.jobs[0].Value.shapes
-	limits := len(shapes.suffixes)
-	m.start(redisscript.Many, len(m.jobs)*limits)
+	m.start(redisscript.Take, len(m.jobs)*len(shapes.suffixes))
 	for _, job := range m.jobs {
 		m.addKeys(prefix, job.Value.key, shapes)
 	}
-	m.args = append(append(m.args, limits), shapes.args...)
-	for _, job := range m.jobs {
-		m.args = append(m.args, job.Value.n, job.Value.sharers)
+	m.args = append(m.args, shapes.args...)
+	for i, job := range m.jobs {
+		m.args = redisscript.AppendTake(m.args, i, job.Value.n, job.Value.sharers)
 	}
 	m.cmd = redis.NewIntSliceCmd(ctx, m.args...)
 }
@@ -100,23 +99,40 @@ func (m *redisMany) build(ctx context.Context, prefix string) {
 // readMany hands over the reply.
 func (s *RedisStore) readMany(m *redisMany) {
 	reply, err := m.cmd.Result()
-	limits := len(m.jobs[0].Value.shapes.suffixes)
-	if err == nil && len(reply) != 1+(1+3*limits)*len(m.jobs) {
-		err = redisscript.ErrReply
+	if err == nil {
+		err = readTakes(reply, m.args[3:], m.jobs)
 	}
+	limits := len(m.jobs[0].Value.shapes.suffixes)
 	for i, job := range m.jobs {
 		c := &job.Value
 		c.client = nil
 		if err != nil {
 			c.err = explain(err, m.args[3+i*limits:])
-			continue
-		}
-		c.now, c.admitted = redisscript.ParseMany(reply, i, c.before[:limits])
-		if c.admitted < 0 {
-			c.err = junk(m.args[3+i*limits-int(c.admitted)-1])
 		}
 	}
 	s.learnFrom(err)
+}
+
+// readTakes hands over what a reply says of takes of the counters with these keys.
+func readTakes(reply []int64, keys []any, jobs []*redisJob) error {
+	limits := jobs[0].Value.shapes.rules
+	takes, err := redisscript.ParseTakes(reply, len(jobs), limits)
+	if err != nil {
+		return err
+	}
+	for i, job := range jobs {
+		c := &job.Value
+		c.now, c.admitted = takes.Now, c.sharers
+		takes.States(i, c.before[:])
+	}
+	for i, admitted := range takes.Partly() {
+		c := &jobs[i].Value
+		c.admitted = admitted
+		if admitted < 0 {
+			c.err = junk(keys[i*len(limits)-int(admitted)-1])
+		}
+	}
+	return nil
 }
 
 func (m *redisMany) done() {

@@ -1,14 +1,17 @@
 package ratelimit_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	. "github.com/ratelimit-go/ratelimit"
@@ -108,4 +111,78 @@ func TestRedisManyKeysOfSeveralSlots(t *testing.T) {
 		require.EqualValues(t, 1000, admitted[i].Load())
 	}
 	require.Zero(t, failed.Load())
+}
+
+// mangle changes the replies of scripts that are of so many numbers or more.
+type mangle struct {
+	numbers int
+	change  func(reply []int64) []int64
+}
+
+func (mangle) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (m mangle) one(cmd redis.Cmder) {
+	if c, ok := cmd.(interface {
+		Val() []int64
+		SetVal([]int64)
+	}); ok && len(c.Val()) >= m.numbers {
+		c.SetVal(m.change(c.Val()))
+	}
+}
+
+func (m mangle) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		err := next(ctx, cmd)
+		m.one(cmd)
+		return err
+	}
+}
+
+func (m mangle) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		err := next(ctx, cmds)
+		for _, cmd := range cmds {
+			m.one(cmd)
+		}
+		return err
+	}
+}
+
+// Replies that are not the script's are errors, and never a panic: not of one key, not of many.
+func TestRedisManyKeysMangled(t *testing.T) {
+	server := redistest.Start(t)
+	keys := []string{"a", "b", "c", "d", "e", "f"}
+	for name, change := range map[string]func(reply []int64) []int64{
+		"nothing":           func([]int64) []int64 { return []int64{} },
+		"cut":               func(reply []int64) []int64 { return reply[:len(reply)-1] },
+		"half a pair":       func(reply []int64) []int64 { return append(reply, 1) },
+		"of no take":        func(reply []int64) []int64 { return append(reply, 0, 0) },
+		"of one too many":   func(reply []int64) []int64 { return append(reply, 1000, 0) },
+		"of no counter":     func(reply []int64) []int64 { return append(reply, 1, -2) },
+		"far off":           func(reply []int64) []int64 { return append(reply, math.MinInt64, math.MinInt64) },
+		"denied for no why": func(reply []int64) []int64 { return append(reply, 1, 0) },
+	} {
+		for _, numbers := range []int{3, 5} { // of all, and of those of many keys
+			client := server.Client()
+			client.AddHook(mangle{numbers, change})
+			s := redisStore(t, client, fmt.Sprintf("rl:%s-%d:", name, numbers))
+			limits, failed := []Limit{FixedWindow(1e6, time.Hour)}, new(atomic.Int64)
+			var wg sync.WaitGroup
+			for i := range 32 {
+				wg.Go(func() {
+					for range 20 {
+						if takeErr(s, keys[i%len(keys)], 1, limits) != nil {
+							failed.Add(1)
+						}
+					}
+				})
+			}
+			wg.Wait()
+			require.Positive(t, failed.Load(), name)
+			if name != "denied for no why" && numbers == 3 {
+				require.EqualValues(t, 32*20, failed.Load(), name)
+				require.ErrorContains(t, takeErr(s, "a", 1, limits), "is there a proxy that changes replies?", name)
+			}
+		}
+	}
 }

@@ -1,10 +1,10 @@
--- Moves each counter by ARGV[1] units that were taken ARGV[2] microseconds into this
--- server's time, or now where that is "now", as far as they still count.
+-- Moves each counter by some units that were taken so many microseconds into this server's
+-- time, or now where that is "now", as far as they still count: these are the two arguments
+-- after the limits.
 --
 -- Returns the time, and for each limit its state before and after.
 
-local units = tonumber(ARGV[1])
-learn(3)
+local units, taken = tonumber(ARGV[rest]), ARGV[rest + 1]
 local raw, life, now
 
 -- Units belong to the window that they were taken in. But before Redis 7.2 time passes in a
@@ -18,7 +18,7 @@ for _ = 1, 5 do
 end
 
 local age = 0
-if ARGV[2] ~= 'now' then age = math.max(0, now - tonumber(ARGV[2])) end
+if taken ~= 'now' then age = math.max(0, now - tonumber(taken)) end
 
 -- shift moves a window's count, between zero and the limit; a count that a lowered
 -- limit has left above it stays.
@@ -57,12 +57,12 @@ local reply = {now}
 for i = 1, #KEYS do
   local kind, n, w, burst = kinds[i], N[i], W[i], bursts[i]
   local t, a, b, repair = state(kind, raw[i], life[i], w, now)
-  if not t then return junk(i) end
+  if not t then return redis.error_reply('JUNK ' .. i) end
   t, a, b = at(kind, t, a, b, n, w, now)
   local t2, a2, b2 = adjust(kind, t, a, b, n, w, burst)
   change[i] = function()
     if kind == 'f' and a > 0 and a2 > 0 and not repair then
-      if a2 ~= a then redis.call('INCRBY', KEYS[i], text(a2 - a)) end -- which keeps its time to live
+      if a2 ~= a then redis.call('INCRBY', KEYS[i], a2 - a) end -- which keeps its time to live
     elseif raw[i] or not fresh(a2, b2) then
       write(KEYS[i], kind, t2, a2, b2, n, w, now)
     end

@@ -1,34 +1,55 @@
--- A take of one fixed window, which is most takes, by the shortest way: what is out
--- of the ordinary falls through to the general one below. See take.lua.
+-- Takes of one fixed window each, which are most, by the shortest way. What is out of the
+-- ordinary is left to the general way, which take.lua has, as are the arguments and the reply.
 
-if #KEYS == 1 and ARGV[3] == 'f' then
-  local call, key, cost, callers, n, w = redis.call, KEYS[1], ARGV[1] + 0, ARGV[2] + 0, ARGV[4] + 0, ARGV[5] + 0
-  local count, life = redis.pcall('GET', key), nil
-  if count then life = call('PTTL', key) end
+local reply, last, later, now = {0, 0, 0}, nil, nil, nil -- made at the length that is usual
+local following = ARGV[4]
+if ARGV[1] == 'f' and following ~= 'f' and following ~= 's' and following ~= 'b' then
+  local call, pcall, type, keys = redis.call, redis.pcall, type, KEYS
+  local n, w = ARGV[2] + 0, ARGV[3] + 0
+  -- All is read before anything is written, and TIME comes after PTTL: see lib.lua.
+  for i = 1, #keys do reply[2 * i] = call('PTTL', keys[i]) end
   local time = call('TIME')
-  local now = time[1] * 1000000 + time[2]
-  local admitted = callers
-  if not count then
-    local ends = math.ceil((now + w) / 1000)
-    if cost > 0 then
-      admitted = math.min(callers, math.floor(n / cost))
-      if admitted > 0 then
-        call('SET', key, string.format('%.0f', admitted * cost), 'PXAT', string.format('%.0f', ends))
-      end
+  now = time[1] * 1000000 + time[2]
+  reply[1] = now
+  last = 1 + 2 * #keys
+  local began, longest = now - now % 1000 - w, w / 500
+  local named, at = (following or 0) + 0, 4
+  for i = 1, #keys do
+    local key, life, cost, taken, units, done = keys[i], reply[2 * i], 1, 1, '1', false
+    if i == named then
+      cost = ARGV[at + 1] + 0
+      taken = cost * ARGV[at + 2]
+      units, at = taken, at + 3
+      named = (ARGV[at] or 0) + 0
     end
-    return {now, admitted, ends * 1000 - w, 0, 0}
-  end
-  if life > 0 and life * 1000 <= 2 * w and type(count) == 'string' and #count <= 15 and string.find(count, '^%d+$') then
-    count = count + 0
-    if cost > 0 then
-      local left = n - count
-      if callers == 1 then
-        if cost <= left then call('INCRBY', key, ARGV[1]) else admitted = 0 end -- which keeps its time to live
-      else
-        admitted = math.max(0, math.min(callers, math.floor(left / cost)))
-        if admitted > 0 then call('INCRBY', key, string.format('%.0f', admitted * cost)) end
+    if taken == 0 or taken > n then
+      -- a look, or not for all callers
+    elseif life > 0 and life <= longest then
+      local count = pcall('INCRBY', key, units) -- which keeps its time to live
+      if type(count) == 'number' then
+        local before, fit = count - taken, taken
+        done = before >= 0 and before < 1e15
+        if not done then
+          fit = 0
+        elseif count > n then
+          fit = 0
+          if before < n then fit = n - before - (n - before) % cost end
+          reply[last + 1], reply[last + 2] = i, fit / cost
+          last = last + 2
+        end
+        if fit < taken then call('INCRBY', key, fit - taken) end
+        if done then reply[2 * i], reply[2 * i + 1] = began + life * 1000, before end
       end
+    elseif life == -2 then
+      local ends = now + w
+      ends = ends + -ends % 1000
+      call('SET', key, units, 'PXAT', ends / 1000)
+      reply[2 * i], reply[2 * i + 1], done = ends - w, 0, true
     end
-    return {now, admitted, now - now % 1000 + life * 1000 - w, count, 0}
+    if not done then
+      later = later or {}
+      later[#later + 1] = i
+    end
   end
+  if not later then return reply end
 end

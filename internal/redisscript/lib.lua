@@ -5,19 +5,24 @@
 -- 2^50; instants and spans are microseconds, below 2^51. Products are not below 2^53,
 -- so muldiv takes them in parts where it has to.
 --
--- KEYS are the counters, one a limit. ARGV has two arguments of the call, and then
--- four for each limit: its kind (f, s or b), N, window and burst. Where a script is of
--- several keys, their counters follow each other, and it says how many limits there are.
+-- KEYS are the counters, one for each limit, those of one key after those of another. ARGV
+-- begins with the limits: of each its kind (f, s or b), N and window, and of a bucket its burst.
+-- What follows them is the script's own, and begins with a number.
+--
+-- Numbers are given to commands as they are: Redis writes them in 17 digits.
 
-local limits, kinds, N, W, bursts = #KEYS, {}, {}, {}, {}
-
--- learn takes the limits from ARGV.
-local function learn(first)
-  for i = 1, limits do
-    local at = first + 4 * (i - 1)
-    kinds[i], N[i], W[i], bursts[i] = ARGV[at], ARGV[at + 1] + 0, ARGV[at + 2] + 0, ARGV[at + 3] + 0
+local limits, kinds, N, W, bursts = 0, {}, {}, {}, {}
+local rest = 1 -- the first argument after the limits
+repeat
+  limits = limits + 1
+  kinds[limits], N[limits], W[limits] = ARGV[rest], ARGV[rest + 1] + 0, ARGV[rest + 2] + 0
+  rest = rest + 3
+  if kinds[limits] == 'b' then
+    bursts[limits] = ARGV[rest] + 0
+    rest = rest + 1
   end
-end
+  local following = ARGV[rest]
+until following ~= 'f' and following ~= 's' and following ~= 'b'
 
 local function fresh(a, b) return a == 0 and b == 0 end
 
@@ -98,26 +103,28 @@ local function whole(kind, t, a, b, n, w, now)
   return math.max(t, now) + units + ceildiv(rest + b, n)
 end
 
-local function text(number) return string.format('%.0f', number) end
-
 local function millis(micros) return math.ceil(micros / 1000) end
 
 -- A fixed window ends when its key does, on a whole millisecond, rounded up: opens is
 -- when one that a unit of now opens has begun.
 local function opens(now, w) return millis(now + w) * 1000 - w end
 
--- read returns what each key holds, undecoded, and the remaining life of fixed windows.
--- It comes before TIME, so that a window's end is never taken for earlier than it is.
+-- get returns what key number i holds, undecoded.
+local function get(i)
+  local value = redis.pcall('GET', KEYS[i])
+  if type(value) == 'table' and not string.find(value.err, 'WRONGTYPE') then
+    redis.call('GET', KEYS[i]) -- and so fails with the server's own words
+  end
+  return value
+end
+
+-- read returns what each key holds, the remaining life of fixed windows, and the time. TIME
+-- comes last, so that a window's end is never taken for earlier than it is.
 local function read()
-  local raw, life, call, pcall = {}, {}, redis.call, redis.pcall
+  local raw, life, call = {}, {}, redis.call
   for i = 1, #KEYS do
-    local key = KEYS[i]
-    local value = pcall('GET', key)
-    if type(value) == 'table' and not string.find(value.err, 'WRONGTYPE') then
-      call('GET', key) -- and so fails with the server's own words
-    end
-    if value and kinds[(i - 1) % limits + 1] == 'f' then life[i] = call('PTTL', key) end
-    raw[i] = value
+    raw[i] = get(i)
+    if raw[i] and kinds[(i - 1) % limits + 1] == 'f' then life[i] = call('PTTL', KEYS[i]) end
   end
   local time = call('TIME')
   return raw, life, time[1] * 1000000 + time[2]
@@ -140,8 +147,6 @@ local function state(kind, raw, life, w, now)
   return t, tonumber(a), tonumber(b), t - now > w
 end
 
-local function junk(i) return redis.error_reply('JUNK ' .. i) end
-
 -- Redis takes no end of 2^63 or more, which a bucket can come to that was filled under a
 -- far larger limit. This one is in some thousand centuries.
 local latest = 4503599627370496
@@ -152,8 +157,8 @@ local function write(key, kind, t, a, b, n, w, now)
     redis.call('DEL', key)
     return
   end
-  local value
-  if kind == 'f' then value = text(a) else value = string.format('%.0f %.0f %.0f', t, a, b) end
+  local value = a
+  if kind ~= 'f' then value = string.format('%.0f %.0f %.0f', t, a, b) end
   local ends = math.min(latest, millis(whole(kind, t, a, b, n, w, now)))
-  redis.call('SET', key, value, 'PXAT', text(ends))
+  redis.call('SET', key, value, 'PXAT', ends)
 end

@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"os/exec"
@@ -45,7 +46,8 @@ type model struct {
 	t      testing.TB
 	c      *redis.Client
 	now    int64
-	states map[string]*counter // by their keys
+	key    string              // the one whose counters are meant
+	states map[string]*counter // by the names of the counters
 	log    []string
 }
 
@@ -79,17 +81,24 @@ func (m *model) fail(format string, args ...any) {
 	m.t.Fatalf(format, args...)
 }
 
-func keyOf(l rule.Limit) string { return fmt.Sprint(l.Kind, "-", l.Window) }
+func shapeOf(l rule.Limit) string { return fmt.Sprint(l.Kind, "-", l.Window) }
 
-func (m *model) run(s *redis.Script, limits []rule.Limit, a, b any) []int64 {
+func (m *model) counterOf(l rule.Limit) string { return m.key + shapeOf(l) }
+
+// run runs a script on the counters of some keys.
+func (m *model) run(s *redis.Script, keys []string, limits []rule.Limit, rest ...any) []int64 {
 	m.t.Helper()
-	args := []any{a, b}
-	var keys []string
+	var args []any
 	for _, l := range limits {
-		keys = append(keys, keyOf(l))
 		args = append(args, redisscript.Args(l)...)
 	}
-	reply, err := s.Run(context.Background(), m.c, keys, args...).Int64Slice()
+	var counters []string
+	for _, m.key = range keys {
+		for _, l := range limits {
+			counters = append(counters, m.counterOf(l))
+		}
+	}
+	reply, err := s.Run(context.Background(), m.c, counters, append(args, rest...)...).Int64Slice()
 	if err != nil {
 		m.fail("%v", err)
 	}
@@ -98,10 +107,10 @@ func (m *model) run(s *redis.Script, limits []rule.Limit, a, b any) []int64 {
 
 // get returns the counter of a limit, or a fresh one.
 func (m *model) get(l rule.Limit) *counter {
-	c := m.states[keyOf(l)]
+	c := m.states[m.counterOf(l)]
 	if c == nil || m.now/1000 > c.ends {
 		c = new(counter)
-		m.states[keyOf(l)] = c
+		m.states[m.counterOf(l)] = c
 	}
 	return c
 }
@@ -156,26 +165,54 @@ func (m *model) same(what string, l rule.Limit, got, want rule.State) {
 	}
 }
 
-func (m *model) take(cost, callers int64, limits []rule.Limit) {
+// asked is a take of one key.
+type asked struct {
+	key           string
+	cost, callers int64
+}
+
+// take runs takes of several keys as one command, and expects what they come to one by one.
+func (m *model) take(limits []rule.Limit, asks ...asked) {
 	m.t.Helper()
-	m.log = append(m.log, fmt.Sprintf("take %d for %d of %+v", cost, callers, limits))
-	before := make([]rule.State, len(limits))
-	now, admitted, err := redisscript.ParseTake(m.run(take, limits, cost, callers), before)
-	if err != nil || now != m.now {
-		m.fail("now %d: %v", now, err)
+	m.log = append(m.log, fmt.Sprintf("take %v of %+v", asks, limits))
+	var keys []string
+	var args []any
+	for i, ask := range asks {
+		keys = append(keys, ask.key)
+		args = redisscript.AppendTake(args, i, ask.cost, ask.callers)
 	}
+	takes, err := redisscript.ParseTakes(m.run(take, keys, limits, args...), len(asks), limits)
+	if err != nil || takes.Now != m.now {
+		m.fail("now %d: %v", takes.Now, err)
+	}
+	partly := maps.Collect(takes.Partly())
+	before := make([]rule.State, len(limits))
+	for i, ask := range asks {
+		takes.States(i, before)
+		admitted, ok := partly[i]
+		if !ok {
+			admitted = ask.callers
+		}
+		m.took(limits, ask, before, admitted)
+	}
+}
+
+// took compares one of them.
+func (m *model) took(limits []rule.Limit, ask asked, before []rule.State, admitted int64) {
+	m.t.Helper()
+	m.key = ask.key
 	for i, l := range limits {
 		m.same("state before", l, before[i], m.get(l).State)
 	}
 	want := int64(0)
-	for range callers {
+	for range ask.callers {
 		fits := true
 		for _, l := range limits {
-			_, a := l.Take(m.get(l).State, m.now, cost)
+			_, a := l.Take(m.get(l).State, m.now, ask.cost)
 			fits = fits && a.Retry == 0
 		}
 		for _, l := range limits {
-			c, n := m.get(l), cost
+			c, n := m.get(l), ask.cost
 			if !fits {
 				n = 0
 			}
@@ -198,15 +235,15 @@ func (m *model) take(cost, callers int64, limits []rule.Limit) {
 	m.check(limits)
 }
 
-func (m *model) adjust(n, at int64, limits []rule.Limit) {
+func (m *model) adjust(key string, n, at int64, limits []rule.Limit) {
 	m.t.Helper()
-	m.log = append(m.log, fmt.Sprintf("adjust %d at %d of %+v", n, at, limits))
+	m.log = append(m.log, fmt.Sprintf("adjust %s by %d at %d of %+v", key, n, at, limits))
 	before, after := make([]rule.State, len(limits)), make([]rule.State, len(limits))
 	arg := any(at)
 	if at == math.MaxInt64 {
 		arg = "now"
 	}
-	now, err := redisscript.ParseAdjust(m.run(adjust, limits, n, arg), before, after)
+	now, err := redisscript.ParseAdjust(m.run(adjust, []string{key}, limits, n, arg), before, after)
 	if err != nil || now != m.now {
 		m.fail("now %d: %v", now, err)
 	}
@@ -245,7 +282,7 @@ func (m *model) check(limits []rule.Limit) {
 	m.t.Helper()
 	for _, l := range limits {
 		c := m.get(l)
-		ends, err := m.c.HGet(context.Background(), keyOf(l), "ends").Result()
+		ends, err := m.c.HGet(context.Background(), m.counterOf(l), "ends").Result()
 		if err != nil && err != redis.Nil {
 			m.fail("%v", err)
 		}
@@ -293,7 +330,7 @@ func history(t testing.TB, c *redis.Client, r *rand.Rand, steps int) {
 	for i := range kinds {
 		number(&kinds[i])
 	}
-	instants := []int64{0, math.MaxInt64}
+	instants, keys := []int64{0, math.MaxInt64}, []string{"a", "b", "c", "d"}
 	for range steps {
 		limits := make([]rule.Limit, 0, 4)
 		for range 1 + r.IntN(3) {
@@ -301,7 +338,7 @@ func history(t testing.TB, c *redis.Client, r *rand.Rand, steps int) {
 			if r.IntN(8) == 0 {
 				number(&kinds[i])
 			}
-			if l := kinds[i]; !slices.ContainsFunc(limits, func(o rule.Limit) bool { return keyOf(o) == keyOf(l) }) {
+			if l := kinds[i]; !slices.ContainsFunc(limits, func(o rule.Limit) bool { return shapeOf(o) == shapeOf(l) }) {
 				limits = append(limits, l)
 			}
 		}
@@ -311,20 +348,27 @@ func history(t testing.TB, c *redis.Client, r *rand.Rand, steps int) {
 		if now := m.now + step; step != 0 && now > start/2 && now < 1<<52 {
 			m.setClock(now)
 		}
-		n := among(0, 1, 1, 2, l.N/2, l.N-1, l.N, l.N+1, l.Cap(), l.Cap()/2, rule.MaxUnits+1, r.Int64N(l.Cap())+1)
+		cost := func() int64 {
+			return among(0, 1, 1, 1, 2, l.N/2, l.N-1, l.N, l.N+1, l.Cap(), l.Cap()/2, rule.MaxUnits+1, r.Int64N(l.Cap())+1)
+		}
+		key, n := keys[r.IntN(2)], min(cost(), rule.MaxUnits)
 		switch r.IntN(8) {
 		case 0, 1, 2, 3:
-			m.take(n, among(1, 1, 1, 2, 5), limits)
+			r.Shuffle(len(keys), func(i, j int) { keys[i], keys[j] = keys[j], keys[i] })
+			var asks []asked
+			for _, key := range keys[:among(1, 1, 2, 4)] {
+				asks = append(asks, asked{key, cost(), among(1, 1, 1, 2, 5)})
+			}
+			m.take(limits, asks...)
 			instants = append(instants, m.now)
 		case 4:
-			m.adjust(-min(n, rule.MaxUnits), instants[r.IntN(len(instants))], limits)
+			m.adjust(key, -n, instants[r.IntN(len(instants))], limits)
 		case 5:
-			m.adjust(min(n, rule.MaxUnits), instants[r.IntN(len(instants))], limits)
+			m.adjust(key, n, instants[r.IntN(len(instants))], limits)
 		case 6:
-			n = min(n, rule.MaxUnits)
-			m.adjust(among(n, -n), max(0, m.now-among(0, 1, 999, 1000, 1999, 2000, 2001, w-1, w, w+1, r.Int64N(2*w))), limits)
+			m.adjust(key, among(n, -n), max(0, m.now-among(0, 1, 999, 1000, 1999, 2000, 2001, w-1, w, w+1, r.Int64N(2*w))), limits)
 		case 7:
-			m.take(0, 1, limits)
+			m.take(limits, asked{key, 0, 1})
 		}
 	}
 }
@@ -372,14 +416,14 @@ func TestAdjustHeldUp(t *testing.T) {
 			} {
 				l := rule.Limit{Kind: rule.Fixed, N: 5, Window: 7_200_000 * ms}
 				m := newModel(t, c, start)
-				m.take(3, 1, []rule.Limit{l})
+				m.take([]rule.Limit{l}, asked{"a", 3, 1})
 				opened := m.get(l).T
 				m.setClock(start + 30*ms)
 				if err := c.RPush(context.Background(), "held", tc.held...).Err(); err != nil {
 					t.Fatal(err)
 				}
 				before, after := make([]rule.State, 1), make([]rule.State, 1)
-				_, err := redisscript.ParseAdjust(m.run(adjust, []rule.Limit{l}, -3, opened+tc.at), before, after)
+				_, err := redisscript.ParseAdjust(m.run(adjust, []string{"a"}, []rule.Limit{l}, -3, opened+tc.at), before, after)
 				if err != nil || before[0].A != 3 || after[0].A != tc.left {
 					t.Errorf("%s: %v, from %+v to %+v, not %d", tc.what, err, before, after, tc.left)
 				}

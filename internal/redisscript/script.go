@@ -7,6 +7,7 @@ import (
 	_ "embed"
 	"encoding/hex"
 	"errors"
+	"iter"
 	"strconv"
 	"strings"
 	"time"
@@ -21,12 +22,8 @@ var (
 	lib string
 	//go:embed fixed.lua
 	fixed string
-	//go:embed taking.lua
-	taking string
 	//go:embed take.lua
 	take string
-	//go:embed many.lua
-	many string
 	//go:embed adjust.lua
 	adjust string
 	//go:embed reset.lua
@@ -42,8 +39,7 @@ func newScript(text string) Script {
 
 // The scripts are described at the head of their files.
 var (
-	Take   = newScript(fixed + lib + taking + take)
-	Many   = newScript(lib + taking + many)
+	Take   = newScript(fixed + lib + take)
 	Adjust = newScript(lib + adjust)
 	Reset  = newScript(reset)
 )
@@ -58,11 +54,20 @@ func Micro(l rule.Limit) rule.Limit {
 // Args are the script arguments of a limit in microseconds, in the order of lib.lua.
 func Args(l rule.Limit) []any {
 	kind := map[rule.Kind]string{rule.Fixed: "f", rule.Sliding: "s", rule.Bucket: "b"}[l.Kind]
-	args := []any{kind}
-	for _, n := range []int64{l.N, l.Window, l.Burst} {
-		args = append(args, strconv.FormatInt(n, 10))
+	args := []any{kind, strconv.FormatInt(l.N, 10), strconv.FormatInt(l.Window, 10)}
+	if l.Kind == rule.Bucket {
+		args = append(args, strconv.FormatInt(l.Burst, 10))
 	}
 	return args
+}
+
+// AppendTake appends the arguments of take number i, from 0: after those of the limits, and
+// in the order of the takes.
+func AppendTake(args []any, i int, cost, callers int64) []any {
+	if cost == 1 && callers == 1 {
+		return args
+	}
+	return append(args, i+1, cost, callers)
 }
 
 // MaxKey is the longest key that is written out. Longer ones are hashed.
@@ -103,27 +108,64 @@ func AppendEscaped(b []byte, s string) []byte {
 // ErrReply is a reply that is not what the scripts return.
 var ErrReply = errors.New("the reply is not one of this library's scripts: is there a proxy that changes replies?")
 
-// ParseTake reads a reply of Take: the server's time, how many callers were admitted,
-// and the state before the first of them under each limit.
-func ParseTake(reply []int64, states []rule.State) (now, admitted int64, err error) {
-	if len(reply) != 2+3*len(states) {
-		return 0, 0, ErrReply
-	}
-	for i := range states {
-		states[i] = state(reply[2+3*i:])
-	}
-	return reply[0], reply[1], nil
+// Takes is what a reply of Take says.
+type Takes struct {
+	Now    int64 // the server's time
+	limits []rule.Limit
+	states []int64 // of all takes
+	width  int     // of a take, in states
+	partly []int64 // pairs: the number of a take, from 1, and how many were admitted
 }
 
-// ParseMany reads what a reply of Many says of take number i: the server's time, how
-// many of its callers were admitted, or less than 0 by the number of a counter that is
-// none, and the state before the first of them under each limit.
-func ParseMany(reply []int64, i int, states []rule.State) (now, admitted int64) {
-	part := reply[1+i*(1+3*len(states)):]
-	for j := range states {
-		states[j] = state(part[1+3*j:])
+// ParseTakes reads a reply of Take about so many takes under the same limits.
+func ParseTakes(reply []int64, takes int, limits []rule.Limit) (Takes, error) {
+	t := Takes{limits: limits}
+	for _, l := range limits {
+		t.width += width(l)
 	}
-	return reply[0], part[0]
+	end := 1 + takes*t.width
+	if len(reply) < end || (len(reply)-end)%2 != 0 {
+		return Takes{}, ErrReply
+	}
+	t.Now, t.states, t.partly = reply[0], reply[1:end], reply[end:]
+	for i, admitted := range t.Partly() {
+		if i < 0 || i >= takes || admitted < -int64(len(limits)) {
+			return Takes{}, ErrReply
+		}
+	}
+	return t, nil
+}
+
+// States reads the states of take number i, from 0, before the first of its callers.
+func (t Takes) States(i int, states []rule.State) {
+	numbers := t.states[i*t.width:]
+	for j, l := range t.limits {
+		s := rule.State{T: numbers[0], A: numbers[1]}
+		if l.Kind != rule.Fixed {
+			s.B = numbers[2]
+		}
+		states[j], numbers = s, numbers[width(l):]
+	}
+}
+
+// Partly are the takes of which not all callers were admitted, by number from 0, and how many
+// were; or less than 0 by the number of a counter, from 1, that is none.
+func (t Takes) Partly() iter.Seq2[int, int64] {
+	return func(yield func(int, int64) bool) {
+		for p := t.partly; len(p) > 0; p = p[2:] {
+			if !yield(int(p[0]-1), p[1]) {
+				return
+			}
+		}
+	}
+}
+
+// width is how many numbers of a state there are in a reply of Take: a fixed window has no B.
+func width(l rule.Limit) int {
+	if l.Kind == rule.Fixed {
+		return 2
+	}
+	return 3
 }
 
 // ParseAdjust reads a reply of Adjust: the server's time, and the state under each

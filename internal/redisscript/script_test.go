@@ -3,7 +3,9 @@ package redisscript_test
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -77,6 +79,7 @@ func FuzzAppendKey(f *testing.F) {
 
 func TestMicro(t *testing.T) {
 	for window, want := range map[int64]int64{1_000_000: 1000, 1_000_001: 1001, 1_999_999: 2000, rule.MaxSpan: rule.MaxSpan / 1000} {
+		require.Equal(t, []any{"f", "3", fmt.Sprint(want)}, redisscript.Args(redisscript.Micro(rule.Limit{Kind: rule.Fixed, N: 3, Window: window})))
 		l := redisscript.Micro(rule.Limit{Kind: rule.Bucket, N: 3, Window: window, Burst: 5})
 		require.Equal(t, rule.Limit{Kind: rule.Bucket, N: 3, Window: want, Burst: 5}, l)
 		require.Equal(t, []any{"b", "3", fmt.Sprint(want), "5"}, redisscript.Args(l))
@@ -92,21 +95,41 @@ func TestNanos(t *testing.T) {
 	}
 }
 
-func TestParse(t *testing.T) {
-	states, after := make([]rule.State, 2), make([]rule.State, 2)
-	now, admitted, err := redisscript.ParseTake([]int64{9, 1, 2, 3, 4, 5, 6, 7}, states)
+func TestParseTakes(t *testing.T) {
+	limits := []rule.Limit{{Kind: rule.Bucket}, {Kind: rule.Fixed}}
+	reply := []int64{9, 2, 3, 4, 5, 6, 12, 13, 14, 15, 16, 2, 7, 1, -2}
+	takes, err := redisscript.ParseTakes(reply, 2, limits)
 	require.NoError(t, err)
-	require.EqualValues(t, 9, now)
-	require.EqualValues(t, 1, admitted)
-	require.Equal(t, []rule.State{{T: 2, A: 3, B: 4}, {T: 5, A: 6, B: 7}}, states)
-	now, err = redisscript.ParseAdjust([]int64{9, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, states, after)
+	require.EqualValues(t, 9, takes.Now)
+	states := make([]rule.State, 2)
+	takes.States(0, states)
+	require.Equal(t, []rule.State{{T: 2, A: 3, B: 4}, {T: 5, A: 6}}, states)
+	takes.States(1, states)
+	require.Equal(t, []rule.State{{T: 12, A: 13, B: 14}, {T: 15, A: 16}}, states)
+	require.Equal(t, map[int]int64{1: 7, 0: -2}, maps.Collect(takes.Partly()))
+	for n := range reply {
+		takes, err := redisscript.ParseTakes(reply[:n], 2, limits)
+		if n == 11 || n == 13 {
+			require.NoError(t, err)
+			require.Len(t, maps.Collect(takes.Partly()), (n-11)/2)
+		} else {
+			require.ErrorIs(t, err, redisscript.ErrReply, n)
+		}
+	}
+	for _, pair := range [][]int64{{0, 0}, {3, 0}, {-1, 0}, {1, -3}, {math.MinInt64, 0}, {math.MaxInt64, 0}, {1, math.MinInt64}} {
+		_, err := redisscript.ParseTakes(append(slices.Clone(reply[:11]), pair...), 2, limits)
+		require.ErrorIs(t, err, redisscript.ErrReply, pair)
+	}
+}
+
+func TestParseAdjust(t *testing.T) {
+	states, after := make([]rule.State, 2), make([]rule.State, 2)
+	now, err := redisscript.ParseAdjust([]int64{9, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, states, after)
 	require.NoError(t, err)
 	require.EqualValues(t, 9, now)
 	require.Equal(t, []rule.State{{T: 1, A: 2, B: 3}, {T: 7, A: 8, B: 9}}, states)
 	require.Equal(t, []rule.State{{T: 4, A: 5, B: 6}, {T: 10, A: 11, B: 12}}, after)
 	for n := range 20 {
-		_, _, err := redisscript.ParseTake(make([]int64, n), states)
-		require.Equal(t, n != 8, errors.Is(err, redisscript.ErrReply), n)
 		_, err = redisscript.ParseAdjust(make([]int64, n), states, after)
 		require.Equal(t, n != 13, errors.Is(err, redisscript.ErrReply), n)
 	}

@@ -15,7 +15,11 @@ local redis = (function(real)
     return value, ends
   end
 
-  local function integer(text) -- as Redis reads one of 64 bits
+  local function integer(text) -- as Redis writes a number, and reads one of 64 bits
+    if type(text) == 'number' then
+      if math.abs(text) >= 1e17 then error('not written in 17 digits: ' .. text) end
+      text = string.format(text % 1 == 0 and '%.0f' or '%.17g', text)
+    end
     if not string.find(text, '^-?%d+$') or #text > 18 then error('not an integer: ' .. text) end
     return text
   end
@@ -34,17 +38,23 @@ local redis = (function(real)
     end,
     SET = function(key, value, px, ends)
       if px ~= 'PXAT' or integer(ends) + 0 <= 0 then error('SET without an end') end
+      if type(value) == 'number' then value = integer(value) end
       if ms > ends + 0 then return real.call('DEL', key) end
-      real.call('HSET', key, 'value', value, 'ends', ends)
+      real.call('HSET', key, 'value', value, 'ends', integer(ends))
     end,
     INCRBY = function(key, n)
       local value = get(key)
       if not value then error('INCRBY of no key') end
-      real.call('HINCRBY', key, 'value', integer(n))
+      return real.call('HINCRBY', key, 'value', integer(n))
     end,
     DEL = function(...) return real.call('DEL', ...) end,
   }
   local function call(name, ...) return commands[name](...) end
-  return {call = call, pcall = call, error_reply = real.error_reply}
+  local function try(...)
+    local done, result = pcall(call, ...)
+    if done then return result end
+    return {err = tostring(result)}
+  end
+  return {call = call, pcall = try, error_reply = real.error_reply}
 end)(redis)
 

@@ -1,0 +1,172 @@
+package redisscript_test
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/ratelimit-go/ratelimit/internal/redisscript"
+	"github.com/ratelimit-go/ratelimit/internal/redistest"
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+)
+
+// The short ways of Take, on what they have to undo or to leave to the general one. Here the
+// keys, their expiry and the clock are the server's own.
+
+var (
+	ctx      = context.Background()
+	unshimed = redis.NewScript(redisscript.Take.Text.(string))
+)
+
+func ask(c redis.Scripter, limits []rule.Limit, asks ...asked) (redisscript.Takes, error) {
+	var keys []string
+	var args []any
+	for _, l := range limits {
+		args = append(args, redisscript.Args(l)...)
+	}
+	for i, a := range asks {
+		for _, l := range limits {
+			keys = append(keys, a.key+shapeOf(l))
+		}
+		args = redisscript.AppendTake(args, i, a.cost, a.callers)
+	}
+	reply, err := unshimed.Run(ctx, c, keys, args...).Int64Slice()
+	if err != nil {
+		return redisscript.Takes{}, err
+	}
+	return redisscript.ParseTakes(reply, len(asks), limits)
+}
+
+const hourly = 3_600_000_000
+
+// TestTakeFixed: what a fixed window holds before and after a take of some units for some
+// callers, of 10, and how many are admitted.
+func TestTakeFixed(t *testing.T) {
+	limits := []rule.Limit{{Kind: rule.Fixed, N: 10, Window: hourly}}
+	const none, huge = -1, 1 << 60
+	for name, client := range map[string]func(testing.TB) *redis.Client{"server": server, "gopher-lua": mini} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := client(t)
+			for _, tc := range []struct {
+				before        string
+				cost, callers int64
+				admitted      int64
+				after         string
+			}{
+				{"", 1, 1, 1, "1"}, {"", 0, 1, 1, ""}, {"", 3, 3, 3, "9"}, {"", 3, 4, 3, "9"}, {"", 11, 1, 0, ""}, {"", huge, huge, 0, ""},
+				{"0", 1, 1, 1, "1"}, {"4", 1, 1, 1, "5"}, {"4", 0, 1, 1, "4"}, {"9", 1, 1, 1, "10"}, {"8", 2, 1, 1, "10"}, {"4", 3, 2, 2, "10"},
+				{"10", 1, 1, 0, "10"}, {"9", 2, 1, 0, "9"}, {"4", 3, 3, 2, "10"}, {"4", 5, 2, 1, "9"}, {"10", 5, 2, 0, "10"}, {"10", 0, 1, 1, "10"},
+				{"4", 11, 1, 0, "4"}, {"4", 1, 64, 6, "10"}, {"4", huge, 2, 0, "4"}, {"20", 1, 1, 0, "20"}, {"20", 1, 3, 0, "20"}, {"20", 0, 2, 2, "20"},
+				{"999999999999999", 1, 1, 0, "999999999999999"}, {"1000000000000000", 1, 1, none, "1000000000000000"},
+				{"-1", 1, 1, none, "-1"}, {"-3", 2, 5, none, "-3"}, {"-9223372036854775808", 1, 1, none, "-9223372036854775808"},
+				{"9223372036854775807", 1, 1, none, "9223372036854775807"}, {"9223372036854775806", 1, 1, none, "9223372036854775806"},
+				{"9007199254740993", 3, 1, none, "9007199254740993"}, {"x", 1, 1, none, "x"}, {"3.5", 1, 1, none, "3.5"}, {" 3", 1, 1, none, " 3"},
+				{"1e3", 1, 1, none, "1e3"}, {"18446744073709551616", 1, 1, none, "18446744073709551616"},
+			} {
+				what := fmt.Sprintf("%+v", tc)
+				key := "a" + shapeOf(limits[0])
+				for life, ends := range map[time.Duration]time.Duration{0: time.Hour, time.Minute: time.Minute, 2 * time.Hour: 2 * time.Hour, 3 * time.Hour: time.Hour} {
+					require.NoError(t, c.FlushAll(ctx).Err())
+					if tc.before == "" {
+						ends = time.Hour
+					} else {
+						require.NoError(t, c.Set(ctx, key, tc.before, life).Err())
+					}
+					takes, err := ask(c, limits, asked{"a", tc.cost, tc.callers})
+					require.NoError(t, err, what)
+					partly := map[int]int64{0: tc.admitted}
+					if tc.admitted == tc.callers {
+						partly = map[int]int64{}
+					}
+					require.Equal(t, partly, maps.Collect(takes.Partly()), "%s %v", what, life)
+					require.Equal(t, tc.after, c.Get(ctx, key).Val(), "%s %v", what, life)
+					if tc.admitted == none {
+						require.InDelta(t, max(-1, life), c.PTTL(ctx, key).Val(), float64(slack), "%s %v", what, life)
+						continue
+					}
+					if tc.after != "" && (tc.before != "0" || life == time.Minute) {
+						require.InDelta(t, ends, c.PTTL(ctx, key).Val(), float64(slack), "%s %v", what, life)
+					}
+					states := make([]rule.State, 1)
+					takes.States(0, states)
+					require.Equal(t, max("0", tc.before), fmt.Sprint(states[0].A), what)
+				}
+			}
+		})
+	}
+}
+
+const slack = 10 * time.Second // between two commands
+
+// TestTakeManyFixed: one command with all that can be.
+func TestTakeManyFixed(t *testing.T) {
+	limits := []rule.Limit{{Kind: rule.Fixed, N: 10, Window: hourly}}
+	for name, client := range map[string]func(testing.TB) *redis.Client{"server": server, "gopher-lua": mini} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := client(t)
+			for key, count := range map[string]any{"b": 4, "c": 10, "text": "x", "e": 4, "below": -7, "g": 7} {
+				require.NoError(t, c.Set(ctx, key+shapeOf(limits[0]), count, time.Minute).Err())
+			}
+			require.NoError(t, c.Set(ctx, "endless"+shapeOf(limits[0]), 5, 0).Err())
+			require.NoError(t, c.RPush(ctx, "list"+shapeOf(limits[0]), "x").Err())
+			takes, err := ask(c, limits, asked{"a", 1, 1}, asked{"b", 1, 1}, asked{"list", 2, 2}, asked{"c", 1, 1}, asked{"text", 1, 1},
+				asked{"e", 4, 3}, asked{"below", 1, 1}, asked{"endless", 3, 2}, asked{"g", 0, 1}, asked{"new", 4, 3}, asked{"last", 1, 2})
+			require.NoError(t, err)
+			require.Equal(t, map[int]int64{2: -1, 3: 0, 4: -1, 5: 1, 6: -1, 7: 1, 9: 2}, maps.Collect(takes.Partly()))
+			states := make([]rule.State, 1)
+			for i, want := range []int64{0, 4, 0, 10, 0, 4, 0, 5, 7, 0, 0} {
+				takes.States(i, states)
+				require.Equal(t, want, states[0].A, "of take %d", i)
+			}
+			for key, want := range map[string]string{
+				"a": "1", "b": "5", "c": "10", "text": "x", "e": "8", "below": "-7", "endless": "8", "g": "7", "new": "8", "last": "2",
+			} {
+				require.Equal(t, want, c.Get(ctx, key+shapeOf(limits[0])).Val(), "of key %q", key)
+				require.Positive(t, c.PTTL(ctx, key+shapeOf(limits[0])).Val(), "of key %q", key)
+			}
+		})
+	}
+}
+
+// TestTakeRefused: a server that takes no writes still denies who is to be denied, and one that
+// refuses a command has counted nothing.
+func TestTakeRefused(t *testing.T) {
+	s := redistest.Start(t)
+	c := s.Client()
+	for _, l := range []rule.Limit{
+		{Kind: rule.Fixed, N: 10, Window: hourly}, {Kind: rule.Sliding, N: 10, Window: hourly}, {Kind: rule.Bucket, N: 10, Window: hourly, Burst: 10},
+	} {
+		limits := []rule.Limit{l}
+		require.NoError(t, c.FlushAll(ctx).Err())
+		_, err := ask(c, limits, asked{"full", 10, 1}, asked{"half", 5, 1})
+		require.NoError(t, err)
+		before := c.Dump(ctx, "half"+shapeOf(l)).Val()
+		refused := func(c *redis.Client, want string) {
+			for _, asks := range [][]asked{{{"half", 1, 1}}, {{"new", 1, 1}}, {{"half", 1, 1}, {"new", 1, 1}}, {{"half", 1, 1}, {"full", 1, 1}}} {
+				_, err := ask(c, limits, asks...)
+				require.ErrorContains(t, err, want, "%v %v", l.Kind, asks)
+			}
+		}
+
+		require.NoError(t, c.ConfigSet(ctx, "maxmemory", "1").Err())
+		for _, n := range []int64{1, 11} {
+			takes, err := ask(c, limits, asked{"full", n, 1})
+			require.NoError(t, err)
+			require.Equal(t, map[int]int64{0: 0}, maps.Collect(takes.Partly()))
+		}
+		refused(c, "OOM")
+		require.NoError(t, c.ConfigSet(ctx, "maxmemory", "0").Err())
+
+		s.Do("ACL", "SETUSER", "timeless", "reset", "on", ">pw", "~*", "+@all", "-time")
+		refused(s.Client(func(o *redis.Options) { o.Username, o.Password = "timeless", "pw" }), "can't run this command")
+		require.Equal(t, before, c.Dump(ctx, "half"+shapeOf(l)).Val())
+		require.Zero(t, c.Exists(ctx, "new"+shapeOf(l)).Val())
+	}
+}
