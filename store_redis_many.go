@@ -12,8 +12,9 @@ import (
 // A single server can do with one command for many keys: running a script costs it as
 // much as what a take does there, and the client its arguments and its reply.
 
-// maxManyKeys bounds how long one script keeps the server from others: some 100 µs. It is
-// also by how much a fixed window may be taken to end late.
+// maxManyKeys bounds how long one script keeps the server from others: some 60 µs, and 150
+// where the limit is no fixed window. It is also by how much a fixed window may be taken to
+// end late.
 const maxManyKeys = 64
 
 // redisMany is a command for takes of several keys under the same limits.

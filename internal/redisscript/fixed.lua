@@ -1,19 +1,24 @@
 -- Takes of one fixed window each, which are most, by the shortest way. What is out of the
 -- ordinary is left to the general way, which take.lua has, as are the arguments and the reply.
 
-local reply, last, later, now = {0, 0, 0}, nil, nil, nil -- made at the length that is usual
-local following = ARGV[4]
-if ARGV[1] == 'f' and following ~= 'f' and following ~= 's' and following ~= 'b' then
+local reply, last, later, now
+local rest = ARGV[1] == 'b' and 5 or 4 -- the first argument after those of one limit
+local following = ARGV[rest]
+local single = following ~= 'f' and following ~= 's' and following ~= 'b'
+
+if single and ARGV[1] == 'f' then
   local call, pcall, type, keys = redis.call, redis.pcall, type, KEYS
   local n, w = ARGV[2] + 0, ARGV[3] + 0
   -- All is read before anything is written, and TIME comes after PTTL: see lib.lua.
+  reply = {0, 0, 0} -- of the length that is usual
   for i = 1, #keys do reply[2 * i] = call('PTTL', keys[i]) end
   local time = call('TIME')
   now = time[1] * 1000000 + time[2]
   reply[1] = now
   last = 1 + 2 * #keys
   local began, longest = now - now % 1000 - w, w / 500
-  local named, at = (following or 0) + 0, 4
+  local opens, ends -- of a window that is opened now
+  local named, at = (following or 0) + 0, rest
   for i = 1, #keys do
     local key, life, cost, taken, units, done = keys[i], reply[2 * i], 1, 1, '1', false
     if i == named then
@@ -41,10 +46,12 @@ if ARGV[1] == 'f' and following ~= 'f' and following ~= 's' and following ~= 'b'
         if done then reply[2 * i], reply[2 * i + 1] = began + life * 1000, before end
       end
     elseif life == -2 then
-      local ends = now + w
-      ends = ends + -ends % 1000
-      call('SET', key, units, 'PXAT', ends / 1000)
-      reply[2 * i], reply[2 * i + 1], done = ends - w, 0, true
+      if not ends then
+        opens = now + -(now + w) % 1000
+        ends = string.format('%.0f', (opens + w) / 1000)
+      end
+      call('SET', key, units, 'PXAT', ends)
+      reply[2 * i], reply[2 * i + 1], done = opens, 0, true
     end
     if not done then
       later = later or {}

@@ -9,7 +9,13 @@
 -- begins with the limits: of each its kind (f, s or b), N and window, and of a bucket its burst.
 -- What follows them is the script's own, and begins with a number.
 --
--- Numbers are given to commands as they are: Redis writes them in 17 digits.
+-- A number that is given to a command Redis writes in 17 digits. %d is the fastest way to write
+-- one, but on a server of 32 bits it cannot write them all.
+
+local number, numbers = '%d', '%d %d %d'
+if string.format(number, 9007199254740992) ~= '9007199254740992' then
+  number, numbers = '%.0f', '%.0f %.0f %.0f'
+end
 
 local limits, kinds, N, W, bursts = 0, {}, {}, {}, {}
 local rest = 1 -- the first argument after the limits
@@ -31,10 +37,10 @@ local function fresh(a, b) return a == 0 and b == 0 end
 local function muldiv(x, y, z)
   local p = x * y
   if p < 9007199254740992 then
-    local rest = math.fmod(p, z)
+    local rest = p % z
     return (p - rest) / z, rest
   end
-  local yrest = math.fmod(y, z)
+  local yrest = y % z
   local ywhole = (y - yrest) / z
   local whole, rest, bit = 0, 0, 1125899906842624
   while bit >= 1 do
@@ -50,7 +56,7 @@ local function muldiv(x, y, z)
 end
 
 local function ceildiv(x, z)
-  local rest = math.fmod(x, z)
+  local rest = x % z
   if rest > 0 then return (x - rest) / z + 1 end
   return x / z
 end
@@ -158,7 +164,7 @@ local function write(key, kind, t, a, b, n, w, now)
     return
   end
   local value = a
-  if kind ~= 'f' then value = string.format('%.0f %.0f %.0f', t, a, b) end
+  if kind ~= 'f' then value = string.format(numbers, t, a, b) end
   local ends = math.min(latest, millis(whole(kind, t, a, b, n, w, now)))
-  redis.call('SET', key, value, 'PXAT', ends)
+  redis.call('SET', key, value, 'PXAT', string.format(number, ends))
 end

@@ -333,7 +333,7 @@ func history(t testing.TB, c *redis.Client, r *rand.Rand, steps int) {
 	instants, keys := []int64{0, math.MaxInt64}, []string{"a", "b", "c", "d"}
 	for range steps {
 		limits := make([]rule.Limit, 0, 4)
-		for range 1 + r.IntN(3) {
+		for range among(1, 1, 2, 3) {
 			i := r.IntN(len(kinds))
 			if r.IntN(8) == 0 {
 				number(&kinds[i])
@@ -381,6 +381,36 @@ func TestScriptsFollowTheRules(t *testing.T) {
 			for range 20 {
 				seed := rand.Uint64()
 				t.Run(fmt.Sprint(seed), func(t *testing.T) { history(t, c, rand.New(rand.NewPCG(seed, 1)), 150) })
+			}
+		})
+	}
+}
+
+// TestScriptsRounding: a key's end is rounded up from the microsecond, and what leaks from a
+// bucket is exact where the product of its numbers is not.
+func TestScriptsRounding(t *testing.T) {
+	for name, client := range map[string]func(testing.TB) *redis.Client{"server": server, "gopher-lua": mini} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := client(t)
+			for _, l := range []rule.Limit{{Kind: rule.Sliding, N: 7, Window: 1_000_000}, {Kind: rule.Bucket, N: 7, Window: 1_000_000, Burst: 20}} {
+				for n := range l.Cap() {
+					_, full := l.Take(rule.State{}, 0, n+1)
+					for _, over := range []int64{0, 1, 999} { // of a millisecond
+						m := newModel(t, c, start-(start+full.Reset)%1000+over)
+						m.take([]rule.Limit{l}, asked{"a", n + 1, 1})
+					}
+				}
+			}
+			r := rand.New(rand.NewPCG(rand.Uint64(), 3))
+			for range 100 {
+				n := 6 + r.Int64N(15)
+				l := []rule.Limit{{Kind: rule.Bucket, N: n, Window: rule.MaxSpan/1000 - r.Int64N(1000), Burst: n}}
+				m := newModel(t, c, start)
+				m.take(l, asked{"a", n, 1})
+				m.setClock(start + l[0].Window - 1 - r.Int64N(1000))
+				m.take(l, asked{"a", 1, 1})
+				m.take(l, asked{"a", 0, 1})
 			}
 		})
 	}

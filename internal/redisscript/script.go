@@ -22,6 +22,8 @@ var (
 	lib string
 	//go:embed fixed.lua
 	fixed string
+	//go:embed state.lua
+	state string
 	//go:embed take.lua
 	take string
 	//go:embed adjust.lua
@@ -39,7 +41,7 @@ func newScript(text string) Script {
 
 // The scripts are described at the head of their files.
 var (
-	Take   = newScript(fixed + lib + take)
+	Take   = newScript(fixed + state + lib + take)
 	Adjust = newScript(lib + adjust)
 	Reset  = newScript(reset)
 )
@@ -175,12 +177,12 @@ func ParseAdjust(reply []int64, before, after []rule.State) (now int64, err erro
 		return 0, ErrReply
 	}
 	for i := range before {
-		before[i], after[i] = state(reply[1+6*i:]), state(reply[4+6*i:])
+		before[i], after[i] = stateOf(reply[1+6*i:]), stateOf(reply[4+6*i:])
 	}
 	return reply[0], nil
 }
 
-func state(numbers []int64) rule.State {
+func stateOf(numbers []int64) rule.State {
 	return rule.State{T: numbers[0], A: numbers[1], B: numbers[2]}
 }
 

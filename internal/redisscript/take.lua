@@ -68,13 +68,16 @@ local function taking(from, cost, callers, place)
   return admitted
 end
 
-if later then -- one fixed window each, whose life and time were read
-  for _, i in ipairs(later) do raw[i], life[i] = get(i), reply[2 * i] end
+if later then -- of one limit each, and the time and a fixed window's life have been read
+  for _, i in ipairs(later) do
+    raw[i] = get(i)
+    if kinds[1] == 'f' then life[i] = reply[2 * i] end
+  end
 else
   later, last = {}, 1 + width * takes
   for i = 1, takes do later[i] = i end
   raw, life, now = read()
-  reply[1] = now
+  reply = {now}
 end
 for _, i in ipairs(later) do
   local all = callers[i] or 1

@@ -135,6 +135,49 @@ func TestTakeManyFixed(t *testing.T) {
 	}
 }
 
+// TestTakeManyStates: the same of what has a state of three numbers.
+func TestTakeManyStates(t *testing.T) {
+	for name, client := range map[string]func(testing.TB) *redis.Client{"server": server, "gopher-lua": mini} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := client(t)
+			for _, l := range []rule.Limit{{Kind: rule.Sliding, N: 10, Window: hourly}, {Kind: rule.Bucket, N: 1, Window: hourly, Burst: 10}} {
+				limits := []rule.Limit{l}
+				now := time.Now().UnixMicro()
+				for key, state := range map[string]any{
+					"b": fmt.Sprint(now, " 4 0"), "full": fmt.Sprint(now, " 10 0"), "text": "x", "short": "1 2", "long": fmt.Sprint(now, " 1000000000000000 0"),
+					"ahead": fmt.Sprint(now+hourly/2, " 4 0"), "far": fmt.Sprint(now+2*hourly, " 4 0"), "over": fmt.Sprint(now, " 999999999999999 0"),
+				} {
+					require.NoError(t, c.Set(ctx, key+shapeOf(l), state, time.Minute).Err())
+				}
+				for _, key := range []string{"endless", "endless full", "endless look"} {
+					require.NoError(t, c.Set(ctx, key+shapeOf(l), fmt.Sprint(now, " 9 0"), 0).Err())
+				}
+				require.NoError(t, c.RPush(ctx, "list"+shapeOf(l), "x").Err())
+				takes, err := ask(c, limits, asked{"a", 1, 1}, asked{"b", 1, 1}, asked{"list", 2, 2}, asked{"full", 1, 1}, asked{"text", 1, 1},
+					asked{"short", 1, 1}, asked{"long", 0, 1}, asked{"ahead", 4, 3}, asked{"far", 1, 2}, asked{"over", 0, 2}, asked{"endless", 1, 1},
+					asked{"endless full", 2, 1}, asked{"endless look", 0, 1}, asked{"new", 4, 3}, asked{"look", 0, 1}, asked{"last", 1, 2})
+				require.NoError(t, err)
+				require.Equal(t, map[int]int64{2: -1, 3: 0, 4: -1, 5: -1, 6: -1, 7: 1, 11: 0, 13: 2}, maps.Collect(takes.Partly()))
+				for i, want := range []int64{0, 4, 0, 10, 0, 0, 0, 4, 4, 999999999999999, 9, 9, 9, 0, 0, 0} {
+					states := make([]rule.State, 1)
+					takes.States(i, states)
+					if states[0].B > 0 { // some has leaked meanwhile
+						states[0].A++
+					}
+					require.Equal(t, want, states[0].A, "of take %d", i)
+				}
+				for _, key := range []string{"a", "b", "full", "ahead", "far", "endless", "endless full", "endless look", "new", "last"} {
+					require.Greater(t, c.PTTL(ctx, key+shapeOf(l)).Val(), 40*time.Second, "of key %q", key)
+				}
+				require.Zero(t, c.Exists(ctx, "look"+shapeOf(l)).Val())
+				require.Equal(t, "x", c.Get(ctx, "text"+shapeOf(l)).Val())
+				require.NoError(t, c.FlushAll(ctx).Err())
+			}
+		})
+	}
+}
+
 // TestTakeRefused: a server that takes no writes still denies who is to be denied, and one that
 // refuses a command has counted nothing.
 func TestTakeRefused(t *testing.T) {
