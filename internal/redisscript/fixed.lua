@@ -42,7 +42,7 @@ if single and ARGV[1] == 'f' then
           reply[last + 1], reply[last + 2] = i, fit / cost
           last = last + 2
         end
-        if fit < taken then call('INCRBY', key, fit - taken) end
+        if fit < taken then call('INCRBY', key, taken == 1 and '-1' or fit - taken) end
         if done then reply[2 * i], reply[2 * i + 1] = began + life * 1000, before end
       end
     elseif life == -2 then
