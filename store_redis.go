@@ -239,31 +239,15 @@ func (s *RedisStore) do(ctx context.Context, now, until int64, job *redisJob) er
 
 // fly has a job sent, alone or with others, and waits for what comes of it.
 func (s *RedisStore) fly(ctx context.Context, until int64, job *redisJob) error {
-	job.Value.client = s.client
 	queue := s.queueOf(job.Value.key)
 	deadline, ok := ctx.Deadline()
 	if until == 0 {
-		return queue.Do(ctx, deadline, job)
+		return queue.Do(ctx, deadline, job, false)
 	}
 	if own := epoch.Add(time.Duration(until)); !ok || own.Before(deadline) {
 		deadline = own
 	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if c := s.prompt.of(s.client); c != nil {
-		job.Value.client = c
-		if queue.DoHere(ctx, deadline, job) {
-			if err := ctx.Err(); err == context.Canceled {
-				job.Gone = true
-				s.giveBack(job)
-				return err
-			}
-			return nil
-		}
-		job.Value.client = s.client
-	}
-	return queue.Do(ctx, deadline, job)
+	return queue.Do(ctx, deadline, job, s.prompt.of(s.client) != nil)
 }
 
 type redisQueue = flight.Queue[redisCall]

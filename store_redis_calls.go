@@ -16,7 +16,6 @@ import (
 
 // redisCall is one call of a RedisStore on its way, alone or with others.
 type redisCall struct {
-	client redis.UniversalClient
 	op     redisOp
 	key    string
 	shapes *shapeSet
@@ -61,7 +60,11 @@ func (s *RedisStore) send(ctx context.Context, batch []*redisJob) {
 		c := &batch[0].Value
 		c.first, c.sharers, c.place = batch[0], 1, 0
 		c.build(ctx, s.prefix)
-		run(ctx, c.client, []*redisCommand{&c.redisCommand})
+		client := s.client
+		if ctx.Done() != nil { // its caller waits for nothing else
+			client = s.prompt.made.Load().UniversalClient
+		}
+		run(ctx, client, []*redisCommand{&c.redisCommand})
 		s.read(c)
 		return
 	}
@@ -241,7 +244,7 @@ func (s *RedisStore) read(c *redisCall) {
 	if err != nil {
 		c.err = explain(err, c.args[3:])
 	}
-	c.cmd, c.client = nil, nil
+	c.cmd = nil
 	s.learnFrom(err)
 }
 
@@ -312,7 +315,7 @@ func (s *RedisStore) giveBack(job *redisJob) {
 		return
 	}
 	back := &flight.Job[redisCall]{Value: redisCall{
-		client: s.client, op: redisAdjust, key: c.key, shapes: c.shapes, n: -c.n, at: Instant(c.now * 1000),
+		op: redisAdjust, key: c.key, shapes: c.shapes, n: -c.n, at: Instant(c.now * 1000),
 	}}
 	s.queueOf(c.key).Post(back) // and what cannot be given back is counted
 }

@@ -106,7 +106,6 @@ func (s *RedisStore) readMany(m *redisMany) {
 	limits := len(m.jobs[0].Value.shapes.suffixes)
 	for i, job := range m.jobs {
 		c := &job.Value
-		c.client = nil
 		if err != nil {
 			c.err = explain(err, m.args[3+i*limits:])
 		}

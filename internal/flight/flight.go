@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -65,9 +66,9 @@ type Job[T any] struct {
 	phase      phase
 	err        error         // for a caller that was not told by its context
 	done       chan struct{} // told once for each Do
-	over       chan struct{} // of a DoHere: closed at its deadline
+	over       chan struct{} // of a flight of its own: closed at its deadline
 	flight     *flight[T]
-	here       flight[T] // a DoHere
+	here       flight[T] // of its own, on its caller's goroutine
 	alone      [1]*Job[T]
 	number     uint64 // of pushed
 	prev, next *Job[T]
@@ -89,57 +90,28 @@ type flight[T any] struct {
 	boarded uint64 // the pushed of when its batch went on board
 }
 
-// DoHere is Do on the caller's own goroutine, which saves waking up another, if
-// nobody else would have to wait for it; else it does nothing and returns false. The
-// caller sees to it that Send comes back by the deadline. Its context is done then, for what
-// Send may have to wait for before anything is sent.
-func (q *Queue[T]) DoHere(ctx context.Context, deadline time.Time, job *Job[T]) bool {
-	q.mu.Lock()
-	if q.first != nil || q.flying == q.Most {
-		q.mu.Unlock()
-		return false
-	}
-	if job.over == nil {
-		job.over = make(chan struct{})
-	}
-	job.ctx, job.deadline, job.phase, job.alone[0] = ctx, deadline, flying, job
-	f := &job.here
-	f.batch, f.here, job.flight = job.alone[:], true, f
-	q.flights = append(q.flights, f)
-	q.flying++
-	q.watch(deadline)
-	q.mu.Unlock()
-	defer func() { // also where a client's hook panics
-		q.mu.Lock()
-		if job.phase == left {
-			job.over = nil
-		}
-		q.flying--
-		q.takeOff()
-		q.land(f)
-		q.mu.Unlock()
-	}()
-	alone := contextOf(f.batch)
-	alone.over = job.over
-	q.Send(alone, f.batch)
-	return true
-}
-
 // Do has job carried out, and returns nil when it has been. Where ctx is done at the start, or
 // cancelled before, the error is ctx's; where its deadline or the other one is over before,
 // [ErrUnsent] or [ErrUnknown]. A zero deadline is none.
-func (q *Queue[T]) Do(ctx context.Context, deadline time.Time, job *Job[T]) error {
+//
+// If here is true and nobody else would have to wait for it, that is done on the caller's own
+// goroutine, which saves waking up another. The caller sees to it that Send comes back by the
+// deadline then: its context is done at that, for what Send may have to wait for before anything
+// is sent.
+func (q *Queue[T]) Do(ctx context.Context, deadline time.Time, job *Job[T], here bool) error {
 	if err := ctx.Err(); err != nil {
 		return err
+	}
+	job.ctx, job.deadline, job.err = ctx, deadline, nil
+	q.mu.Lock()
+	q.watch(deadline)
+	if here && q.first == nil && q.flying < q.Most {
+		return q.flyHere(job)
 	}
 	if job.done == nil {
 		job.done = make(chan struct{}, 1)
 	}
-	job.ctx, job.deadline, job.phase, job.err = ctx, deadline, waiting, nil
-
-	q.mu.Lock()
 	q.push(job)
-	q.watch(deadline)
 	q.takeOff()
 	q.mu.Unlock()
 
@@ -162,6 +134,39 @@ func (q *Queue[T]) Do(ctx context.Context, deadline time.Time, job *Job[T]) erro
 	}
 	q.leave(job, errors.Is(ctx.Err(), context.Canceled))
 	return job.err
+}
+
+// flyHere is a flight on the goroutine of its one caller. q.mu is held, and let go of.
+func (q *Queue[T]) flyHere(job *Job[T]) error {
+	if job.over == nil {
+		job.over = make(chan struct{})
+	}
+	f := &job.here
+	job.alone[0] = job
+	job.phase, job.flight = flying, f
+	f.batch, f.here = job.alone[:], true
+	q.flights = append(q.flights, f)
+	q.flying++
+	q.mu.Unlock()
+	defer func() { // also where a client's hook panics
+		q.mu.Lock()
+		if job.phase == left {
+			job.over = nil
+		}
+		q.flying--
+		q.takeOff()
+		q.land(f)
+		q.mu.Unlock()
+	}()
+	alone := contextOf(f.batch)
+	alone.over = job.over
+	q.Send(alone, f.batch)
+	if err := job.ctx.Err(); errors.Is(err, context.Canceled) {
+		job.Gone = true
+		q.Left(job)
+		return err
+	}
+	return nil
 }
 
 // grain is how far apart the queue looks for callers whose time is over, while there are
@@ -297,6 +302,11 @@ func (q *Queue[T]) fly(f *flight[T]) {
 		clear(kept)
 		clear(gone)
 		kept, gone = kept[:0], gone[:0]
+		if len(batch) > 1 {
+			// Who was told of this one may well want another decision at once. They run before
+			// the next flight sets off, so that it is not the first of them alone.
+			runtime.Gosched()
+		}
 		q.mu.Lock()
 	}
 	if f.late {
@@ -321,7 +331,7 @@ func (q *Queue[T]) send(batch []*Job[T]) {
 
 // Post has a job carried out that nobody waits for.
 func (q *Queue[T]) Post(job *Job[T]) {
-	job.ctx, job.phase = context.Background(), waiting
+	job.ctx = context.Background()
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.push(job)
@@ -367,7 +377,7 @@ func (q *Queue[T]) push(job *Job[T]) {
 	}
 	q.last = job
 	q.pushed++
-	job.number = q.pushed
+	job.phase, job.number = waiting, q.pushed
 }
 
 func (q *Queue[T]) remove(job *Job[T]) {

@@ -25,8 +25,9 @@ type server struct {
 	batches [][]int
 	left    []int // what was carried out for callers who did not wait
 	gone    []bool
-	under   int // round trips under way now
-	most    int // and at most
+	under   int    // round trips under way now
+	most    int    // and at most
+	here    []bool // of each batch: it was on its caller's goroutine
 }
 
 const trip = time.Hour
@@ -42,6 +43,7 @@ func newServer(most, late, batch int) *server {
 			j.Value = -j.Value
 		}
 		s.batches = append(s.batches, values)
+		s.here = append(s.here, ctx.Done() != nil)
 		s.under++
 		s.most = max(s.most, s.under)
 		s.mu.Unlock()
@@ -91,7 +93,7 @@ func (s *server) do(value int, timeout time.Duration) *call {
 	}
 	go func() {
 		defer close(c.done)
-		c.err = s.Do(ctx, deadline, c.job)
+		c.err = s.Do(ctx, deadline, c.job, false)
 		c.after = time.Since(start)
 	}()
 	synctest.Wait()
@@ -136,7 +138,7 @@ func TestDoneBefore(t *testing.T) {
 		s := newServer(1, 1, 9)
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		require.Equal(t, context.Canceled, s.Do(ctx, time.Time{}, &job{Value: 1}))
+		require.Equal(t, context.Canceled, s.Do(ctx, time.Time{}, &job{Value: 1}, false))
 		s.Wait()
 		require.Empty(t, s.sent())
 	})
@@ -185,7 +187,7 @@ func TestContextDeadline(t *testing.T) {
 		s := newServer(1, 1, 9)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		require.Equal(t, flight.ErrUnknown, s.Do(ctx, time.Time{}, &job{Value: 1}))
+		require.Equal(t, flight.ErrUnknown, s.Do(ctx, time.Time{}, &job{Value: 1}, false))
 		s.Wait()
 		require.Equal(t, []bool{false}, s.gone)
 	})
@@ -248,9 +250,10 @@ func TestJobsAreReused(t *testing.T) {
 			}
 			j.Value = i + 1
 			if i%2 == 0 {
-				require.NoError(t, s.Do(t.Context(), deadline, j))
+				require.NoError(t, s.Do(t.Context(), deadline, j, false))
 			} else {
-				require.True(t, s.DoHere(t.Context(), time.Now().Add(time.Duration(i)*trip), j))
+				require.NoError(t, s.Do(t.Context(), time.Now().Add(time.Duration(i)*trip), j, true))
+				require.True(t, s.here[i])
 			}
 			require.Equal(t, -i-1, j.Value)
 		}
@@ -258,7 +261,7 @@ func TestJobsAreReused(t *testing.T) {
 	})
 }
 
-func TestDoHere(t *testing.T) {
+func TestHere(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer(1, 1, 9)
 		s.do(1, 0).requireDone(t, trip, nil)
@@ -266,25 +269,26 @@ func TestDoHere(t *testing.T) {
 		start, j := time.Now(), &job{Value: 2}
 		go func() {
 			time.Sleep(time.Minute)
-			require.False(t, s.DoHere(t.Context(), time.Now().Add(trip), &job{Value: 3}), "there is no room")
-			require.NoError(t, s.Do(t.Context(), time.Time{}, &job{Value: 4}))
+			require.NoError(t, s.Do(t.Context(), time.Now().Add(2*trip), &job{Value: 3}, true))
 		}()
-		require.True(t, s.DoHere(t.Context(), start.Add(trip), j))
+		require.NoError(t, s.Do(t.Context(), start.Add(trip), j, true))
 		require.Equal(t, trip, time.Since(start))
 		require.Equal(t, -2, j.Value)
 		synctest.Wait()
-		require.Equal(t, [][]int{{1}, {2}, {4}}, s.sent(), "who waited has set off")
+		require.Equal(t, [][]int{{1}, {2}, {3}}, s.sent(), "who waited has set off")
+		require.Equal(t, []bool{false, true, false}, s.here, "there was no room for the last")
 		time.Sleep(2 * trip)
 		s.Wait()
 	})
 }
 
 // Where another one waits already, it is that one's turn.
-func TestDoHereDoesNotJumpTheQueue(t *testing.T) {
+func TestHereDoesNotJumpTheQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer(1, 0, 1)
 		one, two := s.do(1, 0), s.do(2, 0)
-		require.False(t, s.DoHere(t.Context(), time.Now().Add(trip), &job{Value: 3}))
+		require.NoError(t, s.Do(t.Context(), time.Now().Add(4*trip), &job{Value: 3}, true))
+		require.Equal(t, [][]int{{1}, {2}, {3}}, s.sent())
 		one.requireDone(t, trip, nil)
 		two.requireDone(t, 2*trip, nil)
 	})
@@ -305,7 +309,7 @@ func TestContexts(t *testing.T) {
 		ctx := context.WithValue(t.Context(), key{}, "caller")
 		now := time.Now()
 		for _, deadline := range []time.Time{{}, now.Add(3 * trip), now.Add(4 * trip), now.Add(3 * trip)} {
-			go q.Do(ctx, deadline, &job{})
+			go q.Do(ctx, deadline, &job{}, false)
 			synctest.Wait()
 		}
 		time.Sleep(2 * trip)
@@ -335,7 +339,7 @@ func TestContexts(t *testing.T) {
 		j := &job{}
 		for range 3 { // a deadline that was reached does not spoil the job
 			start := time.Now()
-			require.True(t, q.DoHere(ctx, start.Add(trip), j))
+			require.NoError(t, q.Do(ctx, start.Add(trip), j, true))
 			require.Equal(t, trip, time.Since(start))
 		}
 	})
@@ -348,7 +352,7 @@ func TestPanicHere(t *testing.T) {
 		send := s.Send
 		s.Send = func(context.Context, []*job) { panic("hook") }
 		for range 3 {
-			require.PanicsWithValue(t, "hook", func() { s.DoHere(t.Context(), time.Now().Add(trip), &job{}) })
+			require.PanicsWithValue(t, "hook", func() { s.Do(t.Context(), time.Now().Add(trip), &job{}, true) })
 		}
 		s.Send = send
 		s.do(1, 0).requireDone(t, trip, nil)
@@ -394,7 +398,7 @@ func TestRace(t *testing.T) {
 			for range 2000 {
 				before := j.Value
 				ctx, cancel := context.WithCancel(context.Background())
-				deadline := time.Now().Add(time.Minute)
+				deadline, here := time.Now().Add(time.Minute), false
 				switch rand.IntN(8) {
 				case 0:
 					deadline = time.Now().Add(time.Duration(rand.IntN(20000)))
@@ -403,13 +407,12 @@ func TestRace(t *testing.T) {
 				case 2:
 					deadline = time.Time{}
 				case 3:
-					if q.DoHere(ctx, deadline, j) {
-						told.Add(1)
-						cancel()
-						continue
-					}
+					here = true
+				case 4:
+					here = true
+					go cancel()
 				}
-				err := q.Do(ctx, deadline, j)
+				err := q.Do(ctx, deadline, j, here)
 				cancel()
 				if err == nil {
 					told.Add(1)
@@ -464,5 +467,41 @@ func TestPanic(t *testing.T) {
 		s.Wait()
 		s.Send = works
 		s.do(2, 0).requireDone(t, trip, nil)
+	})
+}
+
+// TestCancelledHere: who cancels while he flies himself is told so, and what was carried out is
+// for nobody.
+func TestCancelledHere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(1, 1, 9)
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Minute, cancel)
+		start := time.Now()
+		require.Equal(t, context.Canceled, s.Do(ctx, start.Add(2*trip), &job{Value: 1}, true))
+		require.Equal(t, trip, time.Since(start), "the reply is waited for")
+		require.Equal(t, []int{1}, s.carriedForNobody())
+		require.Equal(t, []bool{true}, s.gone)
+	})
+}
+
+// TestManyDeadlines: each of many callers leaves at its own, and at the latest a grain later.
+func TestManyDeadlines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(1, 0, 9)
+		first := s.do(1, time.Minute)
+		var all sync.WaitGroup
+		for i := range 1000 {
+			all.Go(func() {
+				start, timeout := time.Now(), time.Minute+time.Duration(i*7919%1000)*50*time.Microsecond
+				require.Equal(t, flight.ErrUnsent, s.Do(t.Context(), start.Add(timeout), &job{Value: 2 + i}, i%2 == 0))
+				late := time.Since(start) - timeout
+				require.True(t, late >= 0 && late <= 200*time.Microsecond, "%v", late)
+			})
+		}
+		all.Wait()
+		first.requireDone(t, time.Minute, flight.ErrUnknown)
+		s.Wait()
+		require.Equal(t, [][]int{{1}}, s.sent())
 	})
 }
