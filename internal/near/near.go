@@ -34,7 +34,8 @@ type shard struct {
 	mu      sync.Mutex
 	keys    map[string]*entry
 	lists   [ranks]list
-	version uint64              // moves on when units were given back here
+	version atomic.Uint64       // moves on when units were given back here
+	denied  atomic.Int64        // when no key is known to be denied any more
 	leased  map[*entry]struct{} // those evicted too, until their units are back
 	forgets uint64
 }
@@ -72,33 +73,43 @@ func New(maxKeys int) *Cache {
 	return &Cache{seed: maphash.MakeSeed(), most: max(1, maxKeys/shards)}
 }
 
-// lock returns the shard of a key, locked, and what the key goes by in it.
+// lock is shard, locked.
 func (c *Cache) lock(key string) (*shard, string) {
+	s, key := c.shard(key)
+	s.mu.Lock()
+	return s, key
+}
+
+// shard returns the shard of a key, and what the key goes by in it.
+func (c *Cache) shard(key string) (*shard, string) {
 	if len(key) > longKey {
 		sum := sha256.Sum256([]byte(key))
 		key = string(sum[:])
 	}
-	s := &c.shards[maphash.String(c.seed, key)%shards]
-	s.mu.Lock()
-	return s, key
+	return &c.shards[maphash.String(c.seed, key)%shards], key
 }
 
 // Denied reports whether it is known that n units of key are denied and for how long, and
 // fills in answers if so. Once in every recheck it does not, so that its caller asks the store.
 // The version is that of Version.
 func (c *Cache) Denied(key string, n int64, limits []rule.Limit, now, recheck int64, answers []rule.Answer) (denied bool, version uint64) {
-	s, k := c.lock(key)
+	s, k := c.shard(key)
+	version = s.version.Load()
+	if n == 0 || now >= s.denied.Load() {
+		return false, version
+	}
+	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.keys[k]
-	if e == nil || n == 0 || !e.denies(n, limits, now, answers) {
-		return false, s.version
+	if e == nil || !e.denies(n, limits, now, answers) {
+		return false, version
 	}
 	if recheck > 0 && now >= e.again {
 		e.again = now + recheck // the others need not
-		return false, s.version
+		return false, version
 	}
 	s.use(e, spent)
-	return true, s.version
+	return true, version
 }
 
 func (e *entry) denies(n int64, limits []rule.Limit, now int64, answers []rule.Answer) bool {
@@ -148,9 +159,8 @@ func (c *counter) answer(n, now int64, a *rule.Answer) (known bool) {
 
 // Version is what Learn needs to know of the time before the store was asked.
 func (c *Cache) Version(key string) uint64 {
-	s, _ := c.lock(key)
-	defer s.mu.Unlock()
-	return s.version
+	s, _ := c.shard(key)
+	return s.version.Load()
 }
 
 // Learn takes over the store's answers to a request for n units of key, which it gave at told
@@ -178,8 +188,9 @@ func (c *Cache) Learn(key string, n int64, limits []rule.Limit, answers []rule.A
 		if a.Remaining == 0 {
 			rank = spent
 		}
-		if a.Retry > 0 && a.Retry != rule.Never && s.version == version {
+		if a.Retry > 0 && a.Retry != rule.Never && s.version.Load() == version {
 			counter.retry, counter.cost = now+a.Retry, n
+			s.denied.Store(max(s.denied.Load(), counter.retry))
 		}
 	}
 	s.use(e, rank)
@@ -239,7 +250,7 @@ const maxLimits = 8
 func (c *Cache) Adjust(key string, n int64, limits []rule.Limit, now int64, owed bool) {
 	s, k := c.lock(key)
 	defer s.mu.Unlock()
-	s.version++
+	s.version.Add(1)
 	e := s.keys[k]
 	if e == nil {
 		if !owed {
@@ -263,7 +274,7 @@ func (c *Cache) Adjust(key string, n int64, limits []rule.Limit, now int64, owed
 func (c *Cache) Forget(key string) {
 	s, k := c.lock(key)
 	defer s.mu.Unlock()
-	s.version++
+	s.version.Add(1)
 	s.forgets++
 	if e := s.keys[k]; e != nil {
 		c.drop(s, e)
