@@ -33,6 +33,7 @@ var RedisLibraries = []RedisLibrary{
 	{Library{evalsha, Floor, "github.com/redis/go-redis/v9", "EVALSHA of a script that is an INCR, one by one", nil}, openEvalsha, nil},
 	{Library{"incr-pipelined", Floor, "github.com/redis/go-redis/v9", "INCR, 64 in a pipeline, whose callers wait for nothing", nil}, openIncrPipelined, sentIncrs},
 	{Library{"rueidis-incr", Floor, "github.com/redis/rueidis", "INCR, which rueidis pipelines", nil}, openRueidisIncr, sentIncrs},
+	{Library{wake, Floor, "", "nothing is sent: a goroutine answers all who wait for it, by a channel each", nil}, openWake, func(map[string]int64) int64 { return 0 }},
 }
 
 // target is what a library counts on.

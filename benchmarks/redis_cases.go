@@ -34,11 +34,11 @@ var RedisCases = []RedisCase{
 		{Group: OnRedis, Title: "one caller, µs", Unit: "us/op", Goal: Goal{{Allocs, 8}}},
 		{Group: OnRedis, Title: "— by an EVALSHA of INCR, in turn with it", Unit: "x/evalsha", Goal: Goal{{AtMost, 1.05}}},
 		{Group: OnRedis, Title: "— commands", Unit: "cmd/op", Goal: Goal{{AtMost, 1}}},
-	}}, run: serially, skip: []string{"incr-pipelined"}},
+	}}, run: serially, skip: []string{"incr-pipelined", wake}},
 	{Case: Case{Name: "redis-denied", Measures: []Measure{
 		{Group: OnRedis, Title: "one caller, a key already denied, µs", Unit: "us/op", Goal: Goal{{AtMost, 1}}},
 		{Group: OnRedis, Title: "— commands", Unit: "cmd/op", Goal: Goal{{AtMost, 0}}},
-	}}, run: deniedSerially, skip: []string{"incr", evalsha, "incr-pipelined", "rueidis-incr"}},
+	}}, run: deniedSerially, skip: []string{"incr", evalsha, "incr-pipelined", "rueidis-incr", wake}},
 	{Case: Case{Name: "redis-spread", Measures: append(perSecond(OnRedis, "64 callers, 10,000 keys, decisions/s", 2.5),
 		Measure{Group: OnRedis, Title: "— commands", Unit: "cmd/op", Goal: Goal{{AtMost, 1}}})}, run: many(64, manyKeys)},
 	{Case: Case{Name: "redis-hot", Measures: append(perSecond(OnRedis, "64 callers, one key, decisions/s", 8),
@@ -47,8 +47,8 @@ var RedisCases = []RedisCase{
 		Measure{Group: OnRedis, Title: "— p99 in ms", Unit: "ms/p99"})}, run: many(1000, manyKeys)},
 	{Case: Case{Name: "redis-hot-1000", Measures: append(perSecond(OnRedis, "1,000 callers, one key, decisions/s", 8),
 		Measure{Group: OnRedis, Title: "— p99 in ms", Unit: "ms/p99"})}, run: many(1000, 1)},
-	{Case: Case{Name: "cluster-spread", Measures: perSecond(OnCluster, "64 callers, 10,000 keys, decisions/s", 2.5)}, run: inCluster(64, manyKeys)},
-	{Case: Case{Name: "cluster-hot", Measures: perSecond(OnCluster, "64 callers, one key, decisions/s", 8)}, run: inCluster(64, 1)},
+	{Case: Case{Name: "cluster-spread", Measures: perSecond(OnCluster, "64 callers, 10,000 keys, decisions/s", 2.5)}, run: inCluster(64, manyKeys), skip: []string{wake}},
+	{Case: Case{Name: "cluster-hot", Measures: perSecond(OnCluster, "64 callers, one key, decisions/s", 8)}, run: inCluster(64, 1), skip: []string{wake}},
 }
 
 func perSecond(g Group, title string, times float64) []Measure {

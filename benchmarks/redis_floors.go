@@ -11,6 +11,9 @@ import (
 // evalsha is the name of the floor that single decisions are held against.
 const evalsha = "evalsha"
 
+// wake is the name of the floor that knows no Redis.
+const wake = "wake-up"
+
 func openIncr(where target, _ quota) subject {
 	client := where.goRedis()
 	return subject{
@@ -44,5 +47,46 @@ func openIncrPipelined(where target, _ quota) subject {
 			return err == nil
 		},
 		close: func() { client.Close() },
+	}
+}
+
+// openWake sends nothing: a goroutine answers all who wait for it, by a channel each. It is what
+// callers who share a command have to do beside that.
+func openWake(target, quota) subject {
+	var mu sync.Mutex
+	var waiting []chan struct{}
+	ready, done := make(chan struct{}, 1), make(chan struct{})
+	channels := sync.Pool{New: func() any { return make(chan struct{}, 1) }}
+	go func() {
+		var batch []chan struct{}
+		for {
+			select {
+			case <-ready:
+			case <-done:
+				return
+			}
+			mu.Lock()
+			batch, waiting = waiting, batch[:0]
+			mu.Unlock()
+			for _, caller := range batch {
+				caller <- struct{}{}
+			}
+		}
+	}()
+	return subject{
+		take: func(string) bool {
+			answer := channels.Get().(chan struct{})
+			mu.Lock()
+			waiting = append(waiting, answer)
+			first := len(waiting) == 1
+			mu.Unlock()
+			if first {
+				ready <- struct{}{}
+			}
+			<-answer
+			channels.Put(answer)
+			return true
+		},
+		close: func() { close(done) },
 	}
 }

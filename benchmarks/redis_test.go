@@ -63,6 +63,8 @@ func TestRedisCommands(t *testing.T) {
 			least = 0
 		case "ulule-auto":
 			least = 0.9
+		case wake:
+			least = 0
 		case "incr-pipelined": // what the pipe still holds is not sent
 			least, most = 0, 1.01
 		}
