@@ -208,8 +208,8 @@ func (r *remote) take(ctx context.Context, key string, n int64, limits []Limit, 
 	return at, SourceStore, nil
 }
 
-// question is what the store is to be asked. Reading a clock takes a good part of the time that
-// a decision may take where many share a round trip, so that it is read once before and once after.
+// question is what the store is to be asked. Where many share a round trip, reading a clock is a
+// good part of what a decision takes: it is read once before and once after.
 type question struct {
 	key     string
 	n       int64
@@ -221,10 +221,10 @@ type question struct {
 
 // until is when the limiter's timeout is over for what begins now.
 func (r *remote) until(now int64) int64 {
-	if r.l.opts.Timeout < 0 {
-		return 0
+	if t := int64(r.l.opts.Timeout); t >= 0 && t <= math.MaxInt64-now {
+		return now + t
 	}
-	return now + int64(r.l.opts.Timeout)
+	return 0
 }
 
 // consult asks the store and learns from its answer.

@@ -188,3 +188,16 @@ func TestRedisStoreInput(t *testing.T) {
 		require.ErrorContains(t, take(), "want", name)
 	}
 }
+
+// TestLongestTimeout: a timeout that ends after time does is none.
+func TestLongestTimeout(t *testing.T) {
+	o := quiet(hour)
+	o.Redis, o.Timeout = redistest.Start(t).Client(), math.MaxInt64
+	l := Must(new(Registry).New("patient", o))
+	defer l.Close()
+	for range 3 {
+		d, err := l.Take(ctx, "key")
+		require.NoError(t, err)
+		require.Equal(t, SourceStore, d.Source)
+	}
+}

@@ -21,7 +21,8 @@ import (
 // several processes that share their limits. Each call is one command: a script
 // that decides and writes in one step, by the server's clock. Calls that come while others
 // are under way share a round trip, and those that take the same units of one key
-// share a command. So do, on a single server, those of many keys under the same limits.
+// share a command. So do, on a single server, those of many keys under the same limits. In a
+// Cluster calls to one master wait for none to another.
 //
 // A counter's key reads "rl:login:{203.0.113.7}:fixed-1h", and a fixed window is a plain
 // number with a time to live. Every key has one, and it is no longer than until the
@@ -93,7 +94,8 @@ func (s *RedisStore) open(q *redisQueue) {
 }
 
 const (
-	// Two round trips at once keep client and server both at work.
+	// Two round trips at once keep client and server both at work. In a cluster that is to each
+	// master.
 	maxFlights = 2
 	// So many more, and no more connections, are waiting for a server that hangs, until
 	// the client's own timeouts end it.

@@ -27,7 +27,8 @@ var (
 // A Queue is where callers wait. Its exported fields are set before first use.
 type Queue[T any] struct {
 	// Send carries out a batch and comes back when it knows what became of all of
-	// it. Its context has no end, but a deadline, which a client may make use of.
+	// it. Its context has a deadline, which a client may make use of, but is never done, unless
+	// it is called on the goroutine of the batch's one caller.
 	Send func(ctx context.Context, batch []*Job[T])
 
 	// Panicked is told what Send has panicked with, where no caller's own goroutine
@@ -115,8 +116,8 @@ func (q *Queue[T]) Do(ctx context.Context, deadline time.Time, job *Job[T], here
 	q.takeOff()
 	q.mu.Unlock()
 
-	// To wait for one thing alone is what most of the time goes into that is saved here:
-	// deadlines are the queue's to watch.
+	// A timer for each caller, and a select that has it, would cost more than all of the rest.
+	// So it is the queue that watches deadlines.
 	if ctx.Done() == nil {
 		<-job.done
 		return job.err
