@@ -90,16 +90,21 @@ func newRedisStore(client redis.UniversalClient, prefix string, opts ...RedisOpt
 
 func (s *RedisStore) open(q *redisQueue) {
 	q.Send, q.Left, q.Panicked = s.send, s.giveBack, s.panicked
-	q.Most, q.Late, q.Batch = maxFlights, maxLate, maxBatch
+	q.Most, q.More, q.Late, q.Batch = maxFlights, moreFlights, maxLate, maxBatch
+	q.Pause, q.Now = flightPause, monotonic
 }
 
 const (
 	// Two round trips at once keep client and server both at work. In a cluster that is to each
 	// master.
 	maxFlights = 2
+	// To a server that is further away than they take, and busy, others set off, but no sooner than
+	// it pays: each costs client and server some 10 µs.
+	moreFlights = 2
+	flightPause = 100 * time.Microsecond
 	// So many more, and no more connections, are waiting for a server that hangs, until
 	// the client's own timeouts end it.
-	maxLate = 14
+	maxLate = 12
 	// A batch's first caller waits for its last: some 256 scripts are a millisecond of a server's time.
 	maxBatch = 256
 )
@@ -226,7 +231,7 @@ func (s *RedisStore) do(ctx context.Context, now, until int64, job *redisJob) er
 		s.claim.refresh(s, now)
 		return s.wrap(err)
 	}
-	if err := s.fly(ctx, until, job); err != nil {
+	if err := s.fly(ctx, now, until, job); err != nil {
 		if err == flight.ErrUnsent || err == flight.ErrUnknown {
 			err = &RedisError{Unsent: err == flight.ErrUnsent, err: err}
 		}
@@ -240,16 +245,16 @@ func (s *RedisStore) do(ctx context.Context, now, until int64, job *redisJob) er
 }
 
 // fly has a job sent, alone or with others, and waits for what comes of it.
-func (s *RedisStore) fly(ctx context.Context, until int64, job *redisJob) error {
+func (s *RedisStore) fly(ctx context.Context, now, until int64, job *redisJob) error {
 	queue := s.queueOf(job.Value.key)
 	deadline, ok := ctx.Deadline()
 	if until == 0 {
-		return queue.Do(ctx, deadline, job, false)
+		return queue.Do(ctx, now, deadline, job, false)
 	}
 	if own := epoch.Add(time.Duration(until)); !ok || own.Before(deadline) {
 		deadline = own
 	}
-	return queue.Do(ctx, deadline, job, s.prompt.of(s.client) != nil)
+	return queue.Do(ctx, now, deadline, job, s.prompt.of(s.client) != nil)
 }
 
 type redisQueue = flight.Queue[redisCall]

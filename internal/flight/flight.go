@@ -3,6 +3,9 @@
 // out waits, and the next one takes all of those along. So a lone caller pays for
 // nothing, no timer fills a batch, and the busier it is, the more is shared.
 //
+// Where the way is long, to wait for the next landing is too: whoever comes a Pause after the last
+// one has set off needs no landing, as long as no more than More are under way beside those.
+//
 // A caller waits no longer than its context or its deadline says, whatever becomes of the flight.
 package flight
 
@@ -39,9 +42,12 @@ type Queue[T any] struct {
 	// for it, before Send is called again by the same flight.
 	Left func(job *Job[T])
 
-	Most  int // flights under way at once
-	Late  int // and how many more, where callers have given up on one of those
-	Batch int // jobs in one flight
+	Most  int           // flights under way at once
+	More  int           // and others, each a Pause after the one before
+	Late  int           // and others, where callers have given up on one of those
+	Batch int           // jobs in one flight
+	Pause time.Duration // for More
+	Now   func() int64  // for More: nanoseconds of a clock that does not run backwards
 
 	mu      sync.Mutex
 	first   *Job[T] // of those waiting
@@ -49,6 +55,7 @@ type Queue[T any] struct {
 	flights []*flight[T] // all that are under way
 	flying  int          // of them, those that are not late
 	late    int
+	set     int64  // when the last one has set off
 	pushed  uint64 // counts jobs
 	timer   *time.Timer
 	due     time.Time // when the timer goes off; zero if it is not set
@@ -91,7 +98,7 @@ type flight[T any] struct {
 	boarded uint64 // the pushed of when its batch went on board
 }
 
-// Do has job carried out, and returns nil when it has been. Where ctx is done at the start, or
+// Do has job carried out, and returns nil when it has been. Now is what Queue.Now has just shown. Where ctx is done at the start, or
 // cancelled before, the error is ctx's; where its deadline or the other one is over before,
 // [ErrUnsent] or [ErrUnknown]. A zero deadline is none.
 //
@@ -99,21 +106,22 @@ type flight[T any] struct {
 // goroutine, which saves waking up another. The caller sees to it that Send comes back by the
 // deadline then: its context is done at that, for what Send may have to wait for before anything
 // is sent.
-func (q *Queue[T]) Do(ctx context.Context, deadline time.Time, job *Job[T], here bool) error {
+func (q *Queue[T]) Do(ctx context.Context, now int64, deadline time.Time, job *Job[T], here bool) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	job.ctx, job.deadline, job.err = ctx, deadline, nil
 	q.mu.Lock()
 	q.watch(deadline)
-	if here && q.first == nil && q.flying < q.Most {
+	if here && q.first == nil && q.mayFly(now) {
+		q.set = now
 		return q.flyHere(job)
 	}
 	if job.done == nil {
 		job.done = make(chan struct{}, 1)
 	}
 	q.push(job)
-	q.takeOff()
+	q.takeOff(now)
 	q.mu.Unlock()
 
 	// A timer for each caller, and a select that has it, would cost more than all of the rest.
@@ -155,7 +163,7 @@ func (q *Queue[T]) flyHere(job *Job[T]) error {
 			job.over = nil
 		}
 		q.flying--
-		q.takeOff()
+		q.takeOff(0)
 		q.land(f)
 		q.mu.Unlock()
 	}()
@@ -256,13 +264,20 @@ func (q *Queue[T]) giveUp(which func(*flight[T]) bool) {
 			q.late++
 		}
 	}
-	q.takeOff()
+	q.takeOff(0)
+}
+
+// mayFly reports whether one more flight may set off, at an instant or, by 0, without regard to
+// that. q.mu is held.
+func (q *Queue[T]) mayFly(now int64) bool {
+	return q.flying < q.Most || q.flying < q.Most+q.More && now-q.set >= int64(q.Pause)
 }
 
 // takeOff starts a flight if there is somebody to take along. q.mu is held.
-func (q *Queue[T]) takeOff() {
-	if q.first != nil && q.flying < q.Most {
+func (q *Queue[T]) takeOff(now int64) {
+	if q.first != nil && q.mayFly(now) {
 		q.flying++
+		q.set = max(q.set, now)
 		f := &flight[T]{boarded: q.pushed}
 		q.flights = append(q.flights, f)
 		go q.fly(f)
@@ -272,7 +287,14 @@ func (q *Queue[T]) takeOff() {
 func (q *Queue[T]) fly(f *flight[T]) {
 	var batch, kept, gone []*Job[T]
 	q.mu.Lock()
-	for {
+	for again := false; ; again = true {
+		if q.More > 0 {
+			now := q.Now()
+			if again && q.flying > q.Most && now-q.set < int64(q.Pause) {
+				break // it was one too many: others are out, and the way is short
+			}
+			q.set = now
+		}
 		batch = q.board(f, batch[:0])
 		if len(batch) == 0 {
 			break
@@ -336,7 +358,7 @@ func (q *Queue[T]) Post(job *Job[T]) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.push(job)
-	q.takeOff()
+	q.takeOff(0)
 }
 
 // land ends a flight. q.mu is held.

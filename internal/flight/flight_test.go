@@ -17,7 +17,8 @@ import (
 
 type job = flight.Job[int]
 
-// server is what a queue of two flights sends to. Its round trips take an hour.
+// server is what a queue sends to. Its round trips take an hour, but a minute less for each 10,000
+// in its first value.
 type server struct {
 	flight.Queue[int]
 
@@ -35,6 +36,8 @@ const trip = time.Hour
 func newServer(most, late, batch int) *server {
 	s := new(server)
 	s.Most, s.Late, s.Batch = most, late, batch
+	begin := time.Now()
+	s.Now = func() int64 { return int64(time.Since(begin)) }
 	s.Send = func(ctx context.Context, jobs []*job) {
 		s.mu.Lock()
 		var values []int
@@ -47,7 +50,7 @@ func newServer(most, late, batch int) *server {
 		s.under++
 		s.most = max(s.most, s.under)
 		s.mu.Unlock()
-		time.Sleep(trip)
+		time.Sleep(trip - time.Duration(values[0]/10_000)*time.Minute)
 		s.mu.Lock()
 		s.under--
 		s.mu.Unlock()
@@ -93,7 +96,7 @@ func (s *server) do(value int, timeout time.Duration) *call {
 	}
 	go func() {
 		defer close(c.done)
-		c.err = s.Do(ctx, deadline, c.job, false)
+		c.err = s.Do(ctx, s.Now(), deadline, c.job, false)
 		c.after = time.Since(start)
 	}()
 	synctest.Wait()
@@ -138,7 +141,7 @@ func TestDoneBefore(t *testing.T) {
 		s := newServer(1, 1, 9)
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		require.Equal(t, context.Canceled, s.Do(ctx, time.Time{}, &job{Value: 1}, false))
+		require.Equal(t, context.Canceled, s.Do(ctx, 0, time.Time{}, &job{Value: 1}, false))
 		s.Wait()
 		require.Empty(t, s.sent())
 	})
@@ -187,7 +190,7 @@ func TestContextDeadline(t *testing.T) {
 		s := newServer(1, 1, 9)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		require.Equal(t, flight.ErrUnknown, s.Do(ctx, time.Time{}, &job{Value: 1}, false))
+		require.Equal(t, flight.ErrUnknown, s.Do(ctx, 0, time.Time{}, &job{Value: 1}, false))
 		s.Wait()
 		require.Equal(t, []bool{false}, s.gone)
 	})
@@ -250,9 +253,9 @@ func TestJobsAreReused(t *testing.T) {
 			}
 			j.Value = i + 1
 			if i%2 == 0 {
-				require.NoError(t, s.Do(t.Context(), deadline, j, false))
+				require.NoError(t, s.Do(t.Context(), 0, deadline, j, false))
 			} else {
-				require.NoError(t, s.Do(t.Context(), time.Now().Add(time.Duration(i)*trip), j, true))
+				require.NoError(t, s.Do(t.Context(), 0, time.Now().Add(time.Duration(i)*trip), j, true))
 				require.True(t, s.here[i])
 			}
 			require.Equal(t, -i-1, j.Value)
@@ -269,9 +272,9 @@ func TestHere(t *testing.T) {
 		start, j := time.Now(), &job{Value: 2}
 		go func() {
 			time.Sleep(time.Minute)
-			require.NoError(t, s.Do(t.Context(), time.Now().Add(2*trip), &job{Value: 3}, true))
+			require.NoError(t, s.Do(t.Context(), 0, time.Now().Add(2*trip), &job{Value: 3}, true))
 		}()
-		require.NoError(t, s.Do(t.Context(), start.Add(trip), j, true))
+		require.NoError(t, s.Do(t.Context(), 0, start.Add(trip), j, true))
 		require.Equal(t, trip, time.Since(start))
 		require.Equal(t, -2, j.Value)
 		synctest.Wait()
@@ -287,7 +290,7 @@ func TestHereDoesNotJumpTheQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer(1, 0, 1)
 		one, two := s.do(1, 0), s.do(2, 0)
-		require.NoError(t, s.Do(t.Context(), time.Now().Add(4*trip), &job{Value: 3}, true))
+		require.NoError(t, s.Do(t.Context(), 0, time.Now().Add(4*trip), &job{Value: 3}, true))
 		require.Equal(t, [][]int{{1}, {2}, {3}}, s.sent())
 		one.requireDone(t, trip, nil)
 		two.requireDone(t, 2*trip, nil)
@@ -309,7 +312,7 @@ func TestContexts(t *testing.T) {
 		ctx := context.WithValue(t.Context(), key{}, "caller")
 		now := time.Now()
 		for _, deadline := range []time.Time{{}, now.Add(3 * trip), now.Add(4 * trip), now.Add(3 * trip)} {
-			go q.Do(ctx, deadline, &job{}, false)
+			go q.Do(ctx, 0, deadline, &job{}, false)
 			synctest.Wait()
 		}
 		time.Sleep(2 * trip)
@@ -339,7 +342,7 @@ func TestContexts(t *testing.T) {
 		j := &job{}
 		for range 3 { // a deadline that was reached does not spoil the job
 			start := time.Now()
-			require.NoError(t, q.Do(ctx, start.Add(trip), j, true))
+			require.NoError(t, q.Do(ctx, 0, start.Add(trip), j, true))
 			require.Equal(t, trip, time.Since(start))
 		}
 	})
@@ -352,7 +355,7 @@ func TestPanicHere(t *testing.T) {
 		send := s.Send
 		s.Send = func(context.Context, []*job) { panic("hook") }
 		for range 3 {
-			require.PanicsWithValue(t, "hook", func() { s.Do(t.Context(), time.Now().Add(trip), &job{}, true) })
+			require.PanicsWithValue(t, "hook", func() { s.Do(t.Context(), 0, time.Now().Add(trip), &job{}, true) })
 		}
 		s.Send = send
 		s.do(1, 0).requireDone(t, trip, nil)
@@ -412,7 +415,7 @@ func TestRace(t *testing.T) {
 					here = true
 					go cancel()
 				}
-				err := q.Do(ctx, deadline, j, here)
+				err := q.Do(ctx, 0, deadline, j, here)
 				cancel()
 				if err == nil {
 					told.Add(1)
@@ -478,7 +481,7 @@ func TestCancelledHere(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(time.Minute, cancel)
 		start := time.Now()
-		require.Equal(t, context.Canceled, s.Do(ctx, start.Add(2*trip), &job{Value: 1}, true))
+		require.Equal(t, context.Canceled, s.Do(ctx, 0, start.Add(2*trip), &job{Value: 1}, true))
 		require.Equal(t, trip, time.Since(start), "the reply is waited for")
 		require.Equal(t, []int{1}, s.carriedForNobody())
 		require.Equal(t, []bool{true}, s.gone)
@@ -494,7 +497,7 @@ func TestManyDeadlines(t *testing.T) {
 		for i := range 1000 {
 			all.Go(func() {
 				start, timeout := time.Now(), time.Minute+time.Duration(i*7919%1000)*50*time.Microsecond
-				require.Equal(t, flight.ErrUnsent, s.Do(t.Context(), start.Add(timeout), &job{Value: 2 + i}, i%2 == 0))
+				require.Equal(t, flight.ErrUnsent, s.Do(t.Context(), 0, start.Add(timeout), &job{Value: 2 + i}, i%2 == 0))
 				late := time.Since(start) - timeout
 				require.True(t, late >= 0 && late <= 200*time.Microsecond, "%v", late)
 			})
@@ -503,5 +506,70 @@ func TestManyDeadlines(t *testing.T) {
 		first.requireDone(t, time.Minute, flight.ErrUnknown)
 		s.Wait()
 		require.Equal(t, [][]int{{1}}, s.sent())
+	})
+}
+
+// TestLongWay: where round trips take longer than a pause, others need not wait for one to land,
+// and those that were too many end when there is less to do.
+func TestLongWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(1, 0, 9)
+		s.More, s.Pause = 2, 10*time.Minute
+		first := s.do(1, 0)
+		soon := s.do(2, 0) // waits, for it is too soon
+		time.Sleep(s.Pause - 1)
+		still := s.do(3, 0)
+		time.Sleep(1)
+		trigger := s.do(4, 0)
+		require.Equal(t, [][]int{{1}, {2, 3, 4}}, s.sent(), "all that wait are taken along")
+		time.Sleep(s.Pause)
+		third := s.do(5, 0)
+		require.Equal(t, [][]int{{1}, {2, 3, 4}, {5}}, s.sent())
+		time.Sleep(s.Pause)
+		last := s.do(6, 0) // there are no more than three
+		first.requireDone(t, trip, nil)
+		last.requireDone(t, trip-3*s.Pause+trip, nil)
+		soon.requireDone(t, s.Pause+trip, nil)
+		still.requireDone(t, 1+trip, nil)
+		trigger.requireDone(t, trip, nil)
+		third.requireDone(t, trip, nil)
+		s.Wait()
+		require.Equal(t, [][]int{{1}, {2, 3, 4}, {5}, {6}}, s.sent())
+		require.Equal(t, 3, s.most)
+	})
+}
+
+// TestTooMany: when two land one after the other, the second does not take along those who have
+// come since: another one is out, and the way is not long.
+func TestTooMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(1, 0, 9)
+		s.More, s.Pause = 1, 10*time.Minute
+		one := s.do(1, 0)
+		time.Sleep(s.Pause)
+		two := s.do(50_002, 0)
+		three := s.do(3, 0) // for the first to land
+		one.requireDone(t, trip, nil)
+		four := s.do(4, 0)
+		two.requireDone(t, trip-5*time.Minute, nil)
+		synctest.Wait()
+		require.Equal(t, [][]int{{1}, {50_002}, {3}}, s.sent())
+		three.requireDone(t, trip-s.Pause+trip, nil)
+		four.requireDone(t, 2*trip, nil)
+		s.Wait()
+		require.Equal(t, 2, s.most)
+	})
+}
+
+// TestHereOnALongWay: one more may set off on its caller's own goroutine, too.
+func TestHereOnALongWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(1, 0, 9)
+		s.More, s.Pause = 1, time.Minute
+		one := s.do(1, 0)
+		time.Sleep(time.Minute)
+		require.NoError(t, s.Do(t.Context(), s.Now(), time.Now().Add(2*trip), &job{Value: 2}, true))
+		one.requireDone(t, trip, nil)
+		require.Equal(t, []bool{false, true}, s.here)
 	})
 }

@@ -8,10 +8,12 @@ import (
 
 // The numbers of a RedisStore, and of what stands before it.
 const (
-	maxFlights = 2
-	maxLate    = 14
-	maxBatch   = 256
-	maxWaiting = 4096
+	maxFlights  = 2
+	moreFlights = 2
+	flightPause = int64(100 * time.Microsecond)
+	maxLate     = 12
+	maxBatch    = 256
+	maxWaiting  = 4096
 )
 
 type op uint8
@@ -50,12 +52,14 @@ type flight struct {
 }
 
 // queue is how a process's calls get to the server, as in internal/flight: whoever comes
-// while fewer than maxFlights are out sets off at once, and the others go together.
+// while fewer than maxFlights are out sets off at once, or where moreFlights are not and the last
+// has set off a flightPause ago, and the others go together.
 type queue struct {
 	waiting      []*call
 	timed        []*call // all that have not been answered, by deadline
 	armed        bool    // there is an expiry to come
 	flying, late int
+	set          int64         // when the last one has set off
 	latest       map[int]*call // by key, within share
 }
 
@@ -66,12 +70,13 @@ func (p *process) send(c *call, timeout int64) {
 	p.queue.waiting = append(p.queue.waiting, c)
 	p.queue.timed = append(p.queue.timed, c)
 	p.arm()
-	p.takeOff()
+	p.takeOff(p.run.now-p.queue.set >= flightPause)
 }
 
-func (p *process) takeOff() {
+func (p *process) takeOff(more bool) {
 	q := &p.queue
-	for len(q.waiting) > 0 && q.flying < maxFlights {
+	for len(q.waiting) > 0 && (q.flying < maxFlights || more && q.flying < maxFlights+moreFlights) {
+		q.set, more = p.run.now, false
 		f := new(flight)
 		for len(q.waiting) > 0 && len(f.calls) < maxBatch {
 			if c := q.waiting[0]; !c.over {
@@ -119,7 +124,7 @@ func (p *process) land(f *flight) {
 			p.done(c)
 		}
 	}
-	p.takeOff()
+	p.takeOff(false)
 }
 
 // expire ends the wait of calls whose time is over.
@@ -141,7 +146,7 @@ func (p *process) expire() {
 		p.done(c)
 	}
 	p.arm()
-	p.takeOff()
+	p.takeOff(false)
 }
 
 func (p *process) arm() {
