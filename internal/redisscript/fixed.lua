@@ -7,10 +7,11 @@ local following = ARGV[rest]
 local single = following ~= 'f' and following ~= 's' and following ~= 'b'
 
 if single and ARGV[1] == 'f' then
-  local call, pcall, type, keys = redis.call, redis.pcall, type, KEYS
+  local call, pcall, type, find, keys = redis.call, redis.pcall, type, string.find, KEYS
   local n, w = ARGV[2] + 0, ARGV[3] + 0
   -- All is read before anything is written, and TIME comes after PTTL: see lib.lua.
   reply = {0, 0, 0} -- of the length that is usual
+  local counts = call('MGET', unpack(keys))
   for i = 1, #keys do reply[2 * i] = call('PTTL', keys[i]) end
   local time = call('TIME')
   now = time[1] * 1000000 + time[2]
@@ -27,23 +28,29 @@ if single and ARGV[1] == 'f' then
       units, at = taken, at + 3
       named = (ARGV[at] or 0) + 0
     end
+    local count = counts[i]
     if taken == 0 or taken > n then
       -- a look, or not for all callers
-    elseif life > 0 and life <= longest then
-      local count = pcall('INCRBY', key, units) -- which keeps its time to live
-      if type(count) == 'number' then
-        local before, fit = count - taken, taken
-        done = before >= 0 and before < 1e15
-        if not done then
-          fit = 0
-        elseif count > n then
+    elseif count and life > 0 and life <= longest then
+      local before, fit = tonumber(count) or 0, taken
+      if before > 0 and before < 1e15 then
+        if before + taken > n then
           fit = 0
           if before < n then fit = n - before - (n - before) % cost end
-          reply[last + 1], reply[last + 2] = i, fit / cost
-          last = last + 2
+          units = fit
         end
-        if fit < taken then call('INCRBY', key, taken == 1 and '-1' or fit - taken) end
-        if done then reply[2 * i], reply[2 * i + 1] = began + life * 1000, before end
+        if fit > 0 then
+          done = type(pcall('INCRBY', key, units)) == 'number' -- which keeps its time to live
+        else
+          done = find(count, '^[1-9]%d*$')
+        end
+        if done then
+          reply[2 * i], reply[2 * i + 1] = began + life * 1000, before
+          if fit < taken then
+            reply[last + 1], reply[last + 2] = i, fit / cost
+            last = last + 2
+          end
+        end
       end
     elseif life == -2 then
       if not ends then

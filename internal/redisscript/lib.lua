@@ -142,7 +142,7 @@ local function state(kind, raw, life, w, now)
   if not raw or life == -2 then return now, 0, 0, false end
   if type(raw) ~= 'string' then return nil end
   if kind == 'f' then
-    if not string.find(raw, '^%d+$') or #raw > 15 then return nil end
+    if raw ~= '0' and not string.find(raw, '^[1-9]%d*$') or #raw > 15 then return nil end -- as INCRBY has it
     if life == -1 then return now, tonumber(raw), 0, true end
     local t = (math.floor(now / 1000) + life) * 1000 - w
     return t, tonumber(raw), 0, t - now > w

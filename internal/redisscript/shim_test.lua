@@ -27,6 +27,11 @@ local redis = (function(real)
   local commands = {
     TIME = function() return {string.format('%.0f', math.floor(now / 1000000)), string.format('%.0f', math.fmod(now, 1000000))} end,
     GET = function(key) return (get(key)) end,
+    MGET = function(...)
+      local values = {}
+      for i, key in ipairs({...}) do values[i] = get(key) end
+      return values
+    end,
     PTTL = function(key)
       local value, ends = get(key)
       if not value then return -2 end
