@@ -182,7 +182,7 @@ func (r *remote) take(ctx context.Context, key string, n int64, limits []Limit, 
 	owes, late := r.owes(ctx, key)
 	if !owes && n > 0 && r.breaker.Open() && r.l.opts.OnFailure == FallbackLocal {
 		// To learn whether the store is back takes no units: there may be no answer.
-		if failed := r.look(ctx, key); failed != nil {
+		if failed := r.look(ctx, key, q.until); failed != nil {
 			err = untaken{failed}
 		}
 		late = true
@@ -303,7 +303,7 @@ func (r *remote) ask(ctx context.Context, start int64, call func(context.Context
 	switch {
 	case err == nil:
 		outcome = breaker.Succeeded
-	case ctx.Err() == context.Canceled, ctx.Err() != nil && monotonic()-start < int64(r.l.opts.Timeout):
+	case ctx.Err() == context.Canceled, r.hurried(ctx, start):
 		// Whoever asked has left, or gave less time than the limiter does: the store is not to blame.
 	case r.far.Fault(err) == FaultKey:
 		outcome = breaker.Succeeded
@@ -315,10 +315,24 @@ func (r *remote) ask(ctx context.Context, start int64, call func(context.Context
 	return now, err
 }
 
+// hurried reports whether a caller's own deadline is over, and was before the limiter's timeout. Its
+// context may say so a little later.
+func (r *remote) hurried(ctx context.Context, start int64) bool {
+	deadline, ok := ctx.Deadline()
+	if !ok || time.Until(deadline) > 0 {
+		return false
+	}
+	until := r.until(start)
+	return until == 0 || deadline.Before(epoch.Add(time.Duration(until)))
+}
+
 // fail decides where the store could not.
 func (r *remote) fail(ctx context.Context, key string, n int64, err error, s *numbers, results []Result) (Instant, Source, error) {
 	if left := ctx.Err(); left != nil {
 		return 0, 0, left
+	}
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= 0 { // as its context is about to say
+		return 0, 0, context.DeadlineExceeded
 	}
 	policy := r.l.opts.OnFailure
 	if err != errOwing {

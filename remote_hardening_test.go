@@ -2,11 +2,15 @@ package ratelimit_test
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"math"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -199,5 +203,116 @@ func TestLongestTimeout(t *testing.T) {
 		d, err := l.Take(ctx, "key")
 		require.NoError(t, err)
 		require.Equal(t, SourceStore, d.Source)
+	}
+}
+
+// TestOneTimeout: to tell the store of what is owed, to see whether it is back, and to ask it take
+// one Timeout together.
+func TestOneTimeout(t *testing.T) {
+	remotely(t, Options{Limits: []Limit{hour}, Timeout: time.Second}, func(t *testing.T, far *farStore, l *Limiter) {
+		far.set(refused)
+		decide(t, l, "key", 1)
+		require.Equal(t, 1, l.Stats().Remote.Owed)
+		far.set(up)
+		far.delay(400 * time.Millisecond)
+		start, done := time.Now(), make(chan struct{})
+		go func() {
+			defer close(done)
+			decide(t, l, "key", 1)
+		}()
+		synctest.Wait()
+		far.delay(0)
+		time.Sleep(50 * time.Millisecond)
+		breakDown(t, far, l, refused)
+		far.set(silent)
+		<-done
+		require.LessOrEqual(t, time.Since(start), time.Second)
+	})
+}
+
+// TestHurriedCallers: those who give less time than the limiter does say nothing of the store.
+func TestHurriedCallers(t *testing.T) {
+	t.Parallel()
+	for _, callers := range []int{1, 8} {
+		for _, prompt := range []bool{false, true} {
+			server := redistest.Start(t)
+			client := redisClient(t, server.Addr, patient, func(o *redis.Options) { o.ContextTimeoutEnabled = prompt })
+			l := httpLimiterNamed(t, "api", Options{Limits: []Limit{hour}, Redis: client, Timeout: time.Minute})
+			decide(t, l, "first", 1)
+			server.Hang()
+			var all sync.WaitGroup
+			for range callers {
+				all.Go(func() {
+					for i := range 20 {
+						_, err := l.Take(within(t, 2*time.Millisecond), fmt.Sprint("key", i))
+						if !errors.Is(err, context.DeadlineExceeded) {
+							t.Error(err)
+						}
+					}
+				})
+			}
+			all.Wait()
+			server.Continue()
+			require.Zero(t, l.Stats().Remote.Failures)
+		}
+	}
+}
+
+// TestLastSharerLeaves: of callers who share a command the last that is still there knows most. What
+// it was told is remembered, though another has left that came later.
+func TestLastSharerLeaves(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	direct, client := server.Client(), server.Client(patient)
+	before, shared, after := make(chan struct{}), make(chan struct{}, 1), make(chan struct{})
+	client.AddHook(through(func(ctx context.Context, cmd redis.Cmder) bool {
+		switch args := fmt.Sprint(cmd.Args()...); {
+		case strings.Contains(args, "{out"):
+			direct.Process(ctx, cmd)
+			<-before
+		case strings.Contains(args, "{key}"):
+			direct.Process(ctx, cmd)
+			shared <- struct{}{}
+			<-after
+		default:
+			return false
+		}
+		return true
+	}))
+	l := httpLimiterNamed(t, "api", Options{Limits: []Limit{hour}, Redis: client, Timeout: time.Minute, DenyRecheck: time.Minute})
+	decide(t, l, "warm", 1)
+	take(t, redisStore(t, server.Client(), "rl:api:"), "key", 5, hour) // another process has used it up
+
+	var all sync.WaitGroup
+	for i := range 4 { // all that may be under way are
+		all.Go(func() { l.Take(ctx, fmt.Sprint("out", i)) })
+		time.Sleep(5 * time.Millisecond)
+	}
+	for range 8 {
+		all.Go(func() {
+			d, err := l.Take(ctx, "key")
+			require.NoError(t, err)
+			require.False(t, d.Allowed)
+		})
+	}
+	time.Sleep(5 * time.Millisecond)
+	leaving, leave := context.WithCancel(ctx)
+	left := make(chan error)
+	go func() {
+		_, err := l.Take(leaving, "key")
+		left <- err
+	}()
+	time.Sleep(5 * time.Millisecond)
+	close(before)
+	<-shared
+	leave()
+	require.ErrorIs(t, <-left, context.Canceled)
+	close(after)
+	all.Wait()
+	server.Kill()
+	for range 5 {
+		d, err := l.Take(ctx, "key")
+		require.NoError(t, err)
+		require.False(t, d.Allowed)
 	}
 }

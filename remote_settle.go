@@ -87,7 +87,7 @@ func (r *remote) settleAll(first string) {
 			debtors = append([]string{first}, debtors...)
 		}
 		if len(debtors) > 0 && r.breaker.Open() {
-			if err := r.look(r.closing, debtors[0]); err != nil && r.fault(err) != FaultKey {
+			if err := r.look(r.closing, debtors[0], r.until(monotonic())); err != nil && r.fault(err) != FaultKey {
 				return
 			}
 		}
@@ -126,10 +126,10 @@ type untaken struct{ error }
 func (u untaken) Unwrap() error { return u.error }
 
 // look asks the store for nothing, to see whether it answers.
-func (r *remote) look(ctx context.Context, key string) error {
-	start, limits := monotonic(), r.l.policy.Load().limits
-	q := question{key: key, limits: limits, now: start, until: r.until(start)}
-	_, err := r.ask(ctx, start, func(ctx context.Context) error {
+func (r *remote) look(ctx context.Context, key string, until int64) error {
+	limits := r.l.policy.Load().limits
+	q := question{key: key, limits: limits, now: monotonic(), until: until}
+	_, err := r.ask(ctx, q.now, func(ctx context.Context) error {
 		_, _, err := r.call(ctx, q, make([]Result, len(limits)))
 		return err
 	})

@@ -45,12 +45,12 @@ type RedisStore struct {
 	queue  redisQueue
 	nodes  nodeQueues
 	shapes shapeSets
-	jobs   sync.Pool // of *redisJob
-	prompt promptClient
+	jobs   sync.Pool   // of *redisJob
+	prompt bool        // the client keeps to deadlines: a call can be made on its caller's goroutine
+	proven atomic.Bool // the last command was answered: the next one can be waited for there
 	claim  redisClaim
 	closed atomic.Bool
-
-	slotted atomic.Bool // the server has refused a command for keys of several slots
+	place  atomic.Uint32 // whether all keys are in one
 }
 
 // RedisOption is a setting of a [RedisStore].
@@ -78,7 +78,7 @@ func NewRedisStore(client redis.UniversalClient, prefix string, opts ...RedisOpt
 }
 
 func newRedisStore(client redis.UniversalClient, prefix string, opts ...RedisOption) *RedisStore {
-	s := &RedisStore{client: client, prefix: prefix}
+	s := &RedisStore{client: client, prefix: prefix, prompt: isPrompt(client)}
 	for _, opt := range opts {
 		if opt != nil {
 			opt(&s.opts)
@@ -89,7 +89,7 @@ func newRedisStore(client redis.UniversalClient, prefix string, opts ...RedisOpt
 }
 
 func (s *RedisStore) open(q *redisQueue) {
-	q.Send, q.Left, q.Panicked = s.send, s.giveBack, s.panicked
+	q.Send, q.Landed, q.Left, q.Panicked = s.send, landed, s.giveBack, s.panicked
 	q.Most, q.More, q.Late, q.Batch = maxFlights, moreFlights, maxLate, maxBatch
 	q.Pause, q.Now = flightPause, monotonic
 }
@@ -102,9 +102,9 @@ const (
 	// it pays: each costs client and server some 10 µs.
 	moreFlights = 2
 	flightPause = 100 * time.Microsecond
-	// So many more, and no more connections, are waiting for a server that hangs, until
-	// the client's own timeouts end it.
-	maxLate = 12
+	// So many more are waiting for a server that hangs, until the client's own timeouts end it. With
+	// what is asked beside the decisions that makes 16 connections.
+	maxLate = 10
 	// A batch's first caller waits for its last: some 256 scripts are a millisecond of a server's time.
 	maxBatch = 256
 )
@@ -125,7 +125,7 @@ func (s *RedisStore) Take(ctx context.Context, key string, n int64, limits []Lim
 
 // takeBy is Take at an instant that the caller has just read off the clock, with a deadline beside
 // that of ctx, unless it is 0. A context with a timer in it would cost as much as the rest of the call.
-// Of those that shared a command only the last is told the latest.
+// Of those that shared a command and are still there, only the last is told the latest.
 func (s *RedisStore) takeBy(now, until int64, ctx context.Context, key string, n int64, limits []Limit, results []Result) (at Instant, latest bool, err error) {
 	if n < 0 || len(results) != len(limits) {
 		return 0, false, s.wrap(fmt.Errorf("Take of %d units, %d limits and %d results: want 0 units or more, and as many results as limits", n, len(limits), len(results)))
@@ -140,7 +140,7 @@ func (s *RedisStore) takeBy(now, until int64, ctx context.Context, key string, n
 	}
 	c := &job.Value
 	err = c.results(results)
-	at, latest = Instant(c.now*1000), c.place == c.sharers-1
+	at, latest = Instant(c.now*1000), c.latest
 	s.jobs.Put(job)
 	if err != nil {
 		return 0, false, s.wrap(err)
@@ -203,8 +203,8 @@ func (s *RedisStore) Close() error {
 	s.claim.mu.Lock()
 	s.closed.Store(true)
 	s.claim.mu.Unlock()
-	s.queue.Wait()
-	s.nodes.wait()
+	s.queue.Close()
+	s.nodes.close()
 	s.claim.running.Wait()
 	return nil
 }
@@ -232,8 +232,11 @@ func (s *RedisStore) do(ctx context.Context, now, until int64, job *redisJob) er
 		return s.wrap(err)
 	}
 	if err := s.fly(ctx, now, until, job); err != nil {
-		if err == flight.ErrUnsent || err == flight.ErrUnknown {
+		switch err {
+		case flight.ErrUnsent, flight.ErrUnknown:
 			err = &RedisError{Unsent: err == flight.ErrUnsent, err: err}
+		case flight.ErrClosed:
+			err = ErrStoreClosed
 		}
 		return s.wrap(err)
 	}
@@ -254,7 +257,7 @@ func (s *RedisStore) fly(ctx context.Context, now, until int64, job *redisJob) e
 	if own := epoch.Add(time.Duration(until)); !ok || own.Before(deadline) {
 		deadline = own
 	}
-	return queue.Do(ctx, now, deadline, job, s.prompt.of(s.client) != nil)
+	return queue.Do(ctx, now, deadline, job, s.prompt && s.proven.Load())
 }
 
 type redisQueue = flight.Queue[redisCall]
@@ -264,61 +267,55 @@ type redisQueue = flight.Queue[redisCall]
 type nodeQueues struct {
 	known atomic.Bool // the client has found out which master has what
 	all   sync.Map    // *redis.Client, of a master, to *redisQueue
+	n     int         // of all; guarded by claim.mu
 }
+
+// maxNodes bounds what a cluster that changes its masters again and again leaves behind.
+const maxNodes = 1024
 
 // queueOf is where the calls of a key wait for each other.
 func (s *RedisStore) queueOf(key string) *redisQueue {
 	if !s.nodes.known.Load() {
 		return &s.queue
 	}
-	master, err := s.client.(*redis.ClusterClient).MasterForKey(context.Background(), key)
+	master, err := s.client.(*redis.ClusterClient).MasterForKey(context.Background(), redisscript.Tag(key))
 	if err != nil {
 		return &s.queue
 	}
-	queue, ok := s.nodes.all.Load(master)
-	if !ok {
-		queue = new(redisQueue)
-		s.open(queue.(*redisQueue))
-		queue, _ = s.nodes.all.LoadOrStore(master, queue)
+	if queue, ok := s.nodes.all.Load(master); ok {
+		return queue.(*redisQueue)
 	}
-	return queue.(*redisQueue)
+	s.claim.mu.Lock()
+	defer s.claim.mu.Unlock()
+	if s.closed.Load() || s.nodes.n == maxNodes {
+		return &s.queue
+	}
+	queue := new(redisQueue)
+	s.open(queue)
+	made, old := s.nodes.all.LoadOrStore(master, queue)
+	if !old {
+		s.nodes.n++
+	}
+	return made.(*redisQueue)
 }
 
-func (n *nodeQueues) wait() {
+func (n *nodeQueues) close() {
 	for _, queue := range n.all.Range {
-		queue.(*redisQueue).Wait()
+		queue.(*redisQueue).Close()
 	}
 }
 
-// promptClient makes of a client one that keeps the deadlines of contexts by itself, so
-// that a call can be made on its caller's goroutine.
-type promptClient struct {
-	proven atomic.Bool // the last command was answered: the next one can be waited for
-	made   atomic.Pointer[madePrompt]
-}
-
-type madePrompt struct{ redis.UniversalClient } // nil if it cannot be made
-
-func (p *promptClient) of(client redis.UniversalClient) redis.UniversalClient {
-	if !p.proven.Load() {
-		return nil
+// isPrompt reports whether a client ends its calls when their contexts' time is over. Others are
+// called on goroutines that their callers can leave. A clone of those that does would not run
+// their hooks.
+func isPrompt(client redis.UniversalClient) bool {
+	switch c := client.(type) {
+	case *redis.Client:
+		return c.Options().ContextTimeoutEnabled
+	case *redis.ClusterClient:
+		return c.Options().ContextTimeoutEnabled
 	}
-	made := p.made.Load()
-	if made == nil {
-		made = new(madePrompt)
-		switch c := client.(type) {
-		case *redis.Client:
-			c = c.WithTimeout(max(0, c.Options().ReadTimeout)) // on the same connections, but
-			c.Options().ContextTimeoutEnabled = true           // with options of its own
-			made.UniversalClient = c
-		case *redis.ClusterClient:
-			if c.Options().ContextTimeoutEnabled {
-				made.UniversalClient = c
-			}
-		}
-		p.made.Store(made)
-	}
-	return made.UniversalClient
+	return false
 }
 
 // shapeSet is what the limits of a call come to in commands: made once and used by
@@ -414,7 +411,10 @@ func junk(key any) error {
 // isRefused reports whether nothing was changed: Redis has answered with an error,
 // before any write of a script, or there was no connection to it.
 func isRefused(err error) bool {
-	return isReply(err) || isDialError(err) || errors.Is(err, redis.ErrPoolTimeout)
+	if isReply(err) { // a script may have written before a command that its user has no right to
+		return !strings.Contains(err.Error(), "The user executing the script")
+	}
+	return isDialError(err) || errors.Is(err, redis.ErrPoolTimeout)
 }
 
 // isReply reports whether err is what the server has answered.

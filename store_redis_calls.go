@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 
 	"github.com/redis/go-redis/v9"
@@ -25,11 +26,13 @@ type redisCall struct {
 	// Of those that share a command the first one makes it:
 	first *redisJob
 	again bool // the batch has another command of this key
+	told  bool // one of those that share it is the latest
 	redisCommand
 
 	// And then all of them have what came of it:
 	sharers  int64
 	place    int64 // among the sharers, from 0
+	latest   bool  // of the sharers that are still there it is the last
 	err      error
 	now      int64 // the server's, in microseconds
 	admitted int64 // how many of the sharers were
@@ -58,13 +61,9 @@ func (once) NoRetry() bool { return true }
 func (s *RedisStore) send(ctx context.Context, batch []*redisJob) {
 	if len(batch) == 1 {
 		c := &batch[0].Value
-		c.first, c.sharers, c.place = batch[0], 1, 0
+		c.first, c.sharers, c.place, c.latest = batch[0], 1, 0, true
 		c.build(ctx, s.prefix)
-		client := s.client
-		if ctx.Done() != nil { // its caller waits for nothing else
-			client = s.prompt.made.Load().UniversalClient
-		}
-		run(ctx, client, []*redisCommand{&c.redisCommand})
+		run(ctx, s.client, []*redisCommand{&c.redisCommand})
 		s.read(c)
 		return
 	}
@@ -185,12 +184,12 @@ func (s *sharing) share(batch []*redisJob) []*redisJob {
 		if before != nil {
 			f := &before.Value
 			if f.op == redisTake && c.op == redisTake && f.n == c.n && f.shapes == c.shapes {
-				c.first, c.place = before, f.sharers
+				c.first, c.place, c.latest = before, f.sharers, false
 				f.sharers++
 				continue
 			}
 		}
-		c.first, c.place, c.sharers, c.again = job, 0, 1, false
+		c.first, c.place, c.latest, c.sharers, c.again, c.told = job, 0, false, 1, false, false
 		if before != nil {
 			before.Value.again, c.again = true, true
 		}
@@ -198,6 +197,15 @@ func (s *sharing) share(batch []*redisJob) []*redisJob {
 		s.calls = append(s.calls, job)
 	}
 	return s.calls
+}
+
+// landed finds out who of those that shared a command knows the most.
+func landed(jobs []*redisJob) {
+	for _, job := range slices.Backward(jobs) {
+		if c := &job.Value; !c.first.Value.told {
+			c.first.Value.told, c.latest = true, true
+		}
+	}
 }
 
 // copyFrom takes over what came of a shared command.
@@ -259,8 +267,8 @@ func (s *RedisStore) learnFrom(err error) {
 			s.nodes.known.Store(true)
 		}
 	}
-	if proven != s.prompt.proven.Load() {
-		s.prompt.proven.Store(proven)
+	if proven != s.proven.Load() {
+		s.proven.Store(proven)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	. "github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/internal/redisscript"
 	"github.com/ratelimit-go/ratelimit/internal/redistest"
 )
 
@@ -186,9 +187,9 @@ func TestRedisMasterHangs(t *testing.T) {
 	})
 	hung := c.Nodes[0]
 	var theirs, others []string
-	for i := range 30 {
-		key := fmt.Sprint("user:", i)
-		if c.Owner(c.Slot(fmt.Sprintf("rl:api:{%s}:fixed-1h", key))) == hung {
+	for i := range 60 {
+		key := [...]string{"user:", "GET /v1/{id}/", strings.Repeat("k", 130)}[i%3] + fmt.Sprint(i)
+		if c.Owner(c.Slot(string(redisscript.AppendKey(nil, "rl:api:", key)))) == hung {
 			theirs = append(theirs, key)
 		} else {
 			others = append(others, key)

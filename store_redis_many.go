@@ -2,7 +2,9 @@ package ratelimit
 
 import (
 	"context"
+	"strconv"
 	"sync"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -25,10 +27,61 @@ type redisMany struct {
 
 var redisManys = sync.Pool{New: func() any { return new(redisMany) }}
 
-// canMany reports whether all keys are on one server, as far as is known.
+// canMany reports whether all keys are in one place. A client of a single server may be one of a
+// proxy before several, and that may go by a command's first key: the others would be counted where
+// they are not looked for. So it is tried out, once, before the first such command.
 func (s *RedisStore) canMany() bool {
-	_, single := s.client.(*redis.Client)
-	return single && !s.slotted.Load()
+	if _, single := s.client.(*redis.Client); !single {
+		return false
+	}
+	if s.place.Load() == placeUnknown && s.place.CompareAndSwap(placeUnknown, placeAsked) {
+		s.claim.mu.Lock()
+		defer s.claim.mu.Unlock()
+		if !s.closed.Load() {
+			s.claim.running.Go(s.findPlace)
+		}
+	}
+	return s.place.Load() == placeOne
+}
+
+// What is known of the place of keys.
+const (
+	placeUnknown uint32 = iota
+	placeAsked
+	placeOne
+	placeSeveral
+)
+
+// placeKeys are so many that two servers are told apart but once in 65,536 times.
+const placeKeys = 16
+
+// findPlace asks by the names of some other keys for one that is there.
+func (s *RedisStore) findPlace() {
+	ctx, cancel := context.WithTimeout(context.Background(), adjustTimeout)
+	defer cancel()
+	key := s.prefix + "place"
+	err := s.client.Set(ctx, key, "one", time.Minute).Err()
+	var seen []*redis.Cmd
+	if err == nil {
+		pipe := s.client.Pipeline()
+		for i := range placeKeys {
+			seen = append(seen, pipe.Eval(ctx, "return redis.call('GET', KEYS[2])", []string{key + ":" + strconv.Itoa(i), key}))
+		}
+		pipe.Exec(ctx)
+	}
+	found := placeOne
+	for _, cmd := range seen {
+		switch text, failed := cmd.Text(); {
+		case failed != nil && !isReply(failed):
+			err = failed
+		case failed != nil || text != "one":
+			found = placeSeveral
+		}
+	}
+	if err != nil && found == placeOne {
+		found = placeUnknown // and is tried out again
+	}
+	s.place.Store(found)
 }
 
 // sendMany carries out calls by as few commands as they can do with, in one round trip.
@@ -50,7 +103,7 @@ func (s *RedisStore) sendMany(ctx context.Context, calls []*redisJob) {
 	}
 	for _, m := range manys {
 		if err := m.cmd.Err(); err != nil && redis.HasErrorPrefix(err, "CROSSSLOT") {
-			s.slotted.Store(true) // it is a cluster's after all, and has done nothing
+			s.place.Store(placeSeveral) // it is a cluster's by now, and has done nothing
 			s.sendEach(ctx, m.jobs)
 		} else {
 			s.readMany(m)

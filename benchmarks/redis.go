@@ -21,9 +21,9 @@ type RedisLibrary struct {
 
 // RedisLibraries are all that is compared, in the order in which they are timed.
 var RedisLibraries = []RedisLibrary{
-	{Library{"fixed", Ours, "", "FixedWindow, Options.Redis, Timeout 3s as in go-redis", nil}, openOursOnRedis(fixedWindow, 0), nil},
-	{Library{"bucket", Ours, "", "TokenBucket, Options.Redis, Timeout 3s as in go-redis", nil}, openOursOnRedis(tokenBucket, 0), nil},
-	{Library{"leased", Ours, "", "FixedWindow, Options.Redis, Lease 250ms, Timeout 3s", nil}, openOursOnRedis(fixedWindow, 250*time.Millisecond), nil},
+	{Library{"fixed", Ours, "", "FixedWindow, Options.Redis with ContextTimeoutEnabled, Timeout 3s as in go-redis", nil}, openOursOnRedis(fixedWindow, 0), nil},
+	{Library{"bucket", Ours, "", "TokenBucket, Options.Redis with ContextTimeoutEnabled, Timeout 3s as in go-redis", nil}, openOursOnRedis(tokenBucket, 0), nil},
+	{Library{"leased", Ours, "", "FixedWindow, the same with Lease 250ms", nil}, openOursOnRedis(fixedWindow, 250*time.Millisecond), nil},
 	{Library{"ulule", Rival, "github.com/ulule/limiter/v3", "drivers/store/redis", nil}, openUluleOnRedis(false), nil},
 	{Library{"ulule-auto", Rival, "github.com/ulule/limiter/v3", "the same over go-redis AutoPipeline, which is experimental", nil}, openUluleOnRedis(true), nil},
 	{Library{"redis_rate", Rival, "github.com/go-redis/redis_rate/v10", "Allow, burst and rate apart", nil}, openRedisRate, nil},
@@ -48,8 +48,12 @@ func onCluster(c *redistest.Cluster) target { return target{c.Addrs(), true} }
 
 // goRedis returns a client with a connection for each of 64 callers, which is a little
 // better for those that use one each than the ten for each core that it has unless told.
-func (t target) goRedis() redis.UniversalClient {
-	return redis.NewUniversalClient(&redis.UniversalOptions{Addrs: t.addrs, IsClusterMode: t.cluster, PoolSize: RedisConnections})
+func (t target) goRedis(set ...func(*redis.UniversalOptions)) redis.UniversalClient {
+	o := &redis.UniversalOptions{Addrs: t.addrs, IsClusterMode: t.cluster, PoolSize: RedisConnections}
+	for _, f := range set {
+		f(o)
+	}
+	return redis.NewUniversalClient(o)
 }
 
 // RedisConnections is how many each client of go-redis has at most.

@@ -4,12 +4,14 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/ratelimit-go/ratelimit"
 )
 
 func openOursOnRedis(limit func(quota) ratelimit.Limit, lease time.Duration) func(target, quota) subject {
 	return func(where target, q quota) subject {
-		client := where.goRedis()
+		client := where.goRedis(func(o *redis.UniversalOptions) { o.ContextTimeoutEnabled = true })
 		l := must(new(ratelimit.Registry).New("api", ratelimit.Options{
 			Limits: []ratelimit.Limit{limit(q)},
 			Redis:  client,

@@ -19,6 +19,9 @@ import (
 	"time"
 )
 
+// ErrClosed is what a caller gets who comes after Close.
+var ErrClosed = errors.New("closed")
+
 // ErrUnsent and ErrUnknown are what a caller gets whose deadline has passed: the first if its job was never
 // sent, the second if it was and there is no saying what became of it. Both are a
 // [context.DeadlineExceeded].
@@ -37,6 +40,10 @@ type Queue[T any] struct {
 	// Panicked is told what Send has panicked with, where no caller's own goroutine
 	// does, for each job of the batch: it counts as carried out then.
 	Panicked func(job *Job[T], with any)
+
+	// Landed is told of those of a batch whose callers have waited for it, before they are told,
+	// unless it is one on its own goroutine.
+	Landed func(jobs []*Job[T])
 
 	// Left is told of each job that was carried out for a caller who did not wait
 	// for it, before Send is called again by the same flight.
@@ -59,6 +66,7 @@ type Queue[T any] struct {
 	pushed  uint64 // counts jobs
 	timer   *time.Timer
 	due     time.Time // when the timer goes off; zero if it is not set
+	closed  bool
 	landed  sync.Cond // uses mu; told when a flight ends
 }
 
@@ -112,6 +120,10 @@ func (q *Queue[T]) Do(ctx context.Context, now int64, deadline time.Time, job *J
 	}
 	job.ctx, job.deadline, job.err = ctx, deadline, nil
 	q.mu.Lock()
+	if q.closed {
+		q.mu.Unlock()
+		return ErrClosed
+	}
 	q.watch(deadline)
 	if here && q.first == nil && q.mayFly(now) {
 		q.set = now
@@ -262,9 +274,9 @@ func (q *Queue[T]) giveUp(which func(*flight[T]) bool) {
 			f.late = true
 			q.flying--
 			q.late++
+			q.takeOff(0)
 		}
 	}
-	q.takeOff(0)
 }
 
 // mayFly reports whether one more flight may set off, at an instant or, by 0, without regard to
@@ -285,6 +297,7 @@ func (q *Queue[T]) takeOff(now int64) {
 }
 
 func (q *Queue[T]) fly(f *flight[T]) {
+	defer q.end(f)
 	var batch, kept, gone []*Job[T]
 	q.mu.Lock()
 	for again := false; ; again = true {
@@ -313,6 +326,7 @@ func (q *Queue[T]) fly(f *flight[T]) {
 			}
 		}
 		q.mu.Unlock()
+		q.Landed(kept)
 		for _, job := range kept {
 			if job.done != nil {
 				job.done <- struct{}{} // and from here on it is its caller's again
@@ -332,13 +346,26 @@ func (q *Queue[T]) fly(f *flight[T]) {
 		}
 		q.mu.Lock()
 	}
+	q.mu.Unlock()
+}
+
+// end is that of a flight. Where a client's hook has ended its goroutine there is still a batch.
+func (q *Queue[T]) end(f *flight[T]) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, job := range f.batch {
+		if job.phase == flying && job.done != nil {
+			job.phase, job.err = left, ErrUnknown
+			job.done <- struct{}{}
+		}
+	}
 	if f.late {
 		q.late--
 	} else {
 		q.flying--
 	}
+	q.takeOff(0)
 	q.land(f)
-	q.mu.Unlock()
 }
 
 func (q *Queue[T]) send(batch []*Job[T]) {
@@ -352,7 +379,7 @@ func (q *Queue[T]) send(batch []*Job[T]) {
 	q.Send(contextOf(batch), batch)
 }
 
-// Post has a job carried out that nobody waits for.
+// Post has a job carried out that nobody waits for, also from Left after Close.
 func (q *Queue[T]) Post(job *Job[T]) {
 	job.ctx = context.Background()
 	q.mu.Lock()
@@ -380,6 +407,14 @@ func (q *Queue[T]) board(f *flight[T], batch []*Job[T]) []*Job[T] {
 	}
 	f.batch, f.boarded = batch, q.pushed
 	return batch
+}
+
+// Close has all who come later told [ErrClosed], and returns when no flight is under way.
+func (q *Queue[T]) Close() {
+	q.mu.Lock()
+	q.closed = true
+	q.mu.Unlock()
+	q.Wait()
 }
 
 // Wait returns when no flight is under way.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -24,6 +25,7 @@ type server struct {
 
 	mu      sync.Mutex
 	batches [][]int
+	landed  []int // what was carried out for callers who waited
 	left    []int // what was carried out for callers who did not wait
 	gone    []bool
 	under   int    // round trips under way now
@@ -54,6 +56,13 @@ func newServer(most, late, batch int) *server {
 		s.mu.Lock()
 		s.under--
 		s.mu.Unlock()
+	}
+	s.Landed = func(jobs []*job) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, j := range jobs {
+			s.landed = append(s.landed, -j.Value)
+		}
 	}
 	s.Left = func(j *job) {
 		s.mu.Lock()
@@ -181,6 +190,7 @@ func TestLeavingInFlight(t *testing.T) {
 		s.Wait()
 		require.Equal(t, []int{2, 3}, s.carriedForNobody())
 		require.Equal(t, []bool{true, false}, s.gone)
+		require.Equal(t, []int{1, 4}, s.landed)
 	})
 }
 
@@ -303,7 +313,7 @@ func TestContexts(t *testing.T) {
 	type key struct{}
 	synctest.Test(t, func(t *testing.T) {
 		var seen []context.Context
-		q := flight.Queue[int]{Most: 1, Late: 1, Batch: 9}
+		q := flight.Queue[int]{Most: 1, Late: 1, Batch: 9, Landed: func([]*job) {}}
 		q.Send = func(ctx context.Context, _ []*job) {
 			seen = append(seen, ctx)
 			time.Sleep(trip)
@@ -392,7 +402,7 @@ func TestRace(t *testing.T) {
 		}
 		under.Add(-1)
 	}
-	q.Left = func(*job) { left.Add(1) }
+	q.Left, q.Landed = func(*job) { left.Add(1) }, func([]*job) {}
 	var told, failed atomic.Int64
 	var callers sync.WaitGroup
 	for range 16 {
@@ -571,5 +581,66 @@ func TestHereOnALongWay(t *testing.T) {
 		require.NoError(t, s.Do(t.Context(), s.Now(), time.Now().Add(2*trip), &job{Value: 2}, true))
 		one.requireDone(t, trip, nil)
 		require.Equal(t, []bool{false, true}, s.here)
+	})
+}
+
+// TestGivenUp: for each flight that is given up another one sets off, if somebody waits.
+func TestGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(2, 2, 1)
+		first, second := s.do(1, 0), s.do(2, 0)
+		s.do(3, time.Minute).requireDone(t, time.Minute, flight.ErrUnsent)
+		third, fourth := s.do(4, 0), s.do(5, 0)
+		first.requireDone(t, trip, nil)
+		second.requireDone(t, trip, nil)
+		third.requireDone(t, trip, nil)
+		fourth.requireDone(t, trip, nil)
+
+		one, two := s.do(6, 0), s.do(7, 0)
+		waiting := []*call{s.do(8, 0), s.do(9, 0)}
+		impatient := s.do(10, time.Minute)
+		impatient.requireDone(t, time.Minute, flight.ErrUnsent)
+		synctest.Wait()
+		require.Len(t, s.sent(), 8, "both of those who still wait have set off")
+		for _, c := range waiting {
+			c.requireDone(t, time.Minute+trip, nil)
+		}
+		one.requireDone(t, trip, nil)
+		two.requireDone(t, trip, nil)
+		s.Wait()
+	})
+}
+
+// TestClose: who comes later is told so, and what is to be given back then still is.
+func TestClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(1, 1, 9)
+		back := 0
+		s.Left = func(*job) {
+			if back++; back == 1 {
+				s.Post(&job{Value: 2})
+			}
+		}
+		c := s.do(1, 0)
+		c.cancel()
+		c.requireDone(t, 0, context.Canceled)
+		s.Close()
+		require.Equal(t, [][]int{{1}, {2}}, s.sent())
+		require.Equal(t, flight.ErrClosed, s.Do(t.Context(), 0, time.Time{}, &job{}, true))
+		require.Equal(t, flight.ErrClosed, s.Do(t.Context(), 0, time.Time{}, &job{}, false))
+		s.Close()
+	})
+}
+
+// TestGoexit: a hook that ends the goroutine ends its flight alone.
+func TestGoexit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(1, 0, 9)
+		works := s.Send
+		s.Send = func(context.Context, []*job) { runtime.Goexit() }
+		s.do(1, 0).requireDone(t, 0, flight.ErrUnknown)
+		s.Send = works
+		s.do(2, 0).requireDone(t, trip, nil)
+		s.Close()
 	})
 }

@@ -82,14 +82,24 @@ const MaxKey = 128
 // as %XX. A key longer than MaxKey is {%sha256:...}, which is no such escape.
 func AppendKey(b []byte, prefix, key string) []byte {
 	b = append(append(b, prefix...), '{')
-	if len(key) > MaxKey {
-		sum := sha256.Sum256([]byte(key))
-		b = append(b, "%sha256:"...)
-		b = hex.AppendEncode(b, sum[:])
-	} else {
-		b = AppendEscaped(b, key)
+	return append(appendTag(b, key), "}:"...)
+}
+
+func appendTag(b []byte, key string) []byte {
+	if len(key) <= MaxKey {
+		return AppendEscaped(b, key)
 	}
-	return append(b, "}:"...)
+	sum := sha256.Sum256([]byte(key))
+	return hex.AppendEncode(append(b, "%sha256:"...), sum[:])
+}
+
+// Tag is what stands for key within the braces, and so decides on its slot.
+func Tag(key string) string {
+	var buf [3 * MaxKey]byte
+	if tag := appendTag(buf[:0], key); string(tag) != key {
+		return string(tag)
+	}
+	return key
 }
 
 // AppendEscaped appends s with %XX for each byte that could end a hash tag or
@@ -128,6 +138,11 @@ func ParseTakes(reply []int64, takes int, limits []rule.Limit) (Takes, error) {
 	end := 1 + takes*t.width
 	if len(reply) < end || (len(reply)-end)%2 != 0 {
 		return Takes{}, ErrReply
+	}
+	for _, number := range reply[:end] {
+		if number < 0 || number > 1<<53 {
+			return Takes{}, ErrReply
+		}
 	}
 	t.Now, t.states, t.partly = reply[0], reply[1:end], reply[end:]
 	for i, admitted := range t.Partly() {

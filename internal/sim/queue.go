@@ -11,7 +11,7 @@ const (
 	maxFlights  = 2
 	moreFlights = 2
 	flightPause = int64(100 * time.Microsecond)
-	maxLate     = 12
+	maxLate     = 10
 	maxBatch    = 256
 	maxWaiting  = 4096
 )
