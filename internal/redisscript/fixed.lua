@@ -7,7 +7,7 @@ local following = ARGV[rest]
 local single = following ~= 'f' and following ~= 's' and following ~= 'b'
 
 if single and ARGV[1] == 'f' then
-  local call, pcall, type, find, keys = redis.call, redis.pcall, type, string.find, KEYS
+  local call, pcall, type, tonumber, keys = redis.call, redis.pcall, type, tonumber, KEYS
   local n, w = ARGV[2] + 0, ARGV[3] + 0
   -- All is read before anything is written, and TIME comes after PTTL: see lib.lua.
   reply = {0, 0, 0} -- of the length that is usual
@@ -32,25 +32,25 @@ if single and ARGV[1] == 'f' then
     if taken == 0 or taken > n then
       -- a look, or not for all callers
     elseif count and life > 0 and life <= longest then
-      local before, fit = tonumber(count) or 0, taken
+      local before = tonumber(count) or 0
       if before > 0 and before < 1e15 then
-        if before + taken > n then
-          fit = 0
-          if before < n then fit = n - before - (n - before) % cost end
-          units = fit
-        end
-        if fit > 0 then
+        local left = n - before
+        if taken <= left then
           done = type(pcall('INCRBY', key, units)) == 'number' -- which keeps its time to live
         else
-          done = find(count, '^[1-9]%d*$')
-        end
-        if done then
-          reply[2 * i], reply[2 * i + 1] = began + life * 1000, before
-          if fit < taken then
+          local fit = 0
+          if left > 0 then fit = left - left % cost end
+          if fit > 0 then
+            done = type(pcall('INCRBY', key, fit)) == 'number'
+          else
+            done = string.find(count, '^[1-9]%d*$')
+          end
+          if done then
             reply[last + 1], reply[last + 2] = i, fit / cost
             last = last + 2
           end
         end
+        if done then reply[2 * i], reply[2 * i + 1] = began + life * 1000, before end
       end
     elseif life == -2 then
       if not ends then
