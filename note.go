@@ -14,14 +14,16 @@ import (
 
 // Codes of the warnings that a limiter logs, as the attribute "code": each says what
 // does not fit together and what to do. One limiter logs each at most once a
-// minute. [Options.Silence] turns a code off.
+// minute, but [CodeStoreDown] and [CodeStoreBack]. [Options.Silence] turns a code off.
 const (
 	// CodeStoreFailed: the store could not decide. For a [RemoteStore] "on_failure" says what
 	// becomes of requests; else clients get 503. An error.
 	CodeStoreFailed = "store-failed"
-	// CodeStoreDown: a [RemoteStore] has failed so often that it is hardly asked any more.
+	// CodeStoreDown: a [RemoteStore] has failed so often that it is hardly asked any more. An
+	// outage that begins within ten seconds of the last one logged is logged when they are over,
+	// if it still lasts; "outages" counts those that were not as well. An error.
 	CodeStoreDown = "store-down"
-	// CodeStoreBack: a RemoteStore answers again after that.
+	// CodeStoreBack: a RemoteStore answers again after that. It is logged at once.
 	CodeStoreBack = "store-back"
 	// CodePrefixClaimed: a limiter of another name counts under a [RedisStore]'s prefix, in
 	// another process. An error.
@@ -135,7 +137,14 @@ func (l *Limiter) note(n note, args ...any) {
 	if last != 0 && now-last < int64(noteEvery) && now >= last {
 		return
 	}
-	if slices.Contains(l.opts.Silence, noteTexts[n].code) || !l.notes[n].last.CompareAndSwap(last, now) {
+	if l.notes[n].last.CompareAndSwap(last, now) {
+		l.log(n, args...)
+	}
+}
+
+// log logs a warning, unless it is silenced.
+func (l *Limiter) log(n note, args ...any) {
+	if slices.Contains(l.opts.Silence, noteTexts[n].code) {
 		return
 	}
 	level := slog.LevelWarn
@@ -147,6 +156,61 @@ func (l *Limiter) note(n note, args ...any) {
 	}
 	args = append([]any{"limiter", l.name, "code", noteTexts[n].code}, args...)
 	l.logger().Log(context.Background(), level, "ratelimit: "+noteTexts[n].text, args...)
+}
+
+// outages are a remote's, as far as the log knows of them.
+type outages struct {
+	telling atomic.Bool           // somebody sees to it that the log's last word is true
+	down    atomic.Bool           // that word
+	cause   atomic.Pointer[error] // of the last outage
+	next    int64                 // when another may be told of; of who is telling
+}
+
+// outageEvery is how often outages are told of: a breaker that flaps makes two lines in that time.
+const outageEvery = 10 * time.Second
+
+// noteOutage tells of an outage and of its end, now that the breaker has opened or closed. The
+// log's last word has to be true: what is not told at once is looked at again.
+func (r *remote) noteOutage(err error) {
+	o := &r.outages
+	if err != nil && r.breaker.Open() {
+		o.cause.Store(&err)
+	}
+	if !o.telling.CompareAndSwap(false, true) {
+		return
+	}
+	r.beside(func() {
+		for more := true; more; {
+			r.tellOutage()
+			o.telling.Store(false)
+			more = r.closing.Err() == nil && r.breaker.Open() != o.down.Load() && o.telling.CompareAndSwap(false, true)
+		}
+	})
+}
+
+func (r *remote) tellOutage() {
+	o := &r.outages
+	if !o.down.Load() {
+		select {
+		case <-time.After(time.Duration(o.next - monotonic())):
+		case <-r.closing.Done():
+			return
+		}
+	}
+	down := r.breaker.Open()
+	if o.down.Swap(down) == down {
+		return
+	}
+	if !down {
+		r.l.log(noteStoreBack, "outages", r.breaker.Opened())
+		return
+	}
+	o.next = monotonic() + int64(outageEvery)
+	cause := errBreakerOpen
+	if c := o.cause.Load(); c != nil {
+		cause = *c
+	}
+	r.l.log(noteStoreDown, "outages", r.breaker.Opened(), "on_failure", r.l.opts.OnFailure, "error", cause)
 }
 
 // noteKey looks for what is likely to be a mistake in who is limited. A key does

@@ -52,7 +52,9 @@ const (
 	FallbackLocal FailurePolicy = iota
 	// FailOpen admits every request. Header fields then say what would be left of a whole limit.
 	FailOpen
-	// FailClosed decides nothing: requests are answered with 503, and Take returns the error.
+	// FailClosed decides nothing: requests are answered with 503, and Take returns the error. But
+	// a key that is known to be denied is denied, with 429: only one request in each
+	// Options.DenyRecheck asks.
 	FailClosed
 )
 
@@ -109,6 +111,7 @@ type remote struct {
 
 	failures, spared, cached, leased, fallback, opened atomic.Uint64
 
+	outages  outages
 	settling atomic.Bool  // debts are being told
 	resettle atomic.Int64 // when that may be next
 	sweeping atomic.Bool  // leases are being looked after
@@ -289,11 +292,7 @@ func (r *remote) ask(ctx context.Context, start int64, call func(context.Context
 		now = monotonic()
 		r.waiting.Add(-1)
 		if r.breaker.Done(now, probe, outcome) {
-			if outcome == breaker.Succeeded {
-				r.l.note(noteStoreBack)
-			} else {
-				r.l.note(noteStoreDown, "on_failure", r.l.opts.OnFailure, "error", err)
-			}
+			r.noteOutage(err)
 		}
 		if outcome == breaker.Succeeded && r.near.Debts() > 0 {
 			r.settleAll("")

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -264,30 +265,70 @@ func TestRemoteStats(t *testing.T) {
 	require.Zero(t, limiter(t, hour).Stats().Remote, "in this process nothing is remote")
 }
 
-// TestOutagesAreLogged: at most once a minute, and not in the words of clients.
+// TestOutagesAreLogged: not in the words of clients, and a breaker that flaps makes a bounded
+// number of lines, in pairs.
 func TestOutagesAreLogged(t *testing.T) {
-	var log bytes.Buffer
+	var log syncBuffer
 	remotely(t, Options{Limits: []Limit{hour}, Logger: slog.New(slog.NewTextHandler(&log, nil))}, func(t *testing.T, far *farStore, l *Limiter) {
 		count := func(code string) int { return strings.Count(log.String(), "code="+code) }
-		for range 3 {
+		for i := range 3 {
 			log.Reset()
-			for range 10 {
+			for range 50 {
 				far.set(refused)
 				for i := range 20 {
 					decide(t, l, fmt.Sprint("evil\nkey", i), 1)
 				}
+				synctest.Wait()
 				far.set(up)
 				time.Sleep(1100 * time.Millisecond)
 				decide(t, l, "evil\nkey", 0)
 				synctest.Wait()
 			}
 			require.Equal(t, 1, count(CodeStoreFailed))
-			require.Equal(t, 1, count(CodeStoreDown))
-			require.Equal(t, 1, count(CodeStoreBack))
-			require.Contains(t, log.String(), "on_failure=FallbackLocal")
+			require.Equal(t, 6, count(CodeStoreDown), "one in each 10 s of 55")
+			require.Equal(t, 6, count(CodeStoreBack))
+			require.Contains(t, log.String(), fmt.Sprintf("code=store-down outages=%d on_failure=FallbackLocal error=", 50*i+1))
 			require.NotContains(t, log.String(), "evil")
 			time.Sleep(time.Minute)
 		}
+	})
+}
+
+// TestLastWordOnAnOutage: what the log says last is so, however soon after another an outage
+// begins.
+func TestLastWordOnAnOutage(t *testing.T) {
+	var log syncBuffer
+	remotely(t, Options{Limits: []Limit{hour}, Logger: slog.New(slog.NewTextHandler(&log, nil))}, func(t *testing.T, far *farStore, l *Limiter) {
+		said := func() (codes []string) {
+			synctest.Wait()
+			for _, code := range regexp.MustCompile("code=store-(down|back)").FindAllStringSubmatch(log.String(), -1) {
+				codes = append(codes, code[1])
+			}
+			return codes
+		}
+		breakDown(t, far, l, refused)
+		require.Equal(t, []string{"down"}, said())
+		comeBack(t, far, l)
+		require.Equal(t, []string{"down", "back"}, said())
+		breakDown(t, far, l, refused)
+		require.Equal(t, []string{"down", "back"}, said(), "it may be over soon")
+		time.Sleep(10*time.Second - 1300*time.Millisecond - 1)
+		require.Equal(t, []string{"down", "back"}, said())
+		time.Sleep(time.Nanosecond)
+		require.Equal(t, []string{"down", "back", "down"}, said())
+		comeBack(t, far, l)
+		require.Equal(t, []string{"down", "back", "down", "back"}, said(), "at once")
+		breakDown(t, far, l, refused)
+		comeBack(t, far, l)
+		time.Sleep(time.Minute)
+		require.Equal(t, []string{"down", "back", "down", "back"}, said(), "one that was over soon is not told of, but counted")
+		breakDown(t, far, l, refused)
+		require.Len(t, said(), 5)
+		require.Contains(t, log.String(), "code=store-down outages=4 ")
+		comeBack(t, far, l)
+		breakDown(t, far, l, refused)
+		require.NoError(t, l.Close(), "and does not wait to tell of it")
+		require.Len(t, said(), 6)
 	})
 }
 
