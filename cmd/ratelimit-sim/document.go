@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ratelimit-go/ratelimit"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 	"github.com/ratelimit-go/ratelimit/internal/sim"
 )
@@ -24,6 +25,9 @@ func document(dir string, scenarios []scenario) error {
 		fmt.Fprintln(os.Stderr, s.name)
 		var chart string
 		tables[i], chart = s.run()
+		if chart == "" {
+			continue
+		}
 		if err := replace(filepath.Join(dir, "scaling-"+s.name+".svg"), chart); err != nil {
 			return err
 		}
@@ -69,10 +73,10 @@ func between(page, name, text string) (string, error) {
 
 type scenario struct {
 	name string
-	run  func() (table, chart string)
+	run  func() (table, chart string) // the chart may be empty: there is none
 }
 
-var scenarios = []scenario{{"commands", commands}, {"keys", manyKeys}, {"share", share}, {"outage", outage}}
+var scenarios = []scenario{{"commands", commands}, {"algorithms", algorithms}, {"keys", manyKeys}, {"share", share}, {"outage", outage}}
 
 var fleets = []int{1, 3, 10, 30, 100, 300, 1000}
 
@@ -110,7 +114,7 @@ func lines(results []result, of func(result) float64) (all []line) {
 
 func commands() (string, string) {
 	var b strings.Builder
-	b.WriteString("| requests a second | processes | exact | deny-cached | leased | 99 % wait at most |\n|---|---|---|---|---|---|\n")
+	b.WriteString("| requests a second | processes | exact | 99 % wait at most | deny-cached | at most | leased | at most |\n|---|---|---|---|---|---|---|---|\n")
 	var panels []panel
 	for _, rate := range []float64{10_000, 100_000, 1_000_000} {
 		c := base
@@ -121,16 +125,41 @@ func commands() (string, string) {
 				continue
 			}
 			fmt.Fprintf(&b, "| %s | %s |", number(rate), number(float64(results[i].Config.Processes)))
-			waits := make([]string, len(modes))
-			for j, r := range results[i : i+len(modes)] {
-				fmt.Fprintf(&b, " %s |", number(r.perSecond()))
-				waits[j] = span(r.Wait(0.99))
+			for _, r := range results[i : i+len(modes)] {
+				fmt.Fprintf(&b, " %s | %s |", number(r.perSecond()), span(r.Wait(0.99)))
 			}
-			fmt.Fprintf(&b, " %s |\n", strings.Join(waits, ", "))
+			b.WriteString("\n")
 		}
 		panels = append(panels, panel{Title: number(rate) + " requests a second", Lines: lines(results, result.perSecond)})
 	}
-	return b.String(), chart("Commands a second at Redis, by number of processes: one hot key, half of its requests admitted", "processes", panels)
+	return b.String(), chart("Commands a second at Redis, by number of processes: one hot key, a fixed window, half of its requests admitted", "processes", panels)
+}
+
+// algorithms has one hot key that is asked for less than its limit, more, and far more. The
+// first two seconds, in which a bucket's burst is used up, do not count.
+func algorithms() (string, string) {
+	var b strings.Builder
+	b.WriteString("| limit | requests a second | exact | deny-cached | leased |\n|---|---|---|---|---|\n")
+	for _, text := range []string{"10000/1s fixed", "10000/1s sliding", "10000/1s bucket burst=1000"} {
+		limit, err := ratelimit.ParseLimit(text)
+		if err != nil {
+			panic(err) // the text is wrong
+		}
+		for _, rate := range []float64{8_000, 12_000, 50_000} {
+			c := base
+			c.Rate, c.Limit, c.Span = rate, ruleOf(limit), 4*time.Second
+			fmt.Fprintf(&b, "| `%v` | %s |", limit, number(rate))
+			for _, r := range sweep(c, []int{20}) {
+				commands := int64(0)
+				for _, s := range r.Slices[2*time.Second/sim.SliceSpan:] {
+					commands += s.Commands
+				}
+				fmt.Fprintf(&b, " %s |", number(float64(commands)/2))
+			}
+			b.WriteString("\n")
+		}
+	}
+	return b.String(), ""
 }
 
 func manyKeys() (string, string) {
@@ -154,7 +183,7 @@ func manyKeys() (string, string) {
 		[]panel{{Title: "some keys much busier than others", Lines: lines(zipf, result.perSecond)}, {Title: "all alike", Lines: lines(uniform, result.perSecond)}})
 }
 
-// share is what is admitted, and by whom, in windows of ten seconds that are not used up long
+// share is what is admitted, and by whom, in windows of a second that are not used up long
 // before they end.
 func share() (string, string) {
 	var b strings.Builder

@@ -8,9 +8,11 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -23,13 +25,13 @@ import (
 )
 
 func main() {
-	if err := run(os.Args[1:]); err != nil {
+	if err := run(os.Args[1:], os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "ratelimit-sim:", err)
 		os.Exit(1)
 	}
 }
 
-func run(args []string) error {
+func run(args []string, w io.Writer) error {
 	var c sim.Config
 	flags := flag.NewFlagSet("ratelimit-sim", flag.ContinueOnError)
 	out := flags.String("out", "", "write the charts and tables of scaling.md, in this `directory`, instead")
@@ -37,16 +39,17 @@ func run(args []string) error {
 	limit := flags.String("limit", "5000/1s fixed", "the `limit` of each key, as ParseLimit reads it")
 	down := flags.String("down", "", "when Redis cannot be reached: `from-to`, 2s-5s say")
 	flags.Float64Var(&c.Rate, "rate", 10_000, "requests a second, of all processes together")
-	flags.Float64Var(&c.Share, "share", 0, "what part of them the first process gets; 0: as many as each other")
+	flags.Float64Var(&c.Share, "share", 0, "what part of all requests, from 0 to 1, the first process gets; 0: as many as each other")
 	flags.IntVar(&c.Keys.Count, "keys", 1, "how many keys there are")
-	flags.Float64Var(&c.Keys.Hot, "hot", 0, "what part of the requests is for the first key")
-	flags.Float64Var(&c.Keys.Zipf, "zipf", 0, "the n-th key is asked for as often as 1/n^`s`, s above 1")
-	flags.DurationVar(&c.Span, "span", 3*time.Second, "how long to simulate")
+	flags.Float64Var(&c.Keys.Hot, "hot", 0, "what part of the requests, from 0 to 1, is for the first of -keys; 0: as many as for each other")
+	flags.Float64Var(&c.Keys.Zipf, "zipf", 0, "the n-th of -keys is asked for as often as 1/n^`s`, s above 1; 0: all alike")
+	flags.DurationVar(&c.Span, "span", 3*time.Second, "how long to simulate: some windows, and of a bucket some times what its burst takes to be used up, "+
+		"or the numbers are mostly those of its beginning")
 	flags.DurationVar(&c.Lease, "lease", 250*time.Millisecond, "Options.Lease of the leased mode")
 	flags.DurationVar(&c.Recheck, "recheck", time.Second, "Options.DenyRecheck")
 	flags.DurationVar(&c.Timeout, "timeout", 100*time.Millisecond, "Options.Timeout")
-	flags.DurationVar(&c.RTT, "rtt", 200*time.Microsecond, "the shortest round trip")
-	flags.DurationVar(&c.Jitter, "jitter", 100*time.Microsecond, "what is added to it on average")
+	flags.DurationVar(&c.RTT, "rtt", 200*time.Microsecond, "how long a round trip takes at least")
+	flags.DurationVar(&c.Jitter, "jitter", 100*time.Microsecond, "what a round trip takes more, on average: exponentially distributed")
 	flags.DurationVar(&c.Service, "service", 7*time.Microsecond, "what a command takes Redis")
 	flags.Uint64Var(&c.Seed, "seed", 1, "what chance begins with")
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
@@ -54,25 +57,31 @@ func run(args []string) error {
 	} else if err != nil {
 		return err
 	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("want flags only, not %q", flags.Args())
+	}
 	if *out != "" {
+		if flags.NFlag() > 1 {
+			return errors.New("-out goes with no other flag")
+		}
 		return document(*out, scenarios)
 	}
 	l, err := ratelimit.ParseLimit(*limit)
 	if err != nil {
 		return err
 	}
-	if c.Rate <= 0 || c.Span <= 0 || c.Share < 0 || c.Share > 1 || c.Keys.Count < 1 {
-		return errors.New("-rate, -span and -keys have to be above 0, and -share from 0 to 1")
+	if err := validate(c); err != nil {
+		return err
 	}
 	c.Limit = ruleOf(l)
 	if *down != "" {
 		from, to, _ := strings.Cut(*down, "-")
 		var o sim.Outage
-		if o.From, err = time.ParseDuration(from); err != nil {
-			return err
-		}
-		if o.To, err = time.ParseDuration(to); err != nil {
-			return err
+		var err2 error
+		o.From, err = time.ParseDuration(from)
+		o.To, err2 = time.ParseDuration(to)
+		if cmp.Or(err, err2) != nil || o.From < 0 || o.To <= o.From {
+			return fmt.Errorf("-down is %q: want from when to when, as 2s-5s", *down)
 		}
 		c.Outages = []sim.Outage{o}
 	}
@@ -85,8 +94,39 @@ func run(args []string) error {
 			configs = append(configs, c)
 		}
 	}
-	fmt.Print(table(simulate(configs)))
+	fmt.Fprintf(w, "ratelimit-sim%s\n\n%s", settings(flags), table(simulate(configs)))
 	return nil
+}
+
+func validate(c sim.Config) error {
+	switch {
+	case !(c.Rate > 0) || c.Keys.Count < 1:
+		return errors.New("-rate and -keys have to be above 0")
+	case min(c.Span, c.Lease, c.Recheck, c.Timeout, c.RTT, c.Service) <= 0 || c.Jitter < 0:
+		return errors.New("-span, -lease, -recheck, -timeout, -rtt and -service have to be above 0, and -jitter not below")
+	case !(c.Share >= 0 && c.Share <= 1 && c.Keys.Hot >= 0 && c.Keys.Hot <= 1):
+		return errors.New("-share and -hot have to be from 0 to 1")
+	case c.Keys.Zipf != 0 && !(c.Keys.Zipf > 1):
+		return errors.New("-zipf has to be above 1, or 0 for none")
+	case c.Keys.Zipf > 0 && c.Keys.Hot > 0:
+		return errors.New("-zipf and -hot are two ways to spread requests over keys: choose one")
+	case c.Keys.Zipf+c.Keys.Hot > 0 && c.Keys.Count == 1:
+		return errors.New("-zipf and -hot spread requests over -keys, and there is one key")
+	}
+	return nil
+}
+
+// settings are all flags that are not empty, as they can be given again.
+func settings(flags *flag.FlagSet) string {
+	var b strings.Builder
+	flags.VisitAll(func(f *flag.Flag) {
+		if v := f.Value.String(); strings.Contains(v, " ") {
+			fmt.Fprintf(&b, " -%s %q", f.Name, v)
+		} else if v != "" {
+			fmt.Fprintf(&b, " -%s %s", f.Name, v)
+		}
+	})
+	return b.String()
 }
 
 var modes = []sim.Mode{sim.Exact, sim.Cached, sim.Leased}

@@ -52,6 +52,9 @@ func TestPage(t *testing.T) {
 	for _, s := range scenarios {
 		_, err := between(string(page), s.name, "")
 		require.NoError(t, err)
+		if s.name == "algorithms" { // a table alone
+			continue
+		}
 		require.Contains(t, string(page), "](scaling-"+s.name+".svg)")
 		require.FileExists(t, "../../docs/scaling-"+s.name+".svg")
 	}
@@ -96,14 +99,37 @@ func TestDocument(t *testing.T) {
 
 // TestHelp: who asks for help has not failed.
 func TestHelp(t *testing.T) {
-	require.NoError(t, run([]string{"-h"}))
-	require.NoError(t, run([]string{"-rate", "5", "--help"}))
-	require.Error(t, run([]string{"-helpless"}))
+	require.NoError(t, run([]string{"-h"}, io.Discard))
+	require.NoError(t, run([]string{"-rate", "5", "--help"}, io.Discard))
+	require.Error(t, run([]string{"-helpless"}, io.Discard))
 }
 
 func TestArguments(t *testing.T) {
-	require.NoError(t, run([]string{"-processes", "2", "-rate", "100", "-span", "1s", "-down", "100ms-200ms"}))
-	for _, args := range [][]string{{"-processes", "0"}, {"-limit", "x"}, {"-down", "1s"}, {"-rate", "0"}} {
-		require.Error(t, run(args), args)
+	var b strings.Builder
+	require.NoError(t, run([]string{"-processes", "2", "-rate", "100", "-span", "1s", "-down", "100ms-200ms"}, &b))
+	command, _, _ := strings.Cut(b.String(), "\n")
+	require.Equal(t, `ratelimit-sim -down 100ms-200ms -hot 0 -jitter 100µs -keys 1 -lease 250ms -limit "5000/1s fixed" -processes 2 -rate 100 `+
+		`-recheck 1s -rtt 200µs -seed 1 -service 7µs -share 0 -span 1s -timeout 100ms -zipf 0`, command)
+	require.NoError(t, run([]string{"-processes", "2", "-span", "1s", "-keys", "9", "-zipf", "1.1"}, io.Discard))
+	for _, test := range []struct{ args, want string }{
+		{"-processes 0", `-processes has "0"`},
+		{"-limit x", `limit "x"`},
+		{"-rate 0", "-rate"},
+		{"-rate NaN", "-rate"},
+		{"-keys 0", "-keys"},
+		{"-lease 0", "-lease"},
+		{"-rtt -1ms", "-rtt"},
+		{"-jitter -1ms", "-jitter"},
+		{"-share 2", "-share"},
+		{"-keys 9 -hot 2", "-hot"},
+		{"-keys 9 -zipf 0.5", "-zipf has to be above 1"},
+		{"-keys 9 -zipf 2 -hot 0.5", "choose one"},
+		{"-hot 0.5", "there is one key"},
+		{"-down 5s", `-down is "5s": want from when to when, as 2s-5s`},
+		{"-down 5s-2s", "-down"},
+		{"foo -processes 3", `want flags only, not ["foo" "-processes" "3"]`},
+		{"-out docs -rate 5", "-out goes with no other flag"},
+	} {
+		require.ErrorContains(t, run(strings.Fields(test.args), io.Discard), test.want, test.args)
 	}
 }
