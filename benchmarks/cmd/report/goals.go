@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 
@@ -47,7 +48,7 @@ func (r *results) holds(b benchmarks.Bound, s sample, rivals []sample) bool {
 	return v <= b.At
 }
 
-// missed lists the goals that were missed, and why.
+// missed lists the goals that were missed, where, and why.
 func (r *results) missed() string {
 	return r.missedOf("## Missed goals", benchmarks.Cases, reasons)
 }
@@ -62,7 +63,12 @@ func (r *results) missedOf(head string, cases []benchmarks.Case, reasons map[str
 					if why == "" {
 						why = "Not looked into yet."
 					}
-					b.WriteString("- *" + w.Title + "*: " + why + "\n")
+					title := w.Title
+					if strings.HasPrefix(title, "— ") { // it goes with the row before
+						title = c.Measures[0].Title + " " + title
+					}
+					section, _ := strings.CutPrefix(string(m.Group), "Redis, ")
+					fmt.Fprintf(&b, "- %s: *%s*: %s\n", section, title, why)
 				}
 			}
 		}

@@ -89,7 +89,9 @@ Decisions on a redis-server of the same machine and a cluster of three, over loo
 for their next decision as soon as they have the last; they, the clients and the server share the cores, which is in
 favour of what leaves most to the network. The line for one caller is timed in turn with an EVALSHA of INCR, 25 ms each, and
 the ratio to that is the median of such pairs. Commands are those of INFO commandstats. Everybody has %d connections at
-most, or a client's own choice. Floors count up a number and do not look at it.
+most, or a client's own choice. Floors count up a number and do not look at it. This library is a fixed window / a token bucket /
+a fixed window with a lease of 250 ms. With a lease hardly anybody waits for Redis: the p99 of 1,000 callers on one key is then what it
+takes until a goroutine that never waits has its next turn on a core, of which Go's scheduler gives out 10 ms at a time.
 
 - Machine: %s; %s
 - Server: %s

@@ -30,6 +30,7 @@ BenchmarkRedis/cluster-hot/ulule-8     	 2	16.000 allocs/op	 100000 op/s
 		"| — by an EVALSHA of INCR, in turn with it | 1.04 | ulule 1.12 | 0.93 | ≤ 1.05 | met | — | evalsha 1.00 |\n",
 		"| 64 callers, one key, decisions/s | 900000 (3) | ulule 100000 (16) | 9.00 | ≥ 8 ×, ≤ 8 allocations | met | — | — |\n",
 		"| 64 callers, one key, decisions/s | 700000 (3) | ulule 100000 (16) | 7.00 | ≥ 8 ×, ≤ 8 allocations | **missed** | — | — |\n",
+		"- a cluster: *64 callers, one key, decisions/s*: ",
 		"| redis_rate | github.com/go-redis/redis_rate/v10 v10.9.8 |",
 		"but:\n\n- ulule admitted 1003 of 1000 (server, goroutines: 64)\n",
 	} {

@@ -194,10 +194,11 @@ func (r *results) markdown() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, `# Benchmarks
 
-This library beside others and beside floors: code that does only what none of them can avoid. A time is the median of
-all rounds. A ratio is this library's time by the best rival's, below 1 where this library is ahead: the median of the
-ratios within single rounds, in which the libraries are timed one right after the other. Where there are two of this
-library, they are of a fixed window / a token bucket. In parentheses: allocations, where there are any.
+This library beside others and beside floors: code that does only what none of them can avoid. A value is the median of
+all rounds. A ratio is this library's value by the best rival's: the median of the ratios within single rounds, in which the
+libraries are timed one right after the other, and so not the quotient of the two values beside it. Of times, this library is
+ahead where it is below 1. Where there are two of this library, they are of a fixed window / a token bucket; a third, on Redis,
+is of a fixed window with a lease. In parentheses: allocations, where there are any.
 
 - Machine: %s; %s
 - Command, in the folder benchmarks: %s

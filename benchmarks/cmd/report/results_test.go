@@ -55,7 +55,7 @@ func TestReport(t *testing.T) {
 		"| full GC, ms more than without them | 0.9 | httprate 0 | — | ≤ 1 | met | — | — |\n",
 		"| by the bare handler's requests/s | 0.95 / 0.92 | ulule 0.80 | 1.19 / 1.15 | ≥ 0.93 | met / **missed** | httprate 0.70 | three-fields 0.91 |\n",
 		"| — evicted while being denied | 0 | — | — | 0 | met | — | — |\n",
-		"## Missed goals\n\n- *insert, ns per new key*: the floors",
+		"## Missed goals\n\n- In memory, a million keys: *insert, ns per new key*: the floors",
 		"| ulule | github.com/ulule/limiter/v3 v3.1.4 |",
 		"but:\n\n- ulule admitted 1003 of 1000 (take, goroutines: 64)\n",
 	} {
