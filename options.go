@@ -29,8 +29,8 @@ type Options struct {
 
 	// Redis is a client to count with in place of Store: the limiter makes a
 	// [RedisStore] of its own with the prefix "rl:<name>:", and closes it, but never
-	// the client, which any number of limiters may share: each uses 2 connections, and up to 16
-	// while a server hangs.
+	// the client, which any number of limiters may share: each uses 2 connections, 4 where
+	// the server is far away, and up to 16 while it hangs.
 	Redis redis.UniversalClient
 
 	// Key tells who is being limited. Nil means ClientIP{}.Key.
@@ -109,23 +109,26 @@ type Options struct {
 	// it may be admitted. Zero means a second; negative until the store's RetryAfter is over.
 	DenyRecheck time.Duration
 
-	// NearKeys is how many keys this process remembers of a RemoteStore, some 300 bytes
+	// NearKeys is how many keys this process remembers of a RemoteStore, some 400 bytes
 	// each: those that are denied, and where each stood in case the store fails. Zero means
 	// [DefaultNearKeys].
 	NearKeys int
 
 	// Lease lets this process take units of a busy key ahead at a [RemoteStore] and hand
 	// them out without asking: for keys that are used hundreds of times a second. It is
-	// how long a unit may be held, 250 ms say, and a quarter of the window at most; zero leases
-	// none. Units are
-	// counted when they are taken, so the limit is never exceeded; but a bucket's or a sliding
-	// window's may be used that much later than they were counted.
+	// how long a unit may be held: zero leases none, and else it is at least 5 ms, 250 ms say. More than
+	// a quarter of the window is not refused, but makes little sense: a fixed window's units end with
+	// it. Units are counted when they are taken, so the limit is not exceeded; but a bucket's or a
+	// sliding window's may be used that much later than they were counted.
 	//
 	// A process holds half of what it was asked for in such a time, and a 16th of what
-	// was left, at most. What it does not use is back for others after 1.5 times that, or
+	// was left, at most: of several limits, what was left of the one with least, and until the
+	// first of the fixed windows ends. So a limit below 16 is never leased, and a bucket or a
+	// sliding window saves nothing while it is over its limit, where hardly a unit is left. What a
+	// process does not use is back for others after 1.5 times Lease, or
 	// DenyRecheck later where they have been denied; a process that is
 	// killed takes it along until the limit is whole. Decisions have [SourceLease].
-	// docs/scaling.md has what it saves.
+	// docs/scaling.md has what it saves. A store in this process needs none.
 	Lease time.Duration
 
 	// Silence has the codes of warnings that are not to be logged; see the

@@ -32,8 +32,10 @@ import (
 // Time has a resolution of a microsecond, and the end of a fixed window of a
 // millisecond, rounded up.
 //
-// It needs Redis 6.2 or later, or what is compatible with it, and
-// EVAL, EVALSHA, GET, SET, INCRBY, DEL, PTTL and TIME for the client's user.
+// It needs Redis 6.2 or later, or what is compatible with it, and EVAL, EVALSHA, GET, MGET,
+// SET, INCRBY, DEL, PTTL and TIME for the client's user, in a Cluster also CLUSTER SLOTS and COMMAND.
+// A Cluster needs a client of its own: redis.NewUniversalClient makes one where it is given
+// several addresses, or IsClusterMode.
 //
 // A command that may have been carried out is never sent again, whatever the
 // client's MaxRetries. A call takes no longer than its context, also where the client
@@ -439,7 +441,10 @@ func (s *RedisStore) Fault(err error) Fault {
 	return FaultUnknown
 }
 
-const permissions = "let the client's user run EVAL, EVALSHA, GET, SET, INCRBY, DEL, PTTL and TIME on the prefix's keys"
+const permissions = "let the client's user run EVAL, EVALSHA, GET, MGET, SET, INCRBY, DEL, PTTL and TIME on the prefix's keys, " +
+	"and in a Cluster CLUSTER SLOTS and COMMAND; docs/production.md has what a Sentinel asks for"
+
+const notCluster = "this is a node of a Cluster: make the client with redis.NewClusterClient, or with IsClusterMode: true"
 
 // The prefixes are without "ERR ".
 var redisHints = []struct{ prefix, hint string }{
@@ -448,6 +453,8 @@ var redisHints = []struct{ prefix, hint string }{
 	{"NOPERM", permissions},
 	{"The user executing the script can't run this command", permissions},
 	{"The user executing the script can't access", permissions},
+	{"MOVED", notCluster},
+	{"ASK", notCluster},
 	{"READONLY", "connect to the master; this is a replica"},
 	{"OOM", "the server is at its maxmemory: raise it; to let it evict would unblock keys"},
 	{"MISCONF", "the server cannot save its data, and so takes no writes"},

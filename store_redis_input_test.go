@@ -105,7 +105,7 @@ func TestRedisCauses(t *testing.T) {
 		{"wrong password", locked.Client(func(o *redis.Options) { o.Password = "guess" }), []string{"WRONGPASS", "give the client the right user name and password"}},
 		{"wrong database", open.Client(func(o *redis.Options) { o.DB = 99 }), []string{"DB index is out of range", "give the client another database number"}},
 		{"replica", replica.Client(), []string{"READONLY", "connect to the master; this is a replica"}},
-		{"no EVAL", open.Client(user("noeval")), []string{"NOPERM", "let the client's user run EVAL, EVALSHA, GET, SET"}},
+		{"no EVAL", open.Client(user("noeval")), []string{"NOPERM", "let the client's user run EVAL, EVALSHA, GET, MGET, SET"}},
 		{"no keys", open.Client(user("nokeys")), []string{"NOPERM", "on the prefix's keys"}},
 		{"no SET", open.Client(user("noset")), []string{"let the client's user run"}},
 		{"no PTTL", open.Client(user("nopttl")), []string{"let the client's user run"}},

@@ -1,0 +1,172 @@
+package ratelimit_test
+
+import (
+	"fmt"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/internal/redistest"
+)
+
+// documentedUser is a user of docs/production.md, as ACL SETUSER wants it.
+func documentedUser(t *testing.T, name string) (user []any) {
+	page, err := os.ReadFile("docs/production.md")
+	require.NoError(t, err)
+	line := regexp.MustCompile(`(?m)^ACL SETUSER ` + name + ` .*$`).FindString(string(page))
+	require.NotEmpty(t, line)
+	for _, word := range strings.Fields(line) {
+		user = append(user, word)
+	}
+	return user
+}
+
+const documentedPassword = "secret"
+
+// setUser makes a user on all of the servers.
+func setUser(user []any, servers ...*redistest.Server) {
+	for _, s := range servers {
+		s.Do(user...)
+		s.Do("ACL", "LOG", "RESET")
+	}
+}
+
+// refusals are what a user was refused.
+func refusals(user string, servers ...*redistest.Server) (all []string) {
+	for _, s := range servers {
+		for _, entry := range s.Do("ACL", "LOG").([]any) {
+			if e := fmt.Sprint(entry); strings.Contains(e, "username "+user+" ") {
+				all = append(all, e)
+			}
+		}
+	}
+	return all
+}
+
+// doAll makes every kind of call that a store makes, also of many callers at once.
+func doAll(s *RedisStore) (err error) {
+	var mu sync.Mutex
+	failed := func(e error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if err == nil {
+			err = e
+		}
+	}
+	every := append(slow(1000), FixedWindow(1000, time.Hour), SlidingWindow(1000, time.Hour))
+	for range 10 {
+		var wg sync.WaitGroup
+		for i := range 32 {
+			wg.Go(func() {
+				key := fmt.Sprint("user:", i%16)
+				failed(takeErr(s, key, 1, every))
+				_, e := s.Adjust(ctx, key, -1, Now, every)
+				failed(e)
+			})
+		}
+		wg.Wait()
+		failed(s.Reset(ctx, "user:1", every))
+	}
+	return err
+}
+
+// TestRedisRights: a user with the rights that docs/production.md lists is refused nothing, and of
+// those for a Cluster and for sentinels none is too many.
+func TestRedisRights(t *testing.T) {
+	t.Parallel()
+	limiter := documentedUser(t, "limiter")
+	t.Run("server", func(t *testing.T) {
+		t.Parallel()
+		server := redistest.Start(t)
+		client := server.Client(func(o *redis.Options) { o.Username, o.Password = "limiter", documentedPassword })
+		setUser(limiter, server)
+		require.NoError(t, doAll(redisStore(t, client, "rl:api:")))
+		require.Empty(t, refusals("limiter", server))
+	})
+	t.Run("cluster", func(t *testing.T) {
+		t.Parallel()
+		c := redistest.StartCluster(t, redistest.ClusterOptions{})
+		more := documentedUser(t, "limiter-of-a-cluster")
+		extra := more[slices.Index(more, any("+time"))+1:]
+		require.Len(t, extra, 2)
+		require.Equal(t, limiter[3:], more[3:len(more)-len(extra)], "it begins with what every server wants")
+		as := func(name string, without any) error {
+			user := slices.DeleteFunc(slices.Clone(more), func(right any) bool { return right == without })
+			user[2] = name
+			setUser(user, c.Nodes...)
+			client := c.Client(func(o *redis.ClusterOptions) { o.Username, o.Password = name, documentedPassword })
+			return doAll(redisStore(t, client, "rl:"+name+":"))
+		}
+		require.NoError(t, as("all", nil))
+		require.Empty(t, refusals("all", c.Nodes...))
+		for i, right := range extra {
+			name := fmt.Sprint("without-", i)
+			if err := as(name, right); err != nil {
+				require.ErrorContains(t, err, "NOPERM")
+				require.ErrorContains(t, err, "in a Cluster CLUSTER SLOTS and COMMAND")
+			}
+			require.NotEmpty(t, refusals(name, c.Nodes...), right)
+		}
+	})
+	t.Run("sentinel", func(t *testing.T) {
+		t.Parallel()
+		setup := redistest.StartSentinel(t, redistest.SentinelOptions{Sentinels: 3})
+		setUser(limiter, setup.Master, setup.Replica)
+		user := documentedUser(t, "limiter-of-sentinels")
+		as := func(name string, without any) {
+			u := slices.DeleteFunc(slices.Clone(user), func(right any) bool { return right == without })
+			u[2] = name
+			setUser(u, setup.Sentinels...)
+			client := setup.Client(func(o *redis.FailoverOptions) {
+				o.Username, o.Password = "limiter", documentedPassword
+				o.SentinelUsername, o.SentinelPassword = name, documentedPassword
+			})
+			if err := doAll(redisStore(t, client, "rl:"+name+":")); without == nil {
+				require.NoError(t, err)
+			}
+		}
+		as("all", nil)
+		subscribed := regexp.MustCompile(`sub=2 .*user=all `)
+		require.Eventually(t, func() bool { // the client hears of a new master
+			return slices.ContainsFunc(setup.Sentinels, func(s *redistest.Server) bool {
+				return subscribed.MatchString(fmt.Sprint(s.Do("CLIENT", "LIST")))
+			})
+		}, time.Minute, time.Millisecond)
+		require.Empty(t, refusals("all", setup.Sentinels...))
+		for i, right := range user[slices.Index(user, any(">"+documentedPassword))+1:] {
+			if right == "+ping" { // of a connection that has been silent for seconds
+				continue
+			}
+			name := fmt.Sprint("without-", i)
+			as(name, right)
+			require.Eventually(t, func() bool { return len(refusals(name, setup.Sentinels...)) > 0 }, time.Minute, time.Millisecond, right)
+		}
+		require.Empty(t, refusals("limiter", setup.Master, setup.Replica))
+	})
+}
+
+// TestRedisClusterTakenForAServer: a client of one node is told of the others, and says how it
+// wants to be made.
+func TestRedisClusterTakenForAServer(t *testing.T) {
+	t.Parallel()
+	c := redistest.StartCluster(t, redistest.ClusterOptions{})
+	for _, is := range []bool{false, true} {
+		client := redis.NewUniversalClient(&redis.UniversalOptions{Addrs: c.Addrs()[:1], IsClusterMode: is})
+		defer client.Close()
+		err := doAll(redisStore(t, client, fmt.Sprint("rl:", is, ":")))
+		if is {
+			require.NoError(t, err)
+		} else {
+			require.ErrorContains(t, err, "MOVED ")
+			require.ErrorContains(t, err, "this is a node of a Cluster: make the client with redis.NewClusterClient, or with IsClusterMode: true")
+		}
+	}
+}
