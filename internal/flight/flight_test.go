@@ -529,7 +529,7 @@ func TestLongWay(t *testing.T) {
 		soon := s.do(2, 0) // waits, for it is too soon
 		time.Sleep(s.Pause - 1)
 		still := s.do(3, 0)
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		trigger := s.do(4, 0)
 		require.Equal(t, [][]int{{1}, {2, 3, 4}}, s.sent(), "all that wait are taken along")
 		time.Sleep(s.Pause)
