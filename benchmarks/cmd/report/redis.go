@@ -126,22 +126,21 @@ takes until a goroutine that never waits has its next turn on a core, of which G
 	return b.String()
 }
 
-const (
-	redisSpreadReason = "the server's script is half of a decision and more: it reads a counter, its time to live and the clock, and writes. " +
-		"The rivals that come close have two calls for these four, and a token bucket has more to reckon."
-	redisHotReason = "callers of one key share a command, so that what is left is waking them up, in turn on the cores of the server."
-)
+const redisHotReason = "callers of one key share a command, so that what is left is to wake them up: the floor that does " +
+	"nothing else is what the goal asks for, and more, but it has both cores to itself."
 
 // redisReasons tell why the goals of a case on Redis are missed where they are, by its name.
 var redisReasons = map[string]string{
-	"redis-serial":      "the script takes some 3 µs on the server, a token bucket's 8, and an INCR in one 0.8; over loopback that is the difference.",
-	"redis-denied":      "a denial is a round trip: what Redis has denied is asked there again.",
-	"redis-spread":      redisSpreadReason,
-	"redis-spread-1000": redisSpreadReason,
+	"redis-serial": "the script takes some 3 µs on the server, a token bucket's 4, and one of INCR 1.5; over loopback that is most of the difference.",
+	"redis-denied": "a denial is a round trip: what Redis has denied is asked there again.",
+	"redis-spread": "client and server share two cores, and both are busy all the time. The script reads a counter, its time to live and the " +
+		"clock, and writes; the rivals that come close have two calls for these four, and no header fields to know the end of a window for.",
+	"redis-spread-1000": "more is allocated than the goal allows.",
 	"redis-hot":         redisHotReason,
-	"redis-hot-1000":    redisHotReason,
-	"cluster-spread":    "a command has the keys of one slot, so that each takes one; a batch ends with the slowest of its nodes, all of them on the same cores.",
-	"cluster-hot":       redisHotReason,
+	"redis-hot-1000":    "more is allocated than the goal allows.",
+	"cluster-spread": "a command has the keys of one slot, so that each key takes one, and a script costs a server as much as what it does: three " +
+		"servers and their clients share two cores.",
+	"cluster-hot": redisHotReason,
 }
 
 // redisVersion is what redis-server --version tells of the version, without its build.
