@@ -27,7 +27,8 @@ import (
 // A counter's key reads "rl:login:{203.0.113.7}:fixed-1h", and a fixed window is a plain
 // number with a time to live. Every key has one, and it is no longer than until the
 // counter is as good as new, rounded up to a millisecond, so that the first request of an hour is
-// told of 3601 seconds. "rl:login:owner" is a record of whose prefix it is, kept for an hour. Braces, %, quotes, spaces and
+// told of 3601 seconds. "rl:login:owner" is a record of whose prefix it is, kept for an hour, and "rl:login:place",
+// for a minute, tells whether all keys are on one server. Braces, %, quotes, spaces and
 // what is not printable ASCII stand as %XX; a key of more than 128 bytes as its SHA-256.
 // Time has a resolution of a microsecond, and the end of a fixed window of a
 // millisecond, rounded up.
@@ -39,7 +40,8 @@ import (
 //
 // A command that may have been carried out is never sent again, whatever the
 // client's MaxRetries. A call takes no longer than its context, also where the client
-// was made without ContextTimeoutEnabled; what it leaves behind is bounded.
+// was made without ContextTimeoutEnabled; with it, a limiter's call that is cancelled may wait for its
+// reply, until its deadline at most. What a call leaves behind is bounded.
 type RedisStore struct {
 	client redis.UniversalClient
 	prefix string

@@ -6,7 +6,8 @@
 // Where the way is long, to wait for the next landing is too: whoever comes a Pause after the last
 // one has set off needs no landing, as long as no more than More are under way beside those.
 //
-// A caller waits no longer than its context or its deadline says, whatever becomes of the flight.
+// A caller waits no longer than its context or its deadline says, whatever becomes of the flight;
+// one that carries out its own, no longer than its deadline.
 package flight
 
 import (
