@@ -45,6 +45,22 @@ func crowd(s *RedisStore, calls int, keys []string, n func(i int) int64, limits 
 	return admitted, failed
 }
 
+// awaitMany returns when a store sends commands for several keys, which it has found out whether
+// it can.
+func awaitMany(t *testing.T, s *RedisStore, server *redistest.Server) {
+	t.Helper()
+	const calls = 256
+	require.Eventually(t, func() bool {
+		before := server.Commands()["evalsha"]
+		var wg sync.WaitGroup
+		for i := range calls {
+			wg.Go(func() { s.Take(ctx, fmt.Sprint("warm", i), 0, []Limit{hour}, make([]Result, 1)) })
+		}
+		wg.Wait()
+		return server.Commands()["evalsha"]-before < calls/2
+	}, time.Minute, time.Millisecond)
+}
+
 func TestRedisManyKeysInOneCommand(t *testing.T) {
 	server := redistest.Start(t)
 	keys := make([]string, 40)
@@ -65,6 +81,7 @@ func TestRedisManyKeysInOneCommand(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := redisStore(t, server.Client(), "rl:"+name+":")
+			awaitMany(t, s, server)
 			server.ResetStats()
 			admitted, failed := crowd(s, 100, keys, tt.n, tt.limits)
 			for i := range admitted {
@@ -82,6 +99,7 @@ func TestRedisManyKeysOneIsJunk(t *testing.T) {
 	keys := []string{"a", "junk", "list", "b", "c"}
 	limits := []Limit{FixedWindow(1000, time.Hour), TokenBucket(1, time.Hour, 1000)}
 	s := redisStore(t, server.Client(), "rl:junk:")
+	awaitMany(t, s, server)
 	server.Do("SET", "rl:junk:{junk}:bucket-1h", "12")
 	server.Do("RPUSH", "rl:junk:{list}:fixed-1h", "12")
 	admitted, failed := crowd(s, 50, keys, func(int) int64 { return 1 }, limits)
@@ -166,6 +184,7 @@ func TestRedisManyKeysMangled(t *testing.T) {
 			client := server.Client()
 			client.AddHook(mangle{numbers, change})
 			s := redisStore(t, client, fmt.Sprintf("rl:%s-%d:", name, numbers))
+			awaitMany(t, s, server)
 			limits, failed := []Limit{FixedWindow(1e6, time.Hour)}, new(atomic.Int64)
 			var wg sync.WaitGroup
 			for i := range 32 {
