@@ -265,7 +265,7 @@ func TestLastSharerLeaves(t *testing.T) {
 	server := redistest.Start(t)
 	direct, client := server.Client(), server.Client(patient)
 	before, shared, after := make(chan struct{}), make(chan struct{}, 1), make(chan struct{})
-	client.AddHook(through(func(ctx context.Context, cmd redis.Cmder) bool {
+	client.AddHook(hook(func(ctx context.Context, cmd redis.Cmder, next redis.ProcessHook) error {
 		switch args := fmt.Sprint(cmd.Args()...); {
 		case strings.Contains(args, "{out"):
 			direct.Process(ctx, cmd)
@@ -275,9 +275,9 @@ func TestLastSharerLeaves(t *testing.T) {
 			shared <- struct{}{}
 			<-after
 		default:
-			return false
+			return next(ctx, cmd)
 		}
-		return true
+		return cmd.Err()
 	}))
 	l := httpLimiterNamed(t, "api", Options{Limits: []Limit{hour}, Redis: client, Timeout: time.Minute, DenyRecheck: time.Minute})
 	decide(t, l, "warm", 1)

@@ -17,45 +17,16 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/redistest"
 )
 
-// through is a hook: a function that sees each command, and reports whether it has carried it out.
-type through func(ctx context.Context, cmd redis.Cmder) bool
-
-func (through) DialHook(next redis.DialHook) redis.DialHook { return next }
-
-func (f through) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
-	return func(ctx context.Context, cmd redis.Cmder) error {
-		if f(ctx, cmd) {
-			return cmd.Err()
-		}
-		return next(ctx, cmd)
-	}
-}
-
-func (f through) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return func(ctx context.Context, cmds []redis.Cmder) error {
-		var rest []redis.Cmder
-		for _, cmd := range cmds {
-			if !f(ctx, cmd) {
-				rest = append(rest, cmd)
-			}
-		}
-		if rest == nil {
-			return nil
-		}
-		return next(ctx, rest)
-	}
-}
-
 // TestRedisHooks: a client's hooks, such as those that trace, see each command.
 func TestRedisHooks(t *testing.T) {
 	for _, prompt := range []bool{false, true} {
 		client := redistest.Start(t).Client(func(o *redis.Options) { o.ContextTimeoutEnabled = prompt })
 		var seen atomic.Int64
-		client.AddHook(through(func(_ context.Context, cmd redis.Cmder) bool {
+		client.AddHook(hook(func(ctx context.Context, cmd redis.Cmder, next redis.ProcessHook) error {
 			if strings.HasPrefix(cmd.Name(), "eval") {
 				seen.Add(1)
 			}
-			return false
+			return next(ctx, cmd)
 		}))
 		l := httpLimiterNamed(t, "api", Options{Limits: []Limit{hour}, Redis: client})
 		for i := range 10 {
@@ -70,10 +41,10 @@ func TestRedisHooks(t *testing.T) {
 func TestRedisShardingProxy(t *testing.T) {
 	servers := []*redis.Client{redistest.Start(t).Client(), redistest.Start(t).Client()}
 	client := redistest.Start(t).Client()
-	client.AddHook(through(func(ctx context.Context, cmd redis.Cmder) bool {
+	client.AddHook(hook(func(ctx context.Context, cmd redis.Cmder, next redis.ProcessHook) error {
 		args := cmd.Args()
 		if len(args) < 2 {
-			return false
+			return next(ctx, cmd)
 		}
 		key := fmt.Sprint(args[1])
 		if strings.HasPrefix(cmd.Name(), "eval") {
@@ -81,8 +52,7 @@ func TestRedisShardingProxy(t *testing.T) {
 		}
 		h := fnv.New32()
 		h.Write([]byte(key))
-		servers[h.Sum32()%2].Process(ctx, cmd)
-		return true
+		return servers[h.Sum32()%2].Process(ctx, cmd)
 	}))
 	s := redisStore(t, client, "rl:")
 	const limit, keys, callers = 50, 40, 32
