@@ -267,7 +267,7 @@ func (r *remote) call(ctx context.Context, q question, results []Result) (at Ins
 			return s.takeBy(q.now, q.until, ctx, q.key, q.n, q.limits, results)
 		}
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, epoch.Add(time.Duration(q.until)))
+		ctx, cancel = context.WithDeadline(ctx, timeOf(q.until))
 		defer cancel()
 	}
 	at, err = r.store.Take(ctx, q.key, q.n, q.limits, results)
@@ -322,7 +322,7 @@ func (r *remote) hurried(ctx context.Context, start int64) bool {
 		return false
 	}
 	until := r.until(start)
-	return until == 0 || deadline.Before(epoch.Add(time.Duration(until)))
+	return until == 0 || deadline.Before(timeOf(until))
 }
 
 // fail decides where the store could not.

@@ -167,6 +167,9 @@ var epoch = time.Now().Add(-40 * 365 * 24 * time.Hour)
 
 func monotonic() int64 { return int64(time.Since(epoch)) }
 
+// timeOf is an instant of monotonic as a time.
+func timeOf(now int64) time.Time { return epoch.Add(time.Duration(now)) }
+
 // Name returns the name that the store is known by in this process.
 func (s *MemoryStore) Name() string { return s.name }
 

@@ -53,8 +53,11 @@ type RedisStore struct {
 	prompt bool        // the client keeps to deadlines: a call can be made on its caller's goroutine
 	proven atomic.Bool // the last command was answered: the next one can be waited for there
 	claim  redisClaim
-	closed atomic.Bool
 	place  atomic.Uint32 // whether all keys are in one
+
+	closed  atomic.Bool
+	mu      sync.Mutex // of closing against what begins
+	running sync.WaitGroup
 }
 
 // RedisOption is a setting of a [RedisStore].
@@ -204,13 +207,22 @@ func validateShapes(limits []Limit, most int) error {
 // Calls that come later get [ErrStoreClosed]. A limiter closes the store that it has
 // made for Options.Redis itself. The error is always nil.
 func (s *RedisStore) Close() error {
-	s.claim.mu.Lock()
+	s.mu.Lock()
 	s.closed.Store(true)
-	s.claim.mu.Unlock()
+	s.mu.Unlock()
 	s.queue.Close()
 	s.nodes.close()
-	s.claim.running.Wait()
+	s.running.Wait()
 	return nil
+}
+
+// beside runs f beside the calls, unless the store has been closed.
+func (s *RedisStore) beside(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed.Load() {
+		s.running.Go(f)
+	}
 }
 
 func (s *RedisStore) wrap(err error) error {
@@ -258,7 +270,7 @@ func (s *RedisStore) fly(ctx context.Context, now, until int64, job *redisJob) e
 	if until == 0 {
 		return queue.Do(ctx, now, deadline, job, false)
 	}
-	if own := epoch.Add(time.Duration(until)); !ok || own.Before(deadline) {
+	if own := timeOf(until); !ok || own.Before(deadline) {
 		deadline = own
 	}
 	return queue.Do(ctx, now, deadline, job, s.prompt && s.proven.Load())
@@ -271,7 +283,7 @@ type redisQueue = flight.Queue[redisCall]
 type nodeQueues struct {
 	known atomic.Bool // the client has found out which master has what
 	all   sync.Map    // *redis.Client, of a master, to *redisQueue
-	n     int         // of all; guarded by claim.mu
+	n     int         // of all; guarded by the store's mu
 }
 
 // maxNodes bounds what a cluster that changes its masters again and again leaves behind.
@@ -289,8 +301,8 @@ func (s *RedisStore) queueOf(key string) *redisQueue {
 	if queue, ok := s.nodes.all.Load(master); ok {
 		return queue.(*redisQueue)
 	}
-	s.claim.mu.Lock()
-	defer s.claim.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.closed.Load() || s.nodes.n == maxNodes {
 		return &s.queue
 	}

@@ -63,7 +63,7 @@ func (s *RedisStore) send(ctx context.Context, batch []*redisJob) {
 		c := &batch[0].Value
 		c.first, c.sharers, c.place, c.latest = batch[0], 1, 0, true
 		c.build(ctx, s.prefix)
-		run(ctx, s.client, []*redisCommand{&c.redisCommand})
+		s.run(ctx, []*redisCommand{&c.redisCommand})
 		s.read(c)
 		return
 	}
@@ -89,7 +89,7 @@ func (s *RedisStore) sendEach(ctx context.Context, calls []*redisJob) {
 		job.Value.build(ctx, s.prefix)
 		commands = append(commands, &job.Value.redisCommand)
 	}
-	run(ctx, s.client, commands)
+	s.run(ctx, commands)
 	for _, job := range calls {
 		s.read(&job.Value)
 	}
@@ -129,8 +129,8 @@ func (c *redisCommand) buildInFull(ctx context.Context) {
 }
 
 // run sends commands, and those of unknown scripts again.
-func run(ctx context.Context, client redis.UniversalClient, commands []*redisCommand) {
-	exec(ctx, client, commands)
+func (s *RedisStore) run(ctx context.Context, commands []*redisCommand) {
+	s.exec(ctx, commands)
 	unknown := 0
 	for _, c := range commands {
 		if c.isUnknownScript() {
@@ -140,17 +140,17 @@ func run(ctx context.Context, client redis.UniversalClient, commands []*redisCom
 		}
 	}
 	if unknown > 0 {
-		exec(ctx, client, commands[:unknown])
+		s.exec(ctx, commands[:unknown])
 	}
 }
 
 // exec sends commands in one go: in a cluster, in one for each node.
-func exec(ctx context.Context, client redis.UniversalClient, commands []*redisCommand) {
+func (s *RedisStore) exec(ctx context.Context, commands []*redisCommand) {
 	if len(commands) == 1 {
-		client.Process(ctx, once{commands[0].cmd})
+		s.client.Process(ctx, once{commands[0].cmd})
 		return
 	}
-	pipe := client.Pipeline()
+	pipe := s.client.Pipeline()
 	for _, c := range commands {
 		pipe.Process(ctx, once{c.cmd})
 	}
@@ -178,18 +178,19 @@ func (s *sharing) share(batch []*redisJob) []*redisJob {
 	var before *redisJob
 	for i, job := range batch {
 		c := &job.Value
+		c.latest = false
 		if i == 0 || before.Value.key != c.key { // as it mostly is where one key is in demand
 			before = s.latest[c.key]
 		}
 		if before != nil {
 			f := &before.Value
 			if f.op == redisTake && c.op == redisTake && f.n == c.n && f.shapes == c.shapes {
-				c.first, c.place, c.latest = before, f.sharers, false
+				c.first, c.place = before, f.sharers
 				f.sharers++
 				continue
 			}
 		}
-		c.first, c.place, c.latest, c.sharers, c.again, c.told = job, 0, false, 1, false, false
+		c.first, c.place, c.sharers, c.again, c.told = job, 0, 1, false, false
 		if before != nil {
 			before.Value.again, c.again = true, true
 		}

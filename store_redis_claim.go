@@ -53,8 +53,6 @@ type redisClaim struct {
 	next    atomic.Int64             // when to look again, by monotonic
 	foreign atomic.Uint64
 	blocked atomic.Pointer[string] // the name of the other limiter, with RefuseSharedPrefix
-	mu      sync.Mutex             // of closing the store against running
-	running sync.WaitGroup
 }
 
 // claimant is the limiter that a store belongs to.
@@ -94,12 +92,7 @@ func (c *redisClaim) refresh(s *RedisStore, now int64) {
 	if now < next || c.owner.Load() == nil || !c.next.CompareAndSwap(next, now+int64(claimRefresh)) {
 		return
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if s.closed.Load() {
-		return
-	}
-	c.running.Go(func() {
+	s.beside(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), adjustTimeout)
 		defer cancel()
 		if err := c.check(ctx, s); err != nil {

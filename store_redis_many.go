@@ -35,11 +35,7 @@ func (s *RedisStore) canMany() bool {
 		return false
 	}
 	if s.place.Load() == placeUnknown && s.place.CompareAndSwap(placeUnknown, placeAsked) {
-		s.claim.mu.Lock()
-		defer s.claim.mu.Unlock()
-		if !s.closed.Load() {
-			s.claim.running.Go(s.findPlace)
-		}
+		s.beside(s.findPlace)
 	}
 	return s.place.Load() == placeOne
 }
@@ -97,7 +93,7 @@ func (s *RedisStore) sendMany(ctx context.Context, calls []*redisJob) {
 		job.Value.build(ctx, s.prefix)
 		commands = append(commands, &job.Value.redisCommand)
 	}
-	run(ctx, s.client, commands)
+	s.run(ctx, commands)
 	for _, job := range others {
 		s.read(&job.Value)
 	}

@@ -107,9 +107,9 @@ type flight[T any] struct {
 	boarded uint64 // the pushed of when its batch went on board
 }
 
-// Do has job carried out, and returns nil when it has been. Now is what Queue.Now has just shown. Where ctx is done at the start, or
+// Do has job carried out, and returns nil when it has been. Where ctx is done at the start, or
 // cancelled before, the error is ctx's; where its deadline or the other one is over before,
-// [ErrUnsent] or [ErrUnknown]. A zero deadline is none.
+// [ErrUnsent] or [ErrUnknown]. A zero deadline is none, and now is what Queue.Now has just shown.
 //
 // If here is true and nobody else would have to wait for it, that is done on the caller's own
 // goroutine, which saves waking up another. The caller sees to it that Send comes back by the
@@ -127,8 +127,7 @@ func (q *Queue[T]) Do(ctx context.Context, now int64, deadline time.Time, job *J
 	}
 	q.watch(deadline)
 	if here && q.first == nil && q.mayFly(now) {
-		q.set = now
-		return q.flyHere(job)
+		return q.flyHere(now, job)
 	}
 	if job.done == nil {
 		job.done = make(chan struct{}, 1)
@@ -159,7 +158,7 @@ func (q *Queue[T]) Do(ctx context.Context, now int64, deadline time.Time, job *J
 }
 
 // flyHere is a flight on the goroutine of its one caller. q.mu is held, and let go of.
-func (q *Queue[T]) flyHere(job *Job[T]) error {
+func (q *Queue[T]) flyHere(now int64, job *Job[T]) error {
 	if job.over == nil {
 		job.over = make(chan struct{})
 	}
@@ -167,18 +166,15 @@ func (q *Queue[T]) flyHere(job *Job[T]) error {
 	job.alone[0] = job
 	job.phase, job.flight = flying, f
 	f.batch, f.here = job.alone[:], true
-	q.flights = append(q.flights, f)
-	q.flying++
+	q.begin(f, now)
 	q.mu.Unlock()
 	defer func() { // also where a client's hook panics
 		q.mu.Lock()
+		defer q.mu.Unlock()
 		if job.phase == left {
 			job.over = nil
 		}
-		q.flying--
-		q.takeOff(0)
-		q.land(f)
-		q.mu.Unlock()
+		q.end(f)
 	}()
 	alone := contextOf(f.batch)
 	alone.over = job.over
@@ -280,8 +276,7 @@ func (q *Queue[T]) giveUp(which func(*flight[T]) bool) {
 	}
 }
 
-// mayFly reports whether one more flight may set off, at an instant or, by 0, without regard to
-// that. q.mu is held.
+// mayFly reports whether one more flight may set off now; 0 is no Pause after any. q.mu is held.
 func (q *Queue[T]) mayFly(now int64) bool {
 	return q.flying < q.Most || q.flying < q.Most+q.More && now-q.set >= int64(q.Pause)
 }
@@ -289,17 +284,32 @@ func (q *Queue[T]) mayFly(now int64) bool {
 // takeOff starts a flight if there is somebody to take along. q.mu is held.
 func (q *Queue[T]) takeOff(now int64) {
 	if q.first != nil && q.mayFly(now) {
-		q.flying++
-		q.set = max(q.set, now)
 		f := &flight[T]{boarded: q.pushed}
-		q.flights = append(q.flights, f)
+		q.begin(f, now)
 		go q.fly(f)
 	}
 }
 
+// begin counts a flight that sets off. q.mu is held.
+func (q *Queue[T]) begin(f *flight[T], now int64) {
+	q.flights = append(q.flights, f)
+	q.flying++
+	q.set = max(q.set, now)
+}
+
 func (q *Queue[T]) fly(f *flight[T]) {
-	defer q.end(f)
 	var batch, kept, gone []*Job[T]
+	defer func() { // also where a client's hook has ended this goroutine
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		for _, job := range f.batch {
+			if job.phase == flying && job.done != nil {
+				job.phase, job.err = left, ErrUnknown
+				job.done <- struct{}{}
+			}
+		}
+		q.end(f)
+	}()
 	q.mu.Lock()
 	for again := false; ; again = true {
 		if q.More > 0 {
@@ -350,23 +360,19 @@ func (q *Queue[T]) fly(f *flight[T]) {
 	q.mu.Unlock()
 }
 
-// end is that of a flight. Where a client's hook has ended its goroutine there is still a batch.
+// end is that of a flight, which those who wait for all to be over are told of. q.mu is held.
 func (q *Queue[T]) end(f *flight[T]) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	for _, job := range f.batch {
-		if job.phase == flying && job.done != nil {
-			job.phase, job.err = left, ErrUnknown
-			job.done <- struct{}{}
-		}
-	}
 	if f.late {
 		q.late--
 	} else {
 		q.flying--
 	}
 	q.takeOff(0)
-	q.land(f)
+	i := slices.Index(q.flights, f)
+	q.flights = slices.Delete(q.flights, i, i+1)
+	if q.landed.L != nil {
+		q.landed.Broadcast()
+	}
 }
 
 func (q *Queue[T]) send(batch []*Job[T]) {
@@ -387,15 +393,6 @@ func (q *Queue[T]) Post(job *Job[T]) {
 	defer q.mu.Unlock()
 	q.push(job)
 	q.takeOff(0)
-}
-
-// land ends a flight. q.mu is held.
-func (q *Queue[T]) land(f *flight[T]) {
-	i := slices.Index(q.flights, f)
-	q.flights = slices.Delete(q.flights, i, i+1)
-	if q.landed.L != nil {
-		q.landed.Broadcast()
-	}
 }
 
 // board takes along who waits, unless the flight is late already. q.mu is held.
