@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/ratelimit-go/ratelimit/internal/addr"
+	"github.com/ratelimit-go/ratelimit/internal/clock"
 )
 
 // Codes of the warnings that a limiter logs, as the attribute "code": each says what
@@ -124,7 +125,7 @@ var noteTexts = [noteCount]noteText{
 
 // notes remembers when each note was last logged. The zero value is ready to use.
 type notes [noteCount]struct {
-	last atomic.Int64 // by monotonic, 0 for never
+	last atomic.Int64 // by clock.Now, 0 for never
 }
 
 // noteEvery is how often one limiter repeats a note.
@@ -133,7 +134,7 @@ const noteEvery = time.Minute
 // note logs a warning unless it did within the last minute. Attributes are the
 // limiter's own words: nothing that a client has sent.
 func (l *Limiter) note(n note, args ...any) {
-	last, now := l.notes[n].last.Load(), max(1, monotonic())
+	last, now := l.notes[n].last.Load(), max(1, clock.Now())
 	if last != 0 && now-last < int64(noteEvery) && now >= last {
 		return
 	}
@@ -192,7 +193,7 @@ func (r *remote) tellOutage() {
 	o := &r.outages
 	if !o.down.Load() {
 		select {
-		case <-time.After(time.Duration(o.next - monotonic())):
+		case <-time.After(time.Duration(o.next - clock.Now())):
 		case <-r.closing.Done():
 			return
 		}
@@ -205,7 +206,7 @@ func (r *remote) tellOutage() {
 		r.l.log(noteStoreBack, "outages", r.breaker.Opened())
 		return
 	}
-	o.next = monotonic() + int64(outageEvery)
+	o.next = clock.Now() + int64(outageEvery)
 	cause := errBreakerOpen
 	if c := o.cause.Load(); c != nil {
 		cause = *c

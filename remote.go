@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/ratelimit-go/ratelimit/internal/breaker"
+	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/near"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
@@ -163,7 +164,7 @@ func (r *remote) take(ctx context.Context, key string, n int64, limits []Limit, 
 	n = min(n, rule.MaxUnits+1) // which no limit can hold, and to which a lease can be added
 	var s numbers
 	s.set(limits)
-	start := monotonic()
+	start := clock.Now()
 	if r.age > 0 && n > 0 {
 		told, ok, refill := r.near.Spend(key, n, s.rules[:s.n], start, r.age, s.answers[:s.n])
 		if refill {
@@ -191,7 +192,7 @@ func (r *remote) take(ctx context.Context, key string, n int64, limits []Limit, 
 		late = true
 	}
 	if late {
-		q.now = monotonic()
+		q.now = clock.Now()
 	}
 	switch {
 	case err != nil:
@@ -267,7 +268,7 @@ func (r *remote) call(ctx context.Context, q question, results []Result) (at Ins
 			return s.takeBy(q.now, q.until, ctx, q.key, q.n, q.limits, results)
 		}
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, timeOf(q.until))
+		ctx, cancel = context.WithDeadline(ctx, clock.Time(q.until))
 		defer cancel()
 	}
 	at, err = r.store.Take(ctx, q.key, q.n, q.limits, results)
@@ -289,7 +290,7 @@ func (r *remote) ask(ctx context.Context, start int64, call func(context.Context
 		return start, errTooMany
 	}
 	defer func() { // also where the store panics
-		now = monotonic()
+		now = clock.Now()
 		r.waiting.Add(-1)
 		if r.breaker.Done(now, probe, outcome) {
 			r.noteOutage(err)
@@ -322,7 +323,7 @@ func (r *remote) hurried(ctx context.Context, start int64) bool {
 		return false
 	}
 	until := r.until(start)
-	return until == 0 || deadline.Before(timeOf(until))
+	return until == 0 || deadline.Before(clock.Time(until))
 }
 
 // fail decides where the store could not.
@@ -337,7 +338,7 @@ func (r *remote) fail(ctx context.Context, key string, n int64, err error, s *nu
 	if err != errOwing {
 		r.l.note(noteStoreFailed, "on_failure", policy, "error", err)
 	}
-	now := monotonic()
+	now := clock.Now()
 	switch policy {
 	case FailClosed:
 		return 0, 0, err
@@ -394,7 +395,7 @@ func (r *remote) adjust(ctx context.Context, key string, n int64, at Instant, li
 	}
 	owed := err != nil && r.l.opts.OnFailure == FallbackLocal && ctx.Err() == nil && r.unchanged(err)
 	if err == nil || owed {
-		r.near.Adjust(key, n, s.rules[:s.n], monotonic(), owed)
+		r.near.Adjust(key, n, s.rules[:s.n], clock.Now(), owed)
 	}
 	if owed {
 		return max(0, n), nil
@@ -404,7 +405,7 @@ func (r *remote) adjust(ctx context.Context, key string, n int64, at Instant, li
 
 // move adjusts units at the store, unless that is known to be of no use.
 func (r *remote) move(ctx context.Context, key string, n int64, at Instant, limits []Limit) (charged int64, err error) {
-	_, err = r.ask(ctx, monotonic(), func(ctx context.Context) (err error) {
+	_, err = r.ask(ctx, clock.Now(), func(ctx context.Context) (err error) {
 		ctx, cancel := context.WithTimeout(ctx, adjustTimeout)
 		defer cancel()
 		charged, err = r.store.Adjust(ctx, key, n, at, limits)

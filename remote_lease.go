@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/near"
 )
 
@@ -27,7 +28,7 @@ func (r *remote) takeMore(ctx context.Context, q question, s *numbers, results [
 			return 0, err
 		}
 		// There is less left than was thought.
-		q.now = monotonic()
+		q.now = clock.Now()
 		return r.consult(ctx, q, s, results)
 	}
 	addHeld(results, q.limits, r.keep(q.key, ask, at, s))
@@ -53,7 +54,7 @@ func denied(results []Result) bool {
 // adjustLease gives back to a lease, or charges it: the store may have nothing left to charge
 // because it is all here.
 func (r *remote) adjustLease(key string, n int64, at Instant, limits []Limit, s *numbers) bool {
-	now := monotonic()
+	now := clock.Now()
 	if n < 0 {
 		return r.near.Unspend(key, -n, s.rules[:s.n], now, int64(at))
 	}
@@ -66,13 +67,13 @@ func (r *remote) adjustLease(key string, n int64, at Instant, limits []Limit, s 
 
 // refill takes units for a lease that runs low, beside the decisions.
 func (r *remote) refill(key string, limits []Limit, now *numbers) {
-	ask := r.near.Want(key, now.rules[:now.n], monotonic())
+	ask := r.near.Want(key, now.rules[:now.n], clock.Now())
 	if ask.Units == 0 {
 		return
 	}
 	s, key := *now, strings.Clone(key)
 	r.beside(func() {
-		start, results := monotonic(), make([]Result, len(limits))
+		start, results := clock.Now(), make([]Result, len(limits))
 		q := question{key, ask.Units, limits, start, r.until(start), r.near.Version(key)}
 		at, err := r.consult(r.closing, q, &s, results)
 		if err != nil || denied(results) {
@@ -84,7 +85,7 @@ func (r *remote) refill(key string, limits []Limit, now *numbers) {
 
 // keep takes over what has come of asking for a lease. It returns what it holds now.
 func (r *remote) keep(key string, ask near.Ask, at Instant, s *numbers) (held int64) {
-	held, lapsed, ok := r.near.Leased(ask, key, s.rules[:s.n], s.answers[:s.n], int64(at), monotonic(), r.age)
+	held, lapsed, ok := r.near.Leased(ask, key, s.rules[:s.n], s.answers[:s.n], int64(at), clock.Now(), r.age)
 	if ok {
 		r.beside(func() { r.giveBack(r.closing, lapsed) })
 	}
@@ -108,7 +109,7 @@ func (r *remote) sweep() {
 			case <-r.closing.Done():
 				return
 			}
-			r.giveBackAll(r.closing, r.near.Lapse(monotonic(), false))
+			r.giveBackAll(r.closing, r.near.Lapse(clock.Now(), false))
 			if more = r.near.Leases(); !more {
 				r.sweeping.Store(false)
 				more = r.near.Leases() && r.sweeping.CompareAndSwap(false, true) // one that came just before

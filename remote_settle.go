@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/near"
 )
 
@@ -62,7 +63,7 @@ func (r *remote) owes(ctx context.Context, key string) (owes, late bool) {
 
 // tell has the store told what is owed for a key, beside the decisions.
 func (r *remote) tell(key string) {
-	debts := r.near.Collect(key, monotonic())
+	debts := r.near.Collect(key, clock.Now())
 	if debts == nil {
 		return
 	}
@@ -75,7 +76,7 @@ func (r *remote) tell(key string) {
 // settleAll tells the store of everything that is owed, beside the decisions, if it
 // is worth a try. It begins with a key that is in use, if that is not empty.
 func (r *remote) settleAll(first string) {
-	now := monotonic()
+	now := clock.Now()
 	if now < r.resettle.Load() || !r.breaker.Ready(now) || !r.settling.CompareAndSwap(false, true) {
 		return
 	}
@@ -87,7 +88,7 @@ func (r *remote) settleAll(first string) {
 			debtors = append([]string{first}, debtors...)
 		}
 		if len(debtors) > 0 && r.breaker.Open() {
-			if err := r.look(r.closing, debtors[0], r.until(monotonic())); err != nil && r.fault(err) != FaultKey {
+			if err := r.look(r.closing, debtors[0], r.until(clock.Now())); err != nil && r.fault(err) != FaultKey {
 				return
 			}
 		}
@@ -97,7 +98,7 @@ func (r *remote) settleAll(first string) {
 		for range min(settleWorkers, len(debtors)) {
 			workers.Go(r.safely(func() {
 				for i := next.Add(1) - 1; i < int64(len(debtors)); i = next.Add(1) - 1 {
-					if err := r.settle(debtors[i], r.near.Collect(debtors[i], monotonic())); err != nil {
+					if err := r.settle(debtors[i], r.near.Collect(debtors[i], clock.Now())); err != nil {
 						left.Store(true)
 						if r.fault(err) != FaultKey { // then the others have no better chance
 							next.Store(int64(len(debtors)))
@@ -108,7 +109,7 @@ func (r *remote) settleAll(first string) {
 		}
 		workers.Wait()
 		if left.Load() || len(debtors) == 0 {
-			r.resettle.Store(monotonic() + settlePause)
+			r.resettle.Store(clock.Now() + settlePause)
 		}
 	})
 }
@@ -128,7 +129,7 @@ func (u untaken) Unwrap() error { return u.error }
 // look asks the store for nothing, to see whether it answers.
 func (r *remote) look(ctx context.Context, key string, until int64) error {
 	limits := r.l.policy.Load().limits
-	q := question{key: key, limits: limits, now: monotonic(), until: until}
+	q := question{key: key, limits: limits, now: clock.Now(), until: until}
 	_, err := r.ask(ctx, q.now, func(ctx context.Context) error {
 		_, _, err := r.call(ctx, q, make([]Result, len(limits)))
 		return err

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 	"github.com/ratelimit-go/ratelimit/internal/table"
 )
@@ -152,23 +153,13 @@ func NewMemoryStore(name string, opts MemoryOptions) (*MemoryStore, error) {
 
 // openMemory makes a store; memoryStores is locked.
 func openMemory(name string, opts MemoryOptions) *MemoryStore {
-	s := &MemoryStore{name: name, opts: opts, table: table.New(opts.MaxKeys, monotonic)}
+	s := &MemoryStore{name: name, opts: opts, table: table.New(opts.MaxKeys, clock.Now)}
 	mapSet(&memoryStores.m, name, s)
 	return s
 }
 
 // ErrStoreClosed is returned by a store that has been closed.
 var ErrStoreClosed = errors.New("the store has been closed: get it anew with Memory or NewMemoryStore")
-
-// epoch is what this process counts time from. Differences to it are monotonic.
-// It lies 40 years back because time in a bubble of testing/synctest begins with
-// the year 2000, and is not to be negative.
-var epoch = time.Now().Add(-40 * 365 * 24 * time.Hour)
-
-func monotonic() int64 { return int64(time.Since(epoch)) }
-
-// timeOf is an instant of monotonic as a time.
-func timeOf(now int64) time.Time { return epoch.Add(time.Duration(now)) }
 
 // Name returns the name that the store is known by in this process.
 func (s *MemoryStore) Name() string { return s.name }

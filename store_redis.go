@@ -12,6 +12,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/flight"
 	"github.com/ratelimit-go/ratelimit/internal/redisscript"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
@@ -98,7 +99,7 @@ func newRedisStore(client redis.UniversalClient, prefix string, opts ...RedisOpt
 func (s *RedisStore) open(q *redisQueue) {
 	q.Send, q.Landed, q.Left, q.Panicked = s.send, landed, s.giveBack, s.panicked
 	q.Most, q.More, q.Late, q.Batch = maxFlights, moreFlights, maxLate, maxBatch
-	q.Pause, q.Now = flightPause, monotonic
+	q.Pause, q.Now = flightPause, clock.Now
 }
 
 const (
@@ -126,7 +127,7 @@ func (s *RedisStore) Prefix() string { return s.prefix }
 
 // Take implements [Store].
 func (s *RedisStore) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
-	at, _, err := s.takeBy(monotonic(), 0, ctx, key, n, limits, results)
+	at, _, err := s.takeBy(clock.Now(), 0, ctx, key, n, limits, results)
 	return at, err
 }
 
@@ -162,7 +163,7 @@ func (s *RedisStore) Adjust(ctx context.Context, key string, n int64, at Instant
 	}
 	job := s.job(redisAdjust, key, limits)
 	job.Value.n, job.Value.at = max(-rule.MaxUnits, min(n, rule.MaxUnits)), at
-	if err := s.do(ctx, monotonic(), 0, job); err != nil {
+	if err := s.do(ctx, clock.Now(), 0, job); err != nil {
 		return 0, err
 	}
 	charged = job.Value.charged()
@@ -179,7 +180,7 @@ func (s *RedisStore) Reset(ctx context.Context, key string, limits []Limit) erro
 		return s.wrap(err)
 	}
 	job := s.job(redisReset, key, limits)
-	err := s.do(ctx, monotonic(), 0, job)
+	err := s.do(ctx, clock.Now(), 0, job)
 	if err == nil {
 		s.jobs.Put(job)
 	}
@@ -270,7 +271,7 @@ func (s *RedisStore) fly(ctx context.Context, now, until int64, job *redisJob) e
 	if until == 0 {
 		return queue.Do(ctx, now, deadline, job, false)
 	}
-	if own := timeOf(until); !ok || own.Before(deadline) {
+	if own := clock.Time(until); !ok || own.Before(deadline) {
 		deadline = own
 	}
 	return queue.Do(ctx, now, deadline, job, s.prompt && s.proven.Load())

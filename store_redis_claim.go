@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/ratelimit-go/ratelimit/internal/clock"
 )
 
 // A registry sees one process. So that two services do not count into each other
@@ -50,7 +52,7 @@ const (
 // redisClaim is a store's claim on its prefix.
 type redisClaim struct {
 	owner   atomic.Pointer[claimant] // nil until a limiter takes the store
-	next    atomic.Int64             // when to look again, by monotonic
+	next    atomic.Int64             // when to look again, by clock.Now
 	foreign atomic.Uint64
 	blocked atomic.Pointer[string] // the name of the other limiter, with RefuseSharedPrefix
 }
@@ -96,7 +98,7 @@ func (c *redisClaim) refresh(s *RedisStore, now int64) {
 		ctx, cancel := context.WithTimeout(context.Background(), adjustTimeout)
 		defer cancel()
 		if err := c.check(ctx, s); err != nil {
-			c.next.Store(monotonic() + int64(claimRetry))
+			c.next.Store(clock.Now() + int64(claimRetry))
 		}
 	})
 }

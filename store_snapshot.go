@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/snapshot"
 	"github.com/ratelimit-go/ratelimit/internal/table"
 )
@@ -179,7 +180,7 @@ func (s *MemoryStore) restore() (err error) {
 		var secret [16]byte
 		rand.Read(secret[:])
 		k.header.Secret = table.Secret{binary.LittleEndian.Uint64(secret[:]), binary.LittleEndian.Uint64(secret[8:])}
-		k.table = table.NewKept(s.opts.MaxKeys, monotonic, k.header.Secret, table.MaxShards)
+		k.table = table.NewKept(s.opts.MaxKeys, clock.Now, k.header.Secret, table.MaxShards)
 	}
 	k.header.Shards = k.table.Shards()
 	k.mirror = k.table.Mirror()
@@ -193,8 +194,8 @@ func (k *snapshots) read(maxKeys int) error {
 	if contents == nil || err != nil {
 		return err
 	}
-	t := table.NewKept(maxKeys, monotonic, contents.Secret, contents.Shards)
-	if err := contents.Restore(t, snapshot.StampOf(monotonic())); err != nil {
+	t := table.NewKept(maxKeys, clock.Now, contents.Secret, contents.Shards)
+	if err := contents.Restore(t, snapshot.StampOf(clock.Now())); err != nil {
 		return err
 	}
 	k.restored = true
@@ -224,7 +225,7 @@ func (k *snapshots) run() {
 }
 
 func (k *snapshots) save(all bool) error {
-	err := k.file.Save(k.header, k.table, k.mirror, all, func() snapshot.Stamp { return snapshot.StampOf(monotonic()) })
+	err := k.file.Save(k.header, k.table, k.mirror, all, func() snapshot.Stamp { return snapshot.StampOf(clock.Now()) })
 	if err != nil {
 		k.failed.Add(1)
 		k.reporter.Load().note(noteSnapshotFailed, "error", err)
