@@ -95,7 +95,7 @@ func (p *passage) limits() []Limit {
 // nothing the second time.
 func (p *passage) giveBack() {
 	if err := p.addCost(math.MinInt64); err != nil {
-		p.limiter.note(noteStoreFailed, "error", err)
+		p.limiter.report.warn(warnStoreFailed, "error", err)
 	}
 }
 

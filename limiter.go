@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"math"
 	"slices"
 	"strings"
@@ -39,7 +38,7 @@ type Limiter struct {
 	closed   atomic.Bool
 	replaced atomic.Bool   // by a Reload
 	shadow   atomic.Uint64 // requests that Shadow let through
-	notes    notes
+	report   *reporter
 
 	registry *Registry // that it is claimed in, or nil; guarded by claims
 }
@@ -68,6 +67,7 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 		return nil, fmt.Errorf("ratelimit: limiter %q: %w", name, err)
 	}
 	l := &Limiter{name: name, opts: opts.withDefaults(), store: opts.Store}
+	l.report = &reporter{name: name, logger: l.opts.Logger, silence: l.opts.Silence}
 	l.key = probeKey(l.opts.Key)
 	l.message = []byte(l.opts.Message)
 	l.problem = problemHead(l.opts.Message)
@@ -339,19 +339,12 @@ func (e *limiterError) Error() string {
 
 func (e *limiterError) Unwrap() error { return e.err }
 
-func (l *Limiter) logger() *slog.Logger {
-	if l.opts.Logger != nil {
-		return l.opts.Logger
-	}
-	return slog.Default()
-}
-
 // logStore says whether the limiter found counters or starts without any: the
 // first question when a limit seems to have been forgotten.
 func (l *Limiter) logStore() {
 	if l.remote != nil {
-		l.logger().Info("ratelimit: limiter counts in a remote store",
-			"limiter", l.name, "store", storeName(l.store), "prefix", l.prefix, "on_failure", l.opts.OnFailure, "timeout", l.opts.Timeout)
+		l.report.info("limiter counts in a remote store",
+			"store", storeName(l.store), "prefix", l.prefix, "on_failure", l.opts.OnFailure, "timeout", l.opts.Timeout)
 	}
 	store := l.memory
 	if store == nil {
@@ -364,14 +357,14 @@ func (l *Limiter) logStore() {
 	case kept != nil && kept.restored:
 		state = "restored"
 	}
-	args := []any{"limiter", l.name, "store", store.name, "state", state, "counters", store.Stats().Counters}
+	args := []any{"store", store.name, "state", state, "counters", store.Stats().Counters}
 	if kept != nil {
-		kept.reporter.Store(l)
+		kept.reporter.Store(l.report)
 		args = append(args, "file", store.opts.SnapshotFile)
 	}
-	l.logger().Info("ratelimit: limiter counts in memory", args...)
+	l.report.info("limiter counts in memory", args...)
 	if first && kept != nil && kept.damage != nil {
-		l.note(noteSnapshotSetAside, "file", kept.aside, "error", kept.damage)
+		l.report.warn(warnSnapshotSetAside, "file", kept.aside, "error", kept.damage)
 	}
 }
 

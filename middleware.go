@@ -77,7 +77,7 @@ func handBack(r, inner *http.Request) {
 // handler, for a response that is not to count.
 func (l *Limiter) Check(w http.ResponseWriter, r *http.Request) bool {
 	if l.opts.Count != nil {
-		l.note(noteCountIgnored)
+		l.report.warn(warnCountIgnored)
 	}
 	pass, ok := l.check(w, r)
 	if ok && pass != nil {
@@ -178,7 +178,7 @@ func (l *Limiter) decide(r *http.Request, v *verdict) {
 		if p.limiter != l || !sameRequest(p.header, r.Header) {
 			continue // a request of its own, made by a handler with this one's context
 		}
-		l.note(noteCountedOnce)
+		l.report.warn(warnCountedOnce)
 		if !p.allowed() && !l.opts.Shadow { // sent round again by Options.Denied
 			v.status = http.StatusTooManyRequests
 		}
@@ -201,7 +201,9 @@ func (l *Limiter) decide(r *http.Request, v *verdict) {
 		v.status = l.undecided(err)
 		return
 	}
-	l.noteKey(r, key)
+	if w, found := l.key.mistake(r, key); found {
+		l.report.warn(w)
+	}
 
 	results := v.results[:len(p.limits)]
 	at, source, err := l.take(ctx, key, cost, p, results)
@@ -279,16 +281,16 @@ func (l *Limiter) undecided(err error) int {
 		return 0
 	case errors.Is(err, ErrNoKey):
 		if errors.Is(err, errNoAddress) {
-			l.note(noteNoAddress)
+			l.report.warn(warnNoAddress)
 		} else {
-			l.note(noteNoKey) // without the error: it may well say what the client has sent
+			l.report.warn(warnNoKey) // without the error: it may well say what the client has sent
 		}
 		if l.opts.Shadow {
 			return 0
 		}
 		return http.StatusBadRequest
 	}
-	l.note(noteOptionFailed, "error", err)
+	l.report.warn(warnOptionFailed, "error", err)
 	if l.opts.Shadow {
 		return 0
 	}
@@ -299,9 +301,9 @@ func (l *Limiter) undecided(err error) int {
 func (l *Limiter) failed(r *http.Request, err error) int {
 	switch {
 	case errors.Is(err, ErrClosed):
-		l.note(noteClosed)
+		l.report.warn(warnClosed)
 	case r.Context().Err() == nil: // else the client has left, and the store is not to blame
-		l.note(noteStoreFailed, "error", err)
+		l.report.warn(warnStoreFailed, "error", err)
 	}
 	if l.opts.Shadow {
 		return 0
@@ -311,14 +313,14 @@ func (l *Limiter) failed(r *http.Request, err error) int {
 
 // shadowed reports a request that would have been denied.
 func (l *Limiter) shadowed() {
-	l.note(noteShadow, "denied", l.shadow.Add(1))
+	l.report.warn(warnShadow, "denied", l.shadow.Add(1))
 }
 
 // deny answers a denied request.
 func (l *Limiter) deny(w http.ResponseWriter, r *http.Request, v *verdict) {
 	h := w.Header()
 	if retry := v.pass.result.RetryAfter; retry == Never {
-		l.note(noteCostTooHigh)
+		l.report.warn(warnCostTooHigh)
 	} else {
 		h["Retry-After"] = []string{strconv.FormatInt(max(1, seconds(retry)), 10)}
 	}

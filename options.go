@@ -236,7 +236,7 @@ func (o Options) validate(limiter string) error {
 		return fmt.Errorf("Options.PartitionSecret is %d bytes long: want at least %d random ones", n, minSecret)
 	}
 	for _, code := range o.Silence {
-		if !slices.ContainsFunc(noteTexts[:], func(n noteText) bool { return n.code == code }) {
+		if !isCode(code) {
 			return fmt.Errorf("Options.Silence has %q, which is no code of a warning: use the constants that begin with Code", code)
 		}
 	}

@@ -63,7 +63,7 @@ func (r *Registry) New(name string, opts Options) (*Limiter, error) {
 	l.adoptStore()
 	l.logStore()
 	if inHandler && r.base == nil {
-		l.note(noteInHandler)
+		l.report.warn(warnInHandler)
 	}
 	return l, nil
 }

@@ -336,7 +336,7 @@ func (r *remote) fail(ctx context.Context, key string, n int64, err error, s *nu
 	}
 	policy := r.l.opts.OnFailure
 	if err != errOwing {
-		r.l.note(noteStoreFailed, "on_failure", policy, "error", err)
+		r.l.report.warn(warnStoreFailed, "on_failure", policy, "error", err)
 	}
 	now := clock.Now()
 	switch policy {
@@ -450,7 +450,7 @@ func (r *remote) safely(f func()) func() {
 	return func() {
 		defer func() {
 			if with := recover(); with != nil {
-				r.l.note(noteStoreFailed, "on_failure", r.l.opts.OnFailure, "error", fmt.Errorf("panic: %v", with))
+				r.l.report.warn(warnStoreFailed, "on_failure", r.l.opts.OnFailure, "error", fmt.Errorf("panic: %v", with))
 			}
 		}()
 		f()

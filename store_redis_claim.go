@@ -129,7 +129,7 @@ func (c *redisClaim) check(ctx context.Context, s *RedisStore) error {
 	if theirs.Limiter != owner.record.Limiter {
 		c.foreign.Add(1)
 		if c.foreign.Load() == 1 {
-			owner.limiter.note(notePrefixClaimed, "prefix", s.prefix, "other", theirs.Limiter,
+			owner.limiter.report.warn(warnPrefixClaimed, "prefix", s.prefix, "other", theirs.Limiter,
 				"other_limits", theirs.Limits, "other_version", theirs.Version)
 		}
 		if s.opts.refuseShared {
@@ -139,7 +139,7 @@ func (c *redisClaim) check(ctx context.Context, s *RedisStore) error {
 	}
 	c.blocked.Store(nil)
 	if !slices.Equal(theirs.Limits, owner.record.Limits) {
-		owner.limiter.note(noteOtherLimits, "prefix", s.prefix, "limits", owner.record.Limits, "other_limits", theirs.Limits)
+		owner.limiter.report.warn(warnOtherLimits, "prefix", s.prefix, "limits", owner.record.Limits, "other_limits", theirs.Limits)
 	}
 	return s.client.Set(ctx, key, mine, claimLife).Err()
 }

@@ -35,7 +35,7 @@ type snapshots struct {
 	damage   error  // and why
 
 	failed   atomic.Uint64
-	reporter atomic.Pointer[Limiter] // logs what goes wrong
+	reporter atomic.Pointer[reporter] // logs what goes wrong
 }
 
 // snapshotPaths has a lock for each SnapshotFile that was ever used, so that nobody
@@ -162,7 +162,7 @@ func (s *MemoryStore) restore() (err error) {
 		file: file, every: s.opts.SnapshotEvery,
 		stop: make(chan struct{}), done: make(chan struct{}),
 	}
-	k.reporter.Store(&Limiter{name: s.name}) // until a limiter takes the store
+	k.reporter.Store(&reporter{name: s.name}) // until a limiter takes the store
 	s.snapshots = k
 	err = k.read(s.opts.MaxKeys)
 	if errors.Is(err, snapshot.ErrDamaged) {
@@ -228,7 +228,7 @@ func (k *snapshots) save(all bool) error {
 	err := k.file.Save(k.header, k.table, k.mirror, all, func() snapshot.Stamp { return snapshot.StampOf(clock.Now()) })
 	if err != nil {
 		k.failed.Add(1)
-		k.reporter.Load().note(noteSnapshotFailed, "error", err)
+		k.reporter.Load().warn(warnSnapshotFailed, "error", err)
 	}
 	return err
 }

@@ -1,0 +1,187 @@
+package ratelimit
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/ratelimit-go/ratelimit/internal/clock"
+)
+
+// This file has what the library logs: the codes, the texts, and the reporter
+// that writes them. Limiters, stores and what stands between them share it. How
+// a mistake in the keys is recognised is in keycheck.go.
+
+// Codes of the warnings that a limiter logs, as the attribute "code". Each
+// warning says what does not fit together and what to do. A limiter logs each
+// code at most once a minute, except [CodeStoreDown] and [CodeStoreBack].
+// [Options.Silence] turns a code off.
+const (
+	// CodeStoreFailed: the store could not decide. For a [RemoteStore] the
+	// attribute "on_failure" says how requests are answered instead; for other
+	// stores clients get 503. An error.
+	CodeStoreFailed = "store-failed"
+	// CodeStoreDown: a [RemoteStore] has failed so often that only one call at a
+	// time asks it. An outage that begins within ten seconds of the last one
+	// logged is logged when they are over, if it still lasts; "outages" also
+	// counts those that were not logged. An error.
+	CodeStoreDown = "store-down"
+	// CodeStoreBack: a RemoteStore answers again after that. It is logged at once.
+	CodeStoreBack = "store-back"
+	// CodePrefixClaimed: a limiter of another name counts under a [RedisStore]'s
+	// prefix, in another process. An error.
+	CodePrefixClaimed = "prefix-claimed"
+	// CodeOtherLimits: a limiter has other limits in another process, as in a
+	// rolling deploy.
+	CodeOtherLimits = "other-limits"
+	// CodeClosed: requests reach a limiter that has been closed; clients get 503.
+	// An error.
+	CodeClosed = "limiter-closed"
+	// CodeOptionFailed: Key, Cost or LimitsFor of the options failed; clients get
+	// 500. An error.
+	CodeOptionFailed = "option-failed"
+	// CodeNoKey: requests have no key; clients get 400.
+	CodeNoKey = "no-key"
+	// CodeCostTooHigh: a request costs more than a limit can ever hold; the client
+	// gets 429 without a Retry-After, each time.
+	CodeCostTooHigh = "cost-too-high"
+	// CodeNoAddress: connections have no IP address to limit by; clients get 400.
+	CodeNoAddress = "no-address"
+	// CodeUntrustedProxy: requests carry a forwarding header and are counted by
+	// the address of the connection, because no proxy is trusted, or not this one,
+	// or ClientIP.Header names another header. If there is a proxy, all of its
+	// clients share one key.
+	CodeUntrustedProxy = "untrusted-proxy"
+	// CodeKeyWithPort: a key reads like an address with a port, so that each
+	// connection has a key of its own.
+	CodeKeyWithPort = "key-with-port"
+	// CodeWholeIPv6: a key reads like a single IPv6 address, of which each client
+	// has 2^64 to choose from.
+	CodeWholeIPv6 = "whole-ipv6"
+	// CodeCountedOnce: a request passed the limiter twice; it was counted once.
+	CodeCountedOnce = "counted-once"
+	// CodeInHandler: a limiter was made while a request was being served. The
+	// next request that makes it again gets ErrNameTaken.
+	CodeInHandler = "limiter-in-handler"
+	// CodeCountIgnored: Options.Count is set and the limiter is used through Check,
+	// which does not see the response. AddCost gives units back there.
+	CodeCountIgnored = "count-ignored"
+	// CodeShadow: in Shadow, requests are let through that would be denied.
+	CodeShadow = "shadow"
+	// CodeSnapshotFailed: MemoryOptions.SnapshotFile could not be written. Counters
+	// go on in memory, and the write is tried again every SnapshotEvery. An error.
+	CodeSnapshotFailed = "snapshot-failed"
+	// CodeSnapshotSetAside: MemoryOptions.SnapshotFile could not be used and was
+	// set aside, so that every key starts from zero. An error.
+	CodeSnapshotSetAside = "snapshot-set-aside"
+)
+
+// warning is the place of a code in the table warnings.
+type warning int
+
+const (
+	warnStoreFailed warning = iota
+	warnStoreDown
+	warnStoreBack
+	warnPrefixClaimed
+	warnOtherLimits
+	warnClosed
+	warnOptionFailed
+	warnNoKey
+	warnCostTooHigh
+	warnNoAddress
+	warnUntrustedProxy
+	warnKeyWithPort
+	warnWholeIPv6
+	warnCountedOnce
+	warnInHandler
+	warnCountIgnored
+	warnShadow
+	warnSnapshotFailed
+	warnSnapshotSetAside
+	warningCount
+)
+
+var warnings = [warningCount]struct {
+	code  string
+	level slog.Level
+	text  string
+}{
+	warnStoreFailed:    {CodeStoreFailed, slog.LevelError, "the store failed"},
+	warnStoreDown:      {CodeStoreDown, slog.LevelError, "the store has failed so often that only one request at a time asks it, until one succeeds"},
+	warnStoreBack:      {CodeStoreBack, slog.LevelInfo, "the store answers again"},
+	warnPrefixClaimed:  {CodePrefixClaimed, slog.LevelError, "a limiter of another name counts under this limiter's prefix in another process, so that they count into each other: give each limiter a prefix of its own"},
+	warnOtherLimits:    {CodeOtherLimits, slog.LevelInfo, "this limiter has other limits in another process, as in a rolling deploy"},
+	warnClosed:         {CodeClosed, slog.LevelError, "the limiter is closed, and requests are answered with 503: rebuild the handlers that it is in"},
+	warnOptionFailed:   {CodeOptionFailed, slog.LevelError, "a function of the options failed, and requests are answered with 500"},
+	warnNoKey:          {CodeNoKey, slog.LevelWarn, "requests have no key, and are answered with 400: combine keys with FirstKey, or refuse such requests before the limiter"},
+	warnCostTooHigh:    {CodeCostTooHigh, slog.LevelWarn, "a request costs more than the limit can ever hold, and will always be denied: raise the limit or the burst, or lower the cost"},
+	warnNoAddress:      {CodeNoAddress, slog.LevelWarn, "connections have no IP address, and requests are answered with 400: set Options.Key, or ClientIP.TrustedProxies where a proxy connects over a unix socket"},
+	warnUntrustedProxy: {CodeUntrustedProxy, slog.LevelWarn, "requests carry a forwarding header and are counted by the connection's address: behind a proxy, set ClientIP.TrustedProxies to its network and ClientIP.Header to what it writes, or all of its clients share one key; without a proxy, add CodeUntrustedProxy to Options.Silence"},
+	warnKeyWithPort:    {CodeKeyWithPort, slog.LevelWarn, "a key reads like an address with a port, so that every connection counts for itself: use ClientIP.Key instead of r.RemoteAddr"},
+	warnWholeIPv6:      {CodeWholeIPv6, slog.LevelWarn, "a key reads like a single IPv6 address, and a client has 2^64 of them: use ClientIP.Key, which counts by /64"},
+	warnCountedOnce:    {CodeCountedOnce, slog.LevelWarn, "a request passed this limiter twice and was counted once: mount it on the routes or around them, not both"},
+	warnInHandler:      {CodeInHandler, slog.LevelWarn, "a limiter was made while a request was being served: make limiters once, at start, or inside Reload"},
+	warnCountIgnored:   {CodeCountIgnored, slog.LevelWarn, "Options.Count is set, and Check does not see the response: use Middleware, or AddCost after the handler"},
+	warnShadow:         {CodeShadow, slog.LevelWarn, "requests would be denied: the limiter is in Shadow and lets them through"},
+
+	warnSnapshotFailed:   {CodeSnapshotFailed, slog.LevelError, "the snapshot file could not be written: counters go on in memory, and are lost if the process ends before that works again"},
+	warnSnapshotSetAside: {CodeSnapshotSetAside, slog.LevelError, "the snapshot file could not be used and was set aside: everybody starts afresh"},
+}
+
+// isCode reports whether a warning has this code.
+func isCode(code string) bool {
+	for _, w := range warnings {
+		if w.code == code {
+			return true
+		}
+	}
+	return false
+}
+
+// warnEvery is how often one reporter repeats a warning.
+const warnEvery = time.Minute
+
+// A reporter logs in the name of one limiter, or of a store that no limiter has
+// taken yet. Its methods may be called from any number of goroutines.
+type reporter struct {
+	name    string
+	logger  *slog.Logger               // nil: whatever slog.Default returns at the time
+	silence []string                   // codes that are not logged
+	last    [warningCount]atomic.Int64 // by clock.Now; 0 for never
+}
+
+// warn logs w, unless this reporter has logged it within the last minute. The
+// attributes are this library's own words, never what a client has sent.
+func (r *reporter) warn(w warning, args ...any) {
+	last, now := r.last[w].Load(), max(1, clock.Now())
+	if last != 0 && now-last < int64(warnEvery) && now >= last {
+		return
+	}
+	if r.last[w].CompareAndSwap(last, now) {
+		r.log(w, args...)
+	}
+}
+
+// log logs w, however recently it was logged, unless its code is silenced.
+func (r *reporter) log(w warning, args ...any) {
+	if slices.Contains(r.silence, warnings[w].code) {
+		return
+	}
+	args = append([]any{"limiter", r.name, "code", warnings[w].code}, args...)
+	r.sink().Log(context.Background(), warnings[w].level, "ratelimit: "+warnings[w].text, args...)
+}
+
+// info logs what is no warning: which store a limiter counts in.
+func (r *reporter) info(text string, args ...any) {
+	r.sink().Info("ratelimit: "+text, append([]any{"limiter", r.name}, args...)...)
+}
+
+func (r *reporter) sink() *slog.Logger {
+	if r.logger != nil {
+		return r.logger
+	}
+	return slog.Default()
+}
