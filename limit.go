@@ -98,9 +98,7 @@ func (l Limit) sameCounter(other Limit) bool {
 
 // Algorithm returns "fixed", "sliding" or "bucket", as in [ParseLimit], and ""
 // for the zero Limit.
-func (l Limit) Algorithm() string { return algorithms[l.rule.Kind] }
-
-var algorithms = [...]string{rule.Fixed: "fixed", rule.Sliding: "sliding", rule.Bucket: "bucket"}
+func (l Limit) Algorithm() string { return l.rule.Kind.String() }
 
 // ParseLimit reads a limit as [Limit.String] writes it, for configuration files
 // and flags:
@@ -223,39 +221,14 @@ func cutName(s string) (name, rest string, err error) {
 
 // String returns the limit in the form that [ParseLimit] reads.
 func (l Limit) String() string {
-	if l.rule.Kind == 0 {
-		return "no limit"
+	s := l.rule.String()
+	switch {
+	case l.name == "" || l.rule.Kind == 0:
+		return s
+	case strings.ContainsFunc(l.name, unicode.IsSpace) || strconv.Quote(l.name) != `"`+l.name+`"`:
+		return s + " name=" + strconv.Quote(l.name)
 	}
-	b := strconv.AppendInt(nil, l.rule.N, 10)
-	b = append(b, '/')
-	b = append(b, shortDuration(l.Window())...)
-	b = append(b, ' ')
-	b = append(b, l.Algorithm()...)
-	if l.rule.Kind == rule.Bucket {
-		b = append(b, " burst="...)
-		b = strconv.AppendInt(b, l.rule.Burst, 10)
-	}
-	if l.name != "" {
-		b = append(b, " name="...)
-		if strings.ContainsFunc(l.name, unicode.IsSpace) || strconv.Quote(l.name) != `"`+l.name+`"` {
-			b = strconv.AppendQuote(b, l.name)
-		} else {
-			b = append(b, l.name...)
-		}
-	}
-	return string(b)
-}
-
-// shortDuration leaves out the zero parts that time.Duration.String ends with: 1h for 1h0m0s.
-func shortDuration(d time.Duration) string {
-	s := d.String()
-	if strings.HasSuffix(s, "m0s") {
-		s = s[:len(s)-2]
-	}
-	if strings.HasSuffix(s, "h0m") {
-		s = s[:len(s)-2]
-	}
-	return s
+	return s + " name=" + l.name
 }
 
 // MarshalText implements [encoding.TextMarshaler] with [Limit.String]. A limit

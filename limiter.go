@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
+
+	"github.com/ratelimit-go/ratelimit/internal/engine"
+	"github.com/ratelimit-go/ratelimit/internal/remote"
+	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
 // Limiter is a named set of limits over one space of keys, counted in one store.
@@ -21,16 +23,19 @@ type Limiter struct {
 	opts   Options // with its defaults filled in
 	prefix string
 	site   string // file:line of the call that made it
+	report *reporter
 
-	store  Store
-	layers []Store      // store, and what it wraps
-	memory *MemoryStore // store, if it is one: its calls need nothing on the heap
-	remote *remote      // what stands before store, if that is somewhere else
-	own    *RedisStore  // store, if it was made for Options.Redis and ends with the limiter
+	store    Store
+	layers   []Store        // store, and what it wraps
+	memory   *MemoryStore   // store, if it is one: its calls need nothing on the heap
+	engine   engine.Engine  // that decides, unless memory or remote does
+	remote   *remote.Remote // that decides, if store is outside of this process
+	counters counters       // remote, or engine if there is none: for what is no decision
+	own      *RedisStore    // store, if it was made for Options.Redis and ends with the limiter
 
 	policy  atomic.Pointer[policy]
 	plans   plans
-	used    usedShapes
+	used    usedLimits
 	key     probe  // what Options.Key is made of
 	message []byte // the body of a denial in plain text
 	problem []byte // the constant part of it as problem details
@@ -38,9 +43,14 @@ type Limiter struct {
 	closed   atomic.Bool
 	replaced atomic.Bool   // by a Reload
 	shadow   atomic.Uint64 // requests that Shadow let through
-	report   *reporter
 
 	registry *Registry // that it is claimed in, or nil; guarded by claims
+}
+
+// counters is the part of [engine.Engine] that changes counters without a decision.
+type counters interface {
+	Adjust(ctx context.Context, key string, n, at int64, limits *engine.Limits) (charged int64, err error)
+	Reset(ctx context.Context, key string, limits *engine.Limits) error
 }
 
 // New makes a limiter in the [DefaultRegistry]; see [Registry.New].
@@ -74,14 +84,24 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 	l.setPolicy(opts.Limits)
 	switch {
 	case opts.Redis != nil:
-		l.own = ownRedisStore(opts.Redis, name)
+		l.own = limiterRedisStore(opts.Redis, name)
 		l.store = l.own
 	case l.store == nil:
 		l.store = Memory(name)
 	}
 	l.memory, _ = l.store.(*MemoryStore)
 	l.prefix, l.layers = l.store.Prefix(), layers(l.store)
-	l.remote = newRemote(l)
+	var isRemote bool
+	l.engine, isRemote = engineOf(l.store)
+	l.counters = l.engine
+	if isRemote {
+		l.remote = remote.New(remote.Options{
+			Engine: l.engine, Limits: l.policy.Load().under,
+			Timeout: l.opts.Timeout, Recheck: l.opts.DenyRecheck, Lease: l.opts.Lease, NearKeys: l.opts.NearKeys,
+			OnFailure: remote.Policy(l.opts.OnFailure), Report: remoteReporter{l.report, l.opts.OnFailure},
+		})
+		l.counters = l.remote
+	}
 	return l, nil
 }
 
@@ -93,7 +113,7 @@ func (l *Limiter) Limits() []Limit { return slices.Clone(l.policy.Load().limits)
 
 // SetLimits replaces the limits, for all requests that come after it. Keys keep
 // what was counted under limits whose algorithm and window stay the same: raising
-// N or the burst is felt at once, and lowering it leaves at least 0. Where an
+// N or the burst is in effect at once, and lowering it leaves at least 0. Where an
 // error is returned, nothing has changed: where the limits are refused as by [New],
 // or the limiter has been closed, or replaced by a [Reload].
 func (l *Limiter) SetLimits(limits ...Limit) error {
@@ -104,8 +124,8 @@ func (l *Limiter) SetLimits(limits ...Limit) error {
 		return fmt.Errorf("ratelimit: limiter %q: SetLimits: a Reload has replaced this limiter: Lookup its successor", l.name)
 	}
 	err := validateLimits(l.name, limits)
-	if err == nil && l.memory != nil {
-		err = l.memory.validateFor(limits)
+	if err == nil {
+		err = validateStore(l.store, limits)
 	}
 	if err != nil {
 		return fmt.Errorf("ratelimit: limiter %q: SetLimits: %w", l.name, err)
@@ -113,16 +133,16 @@ func (l *Limiter) SetLimits(limits ...Limit) error {
 	l.setPolicy(limits)
 	l.adoptStore()
 	if l.remote != nil {
-		l.remote.beside(func() { l.remote.endLeases(l.remote.closing) })
+		l.remote.SetLimits(l.policy.Load().under)
 	}
 	return nil
 }
 
-// adoptStore tells stores that keep a record of their limiter whose they are.
+// adoptStore makes stores that keep a record of their limiter keep it of l.
 func (l *Limiter) adoptStore() {
 	for _, s := range l.layers {
-		if s, ok := s.(*RedisStore); ok {
-			s.adopt(l, l.policy.Load().limits)
+		if s, ok := s.(recordStore); ok {
+			s.adopt(l.name, l.policy.Load().limits, l.report)
 		}
 	}
 }
@@ -168,7 +188,7 @@ func (l *Limiter) takeInto(d *Decision, ctx context.Context, key string, n int64
 	}
 	answer, _, held := l.memory.table.TakeOne(key, n, &p.limits[0].rule)
 	result := resultOf(answer)
-	p.decision(d, 0, &result)
+	d.fill(&p.limits[0], &result, SourceStore)
 	held.Unlock() // no defer: nothing above can panic, and it costs 4 ns
 	return nil
 }
@@ -181,13 +201,12 @@ func (l *Limiter) takeAll(d *Decision, ctx context.Context, key string, n int64,
 		return err
 	}
 	i := binding(results[:len(p.limits)])
-	p.decision(d, i, &results[i])
-	d.Source = source
+	d.fill(&p.limits[i], &results[i], source)
 	return nil
 }
 
-// take asks the store. results does not escape: what an interface is handed does,
-// so that a store of another kind fills a pooled buffer.
+// take has whoever counts for this limiter decide. results does not escape: what
+// an interface is given does, so engines fill a pooled buffer.
 func (l *Limiter) take(ctx context.Context, key string, n int64, p *policy, results []Result) (at Instant, source Source, err error) {
 	if err := l.ready(key); err != nil {
 		return 0, 0, err
@@ -198,32 +217,35 @@ func (l *Limiter) take(ctx context.Context, key string, n int64, p *policy, resu
 		}
 		return l.memory.take(key, n, p.limits, results), SourceStore, nil
 	}
-	buf := buffers.Get().(*[MaxLimits]Result)
-	*buf = [MaxLimits]Result{}
+	buf := answers.Get().(*[MaxLimits]rule.Answer)
+	defer answers.Put(buf)
+	instant, from := int64(0), remote.FromStore
 	if l.remote != nil {
-		at, source, err = l.remote.take(ctx, key, n, p.limits, buf[:len(results)])
+		instant, from, err = l.remote.Take(ctx, key, n, p.under, buf[:len(results)])
 	} else {
-		at, err = l.store.Take(ctx, key, n, p.limits, buf[:len(results)])
+		var reply engine.Reply
+		reply, err = l.engine.Take(ctx, engine.Request{Key: key, Units: n, Limits: p.under}, buf[:len(results)])
+		instant = reply.At
 	}
 	if err != nil {
-		return 0, 0, l.wrap(err) // and the buffer is let go of: who knows who still writes to it
+		return 0, 0, l.wrap(publicError(err))
 	}
-	copy(results, buf[:])
-	buffers.Put(buf)
-	return at, source, nil
+	for i := range results {
+		results[i] = resultOf(buf[i])
+	}
+	return Instant(instant), Source(from), nil
 }
+
+var answers = sync.Pool{New: func() any { return new([MaxLimits]rule.Answer) }}
+
+// nothingTaken is the instant of a decision for which nothing can be given back.
+const nothingTaken = Instant(remote.NothingTaken)
 
 // adjust is [Store.Adjust].
-func (l *Limiter) adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (charged int64, err error) {
-	if l.remote != nil {
-		charged, err = l.remote.adjust(ctx, key, n, at, limits)
-	} else {
-		charged, err = l.store.Adjust(ctx, key, n, at, limits)
-	}
-	return charged, l.wrap(err)
+func (l *Limiter) adjust(ctx context.Context, key string, n int64, at Instant, limits *engine.Limits) (charged int64, err error) {
+	charged, err = l.counters.Adjust(ctx, key, n, int64(at), limits)
+	return charged, l.wrap(publicError(err))
 }
-
-var buffers = sync.Pool{New: func() any { return new([MaxLimits]Result) }}
 
 // Refund gives n units of key back under every limit in [Limiter.Limits], as if they had not been
 // taken: never above a limit, and never to a key without a counter. It is for
@@ -236,7 +258,7 @@ func (l *Limiter) Refund(ctx context.Context, key string, n int64) error {
 	if err := l.ready(key); err != nil || n == 0 {
 		return err
 	}
-	_, err := l.adjust(ctx, key, -n, Now, l.policy.Load().limits)
+	_, err := l.adjust(ctx, key, -n, Now, l.policy.Load().under)
 	return err
 }
 
@@ -259,23 +281,14 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 			}
 		}
 	}
-	if l.remote != nil {
-		return l.wrap(l.remote.reset(ctx, key, limits))
-	}
-	return l.wrap(l.store.Reset(ctx, key, limits))
-}
-
-// LimiterStats are counts over a limiter's life.
-type LimiterStats struct {
-	ShadowDenied uint64      // requests let through by Shadow that would have been denied
-	Remote       RemoteStats // zero for a store in this process
+	return l.wrap(publicError(l.counters.Reset(ctx, key, engineLimits(limits))))
 }
 
 // Stats returns what the limiter has counted of itself. It may be called at any time.
 func (l *Limiter) Stats() LimiterStats {
 	stats := LimiterStats{ShadowDenied: l.shadow.Load()}
 	if l.remote != nil {
-		stats.Remote = l.remote.stats()
+		stats.Remote = RemoteStats(l.remote.Stats())
 	}
 	return stats
 }
@@ -294,7 +307,7 @@ func (l *Limiter) Close() error {
 	}
 	claims.Unlock()
 	if l.remote != nil {
-		l.remote.stop()
+		l.remote.Close()
 	}
 	if l.own != nil {
 		l.own.Close()
@@ -339,110 +352,14 @@ func (e *limiterError) Error() string {
 
 func (e *limiterError) Unwrap() error { return e.err }
 
-// logStore says whether the limiter found counters or starts without any: the
+// logStore says where the limiter counts, and whether it found counters there: the
 // first question when a limit seems to have been forgotten.
 func (l *Limiter) logStore() {
 	if l.remote != nil {
 		l.report.info("limiter counts in a remote store",
 			"store", storeName(l.store), "prefix", l.prefix, "on_failure", l.opts.OnFailure, "timeout", l.opts.Timeout)
 	}
-	store := l.memory
-	if store == nil {
-		return
+	if l.memory != nil {
+		l.memory.reportTo(l.report)
 	}
-	first, kept, state := !store.taken.Swap(true), store.snapshots, "created"
-	switch {
-	case !first:
-		state = "reused"
-	case kept != nil && kept.restored:
-		state = "restored"
-	}
-	args := []any{"store", store.name, "state", state, "counters", store.Stats().Counters}
-	if kept != nil {
-		kept.reporter.Store(l.report)
-		args = append(args, "file", store.opts.SnapshotFile)
-	}
-	l.report.info("limiter counts in memory", args...)
-	if first && kept != nil && kept.damage != nil {
-		l.report.warn(warnSnapshotSetAside, "file", kept.aside, "error", kept.damage)
-	}
-}
-
-// Never is the RetryAfter of a cost that is above what a limit can ever hold.
-const Never time.Duration = math.MaxInt64
-
-// Decision is the answer for one request.
-type Decision struct {
-	Allowed bool
-
-	// Limit is the one that binds: of those that denied the one that denies for
-	// the longest, else the one with the least remaining.
-	Limit Limit
-
-	// Remaining is what Limit still allows now.
-	Remaining int64
-
-	// ResetAfter is how long it takes Limit to be whole again, if nobody uses the key.
-	ResetAfter time.Duration
-
-	// RetryAfter is 0 if allowed. Else a client that waits exactly that long,
-	// alone, is admitted, and one that waits less is not; [Never] means that the
-	// cost is above what a limit can hold.
-	RetryAfter time.Duration
-
-	// Source tells who decided.
-	Source Source
-}
-
-// Source tells where a decision was made.
-type Source uint8
-
-const (
-	// SourceStore: the limiter's store.
-	SourceStore Source = iota
-	// SourceCache: this process, because it knows from the store that the key is denied.
-	SourceCache
-	// SourceLease: this process, out of units that the store has counted for it in advance; see Options.Lease.
-	SourceLease
-	// SourceFallback: this process, because the store failed; see [FallbackLocal].
-	SourceFallback
-	// SourceFailOpen: nobody, because the store failed; see [FailOpen].
-	SourceFailOpen
-)
-
-var sources = [...]string{"store", "cache", "lease", "fallback", "fail-open"}
-
-func (s Source) String() string {
-	if int(s) < len(sources) {
-		return sources[s]
-	}
-	return fmt.Sprintf("Source(%d)", s)
-}
-
-// usedShapes remembers one limit of each algorithm and window that a limiter has
-// used, because that is where a key may have counters.
-type usedShapes struct {
-	mu  sync.Mutex
-	all []Limit
-}
-
-// maxShapes bounds what SetLimits and LimitsFor with ever new windows pile up.
-const maxShapes = 64
-
-func (u *usedShapes) add(limits []Limit) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	for _, l := range limits {
-		u.all = slices.DeleteFunc(u.all, l.sameCounter)
-		if len(u.all) == maxShapes {
-			u.all = slices.Delete(u.all, 0, 1) // the one that was taken up first
-		}
-		u.all = append(u.all, l)
-	}
-}
-
-func (u *usedShapes) limits() []Limit {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return slices.Clone(u.all)
 }

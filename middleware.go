@@ -1,54 +1,49 @@
 package ratelimit
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/http"
-	"reflect"
-	"strconv"
-
-	"github.com/ratelimit-go/ratelimit/internal/accept"
 )
 
 // Middleware returns a handler that admits requests to next or answers them
-// itself: with 429 where they are denied, 400 where they have no key, 500 where an
-// option's function failed, 503 where no decision could be made, because the store
-// failed, the limiter is closed, or the client has left. It can be
-// mounted on any number of routes; a request that passes it twice counts once.
+// itself: with 429 if they are denied, 400 if they have no key, 500 if an option's
+// function failed, 503 if no decision could be made, because the store failed, the
+// limiter is closed, or the client has left. It can be mounted on any number of
+// routes; a request that passes it twice counts once.
 //
-// Of limiters stacked around each other the outer one decides first. What it took is
-// given back if one further in denies; but a request that an inner limiter is to
-// refuse still waits in line at the outer one, so put the limiter per client
-// outside and the one for all clients inside.
-// A nil next is [http.DefaultServeMux], as for [http.Server].
+// When limiters are nested, the outer one decides first. What it took is given back
+// if an inner one denies. But a request that an inner limiter will refuse still
+// needs units of the outer one, so put the limiter per client outside and the one
+// for all clients inside. A nil next is [http.DefaultServeMux], as for
+// [http.Server].
 func (l *Limiter) Middleware(next http.Handler) http.Handler {
 	if next == nil {
 		next = http.DefaultServeMux
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		pass, ok := l.check(w, r)
+		state, ok := l.check(w, r)
 		if !ok {
 			return
 		}
-		if pass == nil {
+		if state == nil {
 			next.ServeHTTP(w, r)
 			return
 		}
-		inner := r.WithContext(pass)
+		inner := r.WithContext(state)
 		defer handBack(r, inner)
 		if l.opts.Count == nil {
 			next.ServeHTTP(w, inner)
 			return
 		}
-		pass.count(next, w, inner)
+		state.count(next, w, inner)
 	})
 }
 
-// handBack tells the request that a handler's was a copy of what those around the
-// limiter want to know of it: the server removes the files of its multipart form,
-// and logs and metrics read its pattern. It writes only what is new, because a
-// request that nothing has changed may be in several hands.
+// handBack copies to the request what those around the limiter want to know of the
+// handler's copy of it: the server removes the files of its multipart form, and
+// logs and metrics read its pattern. It writes only what is new, because other
+// goroutines may read a request that nothing has changed.
 func handBack(r, inner *http.Request) {
 	if r.Pattern != inner.Pattern {
 		r.Pattern = inner.Pattern
@@ -73,130 +68,75 @@ func handBack(r, inner *http.Request) {
 //
 // Check puts the decision into r's context, by changing *r, so that [DecisionFrom]
 // and [Limiter.AddCost] work afterwards. As it does not see the response,
-// Options.Count has no effect here: call AddCost with a negative cost after the
-// handler, for a response that is not to count.
+// Options.Count has no effect here: for a response that should not count, call
+// AddCost with a negative cost after the handler.
 func (l *Limiter) Check(w http.ResponseWriter, r *http.Request) bool {
 	if l.opts.Count != nil {
 		l.report.warn(warnCountIgnored)
 	}
-	pass, ok := l.check(w, r)
-	if ok && pass != nil {
-		*r = *r.WithContext(pass)
+	state, ok := l.check(w, r)
+	if ok && state != nil {
+		*r = *r.WithContext(state)
 	}
 	return ok
 }
 
-// DecisionFrom returns the decision on the request whose context this is: inside
-// a handler behind [Limiter.Middleware], after [Limiter.Check], and in Options.Denied.
-// Where several limiters are stacked it is that of the innermost.
-func DecisionFrom(ctx context.Context) (Decision, bool) {
-	if pass := passageOf(ctx); pass != nil {
-		return pass.decision(), true
-	}
-	return Decision{}, false
-}
-
-// passage is one request's way through one limiter: a link in the request's chain
-// of contexts. It also carries what the header fields need, so that a request
-// costs one allocation for all of this.
-type passage struct {
-	context.Context
-	limiter *Limiter
-	header  http.Header // the request's: what stays the same when a request is copied
-	parent  *passage    // of the limiter around this one
-	told    *passage    // that which binds most, of all that the client is told of here and further out
-	policy  *policy
-	key     string
-	result  Result // of the limit that binds
-	binding uint8  // its place
-	source  Source
-	styles  Headers
-	tab     tab
-	field   [2]string // the values of RateLimit and RateLimit-Policy, as a header stores them
-}
-
-func (p *passage) allowed() bool { return p.result.RetryAfter == 0 }
-
-func (p *passage) decision() (d Decision) {
-	p.policy.decision(&d, int(p.binding), &p.result)
-	d.Source = p.source
-	return d
-}
-
-type passageKey struct{}
-
-// Value implements [context.Context].
-func (p *passage) Value(key any) any {
-	if key == (passageKey{}) {
-		return p
-	}
-	return p.Context.Value(key)
-}
-
-// sameRequest tells by their headers whether two requests are one: a copy made to
-// change its context or its URL shares the map.
-func sameRequest(a, b http.Header) bool {
-	return reflect.ValueOf(a).Pointer() == reflect.ValueOf(b).Pointer()
-}
-
-func passageOf(ctx context.Context) *passage {
-	p, _ := ctx.Value(passageKey{}).(*passage)
-	return p
-}
-
-// verdict is what check has found, before anything is written.
+// verdict is what decide has found, before anything is written.
 type verdict struct {
-	pass    *passage // nil if the request goes on uncounted, or was not decided
-	status  int      // 0 if the request goes on
+	state   *requestState // nil if the request was not counted, or not decided
+	status  int           // of the answer; 0 if the request goes on to its handler
 	results [MaxLimits]Result
 }
 
-// check decides, and then renders.
-func (l *Limiter) check(w http.ResponseWriter, r *http.Request) (pass *passage, ok bool) {
+// of returns the results of the limits that the request was decided under.
+func (v *verdict) of(p *policy) []Result { return v.results[:len(p.limits)] }
+
+// check decides, and then writes what the client gets.
+func (l *Limiter) check(w http.ResponseWriter, r *http.Request) (state *requestState, ok bool) {
 	var v verdict
 	l.decide(r, &v)
-	if v.pass != nil {
-		v.pass.writeFields(w.Header(), v.results[:len(v.pass.policy.limits)])
+	if v.state != nil {
+		v.writeFields(w.Header())
 	}
-	if v.status == 0 {
-		return v.pass, true
-	}
-	if v.pass != nil {
-		defer v.pass.giveBackOuter() // when the client has its answer
+	switch {
+	case v.status == 0:
+		return v.state, true
+	case v.state == nil:
+		l.refuse(w, r, v.status)
+	default:
+		defer v.state.giveBackOuter() // when the client has its answer
 		l.deny(w, r, &v)
-		return nil, false
 	}
-	l.refuse(w, r, v.status)
 	return nil, false
 }
 
-// decide takes what r costs. It does not touch the response.
+// writeFields writes the header fields of a decision, whichever it is.
+func (v *verdict) writeFields(h http.Header) {
+	s := v.state
+	var outer *fields
+	if s.outer != nil {
+		outer = &s.outer.fields
+	}
+	opts := &s.limiter.opts
+	partition := partitionParam(opts.PartitionSecret, s.limiter.name, s.key)
+	s.fields.write(h, opts.Headers, outer, shown{s.policy, &s.bound, partition}, v.of(s.policy))
+}
+
+// decide takes what r costs, unless r is exempt or was decided before. It does not
+// touch the response.
 func (l *Limiter) decide(r *http.Request, v *verdict) {
-	ctx := r.Context()
-	parent := passageOf(ctx)
-	for p := parent; p != nil; p = p.parent {
-		if p.limiter != l || !sameRequest(p.header, r.Header) {
-			continue // a request of its own, made by a handler with this one's context
-		}
+	outer := stateOf(r.Context())
+	if before := l.decidedBefore(outer, r); before != nil {
 		l.report.warn(warnCountedOnce)
-		if !p.allowed() && !l.opts.Shadow { // sent round again by Options.Denied
+		if !before.allowed() && !l.opts.Shadow { // Options.Denied has sent it round again
 			v.status = http.StatusTooManyRequests
 		}
 		return
 	}
-	if l.opts.Skip != nil && l.opts.Skip(r) {
+	if l.opts.Skip != nil && l.opts.Skip(r) || l.opts.SkipPreflight && isPreflight(r) {
 		return
 	}
-	if l.opts.SkipPreflight && isPreflight(r) {
-		return
-	}
-	key, p, err := l.subject(r)
-	cost := int64(1)
-	if err == nil && l.opts.Cost != nil {
-		if cost = l.opts.Cost(r); cost < 0 {
-			err = fmt.Errorf("Options.Cost returned %d: want 0 or more", cost)
-		}
-	}
+	key, p, cost, err := l.question(r)
 	if err != nil {
 		v.status = l.undecided(err)
 		return
@@ -204,26 +144,72 @@ func (l *Limiter) decide(r *http.Request, v *verdict) {
 	if w, found := l.key.mistake(r, key); found {
 		l.report.warn(w)
 	}
-
-	results := v.results[:len(p.limits)]
-	at, source, err := l.take(ctx, key, cost, p, results)
+	results := v.of(p)
+	at, source, err := l.take(r.Context(), key, cost, p, results)
 	if err != nil {
 		v.status = l.failed(r, err)
 		return
 	}
 	i := binding(results)
-	pass := &passage{Context: ctx, limiter: l, header: r.Header, parent: parent, policy: p, key: key, result: results[i], binding: uint8(i), source: source}
-	pass.tab.at = at
-	if pass.allowed() {
+	v.state = &requestState{
+		Context: r.Context(), limiter: l, header: r.Header, outer: outer, policy: p, key: key,
+		bound: bound{&p.limits[i], results[i]}, source: source, tab: tab{at: at},
+	}
+	switch {
+	case v.state.allowed():
 		if at != nothingTaken {
-			pass.tab.units = cost
+			v.state.tab.units = cost
 		}
-	} else if l.opts.Shadow {
-		l.shadowed()
-	} else {
+	case l.opts.Shadow:
+		l.report.warn(warnShadow, "denied", l.shadow.Add(1))
+	default:
 		v.status = http.StatusTooManyRequests
 	}
-	v.pass = pass
+}
+
+// decidedBefore returns the state of r at this limiter if r has passed it already.
+// A request of a handler's own, made with r's context, is another one.
+func (l *Limiter) decidedBefore(outer *requestState, r *http.Request) *requestState {
+	for s := outer; s != nil; s = s.outer {
+		if s.limiter == l && sameRequest(s.header, r.Header) {
+			return s
+		}
+	}
+	return nil
+}
+
+// question asks the options' functions what r takes, and from whom.
+func (l *Limiter) question(r *http.Request) (key string, p *policy, cost int64, err error) {
+	if key, p, err = l.subject(r); err != nil {
+		return "", nil, 0, err
+	}
+	if l.opts.Cost == nil {
+		return key, p, 1, nil
+	}
+	if cost = l.opts.Cost(r); cost < 0 {
+		return "", nil, 0, fmt.Errorf("Options.Cost returned %d: want 0 or more", cost)
+	}
+	return key, p, cost, nil
+}
+
+// subject finds who is limited by r, and by which limits.
+func (l *Limiter) subject(r *http.Request) (key string, p *policy, err error) {
+	if key, err = l.opts.Key(r); err != nil {
+		if !errors.Is(err, ErrNoKey) && !errors.Is(err, ErrExempt) {
+			err = fmt.Errorf("Options.Key: %w", err)
+		}
+		return "", nil, err
+	}
+	if key == "" {
+		return "", nil, ErrNoKey
+	}
+	if l.opts.LimitsFor != nil {
+		if limits := l.opts.LimitsFor(r); len(limits) > 0 {
+			p, err = l.plans.of(l.name, limits, &l.used)
+			return key, p, err
+		}
+	}
+	return key, l.policy.Load(), nil
 }
 
 // Standing is how a request's key stands under one of its limits.
@@ -233,7 +219,7 @@ type Standing struct {
 	Result
 }
 
-// Look tells how r's key stands under each limit that holds for r, without taking
+// Look returns how r's key stands under each limit that holds for r, without taking
 // anything or answering: for a page that shows callers what they have left. It
 // applies Options.Key and LimitsFor, and returns their errors, among them [ErrNoKey]
 // and [ErrExempt]; Options.Skip plays no part.
@@ -253,118 +239,40 @@ func (l *Limiter) Look(r *http.Request) ([]Standing, error) {
 	return standings, nil
 }
 
-// subject finds who is limited by r, and by which limits.
-func (l *Limiter) subject(r *http.Request) (key string, p *policy, err error) {
-	if key, err = l.opts.Key(r); err != nil {
-		if !errors.Is(err, ErrNoKey) && !errors.Is(err, ErrExempt) {
-			err = fmt.Errorf("Options.Key: %w", err)
-		}
-		return "", nil, err
-	}
-	if key == "" {
-		return "", nil, ErrNoKey
-	}
-	if l.opts.LimitsFor != nil {
-		if limits := l.opts.LimitsFor(r); len(limits) > 0 {
-			p, err = l.plans.of(l, limits)
-			return key, p, err
-		}
-	}
-	return key, l.policy.Load(), nil
-}
-
 // undecided maps an error of one of the options' functions to a status, 0 to let
 // the request through uncounted.
 func (l *Limiter) undecided(err error) int {
+	status := http.StatusBadRequest
 	switch {
 	case errors.Is(err, ErrExempt):
 		return 0
+	case errors.Is(err, errNoAddress):
+		l.report.warn(warnNoAddress)
 	case errors.Is(err, ErrNoKey):
-		if errors.Is(err, errNoAddress) {
-			l.report.warn(warnNoAddress)
-		} else {
-			l.report.warn(warnNoKey) // without the error: it may well say what the client has sent
-		}
-		if l.opts.Shadow {
-			return 0
-		}
-		return http.StatusBadRequest
+		l.report.warn(warnNoKey) // without the error, which may contain what the client has sent
+	default:
+		l.report.warn(warnOptionFailed, "error", err)
+		status = http.StatusInternalServerError
 	}
-	l.report.warn(warnOptionFailed, "error", err)
 	if l.opts.Shadow {
 		return 0
 	}
-	return http.StatusInternalServerError
+	return status
 }
 
-// failed maps an error of the store to a status.
+// failed maps an error of the store to a status, 0 to let the request through
+// uncounted.
 func (l *Limiter) failed(r *http.Request, err error) int {
 	switch {
 	case errors.Is(err, ErrClosed):
 		l.report.warn(warnClosed)
-	case r.Context().Err() == nil: // else the client has left, and the store is not to blame
+	case r.Context().Err() == nil: // otherwise the client has left, and the store is not to blame
 		l.report.warn(warnStoreFailed, "error", err)
 	}
 	if l.opts.Shadow {
 		return 0
 	}
 	return http.StatusServiceUnavailable
-}
-
-// shadowed reports a request that would have been denied.
-func (l *Limiter) shadowed() {
-	l.report.warn(warnShadow, "denied", l.shadow.Add(1))
-}
-
-// deny answers a denied request.
-func (l *Limiter) deny(w http.ResponseWriter, r *http.Request, v *verdict) {
-	h := w.Header()
-	if retry := v.pass.result.RetryAfter; retry == Never {
-		l.report.warn(warnCostTooHigh)
-	} else {
-		h["Retry-After"] = []string{strconv.FormatInt(max(1, seconds(retry)), 10)}
-	}
-	if l.opts.Denied != nil {
-		l.opts.Denied.ServeHTTP(w, r.WithContext(v.pass))
-		return
-	}
-	body, contentType := l.message, plainText
-	if accept.PrefersJSON(r.Header["Accept"]) {
-		body, contentType = v.pass.policy.problem(l.problem, v.results[:len(v.pass.policy.limits)]), problemJSON
-	}
-	answer(w, r, http.StatusTooManyRequests, contentType, body)
-}
-
-// refuse answers a request that was not decided. It says nothing about why: the
-// log does.
-func (l *Limiter) refuse(w http.ResponseWriter, r *http.Request, status int) {
-	if status == http.StatusServiceUnavailable {
-		w.Header()["Retry-After"] = []string{"1"}
-	}
-	answer(w, r, status, plainText, []byte(http.StatusText(status)))
-}
-
-const (
-	plainText   = "text/plain; charset=utf-8"
-	problemJSON = "application/problem+json"
-)
-
-func answer(w http.ResponseWriter, r *http.Request, status int, contentType string, body []byte) {
-	h := w.Header()
-	if len(h) > 3 { // more than the limiter's own
-		for _, field := range [...]string{"Cache-Control", "Etag", "Last-Modified", "Content-Length"} {
-			delete(h, field) // they were meant for the answer that there is not to be
-		}
-	}
-	values := [...]string{contentType, "nosniff", strconv.Itoa(len(body))} // the response's own, in one allocation
-	h["Content-Type"], h["X-Content-Type-Options"] = values[0:1:1], values[1:2:2]
-	if h["Content-Encoding"] == nil { // else what is around compresses the body, and knows its length
-		h["Content-Length"] = values[2:3:3]
-	}
-	w.WriteHeader(status)
-	if r.Method != http.MethodHead {
-		w.Write(body) // an error here is the client's connection, and nobody is left to tell
-	}
 }
 
 // isPreflight recognises a CORS preflight (Fetch standard, section 3.2.2).

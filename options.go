@@ -10,8 +10,6 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
-
-	"github.com/ratelimit-go/ratelimit/internal/table"
 )
 
 // Options are a limiter's settings. Only Limits is required: every other zero
@@ -210,10 +208,8 @@ func (o Options) validate(limiter string) error {
 			return fmt.Errorf("Options.Store is a %T, which cannot be told from another one: pass a pointer to it", s)
 		}
 	}
-	if m, ok := o.Store.(*MemoryStore); ok {
-		if err := m.validateFor(o.Limits); err != nil {
-			return err
-		}
+	if err := validateStore(o.Store, o.Limits); err != nil {
+		return err
 	}
 	if o.Store != nil {
 		if err := validateName("the prefix of Options.Store", o.Store.Prefix(), false); err != nil {
@@ -259,36 +255,10 @@ func isNil(v any) bool {
 	return false
 }
 
-// MaxLimits is the most limits that a limiter may have.
-const MaxLimits = 8
-
-var _ [MaxLimits]struct{} = [table.MaxLimits]struct{}{} // one number for both
-
-// validateLimits holds every rule for the limits of one limiter.
-func validateLimits(limiter string, limits []Limit) error {
-	if len(limits) == 0 {
-		return errors.New("there is none: give at least one, such as FixedWindow(5, time.Hour)")
-	}
-	if len(limits) > MaxLimits {
-		return fmt.Errorf("there are %d: want at most %d", len(limits), MaxLimits)
-	}
-	for i, l := range limits {
-		if err := l.validate(); err != nil {
-			return fmt.Errorf("number %d (%v): %w", i+1, l, err)
-		}
-		for j, other := range limits[:i] {
-			if l.sameCounter(other) {
-				return fmt.Errorf("numbers %d (%v) and %d (%v) have the same algorithm and window, and so one counter: "+
-					"keep the stricter one", j+1, other, i+1, l)
-			}
-		}
-	}
-	names := policyNames(limiter, limits)
-	for i, name := range names {
-		if j := slices.Index(names, name); j < i {
-			return fmt.Errorf("numbers %d (%v) and %d (%v) both go by the name %q: give each its own with Named",
-				j+1, limits[j], i+1, limits[i], name)
-		}
+// validateStore says why a store cannot count under these limits, if so.
+func validateStore(s Store, limits []Limit) error {
+	if v, ok := s.(validatingStore); ok {
+		return v.validateFor(limits)
 	}
 	return nil
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"iter"
 	"maps"
-	"path/filepath"
 	"reflect"
 	"runtime"
 	"slices"
@@ -171,7 +170,7 @@ func (r *Registry) claim(l *Limiter) error {
 	}
 	if r.base != nil {
 		if old := r.base.limiters[l.name]; old != nil && old.prefix == l.prefix && old.remote != nil && l.remote != nil {
-			l.remote.succeed(old.remote) // nobody has seen l yet
+			l.remote.Succeed(old.remote) // nobody has seen l yet
 		}
 	}
 	r.limiters[l.name] = l
@@ -188,24 +187,24 @@ func (r *Registry) claim(l *Limiter) error {
 // locked, as it is for all that follows.
 func (r *Registry) check(l *Limiter) error {
 	if holder := r.limiters[l.name]; holder != nil {
-		return conflict(ErrNameTaken, l, holder)
+		return l.conflict(ErrNameTaken, holder)
 	}
 	for _, s := range l.layers {
 		if holder := r.staged[s]; holder != nil {
-			return conflict(ErrStoreShared, l, holder)
+			return l.conflict(ErrStoreShared, holder)
 		}
 		if holder := claims.stores[s]; holder != nil && !r.succeeds(l, holder) {
-			return conflict(ErrStoreShared, l, holder)
+			return l.conflict(ErrStoreShared, holder)
 		}
 	}
 	if holder := r.prefixes[l.prefix]; holder != nil {
-		return conflict(ErrPrefixShared, l, holder)
+		return l.conflict(ErrPrefixShared, holder)
 	}
 	if r.base != nil {
 		// The running limiter still counts there until the last request that it
 		// serves is over.
 		if holder := r.base.prefixes[l.prefix]; holder != nil && !r.succeeds(l, holder) {
-			return conflict(ErrPrefixShared, l, holder)
+			return l.conflict(ErrPrefixShared, holder)
 		}
 	}
 	return nil
@@ -228,7 +227,7 @@ func (r *Registry) stores() *map[Store]*Limiter {
 func (next *Registry) replace(r *Registry) error {
 	for s, l := range next.staged { // another registry may have claimed one meanwhile
 		if holder := claims.stores[s]; holder != nil && !next.succeeds(l, holder) {
-			return conflict(ErrStoreShared, l, holder)
+			return l.conflict(ErrStoreShared, holder)
 		}
 	}
 	for _, l := range r.limiters {
@@ -264,23 +263,6 @@ func (r *Registry) release(l *Limiter) {
 	l.registry = nil
 }
 
-// layers returns a store and what it wraps, down to maxLayers.
-func layers(s Store) (all []Store) {
-	for s != nil && len(all) <= maxLayers {
-		all = append(all, s)
-		u, ok := s.(unwrapper)
-		if !ok {
-			break
-		}
-		s = u.Unwrap()
-	}
-	return all
-}
-
-// maxLayers ends the walk through a store that wraps itself. Nobody wraps in earnest
-// so often.
-const maxLayers = 16
-
 func mapSet[K comparable, V any](m *map[K]V, k K, v V) {
 	if *m == nil {
 		*m = make(map[K]V)
@@ -288,68 +270,14 @@ func mapSet[K comparable, V any](m *map[K]V, k K, v V) {
 	(*m)[k] = v
 }
 
-// What a [ConflictError] is about, for errors.Is.
-var (
-	ErrNameTaken    = errors.New("ratelimit: the limiter's name is taken")
-	ErrStoreShared  = errors.New("ratelimit: the store belongs to another limiter")
-	ErrPrefixShared = errors.New("ratelimit: the prefix belongs to another limiter")
-)
-
-// ConflictError says that a limiter was refused because what it would count with
-// belongs to another one. errors.Is tells which it is: [ErrNameTaken],
-// [ErrStoreShared] or [ErrPrefixShared].
-type ConflictError struct {
-	Limiter string // the limiter that was refused
-	Site    string // file:line of the call that asked for it
-	Holder  string // the limiter that was there first
-	HeldAt  string // file:line of the call that made it
-	Store   string // the type of the refused limiter's store, such as "MemoryStore"
-	Prefix  string // that store's prefix
-
-	kind error
-}
-
-func conflict(kind error, l, holder *Limiter) *ConflictError {
+// conflict is the error of l for something that belongs to holder.
+func (l *Limiter) conflict(kind error, holder *Limiter) *ConflictError {
 	return &ConflictError{
 		Limiter: l.name, Site: l.site,
 		Holder: holder.name, HeldAt: holder.site,
 		Store: storeName(l.store), Prefix: l.prefix,
-		kind: kind,
+		kind: kind, unshare: unshareAdvice(l.store),
 	}
-}
-
-// storeName is the name of a store's type, such as "RedisStore".
-func storeName(s Store) string {
-	name := reflect.TypeOf(s).String()
-	return name[strings.LastIndexByte(name, '.')+1:]
-}
-
-// Unwrap returns ErrNameTaken, ErrStoreShared or ErrPrefixShared.
-func (e *ConflictError) Unwrap() error { return e.kind }
-
-func (e *ConflictError) Error() string {
-	site, heldAt := filepath.Base(e.Site), filepath.Base(e.HeldAt)
-	both := fmt.Sprintf("ratelimit: limiter %q (%s) and limiter %q (%s)", e.Limiter, site, e.Holder, heldAt)
-	switch e.kind {
-	case ErrStoreShared:
-		wayOut := fmt.Sprintf("make a new %s with a unique prefix for each limiter", e.Store)
-		switch e.Store {
-		case "RedisStore":
-			wayOut += " (the Redis client may be shared)"
-		case "MemoryStore":
-			wayOut = "give each limiter a name of its own and leave Options.Store out, or set it to Memory of another name"
-		}
-		return fmt.Sprintf("%s share one %s (prefix %q): a Store must not be shared across limiters; %s",
-			both, e.Store, e.Prefix, wayOut)
-	case ErrPrefixShared:
-		return fmt.Sprintf("%s share the prefix %q: a prefix must not be shared across limiters, "+
-			"whatever client or server it comes with; give each limiter's %s a unique prefix", both, e.Prefix, e.Store)
-	case ErrNameTaken:
-		return fmt.Sprintf("ratelimit: limiter %q (%s): the name is taken by the limiter made at %s; "+
-			"give each limiter a name of its own, make it once and not inside a handler, "+
-			"and use Reload to rebuild a configuration", e.Limiter, site, heldAt)
-	}
-	return both + " are in conflict"
 }
 
 // callSite returns file:line of the innermost call from outside this package, and
@@ -372,9 +300,3 @@ func callSite() (site string, inHandler bool) {
 }
 
 var packagePrefix = reflect.TypeFor[Limiter]().PkgPath() + "."
-
-// noCopy makes go vet report copies of what contains it.
-type noCopy struct{}
-
-func (*noCopy) Lock()   {}
-func (*noCopy) Unlock() {}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"math"
 	"time"
+
+	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
 // Store is where a limiter's counters live. One store belongs to one limiter; a
@@ -76,3 +78,60 @@ const Now Instant = math.MaxInt64
 // A store that wraps another one should have this method, so that a registry
 // sees the store inside and refuses it to a second limiter.
 type unwrapper interface{ Unwrap() Store }
+
+// layers returns a store and what it wraps, down to maxLayers.
+func layers(s Store) (all []Store) {
+	for s != nil && len(all) <= maxLayers {
+		all = append(all, s)
+		u, ok := s.(unwrapper)
+		if !ok {
+			break
+		}
+		s = u.Unwrap()
+	}
+	return all
+}
+
+// maxLayers ends the walk through a store that wraps itself. Nobody wraps a store
+// so often on purpose.
+const maxLayers = 16
+
+// What a limiter asks of a store, or of one that it wraps, beside the contract. A
+// method that a wrapper has by embedding such a store counts as well.
+type (
+	// A validatingStore says why it cannot count under some limits, if so.
+	validatingStore interface{ validateFor(limits []Limit) error }
+
+	// A recordStore keeps a record of its limiter for other processes.
+	recordStore interface {
+		adopt(limiter string, limits []Limit, report *reporter)
+	}
+
+	// An adviceStore says how to give each limiter a store of its own.
+	adviceStore interface{ unshare() string }
+)
+
+// rulesOf are the limits' counting rules.
+func rulesOf(limits []Limit) []rule.Limit { return appendRules(nil, limits) }
+
+func appendRules(rules []rule.Limit, limits []Limit) []rule.Limit {
+	for i := range limits {
+		rules = append(rules, limits[i].rule)
+	}
+	return rules
+}
+
+func resultOf(a rule.Answer) Result {
+	return Result{
+		Remaining:  a.Remaining,
+		RetryAfter: time.Duration(a.Retry),
+		MoreAfter:  time.Duration(a.More),
+		ResetAfter: time.Duration(a.Reset),
+	}
+}
+
+// noCopy makes go vet report copies of what contains it.
+type noCopy struct{}
+
+func (*noCopy) Lock()   {}
+func (*noCopy) Unlock() {}

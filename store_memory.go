@@ -158,9 +158,6 @@ func openMemory(name string, opts MemoryOptions) *MemoryStore {
 	return s
 }
 
-// ErrStoreClosed is returned by a store that has been closed.
-var ErrStoreClosed = errors.New("the store has been closed: get it anew with Memory or NewMemoryStore")
-
 // Name returns the name that the store is known by in this process.
 func (s *MemoryStore) Name() string { return s.name }
 
@@ -201,15 +198,6 @@ func (s *MemoryStore) take(key string, n int64, limits []Limit, results []Result
 	return Instant(at)
 }
 
-func resultOf(a rule.Answer) Result {
-	return Result{
-		Remaining:  a.Remaining,
-		RetryAfter: time.Duration(a.Retry),
-		MoreAfter:  time.Duration(a.More),
-		ResetAfter: time.Duration(a.Reset),
-	}
-}
-
 // Adjust implements [Store].
 func (s *MemoryStore) Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (int64, error) {
 	if err := s.ready(ctx); err != nil {
@@ -234,15 +222,7 @@ func (s *MemoryStore) ready(ctx context.Context) error {
 	return ctx.Err()
 }
 
-func rulesOf(limits []Limit) []rule.Limit {
-	rules := make([]rule.Limit, len(limits))
-	for i, l := range limits {
-		rules[i] = l.rule
-	}
-	return rules
-}
-
-// validateFor tells why a limiter with these limits cannot have the store, if so.
+// validateFor implements validatingStore.
 func (s *MemoryStore) validateFor(limits []Limit) error {
 	switch {
 	case s.table == nil:
@@ -254,6 +234,33 @@ func (s *MemoryStore) validateFor(limits []Limit) error {
 			s.name, s.opts.MaxKeys, len(limits))
 	}
 	return nil
+}
+
+// unshare implements adviceStore.
+func (s *MemoryStore) unshare() string {
+	return "give each limiter a name of its own and leave Options.Store out, or set it to Memory of another name"
+}
+
+// reportTo is called for each limiter that takes the store. It logs whether the
+// store has found counters, or starts without any, and from then on what goes
+// wrong with the SnapshotFile.
+func (s *MemoryStore) reportTo(report *reporter) {
+	first, kept, state := !s.taken.Swap(true), s.snapshots, "created"
+	switch {
+	case !first:
+		state = "reused"
+	case kept != nil && kept.restored:
+		state = "restored"
+	}
+	args := []any{"store", s.name, "state", state, "counters", s.Stats().Counters}
+	if kept != nil {
+		kept.reporter.Store(report)
+		args = append(args, "file", s.opts.SnapshotFile)
+	}
+	report.info("limiter counts in memory", args...)
+	if first && kept != nil && kept.damage != nil {
+		report.warn(warnSnapshotSetAside, "file", kept.aside, "error", kept.damage)
+	}
 }
 
 // MemoryStats tells how full a [MemoryStore] is, and what it had to give up.

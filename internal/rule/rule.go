@@ -32,6 +32,10 @@ const (
 	MinSpan = 1_000_000
 )
 
+// MaxLimits is the most limits that one call asks under. It bounds what a call
+// keeps on its stack, and how long it holds a lock or a server.
+const MaxLimits = 8
+
 // Never is the wait for units that can never fit.
 const Never = math.MaxInt64
 

@@ -8,7 +8,7 @@
 //
 // A caller waits no longer than its context or its deadline says, whatever becomes of the flight;
 // one that carries out its own, no longer than its deadline.
-package flight
+package batch
 
 import (
 	"context"
@@ -23,43 +23,47 @@ import (
 // ErrClosed is what a caller gets who comes after Close.
 var ErrClosed = errors.New("closed")
 
-// ErrUnsent and ErrUnknown are what a caller gets whose deadline has passed: the first if its job was never
+// ErrNotSent and ErrUnknown are what a caller gets whose deadline has passed: the first if its job was never
 // sent, the second if it was and there is no saying what became of it. Both are a
 // [context.DeadlineExceeded].
 var (
-	ErrUnsent  = fmt.Errorf("timed out before the command could be sent: %w", context.DeadlineExceeded)
+	ErrNotSent = fmt.Errorf("timed out before the command could be sent: %w", context.DeadlineExceeded)
 	ErrUnknown = fmt.Errorf("timed out: no connection in time, or no reply: %w", context.DeadlineExceeded)
 )
+
+type Settings struct {
+	MaxInFlight   int
+	ExtraInFlight int
+	ExtraAfter    time.Duration
+	MaxLate       int
+	MaxCalls      int
+}
 
 // A Queue is where callers wait. Its exported fields are set before first use.
 type Queue[T any] struct {
 	// Send carries out a batch and comes back when it knows what became of all of
 	// it. Its context has a deadline, which a client may make use of, but is never done, unless
 	// it is called on the goroutine of the batch's one caller.
-	Send func(ctx context.Context, batch []*Job[T])
+	Send func(ctx context.Context, batch []*Call[T])
 
 	// Panicked is told what Send has panicked with, where no caller's own goroutine
 	// does, for each job of the batch: it counts as carried out then.
-	Panicked func(job *Job[T], with any)
+	Panicked func(job *Call[T], with any)
 
 	// Landed is told of those of a batch whose callers have waited for it, before they are told,
 	// unless it is one on its own goroutine.
-	Landed func(jobs []*Job[T])
+	Answered func(jobs []*Call[T])
 
 	// Left is told of each job that was carried out for a caller who did not wait
 	// for it, before Send is called again by the same flight.
-	Left func(job *Job[T])
+	Abandoned func(job *Call[T])
 
-	Most  int           // flights under way at once
-	More  int           // and others, each a Pause after the one before
-	Late  int           // and others, where callers have given up on one of those
-	Batch int           // jobs in one flight
-	Pause time.Duration // for More
-	Now   func() int64  // for More: nanoseconds of a clock that does not run backwards
+	Settings
+	Now func() int64
 
 	mu      sync.Mutex
-	first   *Job[T] // of those waiting
-	last    *Job[T]
+	first   *Call[T] // of those waiting
+	last    *Call[T]
 	flights []*flight[T] // all that are under way
 	flying  int          // of them, those that are not late
 	late    int
@@ -71,12 +75,12 @@ type Queue[T any] struct {
 	landed  sync.Cond // uses mu; told when a flight ends
 }
 
-// Job is one caller's. It may be used again after a Do that returned nil, and only then.
-type Job[T any] struct {
+// Call is one caller's. It may be used again after a Do that returned nil, and only then.
+type Call[T any] struct {
 	Value T
 
-	// Gone is set, for Queue.Left, if the caller's context was cancelled; else its time was over.
-	Gone bool
+	// Cancelled is set, for Queue.Left, if the caller's context was cancelled; else its time was over.
+	Cancelled bool
 
 	ctx        context.Context
 	deadline   time.Time
@@ -86,9 +90,9 @@ type Job[T any] struct {
 	over       chan struct{} // of a flight of its own: closed at its deadline
 	flight     *flight[T]
 	here       flight[T] // of its own, on its caller's goroutine
-	alone      [1]*Job[T]
+	alone      [1]*Call[T]
 	number     uint64 // of pushed
-	prev, next *Job[T]
+	prev, next *Call[T]
 }
 
 type phase uint8
@@ -101,7 +105,7 @@ const (
 )
 
 type flight[T any] struct {
-	batch   []*Job[T]
+	batch   []*Call[T]
 	here    bool   // on its caller's goroutine, and so over by its deadline
 	late    bool   // callers have given up on it
 	boarded uint64 // the pushed of when its batch went on board
@@ -109,13 +113,13 @@ type flight[T any] struct {
 
 // Do has job carried out, and returns nil when it has been. Where ctx is done at the start, or
 // cancelled before, the error is ctx's; where its deadline or the other one is over before,
-// [ErrUnsent] or [ErrUnknown]. A zero deadline is none, and now is what Queue.Now has just shown.
+// [ErrNotSent] or [ErrUnknown]. A zero deadline is none, and now is what Queue.Now has just shown.
 //
 // If here is true and nobody else would have to wait for it, that is done on the caller's own
 // goroutine, which saves waking up another. The caller sees to it that Send comes back by the
 // deadline then: its context is done at that, for what Send may have to wait for before anything
 // is sent.
-func (q *Queue[T]) Do(ctx context.Context, now int64, deadline time.Time, job *Job[T], here bool) error {
+func (q *Queue[T]) Do(ctx context.Context, now int64, deadline time.Time, job *Call[T], here bool) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -158,7 +162,7 @@ func (q *Queue[T]) Do(ctx context.Context, now int64, deadline time.Time, job *J
 }
 
 // flyHere is a flight on the goroutine of its one caller. q.mu is held, and let go of.
-func (q *Queue[T]) flyHere(now int64, job *Job[T]) error {
+func (q *Queue[T]) flyHere(now int64, job *Call[T]) error {
 	if job.over == nil {
 		job.over = make(chan struct{})
 	}
@@ -180,8 +184,8 @@ func (q *Queue[T]) flyHere(now int64, job *Job[T]) error {
 	alone.over = job.over
 	q.Send(alone, f.batch)
 	if err := job.ctx.Err(); errors.Is(err, context.Canceled) {
-		job.Gone = true
-		q.Left(job)
+		job.Cancelled = true
+		q.Abandoned(job)
 		return err
 	}
 	return nil
@@ -209,9 +213,9 @@ func (q *Queue[T]) overdue() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	now := time.Now()
-	var over []*Job[T]
+	var over []*Call[T]
 	var next time.Time
-	look := func(job *Job[T]) {
+	look := func(job *Call[T]) {
 		switch {
 		case job.deadline.IsZero() || job.phase == left:
 		case !job.deadline.After(now):
@@ -245,13 +249,13 @@ func (q *Queue[T]) overdue() {
 }
 
 // leave notes that a job's caller waits no longer: it has gone, or its time is over. q.mu is held.
-func (q *Queue[T]) leave(job *Job[T], gone bool) {
+func (q *Queue[T]) leave(job *Call[T], gone bool) {
 	was := job.phase
-	job.phase, job.Gone = left, gone
+	job.phase, job.Cancelled = left, gone
 	switch {
 	case was == waiting:
 		q.remove(job)
-		job.err = ErrUnsent
+		job.err = ErrNotSent
 		if !gone { // it has waited for flights that were out all the time
 			q.giveUp(func(f *flight[T]) bool { return f.boarded < job.number })
 		}
@@ -267,7 +271,7 @@ func (q *Queue[T]) leave(job *Job[T], gone bool) {
 // giveUp makes flights late, so that others need not wait for them as well. q.mu is held.
 func (q *Queue[T]) giveUp(which func(*flight[T]) bool) {
 	for _, f := range q.flights {
-		if !f.here && !f.late && which(f) && q.late < q.Late {
+		if !f.here && !f.late && which(f) && q.late < q.MaxLate {
 			f.late = true
 			q.flying--
 			q.late++
@@ -278,7 +282,7 @@ func (q *Queue[T]) giveUp(which func(*flight[T]) bool) {
 
 // mayFly reports whether one more flight may set off now; 0 is no Pause after any. q.mu is held.
 func (q *Queue[T]) mayFly(now int64) bool {
-	return q.flying < q.Most || q.flying < q.Most+q.More && now-q.set >= int64(q.Pause)
+	return q.flying < q.MaxInFlight || q.flying < q.MaxInFlight+q.ExtraInFlight && now-q.set >= int64(q.ExtraAfter)
 }
 
 // takeOff starts a flight if there is somebody to take along. q.mu is held.
@@ -298,7 +302,7 @@ func (q *Queue[T]) begin(f *flight[T], now int64) {
 }
 
 func (q *Queue[T]) fly(f *flight[T]) {
-	var batch, kept, gone []*Job[T]
+	var batch, kept, gone []*Call[T]
 	defer func() { // also where a client's hook has ended this goroutine
 		q.mu.Lock()
 		defer q.mu.Unlock()
@@ -312,9 +316,9 @@ func (q *Queue[T]) fly(f *flight[T]) {
 	}()
 	q.mu.Lock()
 	for again := false; ; again = true {
-		if q.More > 0 {
+		if q.ExtraInFlight > 0 {
 			now := q.Now()
-			if again && q.flying > q.Most && now-q.set < int64(q.Pause) {
+			if again && q.flying > q.MaxInFlight && now-q.set < int64(q.ExtraAfter) {
 				break // it was one too many: others are out, and the way is short
 			}
 			q.set = now
@@ -337,14 +341,14 @@ func (q *Queue[T]) fly(f *flight[T]) {
 			}
 		}
 		q.mu.Unlock()
-		q.Landed(kept)
+		q.Answered(kept)
 		for _, job := range kept {
 			if job.done != nil {
 				job.done <- struct{}{} // and from here on it is its caller's again
 			}
 		}
 		for _, job := range gone {
-			q.Left(job)
+			q.Abandoned(job)
 		}
 		clear(batch)
 		clear(kept)
@@ -375,7 +379,7 @@ func (q *Queue[T]) end(f *flight[T]) {
 	}
 }
 
-func (q *Queue[T]) send(batch []*Job[T]) {
+func (q *Queue[T]) send(batch []*Call[T]) {
 	defer func() {
 		if with := recover(); with != nil {
 			for _, job := range batch {
@@ -387,7 +391,7 @@ func (q *Queue[T]) send(batch []*Job[T]) {
 }
 
 // Post has a job carried out that nobody waits for, also from Left after Close.
-func (q *Queue[T]) Post(job *Job[T]) {
+func (q *Queue[T]) Post(job *Call[T]) {
 	job.ctx = context.Background()
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -396,8 +400,8 @@ func (q *Queue[T]) Post(job *Job[T]) {
 }
 
 // board takes along who waits, unless the flight is late already. q.mu is held.
-func (q *Queue[T]) board(f *flight[T], batch []*Job[T]) []*Job[T] {
-	for !f.late && q.first != nil && len(batch) < q.Batch {
+func (q *Queue[T]) board(f *flight[T], batch []*Call[T]) []*Call[T] {
+	for !f.late && q.first != nil && len(batch) < q.MaxCalls {
 		job := q.first
 		q.remove(job)
 		job.phase, job.flight = flying, f
@@ -425,7 +429,7 @@ func (q *Queue[T]) Wait() {
 	}
 }
 
-func (q *Queue[T]) push(job *Job[T]) {
+func (q *Queue[T]) push(job *Call[T]) {
 	if q.last == nil {
 		q.first = job
 	} else {
@@ -436,7 +440,7 @@ func (q *Queue[T]) push(job *Job[T]) {
 	job.phase, job.number = waiting, q.pushed
 }
 
-func (q *Queue[T]) remove(job *Job[T]) {
+func (q *Queue[T]) remove(job *Call[T]) {
 	if job.prev == nil {
 		q.first = job.next
 	} else {
@@ -471,7 +475,7 @@ func (c *flightContext) Err() error {
 	}
 }
 
-func contextOf[T any](batch []*Job[T]) *flightContext {
+func contextOf[T any](batch []*Call[T]) *flightContext {
 	c := &flightContext{Context: context.Background(), deadline: batch[0].deadline}
 	if len(batch) == 1 {
 		c.Context = batch[0].ctx

@@ -1,0 +1,88 @@
+package ratelimit
+
+import (
+	"fmt"
+	"math"
+	"time"
+)
+
+// Never is the RetryAfter of a cost that is above what a limit can ever hold.
+const Never time.Duration = math.MaxInt64
+
+// Decision is the answer for one request.
+type Decision struct {
+	Allowed bool
+
+	// Limit is the one that binds: of the limits that denied, the one that denies
+	// for the longest; if none did, the one with the least remaining.
+	Limit Limit
+
+	// Remaining is what Limit still allows now.
+	Remaining int64
+
+	// ResetAfter is how long it takes Limit to be whole again, if nobody uses the key.
+	ResetAfter time.Duration
+
+	// RetryAfter is 0 if allowed. Otherwise a client that waits exactly that long,
+	// alone, is admitted, and one that waits less is not; [Never] means that the
+	// cost is above what a limit can hold.
+	RetryAfter time.Duration
+
+	// Source says where the decision was made.
+	Source Source
+}
+
+// bound is the limit that binds a request, and how the key stands under it.
+type bound struct {
+	limit  *Limit
+	result Result
+}
+
+// binding returns the index of the limit that binds: of those that denied, the one
+// that denies for the longest; if none did, the one with the least remaining.
+func binding(results []Result) int {
+	binding := 0
+	for i := 1; i < len(results); i++ {
+		r, b := &results[i], &results[binding]
+		if r.RetryAfter > b.RetryAfter || r.RetryAfter == b.RetryAfter && r.Remaining < b.Remaining {
+			binding = i
+		}
+	}
+	return binding
+}
+
+// fill fills in the decision that follows from the limit that binds.
+func (d *Decision) fill(limit *Limit, r *Result, source Source) {
+	d.Allowed = r.RetryAfter == 0
+	d.Limit = *limit
+	d.Remaining = r.Remaining
+	d.ResetAfter = r.ResetAfter
+	d.RetryAfter = r.RetryAfter
+	d.Source = source
+}
+
+// Source says where a decision was made.
+type Source uint8
+
+const (
+	// SourceStore: the limiter's store.
+	SourceStore Source = iota
+	// SourceCache: this process, because it knows from the store that the key is denied.
+	SourceCache
+	// SourceLease: this process, out of units that the store has counted for it in
+	// advance; see Options.Lease.
+	SourceLease
+	// SourceFallback: this process, because the store failed; see [FallbackLocal].
+	SourceFallback
+	// SourceFailOpen: nobody, because the store failed; see [FailOpen].
+	SourceFailOpen
+)
+
+var sources = [...]string{"store", "cache", "lease", "fallback", "fail-open"}
+
+func (s Source) String() string {
+	if int(s) < len(sources) {
+		return sources[s]
+	}
+	return fmt.Sprintf("Source(%d)", s)
+}

@@ -1,0 +1,144 @@
+package ratelimit
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/ratelimit-go/ratelimit/internal/engine"
+	"github.com/ratelimit-go/ratelimit/internal/redisstore"
+	"github.com/ratelimit-go/ratelimit/internal/remote"
+)
+
+// This file has what a user sees of a store that fails: how a store classifies its
+// errors, what a limiter does about them, and the public errors. The code that
+// acts on it, with timeout, breaker and fallback, is in internal/remote.
+
+// RemoteStore is a [Store] whose counters are outside of this process, where they
+// may be slow, full or gone. A limiter adds what that needs: a timeout, a cache of
+// denials, a breaker, and Options.OnFailure. The store itself tries once and says
+// what went wrong; its calls return as soon as their context is done.
+type RemoteStore interface {
+	Store
+
+	// Fault says what an error of one of the store's calls means. It is not asked
+	// about the error of a context that its caller has cancelled.
+	Fault(err error) Fault
+}
+
+// Fault is what an error of a [RemoteStore] means.
+type Fault uint8
+
+const (
+	// FaultUnknown: the backend is in doubt, and so is whether the call took effect.
+	FaultUnknown Fault = iota
+	// FaultRefused: the backend is in doubt, and the call has changed nothing: it was
+	// never sent, or it was answered with an error.
+	FaultRefused
+	// FaultKey: the call has changed nothing, and others may well succeed: what is
+	// stored for its key cannot be used.
+	FaultKey
+)
+
+// FailurePolicy says how requests are answered while a store fails.
+type FailurePolicy uint8
+
+const (
+	// FallbackLocal decides in this process, from what it last knew of each key. A
+	// blocked key stays blocked, and a half-used one half used. Keys of which this
+	// process knows nothing start from zero, so for those n processes may admit up
+	// to n times the limit. What was admitted is charged to the store when it
+	// answers again. If the store comes back without its counters, its keys start
+	// from zero.
+	FallbackLocal FailurePolicy = iota
+	// FailOpen admits every request. Header fields then show what would be left of a
+	// whole limit.
+	FailOpen
+	// FailClosed decides nothing: requests are answered with 503, and Take returns
+	// the error. Keys that are known to be denied are still denied, with 429: only
+	// one request in each Options.DenyRecheck asks the store.
+	FailClosed
+)
+
+var failurePolicies = [...]string{FallbackLocal: "FallbackLocal", FailOpen: "FailOpen", FailClosed: "FailClosed"}
+
+func (p FailurePolicy) String() string {
+	if int(p) < len(failurePolicies) {
+		return failurePolicies[p]
+	}
+	return fmt.Sprintf("FailurePolicy(%d)", p)
+}
+
+// The numbers of internal packages are the public ones, so that converting them is
+// free. This does not compile if one differs.
+const _ = uint(-(int(FaultUnknown) ^ int(engine.Unknown) | int(FaultRefused) ^ int(engine.Refused) | int(FaultKey) ^ int(engine.Key) |
+	int(FallbackLocal) ^ int(remote.FallbackLocal) | int(FailOpen) ^ int(remote.FailOpen) | int(FailClosed) ^ int(remote.FailClosed) |
+	int(SourceStore) ^ int(remote.FromStore) | int(SourceCache) ^ int(remote.FromCache) | int(SourceLease) ^ int(remote.FromLease) |
+	int(SourceFallback) ^ int(remote.FromFallback) | int(SourceFailOpen) ^ int(remote.FromFailOpen)))
+
+// Errors of stores.
+var (
+	// ErrStoreClosed is returned by a store that has been closed.
+	ErrStoreClosed = errors.New("the store has been closed: get it anew with Memory or NewMemoryStore")
+
+	// ErrPrefixClaimed is the error of a store made with [RefuseSharedPrefix] while a
+	// limiter of another name, in another process, counts under its prefix.
+	ErrPrefixClaimed = errors.New("ratelimit: a limiter of another name counts under this prefix in another process")
+)
+
+// RedisError is an error of a [RedisStore] that says what it knows of the cause.
+type RedisError struct {
+	// Unsent: nothing has been changed at Redis, because the command was not sent,
+	// or because Redis has refused it. If it is false, that is not known.
+	Unsent bool
+
+	cause *redisstore.Error
+}
+
+func (e *RedisError) Error() string { return e.cause.Detail() }
+
+func (e *RedisError) Unwrap() error { return e.cause.Err }
+
+// storeError is a public error with the internal one that it was made of, which
+// RedisStore.Fault looks for.
+type storeError struct {
+	public   error
+	internal *redisstore.Error
+}
+
+func (e *storeError) Error() string   { return e.public.Error() }
+func (e *storeError) Unwrap() []error { return []error{e.public, e.internal} }
+
+// publicError is the one place where an error of an internal package becomes one
+// that users can test for. Other errors, and nil, stay as they are.
+func publicError(err error) error {
+	var e *redisstore.Error
+	if err == nil || !errors.As(err, &e) {
+		return err
+	}
+	public := e.Err
+	switch e.Cause {
+	case redisstore.Backend:
+		public = &RedisError{Unsent: e.Fault != engine.Unknown, cause: e}
+	case redisstore.Closed:
+		public = ErrStoreClosed
+	case redisstore.Claimed:
+		public = fmt.Errorf("%w: it is %q; give each limiter a prefix of its own", ErrPrefixClaimed, e.Other)
+	}
+	return &storeError{fmt.Errorf("RedisStore (prefix %q): %w", e.Prefix, public), e}
+}
+
+// remoteReporter logs what stands before a store has to say of it.
+type remoteReporter struct {
+	*reporter
+	policy FailurePolicy
+}
+
+func (r remoteReporter) StoreFailed(err error) {
+	r.warn(warnStoreFailed, "on_failure", r.policy, "error", publicError(err))
+}
+
+func (r remoteReporter) StoreDown(outages uint64, cause error) {
+	r.log(warnStoreDown, "outages", outages, "on_failure", r.policy, "error", publicError(cause))
+}
+
+func (r remoteReporter) StoreBack(outages uint64) { r.log(warnStoreBack, "outages", outages) }

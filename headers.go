@@ -1,0 +1,203 @@
+package ratelimit
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+)
+
+// Headers selects the response header fields that tell clients about their
+// limits. Styles can be combined with |; where two write the same field, the
+// newest does. The draft that became each style is in its name, because the
+// draft still changes. Times are whole seconds, rounded up, as in Retry-After: a
+// sliding window of a minute can say 61. Zero means HeadersDraft10.
+//
+// Scripts of other origins see the fields only if the response also has
+// Access-Control-Expose-Headers with their names, which is CORS middleware's to say.
+type Headers uint8
+
+const (
+	// HeadersDraft10 is draft-ietf-httpapi-ratelimit-headers-10: one member per
+	// limit, and limiters that are stacked on a request add theirs.
+	//
+	//	RateLimit-Policy: "login";q=5;w=3600
+	//	RateLimit: "login";r=4;t=3600
+	//
+	// t is the time until r grows. A token bucket is told by its rate, so that r
+	// can be above q by what it allows in a burst.
+	HeadersDraft10 Headers = 1 << iota
+
+	// HeadersDraft7 is draft 7 of the same. RateLimit tells of the binding limit
+	// alone, as in the styles below: of all limiters on a request, that which
+	// denied, or that with the least remaining. reset is the time until it is whole.
+	//
+	//	RateLimit-Policy: 5;w=3600
+	//	RateLimit: limit=5, remaining=4, reset=3600
+	HeadersDraft7
+
+	// HeadersDraft6 is draft 6 of the same.
+	//
+	//	RateLimit-Policy: 5;w=3600
+	//	RateLimit-Limit: 5
+	//	RateLimit-Remaining: 4
+	//	RateLimit-Reset: 3600
+	HeadersDraft6
+
+	// HeadersLegacy is what GitHub and others have sent since before there was a
+	// draft; the reset is an instant, in seconds of Unix time.
+	//
+	//	X-RateLimit-Limit: 5
+	//	X-RateLimit-Remaining: 4
+	//	X-RateLimit-Reset: 1735693200
+	HeadersLegacy
+
+	// HeadersNone is no field but Retry-After. It cannot be combined.
+	HeadersNone
+)
+
+func (h Headers) validate() error {
+	const all = HeadersDraft10 | HeadersDraft7 | HeadersDraft6 | HeadersLegacy
+	switch {
+	case h&^(all|HeadersNone) != 0:
+		return fmt.Errorf("Options.Headers is %#x: want HeadersDraft10, 7, 6, HeadersLegacy, a combination of them, or HeadersNone", uint8(h))
+	case h&HeadersNone != 0 && h != HeadersNone:
+		return errors.New("Options.Headers has HeadersNone and other styles: leave one of them out")
+	case h&HeadersDraft10 != 0 && h&HeadersDraft7 != 0:
+		return errors.New("Options.Headers has HeadersDraft10 and HeadersDraft7, which write the same two fields: choose one of them")
+	}
+	return nil
+}
+
+// Field names in the form of the keys of an http.Header.
+const (
+	fieldPolicy    = "Ratelimit-Policy"
+	fieldRateLimit = "Ratelimit"
+)
+
+// fields is what clients have been shown about a request by one limiter and those
+// around it. A limiter further in goes on from there.
+type fields struct {
+	styles    Headers
+	strictest *bound    // what binds most, of all limiters so far: for styles without lists
+	values    [2]string // of RateLimit and RateLimit-Policy, so that they need no allocation of their own
+}
+
+// shown is what one limiter has to show of a decision, except for the results:
+// those would escape to the heap with the rest.
+type shown struct {
+	policy    *policy
+	bound     *bound
+	partition string // the parameter pk; empty for none
+}
+
+// write puts what the styles of a limiter show into h. outer is of the limiters
+// around this one, or nil. Each limiter sees what those around it have written:
+// lists grow, styles without lists show what binds most by now, and if an older
+// and a newer style both want a field, it is the newer one's.
+func (f *fields) write(h http.Header, own Headers, outer *fields, s shown, results []Result) {
+	var before Headers
+	if outer != nil {
+		before, f.strictest = outer.styles, outer.strictest
+	}
+	own &^= HeadersNone
+	if f.styles = before | own; own == 0 {
+		return
+	}
+	if f.strictest == nil || s.bound.stricter(f.strictest) {
+		f.strictest = s.bound
+	}
+	if own&HeadersDraft10 != 0 {
+		f.writeDraft10(h, s, results, before&HeadersDraft10 != 0)
+	}
+	if f.styles&^HeadersDraft10 != 0 {
+		f.writeOlder(h, own, s.policy)
+	}
+}
+
+// stricter reports whether b restricts a client more than other does.
+func (b *bound) stricter(other *bound) bool {
+	if denied := b.result.RetryAfter > 0; denied != (other.result.RetryAfter > 0) {
+		return denied
+	}
+	return b.result.Remaining < other.result.Remaining
+}
+
+// writeDraft10 writes the lists of draft 10, or adds to them.
+func (f *fields) writeDraft10(h http.Header, s shown, results []Result, add bool) {
+	declared := s.policy.declaredFor(s.partition)
+	var buf [128]byte
+	b := buf[:0]
+	if list := h[fieldRateLimit]; add && len(list) > 0 {
+		b = append(append(b, list[0]...), ", "...)
+		declared = joined(h[fieldPolicy], declared)
+	}
+	denied := s.bound.result.RetryAfter > 0
+	for i, r := range results {
+		if i > 0 {
+			b = append(b, ", "...)
+		}
+		t := seconds(r.MoreAfter)
+		if denied {
+			t = max(t, 1)
+		}
+		b = append(b, s.policy.members[i].remaining...)
+		b = strconv.AppendInt(b, r.Remaining, 10)
+		b = append(b, ";t="...)
+		b = strconv.AppendInt(b, t, 10)
+		b = append(b, s.partition...)
+	}
+	f.values[0] = string(b)
+	f.values[1] = declared[0]
+	h[fieldRateLimit], h[fieldPolicy] = f.values[:1:1], f.values[1:2:2]
+}
+
+// writeOlder writes the styles that show the binding limit alone.
+func (f *fields) writeOlder(h http.Header, own Headers, p *policy) {
+	limit := strconv.FormatInt(f.strictest.limit.Burst(), 10)
+	remaining := strconv.FormatInt(f.strictest.result.Remaining, 10)
+	resetAfter := f.strictest.result.ResetAfter
+	reset := strconv.FormatInt(seconds(resetAfter), 10)
+	if f.styles&HeadersDraft10 == 0 {
+		if own&(HeadersDraft7|HeadersDraft6) != 0 {
+			h[fieldPolicy] = joined(h[fieldPolicy], p.older)
+		}
+		if f.styles&HeadersDraft7 != 0 {
+			h[fieldRateLimit] = []string{"limit=" + limit + ", remaining=" + remaining + ", reset=" + reset}
+		}
+	}
+	if f.styles&HeadersDraft6 != 0 {
+		h["Ratelimit-Limit"] = []string{limit}
+		h["Ratelimit-Remaining"] = []string{remaining}
+		h["Ratelimit-Reset"] = []string{reset}
+	}
+	if f.styles&HeadersLegacy != 0 {
+		at := time.Now().Add(resetAfter + time.Second - 1).Unix()
+		h["X-Ratelimit-Limit"] = []string{limit}
+		h["X-Ratelimit-Remaining"] = []string{remaining}
+		h["X-Ratelimit-Reset"] = []string{strconv.FormatInt(at, 10)}
+	}
+}
+
+// joined adds a list to the one before it, in a slice of the response's own.
+func joined(before, list []string) []string {
+	if len(before) == 0 {
+		return []string{list[0]}
+	}
+	return []string{before[0] + ", " + list[0]}
+}
+
+// partitionParam is the parameter pk of draft 10: it distinguishes two keys and
+// shows nothing else, being the first 128 bits of an HMAC.
+func partitionParam(secret []byte, limiter, key string) string {
+	if len(secret) == 0 {
+		return ""
+	}
+	mac := hmac.New(sha256.New, secret)
+	mac.Write([]byte(limiter + "\x00" + key)) // no limiter's name has a NUL
+	return ";pk=:" + base64.StdEncoding.EncodeToString(mac.Sum(nil)[:16]) + ":"
+}

@@ -1,0 +1,150 @@
+package redisstore
+
+import (
+	"context"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/ratelimit-go/ratelimit/internal/engine"
+	"github.com/ratelimit-go/ratelimit/internal/redisscript"
+)
+
+// A command runs a script once: for one group, or for takes of several keys under
+// the same limits. Package redisscript has the format of arguments and replies.
+type command struct {
+	groups []*group
+	args   []any // kept for the next round trip
+	cmd    *redis.IntSliceCmd
+}
+
+var scripts = [...]redisscript.Script{take: redisscript.Take, adjust: redisscript.Adjust, reset: redisscript.Reset}
+
+func (c *command) op() op         { return c.groups[0].first().op }
+func (c *command) set() *limitSet { return c.groups[0].first().set }
+
+// keys returns the names of the counters, those of one group after those of
+// another.
+func (c *command) keys() []any { return c.args[3:] }
+
+// build writes the command.
+func (c *command) build(ctx context.Context, prefix string) {
+	set := c.set()
+	c.args = append(c.args[:0], "evalsha", scripts[c.op()].Hash, len(c.groups)*len(set.suffixes))
+	for _, g := range c.groups {
+		c.addKeys(prefix, g.first().key, set)
+	}
+	c.args = append(c.args, set.args...)
+	switch f := c.groups[0].first(); f.op {
+	case take:
+		for i, g := range c.groups {
+			c.args = redisscript.AppendTake(c.args, i, g.first().units, int64(len(g.callers)))
+		}
+	case adjust:
+		if f.at == engine.Now {
+			c.args = append(c.args, f.units, "now")
+		} else {
+			c.args = append(c.args, f.units, f.at/1000)
+		}
+	}
+	c.cmd = redis.NewIntSliceCmd(ctx, c.args...)
+}
+
+// addKeys adds the names of a key's counters.
+func (c *command) addKeys(prefix, key string, set *limitSet) {
+	var buf [redisscript.MaxKey + 2*128]byte // and a prefix and a suffix
+	head := redisscript.AppendKey(buf[:0], prefix, key)
+	for _, suffix := range set.suffixes {
+		c.args = append(c.args, string(append(head, suffix...)))
+	}
+}
+
+// once is a command that the client never sends a second time by itself, whatever
+// its MaxRetries: the first one may have been carried out. MOVED and ASK are still
+// followed, because a server that answers so has done nothing.
+type once struct{ *redis.IntSliceCmd }
+
+func (once) NoRetry() bool { return true }
+
+// run sends commands in one round trip, and in a second one those whose script the
+// server does not know, as after a restart. Those carry its text, so that the
+// server knows it from then on.
+func (s *Store) run(ctx context.Context, commands []*command) {
+	for _, c := range commands {
+		c.build(ctx, s.prefix)
+	}
+	s.exec(ctx, commands)
+	var unknown []*command
+	for _, c := range commands {
+		if err := c.cmd.Err(); err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
+			c.args[0], c.args[1] = "eval", scripts[c.op()].Text
+			c.cmd = redis.NewIntSliceCmd(ctx, c.args...)
+			unknown = append(unknown, c)
+		}
+	}
+	if len(unknown) > 0 {
+		s.exec(ctx, unknown)
+	}
+}
+
+// exec sends commands together: in a Cluster, those for each node. Each command
+// has its own error.
+func (s *Store) exec(ctx context.Context, commands []*command) {
+	if len(commands) == 1 {
+		s.client.Process(ctx, once{commands[0].cmd})
+		return
+	}
+	pipe := s.client.Pipeline()
+	for _, c := range commands {
+		pipe.Process(ctx, once{c.cmd})
+	}
+	pipe.Exec(ctx)
+}
+
+// read hands the reply to the command's groups.
+func (s *Store) read(c *command) {
+	reply, err := c.cmd.Result()
+	if err == nil {
+		switch c.op() {
+		case take:
+			err = s.readTakes(c, reply)
+		case adjust:
+			g, limits := c.groups[0], len(c.set().rules)
+			g.now, err = redisscript.ParseAdjust(reply, g.before[:limits], g.after[:limits])
+		}
+	}
+	if err != nil {
+		limits := len(c.set().rules)
+		for i, g := range c.groups {
+			g.err = s.explain(err, c.keys()[i*limits:])
+		}
+	}
+	s.noteOutcome(err)
+}
+
+func (s *Store) readTakes(c *command, reply []int64) error {
+	limits := c.set().micros
+	takes, err := redisscript.ParseTakes(reply, len(c.groups), limits)
+	if err != nil {
+		return err
+	}
+	for i, g := range c.groups {
+		g.now, g.admitted = takes.Now, int64(len(g.callers))
+		takes.States(i, g.before[:])
+	}
+	for i, admitted := range takes.Partly() {
+		g := c.groups[i]
+		if g.admitted = admitted; admitted < 0 { // the number of a key that is no counter
+			g.err = s.notCounter(c.keys()[i*len(limits)-int(admitted)-1])
+		}
+	}
+	return nil
+}
+
+// noteOutcome remembers how the last command has ended, nil for well.
+func (s *Store) noteOutcome(err error) {
+	answered := err == nil || isReply(err)
+	s.nodes.noteOutcome(s.client, answered)
+	if answered != s.answering.Load() {
+		s.answering.Store(answered)
+	}
+}

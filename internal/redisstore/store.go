@@ -1,0 +1,275 @@
+// Package redisstore counts on a Redis server, Cluster, Ring or Sentinel setup. It
+// implements [engine.Engine]; the public RedisStore is a face for it.
+//
+// A decision passes through these files, in this order:
+//
+//	store.go    checks the call and puts it into a queue
+//	nodes.go    chooses the queue: one for all, or in a Cluster one per master
+//	exchange.go makes commands of the calls that share a round trip, and hands out the replies
+//	command.go  writes one command, sends it and reads its reply
+//	call.go     works out one caller's answer from a reply that may be for several
+//
+// Beside the decisions, owner.go keeps a record of whose prefix this is, and
+// place.go finds out whether all keys are on one server. How calls wait for each
+// other is in package batch; what the scripts do, in package redisscript.
+package redisstore
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/ratelimit-go/ratelimit/internal/batch"
+	"github.com/ratelimit-go/ratelimit/internal/clock"
+	"github.com/ratelimit-go/ratelimit/internal/engine"
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+)
+
+// Batching is how calls share round trips to one server, or to one master of a
+// Cluster.
+var Batching = batch.Settings{
+	// Two at once keep both client and server at work.
+	MaxInFlight: 2,
+	// If the server is further away than two round trips can keep busy, others
+	// start as well, but only if that pays: each costs client and server some 10 µs.
+	ExtraInFlight: 2,
+	ExtraAfter:    100 * time.Microsecond,
+	// As many more replace round trips to a server that hangs, until the client's
+	// own timeouts end those. With what is asked beside the decisions, a store
+	// uses 16 connections at most.
+	MaxLate: 10,
+	// A batch's first caller waits for its last: some 256 scripts are a millisecond
+	// of a server's time.
+	MaxCalls: 256,
+}
+
+// sideTimeout bounds what a store asks beside the decisions.
+const sideTimeout = 5 * time.Second
+
+// maxResetLimits is the most limits of a Reset: Lua unpacks at least so many
+// arguments at once.
+const maxResetLimits = 4096
+
+// A Store counts under one prefix of what its client is connected to. Methods may
+// be called from any number of goroutines.
+type Store struct {
+	client  redis.UniversalClient
+	prefix  string
+	options Options
+
+	queue queue      // of calls to a single server, and to any in a Cluster whose masters are not known yet
+	nodes nodeQueues // of calls to each master of a Cluster
+	sets  limitSets
+	jobs  sync.Pool // of *job, for calls that have returned without an error
+	owner owner
+	place atomic.Uint32 // whether all keys are on one server: see place.go
+
+	// keepsDeadlines: the client ends a call when its context is over, so that a
+	// call can be made on its caller's goroutine.
+	keepsDeadlines bool
+	// answering: the last command was answered, so that the next one will
+	// probably be, too.
+	answering atomic.Bool
+
+	closed  atomic.Bool
+	mu      sync.Mutex // orders Close against what begins
+	running sync.WaitGroup
+}
+
+// Options are the settings of a Store.
+type Options struct {
+	RefuseClaimed bool // refuse to count while a limiter of another name counts under the prefix
+}
+
+type (
+	queue = batch.Queue[call]
+	job   = batch.Call[call] // one caller's place in a queue
+)
+
+// New returns a store that writes to prefix, which is valid. The client is lent
+// and never closed. Nothing is sent yet.
+func New(client redis.UniversalClient, prefix string, options Options) *Store {
+	s := &Store{client: client, prefix: prefix, options: options, keepsDeadlines: keepsDeadlines(client)}
+	s.open(&s.queue)
+	return s
+}
+
+func (s *Store) open(q *queue) {
+	q.Settings, q.Now = Batching, clock.Now
+	q.Send, q.Answered, q.Abandoned, q.Panicked = s.send, answered, s.giveBack, s.panicked
+}
+
+// keepsDeadlines reports whether a client ends its calls when their contexts are
+// over. Other clients are called on goroutines that callers can leave behind. (A
+// clone of such a client, made to keep deadlines, would not run its hooks.)
+func keepsDeadlines(client redis.UniversalClient) bool {
+	switch c := client.(type) {
+	case *redis.Client:
+		return c.Options().ContextTimeoutEnabled
+	case *redis.ClusterClient:
+		return c.Options().ContextTimeoutEnabled
+	}
+	return false
+}
+
+// Prefix returns the prefix that the store was made with.
+func (s *Store) Prefix() string { return s.prefix }
+
+// Take implements [engine.Engine].
+func (s *Store) Take(ctx context.Context, r engine.Request, answers []rule.Answer) (engine.Reply, error) {
+	rules := r.Limits.Rules
+	if r.Units < 0 || len(answers) != len(rules) {
+		return engine.Reply{}, s.callError(fmt.Errorf("Take of %d units, %d limits and %d results: "+
+			"want 0 units or more, and as many results as limits", r.Units, len(rules), len(answers)))
+	}
+	if err := validate(rules, rule.MaxLimits); err != nil {
+		return engine.Reply{}, s.callError(err)
+	}
+	job := s.job(take, r.Key, rules)
+	job.Value.units = min(r.Units, rule.MaxUnits+1) // which no limit can hold
+	if err := s.do(ctx, r.Now, r.Until, job); err != nil {
+		return engine.Reply{}, err
+	}
+	c := &job.Value
+	err := c.answer(answers)
+	reply := engine.Reply{At: c.now * 1000, Newest: c.newest}
+	s.jobs.Put(job)
+	if err != nil {
+		return engine.Reply{}, s.callError(err)
+	}
+	return reply, nil
+}
+
+// Adjust implements [engine.Engine].
+func (s *Store) Adjust(ctx context.Context, key string, n, at int64, limits *engine.Limits) (charged int64, err error) {
+	if err := validate(limits.Rules, rule.MaxLimits); err != nil {
+		return 0, s.callError(err)
+	}
+	job := s.job(adjust, key, limits.Rules)
+	job.Value.units, job.Value.at = max(-rule.MaxUnits, min(n, rule.MaxUnits)), at
+	if err := s.do(ctx, clock.Now(), 0, job); err != nil {
+		return 0, err
+	}
+	charged = job.Value.charged()
+	s.jobs.Put(job)
+	return charged, nil
+}
+
+// Reset implements [engine.Engine].
+func (s *Store) Reset(ctx context.Context, key string, limits *engine.Limits) error {
+	if len(limits.Rules) == 0 {
+		return ctx.Err()
+	}
+	if err := validate(limits.Rules, maxResetLimits); err != nil {
+		return s.callError(err)
+	}
+	job := s.job(reset, key, limits.Rules)
+	if err := s.do(ctx, clock.Now(), 0, job); err != nil {
+		return err
+	}
+	s.jobs.Put(job)
+	return nil
+}
+
+func (s *Store) callError(err error) error { return &Error{Cause: Call, Prefix: s.prefix, Err: err} }
+
+// job returns a call that is ready for a queue.
+func (s *Store) job(op op, key string, rules []rule.Limit) *job {
+	j, _ := s.jobs.Get().(*job)
+	if j == nil {
+		j = new(job)
+	}
+	c := &j.Value
+	c.op, c.key, c.set = op, key, s.sets.of(rules)
+	c.group, c.err = nil, nil
+	return j
+}
+
+// do has a call carried out, alone or with others, and waits for its result. It
+// waits no longer than ctx, or until an instant, if that is not 0. If it returns
+// an error the job must not be used again: a round trip may still write to it.
+func (s *Store) do(ctx context.Context, now, until int64, j *job) error {
+	if s.closed.Load() {
+		return s.closedError()
+	}
+	if other := s.owner.claimedBy.Load(); other != nil {
+		s.checkOwner(now)
+		return &Error{Cause: Claimed, Prefix: s.prefix, Fault: engine.Refused, Other: *other}
+	}
+	deadline, ok := ctx.Deadline()
+	inline := false
+	if until != 0 {
+		if own := clock.Time(until); !ok || own.Before(deadline) {
+			deadline = own
+		}
+		inline = s.keepsDeadlines && s.answering.Load()
+	}
+	switch err := s.queueOf(j.Value.key).Do(ctx, now, deadline, j, inline); err {
+	case nil:
+	case batch.ErrNotSent:
+		return &Error{Cause: Backend, Prefix: s.prefix, Fault: engine.Refused, Err: err}
+	case batch.ErrUnknown:
+		return &Error{Cause: Backend, Prefix: s.prefix, Err: err}
+	case batch.ErrClosed:
+		return s.closedError()
+	default:
+		return s.callError(err)
+	}
+	if err := j.Value.err; err != nil {
+		return err
+	}
+	s.checkOwner(now)
+	return nil
+}
+
+func (s *Store) closedError() error {
+	return &Error{Cause: Closed, Prefix: s.prefix, Fault: engine.Refused}
+}
+
+// giveBack returns the units of a call that was carried out after its caller had
+// gone: a client that left has had no use of them. A caller whose time was over
+// may have admitted its request anyway, so those units stay counted. It is called
+// by the queue, on the goroutine of a round trip.
+func (s *Store) giveBack(j *job) {
+	c := &j.Value
+	if !j.Cancelled || c.op != take || c.units == 0 || c.err != nil || !c.wasAdmitted() {
+		return
+	}
+	back := &job{Value: call{op: adjust, key: c.key, set: c.set, units: -c.units, at: c.now * 1000}}
+	s.queueOf(c.key).Post(back) // and what cannot be given back stays counted
+}
+
+// panicked is called by the queue for each call of a round trip that a hook of the
+// client has brought down.
+func (s *Store) panicked(j *job, with any) {
+	err := fmt.Errorf("the client has panicked: %v", with)
+	j.Value.group = nil
+	j.Value.err = &Error{Cause: Backend, Prefix: s.prefix, Err: err}
+	s.noteOutcome(err)
+}
+
+// Close ends the store when its round trips are over, which takes as long as the
+// client's timeouts at most. Calls that come later fail with the cause Closed. The
+// counters and the client stay as they are.
+func (s *Store) Close() {
+	s.mu.Lock()
+	s.closed.Store(true)
+	s.mu.Unlock()
+	s.queue.Close()
+	s.nodes.close()
+	s.running.Wait()
+}
+
+// beside runs f on a goroutine of its own, unless the store has been closed.
+// Close waits for it.
+func (s *Store) beside(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed.Load() {
+		s.running.Go(f)
+	}
+}

@@ -1,0 +1,145 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ratelimit-go/ratelimit/internal/breaker"
+	"github.com/ratelimit-go/ratelimit/internal/clock"
+	"github.com/ratelimit-go/ratelimit/internal/engine"
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+)
+
+// Why a call was not made.
+var (
+	errBreakerOpen = errors.New("the store has failed so often that it is asked only now and then")
+	errTooMany     = fmt.Errorf("%d callers are waiting for the store", MaxWaiting)
+)
+
+// untaken is the error of a decision for which no units can have been taken,
+// whatever its cause.
+type untaken struct{ error }
+
+func (u untaken) Unwrap() error { return u.error }
+
+type panicError struct{ with any }
+
+func (p panicError) Error() string { return fmt.Sprintf("panic: %v", p.with) }
+
+// consult asks the store and remembers its answer.
+func (r *Remote) consult(ctx context.Context, q *question, answers []rule.Answer) (at int64, err error) {
+	var reply engine.Reply
+	now, err := r.ask(ctx, q.now, func(ctx context.Context) (err error) {
+		reply, err = r.call(ctx, q, answers)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	r.clockOffset.Store(reply.At - now)
+	r.clockKnown.Store(true)
+	if reply.Newest {
+		r.near.Learn(q.key, q.units, q.limits.Rules, answers, reply.At, now, int64(r.opts.Recheck), q.version)
+	}
+	return reply.At, nil
+}
+
+// look asks the store for no units, to see whether it answers.
+func (r *Remote) look(ctx context.Context, key string, limits *engine.Limits, until int64) error {
+	q := question{key: key, limits: limits, now: clock.Now(), until: until}
+	_, err := r.ask(ctx, q.now, func(ctx context.Context) error {
+		_, err := r.call(ctx, &q, make([]rule.Answer, len(limits.Rules)))
+		return err
+	})
+	return err
+}
+
+// call asks the store, within what is left of the timeout.
+func (r *Remote) call(ctx context.Context, q *question, answers []rule.Answer) (engine.Reply, error) {
+	if q.until != 0 && q.now >= q.until {
+		return engine.Reply{}, untaken{context.DeadlineExceeded}
+	}
+	return r.opts.Engine.Take(ctx, engine.Request{Key: q.key, Units: q.units, Limits: q.limits, Now: q.now, Until: q.until}, answers)
+}
+
+// move adjusts units at the store.
+func (r *Remote) move(ctx context.Context, key string, n, at int64, limits *engine.Limits) (charged int64, err error) {
+	_, err = r.ask(ctx, clock.Now(), func(ctx context.Context) (err error) {
+		ctx, cancel := context.WithTimeout(ctx, SideTimeout)
+		defer cancel()
+		charged, err = r.opts.Engine.Adjust(ctx, key, n, at, limits)
+		return err
+	})
+	return charged, err
+}
+
+// ask makes a call to the store, unless that is known to be of no use, and returns
+// when it has ended. start is what the clock has just shown. It tells the breaker
+// how the call has ended, also if the store panics.
+func (r *Remote) ask(ctx context.Context, start int64, call func(context.Context) error) (end int64, err error) {
+	ok, probe := r.breaker.Allow(start)
+	if !ok {
+		r.spared.Add(1)
+		return start, errBreakerOpen
+	}
+	if r.waiting.Add(1) > MaxWaiting {
+		r.waiting.Add(-1)
+		r.spared.Add(1)
+		r.breaker.Done(start, probe, breaker.Unclear)
+		return start, errTooMany
+	}
+	outcome := breaker.Unclear
+	defer func() {
+		end = clock.Now()
+		r.waiting.Add(-1)
+		if r.breaker.Done(end, probe, outcome) {
+			r.breakerChanged(err)
+		}
+		if outcome == breaker.Succeeded && r.near.Debts() > 0 {
+			r.settleAll("")
+		}
+	}()
+	err = call(ctx)
+	outcome = r.outcome(ctx, start, err)
+	return end, err
+}
+
+// outcome says what the end of a call means for the breaker, and counts failures.
+func (r *Remote) outcome(ctx context.Context, start int64, err error) breaker.Outcome {
+	switch {
+	case err == nil:
+		return breaker.Succeeded
+	case ctx.Err() == context.Canceled, r.callerDeadlineFirst(ctx, start):
+		return breaker.Unclear // the store is not to blame
+	case r.opts.Engine.Fault(err) == engine.Key:
+		r.failures.Add(1)
+		return breaker.Succeeded // it does answer
+	}
+	r.failures.Add(1)
+	return breaker.Failed
+}
+
+// callerDeadlineFirst reports whether the deadline of the caller's context is over,
+// and was before the end of the timeout. The context itself may report that a
+// little later.
+func (r *Remote) callerDeadlineFirst(ctx context.Context, start int64) bool {
+	deadline, ok := ctx.Deadline()
+	if !ok || time.Until(deadline) > 0 {
+		return false
+	}
+	until := r.until(start)
+	return until == 0 || deadline.Before(clock.Time(until))
+}
+
+// unchanged reports whether a call that failed has certainly left the store as it
+// was.
+func (r *Remote) unchanged(err error) bool { return r.fault(err) != engine.Unknown }
+
+func (r *Remote) fault(err error) engine.Fault {
+	if _, ok := err.(untaken); ok || err == errBreakerOpen || err == errTooMany || err == errOwing {
+		return engine.Refused
+	}
+	return r.opts.Engine.Fault(err)
+}

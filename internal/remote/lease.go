@@ -1,0 +1,165 @@
+package remote
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/ratelimit-go/ratelimit/internal/clock"
+	"github.com/ratelimit-go/ratelimit/internal/engine"
+	"github.com/ratelimit-go/ratelimit/internal/near"
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+)
+
+// A lease is units of a busy key that the store has counted already, so that this
+// process may hand them out without asking. This file takes them at the store and
+// gives them back; which keys are busy, how many units are taken and how long they
+// are held is in package near.
+
+// leases reports whether units are leased at all.
+func (r *Remote) leases() bool { return r.opts.Lease > 0 }
+
+// takeLeased decides out of the key's lease, if it has units enough. If the lease
+// runs low, more units are taken beside the decisions.
+func (r *Remote) takeLeased(q *question, answers []rule.Answer) (at int64, ok bool) {
+	if !r.leases() || q.units == 0 {
+		return 0, false
+	}
+	return r.spend(q.key, q.units, q.limits, q.now, answers)
+}
+
+func (r *Remote) spend(key string, n int64, limits *engine.Limits, now int64, answers []rule.Answer) (at int64, ok bool) {
+	at, ok, refill := r.near.Spend(key, n, limits.Rules, now, int64(r.opts.Lease), answers)
+	if refill {
+		r.refill(key, limits)
+	}
+	return at, ok
+}
+
+// takeAndLease takes the caller's units at the store, and for a busy key more of
+// them for a lease, so that the next requests need not ask.
+func (r *Remote) takeAndLease(ctx context.Context, q *question, answers []rule.Answer) (at int64, err error) {
+	ask := r.near.Want(q.key, q.limits.Rules, q.now)
+	more := *q
+	more.units += ask.Units
+	at, err = r.consult(ctx, &more, answers)
+	if ask.Units == 0 {
+		return at, err
+	}
+	if err == nil && !isDenial(answers) {
+		addHeld(answers, q.limits.Rules, r.keep(q.key, q.limits, ask, at, answers))
+		return at, nil
+	}
+	ask.Units = 0
+	r.keep(q.key, q.limits, ask, 0, answers)
+	if err != nil {
+		return 0, err
+	}
+	// There is less left than was thought: the caller's units alone may fit.
+	q.now = clock.Now()
+	return r.consult(ctx, q, answers)
+}
+
+// addHeld counts the units that this process holds as remaining.
+func addHeld(answers []rule.Answer, rules []rule.Limit, held int64) {
+	for i := range answers {
+		answers[i].Remaining = min(answers[i].Remaining+held, rules[i].Cap())
+	}
+}
+
+func isDenial(answers []rule.Answer) bool {
+	return slices.ContainsFunc(answers, func(a rule.Answer) bool { return a.Retry > 0 })
+}
+
+// adjustLease gives units back to the key's lease, or charges it, and reports
+// whether that was possible. A charge goes to the lease first, because the store
+// may have nothing left: it is all here.
+func (r *Remote) adjustLease(key string, n, at int64, limits *engine.Limits) bool {
+	now := clock.Now()
+	if n < 0 {
+		return r.near.Unspend(key, -n, limits.Rules, now, at)
+	}
+	_, ok := r.spend(key, n, limits, now, make([]rule.Answer, len(limits.Rules)))
+	return ok
+}
+
+// refill takes units for a lease that runs low, on a goroutine of its own.
+func (r *Remote) refill(key string, limits *engine.Limits) {
+	ask := r.near.Want(key, limits.Rules, clock.Now())
+	if ask.Units == 0 {
+		return
+	}
+	key = strings.Clone(key)
+	r.beside(func() {
+		now, answers := clock.Now(), make([]rule.Answer, len(limits.Rules))
+		q := question{key: key, units: ask.Units, limits: limits, now: now, until: r.until(now), version: r.near.Version(key)}
+		at, err := r.consult(r.closing, &q, answers)
+		if err != nil || isDenial(answers) {
+			ask.Units = 0
+		}
+		r.keep(key, limits, ask, at, answers)
+	})
+}
+
+// keep adds to the lease what the store has counted for it, which may be nothing.
+// It returns how many units the lease has now.
+func (r *Remote) keep(key string, limits *engine.Limits, ask near.Ask, at int64, answers []rule.Answer) (held int64) {
+	held, lapsed, ok := r.near.Leased(ask, key, limits.Rules, answers, at, clock.Now(), int64(r.opts.Lease))
+	if ok {
+		r.beside(func() { r.giveBack(r.closing, lapsed) })
+	}
+	if held > 0 {
+		r.sweep()
+	}
+	return held
+}
+
+// sweep makes sure that a goroutine gives leases back when their time is over. The
+// goroutine ends when there is no lease left.
+func (r *Remote) sweep() {
+	if !r.sweeping.CompareAndSwap(false, true) {
+		return
+	}
+	r.beside(func() {
+		tick := time.NewTicker(max(r.opts.Lease/2, time.Millisecond))
+		defer tick.Stop()
+		for more := true; more; {
+			select {
+			case <-tick.C:
+			case <-r.closing.Done():
+				return
+			}
+			r.giveBackAll(r.closing, r.near.Lapse(clock.Now(), false))
+			if more = r.near.Leases(); !more {
+				r.sweeping.Store(false)
+				more = r.near.Leases() && r.sweeping.CompareAndSwap(false, true) // a lease has come just before
+			}
+		}
+	})
+}
+
+// endLeases gives all leases back: the limits have changed, or the limiter is
+// closed.
+func (r *Remote) endLeases(ctx context.Context) { r.giveBackAll(ctx, r.near.Lapse(0, true)) }
+
+func (r *Remote) giveBackAll(ctx context.Context, lapsed []near.Lapsed) {
+	var workers sync.WaitGroup
+	for part := range slices.Chunk(lapsed, 1+len(lapsed)/settleWorkers) {
+		workers.Go(r.recovering(func() {
+			for _, l := range part {
+				if r.giveBack(ctx, l) != nil {
+					return // the units of the others stay counted, too
+				}
+			}
+		}))
+	}
+	workers.Wait()
+}
+
+// giveBack tells the store that units of a lease were not used.
+func (r *Remote) giveBack(ctx context.Context, l near.Lapsed) error {
+	_, err := r.move(ctx, l.Key, -l.Units, l.Told, &engine.Limits{Rules: l.Limits})
+	return err
+}

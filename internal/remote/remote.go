@@ -1,0 +1,352 @@
+// Package remote stands between a limiter and a store outside of this process. It
+// adds what such a store needs: a timeout, a breaker, a cache of denials, leases of
+// units for busy keys, and decisions while the store fails.
+//
+// The files, from the outside in:
+//
+//	remote.go  a decision: lease, denials, store, failure policy
+//	ask.go     one call to the store: timeout, breaker, what its error means
+//	lease.go   units that are taken ahead for busy keys
+//	settle.go  units that were admitted without the store, until it knows of them
+//	outage.go  what the log says of an outage
+//
+// What is known of each key, and the counting without the store, is in package
+// near. The package knows no particular store: it calls an [engine.Engine].
+package remote
+
+import (
+	"context"
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ratelimit-go/ratelimit/internal/breaker"
+	"github.com/ratelimit-go/ratelimit/internal/clock"
+	"github.com/ratelimit-go/ratelimit/internal/engine"
+	"github.com/ratelimit-go/ratelimit/internal/near"
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+)
+
+// Policy says how requests are decided while the store fails.
+type Policy uint8
+
+const (
+	FallbackLocal Policy = iota // in this process, from what is known of each key
+	FailOpen                    // all are admitted
+	FailClosed                  // none is decided
+)
+
+// Source says where a decision was made.
+type Source uint8
+
+const (
+	FromStore Source = iota
+	FromCache        // the key is known to be denied
+	FromLease        // out of units that the store has counted ahead
+	FromFallback
+	FromFailOpen
+)
+
+// Options are the settings of a [Remote]. All are required.
+type Options struct {
+	Engine    engine.Engine
+	Limits    *engine.Limits // in force at first; see SetLimits
+	Timeout   time.Duration  // of a decision; negative is none
+	Recheck   time.Duration  // how long a denial is remembered; negative: until it is over
+	Lease     time.Duration  // how long units may be held; 0 leases none
+	NearKeys  int            // how many keys are remembered
+	OnFailure Policy
+	Report    Reporter
+}
+
+// A Reporter logs what an operator must know. It may be called from any number of
+// goroutines.
+type Reporter interface {
+	StoreFailed(err error)                 // a decision was made without the store
+	StoreDown(outages uint64, cause error) // the breaker has opened, for the so-manieth time
+	StoreBack(outages uint64)              // and closed again
+}
+
+// Stats are counts over a Remote's life.
+type Stats struct {
+	Failures, Spared     uint64 // calls that failed, and that were not made
+	BreakerOpen          bool
+	BreakerOpened        uint64
+	Cached, Leased       uint64 // decisions by their source
+	Fallback, FailedOpen uint64
+	Owed                 int    // keys with units that the store does not know of
+	Forgotten            uint64 // keys for which that could not be kept
+}
+
+// MaxWaiting bounds the callers that wait for a store: at a hundred thousand
+// decisions a second, as many arrive in 40 ms.
+const MaxWaiting = 4096
+
+// SideTimeout bounds a call that no request waits for. That is long for a store,
+// and short for a goroutine to be kept.
+const SideTimeout = 5 * time.Second
+
+// closeTimeout bounds how long Close gives leases back: some ten thousand of them.
+const closeTimeout = time.Second
+
+// NothingTaken is the instant of a decision that the store does not know of, or
+// may not know of. Nothing can be given back for it: that would be somebody else's
+// units.
+const NothingTaken = math.MinInt64
+
+// Remote decides for one limiter. Its methods may be called from any number of
+// goroutines.
+type Remote struct {
+	opts    Options
+	limits  atomic.Pointer[engine.Limits]
+	near    *near.Cache
+	breaker breaker.Breaker
+
+	waiting     atomic.Int64 // callers that wait for the store
+	clockOffset atomic.Int64 // the store's clock less ours, as last seen
+	clockKnown  atomic.Bool
+
+	failures, spared, cached, leased, fallback, failedOpen atomic.Uint64
+
+	outages   outages
+	settling  atomic.Bool  // a goroutine is telling the store what it does not know of
+	settleNot atomic.Int64 // before this instant
+	sweeping  atomic.Bool  // a goroutine gives back leases whose time is over
+
+	// What goes on beside the decisions ends with the Remote.
+	closing context.Context
+	close   context.CancelFunc
+	mu      sync.Mutex // orders close against beside
+	running sync.WaitGroup
+}
+
+// New returns a Remote.
+func New(opts Options) *Remote {
+	r := &Remote{opts: opts, near: near.New(opts.NearKeys)}
+	r.limits.Store(opts.Limits)
+	r.closing, r.close = context.WithCancel(context.Background())
+	return r
+}
+
+// A question is what a caller wants to know, and what is known before the store is
+// asked. The clock is read once before the store is asked and once after: where
+// many callers share a round trip, reading it is a good part of a decision's cost.
+type question struct {
+	key     string
+	units   int64
+	limits  *engine.Limits
+	now     int64
+	until   int64  // when the timeout is over; 0 is never
+	version uint64 // of what is known of the key
+}
+
+// Take decides about n >= 0 units of key, and fills in answers, which is as long
+// as the limits. It waits for the store, but not longer than the timeout. The
+// error is that of ctx if the caller has left, and otherwise, with the policy
+// FailClosed, the store's.
+func (r *Remote) Take(ctx context.Context, key string, n int64, limits *engine.Limits, answers []rule.Answer) (at int64, source Source, err error) {
+	if err := ctx.Err(); err != nil {
+		return 0, 0, err
+	}
+	n = min(n, rule.MaxUnits+1) // which no limit can hold, and to which a lease can be added
+	now := clock.Now()
+	q := question{key: key, units: n, limits: limits, now: now, until: r.until(now)}
+	if at, ok := r.takeLeased(&q, answers); ok {
+		r.leased.Add(1)
+		return at, FromLease, nil
+	}
+	if r.isDenied(&q, answers) {
+		r.cached.Add(1)
+		return r.storeTime(now), FromCache, nil
+	}
+	at, err = r.takeFromStore(ctx, &q, answers)
+	if err == nil {
+		return at, FromStore, nil
+	}
+	return r.takeWithoutStore(ctx, &q, err, answers)
+}
+
+// isDenied reports whether the key is known to be denied. Once in each Recheck it
+// does not, so that one caller asks the store.
+func (r *Remote) isDenied(q *question, answers []rule.Answer) (denied bool) {
+	denied, q.version = r.near.Denied(q.key, q.units, q.limits.Rules, q.now, int64(r.opts.Recheck), answers)
+	return denied
+}
+
+// takeFromStore has the store decide, if it can be asked.
+func (r *Remote) takeFromStore(ctx context.Context, q *question, answers []rule.Answer) (at int64, err error) {
+	start := q.now
+	owes, waited := r.awaitSettled(ctx, q.key)
+	if owes {
+		return 0, errOwing
+	}
+	if q.units > 0 && r.breaker.Open() && r.opts.OnFailure == FallbackLocal {
+		// The store may be back. A call that takes no units finds out: if it gets
+		// no answer, nothing was taken that this process does not know of.
+		if err := r.look(ctx, q.key, q.limits, q.until); err != nil {
+			return 0, untaken{err}
+		}
+		waited = true
+	}
+	if waited {
+		q.now = clock.Now()
+	}
+	if r.leases() && q.units > 0 {
+		return r.takeAndLease(ctx, q, answers)
+	}
+	if at, err = r.consult(ctx, q, answers); err != nil {
+		return 0, err
+	}
+	if r.leases() { // a look: what this process holds is left, too
+		addHeld(answers, q.limits.Rules, r.near.Held(q.key, q.limits.Rules, start))
+	}
+	return at, nil
+}
+
+// takeWithoutStore decides after the store has failed with err.
+func (r *Remote) takeWithoutStore(ctx context.Context, q *question, err error, answers []rule.Answer) (int64, Source, error) {
+	if left := ctx.Err(); left != nil {
+		return 0, 0, left
+	}
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= 0 { // as its context is about to say
+		return 0, 0, context.DeadlineExceeded
+	}
+	if err != errOwing {
+		r.opts.Report.StoreFailed(err)
+	}
+	rules := q.limits.Rules
+	switch r.opts.OnFailure {
+	case FailClosed:
+		return 0, 0, err
+	case FailOpen:
+		for i := range answers {
+			answers[i] = rule.Answer{Remaining: max(0, rules[i].Cap()-q.units)}
+		}
+		r.failedOpen.Add(1)
+		return NothingTaken, FromFailOpen, nil
+	}
+	now, unchanged := clock.Now(), r.unchanged(err)
+	r.near.Take(q.key, q.units, rules, now, unchanged, answers)
+	r.fallback.Add(1)
+	if !unchanged {
+		return NothingTaken, FromFallback, nil
+	}
+	return r.storeTime(now), FromFallback, nil
+}
+
+// Adjust is [engine.Engine.Adjust]. What the store cannot be told now is owed to
+// it with the policy FallbackLocal.
+func (r *Remote) Adjust(ctx context.Context, key string, n, at int64, limits *engine.Limits) (charged int64, err error) {
+	if r.leases() && r.adjustLease(key, n, at, limits) {
+		return max(0, n), nil
+	}
+	if owes, _ := r.awaitSettled(ctx, key); owes {
+		err = errOwing
+	} else {
+		charged, err = r.move(ctx, key, n, at, limits)
+	}
+	owed := err != nil && r.opts.OnFailure == FallbackLocal && ctx.Err() == nil && r.unchanged(err)
+	if err == nil || owed {
+		r.near.Adjust(key, n, limits.Rules, clock.Now(), owed)
+	}
+	if owed {
+		return max(0, n), nil
+	}
+	return charged, err
+}
+
+// Reset is [engine.Engine.Reset]. It returns the store's error, and is tried even
+// while the breaker is open: somebody waits for a user to be unblocked.
+func (r *Remote) Reset(ctx context.Context, key string, limits *engine.Limits) error {
+	ctx, cancel := context.WithTimeout(ctx, SideTimeout)
+	defer cancel()
+	if _, settled := r.near.Owes(key); settled != nil { // otherwise it would be charged after the reset
+		select {
+		case <-settled:
+		case <-ctx.Done():
+		}
+	}
+	r.near.Forget(key)
+	err := r.opts.Engine.Reset(ctx, key, limits)
+	r.near.Forget(key) // a decision that was under way may have been learnt from
+	return err
+}
+
+// SetLimits says which limits are in force from now on. Leases under the limits
+// before are given back, on a goroutine of their own.
+func (r *Remote) SetLimits(limits *engine.Limits) {
+	r.limits.Store(limits)
+	r.beside(func() { r.endLeases(r.closing) })
+}
+
+// until is when the timeout is over for what begins now; 0 is never.
+func (r *Remote) until(now int64) int64 {
+	if t := int64(r.opts.Timeout); t >= 0 && t <= math.MaxInt64-now {
+		return now + t
+	}
+	return 0
+}
+
+// storeTime is what the store's clock shows when ours shows now.
+func (r *Remote) storeTime(now int64) int64 {
+	if !r.clockKnown.Load() {
+		return engine.Now
+	}
+	return now + r.clockOffset.Load()
+}
+
+// Succeed takes over what old knows of the keys. It is of the same name and
+// prefix, of the generation before. r has not been used yet.
+func (r *Remote) Succeed(old *Remote) {
+	r.near = old.near
+	r.clockOffset.Store(old.clockOffset.Load())
+	r.clockKnown.Store(old.clockKnown.Load())
+}
+
+// Close ends what goes on beside the decisions, waits for it, and gives back what
+// is leased, for a second at most.
+func (r *Remote) Close() {
+	r.mu.Lock()
+	r.close()
+	r.mu.Unlock()
+	r.running.Wait()
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	r.endLeases(ctx)
+}
+
+// beside runs f on a goroutine of its own, and reports whether it does: not after
+// Close, which waits for it.
+func (r *Remote) beside(f func()) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closing.Err() != nil {
+		return false
+	}
+	r.running.Go(r.recovering(f))
+	return true
+}
+
+// recovering keeps a store that panics from ending the process: on these
+// goroutines nobody else recovers.
+func (r *Remote) recovering(f func()) func() {
+	return func() {
+		defer func() {
+			if with := recover(); with != nil {
+				r.opts.Report.StoreFailed(panicError{with})
+			}
+		}()
+		f()
+	}
+}
+
+// Stats may be called at any time.
+func (r *Remote) Stats() Stats {
+	return Stats{
+		Failures: r.failures.Load(), Spared: r.spared.Load(),
+		BreakerOpen: r.breaker.Open(), BreakerOpened: r.breaker.Opened(),
+		Cached: r.cached.Load(), Leased: r.leased.Load(), Fallback: r.fallback.Load(), FailedOpen: r.failedOpen.Load(),
+		Owed: r.near.Debts(), Forgotten: r.near.Lost(),
+	}
+}

@@ -1,0 +1,154 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ratelimit-go/ratelimit/internal/clock"
+	"github.com/ratelimit-go/ratelimit/internal/engine"
+	"github.com/ratelimit-go/ratelimit/internal/near"
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+)
+
+// Units that were admitted while the store was away are owed to it. This file
+// charges them to the store when it answers again. Until it knows of them, it
+// cannot decide about their key: it would admit the same units again.
+
+// errOwing is why a decision is made here although the store may answer.
+var errOwing = errors.New("the store is yet to be told of units that were admitted without it")
+
+const (
+	// settleWorkers tell a store nearby of some 65,536 keys in about a second.
+	settleWorkers = 16
+	// settlePause is how long to wait after a failure: to find what is left takes
+	// a walk through all keys.
+	settlePause = int64(100 * time.Millisecond)
+)
+
+// awaitSettled reports whether units of a key are owed. If the store can be told
+// of them, it waits for that, for half of the timeout at most, and reports that it
+// has waited. If it did not wait, a key in constant use would never get back to the
+// store: each decision made here meanwhile would owe more.
+func (r *Remote) awaitSettled(ctx context.Context, key string) (owes, waited bool) {
+	owes, settled := r.near.Owes(key)
+	if !owes {
+		return false, false
+	}
+	if r.breaker.Open() {
+		r.settleAll(key)
+		return true, false
+	}
+	defer r.waiting.Add(-1)
+	if r.waiting.Add(1) > MaxWaiting {
+		return true, false
+	}
+	most := r.opts.Timeout / 2
+	if r.opts.Timeout < 0 {
+		most = SideTimeout
+	}
+	timer := time.NewTimer(most)
+	defer timer.Stop()
+	const rounds = 3 // others may decide here in the meantime, or the store may fail
+	for range rounds {
+		if settled == nil {
+			r.settleKey(key)
+			owes, settled = r.near.Owes(key)
+		}
+		if settled == nil {
+			break
+		}
+		select {
+		case <-settled:
+		case <-timer.C:
+			return true, true
+		case <-ctx.Done():
+			return true, true
+		}
+		if owes, settled = r.near.Owes(key); !owes {
+			break
+		}
+	}
+	return owes, true
+}
+
+// settleKey tells the store what is owed for a key, on a goroutine of its own.
+func (r *Remote) settleKey(key string) {
+	debts := r.near.Collect(key, clock.Now())
+	if debts == nil {
+		return
+	}
+	key = strings.Clone(key)
+	if !r.beside(func() { r.settle(key, debts) }) {
+		r.near.Settle(key, debts)
+	}
+}
+
+// settleAll tells the store of everything that is owed, on goroutines of their
+// own, if it is worth a try. It begins with a key that is in use, if first is not
+// empty.
+func (r *Remote) settleAll(first string) {
+	now := clock.Now()
+	if now < r.settleNot.Load() || !r.breaker.Ready(now) || !r.settling.CompareAndSwap(false, true) {
+		return
+	}
+	first = strings.Clone(first)
+	r.beside(func() {
+		defer r.settling.Store(false)
+		debtors := r.near.Debtors(now)
+		if first != "" {
+			debtors = append([]string{first}, debtors...)
+		}
+		if len(debtors) > 0 && r.breaker.Open() {
+			err := r.look(r.closing, debtors[0], r.limits.Load(), r.until(clock.Now()))
+			if err != nil && r.fault(err) != engine.Key {
+				return
+			}
+		}
+		if complete := r.settleKeys(debtors); !complete || len(debtors) == 0 {
+			r.settleNot.Store(clock.Now() + settlePause)
+		}
+	})
+}
+
+// settleKeys tells the store what is owed for these keys, and waits for it. It
+// reports whether the store knows of all now. After an error that is not about a
+// single key it gives up: the others have no better chance.
+func (r *Remote) settleKeys(debtors []string) (complete bool) {
+	var next atomic.Int64
+	var left atomic.Bool
+	var workers sync.WaitGroup
+	for range min(settleWorkers, len(debtors)) {
+		workers.Go(r.recovering(func() {
+			for i := next.Add(1) - 1; i < int64(len(debtors)); i = next.Add(1) - 1 {
+				if err := r.settle(debtors[i], r.near.Collect(debtors[i], clock.Now())); err != nil {
+					left.Store(true)
+					if r.fault(err) != engine.Key {
+						next.Store(int64(len(debtors)))
+					}
+				}
+			}
+		}))
+	}
+	workers.Wait()
+	return !left.Load()
+}
+
+// settle tells the store what was collected for a key.
+func (r *Remote) settle(key string, debts []near.Debt) (err error) {
+	if debts == nil {
+		return nil
+	}
+	defer func() { r.near.Settle(key, debts) }()
+	for len(debts) > 0 && err == nil {
+		d := debts[0]
+		_, err = r.move(r.closing, key, d.Units, r.storeTime(d.At), &engine.Limits{Rules: []rule.Limit{d.Limit}})
+		if err == nil || !r.unchanged(err) {
+			debts = debts[1:] // the store knows, or may know: it is not told twice
+		}
+	}
+	return err
+}

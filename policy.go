@@ -1,0 +1,237 @@
+package ratelimit
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ratelimit-go/ratelimit/internal/engine"
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+)
+
+// MaxLimits is the most limits that a limiter may have.
+const MaxLimits = 8
+
+const _ = uint(-(MaxLimits ^ rule.MaxLimits)) // one number for both
+
+// policy is a limiter's limits with everything that can be made of them before a
+// request is there: their counting rules, their names, and the constant parts of
+// header fields and problem details. It does not change.
+type policy struct {
+	limits   []Limit
+	under    *engine.Limits // the same limits, for an engine
+	plan     bool           // made of what Options.LimitsFor returned
+	names    []string       // effective policy names
+	declared []string       // RateLimit-Policy of draft 10, one string: a header field's value as it is stored
+	older    []string       // RateLimit-Policy of drafts 7 and 6
+	members  []member
+}
+
+// member is the constant part of one limit in lists.
+type member struct {
+	declared  string // "login";q=5;w=3600
+	remaining string // "login";r=
+	problem   string // "login" in JSON
+}
+
+func newPolicy(limiter string, limits []Limit) *policy {
+	p := &policy{limits: slices.Clone(limits), names: policyNames(limiter, limits)}
+	p.under = engineLimits(p.limits)
+	var declared, older []byte
+	for i, l := range p.limits {
+		if i > 0 {
+			declared = append(declared, ", "...)
+			older = append(older, ", "...)
+		}
+		quota := strconv.FormatInt(l.N(), 10)
+		window := ";w=" + strconv.FormatInt(seconds(l.Window()), 10)
+		name := fieldString(p.names[i])
+		asJSON, _ := json.Marshal(p.names[i]) // a valid string always has a form
+		m := member{
+			declared:  name + ";q=" + quota + window,
+			remaining: name + ";r=",
+			problem:   string(asJSON),
+		}
+		p.members = append(p.members, m)
+		declared = append(declared, m.declared...)
+		older = append(older, quota+window...)
+	}
+	p.declared, p.older = []string{string(declared)}, []string{string(older)}
+	return p
+}
+
+// declaredFor is the value of RateLimit-Policy, with the partition if there is one.
+func (p *policy) declaredFor(partition string) []string {
+	if partition == "" {
+		return p.declared
+	}
+	var b []byte
+	for i, m := range p.members {
+		if i > 0 {
+			b = append(b, ", "...)
+		}
+		b = append(append(b, m.declared...), partition...)
+	}
+	return []string{string(b)}
+}
+
+// policyNames returns the name of each limit: its own, or else the limiter's,
+// followed by as much of the limit as distinguishes it from the others.
+func policyNames(limiter string, limits []Limit) []string {
+	names := make([]string, len(limits))
+	for i, l := range limits {
+		names[i] = l.name
+		if names[i] != "" {
+			continue
+		}
+		names[i] = limiter
+		if len(limits) == 1 {
+			continue
+		}
+		names[i] += "-" + rule.FormatSpan(l.rule.Window)
+		for j, other := range limits {
+			if j != i && other.name == "" && other.Window() == l.Window() {
+				names[i] += "-" + l.Algorithm()
+				break
+			}
+		}
+	}
+	return names
+}
+
+// validateLimits holds every rule for the limits of one limiter.
+func validateLimits(limiter string, limits []Limit) error {
+	if len(limits) == 0 {
+		return errors.New("there is none: give at least one, such as FixedWindow(5, time.Hour)")
+	}
+	if len(limits) > MaxLimits {
+		return fmt.Errorf("there are %d: want at most %d", len(limits), MaxLimits)
+	}
+	for i, l := range limits {
+		if err := l.validate(); err != nil {
+			return fmt.Errorf("number %d (%v): %w", i+1, l, err)
+		}
+		for j, other := range limits[:i] {
+			if l.sameCounter(other) {
+				return fmt.Errorf("numbers %d (%v) and %d (%v) have the same algorithm and window, and so one counter: "+
+					"keep the stricter one", j+1, other, i+1, l)
+			}
+		}
+	}
+	names := policyNames(limiter, limits)
+	for i, name := range names {
+		if j := slices.Index(names, name); j < i {
+			return fmt.Errorf("numbers %d (%v) and %d (%v) both go by the name %q: give each its own with Named",
+				j+1, limits[j], i+1, limits[i], name)
+		}
+	}
+	return nil
+}
+
+// plans keeps the policies made of what Options.LimitsFor has returned: to make
+// one costs far more than a decision. Its zero value is ready to use.
+type plans struct {
+	made atomic.Pointer[[]*policy]
+}
+
+// maxPlans bounds the memory for a LimitsFor that returns ever new limits.
+const maxPlans = 64
+
+// all returns the policies made so far.
+func (c *plans) all() []*policy {
+	if made := c.made.Load(); made != nil {
+		return slices.Clone(*made)
+	}
+	return nil
+}
+
+// of returns the policy of limits, which need not be valid. It notes a new policy's
+// limits in used.
+func (c *plans) of(limiter string, limits []Limit, used *usedLimits) (*policy, error) {
+	made := c.made.Load()
+	if made != nil {
+		for _, p := range *made {
+			if slices.Equal(p.limits, limits) {
+				return p, nil
+			}
+		}
+	}
+	if err := validateLimits(limiter, limits); err != nil {
+		return nil, fmt.Errorf("Options.LimitsFor: %w", err)
+	}
+	p := newPolicy(limiter, limits)
+	p.plan = true
+	used.add(p.limits)
+	var old []*policy
+	if made != nil {
+		old = *made
+	}
+	if len(old) < maxPlans {
+		both := append(slices.Clone(old), p)
+		c.made.CompareAndSwap(made, &both) // if another policy was added first, this one is made again
+	}
+	return p, nil
+}
+
+// usedLimits remembers one limit of each algorithm and window that a limiter has
+// used: that is where a key may have counters.
+type usedLimits struct {
+	mu  sync.Mutex
+	all []Limit
+}
+
+// maxUsed bounds what SetLimits and LimitsFor with ever new windows pile up.
+const maxUsed = 64
+
+func (u *usedLimits) add(limits []Limit) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, l := range limits {
+		u.all = slices.DeleteFunc(u.all, l.sameCounter)
+		if len(u.all) == maxUsed {
+			u.all = slices.Delete(u.all, 0, 1) // the one that was added first
+		}
+		u.all = append(u.all, l)
+	}
+}
+
+func (u *usedLimits) limits() []Limit {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return slices.Clone(u.all)
+}
+
+// seconds rounds up: a client that waits so long has waited long enough.
+func seconds(d time.Duration) int64 {
+	s := int64(d / time.Second)
+	if d%time.Second > 0 {
+		s++
+	}
+	return s
+}
+
+// fieldString writes s as a String of a structured field (RFC 9651, section
+// 3.3.3). That holds printable ASCII only; a name with other characters is
+// percent-encoded, with its percent signs.
+func fieldString(s string) string {
+	const hex = "0123456789ABCDEF"
+	ascii := !strings.ContainsFunc(s, func(r rune) bool { return r > 0x7e })
+	b := []byte{'"'}
+	for _, c := range []byte(s) {
+		switch {
+		case c > 0x7e || c == '%' && !ascii:
+			b = append(b, '%', hex[c>>4], hex[c&15])
+		case c == '"' || c == '\\':
+			b = append(b, '\\', c)
+		default:
+			b = append(b, c)
+		}
+	}
+	return string(append(b, '"'))
+}

@@ -1,0 +1,223 @@
+package ratelimit
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"net/http"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/felixge/httpsnoop"
+
+	"github.com/ratelimit-go/ratelimit/internal/engine"
+)
+
+// requestState is what a limiter knows of one request that it has decided: a link
+// in the request's chain of contexts. It also carries what the header fields need,
+// so that all of this costs a request one allocation.
+type requestState struct {
+	context.Context
+	limiter *Limiter
+	header  http.Header   // the request's: it stays the same when a request is copied
+	outer   *requestState // of the limiter around this one
+	policy  *policy
+	key     string
+	bound   bound
+	source  Source
+	fields  fields
+	tab     tab
+}
+
+// tab is what a request has taken of its key, and may give back or add to after it
+// was admitted.
+type tab struct {
+	mu    sync.Mutex
+	units int64
+	at    Instant // when they were taken
+}
+
+func (s *requestState) allowed() bool { return s.bound.result.RetryAfter == 0 }
+
+func (s *requestState) decision() (d Decision) {
+	d.fill(s.bound.limit, &s.bound.result, s.source)
+	return d
+}
+
+type requestStateKey struct{}
+
+// Value implements [context.Context].
+func (s *requestState) Value(key any) any {
+	if key == (requestStateKey{}) {
+		return s
+	}
+	return s.Context.Value(key)
+}
+
+// stateOf returns the state of the innermost limiter that has decided the request
+// with this context, or nil.
+func stateOf(ctx context.Context) *requestState {
+	s, _ := ctx.Value(requestStateKey{}).(*requestState)
+	return s
+}
+
+// sameRequest reports whether two requests are one, by their headers: a copy made
+// to change its context or its URL shares the map.
+func sameRequest(a, b http.Header) bool {
+	return reflect.ValueOf(a).Pointer() == reflect.ValueOf(b).Pointer()
+}
+
+// DecisionFrom returns the decision on the request whose context this is: inside a
+// handler behind [Limiter.Middleware], after [Limiter.Check], and in
+// Options.Denied. If several limiters are nested it is that of the innermost.
+func DecisionFrom(ctx context.Context) (Decision, bool) {
+	if s := stateOf(ctx); s != nil {
+		return s.decision(), true
+	}
+	return Decision{}, false
+}
+
+// AddCost changes what the request whose context this is has cost, once its handler
+// knows: a query's complexity, an upload's size, the tokens of an answer. n > 0
+// charges the key that was admitted, even above what is left, but never above
+// the limit; n < 0 gives units back, at most as many as the request has taken, and
+// as far as those taken when it was admitted still count. It does not change the
+// response's header fields.
+//
+// It is an error if the request was not admitted and counted by l. AddCost may be
+// called any number of times, also after the client has left.
+func (l *Limiter) AddCost(ctx context.Context, n int64) error {
+	for s := stateOf(ctx); s != nil; s = s.outer {
+		if s.limiter == l && (s.allowed() || l.opts.Shadow) {
+			return s.addCost(n)
+		}
+	}
+	return fmt.Errorf("ratelimit: limiter %q: AddCost: %w", l.name, errNotAdmitted)
+}
+
+var errNotAdmitted = errors.New("this context is not of a request that the limiter has counted; use TakeN or Refund with a key")
+
+func (s *requestState) addCost(n int64) error {
+	s.tab.mu.Lock()
+	defer s.tab.mu.Unlock()
+	n = min(max(n, -s.tab.units), math.MaxInt64-s.tab.units)
+	if n == 0 {
+		return nil
+	}
+	at := s.tab.at
+	if n > 0 {
+		at = Now
+	}
+	// The units have to be right even if the client has left.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.Context), adjustTimeout)
+	defer cancel()
+	charged, err := s.limiter.adjust(ctx, s.key, n, at, s.limits())
+	if err != nil {
+		return err
+	}
+	if n > 0 { // what there was no room for was not taken, and must not be given back
+		n = max(0, min(n, charged))
+	}
+	s.tab.units += n
+	return nil
+}
+
+// adjustTimeout is how long a store may take to adjust units when nobody waits for
+// an answer: long for a store, and short for a goroutine to be kept.
+const adjustTimeout = 5 * time.Second
+
+// limits are those that the request was admitted under, with the numbers that are
+// in force by now. A bucket must not be filled at the rate of before a SetLimits.
+func (s *requestState) limits() *engine.Limits {
+	now := s.limiter.policy.Load()
+	if now == s.policy || s.policy.plan {
+		return s.policy.under
+	}
+	limits := slices.Clone(s.policy.limits)
+	for i := range limits {
+		for _, l := range now.limits {
+			if l.sameCounter(limits[i]) {
+				limits[i] = l
+			}
+		}
+	}
+	return engineLimits(limits)
+}
+
+// giveBack returns all that the request has taken of this limiter. It does
+// nothing the second time.
+func (s *requestState) giveBack() {
+	if err := s.addCost(math.MinInt64); err != nil {
+		s.limiter.report.warn(warnStoreFailed, "error", err)
+	}
+}
+
+// giveBackOuter is for a request that was denied here: the limiters around this one
+// get their units back, so that a client which is refused by one limiter does not
+// drain the others. If the handler of an outer limiter has made this request as one
+// of its own, that limiter's units stay taken.
+func (s *requestState) giveBackOuter() {
+	for outer := s.outer; outer != nil; outer = outer.outer {
+		if sameRequest(outer.header, s.header) {
+			outer.giveBack()
+		}
+	}
+}
+
+// count serves r and gives its units back if Options.Count says that it does not
+// count: on return, on a panic and on a hijacked connection.
+func (s *requestState) count(next http.Handler, w http.ResponseWriter, r *http.Request) {
+	status := 0
+	sent := func(code int) {
+		if status == 0 {
+			status = code
+		}
+	}
+	wrapped := httpsnoop.Wrap(w, httpsnoop.Hooks{
+		WriteHeader: func(next httpsnoop.WriteHeaderFunc) httpsnoop.WriteHeaderFunc {
+			return func(code int) {
+				next(code)
+				if code >= 200 || code == http.StatusSwitchingProtocols { // others are followed by the real one
+					sent(code)
+				}
+			}
+		},
+		Write: func(next httpsnoop.WriteFunc) httpsnoop.WriteFunc {
+			return func(b []byte) (int, error) { sent(http.StatusOK); return next(b) }
+		},
+		ReadFrom: func(next httpsnoop.ReadFromFunc) httpsnoop.ReadFromFunc {
+			return func(src io.Reader) (int64, error) { sent(http.StatusOK); return next(src) }
+		},
+		Flush: func(next httpsnoop.FlushFunc) httpsnoop.FlushFunc {
+			return func() { sent(http.StatusOK); next() }
+		},
+		Hijack: func(next httpsnoop.HijackFunc) httpsnoop.HijackFunc {
+			return func() (net.Conn, *bufio.ReadWriter, error) {
+				conn, rw, err := next()
+				if err == nil {
+					sent(http.StatusSwitchingProtocols)
+				}
+				return conn, rw, err
+			}
+		},
+	})
+	returned := false
+	defer func() {
+		if returned {
+			sent(http.StatusOK)
+		} else {
+			sent(http.StatusInternalServerError)
+		}
+		if !s.limiter.opts.Count(r, status) {
+			s.giveBack()
+		}
+	}()
+	next.ServeHTTP(wrapped, r)
+	returned = true
+}

@@ -1,0 +1,108 @@
+package ratelimit
+
+import (
+	"context"
+	"sync"
+
+	"github.com/ratelimit-go/ratelimit/internal/clock"
+	"github.com/ratelimit-go/ratelimit/internal/engine"
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+)
+
+// An engineStore has an engine that a limiter may call in its place. It returns
+// nil unless it is itself the store that is asked for: a wrapper that embeds such
+// a store has this method, too, but its own methods must be called.
+type engineStore interface {
+	engineOf(asked Store) engine.Engine
+}
+
+// engineOf returns the engine of a store. Every store has one: a wrapper of
+// whatever kind is called through its public methods. It also returns whether the
+// store is outside of this process.
+func engineOf(s Store) (e engine.Engine, isRemote bool) {
+	adapter := storeEngine{store: s}
+	for _, layer := range layers(s) {
+		if r, ok := layer.(RemoteStore); ok {
+			adapter.remote = r
+			break
+		}
+	}
+	isRemote = adapter.remote != nil
+	if own, ok := s.(engineStore); ok {
+		if e := own.engineOf(s); e != nil {
+			return e, isRemote
+		}
+	}
+	return adapter, isRemote
+}
+
+// storeEngine makes an engine of any [Store].
+type storeEngine struct {
+	store  Store
+	remote RemoteStore // the store, or the first one that it wraps, that classifies errors; nil if none does
+}
+
+// results are buffers, because what an interface's method is given escapes.
+var results = sync.Pool{New: func() any { return new([MaxLimits]Result) }}
+
+// Take implements [engine.Engine]. A store may answer anything: its answers are
+// brought into bounds.
+func (e storeEngine) Take(ctx context.Context, r engine.Request, answers []rule.Answer) (engine.Reply, error) {
+	if r.Until != 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, clock.Time(r.Until))
+		defer cancel()
+	}
+	buf := results.Get().(*[MaxLimits]Result)
+	*buf = [MaxLimits]Result{}
+	at, err := e.store.Take(ctx, r.Key, r.Units, publicLimits(r.Limits), buf[:len(answers)])
+	if err != nil {
+		return engine.Reply{}, err // the buffer is not used again: the store may still write to it
+	}
+	for i, result := range buf[:len(answers)] {
+		answers[i] = rule.Answer{
+			Remaining: max(0, min(result.Remaining, r.Limits.Rules[i].Cap())),
+			Retry:     max(0, int64(result.RetryAfter)),
+			More:      max(0, int64(result.MoreAfter)),
+			Reset:     max(0, int64(result.ResetAfter)),
+		}
+	}
+	results.Put(buf)
+	return engine.Reply{At: int64(at), Newest: true}, nil
+}
+
+// Adjust implements [engine.Engine].
+func (e storeEngine) Adjust(ctx context.Context, key string, n, at int64, limits *engine.Limits) (charged int64, err error) {
+	return e.store.Adjust(ctx, key, n, Instant(at), publicLimits(limits))
+}
+
+// Reset implements [engine.Engine].
+func (e storeEngine) Reset(ctx context.Context, key string, limits *engine.Limits) error {
+	return e.store.Reset(ctx, key, publicLimits(limits))
+}
+
+// Fault implements [engine.Engine].
+func (e storeEngine) Fault(err error) engine.Fault {
+	if e.remote == nil {
+		return engine.Unknown
+	}
+	return engine.Fault(e.remote.Fault(err))
+}
+
+// engineLimits are limits as an engine takes them.
+func engineLimits(limits []Limit) *engine.Limits {
+	return &engine.Limits{Rules: rulesOf(limits), Public: limits}
+}
+
+// publicLimits is the inverse of engineLimits. Limits that an engine's caller has
+// made of rules alone, as for units that it owes, have no names.
+func publicLimits(l *engine.Limits) []Limit {
+	if limits, ok := l.Public.([]Limit); ok {
+		return limits
+	}
+	limits := make([]Limit, len(l.Rules))
+	for i := range limits {
+		limits[i].rule = l.Rules[i]
+	}
+	return limits
+}
