@@ -50,7 +50,9 @@ func (e *Error) Detail() string {
 	return e.Err.Error()
 }
 
-func (e *Error) Error() string { return fmt.Sprintf("RedisStore (prefix %q): %s", e.Prefix, e.Detail()) }
+func (e *Error) Error() string {
+	return fmt.Sprintf("RedisStore (prefix %q): %s", e.Prefix, e.Detail())
+}
 
 func (e *Error) Unwrap() error { return e.Err }
 
