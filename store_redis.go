@@ -12,7 +12,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/ratelimit-go/ratelimit/internal/flight"
+	"github.com/ratelimit-go/ratelimit/internal/batch"
 	"github.com/ratelimit-go/ratelimit/internal/redisscript"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
@@ -96,9 +96,9 @@ func newRedisStore(client redis.UniversalClient, prefix string, opts ...RedisOpt
 }
 
 func (s *RedisStore) open(q *redisQueue) {
-	q.Send, q.Landed, q.Left, q.Panicked = s.send, landed, s.giveBack, s.panicked
-	q.Most, q.More, q.Late, q.Batch = maxFlights, moreFlights, maxLate, maxBatch
-	q.Pause, q.Now = flightPause, monotonic
+	q.Send, q.Answered, q.Abandoned, q.Panicked = s.send, landed, s.giveBack, s.panicked
+	q.MaxInFlight, q.ExtraInFlight, q.MaxLate, q.MaxCalls = maxFlights, moreFlights, maxLate, maxBatch
+	q.ExtraAfter, q.Now = flightPause, monotonic
 }
 
 const (
@@ -249,9 +249,9 @@ func (s *RedisStore) do(ctx context.Context, now, until int64, job *redisJob) er
 	}
 	if err := s.fly(ctx, now, until, job); err != nil {
 		switch err {
-		case flight.ErrUnsent, flight.ErrUnknown:
-			err = &RedisError{Unsent: err == flight.ErrUnsent, err: err}
-		case flight.ErrClosed:
+		case batch.ErrNotSent, batch.ErrUnknown:
+			err = &RedisError{Unsent: err == batch.ErrNotSent, err: err}
+		case batch.ErrClosed:
 			err = ErrStoreClosed
 		}
 		return s.wrap(err)
@@ -276,7 +276,7 @@ func (s *RedisStore) fly(ctx context.Context, now, until int64, job *redisJob) e
 	return queue.Do(ctx, now, deadline, job, s.prompt && s.proven.Load())
 }
 
-type redisQueue = flight.Queue[redisCall]
+type redisQueue = batch.Queue[redisCall]
 
 // nodeQueues are a cluster's, one for each master: who waits for one need not wait for another,
 // which may be slow or gone.

@@ -10,7 +10,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/ratelimit-go/ratelimit/internal/flight"
+	"github.com/ratelimit-go/ratelimit/internal/batch"
 	"github.com/ratelimit-go/ratelimit/internal/redisscript"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
@@ -40,7 +40,7 @@ type redisCall struct {
 	after    [MaxLimits]rule.State // of an adjust
 }
 
-type redisJob = flight.Job[redisCall]
+type redisJob = batch.Call[redisCall]
 
 type redisOp uint8
 
@@ -320,10 +320,10 @@ func (c *redisCall) charged() int64 {
 // all the same.
 func (s *RedisStore) giveBack(job *redisJob) {
 	c := &job.Value
-	if !job.Gone || c.op != redisTake || c.n == 0 || c.err != nil || !c.wasAdmitted() {
+	if !job.Cancelled || c.op != redisTake || c.n == 0 || c.err != nil || !c.wasAdmitted() {
 		return
 	}
-	back := &flight.Job[redisCall]{Value: redisCall{
+	back := &batch.Call[redisCall]{Value: redisCall{
 		op: redisAdjust, key: c.key, shapes: c.shapes, n: -c.n, at: Instant(c.now * 1000),
 	}}
 	s.queueOf(c.key).Post(back) // and what cannot be given back is counted
