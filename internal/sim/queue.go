@@ -51,9 +51,10 @@ type flight struct {
 	late    bool // callers have given up on it
 }
 
-// queue is how a process's calls get to the server, as in internal/flight: whoever comes
-// while fewer than maxFlights are out sets off at once, or where moreFlights are not and the last
-// has set off a flightPause ago, and the others go together.
+// queue is how a process's calls get to the server, as in internal/batch. A call
+// starts a round trip if fewer than maxFlights are in flight, or if fewer than
+// moreFlights beside those are and the last start was a flightPause ago. The other
+// calls wait and share the next one.
 type queue struct {
 	waiting      []*call
 	timed        []*call // all that have not been answered, by deadline

@@ -2,7 +2,7 @@
 // likes, in virtual time. What is counted at the server is counted by internal/rule, and what each
 // process knows, leases, denies and owes is kept by internal/near, with internal/breaker:
 // the code that a limiter runs. Modelled are only what runs in between: who waits for whom on the
-// way (internal/flight, whose callers are goroutines), the way itself, and the server's time.
+// way (internal/batch, whose callers are goroutines), the way itself, and the server's time.
 //
 // The same Config gives the same Report.
 package sim
