@@ -29,6 +29,11 @@ type Limit struct {
 	name string
 }
 
+// MaxLimits is the most limits that a limiter may have.
+const MaxLimits = 8
+
+const _ = uint(-(MaxLimits ^ rule.MaxLimits)) // one number for both
+
 // FixedWindow allows n units per window. A key's window opens at its first
 // request, not on the clock, and closes one window later; the next request
 // after that opens the next one.

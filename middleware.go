@@ -4,6 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
+
+	"github.com/ratelimit-go/ratelimit/internal/accept"
 )
 
 // Middleware returns a handler that admits requests to next or answers them
@@ -273,6 +276,34 @@ func (l *Limiter) failed(r *http.Request, err error) int {
 		return 0
 	}
 	return http.StatusServiceUnavailable
+}
+
+// deny answers a denied request.
+func (l *Limiter) deny(w http.ResponseWriter, r *http.Request, v *verdict) {
+	h := w.Header()
+	if retry := v.state.bound.result.RetryAfter; retry == Never {
+		l.report.warn(warnCostTooHigh)
+	} else {
+		h["Retry-After"] = []string{strconv.FormatInt(max(1, seconds(retry)), 10)}
+	}
+	if l.opts.Denied != nil {
+		l.opts.Denied.ServeHTTP(w, r.WithContext(v.state))
+		return
+	}
+	body, contentType := l.message, plainText
+	if accept.PrefersJSON(r.Header["Accept"]) {
+		body, contentType = problem(l.problem, v.state.policy, v.of(v.state.policy)), problemJSON
+	}
+	answer(w, r, http.StatusTooManyRequests, contentType, body)
+}
+
+// refuse answers a request that was not decided. It says nothing about why: the
+// log does.
+func (l *Limiter) refuse(w http.ResponseWriter, r *http.Request, status int) {
+	if status == http.StatusServiceUnavailable {
+		w.Header()["Retry-After"] = []string{"1"}
+	}
+	answer(w, r, status, plainText, []byte(http.StatusText(status)))
 }
 
 // isPreflight recognises a CORS preflight (Fetch standard, section 3.2.2).

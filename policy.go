@@ -15,11 +15,6 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// MaxLimits is the most limits that a limiter may have.
-const MaxLimits = 8
-
-const _ = uint(-(MaxLimits ^ rule.MaxLimits)) // one number for both
-
 // policy is a limiter's limits with everything that can be made of them before a
 // request is there: their counting rules, their names, and the constant parts of
 // header fields and problem details. It does not change.

@@ -6,43 +6,14 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
-
-	"github.com/ratelimit-go/ratelimit/internal/accept"
 )
-
-// deny answers a denied request.
-func (l *Limiter) deny(w http.ResponseWriter, r *http.Request, v *verdict) {
-	h := w.Header()
-	if retry := v.state.bound.result.RetryAfter; retry == Never {
-		l.report.warn(warnCostTooHigh)
-	} else {
-		h["Retry-After"] = []string{strconv.FormatInt(max(1, seconds(retry)), 10)}
-	}
-	if l.opts.Denied != nil {
-		l.opts.Denied.ServeHTTP(w, r.WithContext(v.state))
-		return
-	}
-	body, contentType := l.message, plainText
-	if accept.PrefersJSON(r.Header["Accept"]) {
-		body, contentType = problem(l.problem, v.state.policy, v.of(v.state.policy)), problemJSON
-	}
-	answer(w, r, http.StatusTooManyRequests, contentType, body)
-}
-
-// refuse answers a request that was not decided. It says nothing about why: the
-// log does.
-func (l *Limiter) refuse(w http.ResponseWriter, r *http.Request, status int) {
-	if status == http.StatusServiceUnavailable {
-		w.Header()["Retry-After"] = []string{"1"}
-	}
-	answer(w, r, status, plainText, []byte(http.StatusText(status)))
-}
 
 const (
 	plainText   = "text/plain; charset=utf-8"
 	problemJSON = "application/problem+json"
 )
 
+// answer sends a response of the limiter's own.
 func answer(w http.ResponseWriter, r *http.Request, status int, contentType string, body []byte) {
 	h := w.Header()
 	if len(h) > 3 { // more than the limiter's own

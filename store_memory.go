@@ -4,85 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"sync/atomic"
-	"time"
 
-	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 	"github.com/ratelimit-go/ratelimit/internal/table"
 )
-
-// DefaultMaxKeys is how many counters a [MemoryStore] holds unless
-// [MemoryOptions.MaxKeys] says otherwise.
-const DefaultMaxKeys = 1 << 20
-
-// MemoryOptions are the settings of a [MemoryStore]. Its zero value is ready to use.
-type MemoryOptions struct {
-	// MaxKeys is the most counters held at once, so it bounds memory whatever
-	// clients send: about 28 bytes a counter, 30 MB for the default, and as much again
-	// with a SnapshotFile. A key has one counter for each algorithm and window that it
-	// is limited under. Zero means [DefaultMaxKeys].
-	//
-	// From about 93 % of the maximum on, a new key may find no place but that of
-	// another counter: of those in its reach it takes one that has expired, else the
-	// one that will be the first to, and one whose key is being denied only if all
-	// 144 in reach are. Whoever loses a counter starts afresh. So MaxKeys should be
-	// well above the number of keys in the longest window; [MemoryStats] tells.
-	MaxKeys int
-
-	// SnapshotFile is a file that the counters are kept in, so that they outlive the
-	// process: what one writes, the next one reads when it makes the store. Empty means
-	// that they live as long as the process. Its directory must exist, and the file
-	// must be this store's alone; beside it there are SnapshotFile + ".lock", and at
-	// times ".tmp".
-	//
-	// The store writes what has changed, every SnapshotEvery and on [MemoryStore.Close].
-	// A process that ends without Close, in whatever way, loses the counts of the last
-	// interval. Time goes on while there is no process. Keys are in the file as
-	// hashes. See docs/snapshots.md for what holds when clocks are set, and what it costs.
-	SnapshotFile string
-
-	// SnapshotEvery is how much of its counts a process that is killed may lose: 10 ms
-	// or more. Zero means one second.
-	SnapshotEvery time.Duration
-
-	// SnapshotWait is how long to wait for another process that has the file, such as
-	// the one that this one is to replace. Zero means that NewMemoryStore then fails
-	// at once.
-	SnapshotWait time.Duration
-
-	// SnapshotSetAside starts with no counters where the file has been damaged, is another
-	// program's, or of a later version of this package. It is renamed to SnapshotFile +
-	// ".damaged", and the first limiter on the store logs that. False means that
-	// NewMemoryStore fails: with no counters, everybody who was blocked is let in.
-	SnapshotSetAside bool
-}
-
-func (o MemoryOptions) withDefaults() MemoryOptions {
-	if o.MaxKeys == 0 {
-		o.MaxKeys = DefaultMaxKeys
-	}
-	if o.SnapshotFile != "" && o.SnapshotEvery == 0 {
-		o.SnapshotEvery = time.Second
-	}
-	return o
-}
-
-func (o MemoryOptions) validate() error {
-	if o.MaxKeys < 0 {
-		return fmt.Errorf("MemoryOptions.MaxKeys is %d: want at least 1, or 0 for %d", o.MaxKeys, DefaultMaxKeys)
-	}
-	switch {
-	case o.SnapshotEvery != 0 && o.SnapshotEvery < minSnapshotEvery:
-		return fmt.Errorf("MemoryOptions.SnapshotEvery is %v: want at least %v, or 0 for 1s", o.SnapshotEvery, minSnapshotEvery)
-	case o.SnapshotWait < 0:
-		return fmt.Errorf("MemoryOptions.SnapshotWait is %v: want 0 or more", o.SnapshotWait)
-	case o.SnapshotFile == "" && (o.SnapshotEvery != 0 || o.SnapshotWait != 0 || o.SnapshotSetAside):
-		return errors.New("MemoryOptions.SnapshotFile is empty, and other options of snapshots are not: name a file, or leave them out")
-	}
-	return nil
-}
 
 // MemoryStore is a [Store] in this process's memory. There is one per name for
 // the life of the process, whatever is rebuilt around it: handlers, limiters,
@@ -100,62 +26,6 @@ type MemoryStore struct {
 	snapshots *snapshots  // nil if there is no SnapshotFile
 	taken     atomic.Bool // by a limiter, at some time
 	closed    atomic.Bool
-}
-
-// memoryStores are the stores of this process by name.
-var memoryStores struct {
-	sync.Mutex
-	m map[string]*MemoryStore
-}
-
-// Memory returns the process-wide store of that name. It is made, with the
-// options' defaults, on first use; after that it is the same one, with the options
-// it was made with. A name that [New] would refuse is refused when a limiter takes the store.
-func Memory(name string) *MemoryStore {
-	memoryStores.Lock()
-	defer memoryStores.Unlock()
-	if s := memoryStores.m[name]; s != nil {
-		return s
-	}
-	return openMemory(name, MemoryOptions{}.withDefaults())
-}
-
-// NewMemoryStore returns the process-wide store of that name, made with opts on
-// first use, with the counters that are in the SnapshotFile, if there is one. It is
-// an error if the store is there already with other options, or if its file cannot be
-// used.
-func NewMemoryStore(name string, opts MemoryOptions) (*MemoryStore, error) {
-	err := validateName("its name", name, false)
-	if err == nil {
-		err = opts.validate()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("ratelimit: MemoryStore %q: %w", name, err)
-	}
-	opts = opts.withDefaults()
-	if opts.SnapshotFile != "" {
-		s, err := openKept(name, opts)
-		if err != nil {
-			return nil, fmt.Errorf("ratelimit: MemoryStore %q: %w", name, err)
-		}
-		return s, nil
-	}
-	memoryStores.Lock()
-	defer memoryStores.Unlock()
-	if s := memoryStores.m[name]; s != nil {
-		if err := s.sameOptions(opts); err != nil {
-			return nil, fmt.Errorf("ratelimit: MemoryStore %q: %w", name, err)
-		}
-		return s, nil
-	}
-	return openMemory(name, opts), nil
-}
-
-// openMemory makes a store; memoryStores is locked.
-func openMemory(name string, opts MemoryOptions) *MemoryStore {
-	s := &MemoryStore{name: name, opts: opts, table: table.New(opts.MaxKeys, clock.Now)}
-	mapSet(&memoryStores.m, name, s)
-	return s
 }
 
 // Name returns the name that the store is known by in this process.
@@ -287,30 +157,4 @@ func (s *MemoryStore) Stats() MemoryStats {
 		stats.SnapshotsFailed = s.snapshots.failed.Load()
 	}
 	return stats
-}
-
-// Close ends the store and gives up its name; the next [Memory] of that name is a
-// new, empty store. A limiter that is still on the closed one gets
-// [ErrStoreClosed]. Closing a limiter does not do this: counters outlive limiters.
-//
-// With a SnapshotFile, Close writes what has not been written yet, and lets go of the
-// file. Call it when the server has shut down: a decision that is made while Close
-// runs may not be in the file. There is an error if it could not be written.
-func (s *MemoryStore) Close() error {
-	if s.snapshots != nil {
-		return s.closeKept()
-	}
-	s.retire()
-	return nil
-}
-
-// retire closes the store and frees its name; it reports whether it was open.
-func (s *MemoryStore) retire() bool {
-	memoryStores.Lock()
-	defer memoryStores.Unlock()
-	if !s.closed.CompareAndSwap(false, true) {
-		return false
-	}
-	delete(memoryStores.m, s.name)
-	return true
 }
