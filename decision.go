@@ -32,10 +32,21 @@ type Decision struct {
 	Source Source
 }
 
-// bound is the limit that binds a request, and how the key stands under it.
+// bound is a decision in its smallest form: the limit that binds, and how the key
+// stands under it.
 type bound struct {
-	limit  *Limit
-	result Result
+	policy *policy
+	result Result // under the limit that binds
+	index  uint8  // of that limit in the policy
+	source Source
+}
+
+func (b *bound) limit() *Limit { return &b.policy.limits[b.index] }
+func (b *bound) allowed() bool { return b.result.RetryAfter == 0 }
+
+func (b *bound) decision() (d Decision) {
+	d.fill(b.limit(), &b.result, b.source)
+	return d
 }
 
 // binding returns the index of the limit that binds: of those that denied, the one

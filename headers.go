@@ -90,7 +90,6 @@ type fields struct {
 // shown is what one limiter has to show of a decision, except for the results:
 // those would escape to the heap with the rest.
 type shown struct {
-	policy    *policy
 	bound     *bound
 	partition string // the parameter pk; empty for none
 }
@@ -115,28 +114,28 @@ func (f *fields) write(h http.Header, own Headers, outer *fields, s shown, resul
 		f.writeDraft10(h, s, results, before&HeadersDraft10 != 0)
 	}
 	if f.styles&^HeadersDraft10 != 0 {
-		f.writeOlder(h, own, s.policy)
+		f.writeOlder(h, own, s.bound.policy)
 	}
 }
 
 // stricter reports whether b restricts a client more than other does.
 func (b *bound) stricter(other *bound) bool {
-	if denied := b.result.RetryAfter > 0; denied != (other.result.RetryAfter > 0) {
-		return denied
+	if b.allowed() != other.allowed() {
+		return !b.allowed()
 	}
 	return b.result.Remaining < other.result.Remaining
 }
 
 // writeDraft10 writes the lists of draft 10, or adds to them.
 func (f *fields) writeDraft10(h http.Header, s shown, results []Result, add bool) {
-	declared := s.policy.declaredFor(s.partition)
+	declared := s.bound.policy.declaredFor(s.partition)
 	var buf [128]byte
 	b := buf[:0]
 	if list := h[fieldRateLimit]; add && len(list) > 0 {
 		b = append(append(b, list[0]...), ", "...)
 		declared = joined(h[fieldPolicy], declared)
 	}
-	denied := s.bound.result.RetryAfter > 0
+	denied := !s.bound.allowed()
 	for i, r := range results {
 		if i > 0 {
 			b = append(b, ", "...)
@@ -145,7 +144,7 @@ func (f *fields) writeDraft10(h http.Header, s shown, results []Result, add bool
 		if denied {
 			t = max(t, 1)
 		}
-		b = append(b, s.policy.members[i].remaining...)
+		b = append(b, s.bound.policy.members[i].remaining...)
 		b = strconv.AppendInt(b, r.Remaining, 10)
 		b = append(b, ";t="...)
 		b = strconv.AppendInt(b, t, 10)
@@ -158,7 +157,7 @@ func (f *fields) writeDraft10(h http.Header, s shown, results []Result, add bool
 
 // writeOlder writes the styles that show the binding limit alone.
 func (f *fields) writeOlder(h http.Header, own Headers, p *policy) {
-	limit := strconv.FormatInt(f.strictest.limit.Burst(), 10)
+	limit := strconv.FormatInt(f.strictest.limit().Burst(), 10)
 	remaining := strconv.FormatInt(f.strictest.result.Remaining, 10)
 	resetAfter := f.strictest.result.ResetAfter
 	reset := strconv.FormatInt(seconds(resetAfter), 10)

@@ -91,8 +91,8 @@ type verdict struct {
 	results [MaxLimits]Result
 }
 
-// of returns the results of the limits that the request was decided under.
-func (v *verdict) of(p *policy) []Result { return v.results[:len(p.limits)] }
+// under returns the results of a policy's limits.
+func (v *verdict) under(p *policy) []Result { return v.results[:len(p.limits)] }
 
 // check decides, and then writes what the client gets.
 func (l *Limiter) check(w http.ResponseWriter, r *http.Request) (state *requestState, ok bool) {
@@ -122,7 +122,7 @@ func (v *verdict) writeFields(h http.Header) {
 	}
 	opts := &s.limiter.opts
 	partition := partitionParam(opts.PartitionSecret, s.limiter.name, s.key)
-	s.fields.write(h, opts.Headers, outer, shown{s.policy, &s.bound, partition}, v.of(s.policy))
+	s.fields.write(h, opts.Headers, outer, shown{&s.bound, partition}, v.under(s.bound.policy))
 }
 
 // decide takes what r costs, unless r is exempt or was decided before. It does not
@@ -131,7 +131,7 @@ func (l *Limiter) decide(r *http.Request, v *verdict) {
 	outer := stateOf(r.Context())
 	if before := l.decidedBefore(outer, r); before != nil {
 		l.report.warn(warnCountedOnce)
-		if !before.allowed() && !l.opts.Shadow { // Options.Denied has sent it round again
+		if !before.bound.allowed() && !l.opts.Shadow { // Options.Denied has sent it round again
 			v.status = http.StatusTooManyRequests
 		}
 		return
@@ -147,7 +147,7 @@ func (l *Limiter) decide(r *http.Request, v *verdict) {
 	if w, found := l.key.mistake(r, key); found {
 		l.report.warn(w)
 	}
-	results := v.of(p)
+	results := v.under(p)
 	at, source, err := l.take(r.Context(), key, cost, p, results)
 	if err != nil {
 		v.status = l.failed(r, err)
@@ -155,11 +155,11 @@ func (l *Limiter) decide(r *http.Request, v *verdict) {
 	}
 	i := binding(results)
 	v.state = &requestState{
-		Context: r.Context(), limiter: l, header: r.Header, outer: outer, policy: p, key: key,
-		bound: bound{&p.limits[i], results[i]}, source: source, tab: tab{at: at},
+		Context: r.Context(), limiter: l, header: r.Header, outer: outer, key: key,
+		bound: bound{p, results[i], uint8(i), source}, tab: tab{at: at},
 	}
 	switch {
-	case v.state.allowed():
+	case v.state.bound.allowed():
 		if at != nothingTaken {
 			v.state.tab.units = cost
 		}
@@ -292,7 +292,7 @@ func (l *Limiter) deny(w http.ResponseWriter, r *http.Request, v *verdict) {
 	}
 	body, contentType := l.message, plainText
 	if accept.PrefersJSON(r.Header["Accept"]) {
-		body, contentType = problem(l.problem, v.state.policy, v.of(v.state.policy)), problemJSON
+		body, contentType = problem(l.problem, v.state.bound.policy, v.under(v.state.bound.policy)), problemJSON
 	}
 	answer(w, r, http.StatusTooManyRequests, contentType, body)
 }

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/ratelimit-go/ratelimit/internal/remote"
 )
 
 // Options are a limiter's settings. Only Limits is required: every other zero
@@ -143,6 +145,8 @@ type Options struct {
 // takes nearby, and less than a user notices.
 const DefaultTimeout = 100 * time.Millisecond
 
+const _ = uint(-(DefaultTimeout ^ remote.DefaultTimeout)) // one number for both
+
 // DefaultNearKeys is what [Options.NearKeys] is unless set.
 const DefaultNearKeys = 1 << 16
 
@@ -163,7 +167,7 @@ func (o Options) withDefaults() Options {
 		o.Timeout = DefaultTimeout
 	}
 	if o.DenyRecheck == 0 {
-		o.DenyRecheck = time.Second
+		o.DenyRecheck = remote.DefaultRecheck
 	}
 	if o.NearKeys == 0 {
 		o.NearKeys = DefaultNearKeys

@@ -27,10 +27,8 @@ type requestState struct {
 	limiter *Limiter
 	header  http.Header   // the request's: it stays the same when a request is copied
 	outer   *requestState // of the limiter around this one
-	policy  *policy
 	key     string
 	bound   bound
-	source  Source
 	fields  fields
 	tab     tab
 }
@@ -41,13 +39,6 @@ type tab struct {
 	mu    sync.Mutex
 	units int64
 	at    Instant // when they were taken
-}
-
-func (s *requestState) allowed() bool { return s.bound.result.RetryAfter == 0 }
-
-func (s *requestState) decision() (d Decision) {
-	d.fill(s.bound.limit, &s.bound.result, s.source)
-	return d
 }
 
 type requestStateKey struct{}
@@ -78,7 +69,7 @@ func sameRequest(a, b http.Header) bool {
 // Options.Denied. If several limiters are nested it is that of the innermost.
 func DecisionFrom(ctx context.Context) (Decision, bool) {
 	if s := stateOf(ctx); s != nil {
-		return s.decision(), true
+		return s.bound.decision(), true
 	}
 	return Decision{}, false
 }
@@ -94,7 +85,7 @@ func DecisionFrom(ctx context.Context) (Decision, bool) {
 // called any number of times, also after the client has left.
 func (l *Limiter) AddCost(ctx context.Context, n int64) error {
 	for s := stateOf(ctx); s != nil; s = s.outer {
-		if s.limiter == l && (s.allowed() || l.opts.Shadow) {
+		if s.limiter == l && (s.bound.allowed() || l.opts.Shadow) {
 			return s.addCost(n)
 		}
 	}
@@ -135,11 +126,11 @@ const adjustTimeout = 5 * time.Second
 // limits are those that the request was admitted under, with the numbers that are
 // in force by now. A bucket must not be filled at the rate of before a SetLimits.
 func (s *requestState) limits() *engine.Limits {
-	now := s.limiter.policy.Load()
-	if now == s.policy || s.policy.plan {
-		return s.policy.under
+	then, now := s.bound.policy, s.limiter.policy.Load()
+	if now == then || then.plan {
+		return then.under
 	}
-	limits := slices.Clone(s.policy.limits)
+	limits := slices.Clone(then.limits)
 	for i := range limits {
 		for _, l := range now.limits {
 			if l.sameCounter(limits[i]) {

@@ -79,6 +79,12 @@ type Stats struct {
 	Forgotten            uint64 // keys for which that could not be kept
 }
 
+// What a limiter sets if its user does not.
+const (
+	DefaultTimeout = 100 * time.Millisecond
+	DefaultRecheck = time.Second
+)
+
 // MaxWaiting bounds the callers that wait for a store: at a hundred thousand
 // decisions a second, as many arrive in 40 ms.
 const MaxWaiting = 4096

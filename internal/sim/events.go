@@ -6,15 +6,15 @@ type event struct {
 	seq     uint64 // among those of one instant
 	do      action
 	process *process
-	flight  *flight
+	trip    *trip
 }
 
 type action uint8
 
 const (
 	arrival    action = iota // of a request
-	departure                // of a flight at the server
-	landing                  // of its replies
+	departure                // of a trip at the server
+	reply                    // of its replies
 	expiry                   // of calls that took too long
 	sweep                    // of leases
 	settlement               // of debts
@@ -25,9 +25,9 @@ func (e *event) run() {
 	case arrival:
 		e.process.arrive()
 	case departure:
-		e.process.run.server.serve(e.process, e.flight)
-	case landing:
-		e.process.land(e.flight)
+		e.process.run.server.serve(e.process, e.trip)
+	case reply:
+		e.process.finish(e.trip)
 	case expiry:
 		e.process.expire()
 	case sweep:

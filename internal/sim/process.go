@@ -7,11 +7,13 @@ import (
 
 	"github.com/ratelimit-go/ratelimit/internal/breaker"
 	"github.com/ratelimit-go/ratelimit/internal/near"
+	"github.com/ratelimit-go/ratelimit/internal/remote"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// process is a limiter in a process of its own. Its methods go by the names of those in
-// remote.go and remote_lease.go, and do the same in the same order.
+// process is a limiter in a process of its own. Its methods do what those of
+// internal/remote do, in the same order; each says which one it models if its name
+// does not.
 type process struct {
 	run      *run
 	source   source
@@ -164,14 +166,14 @@ func (p *process) sweep() {
 }
 
 func (p *process) giveBack(key int, l near.Lapsed) {
-	p.ask(&call{op: adjust, key: key, n: -l.Units, at: l.Told, then: func(*call) {}}, adjustTimeout)
+	p.ask(&call{op: adjust, key: key, n: -l.Units, at: l.Told, then: func(*call) {}}, int64(remote.SideTimeout))
 }
 
 // ask makes a call, unless that is known to be of no use.
 func (p *process) ask(c *call, timeout int64) {
 	ok, probe := p.breaker.Allow(p.run.now)
 	c.probe = probe
-	if !ok || p.waiting == maxWaiting {
+	if !ok || p.waiting == remote.MaxWaiting {
 		if ok {
 			p.breaker.Done(p.run.now, probe, breaker.Unclear)
 		}
@@ -234,7 +236,7 @@ func (p *process) settle() {
 			for _, then := range waiting {
 				then()
 			}
-		}}, adjustTimeout)
+		}}, int64(remote.SideTimeout))
 	}
 }
 

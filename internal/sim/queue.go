@@ -1,20 +1,12 @@
 package sim
 
 import (
-	"time"
-
+	"github.com/ratelimit-go/ratelimit/internal/redisstore"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// The numbers of a RedisStore, and of what stands before it.
-const (
-	maxFlights  = 2
-	moreFlights = 2
-	flightPause = int64(100 * time.Microsecond)
-	maxLate     = 10
-	maxBatch    = 256
-	maxWaiting  = 4096
-)
+// settings are what a RedisStore's round trips go by.
+var settings = redisstore.Batching
 
 type op uint8
 
@@ -34,34 +26,33 @@ type call struct {
 
 	deadline int64
 	version  uint64
-	flight   *flight
+	trip     *trip
 	over     bool // its caller does not wait for it any more
 
 	failed  bool
-	unknown bool // it may have been carried out all the same
+	unknown bool // it may have been carried out nevertheless
 	answer  rule.Answer
 	told    int64
 }
 
-// flight is calls that share a round trip.
-type flight struct {
+// trip is calls that share a round trip.
+type trip struct {
 	calls   []*call
 	shared  []bool // of each: it shares a command with one before
 	refused bool
 	late    bool // callers have given up on it
 }
 
-// queue is how a process's calls get to the server, as in internal/batch. A call
-// starts a round trip if fewer than maxFlights are in flight, or if fewer than
-// moreFlights beside those are and the last start was a flightPause ago. The other
-// calls wait and share the next one.
+// queue is how a process's calls get to the server, by the rules of internal/batch:
+// a call starts a round trip if few enough are in flight, and the calls that wait
+// share the next one.
 type queue struct {
-	waiting      []*call
-	timed        []*call // all that have not been answered, by deadline
-	armed        bool    // there is an expiry to come
-	flying, late int
-	set          int64         // when the last one has set off
-	latest       map[int]*call // by key, within share
+	waiting        []*call
+	timed          []*call // all that have not been answered, by deadline
+	armed          bool    // there is an expiry to come
+	inFlight, late int
+	set            int64         // when the last one has set off
+	latest         map[int]*call // by key, within share
 }
 
 // send has a call carried out, and then told what came of it.
@@ -71,17 +62,17 @@ func (p *process) send(c *call, timeout int64) {
 	p.queue.waiting = append(p.queue.waiting, c)
 	p.queue.timed = append(p.queue.timed, c)
 	p.arm()
-	p.takeOff(p.run.now-p.queue.set >= flightPause)
+	p.start(p.run.now-p.queue.set >= int64(settings.ExtraAfter))
 }
 
-func (p *process) takeOff(more bool) {
+func (p *process) start(more bool) {
 	q := &p.queue
-	for len(q.waiting) > 0 && (q.flying < maxFlights || more && q.flying < maxFlights+moreFlights) {
+	for len(q.waiting) > 0 && (q.inFlight < settings.MaxInFlight || more && q.inFlight < settings.MaxInFlight+settings.ExtraInFlight) {
 		q.set, more = p.run.now, false
-		f := new(flight)
-		for len(q.waiting) > 0 && len(f.calls) < maxBatch {
+		f := new(trip)
+		for len(q.waiting) > 0 && len(f.calls) < settings.MaxCalls {
 			if c := q.waiting[0]; !c.over {
-				c.flight = f
+				c.trip = f
 				f.calls = append(f.calls, c)
 			}
 			q.waiting = q.waiting[1:]
@@ -90,14 +81,14 @@ func (p *process) takeOff(more bool) {
 			return
 		}
 		p.share(f)
-		q.flying++
-		p.run.at(p.run.now+p.halfway(), event{do: departure, process: p, flight: f})
+		q.inFlight++
+		p.run.at(p.run.now+p.halfway(), event{do: departure, process: p, trip: f})
 	}
 }
 
 // share finds the calls that can do with the command of another: takes of the same units of one key,
 // with nothing else of that key between them.
-func (p *process) share(f *flight) {
+func (p *process) share(f *trip) {
 	f.shared = make([]bool, len(f.calls))
 	if len(f.calls) == 1 {
 		return
@@ -112,12 +103,12 @@ func (p *process) share(f *flight) {
 	}
 }
 
-// land is the return of a flight.
-func (p *process) land(f *flight) {
+// finish is the return of a trip.
+func (p *process) finish(f *trip) {
 	if f.late {
 		p.queue.late--
 	} else {
-		p.queue.flying--
+		p.queue.inFlight--
 	}
 	for _, c := range f.calls {
 		if !c.over {
@@ -125,7 +116,7 @@ func (p *process) land(f *flight) {
 			p.done(c)
 		}
 	}
-	p.takeOff(false)
+	p.start(false)
 }
 
 // expire ends the wait of calls whose time is over.
@@ -138,16 +129,16 @@ func (p *process) expire() {
 		if c.over {
 			continue
 		}
-		c.over, c.failed, c.unknown = true, true, c.flight != nil
-		if f := c.flight; f != nil && !f.late && q.late < maxLate {
+		c.over, c.failed, c.unknown = true, true, c.trip != nil
+		if f := c.trip; f != nil && !f.late && q.late < settings.MaxLate {
 			f.late = true // others are not to wait for it as well
-			q.flying--
+			q.inFlight--
 			q.late++
 		}
 		p.done(c)
 	}
 	p.arm()
-	p.takeOff(false)
+	p.start(false)
 }
 
 func (p *process) arm() {
@@ -165,6 +156,3 @@ func (p *process) halfway() int64 {
 	}
 	return way
 }
-
-// What is put right beside the decisions may take longer than they, as in the library.
-const adjustTimeout = int64(5 * time.Second)

@@ -10,10 +10,10 @@ type server struct {
 	worked int64
 }
 
-// serve has the commands of a flight carried out, and sends the replies back.
-func (s *server) serve(p *process, f *flight) {
+// serve has the commands of a trip carried out, and sends the replies back.
+func (s *server) serve(p *process, f *trip) {
 	if f.refused = s.run.down(); f.refused {
-		s.run.at(s.run.now+p.halfway(), event{do: landing, process: p, flight: f})
+		s.run.at(s.run.now+p.halfway(), event{do: reply, process: p, trip: f})
 		return
 	}
 	s.free = max(s.free, s.run.now)
@@ -26,7 +26,7 @@ func (s *server) serve(p *process, f *flight) {
 		}
 		s.carryOut(c)
 	}
-	s.run.at(s.free+p.halfway(), event{do: landing, process: p, flight: f})
+	s.run.at(s.free+p.halfway(), event{do: reply, process: p, trip: f})
 }
 
 // carryOut is what the scripts do.

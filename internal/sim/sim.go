@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/ratelimit-go/ratelimit/internal/remote"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
@@ -56,7 +57,7 @@ func (c Config) withDefaults() Config {
 		field *time.Duration
 		is    time.Duration
 	}{
-		{&c.Lease, 250 * time.Millisecond}, {&c.Recheck, time.Second}, {&c.Timeout, 100 * time.Millisecond},
+		{&c.Lease, 250 * time.Millisecond}, {&c.Recheck, remote.DefaultRecheck}, {&c.Timeout, remote.DefaultTimeout},
 		{&c.RTT, 200 * time.Microsecond}, {&c.Service, 7 * time.Microsecond},
 	} {
 		if *d.field == 0 {
