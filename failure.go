@@ -9,35 +9,9 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/remote"
 )
 
-// This file has what a user sees of a store that fails: how a store classifies its
-// errors, what a limiter does about them, and the public errors. The code that
-// acts on it, with timeout, breaker and fallback, is in internal/remote.
-
-// RemoteStore is a [Store] whose counters are outside of this process, where they
-// may be slow, full or gone. A limiter adds what that needs: a timeout, a cache of
-// denials, a breaker, and Options.OnFailure. The store itself tries once and says
-// what went wrong; its calls return as soon as their context is done.
-type RemoteStore interface {
-	Store
-
-	// Fault says what an error of one of the store's calls means. It is not asked
-	// about the error of a context that its caller has cancelled.
-	Fault(err error) Fault
-}
-
-// Fault is what an error of a [RemoteStore] means.
-type Fault uint8
-
-const (
-	// FaultUnknown: the backend is in doubt, and so is whether the call took effect.
-	FaultUnknown Fault = iota
-	// FaultRefused: the backend is in doubt, and the call has changed nothing: it was
-	// never sent, or it was answered with an error.
-	FaultRefused
-	// FaultKey: the call has changed nothing, and others may well succeed: what is
-	// stored for its key cannot be used.
-	FaultKey
-)
+// This file has what a user sees of a store that fails: what a limiter does about
+// it, and the public errors. How a store classifies its errors is in store.go, and
+// the code that acts on it, with timeout, breaker and fallback, in internal/remote.
 
 // FailurePolicy says how requests are answered while a store fails.
 type FailurePolicy uint8

@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	. "github.com/ratelimit-go/ratelimit"
-	"github.com/ratelimit-go/ratelimit/internal/near"
+	"github.com/ratelimit-go/ratelimit/internal/nearcache"
 	"github.com/ratelimit-go/ratelimit/internal/redistest"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
@@ -53,7 +53,7 @@ func TestRedisMemory(t *testing.T) {
 func TestNearMemory(t *testing.T) {
 	limits := []rule.Limit{{Kind: rule.Fixed, N: 5, Window: int64(time.Hour)}}
 	before := memLiveHeap()
-	c := near.New(DefaultNearKeys)
+	c := nearcache.New(DefaultNearKeys)
 	for i := range 2 * DefaultNearKeys {
 		key := fmt.Sprintf("198.51.%08d", i)
 		c.Learn(key, 1, limits, []rule.Answer{{Retry: int64(time.Hour), Reset: int64(time.Hour)}}, 1, 1, int64(time.Second), c.Version(key))

@@ -75,6 +75,32 @@ type Instant int64
 // instant that is yet to come.
 const Now Instant = math.MaxInt64
 
+// RemoteStore is a [Store] whose counters are outside of this process, where they
+// may be slow, full or gone. A limiter adds what that needs: a timeout, a cache of
+// denials, a breaker, and Options.OnFailure. The store itself tries once and says
+// what went wrong; its calls return as soon as their context is done.
+type RemoteStore interface {
+	Store
+
+	// Fault says what an error of one of the store's calls means. It is not asked
+	// about the error of a context that its caller has cancelled.
+	Fault(err error) Fault
+}
+
+// Fault is what an error of a [RemoteStore] means.
+type Fault uint8
+
+const (
+	// FaultUnknown: the backend is in doubt, and so is whether the call took effect.
+	FaultUnknown Fault = iota
+	// FaultRefused: the backend is in doubt, and the call has changed nothing: it was
+	// never sent, or it was answered with an error.
+	FaultRefused
+	// FaultKey: the call has changed nothing, and others may well succeed: what is
+	// stored for its key cannot be used.
+	FaultKey
+)
+
 // A store that wraps another one should have this method, so that a registry
 // sees the store inside and refuses it to a second limiter.
 type unwrapper interface{ Unwrap() Store }

@@ -77,7 +77,7 @@ var mayImport = map[string]allowance{
 
 	// Tests and simulation.
 	"internal":           {},
-	"internal/sim":       {own: "internal/breaker internal/nearcache internal/near internal/rule internal/batch internal/remote internal/redisstore"},
+	"internal/sim":       {own: "internal/breaker internal/nearcache internal/rule internal/batch internal/remote internal/redisstore"},
 	"internal/redistest": {foreign: goRedis},
 	"internal/pgtest":    {},
 	"internal/e2e":       {own: anything, foreign: anything},
@@ -87,8 +87,7 @@ var mayImport = map[string]allowance{
 	".": {
 		own: "internal/rule internal/clock internal/engine internal/table internal/snapshot" +
 			" internal/batch internal/redisscript internal/redisstore" +
-			" internal/nearcache internal/breaker internal/remote internal/addr internal/accept" +
-			" internal/near internal/flight",
+			" internal/nearcache internal/breaker internal/remote internal/addr internal/accept",
 		foreign: goRedis + " " + httpsnoop + " " + xText,
 		tests:   httpsfv + " " + retryableHTTP,
 	},
@@ -103,11 +102,6 @@ var mayImport = map[string]allowance{
 	// Programs.
 	"cmd/ratelimit-sim": {own: ". internal/sim internal/rule"},
 	"examples/...":      {own: ".", foreign: goRedis},
-
-	// Earlier names of nearcache and batch. To remove one, delete its line, and
-	// its name from the lines of sim and the root.
-	"internal/near":   {own: "internal/rule"},
-	"internal/flight": {},
 }
 
 // allowedCycles lists the groups of root files that may depend on each other in

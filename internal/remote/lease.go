@@ -9,14 +9,14 @@ import (
 
 	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/engine"
-	"github.com/ratelimit-go/ratelimit/internal/near"
+	"github.com/ratelimit-go/ratelimit/internal/nearcache"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
 // A lease is units of a busy key that the store has counted already, so that this
 // process may hand them out without asking. This file takes them at the store and
 // gives them back; which keys are busy, how many units are taken and how long they
-// are held is in package near.
+// are held is in package nearcache.
 
 // leases reports whether units are leased at all.
 func (r *Remote) leases() bool { return r.opts.Lease > 0 }
@@ -105,7 +105,7 @@ func (r *Remote) refill(key string, limits *engine.Limits) {
 
 // keep adds to the lease what the store has counted for it, which may be nothing.
 // It returns how many units the lease has now.
-func (r *Remote) keep(key string, limits *engine.Limits, ask near.Ask, at int64, answers []rule.Answer) (held int64) {
+func (r *Remote) keep(key string, limits *engine.Limits, ask nearcache.Ask, at int64, answers []rule.Answer) (held int64) {
 	held, lapsed, ok := r.near.Leased(ask, key, limits.Rules, answers, at, clock.Now(), int64(r.opts.Lease))
 	if ok {
 		r.beside(func() { r.giveBack(r.closing, lapsed) })
@@ -144,7 +144,7 @@ func (r *Remote) sweep() {
 // closed.
 func (r *Remote) endLeases(ctx context.Context) { r.giveBackAll(ctx, r.near.Lapse(0, true)) }
 
-func (r *Remote) giveBackAll(ctx context.Context, lapsed []near.Lapsed) {
+func (r *Remote) giveBackAll(ctx context.Context, lapsed []nearcache.Lapsed) {
 	var workers sync.WaitGroup
 	for part := range slices.Chunk(lapsed, 1+len(lapsed)/settleWorkers) {
 		workers.Go(r.recovering(func() {
@@ -159,7 +159,7 @@ func (r *Remote) giveBackAll(ctx context.Context, lapsed []near.Lapsed) {
 }
 
 // giveBack tells the store that units of a lease were not used.
-func (r *Remote) giveBack(ctx context.Context, l near.Lapsed) error {
+func (r *Remote) giveBack(ctx context.Context, l nearcache.Lapsed) error {
 	_, err := r.move(ctx, l.Key, -l.Units, l.Told, &engine.Limits{Rules: l.Limits})
 	return err
 }

@@ -11,7 +11,7 @@
 //	outage.go  what the log says of an outage
 //
 // What is known of each key, and the counting without the store, is in package
-// near. The package knows no particular store: it calls an [engine.Engine].
+// nearcache. The package knows no particular store: it calls an [engine.Engine].
 package remote
 
 import (
@@ -24,7 +24,7 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/breaker"
 	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/engine"
-	"github.com/ratelimit-go/ratelimit/internal/near"
+	"github.com/ratelimit-go/ratelimit/internal/nearcache"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
@@ -106,7 +106,7 @@ const NothingTaken = math.MinInt64
 type Remote struct {
 	opts    Options
 	limits  atomic.Pointer[engine.Limits]
-	near    *near.Cache
+	near    *nearcache.Cache
 	breaker breaker.Breaker
 
 	waiting     atomic.Int64 // callers that wait for the store
@@ -129,7 +129,7 @@ type Remote struct {
 
 // New returns a Remote.
 func New(opts Options) *Remote {
-	r := &Remote{opts: opts, near: near.New(opts.NearKeys)}
+	r := &Remote{opts: opts, near: nearcache.New(opts.NearKeys)}
 	r.limits.Store(opts.Limits)
 	r.closing, r.close = context.WithCancel(context.Background())
 	return r

@@ -10,7 +10,7 @@ import (
 
 	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/engine"
-	"github.com/ratelimit-go/ratelimit/internal/near"
+	"github.com/ratelimit-go/ratelimit/internal/nearcache"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
@@ -138,7 +138,7 @@ func (r *Remote) settleKeys(debtors []string) (complete bool) {
 }
 
 // settle tells the store what was collected for a key.
-func (r *Remote) settle(key string, debts []near.Debt) (err error) {
+func (r *Remote) settle(key string, debts []nearcache.Debt) (err error) {
 	if debts == nil {
 		return nil
 	}

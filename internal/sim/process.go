@@ -6,7 +6,7 @@ import (
 	"slices"
 
 	"github.com/ratelimit-go/ratelimit/internal/breaker"
-	"github.com/ratelimit-go/ratelimit/internal/near"
+	"github.com/ratelimit-go/ratelimit/internal/nearcache"
 	"github.com/ratelimit-go/ratelimit/internal/remote"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
@@ -17,7 +17,7 @@ import (
 type process struct {
 	run      *run
 	source   source
-	near     *near.Cache
+	near     *nearcache.Cache
 	breaker  breaker.Breaker
 	queue    queue
 	waiting  int              // calls
@@ -28,7 +28,7 @@ type process struct {
 }
 
 func newProcess(r *run, rnd *rand.Rand, rate float64) *process {
-	p := &process{run: r, source: newSource(&r.Config, rnd, rate), near: near.New(1 << 20), told: make(map[int][]func())}
+	p := &process{run: r, source: newSource(&r.Config, rnd, rate), near: nearcache.New(1 << 20), told: make(map[int][]func())}
 	p.queue.latest = make(map[int]*call)
 	return p
 }
@@ -102,7 +102,7 @@ func (p *process) takeMore(key int, start int64) {
 		case c.failed:
 			p.fail(key, start, !c.unknown)
 		case c.answer.Retry > 0 && ask.Units > 0: // there is less left than was thought
-			p.consult(key, 1, near.Ask{}, start+int64(r.Timeout)-r.now, func(c *call) {
+			p.consult(key, 1, nearcache.Ask{}, start+int64(r.Timeout)-r.now, func(c *call) {
 				if c.failed {
 					p.fail(key, start, !c.unknown)
 				} else {
@@ -115,9 +115,9 @@ func (p *process) takeMore(key int, start int64) {
 	})
 }
 
-func (p *process) want(key int) near.Ask {
+func (p *process) want(key int) nearcache.Ask {
 	if p.run.Mode != Leased {
-		return near.Ask{}
+		return nearcache.Ask{}
 	}
 	return p.near.Want(p.run.keys[key], p.run.limits, p.run.now)
 }
@@ -130,7 +130,7 @@ func (p *process) refill(key int) {
 }
 
 // consult asks the server, and keeps what is for a lease.
-func (p *process) consult(key int, n int64, ask near.Ask, timeout int64, then func(*call)) {
+func (p *process) consult(key int, n int64, ask nearcache.Ask, timeout int64, then func(*call)) {
 	r := p.run
 	p.ask(&call{op: take, key: key, n: n, then: func(c *call) {
 		if !c.failed {
@@ -156,7 +156,7 @@ func (p *process) consult(key int, n int64, ask near.Ask, timeout int64, then fu
 func (p *process) sweep() {
 	r := p.run
 	lapsed := p.near.Lapse(r.now, false)
-	slices.SortFunc(lapsed, func(a, b near.Lapsed) int { return cmp.Compare(a.Key, b.Key) }) // they come in any order
+	slices.SortFunc(lapsed, func(a, b nearcache.Lapsed) int { return cmp.Compare(a.Key, b.Key) }) // they come in any order
 	for _, l := range lapsed {
 		p.giveBack(r.index[l.Key], l)
 	}
@@ -165,7 +165,7 @@ func (p *process) sweep() {
 	}
 }
 
-func (p *process) giveBack(key int, l near.Lapsed) {
+func (p *process) giveBack(key int, l nearcache.Lapsed) {
 	p.ask(&call{op: adjust, key: key, n: -l.Units, at: l.Told, then: func(*call) {}}, int64(remote.SideTimeout))
 }
 
@@ -240,7 +240,7 @@ func (p *process) settle() {
 	}
 }
 
-func owes(c *near.Cache, key string) bool {
+func owes(c *nearcache.Cache, key string) bool {
 	is, _ := c.Owes(key)
 	return is
 }

@@ -1,6 +1,6 @@
 // Package sim simulates processes that share limits on one Redis server: as many as one
 // likes, in virtual time. What is counted at the server is counted by internal/rule, and what each
-// process knows, leases, denies and owes is kept by internal/near, with internal/breaker:
+// process knows, leases, denies and owes is kept by internal/nearcache, with internal/breaker:
 // the code that a limiter runs. Modelled are only what runs in between: who waits for whom on the
 // way (internal/batch, whose callers are goroutines), the way itself, and the server's time.
 //

@@ -1,11 +1,11 @@
-// Package near keeps what a process last learnt of each key from a store that is
+// Package nearcache keeps what a process last learnt of each key from a store that is
 // somewhere else. It answers for keys that are known to be denied, and it decides
 // where the store cannot, from where each key stood; what it has admitted then is
 // owed to the store, until that is told.
 //
 // It has no clock: instants are nanoseconds that the caller reads off one that does not
 // run backwards.
-package near
+package nearcache
 
 import (
 	"crypto/sha256"

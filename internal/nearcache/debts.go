@@ -1,4 +1,4 @@
-package near
+package nearcache
 
 import "github.com/ratelimit-go/ratelimit/internal/rule"
 

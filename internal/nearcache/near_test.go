@@ -1,4 +1,4 @@
-package near_test
+package nearcache_test
 
 import (
 	"fmt"
@@ -10,7 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/ratelimit-go/ratelimit/internal/near"
+	"github.com/ratelimit-go/ratelimit/internal/nearcache"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
@@ -25,18 +25,18 @@ func bucket(n, per int64) rule.Limit {
 	return rule.Limit{Kind: rule.Bucket, N: n, Window: per, Burst: n}
 }
 
-func taken(c *near.Cache, key string, n, now int64, owed bool, limits ...rule.Limit) bool {
+func taken(c *nearcache.Cache, key string, n, now int64, owed bool, limits ...rule.Limit) bool {
 	var answers [8]rule.Answer
 	return c.Take(key, n, limits, now, owed, answers[:len(limits)])
 }
 
-func left(c *near.Cache, key string, now int64, limit rule.Limit) int64 {
+func left(c *nearcache.Cache, key string, now int64, limit rule.Limit) int64 {
 	var answers [1]rule.Answer
 	c.Take(key, 0, []rule.Limit{limit}, now, false, answers[:])
 	return answers[0].Remaining
 }
 
-func owes(c *near.Cache, key string) bool {
+func owes(c *nearcache.Cache, key string) bool {
 	owes, _ := c.Owes(key)
 	return owes
 }
@@ -58,7 +58,7 @@ var modelLimits = []rule.Limit{fixed(5, minute), sliding(7, minute), bucket(6, m
 func TestModel(t *testing.T) {
 	for seed := range uint64(100) {
 		r := rand.New(rand.NewPCG(seed, 1))
-		c, m := near.New(1_000_000), make(model)
+		c, m := nearcache.New(1_000_000), make(model)
 		now := int64(1000) * minute
 		answers := make([]rule.Answer, 3)
 		for range 400 {
@@ -194,7 +194,7 @@ func TestModel(t *testing.T) {
 // TestEviction: who has spent all goes last, who owes something before that, and else by use.
 func TestEviction(t *testing.T) {
 	limit := fixed(3, minute)
-	c := near.New(64 * 100) // a hundred in each shard
+	c := nearcache.New(64 * 100) // a hundred in each shard
 	for i := range 10 {
 		for range 3 {
 			taken(c, fmt.Sprint("spent", i), 1, 0, false, limit)
@@ -249,7 +249,7 @@ func TestEviction(t *testing.T) {
 
 // TestManyWindows: a key keeps eight counters, those of the last call among them.
 func TestManyWindows(t *testing.T) {
-	c := near.New(6400)
+	c := nearcache.New(6400)
 	windows := func(from, to int64) (limits []rule.Limit) {
 		for w := from; w < to; w++ {
 			limits = append(limits, fixed(5, (1+w)*minute))
@@ -273,24 +273,24 @@ func TestManyWindows(t *testing.T) {
 // TestSettling: while debts are being told, those that wait are told when that is over.
 func TestSettling(t *testing.T) {
 	limit := fixed(9, minute)
-	for name, end := range map[string]func(c *near.Cache, debts []near.Debt){
-		"told":      func(c *near.Cache, debts []near.Debt) { c.Settle("key", nil) },
-		"not told":  func(c *near.Cache, debts []near.Debt) { c.Settle("key", debts) },
-		"forgotten": func(c *near.Cache, debts []near.Debt) { c.Forget("key"); c.Settle("key", debts) },
-		"evicted": func(c *near.Cache, debts []near.Debt) {
+	for name, end := range map[string]func(c *nearcache.Cache, debts []nearcache.Debt){
+		"told":      func(c *nearcache.Cache, debts []nearcache.Debt) { c.Settle("key", nil) },
+		"not told":  func(c *nearcache.Cache, debts []nearcache.Debt) { c.Settle("key", debts) },
+		"forgotten": func(c *nearcache.Cache, debts []nearcache.Debt) { c.Forget("key"); c.Settle("key", debts) },
+		"evicted": func(c *nearcache.Cache, debts []nearcache.Debt) {
 			for i := range 10_000 {
 				taken(c, fmt.Sprint(i), 9, 0, false, limit)
 			}
 			c.Settle("key", debts)
 		},
 	} {
-		c := near.New(64)
+		c := nearcache.New(64)
 		taken(c, "key", 2, 0, true, limit)
 		owed, told := c.Owes("key")
 		require.True(t, owed)
 		require.Nil(t, told)
 		debts := c.Collect("key", second)
-		require.Equal(t, []near.Debt{{Limit: limit, Units: 2, At: 0}}, debts)
+		require.Equal(t, []nearcache.Debt{{Limit: limit, Units: 2, At: 0}}, debts)
 		owed, told = c.Owes("key")
 		require.True(t, owed)
 		select {
@@ -310,7 +310,7 @@ func TestSettling(t *testing.T) {
 
 // TestLate: answers overtake each other; but a server with another clock is believed in the end.
 func TestLate(t *testing.T) {
-	c := near.New(6400)
+	c := nearcache.New(6400)
 	limit := fixed(9, minute)
 	learn := func(remaining, told, now int64) {
 		c.Learn("key", 1, []rule.Limit{limit}, []rule.Answer{{Remaining: remaining, Reset: minute}}, told, now, -1, c.Version("key"))
@@ -328,7 +328,7 @@ func TestLate(t *testing.T) {
 
 // TestLongKeys are kept as hashes: they are told apart, owe like others, and are not listed.
 func TestLongKeys(t *testing.T) {
-	c := near.New(6400)
+	c := nearcache.New(6400)
 	limit := fixed(9, minute)
 	a, b := strings.Repeat("x", 1<<20), strings.Repeat("x", 1<<20-1)+"y"
 	taken(c, a, 2, 0, true, limit)
@@ -345,7 +345,7 @@ func TestLongKeys(t *testing.T) {
 
 // TestRace does everything at once, in little space.
 func TestRace(t *testing.T) {
-	c := near.New(64 * 4)
+	c := nearcache.New(64 * 4)
 	limits := []rule.Limit{fixed(5, minute), bucket(5, minute)}
 	var all sync.WaitGroup
 	for g := range 8 {

@@ -1,4 +1,4 @@
-package near_test
+package nearcache_test
 
 import (
 	"math"
@@ -8,7 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/ratelimit-go/ratelimit/internal/near"
+	"github.com/ratelimit-go/ratelimit/internal/nearcache"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
@@ -21,14 +21,14 @@ const (
 // what it was, less all that has been asked for.
 type holder struct {
 	t      *testing.T
-	cache  *near.Cache
+	cache  *nearcache.Cache
 	limits []rule.Limit
 	state  rule.State
 	now    int64
 }
 
 func newHolder(t *testing.T, l rule.Limit) *holder {
-	return &holder{t: t, cache: near.New(1 << 10), limits: []rule.Limit{l}, now: 1000 * ms}
+	return &holder{t: t, cache: nearcache.New(1 << 10), limits: []rule.Limit{l}, now: 1000 * ms}
 }
 
 func hourly(n int64) rule.Limit {
@@ -66,7 +66,7 @@ func (h *holder) ask(n int64) bool {
 	return true
 }
 
-func (h *holder) leased(ask near.Ask, a rule.Answer) (held int64) {
+func (h *holder) leased(ask nearcache.Ask, a rule.Answer) (held int64) {
 	held, _, _ = h.cache.Leased(ask, "key", h.limits, []rule.Answer{a}, h.now, h.now, age)
 	return held
 }
@@ -234,7 +234,7 @@ func TestResetDropsLease(t *testing.T) {
 // TestEvictedLease is given back when its time is over.
 func TestEvictedLease(t *testing.T) {
 	h := newHolder(t, hourly(100_000))
-	h.cache = near.New(64)
+	h.cache = nearcache.New(64)
 	h.load(100)
 	h.load(100)
 	held := h.held()
@@ -249,7 +249,7 @@ func TestEvictedLease(t *testing.T) {
 }
 
 func TestLongKeyHasNoLease(t *testing.T) {
-	c, key, limits := near.New(1<<10), string(make([]byte, 600)), []rule.Limit{hourly(100_000)}
+	c, key, limits := nearcache.New(1<<10), string(make([]byte, 600)), []rule.Limit{hourly(100_000)}
 	for i := range int64(100) {
 		c.Spend(key, 1, limits, i, age, make([]rule.Answer, 1))
 		c.Learn(key, 1, limits, []rule.Answer{{Remaining: 100_000}}, i, i, age, c.Version(key))
