@@ -3,6 +3,7 @@ package ratelimit
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/ratelimit-go/ratelimit/internal/engine"
 	"github.com/ratelimit-go/ratelimit/internal/redisstore"
@@ -115,4 +116,6 @@ func (r remoteReporter) StoreDown(outages uint64, cause error) {
 	r.log(warnStoreDown, "outages", outages, "on_failure", r.policy, "error", publicError(cause))
 }
 
-func (r remoteReporter) StoreBack(outages uint64) { r.log(warnStoreBack, "outages", outages) }
+func (r remoteReporter) StoreBack(outages uint64, lasted time.Duration) {
+	r.log(warnStoreBack, "outages", outages, "lasted", lasted)
+}

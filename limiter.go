@@ -21,12 +21,12 @@ import (
 type Limiter struct {
 	name   string
 	opts   Options // with its defaults filled in
-	prefix string
-	site   string // file:line of the call that made it
+	site   string  // file:line of the call that made it
 	report *reporter
 
 	store    Store
 	layers   []Store        // store, and what it wraps
+	prefixes []string       // of all layers
 	memory   *MemoryStore   // store, if it is one: its calls need nothing on the heap
 	engine   engine.Engine  // that decides, unless memory or remote does
 	remote   *remote.Remote // that decides, if store is outside of this process
@@ -90,7 +90,8 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 		l.store = Memory(name)
 	}
 	l.memory, _ = l.store.(*MemoryStore)
-	l.prefix, l.layers = l.store.Prefix(), layers(l.store)
+	l.layers = layers(l.store)
+	l.prefixes = prefixesOf(l.layers)
 	var isRemote bool
 	l.engine, isRemote = engineOf(l.store)
 	l.counters = l.engine
@@ -136,6 +137,16 @@ func (l *Limiter) SetLimits(limits ...Limit) error {
 		l.remote.SetLimits(l.policy.Load().under)
 	}
 	return nil
+}
+
+// begin is called when l owns what it counts with: by New, or when the Reload that l
+// was made in has succeeded.
+func (l *Limiter) begin() {
+	l.adoptStore()
+	l.logStore()
+	if l.remote != nil {
+		l.remote.Begin()
+	}
 }
 
 // adoptStore makes stores that keep a record of their limiter keep it of l.
@@ -357,7 +368,7 @@ func (e *limiterError) Unwrap() error { return e.err }
 func (l *Limiter) logStore() {
 	if l.remote != nil {
 		l.report.info("limiter counts in a remote store",
-			"store", storeName(l.store), "prefix", l.prefix, "on_failure", l.opts.OnFailure, "timeout", l.opts.Timeout)
+			"store", storeName(l.store), "prefix", l.store.Prefix(), "on_failure", l.opts.OnFailure, "timeout", l.opts.Timeout)
 	}
 	if l.memory != nil {
 		l.memory.reportTo(l.report)

@@ -208,6 +208,9 @@ func (o Options) validate(limiter string) error {
 		return fmt.Errorf("Options.Store wraps more than %d stores, or itself", maxLayers)
 	}
 	for _, s := range all {
+		if isNil(s) {
+			return fmt.Errorf("Options.Store wraps a nil %T: pass a store to the wrapper, or leave Options.Store out", s)
+		}
 		if !reflect.ValueOf(s).Comparable() {
 			return fmt.Errorf("Options.Store is a %T, which cannot be told from another one: pass a pointer to it", s)
 		}
@@ -215,8 +218,8 @@ func (o Options) validate(limiter string) error {
 	if err := validateStore(o.Store, o.Limits); err != nil {
 		return err
 	}
-	if o.Store != nil {
-		if err := validateName("the prefix of Options.Store", o.Store.Prefix(), false); err != nil {
+	for _, s := range all {
+		if err := validateName("the prefix of Options.Store", s.Prefix(), false); err != nil {
 			return err
 		}
 	}
@@ -257,12 +260,4 @@ func isNil(v any) bool {
 		return rv.IsNil()
 	}
 	return false
-}
-
-// validateStore says why a store cannot count under these limits, if so.
-func validateStore(s Store, limits []Limit) error {
-	if v, ok := s.(validatingStore); ok {
-		return v.validateFor(limits)
-	}
-	return nil
 }

@@ -59,10 +59,11 @@ func (r *Registry) New(name string, opts Options) (*Limiter, error) {
 	if err := r.claim(l); err != nil {
 		return nil, err
 	}
-	l.adoptStore()
-	l.logStore()
-	if inHandler && r.base == nil {
-		l.report.warn(warnInHandler)
+	if r.base == nil { // otherwise it begins when the Reload succeeds
+		l.begin()
+		if inHandler {
+			l.report.warn(warnInHandler)
+		}
 	}
 	return l, nil
 }
@@ -93,6 +94,9 @@ func (r *Registry) All() iter.Seq2[string, *Limiter] {
 // Close closes every limiter in r, whose handlers then answer 503. r can be used
 // again afterwards. The error is always nil.
 func (r *Registry) Close() error {
+	claims.Lock()
+	r.made++ // a Reload that is under way fails
+	claims.Unlock()
 	var errs []error
 	for _, l := range r.All() {
 		errs = append(errs, l.Close())
@@ -126,28 +130,21 @@ func (r *Registry) Reload(build func(next *Registry) error) error {
 
 	done := false
 	defer func() {
-		claims.Lock()
-		defer claims.Unlock()
-		next.over = true
 		if !done { // an error, a panic, or runtime.Goexit
-			for _, l := range next.limiters {
-				l.closed.Store(true)
-			}
-			next.retire()
+			next.abandon()
 		}
 	}()
 	if err := build(next); err != nil {
 		return fmt.Errorf("ratelimit: Reload: nothing has changed: %w", err)
 	}
-	claims.Lock()
-	defer claims.Unlock()
-	if r.made != made {
-		return errors.New("ratelimit: Reload: nothing has changed: a limiter was made or another Reload finished meanwhile; call it again")
-	}
-	if err := next.replace(r); err != nil {
+	begun, err := next.replace(r, made)
+	if err != nil {
 		return fmt.Errorf("ratelimit: Reload: nothing has changed: %w", err)
 	}
-	next.over, done = true, true
+	done = true
+	for _, l := range begun {
+		l.begin()
+	}
 	return nil
 }
 
@@ -169,12 +166,14 @@ func (r *Registry) claim(l *Limiter) error {
 		r.limiters, r.prefixes = make(map[string]*Limiter), make(map[string]*Limiter)
 	}
 	if r.base != nil {
-		if old := r.base.limiters[l.name]; old != nil && old.prefix == l.prefix && old.remote != nil && l.remote != nil {
+		if old := r.base.limiters[l.name]; old != nil && slices.Equal(old.prefixes, l.prefixes) && old.remote != nil && l.remote != nil {
 			l.remote.Succeed(old.remote) // nobody has seen l yet
 		}
 	}
 	r.limiters[l.name] = l
-	r.prefixes[l.prefix] = l
+	for _, prefix := range l.prefixes {
+		r.prefixes[prefix] = l
+	}
 	for _, s := range l.layers {
 		mapSet(r.stores(), s, l)
 	}
@@ -197,14 +196,19 @@ func (r *Registry) check(l *Limiter) error {
 			return l.conflict(ErrStoreShared, holder)
 		}
 	}
-	if holder := r.prefixes[l.prefix]; holder != nil {
-		return l.conflict(ErrPrefixShared, holder)
-	}
-	if r.base != nil {
-		// The running limiter still counts there until the last request that it
-		// serves is over.
-		if holder := r.base.prefixes[l.prefix]; holder != nil && !r.succeeds(l, holder) {
-			return l.conflict(ErrPrefixShared, holder)
+	for _, prefix := range l.prefixes {
+		holder := r.prefixes[prefix]
+		if holder == nil && r.base != nil {
+			// The running limiter still counts there until the last request that it
+			// serves is over.
+			if holder = r.base.prefixes[prefix]; holder != nil && r.succeeds(l, holder) {
+				holder = nil
+			}
+		}
+		if holder != nil {
+			e := l.conflict(ErrPrefixShared, holder)
+			e.Prefix = prefix
+			return e
 		}
 	}
 	return nil
@@ -223,11 +227,17 @@ func (r *Registry) stores() *map[Store]*Limiter {
 	return &claims.stores
 }
 
-// replace puts next's limiters into r, where its old ones were.
-func (next *Registry) replace(r *Registry) error {
-	for s, l := range next.staged { // another registry may have claimed one meanwhile
+// replace puts next's limiters into r, where its old ones were, and returns them.
+// made is how many limiters r had made when the Reload began.
+func (next *Registry) replace(r *Registry, made uint64) ([]*Limiter, error) {
+	claims.Lock()
+	defer claims.Unlock()
+	if r.made != made {
+		return nil, errors.New("a limiter was made, the registry was closed, or another Reload finished meanwhile; call it again")
+	}
+	for s, l := range next.staged { // another registry may have claimed one in the meantime
 		if holder := claims.stores[s]; holder != nil && !next.succeeds(l, holder) {
-			return l.conflict(ErrStoreShared, holder)
+			return nil, l.conflict(ErrStoreShared, holder)
 		}
 	}
 	for _, l := range r.limiters {
@@ -235,13 +245,24 @@ func (next *Registry) replace(r *Registry) error {
 	}
 	r.retire()
 	r.limiters, r.prefixes = next.limiters, next.prefixes
-	next.limiters, next.prefixes = nil, nil
+	next.limiters, next.prefixes, next.over = nil, nil, true
 	for s, l := range next.staged {
 		mapSet(&claims.stores, s, l)
 		l.registry = r
 	}
 	r.made += next.made + 1
-	return nil
+	return slices.Collect(maps.Values(r.limiters)), nil
+}
+
+// abandon ends a Reload that has failed.
+func (next *Registry) abandon() {
+	claims.Lock()
+	next.over = true
+	limiters := slices.Collect(maps.Values(next.limiters))
+	claims.Unlock()
+	for _, l := range limiters {
+		l.Close()
+	}
 }
 
 // retire frees all that r's limiters claim, without closing them.
@@ -254,7 +275,9 @@ func (r *Registry) retire() {
 // release frees all that l claims.
 func (r *Registry) release(l *Limiter) {
 	delete(r.limiters, l.name)
-	delete(r.prefixes, l.prefix)
+	for _, prefix := range l.prefixes {
+		delete(r.prefixes, prefix)
+	}
 	for s, holder := range *r.stores() {
 		if holder == l {
 			delete(*r.stores(), s)
@@ -275,7 +298,7 @@ func (l *Limiter) conflict(kind error, holder *Limiter) *ConflictError {
 	return &ConflictError{
 		Limiter: l.name, Site: l.site,
 		Holder: holder.name, HeldAt: holder.site,
-		Store: storeName(l.store), Prefix: l.prefix,
+		Store: storeName(l.store), Prefix: l.store.Prefix(),
 		kind: kind, unshare: unshareAdvice(l.store),
 	}
 }

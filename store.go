@@ -3,6 +3,7 @@ package ratelimit
 import (
 	"context"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/ratelimit-go/ratelimit/internal/rule"
@@ -101,15 +102,17 @@ const (
 	FaultKey
 )
 
-// A store that wraps another one should have this method, so that a registry
-// sees the store inside and refuses it to a second limiter.
-type unwrapper interface{ Unwrap() Store }
+// Unwrapper is a [Store] that wraps another one. Every wrapper should have this
+// method: a limiter looks through it, so that a registry refuses the store inside
+// to a second limiter, and so that the store inside can check the limits and keep
+// its record of who owns its prefix.
+type Unwrapper interface{ Unwrap() Store }
 
 // layers returns a store and what it wraps, down to maxLayers.
 func layers(s Store) (all []Store) {
 	for s != nil && len(all) <= maxLayers {
 		all = append(all, s)
-		u, ok := s.(unwrapper)
+		u, ok := s.(Unwrapper)
 		if !ok {
 			break
 		}
@@ -118,13 +121,35 @@ func layers(s Store) (all []Store) {
 	return all
 }
 
+// prefixesOf returns the prefixes that layers of a store write to: a wrapper may
+// have another one than the store inside. That goes also for a wrapper that has no
+// Unwrap but embeds a store of this package.
+func prefixesOf(layers []Store) (all []string) {
+	add := func(prefix string) {
+		if !slices.Contains(all, prefix) {
+			all = append(all, prefix)
+		}
+	}
+	for _, s := range layers {
+		add(s.Prefix())
+		if e, ok := s.(embeddable); ok {
+			add(e.embedded().Prefix())
+		}
+	}
+	return all
+}
+
 // maxLayers ends the walk through a store that wraps itself. Nobody wraps a store
 // so often on purpose.
 const maxLayers = 16
 
-// What a limiter asks of a store, or of one that it wraps, beside the contract. A
-// method that a wrapper has by embedding such a store counts as well.
+// What a limiter asks of each layer of its store, beside the contract. A wrapper
+// that embeds a store of this package has its methods, too.
 type (
+	// An embeddable store returns itself: called through a wrapper that embeds it,
+	// that is not the wrapper.
+	embeddable interface{ embedded() Store }
+
 	// A validatingStore says why it cannot count under some limits, if so.
 	validatingStore interface{ validateFor(limits []Limit) error }
 
@@ -136,6 +161,19 @@ type (
 	// An adviceStore says how to give each limiter a store of its own.
 	adviceStore interface{ unshare() string }
 )
+
+// validateStore says why a store, or one that it wraps, cannot count under these
+// limits, if so.
+func validateStore(s Store, limits []Limit) error {
+	for _, layer := range layers(s) {
+		if v, ok := layer.(validatingStore); ok {
+			if err := v.validateFor(limits); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
 
 // rulesOf are the limits' counting rules.
 func rulesOf(limits []Limit) []rule.Limit { return appendRules(nil, limits) }

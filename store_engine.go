@@ -9,11 +9,12 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// An engineStore has an engine that a limiter may call in its place. It returns
-// nil unless it is itself the store that is asked for: a wrapper that embeds such
-// a store has this method, too, but its own methods must be called.
+// An engineStore has an engine that a limiter may call in its place. A wrapper that
+// embeds such a store has these methods, too, but it must be called itself: it may
+// have a Take of its own.
 type engineStore interface {
-	engineOf(asked Store) engine.Engine
+	embeddable
+	engineOf() engine.Engine
 }
 
 // engineOf returns the engine of a store. Every store has one: a wrapper of
@@ -28,10 +29,8 @@ func engineOf(s Store) (e engine.Engine, isRemote bool) {
 		}
 	}
 	isRemote = adapter.remote != nil
-	if own, ok := s.(engineStore); ok {
-		if e := own.engineOf(s); e != nil {
-			return e, isRemote
-		}
+	if own, ok := s.(engineStore); ok && own.embedded() == s {
+		return own.engineOf(), isRemote
 	}
 	return adapter, isRemote
 }

@@ -106,6 +106,9 @@ func (s *MemoryStore) validateFor(limits []Limit) error {
 	return nil
 }
 
+// embedded implements embeddable.
+func (s *MemoryStore) embedded() Store { return s }
+
 // unshare implements adviceStore.
 func (s *MemoryStore) unshare() string {
 	return "give each limiter a name of its own and leave Options.Store out, or set it to Memory of another name"

@@ -151,13 +151,11 @@ func (s *RedisStore) Stats() RedisStats {
 	return RedisStats{PrefixClaimed: s.engine.PrefixClaimed()}
 }
 
+// embedded implements embeddable.
+func (s *RedisStore) embedded() Store { return s }
+
 // engineOf implements engineStore.
-func (s *RedisStore) engineOf(asked Store) engine.Engine {
-	if asked == Store(s) {
-		return s.engine
-	}
-	return nil
-}
+func (s *RedisStore) engineOf() engine.Engine { return s.engine }
 
 // adopt implements recordStore.
 func (s *RedisStore) adopt(limiter string, limits []Limit, report *reporter) {

@@ -83,4 +83,7 @@ const (
 	// Key: what is stored for the key is to blame. The call has changed nothing,
 	// and calls for other keys may well succeed.
 	Key
+	// Closed: this process is shutting down. The call has changed nothing, and the
+	// backend is not in doubt.
+	Closed
 )

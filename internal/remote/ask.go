@@ -95,7 +95,7 @@ func (r *Remote) ask(ctx context.Context, start int64, call func(context.Context
 		end = clock.Now()
 		r.waiting.Add(-1)
 		if r.breaker.Done(end, probe, outcome) {
-			r.breakerChanged(err)
+			r.breakerChanged(end, err)
 		}
 		if outcome == breaker.Succeeded && r.near.Debts() > 0 {
 			r.settleAll("")
@@ -111,7 +111,7 @@ func (r *Remote) outcome(ctx context.Context, start int64, err error) breaker.Ou
 	switch {
 	case err == nil:
 		return breaker.Succeeded
-	case ctx.Err() == context.Canceled, r.callerDeadlineFirst(ctx, start):
+	case ctx.Err() == context.Canceled, r.callerDeadlineFirst(ctx, start), r.fault(err) == engine.Closed:
 		return breaker.Unclear // the store is not to blame
 	case r.opts.Engine.Fault(err) == engine.Key:
 		r.failures.Add(1)

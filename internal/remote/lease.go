@@ -92,14 +92,14 @@ func (r *Remote) refill(key string, limits *engine.Limits) {
 		return
 	}
 	key = strings.Clone(key)
-	r.beside(func() {
+	r.beside(func(o *Remote) {
 		now, answers := clock.Now(), make([]rule.Answer, len(limits.Rules))
-		q := question{key: key, units: ask.Units, limits: limits, now: now, until: r.until(now), version: r.near.Version(key)}
-		at, err := r.consult(r.closing, &q, answers)
+		q := question{key: key, units: ask.Units, limits: limits, now: now, until: o.until(now), version: o.near.Version(key)}
+		at, err := o.consult(o.closing, &q, answers)
 		if err != nil || isDenial(answers) {
 			ask.Units = 0
 		}
-		r.keep(key, limits, ask, at, answers)
+		o.keep(key, limits, ask, at, answers)
 	})
 }
 
@@ -108,7 +108,7 @@ func (r *Remote) refill(key string, limits *engine.Limits) {
 func (r *Remote) keep(key string, limits *engine.Limits, ask nearcache.Ask, at int64, answers []rule.Answer) (held int64) {
 	held, lapsed, ok := r.near.Leased(ask, key, limits.Rules, answers, at, clock.Now(), int64(r.opts.Lease))
 	if ok {
-		r.beside(func() { r.giveBack(r.closing, lapsed) })
+		r.beside(func(o *Remote) { o.giveBack(o.closing, lapsed) })
 	}
 	if held > 0 {
 		r.sweep()
@@ -116,28 +116,31 @@ func (r *Remote) keep(key string, limits *engine.Limits, ask nearcache.Ask, at i
 	return held
 }
 
-// sweep makes sure that a goroutine gives leases back when their time is over. The
-// goroutine ends when there is no lease left.
+// sweep makes sure that a goroutine of the owner gives leases back when their time
+// is over. The goroutine ends when there is no lease left.
 func (r *Remote) sweep() {
-	if !r.sweeping.CompareAndSwap(false, true) {
+	if r.owner.Load().sweeping.Load() {
 		return
 	}
-	r.beside(func() {
-		tick := time.NewTicker(max(r.opts.Lease/2, time.Millisecond))
-		defer tick.Stop()
-		for more := true; more; {
-			select {
-			case <-tick.C:
-			case <-r.closing.Done():
-				return
-			}
-			r.giveBackAll(r.closing, r.near.Lapse(clock.Now(), false))
-			if more = r.near.Leases(); !more {
-				r.sweeping.Store(false)
-				more = r.near.Leases() && r.sweeping.CompareAndSwap(false, true) // a lease has come just before
-			}
+	r.beside(func(o *Remote) {
+		for o.near.Leases() && !o.isReplaced() && o.sweeping.CompareAndSwap(false, true) {
+			o.sweepUntilNone()
+			o.sweeping.Store(false) // a lease may have come just before: look once more
 		}
 	})
+}
+
+func (r *Remote) sweepUntilNone() {
+	tick := time.NewTicker(max(r.opts.Lease/2, time.Millisecond))
+	defer tick.Stop()
+	for r.near.Leases() {
+		select {
+		case <-tick.C:
+		case <-r.replaced:
+			return
+		}
+		r.giveBackAll(r.closing, r.near.Lapse(clock.Now(), false))
+	}
 }
 
 // endLeases gives all leases back: the limits have changed, or the limiter is
@@ -158,8 +161,14 @@ func (r *Remote) giveBackAll(ctx context.Context, lapsed []nearcache.Lapsed) {
 	workers.Wait()
 }
 
-// giveBack tells the store that units of a lease were not used.
+// giveBack tells the store that units of a lease were not used. If another
+// generation has become the owner in the meantime, this one's client may be closed,
+// and the owner tells the store.
 func (r *Remote) giveBack(ctx context.Context, l nearcache.Lapsed) error {
-	_, err := r.move(ctx, l.Key, -l.Units, l.Told, &engine.Limits{Rules: l.Limits})
+	limits := &engine.Limits{Rules: l.Limits}
+	_, err := r.move(ctx, l.Key, -l.Units, l.Told, limits)
+	if owner := r.owner.Load(); err != nil && owner != r && r.unchanged(err) {
+		_, err = owner.move(owner.closing, l.Key, -l.Units, l.Told, limits)
+	}
 	return err
 }

@@ -63,9 +63,13 @@ type Options struct {
 // A Reporter logs what an operator must know. It may be called from any number of
 // goroutines.
 type Reporter interface {
-	StoreFailed(err error)                 // a decision was made without the store
-	StoreDown(outages uint64, cause error) // the breaker has opened, for the so-manieth time
-	StoreBack(outages uint64)              // and closed again
+	// StoreFailed: a decision was made without the store.
+	StoreFailed(err error)
+	// StoreDown: the breaker has been open for a second. It has opened so many
+	// times, and this is why it did last.
+	StoreDown(outages uint64, cause error)
+	// StoreBack: it has closed, after an outage that StoreDown was called for.
+	StoreBack(outages uint64, lasted time.Duration)
 }
 
 // Stats are counts over a Remote's life.
@@ -103,36 +107,139 @@ const NothingTaken = math.MinInt64
 
 // Remote decides for one limiter. Its methods may be called from any number of
 // goroutines.
+//
+// When a Reload replaces a limiter, both generations share what is known of the
+// store and its keys (state). Requests that are in flight at the old generation are
+// decided there, by its own settings and with its own client. But one generation,
+// the owner, does everything that goes on beside the decisions.
 type Remote struct {
-	opts    Options
-	limits  atomic.Pointer[engine.Limits]
-	near    *nearcache.Cache
-	breaker breaker.Breaker
+	opts   Options
+	limits atomic.Pointer[engine.Limits]
+	*state
 
-	waiting     atomic.Int64 // callers that wait for the store
-	clockOffset atomic.Int64 // the store's clock less ours, as last seen
-	clockKnown  atomic.Bool
+	waiting atomic.Int64 // callers that wait for the store
 
 	failures, spared, cached, leased, fallback, failedOpen atomic.Uint64
 
-	outages   outages
+	// What goes on beside the decisions while this is the owner:
 	settling  atomic.Bool  // a goroutine is telling the store what it does not know of
 	settleNot atomic.Int64 // before this instant
 	sweeping  atomic.Bool  // a goroutine gives back leases whose time is over
+	watching  atomic.Bool  // a goroutine reports an outage
 
-	// What goes on beside the decisions ends with the Remote.
-	closing context.Context
-	close   context.CancelFunc
-	mu      sync.Mutex // orders close against beside
-	running sync.WaitGroup
+	replaced chan struct{}      // closed when another one becomes the owner: loops end
+	closing  context.Context    // done with Close: calls end, too
+	cancel   context.CancelFunc // of closing
+	mu       sync.Mutex         // orders Close and replace against start
+	stopped  bool               // one of them has been called; guarded by mu
+	running  sync.WaitGroup
+}
+
+// state is what all generations of a limiter know.
+type state struct {
+	owner       atomic.Pointer[Remote]
+	near        *nearcache.Cache
+	breaker     breaker.Breaker
+	outage      outage
+	clockOffset atomic.Int64 // the store's clock less ours, as last seen
+	clockKnown  atomic.Bool
 }
 
 // New returns a Remote.
 func New(opts Options) *Remote {
-	r := &Remote{opts: opts, near: nearcache.New(opts.NearKeys)}
+	r := &Remote{opts: opts, state: &state{near: nearcache.New(opts.NearKeys)}, replaced: make(chan struct{})}
+	r.outage.changed = make(chan struct{}, 1)
+	r.owner.Store(r)
 	r.limits.Store(opts.Limits)
-	r.closing, r.close = context.WithCancel(context.Background())
+	r.closing, r.cancel = context.WithCancel(context.Background())
 	return r
+}
+
+// Succeed shares what old knows of the keys, which is of the same name and prefix,
+// of the generation before. Old stays the owner until Begin. r has not been used
+// yet.
+func (r *Remote) Succeed(old *Remote) { r.state = old.state }
+
+// Begin makes r the owner. The owner before, if there is one, ends what it does
+// beside its decisions, and r goes on with it.
+func (r *Remote) Begin() {
+	if before := r.owner.Swap(r); before != r {
+		before.replace()
+	}
+	// What the owner before has started since then, it has started here.
+	if r.near.Leases() {
+		r.sweep()
+	}
+	if r.near.Debts() > 0 {
+		r.settleAll("")
+	}
+	r.watchOutage()
+}
+
+// replace ends the loops of an owner that is one no longer. Calls to the store that
+// are under way go on.
+func (r *Remote) replace() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.stopped {
+		r.stopped = true
+		close(r.replaced)
+	}
+}
+
+// Close ends what goes on beside the decisions and waits for it. The owner then
+// tells the store what it does not know of, and gives back what is leased, for a
+// second at most.
+func (r *Remote) Close() {
+	r.replace()
+	r.cancel()
+	r.running.Wait()
+	if r.owner.Load() != r {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	if r.breaker.Ready(clock.Now()) {
+		r.settleKeys(ctx, r.near.Debtors(clock.Now()))
+	}
+	r.endLeases(ctx)
+}
+
+// beside runs f on a goroutine of its own, for the owner, and reports whether it
+// does: not after the owner's Close, which waits for it.
+func (r *Remote) beside(f func(owner *Remote)) bool {
+	for {
+		owner := r.owner.Load()
+		if owner.start(func() { f(owner) }) {
+			return true
+		}
+		if r.owner.Load() == owner {
+			return false
+		}
+	}
+}
+
+func (r *Remote) start(f func()) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.stopped {
+		return false
+	}
+	r.running.Go(r.recovering(f))
+	return true
+}
+
+// recovering keeps a store that panics from ending the process: on these
+// goroutines nobody else recovers.
+func (r *Remote) recovering(f func()) func() {
+	return func() {
+		defer func() {
+			if with := recover(); with != nil {
+				r.opts.Report.StoreFailed(panicError{with})
+			}
+		}()
+		f()
+	}
 }
 
 // A question is what a caller wants to know, and what is known before the store is
@@ -218,6 +325,9 @@ func (r *Remote) takeWithoutStore(ctx context.Context, q *question, err error, a
 	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= 0 { // as its context is about to say
 		return 0, 0, context.DeadlineExceeded
 	}
+	if r.fault(err) == engine.Closed {
+		return 0, 0, err // this process is shutting down, and the store may be well: it decides nothing in its place
+	}
 	if err != errOwing {
 		r.opts.Report.StoreFailed(err)
 	}
@@ -252,7 +362,7 @@ func (r *Remote) Adjust(ctx context.Context, key string, n, at int64, limits *en
 	} else {
 		charged, err = r.move(ctx, key, n, at, limits)
 	}
-	owed := err != nil && r.opts.OnFailure == FallbackLocal && ctx.Err() == nil && r.unchanged(err)
+	owed := err != nil && r.opts.OnFailure == FallbackLocal && ctx.Err() == nil && r.unchanged(err) && r.fault(err) != engine.Closed
 	if err == nil || owed {
 		r.near.Adjust(key, n, limits.Rules, clock.Now(), owed)
 	}
@@ -283,7 +393,7 @@ func (r *Remote) Reset(ctx context.Context, key string, limits *engine.Limits) e
 // before are given back, on a goroutine of their own.
 func (r *Remote) SetLimits(limits *engine.Limits) {
 	r.limits.Store(limits)
-	r.beside(func() { r.endLeases(r.closing) })
+	r.beside(func(o *Remote) { o.endLeases(o.closing) })
 }
 
 // until is when the timeout is over for what begins now; 0 is never.
@@ -300,51 +410,6 @@ func (r *Remote) storeTime(now int64) int64 {
 		return engine.Now
 	}
 	return now + r.clockOffset.Load()
-}
-
-// Succeed takes over what old knows of the keys. It is of the same name and
-// prefix, of the generation before. r has not been used yet.
-func (r *Remote) Succeed(old *Remote) {
-	r.near = old.near
-	r.clockOffset.Store(old.clockOffset.Load())
-	r.clockKnown.Store(old.clockKnown.Load())
-}
-
-// Close ends what goes on beside the decisions, waits for it, and gives back what
-// is leased, for a second at most.
-func (r *Remote) Close() {
-	r.mu.Lock()
-	r.close()
-	r.mu.Unlock()
-	r.running.Wait()
-	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
-	defer cancel()
-	r.endLeases(ctx)
-}
-
-// beside runs f on a goroutine of its own, and reports whether it does: not after
-// Close, which waits for it.
-func (r *Remote) beside(f func()) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.closing.Err() != nil {
-		return false
-	}
-	r.running.Go(r.recovering(f))
-	return true
-}
-
-// recovering keeps a store that panics from ending the process: on these
-// goroutines nobody else recovers.
-func (r *Remote) recovering(f func()) func() {
-	return func() {
-		defer func() {
-			if with := recover(); with != nil {
-				r.opts.Report.StoreFailed(panicError{with})
-			}
-		}()
-		f()
-	}
 }
 
 // Stats may be called at any time.

@@ -82,7 +82,7 @@ func (r *Remote) settleKey(key string) {
 		return
 	}
 	key = strings.Clone(key)
-	if !r.beside(func() { r.settle(key, debts) }) {
+	if !r.beside(func(o *Remote) { o.settle(o.closing, key, debts) }) {
 		r.near.Settle(key, debts)
 	}
 }
@@ -91,25 +91,28 @@ func (r *Remote) settleKey(key string) {
 // own, if it is worth a try. It begins with a key that is in use, if first is not
 // empty.
 func (r *Remote) settleAll(first string) {
-	now := clock.Now()
-	if now < r.settleNot.Load() || !r.breaker.Ready(now) || !r.settling.CompareAndSwap(false, true) {
+	owner, now := r.owner.Load(), clock.Now()
+	if now < owner.settleNot.Load() || !r.breaker.Ready(now) || owner.settling.Load() {
 		return
 	}
 	first = strings.Clone(first)
-	r.beside(func() {
-		defer r.settling.Store(false)
-		debtors := r.near.Debtors(now)
+	r.beside(func(o *Remote) {
+		if !o.settling.CompareAndSwap(false, true) {
+			return
+		}
+		defer o.settling.Store(false)
+		debtors := o.near.Debtors(now)
 		if first != "" {
 			debtors = append([]string{first}, debtors...)
 		}
-		if len(debtors) > 0 && r.breaker.Open() {
-			err := r.look(r.closing, debtors[0], r.limits.Load(), r.until(clock.Now()))
-			if err != nil && r.fault(err) != engine.Key {
+		if len(debtors) > 0 && o.breaker.Open() {
+			err := o.look(o.closing, debtors[0], o.limits.Load(), o.until(clock.Now()))
+			if err != nil && o.fault(err) != engine.Key {
 				return
 			}
 		}
-		if complete := r.settleKeys(debtors); !complete || len(debtors) == 0 {
-			r.settleNot.Store(clock.Now() + settlePause)
+		if complete := o.settleKeys(o.closing, debtors); !complete || len(debtors) == 0 {
+			o.settleNot.Store(clock.Now() + settlePause)
 		}
 	})
 }
@@ -117,14 +120,14 @@ func (r *Remote) settleAll(first string) {
 // settleKeys tells the store what is owed for these keys, and waits for it. It
 // reports whether the store knows of all now. After an error that is not about a
 // single key it gives up: the others have no better chance.
-func (r *Remote) settleKeys(debtors []string) (complete bool) {
+func (r *Remote) settleKeys(ctx context.Context, debtors []string) (complete bool) {
 	var next atomic.Int64
 	var left atomic.Bool
 	var workers sync.WaitGroup
 	for range min(settleWorkers, len(debtors)) {
 		workers.Go(r.recovering(func() {
 			for i := next.Add(1) - 1; i < int64(len(debtors)); i = next.Add(1) - 1 {
-				if err := r.settle(debtors[i], r.near.Collect(debtors[i], clock.Now())); err != nil {
+				if err := r.settle(ctx, debtors[i], r.near.Collect(debtors[i], clock.Now())); err != nil {
 					left.Store(true)
 					if r.fault(err) != engine.Key {
 						next.Store(int64(len(debtors)))
@@ -138,14 +141,14 @@ func (r *Remote) settleKeys(debtors []string) (complete bool) {
 }
 
 // settle tells the store what was collected for a key.
-func (r *Remote) settle(key string, debts []nearcache.Debt) (err error) {
+func (r *Remote) settle(ctx context.Context, key string, debts []nearcache.Debt) (err error) {
 	if debts == nil {
 		return nil
 	}
 	defer func() { r.near.Settle(key, debts) }()
 	for len(debts) > 0 && err == nil {
 		d := debts[0]
-		_, err = r.move(r.closing, key, d.Units, r.storeTime(d.At), &engine.Limits{Rules: []rule.Limit{d.Limit}})
+		_, err = r.move(ctx, key, d.Units, r.storeTime(d.At), &engine.Limits{Rules: []rule.Limit{d.Limit}})
 		if err == nil || !r.unchanged(err) {
 			debts = debts[1:] // the store knows, or may know: it is not told twice
 		}
