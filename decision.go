@@ -39,6 +39,7 @@ type bound struct {
 	result Result // under the limit that binds
 	index  uint8  // of that limit in the policy
 	source Source
+	spent  uint32 // how long the decision took at a store outside of this process, in microseconds
 }
 
 func (b *bound) limit() *Limit { return &b.policy.limits[b.index] }

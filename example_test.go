@@ -334,7 +334,7 @@ func ExampleJoinKeys() {
 func ExampleOptions_count() {
 	login := ratelimit.Must(ratelimit.New("failures", ratelimit.Options{
 		Limits: []ratelimit.Limit{ratelimit.FixedWindow(2, time.Hour)},
-		Count:  func(r *http.Request, status int) bool { return status == http.StatusUnauthorized },
+		Count:  func(r *http.Request, status int) bool { return status >= 400 },
 		Logger: discard,
 	}))
 	defer forget(login)

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/ratelimit-go/ratelimit/internal/engine"
 	"github.com/ratelimit-go/ratelimit/internal/remote"
@@ -251,6 +252,14 @@ var answers = sync.Pool{New: func() any { return new([MaxLimits]rule.Answer) }}
 
 // nothingTaken is the instant of a decision for which nothing can be given back.
 const nothingTaken = Instant(remote.NothingTaken)
+
+// timeout is how long the limiter may hold up an answer.
+func (l *Limiter) timeout() time.Duration {
+	if l.opts.Timeout < 0 {
+		return remote.SideTimeout
+	}
+	return l.opts.Timeout
+}
 
 // adjust is [Store.Adjust].
 func (l *Limiter) adjust(ctx context.Context, key string, n int64, at Instant, limits *engine.Limits) (charged int64, err error) {

@@ -3,10 +3,12 @@ package ratelimit
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"strconv"
 
 	"github.com/ratelimit-go/ratelimit/internal/accept"
+	"github.com/ratelimit-go/ratelimit/internal/clock"
 )
 
 // Middleware returns a handler that admits requests to next or answers them
@@ -107,7 +109,7 @@ func (l *Limiter) check(w http.ResponseWriter, r *http.Request) (state *requestS
 	case v.state == nil:
 		l.refuse(w, r, v.status)
 	default:
-		defer v.state.giveBackOuter() // when the client has its answer
+		defer v.state.giveBackOuter()
 		l.deny(w, r, &v)
 	}
 	return nil, false
@@ -148,15 +150,23 @@ func (l *Limiter) decide(r *http.Request, v *verdict) {
 		l.report.warn(w)
 	}
 	results := v.under(p)
+	var start int64
+	if l.remote != nil {
+		start = clock.Now()
+	}
 	at, source, err := l.take(r.Context(), key, cost, p, results)
 	if err != nil {
 		v.status = l.failed(r, err)
 		return
 	}
+	var spent uint32
+	if l.remote != nil {
+		spent = uint32(min((clock.Now()-start)/1000, math.MaxUint32))
+	}
 	i := binding(results)
 	v.state = &requestState{
 		Context: r.Context(), limiter: l, header: r.Header, outer: outer, key: key,
-		bound: bound{p, results[i], uint8(i), source}, tab: tab{at: at},
+		bound: bound{p, results[i], uint8(i), source, spent}, tab: tab{at: at},
 	}
 	switch {
 	case v.state.bound.allowed():

@@ -59,12 +59,17 @@ type Options struct {
 	// Access-Control-Request-Method. Browsers send them on their own account.
 	SkipPreflight bool
 
-	// Count tells whether a request counts, by the status of its response: for
-	// limits on failed logins, say. The units are taken before the handler and,
-	// if Count returns false, given back after it, on whichever way it ends. A
-	// panic before anything was written is told as 500, a hijacked connection as
-	// 101. The header fields show what stood before the handler, and requests under
-	// way at the same time each hold their units until they end. Nil counts all.
+	// Count says whether a request counts, by the status of its response: for
+	// limits on failed logins, for example. The units are taken before the handler
+	// and, if Count returns false, given back after it, in whichever way it ends. A
+	// panic before anything was written has the status 500, a hijacked connection
+	// 101. The header fields show what was left before the handler, and requests
+	// that are under way at the same time each hold their units until they end.
+	// Nil counts all.
+	//
+	// Prefer to name what does not count, such as success: return status >= 400
+	// rather than status == 401. A request whose client has left counts whatever
+	// Count returns, unless its handler has written a status below 400.
 	Count func(r *http.Request, status int) bool
 
 	// Headers are the response header fields. Zero means HeadersDraft10.

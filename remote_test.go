@@ -43,6 +43,7 @@ const (
 	junk         // the key holds something else
 	panics
 	adjustsLost // carried out, and no answer; but others are answered
+	adjustsHang // not carried out, and no answer; but others are answered
 )
 
 var (
@@ -110,10 +111,14 @@ func (s *farStore) Take(ctx context.Context, key string, n int64, limits []Limit
 func (s *farStore) Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (charged int64, err error) {
 	s.adjusted.Add(1)
 	err = s.call(ctx, key, func() (err error) {
-		charged, err = s.Store.Adjust(context.WithoutCancel(ctx), key, n, at, limits)
 		s.mu.Lock()
 		m := s.mode
 		s.mu.Unlock()
+		if m == adjustsHang {
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		charged, err = s.Store.Adjust(context.WithoutCancel(ctx), key, n, at, limits)
 		if m == adjustsLost {
 			<-ctx.Done()
 			return ctx.Err()

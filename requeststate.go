@@ -17,6 +17,7 @@ import (
 	"github.com/felixge/httpsnoop"
 
 	"github.com/ratelimit-go/ratelimit/internal/engine"
+	"github.com/ratelimit-go/ratelimit/internal/remote"
 )
 
 // requestState is what a limiter knows of one request that it has decided: a link
@@ -81,12 +82,14 @@ func DecisionFrom(ctx context.Context) (Decision, bool) {
 // as far as those taken when it was admitted still count. It does not change the
 // response's header fields.
 //
-// It is an error if the request was not admitted and counted by l. AddCost may be
-// called any number of times, also after the client has left.
+// It is an error if the request was not admitted and counted by l, or if the store
+// fails or does not answer within Options.Timeout; then it is not known whether the
+// units were moved. AddCost may be called any number of times, also after the client
+// has left.
 func (l *Limiter) AddCost(ctx context.Context, n int64) error {
 	for s := stateOf(ctx); s != nil; s = s.outer {
 		if s.limiter == l && (s.bound.allowed() || l.opts.Shadow) {
-			return s.addCost(n)
+			return s.addCost(context.Background(), n, l.timeout())
 		}
 	}
 	return fmt.Errorf("ratelimit: limiter %q: AddCost: %w", l.name, errNotAdmitted)
@@ -94,7 +97,9 @@ func (l *Limiter) AddCost(ctx context.Context, n int64) error {
 
 var errNotAdmitted = errors.New("this context is not of a request that the limiter has counted; use TakeN or Refund with a key")
 
-func (s *requestState) addCost(n int64) error {
+// addCost adjusts the request's units. It waits for the store, but not after closing
+// is done, and for another addCost of the same request.
+func (s *requestState) addCost(closing context.Context, n int64, wait time.Duration) error {
 	s.tab.mu.Lock()
 	defer s.tab.mu.Unlock()
 	n = min(max(n, -s.tab.units), math.MaxInt64-s.tab.units)
@@ -106,8 +111,11 @@ func (s *requestState) addCost(n int64) error {
 		at = Now
 	}
 	// The units have to be right even if the client has left.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.Context), adjustTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.Context), wait)
 	defer cancel()
+	if closing.Done() != nil {
+		defer context.AfterFunc(closing, cancel)()
+	}
 	charged, err := s.limiter.adjust(ctx, s.key, n, at, s.limits())
 	if err != nil {
 		return err
@@ -118,10 +126,6 @@ func (s *requestState) addCost(n int64) error {
 	s.tab.units += n
 	return nil
 }
-
-// adjustTimeout is how long a store may take to adjust units when nobody waits for
-// an answer: long for a store, and short for a goroutine to be kept.
-const adjustTimeout = 5 * time.Second
 
 // limits are those that the request was admitted under, with the numbers that are
 // in force by now. A bucket must not be filled at the rate of before a SetLimits.
@@ -142,9 +146,9 @@ func (s *requestState) limits() *engine.Limits {
 }
 
 // giveBack returns all that the request has taken of this limiter. It does
-// nothing the second time.
-func (s *requestState) giveBack() {
-	if err := s.addCost(math.MinInt64); err != nil {
+// nothing the second time. It waits for the store.
+func (s *requestState) giveBack(closing context.Context) {
+	if err := s.addCost(closing, math.MinInt64, remote.SideTimeout); err != nil {
 		s.limiter.report.warn(warnStoreFailed, "error", err)
 	}
 }
@@ -154,15 +158,54 @@ func (s *requestState) giveBack() {
 // drain the others. If the handler of an outer limiter has made this request as one
 // of its own, that limiter's units stay taken.
 func (s *requestState) giveBackOuter() {
+	var all []*requestState
 	for outer := s.outer; outer != nil; outer = outer.outer {
 		if sameRequest(outer.header, s.header) {
-			outer.giveBack()
+			all = append(all, outer)
 		}
+	}
+	s.giveBackInTime(all...)
+}
+
+// giveBackInTime returns the units of states, and waits for that as long as the
+// answer may still take: net/http sends a small response only when the handler has
+// returned. A client's next request finds the units given back if the store is
+// well. If it is not, a goroutine goes on, and the client has its answer in time.
+func (s *requestState) giveBackInTime(states ...*requestState) {
+	var beside sync.WaitGroup
+	waiting := false
+	for _, state := range states {
+		r := state.limiter.remote
+		if r == nil {
+			state.giveBack(context.Background())
+			continue
+		}
+		beside.Add(1)
+		if !r.Beside(func(closing context.Context) { defer beside.Done(); state.giveBack(closing) }) {
+			beside.Done() // the limiter is closed, and the units stay counted
+			continue
+		}
+		waiting = true
+	}
+	left := s.limiter.timeout() - time.Duration(s.bound.spent)*time.Microsecond
+	if !waiting || left <= 0 {
+		return
+	}
+	done := make(chan struct{})
+	go func() { beside.Wait(); close(done) }()
+	timer := time.NewTimer(left)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
 	}
 }
 
 // count serves r and gives its units back if Options.Count says that it does not
-// count: on return, on a panic and on a hijacked connection.
+// count: on return, on a panic and on a hijacked connection. A request whose client
+// has left counts, whatever Options.Count says, unless it is known to have
+// succeeded: middleware that answers a cancelled context with 503 would otherwise
+// make each guess free whose client hangs up in time.
 func (s *requestState) count(next http.Handler, w http.ResponseWriter, r *http.Request) {
 	status := 0
 	sent := func(code int) {
@@ -200,13 +243,18 @@ func (s *requestState) count(next http.Handler, w http.ResponseWriter, r *http.R
 	})
 	returned := false
 	defer func() {
+		succeeded := status != 0 && status < http.StatusBadRequest
 		if returned {
 			sent(http.StatusOK)
 		} else {
 			sent(http.StatusInternalServerError)
 		}
-		if !s.limiter.opts.Count(r, status) {
-			s.giveBack()
+		counts := s.limiter.opts.Count(r, status)
+		if left := r.Context().Err() != nil; left && !succeeded {
+			counts = true // a client that hangs up must not get its guesses for nothing
+		}
+		if !counts {
+			s.giveBackInTime(s)
 		}
 	}()
 	next.ServeHTTP(wrapped, r)

@@ -205,6 +205,12 @@ func (r *Remote) Close() {
 	r.endLeases(ctx)
 }
 
+// Beside runs f on a goroutine of its own, and reports whether it does: not after
+// Close, which ends closing and waits for f.
+func (r *Remote) Beside(f func(closing context.Context)) bool {
+	return r.beside(func(owner *Remote) { f(owner.closing) })
+}
+
 // beside runs f on a goroutine of its own, for the owner, and reports whether it
 // does: not after the owner's Close, which waits for it.
 func (r *Remote) beside(f func(owner *Remote)) bool {

@@ -1,0 +1,127 @@
+package ratelimit_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+)
+
+// These tests look at when an answer arrives, and at clients that do not wait for
+// it, over real connections: net/http sends a small response only when the handler
+// has returned, which a recorder cannot show.
+
+// TestAnswersDoNotWaitForUnitsToBeGivenBack: neither a denial, whose outer limiters
+// get their units back, nor a response that does not count.
+func TestAnswersDoNotWaitForUnitsToBeGivenBack(t *testing.T) {
+	const timeout = 200 * time.Millisecond
+	for _, test := range []struct {
+		name   string
+		outer  int // limiters on a store that hangs when units are given back
+		count  func(*http.Request, int) bool
+		inner  Limit
+		status int
+	}{
+		{"a denial inside of one limiter", 1, nil, FixedWindow(1, time.Hour), 429},
+		{"a denial inside of three", 3, nil, FixedWindow(1, time.Hour), 429},
+		{"a response that does not count", 1, func(*http.Request, int) bool { return false }, FixedWindow(9, time.Hour), 200},
+		{"two that do not count it", 2, func(*http.Request, int) bool { return false }, FixedWindow(9, time.Hour), 200},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			inner := httpLimiterNamed(t, "inner", Options{Limits: []Limit{test.inner}, Store: memory(t, "inner"), Key: StaticKey("k")})
+			var handler http.Handler = inner.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "done") }))
+			var stores []*farStore
+			for i := range test.outer {
+				store := &farStore{Store: memory(t, fmt.Sprint("outer", i))}
+				stores = append(stores, store)
+				outer := httpLimiterNamed(t, fmt.Sprint("outer", i), Options{Limits: []Limit{hour}, Store: store, Key: StaticKey("k"), Timeout: timeout, Count: test.count})
+				handler = outer.Middleware(handler)
+			}
+			server := httptest.NewServer(handler)
+			defer server.Close()
+			get := func() (status int, took time.Duration) {
+				start := time.Now()
+				response, err := server.Client().Get(server.URL)
+				require.NoError(t, err)
+				_, err = io.Copy(io.Discard, response.Body)
+				require.NoError(t, err)
+				response.Body.Close()
+				return response.StatusCode, time.Since(start)
+			}
+			get()
+			for _, store := range stores {
+				store.set(adjustsHang)
+			}
+			status, took := get()
+			assert.Equal(t, test.status, status)
+			assert.Less(t, took, time.Duration(test.outer)*timeout+timeout, "a call that gives units back takes 5 s")
+			for _, store := range stores {
+				store.set(up)
+			}
+		})
+	}
+}
+
+// TestGuessesOfClientsThatHangUpCount: whatever status a handler answers a cancelled
+// context with.
+func TestGuessesOfClientsThatHangUpCount(t *testing.T) {
+	failed := func(r *http.Request, status int) bool { return status == http.StatusUnauthorized }
+	login := func(w http.ResponseWriter, r *http.Request) {
+		<-r.Context().Done() // and by then the password has been checked
+		switch r.URL.Query().Get("then") {
+		case "":
+			w.WriteHeader(http.StatusServiceUnavailable)
+		case "nothing":
+		case "panic":
+			panic(http.ErrAbortHandler)
+		case "success":
+			w.WriteHeader(http.StatusNoContent)
+		}
+	}
+	for _, test := range []struct {
+		name, query string
+		wrap        func(http.Handler) http.Handler
+		left        int64
+	}{
+		{"answered with 503", "", nil, 0},
+		{"answered with nothing", "nothing", nil, 0},
+		{"aborted", "panic", nil, 0},
+		{"a TimeoutHandler inside", "", func(h http.Handler) http.Handler { return http.TimeoutHandler(h, time.Minute, "too late") }, 0},
+		{"known to have succeeded", "success", nil, 5},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			l := httpLimiterNamed(t, "login", Options{Limits: []Limit{FixedWindow(5, time.Hour)}, Store: memory(t, ""), Key: StaticKey("k"), Count: failed})
+			var handler http.Handler = http.HandlerFunc(login)
+			if test.wrap != nil {
+				handler = test.wrap(handler)
+			}
+			ended := make(chan struct{}, 1)
+			limited := l.Middleware(handler)
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				defer func() { ended <- struct{}{} }()
+				limited.ServeHTTP(w, r)
+			}))
+			defer server.Close()
+			for range 5 {
+				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+				r, err := http.NewRequestWithContext(ctx, "POST", server.URL+"?then="+test.query, nil)
+				require.NoError(t, err)
+				_, err = server.Client().Do(r)
+				require.Error(t, err)
+				cancel()
+				<-ended
+			}
+			d, err := l.TakeN(t.Context(), "k", 0)
+			require.NoError(t, err)
+			assert.Equal(t, test.left, d.Remaining)
+		})
+	}
+}
