@@ -2,6 +2,7 @@ package ratelimit
 
 import (
 	"context"
+	"errors"
 	"sync"
 
 	"github.com/ratelimit-go/ratelimit/internal/clock"
@@ -82,7 +83,10 @@ func (e storeEngine) Reset(ctx context.Context, key string, limits *engine.Limit
 
 // Fault implements [engine.Engine].
 func (e storeEngine) Fault(err error) engine.Fault {
-	if e.remote == nil {
+	switch {
+	case errors.Is(err, ErrStoreClosed):
+		return engine.Closed
+	case e.remote == nil:
 		return engine.Unknown
 	}
 	return engine.Fault(e.remote.Fault(err))

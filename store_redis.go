@@ -128,7 +128,12 @@ func (s *RedisStore) Reset(ctx context.Context, key string, limits []Limit) erro
 }
 
 // Fault implements [RemoteStore].
-func (s *RedisStore) Fault(err error) Fault { return Fault(s.engine.Fault(err)) }
+func (s *RedisStore) Fault(err error) Fault {
+	if fault := s.engine.Fault(err); fault != engine.Closed {
+		return Fault(fault)
+	}
+	return FaultRefused
+}
 
 // Close ends the store when the calls that are under way have ended, which takes
 // as long as the client's timeouts at most. It leaves the counters and the client

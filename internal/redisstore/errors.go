@@ -72,7 +72,10 @@ func (s *Store) explain(err error, keys []any) *Error {
 		return s.notCounter(keys[i])
 	}
 	e := &Error{Cause: Backend, Prefix: s.prefix, Err: err}
-	if changedNothing(err) {
+	switch {
+	case errors.Is(err, redis.ErrClosed):
+		e.Fault, e.Hint = engine.Closed, "close the limiter before its client"
+	case changedNothing(err):
 		e.Fault = engine.Refused
 	}
 	for _, h := range hints {
