@@ -158,42 +158,37 @@ func (s *requestState) giveBack(closing context.Context) {
 // drain the others. If the handler of an outer limiter has made this request as one
 // of its own, that limiter's units stay taken.
 func (s *requestState) giveBackOuter() {
-	var all []*requestState
+	var mayBlock []*requestState
 	for outer := s.outer; outer != nil; outer = outer.outer {
-		if sameRequest(outer.header, s.header) {
-			all = append(all, outer)
+		switch {
+		case !sameRequest(outer.header, s.header):
+		case outer.limiter.remote == nil:
+			outer.giveBack(context.Background())
+		default:
+			mayBlock = append(mayBlock, outer)
 		}
 	}
-	s.giveBackInTime(all...)
+	if mayBlock != nil {
+		s.giveBackInTime(mayBlock)
+	}
 }
 
-// giveBackInTime returns the units of states, and waits for that as long as the
-// answer may still take: net/http sends a small response only when the handler has
-// returned. A client's next request finds the units given back if the store is
-// well. If it is not, a goroutine goes on, and the client has its answer in time.
-func (s *requestState) giveBackInTime(states ...*requestState) {
+// giveBackInTime returns the units of states, whose stores are outside of this
+// process. It waits for that as long as the answer may still take: net/http sends a
+// small response only when the handler has returned. If the stores are well, the
+// client's next request finds the units given back. If one is not, a goroutine goes
+// on, and the client has its answer in time.
+func (s *requestState) giveBackInTime(states []*requestState) {
 	var beside sync.WaitGroup
-	waiting := false
 	for _, state := range states {
-		r := state.limiter.remote
-		if r == nil {
-			state.giveBack(context.Background())
-			continue
-		}
 		beside.Add(1)
-		if !r.Beside(func(closing context.Context) { defer beside.Done(); state.giveBack(closing) }) {
+		if !state.limiter.remote.Beside(func(closing context.Context) { defer beside.Done(); state.giveBack(closing) }) {
 			beside.Done() // the limiter is closed, and the units stay counted
-			continue
 		}
-		waiting = true
-	}
-	left := s.limiter.timeout() - time.Duration(s.bound.spent)*time.Microsecond
-	if !waiting || left <= 0 {
-		return
 	}
 	done := make(chan struct{})
 	go func() { beside.Wait(); close(done) }()
-	timer := time.NewTimer(left)
+	timer := time.NewTimer(s.limiter.timeout() - time.Duration(s.bound.spent)*time.Microsecond)
 	defer timer.Stop()
 	select {
 	case <-done:
@@ -253,8 +248,12 @@ func (s *requestState) count(next http.Handler, w http.ResponseWriter, r *http.R
 		if left := r.Context().Err() != nil; left && !succeeded {
 			counts = true // a client that hangs up must not get its guesses for nothing
 		}
-		if !counts {
-			s.giveBackInTime(s)
+		switch {
+		case counts:
+		case s.limiter.remote == nil:
+			s.giveBack(context.Background())
+		default:
+			s.giveBackInTime([]*requestState{s})
 		}
 	}()
 	next.ServeHTTP(wrapped, r)

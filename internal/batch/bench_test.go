@@ -12,9 +12,8 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/batch"
 )
 
-// This file measures what a call costs. The numbers in the comments of this
-// package are from BenchmarkDo, with and without the line that a comment
-// explains.
+// This file measures what a call costs. The numbers in the comments of Do and run
+// are from BenchmarkDo, with and without the line that the comment explains.
 
 // newBusyQueue returns a queue with the settings of a store. A round trip takes
 // as long as given, and keeps a processor busy.

@@ -4,8 +4,8 @@
 //
 // One timer watches all deadlines. A timer for each caller would need an
 // allocation, two changes of the runtime's timers and one more case in the
-// caller's select. That takes 0.4 µs per call, about twice as much as a whole
-// inline call.
+// caller's select. That takes about 0.4 µs per call, more than a whole inline
+// call.
 //
 // The timer is set to the earliest deadline. Timeouts mostly have the same
 // length, so a later call has a later deadline and leaves the timer as it is:

@@ -7,34 +7,58 @@ import (
 	"time"
 )
 
-// A Breaker lets calls through while they succeed. When too many have failed it opens,
-// and lets none through but one at a time, as a probe, after pauses that grow; the
-// first to succeed closes it. The zero Breaker is closed. Instants are nanoseconds of a clock
-// that does not run backwards. Methods may be called from any number of goroutines.
+// A Breaker allows calls while they succeed. When too many have failed it
+// opens. An open breaker allows one call at a time, a probe, after pauses that
+// grow; the first probe that succeeds closes it. The zero Breaker is closed.
+// Instants are nanoseconds of a clock that does not run backwards. Methods may
+// be called from any number of goroutines.
+//
+// Calls that are in flight at the same time fail for the same reason: one stall
+// of the backend ends all of them. So failures that overlap in time are one
+// failure. A backend that is gone still opens the breaker within a few
+// timeouts, however many callers it has: the first failure of each timeout
+// counts.
 type Breaker struct {
-	mu      sync.Mutex
-	open    atomic.Bool // set with mu held
+	mu sync.Mutex // guards everything but open and opened
+
+	open   atomic.Bool   // written with mu held
+	opened atomic.Uint64 // how often the breaker has opened
+
+	// The failures without a success in between. counted is the instant at
+	// which the last of them ended: a failed call that started before it
+	// overlaps it.
+	row     int
+	counted int64
+
+	// The calls of the present span, which began at since. failed is how many of
+	// them failed, distinct how many failed without overlapping an earlier
+	// failure, and longest is how long the longest failed call took.
+	since    int64
+	calls    int
+	failed   int
+	distinct int
+	longest  int64
+
+	// An open breaker allows a probe at next, if none is in flight (probing).
+	// If the probe fails, the pause after it is twice as long as the last one.
 	probing bool
-	row     int   // failures since the last success
-	since   int64 // when the present count of calls began
-	calls   int
-	failed  int
 	pause   int64
-	next    int64 // when to probe
-	opened  atomic.Uint64
+	next    int64
 }
 
-// It opens after so many failures in a row: a backend that is gone is noticed
-// within as many timeouts, and one lost connection does not look like that.
+// The breaker opens after inRow failures in a row. It notices within as many
+// timeouts that a backend is gone; a lost connection or a short stall is one
+// failure.
 const inRow = 5
 
-// It also opens where half of the calls fail, of at least so many in a span.
+// It also opens if half of the calls of a span fail, of at least minCalls. A
+// single stall may fail that many, so inRow of the failures must be distinct.
 const (
 	minCalls = 20
 	span     = int64(5 * time.Second)
 )
 
-// Pauses between probes. The longest is what a recovery may go unnoticed for.
+// Pauses between probes. A recovery is noticed after maxPause at the latest.
 const (
 	minPause = int64(100 * time.Millisecond)
 	maxPause = int64(time.Second)
@@ -46,11 +70,11 @@ type Outcome uint8
 const (
 	Succeeded Outcome = iota
 	Failed
-	Unclear // it was given up before there was an answer
+	Unclear // its caller left before there was an answer
 )
 
-// Allow reports whether a call may be made. If so it is to be reported to Done, with
-// probe as given here.
+// Allow reports whether a call may be made. If so, its end must be reported to
+// Done, with the same probe.
 func (b *Breaker) Allow(now int64) (ok, probe bool) {
 	if !b.Open() {
 		return true, false
@@ -67,7 +91,7 @@ func (b *Breaker) Allow(now int64) (ok, probe bool) {
 	return true, true
 }
 
-// Ready reports whether Allow would allow a call.
+// Ready reports whether Allow would allow a call. Nothing changes by it.
 func (b *Breaker) Ready(now int64) bool {
 	if !b.Open() {
 		return true
@@ -77,9 +101,10 @@ func (b *Breaker) Ready(now int64) bool {
 	return !b.open.Load() || !b.probing && now >= b.next
 }
 
-// Done takes note of how a call has ended. It reports whether the breaker has opened
-// or closed by that. Calls that were let through before it opened do not count after it has.
-func (b *Breaker) Done(now int64, probe bool, how Outcome) (changed bool) {
+// Done records how a call that started at an instant has ended now. It reports
+// whether the breaker has opened or closed because of it. Calls that were
+// allowed before the breaker opened do not count while it is open.
+func (b *Breaker) Done(start, now int64, probe bool, how Outcome) (changed bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
@@ -89,7 +114,7 @@ func (b *Breaker) Done(now int64, probe bool, how Outcome) (changed bool) {
 		case Succeeded:
 			b.open.Store(false)
 			b.row = 0
-			b.since, b.calls, b.failed = now, 0, 0
+			b.beginSpan(now)
 			return true
 		case Failed:
 			b.pause = min(2*b.pause, maxPause)
@@ -99,17 +124,23 @@ func (b *Breaker) Done(now int64, probe bool, how Outcome) (changed bool) {
 	case b.open.Load() || how == Unclear:
 		return false
 	}
-	if now-b.since > span {
-		b.since, b.calls, b.failed = now, 0, 0
+	if b.spanIsOver(now) {
+		b.beginSpan(now)
 	}
 	b.calls++
 	if how == Succeeded {
 		b.row = 0
 		return false
 	}
-	b.row++
 	b.failed++
-	if b.row < inRow && (b.calls < minCalls || 2*b.failed < b.calls) {
+	b.longest = max(b.longest, now-start)
+	if start >= b.counted { // otherwise it is the same failure as the last one
+		b.counted = now
+		b.row++
+		b.distinct++
+	}
+	half := b.calls >= minCalls && 2*b.failed >= b.calls && b.distinct >= inRow
+	if b.row < inRow && !half {
 		return false
 	}
 	b.open.Store(true)
@@ -118,8 +149,25 @@ func (b *Breaker) Done(now int64, probe bool, how Outcome) (changed bool) {
 	return true
 }
 
-// Open reports whether the breaker is open.
+func (b *Breaker) beginSpan(now int64) {
+	b.since = now
+	b.calls, b.failed, b.distinct, b.longest = 0, 0, 0, 0
+}
+
+// spanIsOver reports whether the present span has ended. Failures that do not
+// overlap take a timeout each, and a span may be too short for inRow of them.
+// So while half of the calls fail, it is at least as long as minCalls of them
+// would take one after the other.
+func (b *Breaker) spanIsOver(now int64) bool {
+	length := span
+	if 2*b.failed >= b.calls {
+		length = max(span, minCalls*b.longest)
+	}
+	return now-b.since > length
+}
+
+// Open reports whether the breaker is open. It takes no lock.
 func (b *Breaker) Open() bool { return b.open.Load() }
 
-// Opened is how often it has opened.
+// Opened returns how often the breaker has opened.
 func (b *Breaker) Opened() uint64 { return b.opened.Load() }

@@ -20,7 +20,7 @@ const (
 func call(b *breaker.Breaker, now int64, outcomes ...breaker.Outcome) {
 	for _, how := range outcomes {
 		if ok, probe := b.Allow(now); ok {
-			b.Done(now, probe, how)
+			b.Done(now, now, probe, how)
 		}
 	}
 }
@@ -87,14 +87,14 @@ func TestProbes(t *testing.T) {
 			require.False(t, allowed, "one at a time")
 		}
 		require.False(t, b.Ready(now+second))
-		require.False(t, b.Done(now, probe, bad), "it was open before")
+		require.False(t, b.Done(now, now, probe, bad), "it was open before")
 	}
 	now += second
 	_, probe := b.Allow(now)
-	require.False(t, b.Done(now, probe, unclear))
+	require.False(t, b.Done(now, now, probe, unclear))
 	require.True(t, b.Ready(now), "whoever leaves has found nothing out, and makes room for the next one")
 	_, probe = b.Allow(now)
-	require.True(t, b.Done(now, probe, ok))
+	require.True(t, b.Done(now, now, probe, ok))
 	require.False(t, b.Open())
 	require.EqualValues(t, 1, b.Opened())
 
@@ -114,9 +114,9 @@ func TestStragglers(t *testing.T) {
 		b.Allow(0)
 	}
 	for i := range 10 {
-		require.Equal(t, i == 4, b.Done(0, false, bad))
+		require.Equal(t, i == 4, b.Done(0, 0, false, bad))
 	}
-	require.False(t, b.Done(0, false, ok))
+	require.False(t, b.Done(0, 0, false, ok))
 	require.True(t, b.Open())
 	require.False(t, b.Ready(100*ms-1))
 	require.True(t, b.Ready(100*ms))
@@ -141,7 +141,7 @@ func TestManyCallers(t *testing.T) {
 				if probe {
 					probes.Add(-1)
 				}
-				b.Done(at, probe, breaker.Outcome((i+n)%3))
+				b.Done(at, at, probe, breaker.Outcome((i+n)%3))
 			}
 		})
 	}

@@ -87,14 +87,14 @@ func (r *Remote) ask(ctx context.Context, start int64, call func(context.Context
 	if r.waiting.Add(1) > MaxWaiting {
 		r.waiting.Add(-1)
 		r.spared.Add(1)
-		r.breaker.Done(start, probe, breaker.Unclear)
+		r.breaker.Done(start, start, probe, breaker.Unclear)
 		return start, errTooMany
 	}
 	outcome := breaker.Unclear
 	defer func() {
 		end = clock.Now()
 		r.waiting.Add(-1)
-		if r.breaker.Done(end, probe, outcome) {
+		if r.breaker.Done(start, end, probe, outcome) {
 			r.breakerChanged(end, err)
 		}
 		if outcome == breaker.Succeeded && r.near.Debts() > 0 {

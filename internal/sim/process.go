@@ -172,10 +172,10 @@ func (p *process) giveBack(key int, l nearcache.Lapsed) {
 // ask makes a call, unless that is known to be of no use.
 func (p *process) ask(c *call, timeout int64) {
 	ok, probe := p.breaker.Allow(p.run.now)
-	c.probe = probe
+	c.start, c.probe = p.run.now, probe
 	if !ok || p.waiting == remote.MaxWaiting {
 		if ok {
-			p.breaker.Done(p.run.now, probe, breaker.Unclear)
+			p.breaker.Done(c.start, p.run.now, probe, breaker.Unclear)
 		}
 		c.failed = true
 		c.then(c)
@@ -192,7 +192,7 @@ func (p *process) done(c *call) {
 	if c.failed {
 		outcome = breaker.Failed
 	}
-	p.breaker.Done(p.run.now, c.probe, outcome)
+	p.breaker.Done(c.start, p.run.now, c.probe, outcome)
 	if !c.failed && p.near.Debts() > 0 {
 		p.settleAll()
 	}

@@ -22,6 +22,7 @@ type call struct {
 	n     int64
 	at    int64 // of an adjust: when the units were taken
 	then  func(*call)
+	start int64
 	probe bool // of the breaker
 
 	deadline int64
