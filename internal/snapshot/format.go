@@ -213,7 +213,7 @@ func readCommit(b []byte, c *Commit) error {
 	for i := range c.Shapes {
 		kind := order.Uint64(b)
 		l := rule.Limit{Kind: rule.Kind(kind), N: int64(order.Uint64(b[8:])), Window: int64(order.Uint64(b[16:])), Burst: int64(order.Uint64(b[24:]))}
-		if kind > uint64(rule.Bucket) || (kind == 0) != (i == 0) && l != (rule.Limit{}) ||
+		if kind > uint64(rule.Bucket) || kind != 0 && i == 0 ||
 			min(l.N, l.Window, l.Burst) < 0 || max(l.N, l.Burst) > rule.MaxUnits || l.Window > 2*rule.MaxSpan ||
 			kind != 0 && (l.N < 1 || l.Window < rule.MinSpan || l.Window > rule.MaxSpan) {
 			return damaged("limit %d of a commit is not one", i)

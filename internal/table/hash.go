@@ -33,3 +33,11 @@ func (h keyHash) id(l *rule.Limit) id {
 	x := h.slot ^ (uint64(l.Window)<<2|uint64(l.Kind))*0x9e3779b97f4a7c15
 	return max(id(x).fingerprint(), maxShapes)
 }
+
+// fill sets ids to the fingerprints under limits.
+func (h keyHash) fill(ids *[MaxLimits]id, limits []rule.Limit) []id {
+	for i := range limits {
+		ids[i] = h.id(&limits[i])
+	}
+	return ids[:len(limits)]
+}

@@ -92,7 +92,7 @@ func TestManyShapes(t *testing.T) {
 			t.Fatalf("%+v: a third unit was admitted", l)
 		}
 	}
-	if tab.shapes.of(&rule.Limit{Kind: rule.Fixed, N: 2, Window: minute + 499}) != 0 {
+	if tab.shapes.of(&rule.Limit{Kind: rule.Fixed, N: 2, Window: minute + 499}) >= classes {
 		t.Error("the 500th shape has a number: the test does not test what it means to")
 	}
 	tab.at(2 * minute)
@@ -149,5 +149,28 @@ func TestSlowestRateDecidesExpiry(t *testing.T) {
 		if tab.Stats().EvictedDenied == 0 && tab.left("k", slow) != 0 {
 			t.Errorf("with %+v first: the bucket was let go of before it had leaked", first)
 		}
+	}
+}
+
+// TestBytesPerLearnedCounter: keys that another store has refused cost no more, with
+// one limit or with eight, in a table that is sized for them.
+func TestBytesPerLearnedCounter(t *testing.T) {
+	for _, n := range []int{1, MaxLimits} {
+		const keys = 1 << 16
+		limits, states := remoteLimits(n)
+		before := liveHeap()
+		tab, owner := New(keys*n*8/7, func() int64 { return 0 }), NewOwner()
+		for i := range keys {
+			tab.Learn(tab.Hash("198.51."+strconv.Itoa(i), owner), 1, 2, limits, states, false)
+		}
+		if got := float64(liveHeap()-before) / keys / float64(n); got > 32 {
+			t.Errorf("%d limits: %.1f bytes for a counter, want at most 32", n, got)
+		} else {
+			t.Logf("%d limits: %.1f bytes for a counter", n, got)
+		}
+		if got := tab.Stats(); got.Counters+int(got.Evicted) != keys*n || got.Evicted > keys*uint64(n)/1000 {
+			t.Errorf("%d limits: %+v", n, got)
+		}
+		runtime.KeepAlive(tab)
 	}
 }

@@ -1,6 +1,7 @@
 package table
 
 import (
+	"fmt"
 	"sync"
 	"testing"
 	"time"
@@ -38,5 +39,41 @@ func BenchmarkParts(b *testing.B) {
 		run("rule, "+name, func() { now++; state, _ = l.Take(state, now, 1) })
 		run("engine, "+name, func() { _, at, held := tab.TakeOne(key, 1, l); held.Unlock(); sink += at })
 		run("engine, with a file, "+name, func() { _, at, held := kept.TakeOne(key, 1, l); held.Unlock(); sink += at })
+	}
+}
+
+// remoteLimits are limits of one key, and the states of a key that they all deny.
+func remoteLimits(n int) (limits []rule.Limit, states []rule.State) {
+	for i := range n {
+		limits = append(limits, rule.Limit{Kind: rule.Kind(1 + i%2), N: 5, Window: hour + int64(i)})
+		states = append(states, rule.State{T: 1, A: 5})
+	}
+	return limits, states
+}
+
+// BenchmarkRemote times what a cache of another store asks for, of one hot key and of
+// many.
+func BenchmarkRemote(b *testing.B) {
+	for _, n := range []int{1, 2, MaxLimits} {
+		for _, keys := range []int{1, 40_000} {
+			limits, states := remoteLimits(n)
+			answers := make([]rule.Answer, n)
+			tab, owner := New(65_536*n*8/7, func() int64 { return 0 }), NewOwner()
+			names := make([]string, keys)
+			for i := range names {
+				names[i] = fmt.Sprintf("198.51.%08d", i)
+				tab.Learn(tab.Hash(names[i], owner), 1, 2, limits, states, false)
+			}
+			run := func(name string, f func(h Hash)) {
+				b.Run(fmt.Sprintf("%s/%d limits/%d keys", name, n, keys), func(b *testing.B) {
+					for i := range b.N {
+						f(tab.Hash(names[i%keys], owner))
+					}
+				})
+			}
+			run("Denied", func(h Hash) { tab.Denied(h, 1, 2, limits, answers) })
+			run("Learn", func(h Hash) { tab.Learn(h, 1, 2, limits, states, false) })
+			run("TakeAt", func(h Hash) { tab.TakeAt(h, 1, 2, limits, answers, nil) })
+		}
 	}
 }

@@ -64,6 +64,14 @@ func (s *shard) get(p place, l *rule.Limit) rule.State {
 	return state
 }
 
+// flags returns flagRefused and flagEmpty of the counter at a place that may be nowhere.
+func (s *shard) flags(p place) uint64 {
+	if p.group == nil {
+		return 0
+	}
+	return p.slot().when & (flagRefused | flagEmpty)
+}
+
 // put writes a state that is not fresh to a place, of the shape that id has.
 func (s *shard) put(p place, as id, l *rule.Limit, state rule.State, flags uint64) {
 	c := p.slot()
@@ -99,11 +107,11 @@ const tidyEvery = 4
 // expired, grows the shard, or evicts; own are ids that are not to be evicted if
 // that can be helped.
 func (s *shard) insert(of id, own []id, shapes *shapes, now int64) place {
-	if len(s.groups) == 0 {
-		s.resize(1)
-	}
 	if s.inserts++; s.inserts%tidyEvery == 0 {
 		s.tidy(shapes, now)
+	}
+	if len(s.groups) == 0 {
+		s.resize(1)
 	}
 	p := s.room(of, own, shapes, now)
 	for p.group == nil {
@@ -169,17 +177,32 @@ func (s *shard) other(of id, at int) int {
 func (s *shard) tidy(shapes *shapes, now int64) {
 	if s.hand >= len(s.groups) {
 		s.hand = 0
-		if half := (len(s.groups) + 1) / 2; groupsFor(s.used) < half {
-			s.resize(half) // and no more: those who have gone may come back
-		}
+		s.shrink()
 	}
-	b := &s.groups[s.hand]
+	if s.hand < len(s.groups) {
+		s.freeExpired(s.hand, shapes, now)
+		s.hand++
+	}
+}
+
+// freeExpired frees what has expired in one group.
+func (s *shard) freeExpired(at int, shapes *shapes, now int64) {
+	b := &s.groups[at]
 	for i, id := range b.ids {
 		if id != 0 && b.slots[i].fresh(shapes.limit(id)) <= now {
 			s.free(place{b, uint(i)})
 		}
 	}
-	s.hand++
+}
+
+// shrink halves the shard if less than half of it is needed. It does no more, because
+// keys that have gone may come back. An empty shard gives up all of its memory.
+func (s *shard) shrink() {
+	if s.used == 0 {
+		s.groups, s.hand = nil, 0
+	} else if half := (len(s.groups) + 1) / 2; groupsFor(s.used) < half {
+		s.resize(half)
+	}
 }
 
 // crowded tells that it is cheaper to grow than to look for room: to fill the last

@@ -175,5 +175,5 @@ func (s *slot) fresh(l *rule.Limit) int64 {
 	case l.Kind == rule.Bucket:
 		return t + rule.Limit{N: l.N, Window: w, Burst: int64(s.what) + 1}.Refill()
 	}
-	return t + w // of a shape without a number: w is the longest that any of them lives
+	return t + w // a shape without a number: w is how long such a counter lives at most
 }

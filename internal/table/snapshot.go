@@ -38,8 +38,9 @@ type Changes struct {
 	Set     []Counter
 }
 
-// Shapes are limits by the number that counters have for them. Number 0 has no kind,
-// and as its window the longest that a counter lives whose limit has no number.
+// Shapes are limits by the number that counters have for them. The limits with the lowest
+// numbers have no kind: counters have these numbers if their limit has none of its own,
+// and their window is the longest that such a counter lives.
 type Shapes [maxShapes]rule.Limit
 
 // NewKept returns a table as New does, which finds keys by hashes under a secret and
@@ -59,12 +60,11 @@ func (t *Table) Shards() int { return len(t.shards) }
 
 // Shapes returns the limits that the table's counters may have been used under.
 func (t *Table) Shapes() (all Shapes) {
-	for i := range t.shapes.known {
-		if l := t.shapes.known[i].Load(); l != nil {
+	for i := range t.shapes {
+		if l := t.shapes[i].Load(); l != nil {
 			all[i] = *l
 		}
 	}
-	all[0] = rule.Limit{Window: t.shapes.others.Load(), N: 1}
 	return all
 }
 
@@ -103,8 +103,8 @@ func (t *Table) Apply(changes Changes, shapes *Shapes, shift int64) error {
 		as := of
 		if l.Kind != 0 {
 			as |= t.shapes.of(l)
-		} else if l.Window > t.shapes.others.Load() {
-			t.shapes.others.Store(l.Window)
+		} else {
+			as |= t.shapes.class(l.Window)
 		}
 		to := s.find(of)
 		if state.Fresh() || c.fresh(t.shapes.limit(as)) <= now { // its time has come while there was no table

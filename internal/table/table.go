@@ -7,7 +7,6 @@ package table
 
 import (
 	"sync"
-	"sync/atomic"
 
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
@@ -28,6 +27,7 @@ type Table struct {
 	secret secret  // unless kept is set
 	kept   *Secret // one that outlives the process
 	shards []shard
+	sweep  sweep
 	shapes shapes
 }
 
@@ -59,6 +59,8 @@ func (t *Table) divide(max, n int) {
 			t.shards[i].max++
 		}
 	}
+	steps := n * (1 + groupsFor(t.shards[0].max)/sweepGroups)
+	t.sweep.every = int64(sweepRound / steps)
 }
 
 // TakeOne takes n units of key under one limit. It is Take, without all that several
@@ -75,45 +77,86 @@ func (t *Table) TakeOne(key string, n int64, l *rule.Limit) (a rule.Answer, now 
 	c := s.find(of)
 	before := s.get(c, l)
 	after, a := l.Take(before, now, n)
-	if c.group != nil || !after.Fresh() {
+	if n > 0 && (c.group != nil || !after.Fresh()) {
 		if c.group == nil {
 			c = s.insert(of, nil, &t.shapes, now)
 		}
-		if flags := flags(a); flags != 0 || after != before {
+		flags := flags(a)
+		if a.Retry != 0 {
+			flags |= c.slot().when & flagRefused
+		}
+		if flags != 0 || after != before {
 			s.put(c, of|shape, l, after, flags)
 		}
 	}
 	return a, now, &s.mu
 }
 
-// Take takes n units of key under every limit, or under none, in one step, and
-// fills answers, which is as long as limits. It returns the instant of the decision.
-func (t *Table) Take(key string, n int64, limits []rule.Limit, answers []rule.Answer) int64 {
+// Take takes n units of key under every limit, or under none, in one step. It fills
+// answers, which must be as long as limits, and returns the instant of the decision.
+//
+// A call with n of 0 is a look: it writes nothing, so it neither makes a counter nor
+// takes its protection from eviction away.
+func (t *Table) Take(key string, n int64, limits []rule.Limit, answers []rule.Answer) (at int64) {
 	h := t.hash(key)
-	var ids [MaxLimits]id
-	for i := range limits {
-		ids[i] = h.id(&limits[i])
-	}
+	var d decision
+	h.fill(&d.ids, limits)
 	s, now := t.lock(h)
 	defer s.mu.Unlock()
+	d.take(s, &t.shapes, n, now, limits, answers)
+	return now
+}
 
-	var before, after [MaxLimits]rule.State
-	admitted := true
+// TakeAt is Take for a key that has been hashed, at an instant that the caller has
+// read off its own clock. If the shard has seen a later one, that one is used. TakeAt returns
+// the instant used, and whether the units were admitted. If after is not nil, it must
+// be as long as limits, and is filled with the states after the call.
+func (t *Table) TakeAt(h Hash, n, now int64, limits []rule.Limit, answers []rule.Answer, after []rule.State) (admitted bool, at int64) {
+	var d decision
+	h.fill(&d.ids, limits)
+	s, now := t.lockAt(h.keyHash, now)
+	defer s.mu.Unlock()
+	admitted = d.take(s, &t.shapes, n, now, limits, answers)
+	copy(after, d.after[:len(limits)])
+	return admitted, now
+}
+
+// decision is what a Take under several limits works with.
+type decision struct {
+	ids           [MaxLimits]id
+	before, after [MaxLimits]rule.State
+}
+
+// take is Take in a shard that is locked, with the ids filled in.
+func (d *decision) take(s *shard, shapes *shapes, n, now int64, limits []rule.Limit, answers []rule.Answer) (admitted bool) {
+	admitted = true
 	for i := range limits {
-		before[i] = s.get(s.find(ids[i]), &limits[i])
-		after[i], answers[i] = limits[i].Take(before[i], now, n)
+		d.before[i] = s.get(s.find(d.ids[i]), &limits[i])
+		d.after[i], answers[i] = limits[i].Take(d.before[i], now, n)
 		admitted = admitted && answers[i].Retry == 0
+	}
+	if n == 0 {
+		return true
 	}
 	for i := range limits {
 		l := &limits[i]
 		if !admitted && answers[i].Retry == 0 {
-			after[i], answers[i] = l.Take(before[i], now, 0)
+			d.after[i], answers[i] = l.Take(d.before[i], now, 0)
 		}
-		if !after[i].Fresh() && (after[i] != before[i] || flags(answers[i]) != 0) {
-			s.write(ids[i], ids[:len(limits)], &t.shapes, l, after[i], answers[i], now)
+		if d.after[i].Fresh() {
+			continue
+		}
+		flags := flags(answers[i])
+		if !admitted {
+			// A denial changes nothing, so a key that was refused before still is: also if
+			// this time another limit has denied it, or for a cost that can never fit.
+			flags |= s.flags(s.find(d.ids[i])) & flagRefused
+		}
+		if flags != 0 || d.after[i] != d.before[i] {
+			s.write(d.ids[i], d.ids[:len(limits)], shapes, l, d.after[i], flags, now)
 		}
 	}
-	return now
+	return admitted
 }
 
 // Adjust moves what is counted for key by n units that were taken at an instant,
@@ -121,34 +164,99 @@ func (t *Table) Take(key string, n int64, limits []rule.Limit, answers []rule.An
 // of them it has charged under every limit.
 func (t *Table) Adjust(key string, n, at int64, limits []rule.Limit) (charged int64) {
 	h := t.hash(key)
-	ids := make([]id, len(limits))
-	for i := range limits {
-		ids[i] = h.id(&limits[i])
-	}
+	var room [MaxLimits]id
+	ids := h.fill(&room, limits)
 	s, now := t.lock(h)
 	defer s.mu.Unlock()
+	return s.adjust(ids, &t.shapes, n, at, now, limits, nil)
+}
+
+// A Move is what [Table.AdjustAt] has done under one limit.
+type Move struct {
+	// Units is how many units the counter has moved by: negative if they were given
+	// back. A part of a unit, which only buckets have, is rounded up: a part that was
+	// charged is a unit, and a part that was given back is none.
+	Units int64
+	After rule.State
+}
+
+// AdjustAt is Adjust for a key that has been hashed, at an instant that the caller has
+// read off its own clock, as for [Table.TakeAt]. It returns also the instant used. It
+// fills moves, which must be as long as limits, with what was done under each of
+// them: an n that a full limit has no room for may have been charged under the others.
+func (t *Table) AdjustAt(h Hash, n, at, now int64, limits []rule.Limit, moves []Move) (charged, used int64) {
+	var room [MaxLimits]id
+	ids := h.fill(&room, limits)
+	s, now := t.lockAt(h.keyHash, now)
+	defer s.mu.Unlock()
+	return s.adjust(ids, &t.shapes, n, at, now, limits, moves), now
+}
+
+// adjust is Adjust in a shard that is locked.
+func (s *shard) adjust(ids []id, shapes *shapes, n, at, now int64, limits []rule.Limit, moves []Move) (charged int64) {
+	age := now - max(0, min(at, now))
 	charged = max(0, n)
 	for i := range limits {
 		l := &limits[i]
 		c := s.find(ids[i])
 		before := s.get(c, l)
-		after := l.Adjust(before, now, n, now-max(0, min(at, now)))
+		after := l.Adjust(before, now, n, age)
 		charged = min(charged, l.Charged(before, after, now))
-		if !after.Fresh() {
-			_, answer := l.Take(after, now, 0)
-			s.write(ids[i], ids, &t.shapes, l, after, answer, now)
-		} else if c.group != nil {
+		if moves != nil {
+			moves[i] = Move{moved(l, before, after, now, n), after}
+		}
+		switch {
+		case after == before:
+			// Nothing has moved, so the counter keeps its flags, too.
+		case after.Fresh():
 			s.free(c)
+		default:
+			_, was := l.Take(before, now, 0)
+			_, is := l.Take(after, now, 0)
+			s.write(ids[i], ids, shapes, l, after, flags(is)|s.refusedStill(c, was, is), now)
 		}
 	}
 	return charged
 }
 
-// Reset forgets what is counted for key under every limit.
+// moved is how many units, rounded up, an Adjust by n has moved a counter by.
+func moved(l *rule.Limit, before, after rule.State, now, n int64) int64 {
+	if n < 0 {
+		return -l.Charged(after, before, now)
+	}
+	units := l.Charged(before, after, now)
+	if l.Kind == rule.Bucket && units < n {
+		// Only at the brim is less than a unit charged. A Take brings the state of
+		// before to now, whatever it takes.
+		whole := *l
+		whole.Burst = rule.MaxUnits
+		if before, _ = whole.Take(before, now, 1); before.B != after.B {
+			units++
+		}
+	}
+	return units
+}
+
+// refusedStill returns flagRefused if the counter at c has it, and not more is left
+// than when it got it: a counter that has become whole was refused in another life.
+func (s *shard) refusedStill(c place, was, is rule.Answer) uint64 {
+	if was.Reset == 0 || is.Remaining > was.Remaining {
+		return 0
+	}
+	return s.flags(c) & flagRefused
+}
+
+// Reset forgets what is counted for key under every limit. The number of limits may be
+// larger than [MaxLimits].
 func (t *Table) Reset(key string, limits []rule.Limit) {
 	h := t.hash(key)
 	s, _ := t.lock(h)
 	defer s.mu.Unlock()
+	s.forget(h, limits)
+}
+
+// forget is Reset in a shard that is locked.
+func (s *shard) forget(h keyHash, limits []rule.Limit) {
 	for i := range limits {
 		if c := s.find(h.id(&limits[i])); c.group != nil {
 			s.free(c)
@@ -178,16 +286,17 @@ func (t *Table) Stats() Stats {
 }
 
 // write puts a state into the slot of an id, which it makes if there is none.
-func (s *shard) write(of id, own []id, shapes *shapes, l *rule.Limit, state rule.State, a rule.Answer, now int64) {
+func (s *shard) write(of id, own []id, shapes *shapes, l *rule.Limit, state rule.State, flags uint64, now int64) {
 	c := s.find(of)
 	if c.group == nil {
 		c = s.insert(of, own, shapes, now)
 	}
-	s.put(c, of|shapes.of(l), l, state, flags(a))
+	s.put(c, of|shapes.of(l), l, state, flags)
 }
 
 // lock locks the shard of a key and reads the clock. That is done before the lock
 // is held, to hold it the shorter, and again where another was first and later.
+// Before that, expired counters elsewhere are forgotten if it is time, see sweep.go.
 //
 // A clock that is behind even then is another clock: a test's, in a bubble of
 // testing/synctest of its own. Counters stand still until it comes to where they
@@ -195,6 +304,9 @@ func (s *shard) write(of id, own []id, shapes *shapes, l *rule.Limit, state rule
 func (t *Table) lock(h keyHash) (s *shard, now int64) {
 	s = &t.shards[h.shard&uint64(len(t.shards)-1)]
 	now = t.clock()
+	if now >= t.sweep.due.Load() {
+		t.sweepSome(now)
+	}
 	s.mu.Lock()
 	if now < s.now {
 		now = t.clock()
@@ -203,44 +315,22 @@ func (t *Table) lock(h keyHash) (s *shard, now int64) {
 	return s, now
 }
 
-// shapes numbers the limits that a table has seen, as far as it matters to when a
-// counter expires: by kind, window and, of buckets, rate. Limiters have a few. From
-// the 64th on they are all number 0, and thought to live as long as the longest of them.
-type shapes struct {
-	known  [maxShapes]atomic.Pointer[rule.Limit]
-	others atomic.Int64 // the longest life of a counter of a shape without a number
-}
+// maxLate is how far an instant may be behind its shard's last one: a caller may have
+// waited for a store after it read the clock. An instant that is further behind is
+// another clock's, see [Table.lock].
+const maxLate = 3600 * 1_000_000_000
 
-// of returns the number of a limit's shape.
-func (s *shapes) of(l *rule.Limit) id {
-	for i := 1; i < maxShapes; i++ {
-		known := s.known[i].Load()
-		if known == nil {
-			copied := *l
-			if s.known[i].CompareAndSwap(nil, &copied) {
-				return id(i)
-			}
-			known = s.known[i].Load()
-		}
-		if known.Kind == l.Kind && known.Window == l.Window && (known.N == l.N || l.Kind != rule.Bucket) {
-			return id(i)
-		}
+// lockAt is lock at an instant that the caller has read, or at the shard's last one
+// if that is later: so time does not run back for a key.
+func (t *Table) lockAt(h keyHash, now int64) (*shard, int64) {
+	s := &t.shards[h.shard&uint64(len(t.shards)-1)]
+	if now >= t.sweep.due.Load() {
+		t.sweepSome(now)
 	}
-	life := 2 * l.Window
-	if l.Kind == rule.Bucket {
-		life = l.Refill()
+	s.mu.Lock()
+	if s.now-now > maxLate {
+		s.now = now
 	}
-	for longest := s.others.Load(); life > longest && !s.others.CompareAndSwap(longest, life); {
-		longest = s.others.Load()
-	}
-	return 0
-}
-
-// limit returns the limit of a slot's shape, or one that has no kind and the longest
-// life of those without a number.
-func (s *shapes) limit(of id) *rule.Limit {
-	if l := s.known[of&(maxShapes-1)].Load(); l != nil {
-		return l
-	}
-	return &rule.Limit{Window: s.others.Load(), N: 1}
+	s.now = max(s.now, now)
+	return s, s.now
 }

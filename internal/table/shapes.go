@@ -1,0 +1,69 @@
+package table
+
+import (
+	"math"
+	"sync/atomic"
+
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+)
+
+// shapes numbers the limits that a table has seen, as far as it matters to when a
+// counter expires: by kind, window and, for buckets, rate. A slot has 6 bits for the
+// number. The first 56 shapes get one each. All other shapes share the numbers
+// below classes, by how long a counter of them lives at most.
+type shapes [maxShapes]atomic.Pointer[rule.Limit]
+
+// classes is how many numbers are for limits without a number of their own.
+const classes = 8
+
+// classLives is the longest life of a counter in each class but the first, which has
+// all that live longer. In one class a counter is thought to live as long as the
+// longest-lived shape of the class that the table has seen. So a flood of counters with
+// short lives stays for at most ten times as long as it must, or for a second.
+var classLives = [classes]int64{
+	math.MaxInt64, 1e9, 10e9, 60e9, 600e9, 3600e9, 6 * 3600e9, 24 * 3600e9,
+}
+
+// of returns the number of a limit's shape.
+func (s *shapes) of(l *rule.Limit) id {
+	for i := classes; i < maxShapes; i++ {
+		known := s[i].Load()
+		if known == nil {
+			copied := *l
+			if s[i].CompareAndSwap(nil, &copied) {
+				return id(i)
+			}
+			known = s[i].Load()
+		}
+		if known.Kind == l.Kind && known.Window == l.Window && (known.N == l.N || l.Kind != rule.Bucket) {
+			return id(i)
+		}
+	}
+	if l.Kind == rule.Bucket {
+		return s.class(l.Refill())
+	}
+	return s.class(2 * l.Window)
+}
+
+// class returns the number of the limits without a number whose counters live up to
+// so long. Such a number stands for a limit without a kind, whose window is the life.
+func (s *shapes) class(life int64) id {
+	c := 1
+	for c < classes && life > classLives[c] {
+		c++
+	}
+	c %= classes
+	for {
+		longest := s[c].Load()
+		if longest != nil && longest.Window >= life {
+			return id(c)
+		}
+		if s[c].CompareAndSwap(longest, &rule.Limit{Window: life, N: 1}) {
+			return id(c)
+		}
+	}
+}
+
+// limit returns the limit of a slot's shape. If it has no kind, its window is how
+// long the counter lives at most.
+func (s *shapes) limit(of id) *rule.Limit { return s[of%maxShapes].Load() }

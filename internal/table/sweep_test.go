@@ -1,0 +1,143 @@
+package table
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+)
+
+// crowdShapes uses more shapes than there are numbers for: rates of buckets, one of
+// which takes a month to be whole.
+func crowdShapes(tab *timed, shapes int, longest int64) {
+	for i := range shapes {
+		l := bucket(int64(i+1), second, 5)
+		if i == shapes-1 {
+			l.Window = longest
+		}
+		tab.take("k", 1, l)
+	}
+}
+
+// TestShapesWithoutANumber: counters whose limit has no number go about as soon as they
+// can, whatever other limits without a number there are.
+func TestShapesWithoutANumber(t *testing.T) {
+	short := bucket(150, second, 5) // a unit leaks in 7 ms
+	for _, row := range []struct {
+		name string
+		also []rule.Limit // of their own, used before
+		most int
+	}{
+		{"one of a month", nil, 8000},
+		{"one of a minute", []rule.Limit{bucket(5, minute+1, 5), fixed(3, minute/2+1)}, 8000},
+		{"one of a second", []rule.Limit{bucket(5, second+1, 5)}, 8000},
+	} {
+		tab := newTimed(1 << 16).at(1)
+		crowdShapes(tab, 200, 30*24*hour)
+		for _, l := range row.also {
+			tab.take("other", 1, l)
+		}
+		if of := tab.shapes.of(&short); of >= classes {
+			t.Fatalf("shape %d: the test does not test what it means to", of)
+		}
+		for i := range int64(60_000) { // a minute
+			tab.at(i*second/1000).take(fmt.Sprint(i), 1, short)
+		}
+		if got := tab.Stats(); got.Counters > row.most || got.Evicted > 0 {
+			t.Errorf("%s: %+v after a minute of keys that are whole after 7 ms each", row.name, got)
+		}
+		checkInvariants(t, tab.Table)
+	}
+}
+
+// TestShapeClasses: a counter of a limit without a number is not let go of early, at
+// any length of life.
+func TestShapeClasses(t *testing.T) {
+	tab := newTimed(1 << 16)
+	crowdShapes(tab, 100, second)
+	for life := int64(rule.MinSpan); life < rule.MaxSpan/4; life = life*3 + 1 {
+		for _, l := range []rule.Limit{fixed(3, life), sliding(3, life), bucket(1, life, 3)} {
+			of := tab.shapes.of(&l)
+			if of >= classes {
+				t.Fatalf("%+v has number %d", l, of)
+			}
+			if got := tab.shapes.limit(of).Window; got < life {
+				t.Errorf("%+v is thought to live for %d", l, got)
+			}
+			if of > 0 && tab.shapes.limit(of).Window > classLives[of] {
+				t.Errorf("class %d lives for %d", of, tab.shapes.limit(of).Window)
+			}
+		}
+	}
+}
+
+// TestForgetsWithoutNewKeys: a table that is in use forgets expired counters and gives
+// their memory back, also if only one key comes, and only now and then.
+func TestForgetsWithoutNewKeys(t *testing.T) {
+	for _, row := range []struct {
+		every int64 // between two calls
+		calls int
+		taken int64 // by each
+	}{
+		{10 * second / 1000, 30_000, 1}, // five minutes
+		{10 * second / 1000, 30_000, 0},
+		{second, 600, 1},
+		{minute, 60 * 10, 0},
+	} {
+		const n = 200_000
+		busy := fixed(rule.MaxUnits, 1000*hour)
+		tab := newTimed(1 << 18).at(hour)
+		tab.take("busy", 1, busy)
+		flood(tab, n, fixed(5, minute))
+		grown := groupCount(tab.Table)
+		if got := tab.Stats().Counters; got != n+1 {
+			t.Fatalf("%d counters", got)
+		}
+		now := 2 * hour
+		for range row.calls {
+			now += row.every
+			tab.at(now).take("busy", row.taken, busy)
+		}
+		if got := tab.Stats(); got != (Stats{Counters: 1}) || groupCount(tab.Table) > grown/100 {
+			t.Errorf("%d calls, one every %d ms: %+v in %d groups, which were %d", row.calls, row.every/1e6, got, groupCount(tab.Table), grown)
+		}
+		checkInvariants(t, tab.Table)
+	}
+}
+
+func groupCount(tab *Table) (n int) {
+	for i := range tab.shards {
+		n += len(tab.shards[i].groups)
+	}
+	return n
+}
+
+// TestSweepTakesNothing: what still counts stays, however often the table is swept.
+func TestSweepTakesNothing(t *testing.T) {
+	tab := newTimed(1 << 16).at(1)
+	for i := range 10_000 {
+		tab.take(fmt.Sprint(i), 2, fixed(3, hour), bucket(3, 2*hour, 3))
+	}
+	for now := second; now < hour; now += second {
+		tab.at(now).take("other", 0, fixed(3, hour))
+	}
+	for i := range 10_000 {
+		if got := tab.left(fmt.Sprint(i), fixed(3, hour)); got != 1 {
+			t.Fatalf("%d units left of three, want 1", got)
+		}
+	}
+	if got := tab.Stats(); got != (Stats{Counters: 20_000}) {
+		t.Errorf("%+v", got)
+	}
+}
+
+// TestSweepIsShort: one call looks over a shard's worth of counters at most.
+func TestSweepIsShort(t *testing.T) {
+	tab := newTimed(1 << 20).at(1)
+	flood(tab, 100_000, fixed(5, minute))
+	before := tab.Stats().Counters
+	tab.at(100*hour).take("k", 0, fixed(5, minute))
+	if freed := before - tab.Stats().Counters; freed > 16*sweepGroups*groupSize {
+		t.Errorf("one call has freed %d counters", freed)
+	}
+}
