@@ -35,19 +35,20 @@ type Decision struct {
 // bound is a decision in its smallest form: the limit that binds, and how the key
 // stands under it.
 type bound struct {
-	policy *policy
-	result Result // under the limit that binds
-	index  uint8  // of that limit in the policy
-	source Source
-	spent  uint32 // how long the decision took at a store outside of this process, in microseconds
+	policy     *policy
+	remaining  int64 // this and the next two are of the limit that binds
+	retryAfter time.Duration
+	resetAfter time.Duration
+	index      uint8 // of that limit in the policy
+	source     Source
+	spent      uint32 // how long the decision took at a store outside of this process, in microseconds
 }
 
 func (b *bound) limit() *Limit { return &b.policy.limits[b.index] }
-func (b *bound) allowed() bool { return b.result.RetryAfter == 0 }
+func (b *bound) allowed() bool { return b.retryAfter == 0 }
 
-func (b *bound) decision() (d Decision) {
-	d.fill(b.limit(), &b.result, b.source)
-	return d
+func (b *bound) decision() Decision {
+	return Decision{b.allowed(), *b.limit(), b.remaining, b.resetAfter, b.retryAfter, b.source}
 }
 
 // binding returns the index of the limit that binds: of those that denied, the one

@@ -123,7 +123,7 @@ func (b *bound) stricter(other *bound) bool {
 	if b.allowed() != other.allowed() {
 		return !b.allowed()
 	}
-	return b.result.Remaining < other.result.Remaining
+	return b.remaining < other.remaining
 }
 
 // writeDraft10 writes the lists of draft 10, or adds to them.
@@ -158,8 +158,8 @@ func (f *fields) writeDraft10(h http.Header, s shown, results []Result, add bool
 // writeOlder writes the styles that show the binding limit alone.
 func (f *fields) writeOlder(h http.Header, own Headers, p *policy) {
 	limit := strconv.FormatInt(f.strictest.limit().Burst(), 10)
-	remaining := strconv.FormatInt(f.strictest.result.Remaining, 10)
-	resetAfter := f.strictest.result.ResetAfter
+	remaining := strconv.FormatInt(f.strictest.remaining, 10)
+	resetAfter := f.strictest.resetAfter
 	reset := strconv.FormatInt(seconds(resetAfter), 10)
 	if f.styles&HeadersDraft10 == 0 {
 		if own&(HeadersDraft7|HeadersDraft6) != 0 {

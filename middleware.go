@@ -166,7 +166,8 @@ func (l *Limiter) decide(r *http.Request, v *verdict) {
 	i := binding(results)
 	v.state = &requestState{
 		Context: r.Context(), limiter: l, header: r.Header, outer: outer, key: key,
-		bound: bound{p, results[i], uint8(i), source, spent}, tab: tab{at: at},
+		bound: bound{p, results[i].Remaining, results[i].RetryAfter, results[i].ResetAfter, uint8(i), source, spent},
+		tab:   tab{at: at},
 	}
 	switch {
 	case v.state.bound.allowed():
@@ -291,7 +292,7 @@ func (l *Limiter) failed(r *http.Request, err error) int {
 // deny answers a denied request.
 func (l *Limiter) deny(w http.ResponseWriter, r *http.Request, v *verdict) {
 	h := w.Header()
-	if retry := v.state.bound.result.RetryAfter; retry == Never {
+	if retry := v.state.bound.retryAfter; retry == Never {
 		l.report.warn(warnCostTooHigh)
 	} else {
 		h["Retry-After"] = []string{strconv.FormatInt(max(1, seconds(retry)), 10)}

@@ -114,9 +114,15 @@ type Options struct {
 	// it may be admitted. Zero means a second; negative until the store's RetryAfter is over.
 	DenyRecheck time.Duration
 
-	// NearKeys is how many keys this process remembers of a RemoteStore, some 400 bytes
-	// each: those that are denied, and where each stood in case the store fails. Zero means
-	// [DefaultNearKeys].
+	// NearKeys is how many counters this process remembers of a RemoteStore, some 40
+	// bytes each: to deny keys that are known to be denied, and to go on counting in
+	// case the store fails. A key has one for each algorithm and window. Keys that
+	// are whole again are forgotten. If there is room for no more, a counter is
+	// forgotten as by a [MemoryStore], and its key starts from zero in an outage.
+	//
+	// Zero means that the limiter shares [DefaultNearKeys] with all others of the
+	// process that do not set this. A flood of keys at one of them can then push out
+	// what is known of another one's keys, if those are not denied.
 	NearKeys int
 
 	// Lease lets this process take units of a busy key ahead at a [RemoteStore] and hand
@@ -150,10 +156,11 @@ type Options struct {
 // takes nearby, and less than a user notices.
 const DefaultTimeout = 100 * time.Millisecond
 
-const _ = uint(-(DefaultTimeout ^ remote.DefaultTimeout)) // one number for both
+const _ = uint(-(DefaultTimeout ^ remote.DefaultTimeout | DefaultNearKeys ^ remote.SharedNearKeys)) // one number for both
 
-// DefaultNearKeys is what [Options.NearKeys] is unless set.
-const DefaultNearKeys = 1 << 16
+// DefaultNearKeys is how many counters all limiters of a process together remember
+// of their remote stores, unless [Options.NearKeys] is set.
+const DefaultNearKeys = 1 << 18
 
 // minLease is a few round trips to a store nearby: a shorter lease would be over when it comes.
 const minLease = 5 * time.Millisecond
@@ -173,9 +180,6 @@ func (o Options) withDefaults() Options {
 	}
 	if o.DenyRecheck == 0 {
 		o.DenyRecheck = remote.DefaultRecheck
-	}
-	if o.NearKeys == 0 {
-		o.NearKeys = DefaultNearKeys
 	}
 	if o.Headers == 0 {
 		o.Headers = HeadersDraft10
@@ -235,7 +239,7 @@ func (o Options) validate(limiter string) error {
 		return fmt.Errorf("Options.Lease is %v: want at least %v, or 0 for none", o.Lease, minLease)
 	}
 	if o.NearKeys < 0 {
-		return fmt.Errorf("Options.NearKeys is %d: want at least 1, or 0 for %d", o.NearKeys, DefaultNearKeys)
+		return fmt.Errorf("Options.NearKeys is %d: want at least 1, or 0 to share %d with the process", o.NearKeys, DefaultNearKeys)
 	}
 	if err := o.Headers.validate(); err != nil {
 		return err

@@ -220,7 +220,7 @@ func TestDeniedHere(t *testing.T) {
 					want, err := control.Take(ctx, "key")
 					require.NoError(t, err)
 					got := decide(t, l, "key", 1)
-					require.Equal(t, SourceCache, got.Source)
+					require.Equal(t, SourceCache, got.Source, i)
 					got.Source = SourceStore
 					require.Equal(t, want, got, i)
 					w := httptest.NewRecorder()

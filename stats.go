@@ -24,4 +24,7 @@ type RemoteStats struct {
 	// Forgotten counts keys for which that could not be kept.
 	Owed      int
 	Forgotten uint64
+	// Evicted counts the counters that this process had to forget before they were
+	// whole again, over all limiters that share Options.NearKeys.
+	Evicted uint64
 }

@@ -66,10 +66,29 @@ type Result struct {
 	RetryAfter time.Duration // until the units asked for fit: 0 if they do, [Never] if they cannot
 	MoreAfter  time.Duration // until Remaining grows; 0 if the limit is whole
 	ResetAfter time.Duration // until the limit is whole again
+
+	// state, if a limiter has set it, is where a store of this package puts what its
+	// counter holds. It travels through wrappers that hand the results on. A limiter
+	// that gets none guesses the state from the fields above.
+	state *reportedState
+}
+
+type reportedState struct {
+	rule.State
+	known bool
+}
+
+// report fills in the result, and the state if it is wanted.
+func (r *Result) report(a rule.Answer, s rule.State) {
+	wanted := r.state
+	*r = resultOf(a)
+	if r.state = wanted; wanted != nil {
+		*wanted = reportedState{s, true}
+	}
 }
 
 // Instant is a time on a store's own clock, in nanoseconds from a beginning that
-// only the store knows. It never runs backwards for a key.
+// only the store knows. It is never negative, and never runs backwards for a key.
 type Instant int64
 
 // Now stands for the instant at which a store gets to see it. So does every

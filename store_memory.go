@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync/atomic"
 
+	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 	"github.com/ratelimit-go/ratelimit/internal/table"
 )
@@ -44,7 +45,23 @@ func (s *MemoryStore) Take(ctx context.Context, key string, n int64, limits []Li
 			return 0, fmt.Errorf("ratelimit: MemoryStore %q: limit %v is not valid", s.name, limits[i])
 		}
 	}
+	if len(results) > 0 && results[0].state != nil {
+		return s.takeReporting(key, n, limits, results), nil
+	}
 	return s.take(key, n, limits, results), nil
+}
+
+// takeReporting is take for a limiter that wants the states, too.
+func (s *MemoryStore) takeReporting(key string, n int64, limits []Limit, results []Result) Instant {
+	var rules [MaxLimits]rule.Limit
+	var answers [MaxLimits]rule.Answer
+	var states [MaxLimits]rule.State
+	under := appendRules(rules[:0], limits)
+	_, at := s.table.TakeAt(s.table.Hash(key, table.Owner{}), n, clock.Now(), under, answers[:len(limits)], states[:len(limits)])
+	for i := range limits {
+		results[i].report(answers[i], states[i])
+	}
+	return Instant(at)
 }
 
 // take is Take for limits that are known to be valid.

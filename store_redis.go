@@ -106,12 +106,20 @@ func (s *RedisStore) Take(ctx context.Context, key string, n int64, limits []Lim
 	under := engine.Limits{Rules: appendRules(rules[:0], limits)}
 	given := answers[:min(len(results), MaxLimits)]
 	request := engine.Request{Key: key, Units: n, Limits: &under, Now: clock.Now()}
+	var states [MaxLimits]rule.State
+	if len(given) > 0 && results[0].state != nil {
+		request.States = states[:len(given)]
+	}
 	reply, err := s.engine.Take(ctx, request, given)
 	if err != nil {
 		return 0, publicError(err)
 	}
 	for i, a := range given {
-		results[i] = resultOf(a)
+		if reply.Exact {
+			results[i].report(a, states[i])
+		} else {
+			results[i] = resultOf(a)
+		}
 	}
 	return Instant(reply.At), nil
 }

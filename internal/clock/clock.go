@@ -10,10 +10,17 @@ import "time"
 // epoch is 40 years before the process started. Time in a bubble of
 // testing/synctest begins with the year 2000, which may be decades before the
 // process started: the distance keeps instants positive there, too.
-var epoch = time.Now().Add(-40 * 365 * 24 * time.Hour)
+var epoch = time.Now().Add(-beforeStart)
 
 // Now returns the present instant.
 func Now() int64 { return int64(time.Since(epoch)) }
+
+// Virtual reports whether time is that of a bubble of testing/synctest, by the fact
+// that it is before the start of the process. What is shared by the whole process
+// cannot be used there: its instants would lie in the future.
+func Virtual() bool { return Now() < int64(beforeStart) }
+
+const beforeStart = 40 * 365 * 24 * time.Hour
 
 // Time returns an instant as a time, for deadlines and timers.
 func Time(instant int64) time.Time { return epoch.Add(time.Duration(instant)) }

@@ -47,6 +47,11 @@ type Request struct {
 	Limits *Limits
 	Now    int64 // what clock.Now has just shown: reading a clock is a good part of what a shared decision costs
 	Until  int64 // a deadline by that clock, beside the one of the context; 0 is none
+
+	// States has room for the state under each limit after the call, by the
+	// engine's clock in nanoseconds. It may be nil, and an engine that does not know
+	// the states leaves it as it is. See Reply.Exact.
+	States []rule.State
 }
 
 // A Reply is what an engine answers beside the state of the limits.
@@ -56,6 +61,8 @@ type Reply struct {
 	// Newest is false if another caller gets a newer answer about the same key
 	// out of the same command, so that this one need not be remembered.
 	Newest bool
+
+	Exact bool // Request.States has been filled in
 }
 
 // Now stands for the instant at which an engine sees a call, and so does every

@@ -1,51 +1,48 @@
-package nearcache_test
+package nearcache
 
 import (
 	"math"
 	"strconv"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/ratelimit-go/ratelimit/internal/nearcache"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-const (
-	ms  = int64(time.Millisecond)
-	age = 200 * ms
-)
+const age = 200 * ms
 
 // holder is a process and a store of one key that only it uses: what is left there is
 // what it was, less all that has been asked for.
 type holder struct {
 	t      *testing.T
-	cache  *nearcache.Cache
+	cache  *Cache
 	limits []rule.Limit
 	state  rule.State
 	now    int64
 }
 
 func newHolder(t *testing.T, l rule.Limit) *holder {
-	return &holder{t: t, cache: nearcache.New(1 << 10), limits: []rule.Limit{l}, now: 1000 * ms}
+	return &holder{t: t, cache: newCache(), limits: []rule.Limit{l}, now: 1000 * ms}
 }
 
-func hourly(n int64) rule.Limit {
-	return rule.Limit{Kind: rule.Fixed, N: n, Window: int64(time.Hour)}
-}
+func hourly(n int64) rule.Limit { return fixed(n, hour) }
 
 // consult takes n units at the store.
 func (h *holder) consult(n int64) rule.Answer {
 	state, a := h.limits[0].Take(h.state, h.now, n)
 	h.state = state
-	h.cache.Learn("key", n, h.limits, []rule.Answer{a}, h.now, h.now, age, h.cache.Version("key"))
+	h.learn(h.limits, n, state, a)
 	return a
+}
+
+func (h *holder) learn(limits []rule.Limit, n int64, state rule.State, a rule.Answer) {
+	h.cache.Learn("key", Reply{n, limits, []rule.Answer{a}, []rule.State{state}, h.now, h.now, age, h.cache.Version("key")})
 }
 
 // request is what a limiter does for a request of n units.
 func (h *holder) request(n int64) (leased bool) {
-	_, ok, refill := h.cache.Spend("key", n, h.limits, h.now, age, make([]rule.Answer, 1))
+	_, ok, refill := h.cache.TakeLeased("key", n, h.now, age, h.limits, make([]rule.Answer, 1))
 	if ok && refill {
 		h.ask(0)
 	} else if !ok && !h.ask(n) {
@@ -54,9 +51,9 @@ func (h *holder) request(n int64) (leased bool) {
 	return ok
 }
 
-// ask takes n units and those of a lease, if one is wanted.
+// ask takes n units, and units for a lease if one is wanted.
 func (h *holder) ask(n int64) bool {
-	ask := h.cache.Want("key", h.limits, h.now)
+	ask := h.cache.WantLease("key", h.now, age, h.limits)
 	if ask.Units == 0 {
 		return false
 	}
@@ -66,12 +63,12 @@ func (h *holder) ask(n int64) bool {
 	return true
 }
 
-func (h *holder) leased(ask nearcache.Ask, a rule.Answer) (held int64) {
-	held, _, _ = h.cache.Leased(ask, "key", h.limits, []rule.Answer{a}, h.now, h.now, age)
+func (h *holder) leased(ask LeaseRequest, a rule.Answer) (held int64) {
+	held, _, _ = h.cache.AddLease(ask, "key", h.now, h.now, age, h.limits, []rule.Answer{a})
 	return held
 }
 
-func (h *holder) held() int64 { return h.cache.Held("key", h.limits, h.now) }
+func (h *holder) held() int64 { return h.cache.Leased("key", h.now, h.limits) }
 
 // load is requests for an age, evenly spaced.
 func (h *holder) load(requests int) (leased int) {
@@ -106,8 +103,8 @@ func TestLeaseFollowsTheRate(t *testing.T) {
 // TestLeaseIsASixteenth: at all times a process holds no more of a key than a 16th of what
 // was left when it last asked.
 func TestLeaseIsASixteenth(t *testing.T) {
-	for _, l := range []rule.Limit{hourly(1000), {Kind: rule.Sliding, N: 1000, Window: int64(time.Hour)},
-		{Kind: rule.Bucket, N: 1, Window: int64(time.Hour), Burst: 1000}} {
+	for _, l := range []rule.Limit{hourly(1000), {Kind: rule.Sliding, N: 1000, Window: hour},
+		{Kind: rule.Bucket, N: 1, Window: hour, Burst: 1000}} {
 		h := newHolder(t, l)
 		last := int64(0)
 		for left := int64(1000); left > 0; {
@@ -118,7 +115,7 @@ func TestLeaseIsASixteenth(t *testing.T) {
 			}
 			last = h.held()
 			if h.held() == 0 && a.Remaining < 16 {
-				require.Zero(t, h.cache.Want("key", h.limits, h.now).Units, "the last units are for everybody")
+				require.Zero(t, h.cache.WantLease("key", h.now, age, h.limits).Units, "the last units are for everybody")
 			}
 			if left = a.Remaining; left < 3 {
 				break
@@ -129,7 +126,7 @@ func TestLeaseIsASixteenth(t *testing.T) {
 }
 
 // TestLeaseEndsWithItsAge: no unit is handed out later than an age after it was asked for,
-// also where a refill came meanwhile.
+// also if a refill came in between.
 func TestLeaseEndsWithItsAge(t *testing.T) {
 	h := newHolder(t, hourly(1_000_000))
 	h.load(100)
@@ -144,18 +141,18 @@ func TestLeaseEndsWithItsAge(t *testing.T) {
 	require.NotZero(t, h.held())
 	h.now = asked + age
 	require.Zero(t, h.held())
-	lapsed := h.cache.Lapse(h.now, false)
-	require.Len(t, lapsed, 1)
-	require.Positive(t, lapsed[0].Units)
-	require.Less(t, h.now-lapsed[0].Told, 2*age, "it is known when they were counted")
-	require.False(t, h.cache.Leases())
+	ended := h.cache.EndLeases(h.now, false)
+	require.Len(t, ended, 1)
+	require.Positive(t, ended[0].Units)
+	require.Less(t, h.now-ended[0].At.Store, 2*age, "it is known when they were counted")
+	require.False(t, h.cache.HasLeases())
 }
 
 func TestLeaseEndsWithItsWindow(t *testing.T) {
 	h := newHolder(t, rule.Limit{Kind: rule.Fixed, N: 1_000_000, Window: age / 2})
 	h.load(1000)
 	ends := h.state.T + h.limits[0].Window
-	for h.held() == 0 || h.state.T+h.limits[0].Window == ends { // in a window that has begun meanwhile
+	for h.held() == 0 || h.state.T+h.limits[0].Window == ends { // in a window that has begun since
 		h.request(1)
 		h.now += age / 1000
 	}
@@ -171,16 +168,16 @@ func TestLeaseTakesBack(t *testing.T) {
 	h.load(100)
 	h.load(100)
 	size := h.held()
-	told, ok, _ := h.cache.Spend("key", 5, h.limits, h.now, age, make([]rule.Answer, 1))
+	taken, ok, _ := h.cache.TakeLeased("key", 5, h.now, age, h.limits, make([]rule.Answer, 1))
 	require.True(t, ok)
-	back := func(n, at int64) bool { return h.cache.Unspend("key", n, h.limits, h.now, at) }
-	require.False(t, back(1, told-1), "units from before the lease are the store's")
-	require.True(t, back(2, told))
-	require.True(t, back(3, math.MaxInt64))
+	back := func(n int64, at Instant) bool { return h.cache.GiveBackLeased("key", n, at, h.now, h.limits) }
+	require.False(t, back(1, Instant{taken.Here, taken.Store - 1}), "units from before the lease are the store's")
+	require.True(t, back(2, taken))
+	require.True(t, back(3, AnyTime))
 	require.Equal(t, size, h.held())
-	require.False(t, back(1000, math.MaxInt64), "a lease grows by no refund")
+	require.False(t, back(1000, AnyTime), "a lease grows by no refund")
 	h.now += age
-	require.False(t, back(1, told), "it is over")
+	require.False(t, back(1, taken), "it is over")
 }
 
 func TestLeaseIsOfItsLimits(t *testing.T) {
@@ -189,80 +186,96 @@ func TestLeaseIsOfItsLimits(t *testing.T) {
 	h.load(100)
 	require.NotZero(t, h.held())
 	other := []rule.Limit{hourly(50_000)}
-	_, ok, _ := h.cache.Spend("key", 1, other, h.now, age, make([]rule.Answer, 1))
+	_, ok, _ := h.cache.TakeLeased("key", 1, h.now, age, other, make([]rule.Answer, 1))
 	require.False(t, ok)
 	_, a := other[0].Take(h.state, h.now, 0)
-	h.cache.Learn("key", 0, other, []rule.Answer{a}, h.now, h.now, age, h.cache.Version("key"))
-	require.Zero(t, h.cache.Want("key", other, h.now).Units, "two plans of one key do not push out each other's")
-}
-
-func TestLeaseOfPushedOutCounters(t *testing.T) {
-	h := newHolder(t, hourly(100_000))
-	h.load(100)
-	h.load(100)
-	for i := range int64(8) {
-		l := []rule.Limit{{Kind: rule.Fixed, N: 10, Window: (i + 1) * int64(time.Minute)}}
-		h.cache.Learn("key", 0, l, []rule.Answer{{Remaining: 10}}, h.now, h.now, age, h.cache.Version("key"))
-	}
-	h.request(1) // and it does not panic
+	h.learn(other, 0, h.state, a)
+	require.Zero(t, h.cache.WantLease("key", h.now, age, other).Units, "two plans of one key do not push out each other's")
 }
 
 // TestResetWhileAsking: units that the store may have forgotten are not handed out.
 func TestResetWhileAsking(t *testing.T) {
 	h := newHolder(t, hourly(100_000))
 	h.load(100)
-	h.cache.Lapse(0, true)
-	ask := h.cache.Want("key", h.limits, h.now)
+	h.cache.EndLeases(0, true)
+	ask := h.cache.WantLease("key", h.now, age, h.limits)
 	require.NotZero(t, ask.Units)
 	a := h.consult(ask.Units)
-	h.cache.Forget("key")
+	state := h.state
+	h.cache.Forget("key", h.now, h.limits)
 	h.state = rule.State{}
-	h.cache.Learn("key", ask.Units, h.limits, []rule.Answer{a}, h.now, h.now, age, h.cache.Version("key"))
+	h.learn(h.limits, ask.Units, state, a)
 	require.Zero(t, h.leased(ask, a))
-	require.Empty(t, h.cache.Lapse(0, true), "nor given back: that would lift what is counted since")
+	require.Empty(t, h.cache.EndLeases(0, true), "nor given back: that would lift what is counted since")
 }
 
 func TestResetDropsLease(t *testing.T) {
 	h := newHolder(t, hourly(100_000))
 	h.load(100)
 	h.load(100)
-	h.cache.Forget("key")
+	h.cache.Forget("key", h.now, h.limits)
 	require.Zero(t, h.held())
-	require.Empty(t, h.cache.Lapse(0, true))
+	require.Empty(t, h.cache.EndLeases(0, true))
 }
 
-// TestEvictedLease is given back when its time is over.
-func TestEvictedLease(t *testing.T) {
+// TestLeaseOutlivesItsCounter: a flood that pushes a key out of the table takes no lease
+// with it, nor has a flood of keys that come once the demand for a key forgotten.
+func TestLeaseOutlivesItsCounter(t *testing.T) {
 	h := newHolder(t, hourly(100_000))
-	h.cache = nearcache.New(64)
+	h.cache = New(NewMemory(100), 1<<20)
 	h.load(100)
 	h.load(100)
 	held := h.held()
 	require.NotZero(t, held)
-	for i := 0; h.held() > 0; i++ {
-		h.cache.Learn(strconv.Itoa(i), 1, h.limits, make([]rule.Answer, 1), h.now, h.now, age, 0)
+	for i := range 10_000 {
+		key := strconv.Itoa(i)
+		h.cache.TakeLeased(key, 1, h.now, age, h.limits, make([]rule.Answer, 1))
+		take(h.cache, key, 90_000, h.now, false, h.limits[0])
 	}
-	require.True(t, h.cache.Leases())
-	lapsed := h.cache.Lapse(h.now+age, false)
-	require.Len(t, lapsed, 1)
-	require.Equal(t, held, lapsed[0].Units)
+	require.Equal(t, held, h.held())
+	require.Positive(t, h.load(20))
+	ended := h.cache.EndLeases(h.now+age, false)
+	require.Len(t, ended, 1)
+	require.False(t, h.cache.HasLeases())
+}
+
+// TestEndWhileAsking: the units of a lease that is asked for while all leases end are
+// not lost.
+func TestEndWhileAsking(t *testing.T) {
+	h := newHolder(t, hourly(100_000))
+	h.load(100)
+	h.cache.EndLeases(0, true)
+	ask := h.cache.WantLease("key", h.now, age, h.limits)
+	require.NotZero(t, ask.Units)
+	require.Empty(t, h.cache.EndLeases(0, true))
+	require.Equal(t, ask.Units, h.leased(ask, h.consult(ask.Units)))
+	ended := h.cache.EndLeases(0, true)
+	require.Len(t, ended, 1)
+	require.Equal(t, ask.Units, ended[0].Units)
+}
+
+func TestNoLeaseWhileOwing(t *testing.T) {
+	h := newHolder(t, hourly(100_000))
+	h.load(100)
+	h.cache.EndLeases(0, true)
+	take(h.cache, "key", 1, h.now, true, h.limits[0])
+	require.Zero(t, h.cache.WantLease("key", h.now, age, h.limits).Units)
 }
 
 func TestLongKeyHasNoLease(t *testing.T) {
-	c, key, limits := nearcache.New(1<<10), string(make([]byte, 600)), []rule.Limit{hourly(100_000)}
+	c, key, limits := newCache(), string(make([]byte, 600)), []rule.Limit{hourly(100_000)}
 	for i := range int64(100) {
-		c.Spend(key, 1, limits, i, age, make([]rule.Answer, 1))
-		c.Learn(key, 1, limits, []rule.Answer{{Remaining: 100_000}}, i, i, age, c.Version(key))
+		c.TakeLeased(key, 1, i, age, limits, make([]rule.Answer, 1))
 	}
-	require.Zero(t, c.Want(key, limits, 100).Units, "it could not be given back")
+	require.Zero(t, c.WantLease(key, 100, age, limits).Units, "its bytes are the client's choice")
 }
 
 func TestLeaseOfExtremeCosts(t *testing.T) {
 	h := newHolder(t, hourly(100_000))
 	for range 10 {
-		_, ok, _ := h.cache.Spend("key", math.MaxInt64, h.limits, h.now, age, make([]rule.Answer, 1))
+		_, ok, _ := h.cache.TakeLeased("key", math.MaxInt64, h.now, age, h.limits, make([]rule.Answer, 1))
 		require.False(t, ok)
 		h.consult(1)
 	}
-	require.EqualValues(t, (100_000-10)/16, h.cache.Want("key", h.limits, h.now).Units)
+	require.EqualValues(t, (100_000-10)/16, h.cache.WantLease("key", h.now, age, h.limits).Units)
 }

@@ -88,6 +88,28 @@ func (c *call) answer(answers []rule.Answer) error {
 	return nil
 }
 
+// states fills in the states after a take, as this caller finds them, and reports
+// whether they are exact: a window that is no whole number of microseconds is
+// another one at Redis.
+func (c *call) states(states []rule.State) (exact bool) {
+	for i, l := range c.set.rules {
+		if l.Window%1000 != 0 {
+			return false
+		}
+		s := c.before[i]
+		s.A += c.units * min(c.place, c.admitted)
+		if c.wasAdmitted() {
+			s.A += c.units
+		}
+		s.T *= 1000
+		if l.Kind == rule.Bucket {
+			s.B *= 1000 // it counts parts of a window
+		}
+		states[i] = s
+	}
+	return true
+}
+
 // charged returns how many units an adjust has charged: under every limit.
 func (c *call) charged() int64 {
 	charged := int64(math.MaxInt64)

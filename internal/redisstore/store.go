@@ -136,7 +136,7 @@ func (s *Store) Take(ctx context.Context, r engine.Request, answers []rule.Answe
 	}
 	c := &job.Value
 	err := c.answer(answers)
-	reply := engine.Reply{At: c.now * 1000, Newest: c.newest}
+	reply := engine.Reply{At: c.now * 1000, Newest: c.newest, Exact: len(r.States) > 0 && c.states(r.States)}
 	s.jobs.Put(job)
 	if err != nil {
 		return engine.Reply{}, s.callError(err)

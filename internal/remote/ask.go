@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/ratelimit-go/ratelimit/internal/breaker"
 	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/engine"
+	"github.com/ratelimit-go/ratelimit/internal/nearcache"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
@@ -30,6 +32,9 @@ func (p panicError) Error() string { return fmt.Sprintf("panic: %v", p.with) }
 
 // consult asks the store and remembers its answer.
 func (r *Remote) consult(ctx context.Context, q *question, answers []rule.Answer) (at int64, err error) {
+	states := stateBuffers.Get().(*[rule.MaxLimits]rule.State)
+	defer stateBuffers.Put(states)
+	q.states = states[:len(answers)]
 	var reply engine.Reply
 	now, err := r.ask(ctx, q.now, func(ctx context.Context) (err error) {
 		reply, err = r.call(ctx, q, answers)
@@ -38,21 +43,35 @@ func (r *Remote) consult(ctx context.Context, q *question, answers []rule.Answer
 	if err != nil {
 		return 0, err
 	}
-	r.clockOffset.Store(reply.At - now)
-	r.clockKnown.Store(true)
-	if reply.Newest {
-		r.near.Learn(q.key, q.units, q.limits.Rules, answers, reply.At, now, int64(r.opts.Recheck), q.version)
+	if !reply.Newest {
+		r.near.Observe(reply.At, now)
+		return reply.At, nil
 	}
+	learnt := nearcache.Reply{
+		N: q.units, Limits: q.limits.Rules, Answers: answers,
+		At: reply.At, Now: now, Recheck: int64(r.opts.Recheck), Version: q.version,
+	}
+	if reply.Exact {
+		learnt.States = q.states
+	}
+	r.near.Learn(q.key, learnt)
 	return reply.At, nil
 }
+
+// stateBuffers are for engines: what an interface's method is given escapes.
+var stateBuffers = sync.Pool{New: func() any { return new([rule.MaxLimits]rule.State) }}
 
 // look asks the store for no units, to see whether it answers.
 func (r *Remote) look(ctx context.Context, key string, limits *engine.Limits, until int64) error {
 	q := question{key: key, limits: limits, now: clock.Now(), until: until}
-	_, err := r.ask(ctx, q.now, func(ctx context.Context) error {
-		_, err := r.call(ctx, &q, make([]rule.Answer, len(limits.Rules)))
+	var reply engine.Reply
+	now, err := r.ask(ctx, q.now, func(ctx context.Context) (err error) {
+		reply, err = r.call(ctx, &q, make([]rule.Answer, len(limits.Rules)))
 		return err
 	})
+	if err == nil {
+		r.near.Observe(reply.At, now)
+	}
 	return err
 }
 
@@ -61,7 +80,7 @@ func (r *Remote) call(ctx context.Context, q *question, answers []rule.Answer) (
 	if q.until != 0 && q.now >= q.until {
 		return engine.Reply{}, untaken{context.DeadlineExceeded}
 	}
-	return r.opts.Engine.Take(ctx, engine.Request{Key: q.key, Units: q.units, Limits: q.limits, Now: q.now, Until: q.until}, answers)
+	return r.opts.Engine.Take(ctx, engine.Request{Key: q.key, Units: q.units, Limits: q.limits, Now: q.now, Until: q.until, States: q.states}, answers)
 }
 
 // move adjusts units at the store.
@@ -97,7 +116,7 @@ func (r *Remote) ask(ctx context.Context, start int64, call func(context.Context
 		if r.breaker.Done(start, end, probe, outcome) {
 			r.breakerChanged(end, err)
 		}
-		if outcome == breaker.Succeeded && r.near.Debts() > 0 {
+		if outcome == breaker.Succeeded && r.near.Owing() > 0 {
 			r.settleAll("")
 		}
 	}()

@@ -31,17 +31,17 @@ func (r *Remote) takeLeased(q *question, answers []rule.Answer) (at int64, ok bo
 }
 
 func (r *Remote) spend(key string, n int64, limits *engine.Limits, now int64, answers []rule.Answer) (at int64, ok bool) {
-	at, ok, refill := r.near.Spend(key, n, limits.Rules, now, int64(r.opts.Lease), answers)
+	taken, ok, refill := r.near.TakeLeased(key, n, now, int64(r.opts.Lease), limits.Rules, answers)
 	if refill {
 		r.refill(key, limits)
 	}
-	return at, ok
+	return taken.Store, ok
 }
 
 // takeAndLease takes the caller's units at the store, and for a busy key more of
 // them for a lease, so that the next requests need not ask.
 func (r *Remote) takeAndLease(ctx context.Context, q *question, answers []rule.Answer) (at int64, err error) {
-	ask := r.near.Want(q.key, q.limits.Rules, q.now)
+	ask := r.near.WantLease(q.key, q.now, int64(r.opts.Lease), q.limits.Rules)
 	more := *q
 	more.units += ask.Units
 	at, err = r.consult(ctx, &more, answers)
@@ -76,10 +76,10 @@ func isDenial(answers []rule.Answer) bool {
 // adjustLease gives units back to the key's lease, or charges it, and reports
 // whether that was possible. A charge goes to the lease first, because the store
 // may have nothing left: it is all here.
-func (r *Remote) adjustLease(key string, n, at int64, limits *engine.Limits) bool {
+func (r *Remote) adjustLease(key string, n int64, taken nearcache.Instant, limits *engine.Limits) bool {
 	now := clock.Now()
 	if n < 0 {
-		return r.near.Unspend(key, -n, limits.Rules, now, at)
+		return r.near.GiveBackLeased(key, -n, taken, now, limits.Rules)
 	}
 	_, ok := r.spend(key, n, limits, now, make([]rule.Answer, len(limits.Rules)))
 	return ok
@@ -87,7 +87,7 @@ func (r *Remote) adjustLease(key string, n, at int64, limits *engine.Limits) boo
 
 // refill takes units for a lease that runs low, on a goroutine of its own.
 func (r *Remote) refill(key string, limits *engine.Limits) {
-	ask := r.near.Want(key, limits.Rules, clock.Now())
+	ask := r.near.WantLease(key, clock.Now(), int64(r.opts.Lease), limits.Rules)
 	if ask.Units == 0 {
 		return
 	}
@@ -105,10 +105,10 @@ func (r *Remote) refill(key string, limits *engine.Limits) {
 
 // keep adds to the lease what the store has counted for it, which may be nothing.
 // It returns how many units the lease has now.
-func (r *Remote) keep(key string, limits *engine.Limits, ask nearcache.Ask, at int64, answers []rule.Answer) (held int64) {
-	held, lapsed, ok := r.near.Leased(ask, key, limits.Rules, answers, at, clock.Now(), int64(r.opts.Lease))
+func (r *Remote) keep(key string, limits *engine.Limits, ask nearcache.LeaseRequest, at int64, answers []rule.Answer) (held int64) {
+	held, ended, ok := r.near.AddLease(ask, key, at, clock.Now(), int64(r.opts.Lease), limits.Rules, answers)
 	if ok {
-		r.beside(func(o *Remote) { o.giveBack(o.closing, lapsed) })
+		r.beside(func(o *Remote) { o.giveBack(o.closing, ended) })
 	}
 	if held > 0 {
 		r.sweep()
@@ -123,7 +123,7 @@ func (r *Remote) sweep() {
 		return
 	}
 	r.beside(func(o *Remote) {
-		for o.near.Leases() && !o.isReplaced() && o.sweeping.CompareAndSwap(false, true) {
+		for o.near.HasLeases() && !o.isReplaced() && o.sweeping.CompareAndSwap(false, true) {
 			o.sweepUntilNone()
 			o.sweeping.Store(false) // a lease may have come just before: look once more
 		}
@@ -133,23 +133,23 @@ func (r *Remote) sweep() {
 func (r *Remote) sweepUntilNone() {
 	tick := time.NewTicker(max(r.opts.Lease/2, time.Millisecond))
 	defer tick.Stop()
-	for r.near.Leases() {
+	for r.near.HasLeases() {
 		select {
 		case <-tick.C:
 		case <-r.replaced:
 			return
 		}
-		r.giveBackAll(r.closing, r.near.Lapse(clock.Now(), false))
+		r.giveBackAll(r.closing, r.near.EndLeases(clock.Now(), false))
 	}
 }
 
 // endLeases gives all leases back: the limits have changed, or the limiter is
 // closed.
-func (r *Remote) endLeases(ctx context.Context) { r.giveBackAll(ctx, r.near.Lapse(0, true)) }
+func (r *Remote) endLeases(ctx context.Context) { r.giveBackAll(ctx, r.near.EndLeases(0, true)) }
 
-func (r *Remote) giveBackAll(ctx context.Context, lapsed []nearcache.Lapsed) {
+func (r *Remote) giveBackAll(ctx context.Context, ended []nearcache.EndedLease) {
 	var workers sync.WaitGroup
-	for part := range slices.Chunk(lapsed, 1+len(lapsed)/settleWorkers) {
+	for part := range slices.Chunk(ended, 1+len(ended)/settleWorkers) {
 		workers.Go(r.recovering(func() {
 			for _, l := range part {
 				if r.giveBack(ctx, l) != nil {
@@ -164,11 +164,11 @@ func (r *Remote) giveBackAll(ctx context.Context, lapsed []nearcache.Lapsed) {
 // giveBack tells the store that units of a lease were not used. If another
 // generation has become the owner in the meantime, this one's client may be closed,
 // and the owner tells the store.
-func (r *Remote) giveBack(ctx context.Context, l nearcache.Lapsed) error {
+func (r *Remote) giveBack(ctx context.Context, l nearcache.EndedLease) error {
 	limits := &engine.Limits{Rules: l.Limits}
-	_, err := r.move(ctx, l.Key, -l.Units, l.Told, limits)
+	_, err := r.move(ctx, l.Key, -l.Units, l.At.Store, limits)
 	if owner := r.owner.Load(); err != nil && owner != r && r.unchanged(err) {
-		_, err = owner.move(owner.closing, l.Key, -l.Units, l.Told, limits)
+		_, err = owner.move(owner.closing, l.Key, -l.Units, l.At.Store, limits)
 	}
 	return err
 }

@@ -55,7 +55,7 @@ type Options struct {
 	Timeout   time.Duration  // of a decision; negative is none
 	Recheck   time.Duration  // how long a denial is remembered; negative: until it is over
 	Lease     time.Duration  // how long units may be held; 0 leases none
-	NearKeys  int            // how many keys are remembered
+	NearKeys  int            // how many counters are remembered; 0 shares SharedNearKeys with the process
 	OnFailure Policy
 	Report    Reporter
 }
@@ -81,6 +81,30 @@ type Stats struct {
 	Fallback, FailedOpen uint64
 	Owed                 int    // keys with units that the store does not know of
 	Forgotten            uint64 // keys for which that could not be kept
+	Evicted              uint64 // counters that had to go, of all limiters that share the budget
+}
+
+// SharedNearKeys is how many counters all limiters of a process remember together.
+const SharedNearKeys = 1 << 18
+
+// ledgerBytes bounds what one limiter notes of units that the store does not know
+// of: some ten thousand keys. A limiter with a budget of its own has as much for
+// each key.
+const (
+	ledgerBytes       = 1 << 20
+	ledgerBytesPerKey = 128
+)
+
+var sharedMemory = sync.OnceValue(func() *nearcache.Memory { return nearcache.NewMemory(SharedNearKeys) })
+
+func newNear(keys int) *nearcache.Cache {
+	switch {
+	case keys > 0:
+		return nearcache.New(nearcache.NewMemory(keys), keys*ledgerBytesPerKey)
+	case clock.Virtual():
+		return nearcache.New(nearcache.NewMemory(SharedNearKeys), ledgerBytes)
+	}
+	return nearcache.New(sharedMemory(), ledgerBytes)
 }
 
 // What a limiter sets if its user does not.
@@ -137,17 +161,15 @@ type Remote struct {
 
 // state is what all generations of a limiter know.
 type state struct {
-	owner       atomic.Pointer[Remote]
-	near        *nearcache.Cache
-	breaker     breaker.Breaker
-	outage      outage
-	clockOffset atomic.Int64 // the store's clock less ours, as last seen
-	clockKnown  atomic.Bool
+	owner   atomic.Pointer[Remote]
+	near    *nearcache.Cache
+	breaker breaker.Breaker
+	outage  outage
 }
 
 // New returns a Remote.
 func New(opts Options) *Remote {
-	r := &Remote{opts: opts, state: &state{near: nearcache.New(opts.NearKeys)}, replaced: make(chan struct{})}
+	r := &Remote{opts: opts, state: &state{near: newNear(opts.NearKeys)}, replaced: make(chan struct{})}
 	r.outage.changed = make(chan struct{}, 1)
 	r.owner.Store(r)
 	r.limits.Store(opts.Limits)
@@ -167,10 +189,10 @@ func (r *Remote) Begin() {
 		before.replace()
 	}
 	// What the owner before has started since then, it has started here.
-	if r.near.Leases() {
+	if r.near.HasLeases() {
 		r.sweep()
 	}
-	if r.near.Debts() > 0 {
+	if r.near.Owing() > 0 {
 		r.settleAll("")
 	}
 	r.watchOutage()
@@ -200,7 +222,7 @@ func (r *Remote) Close() {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	if r.breaker.Ready(clock.Now()) {
-		r.settleKeys(ctx, r.near.Debtors(clock.Now()))
+		r.settleKeys(ctx, r.near.OwingKeys(clock.Now()))
 	}
 	r.endLeases(ctx)
 }
@@ -256,14 +278,16 @@ type question struct {
 	units   int64
 	limits  *engine.Limits
 	now     int64
-	until   int64  // when the timeout is over; 0 is never
-	version uint64 // of what is known of the key
+	until   int64        // when the timeout is over; 0 is never
+	version uint64       // of what is known of the key
+	states  []rule.State // a buffer for the engine
 }
 
 // Take decides about n >= 0 units of key, and fills in answers, which is as long
 // as the limits. It waits for the store, but not longer than the timeout. The
-// error is that of ctx if the caller has left, and otherwise, with the policy
-// FailClosed, the store's.
+// instant is for Adjust; see instants.go. The error is that of ctx if the caller has
+// left, and otherwise, with the policy FailClosed or if this process is shutting
+// down, the store's.
 func (r *Remote) Take(ctx context.Context, key string, n int64, limits *engine.Limits, answers []rule.Answer) (at int64, source Source, err error) {
 	if err := ctx.Err(); err != nil {
 		return 0, 0, err
@@ -277,7 +301,7 @@ func (r *Remote) Take(ctx context.Context, key string, n int64, limits *engine.L
 	}
 	if r.isDenied(&q, answers) {
 		r.cached.Add(1)
-		return r.storeTime(now), FromCache, nil
+		return NothingTaken, FromCache, nil
 	}
 	at, err = r.takeFromStore(ctx, &q, answers)
 	if err == nil {
@@ -289,7 +313,7 @@ func (r *Remote) Take(ctx context.Context, key string, n int64, limits *engine.L
 // isDenied reports whether the key is known to be denied. Once in each Recheck it
 // does not, so that one caller asks the store.
 func (r *Remote) isDenied(q *question, answers []rule.Answer) (denied bool) {
-	denied, q.version = r.near.Denied(q.key, q.units, q.limits.Rules, q.now, int64(r.opts.Recheck), answers)
+	denied, q.version = r.near.Denied(q.key, q.units, q.now, int64(r.opts.Recheck), q.limits.Rules, answers)
 	return denied
 }
 
@@ -318,7 +342,7 @@ func (r *Remote) takeFromStore(ctx context.Context, q *question, answers []rule.
 		return 0, err
 	}
 	if r.leases() { // a look: what this process holds is left, too
-		addHeld(answers, q.limits.Rules, r.near.Held(q.key, q.limits.Rules, start))
+		addHeld(answers, q.limits.Rules, r.near.Leased(q.key, start, q.limits.Rules))
 	}
 	return at, nil
 }
@@ -348,34 +372,40 @@ func (r *Remote) takeWithoutStore(ctx context.Context, q *question, err error, a
 		r.failedOpen.Add(1)
 		return NothingTaken, FromFailOpen, nil
 	}
-	now, unchanged := clock.Now(), r.unchanged(err)
-	r.near.Take(q.key, q.units, rules, now, unchanged, answers)
+	unchanged := r.unchanged(err)
+	_, here := r.near.Take(q.key, q.units, clock.Now(), rules, answers, unchanged)
 	r.fallback.Add(1)
 	if !unchanged {
 		return NothingTaken, FromFallback, nil
 	}
-	return r.storeTime(now), FromFallback, nil
+	return takenHere(here), FromFallback, nil
 }
 
-// Adjust is [engine.Engine.Adjust]. What the store cannot be told now is owed to
-// it with the policy FallbackLocal.
+// Adjust is [engine.Engine.Adjust]. at is the instant that Take has returned, or
+// [engine.Now]. What the store cannot be told now is owed to it with the policy
+// FallbackLocal.
 func (r *Remote) Adjust(ctx context.Context, key string, n, at int64, limits *engine.Limits) (charged int64, err error) {
-	if r.leases() && r.adjustLease(key, n, at, limits) {
+	if at == NothingTaken {
+		return 0, nil
+	}
+	taken := r.taken(at)
+	if r.leases() && r.adjustLease(key, n, taken, limits) {
 		return max(0, n), nil
 	}
 	if owes, _ := r.awaitSettled(ctx, key); owes {
 		err = errOwing
 	} else {
-		charged, err = r.move(ctx, key, n, at, limits)
+		charged, err = r.move(ctx, key, n, r.sendAt(taken), limits)
 	}
 	owed := err != nil && r.opts.OnFailure == FallbackLocal && ctx.Err() == nil && r.unchanged(err) && r.fault(err) != engine.Closed
-	if err == nil || owed {
-		r.near.Adjust(key, n, limits.Rules, clock.Now(), owed)
+	if err != nil && !owed {
+		return 0, err
 	}
+	chargedHere := r.near.Adjust(key, n, taken, clock.Now(), limits.Rules, owed)
 	if owed {
-		return max(0, n), nil
+		return chargedHere, nil
 	}
-	return charged, err
+	return charged, nil
 }
 
 // Reset is [engine.Engine.Reset]. It returns the store's error, and is tried even
@@ -389,9 +419,9 @@ func (r *Remote) Reset(ctx context.Context, key string, limits *engine.Limits) e
 		case <-ctx.Done():
 		}
 	}
-	r.near.Forget(key)
+	r.near.Forget(key, clock.Now(), limits.Rules)
 	err := r.opts.Engine.Reset(ctx, key, limits)
-	r.near.Forget(key) // a decision that was under way may have been learnt from
+	r.near.Forget(key, clock.Now(), limits.Rules) // a decision that was under way may have been learnt from
 	return err
 }
 
@@ -410,20 +440,12 @@ func (r *Remote) until(now int64) int64 {
 	return 0
 }
 
-// storeTime is what the store's clock shows when ours shows now.
-func (r *Remote) storeTime(now int64) int64 {
-	if !r.clockKnown.Load() {
-		return engine.Now
-	}
-	return now + r.clockOffset.Load()
-}
-
 // Stats may be called at any time.
 func (r *Remote) Stats() Stats {
 	return Stats{
 		Failures: r.failures.Load(), Spared: r.spared.Load(),
 		BreakerOpen: r.breaker.Open(), BreakerOpened: r.breaker.Opened(),
 		Cached: r.cached.Load(), Leased: r.leased.Load(), Fallback: r.fallback.Load(), FailedOpen: r.failedOpen.Load(),
-		Owed: r.near.Debts(), Forgotten: r.near.Lost(),
+		Owed: r.near.Owing(), Forgotten: r.near.Lost(), Evicted: r.near.Evicted(),
 	}
 }

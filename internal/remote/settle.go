@@ -77,13 +77,12 @@ func (r *Remote) awaitSettled(ctx context.Context, key string) (owes, waited boo
 
 // settleKey tells the store what is owed for a key, on a goroutine of its own.
 func (r *Remote) settleKey(key string) {
-	debts := r.near.Collect(key, clock.Now())
-	if debts == nil {
+	owed := r.near.Collect(key, clock.Now())
+	if owed == nil {
 		return
 	}
-	key = strings.Clone(key)
-	if !r.beside(func(o *Remote) { o.settle(o.closing, key, debts) }) {
-		r.near.Settle(key, debts)
+	if !r.beside(func(o *Remote) { o.settle(o.closing, owed) }) {
+		r.near.Settle(owed, 0, clock.Now())
 	}
 }
 
@@ -101,7 +100,7 @@ func (r *Remote) settleAll(first string) {
 			return
 		}
 		defer o.settling.Store(false)
-		debtors := o.near.Debtors(now)
+		debtors := o.near.OwingKeys(now)
 		if first != "" {
 			debtors = append([]string{first}, debtors...)
 		}
@@ -127,7 +126,7 @@ func (r *Remote) settleKeys(ctx context.Context, debtors []string) (complete boo
 	for range min(settleWorkers, len(debtors)) {
 		workers.Go(r.recovering(func() {
 			for i := next.Add(1) - 1; i < int64(len(debtors)); i = next.Add(1) - 1 {
-				if err := r.settle(ctx, debtors[i], r.near.Collect(debtors[i], clock.Now())); err != nil {
+				if err := r.settle(ctx, r.near.Collect(debtors[i], clock.Now())); err != nil {
 					left.Store(true)
 					if r.fault(err) != engine.Key {
 						next.Store(int64(len(debtors)))
@@ -140,18 +139,24 @@ func (r *Remote) settleKeys(ctx context.Context, debtors []string) (complete boo
 	return !left.Load()
 }
 
-// settle tells the store what was collected for a key.
-func (r *Remote) settle(ctx context.Context, key string, debts []nearcache.Debt) (err error) {
-	if debts == nil {
+// settle tells the store what was collected of a key. What the store knows, or may
+// know, is not sent twice.
+func (r *Remote) settle(ctx context.Context, b *nearcache.Batch) (err error) {
+	if b == nil {
 		return nil
 	}
-	defer func() { r.near.Settle(key, debts) }()
-	for len(debts) > 0 && err == nil {
-		d := debts[0]
-		_, err = r.move(ctx, key, d.Units, r.storeTime(d.At), &engine.Limits{Rules: []rule.Limit{d.Limit}})
-		if err == nil || !r.unchanged(err) {
-			debts = debts[1:] // the store knows, or may know: it is not told twice
+	sent := 0
+	defer func() { r.near.Settle(b, sent, clock.Now()) }() // also if the store panics
+	for i := range b.Owed {
+		o := &b.Owed[i]
+		sent = i + 1
+		_, err = r.move(ctx, b.Key, o.Units, r.sendAt(o.At), &engine.Limits{Rules: []rule.Limit{o.Limit}})
+		if err != nil {
+			if r.unchanged(err) {
+				sent = i
+			}
+			return err
 		}
 	}
-	return err
+	return nil
 }

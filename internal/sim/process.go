@@ -28,7 +28,7 @@ type process struct {
 }
 
 func newProcess(r *run, rnd *rand.Rand, rate float64) *process {
-	p := &process{run: r, source: newSource(&r.Config, rnd, rate), near: nearcache.New(1 << 20), told: make(map[int][]func())}
+	p := &process{run: r, source: newSource(&r.Config, rnd, rate), near: nearcache.NewSeeded(1<<16, 1<<24, r.Seed), told: make(map[int][]func())}
 	p.queue.latest = make(map[int]*call)
 	return p
 }
@@ -61,7 +61,7 @@ func (p *process) decided(source int, admitted bool, since int64) {
 func (p *process) take(key int) {
 	r, name, start := p.run, p.run.keys[key], p.run.now
 	if r.Mode == Leased {
-		_, ok, refill := p.near.Spend(name, 1, r.limits, start, int64(r.Lease), r.answers)
+		_, ok, refill := p.near.TakeLeased(name, 1, start, int64(r.Lease), r.limits, r.answers)
 		if refill {
 			p.refill(key)
 		}
@@ -71,7 +71,7 @@ func (p *process) take(key int) {
 		}
 	}
 	if r.Mode != Exact {
-		if denied, _ := p.near.Denied(name, 1, r.limits, start, int64(r.Recheck), r.answers); denied {
+		if denied, _ := p.near.Denied(name, 1, start, int64(r.Recheck), r.limits, r.answers); denied {
 			p.decided(FromCache, false, start)
 			return
 		}
@@ -102,7 +102,7 @@ func (p *process) takeMore(key int, start int64) {
 		case c.failed:
 			p.fail(key, start, !c.unknown)
 		case c.answer.Retry > 0 && ask.Units > 0: // there is less left than was thought
-			p.consult(key, 1, nearcache.Ask{}, start+int64(r.Timeout)-r.now, func(c *call) {
+			p.consult(key, 1, nearcache.LeaseRequest{}, start+int64(r.Timeout)-r.now, func(c *call) {
 				if c.failed {
 					p.fail(key, start, !c.unknown)
 				} else {
@@ -115,11 +115,11 @@ func (p *process) takeMore(key int, start int64) {
 	})
 }
 
-func (p *process) want(key int) nearcache.Ask {
+func (p *process) want(key int) nearcache.LeaseRequest {
 	if p.run.Mode != Leased {
-		return nearcache.Ask{}
+		return nearcache.LeaseRequest{}
 	}
-	return p.near.Want(p.run.keys[key], p.run.limits, p.run.now)
+	return p.near.WantLease(p.run.keys[key], p.run.now, int64(p.run.Lease), p.run.limits)
 }
 
 // refill takes units for a lease that runs low.
@@ -130,19 +130,22 @@ func (p *process) refill(key int) {
 }
 
 // consult asks the server, and keeps what is for a lease.
-func (p *process) consult(key int, n int64, ask nearcache.Ask, timeout int64, then func(*call)) {
+func (p *process) consult(key int, n int64, ask nearcache.LeaseRequest, timeout int64, then func(*call)) {
 	r := p.run
 	p.ask(&call{op: take, key: key, n: n, then: func(c *call) {
 		if !c.failed {
-			p.near.Learn(r.keys[key], n, r.limits, []rule.Answer{c.answer}, c.told, r.now, int64(r.Recheck), c.version)
+			p.near.Learn(r.keys[key], nearcache.Reply{
+				N: n, Limits: r.limits, Answers: []rule.Answer{c.answer}, States: []rule.State{c.state},
+				At: c.told, Now: r.now, Recheck: int64(r.Recheck), Version: c.version,
+			})
 		}
 		if ask.Units > 0 {
 			if c.failed || c.answer.Retry > 0 {
 				ask.Units = 0
 			}
-			held, lapsed, ok := p.near.Leased(ask, r.keys[key], r.limits, []rule.Answer{c.answer}, c.told, r.now, int64(r.Lease))
+			held, ended, ok := p.near.AddLease(ask, r.keys[key], c.told, r.now, int64(r.Lease), r.limits, []rule.Answer{c.answer})
 			if ok {
-				p.giveBack(key, lapsed)
+				p.giveBack(key, ended)
 			}
 			if held > 0 && !p.sweeping {
 				p.sweeping = true
@@ -155,18 +158,18 @@ func (p *process) consult(key int, n int64, ask nearcache.Ask, timeout int64, th
 
 func (p *process) sweep() {
 	r := p.run
-	lapsed := p.near.Lapse(r.now, false)
-	slices.SortFunc(lapsed, func(a, b nearcache.Lapsed) int { return cmp.Compare(a.Key, b.Key) }) // they come in any order
-	for _, l := range lapsed {
+	ended := p.near.EndLeases(r.now, false)
+	slices.SortFunc(ended, func(a, b nearcache.EndedLease) int { return cmp.Compare(a.Key, b.Key) }) // they come in any order
+	for _, l := range ended {
 		p.giveBack(r.index[l.Key], l)
 	}
-	if p.sweeping = p.near.Leases(); p.sweeping {
+	if p.sweeping = p.near.HasLeases(); p.sweeping {
 		r.at(r.now+int64(r.Lease)/2, event{do: sweep, process: p})
 	}
 }
 
-func (p *process) giveBack(key int, l nearcache.Lapsed) {
-	p.ask(&call{op: adjust, key: key, n: -l.Units, at: l.Told, then: func(*call) {}}, int64(remote.SideTimeout))
+func (p *process) giveBack(key int, l nearcache.EndedLease) {
+	p.ask(&call{op: adjust, key: key, n: -l.Units, at: l.At.Store, then: func(*call) {}}, int64(remote.SideTimeout))
 }
 
 // ask makes a call, unless that is known to be of no use.
@@ -193,7 +196,7 @@ func (p *process) done(c *call) {
 		outcome = breaker.Failed
 	}
 	p.breaker.Done(c.start, p.run.now, c.probe, outcome)
-	if !c.failed && p.near.Debts() > 0 {
+	if !c.failed && p.near.Owing() > 0 {
 		p.settleAll()
 	}
 	c.then(c)
@@ -201,7 +204,7 @@ func (p *process) done(c *call) {
 
 // fail decides where the server could not, as FallbackLocal does.
 func (p *process) fail(key int, since int64, unchanged bool) {
-	admitted := p.near.Take(p.run.keys[key], 1, p.run.limits, p.run.now, unchanged, p.run.answers)
+	admitted, _ := p.near.Take(p.run.keys[key], 1, p.run.now, p.run.limits, p.run.answers, unchanged)
 	p.decided(FromFallback, admitted, since)
 }
 
@@ -215,29 +218,49 @@ func (p *process) settleAll() {
 
 func (p *process) settle() {
 	p.settling = 0
-	debtors := p.near.Debtors(p.run.now)
-	slices.Sort(debtors) // they come in any order
-	for _, name := range debtors {
-		key, debts := p.run.index[name], p.near.Collect(name, p.run.now)
-		if len(debts) == 0 {
+	owing := p.near.OwingKeys(p.run.now)
+	slices.Sort(owing) // they come in any order
+	for _, name := range owing {
+		key, batch := p.run.index[name], p.near.Collect(name, p.run.now)
+		if batch == nil {
 			continue
 		}
-		d := debts[0] // there is one limit
 		p.settling++
 		p.told[key] = nil
-		p.ask(&call{op: adjust, key: key, n: d.Units, at: d.At, then: func(c *call) {
-			p.settling--
-			if !c.failed || c.unknown {
-				debts = nil // told, or perhaps told
-			}
-			p.near.Settle(name, debts)
-			waiting := p.told[key]
-			delete(p.told, key)
-			for _, then := range waiting {
-				then()
-			}
-		}}, int64(remote.SideTimeout))
+		p.settleOne(key, batch, 0)
 	}
+}
+
+// settleOne sends the rest of a batch, from its element i on.
+func (p *process) settleOne(key int, b *nearcache.Batch, i int) {
+	end := func(sent int) {
+		p.settling--
+		p.near.Settle(b, sent, p.run.now)
+		waiting := p.told[key]
+		delete(p.told, key)
+		for _, then := range waiting {
+			then()
+		}
+	}
+	if i == len(b.Owed) {
+		end(i)
+		return
+	}
+	o := &b.Owed[i]
+	at, known := p.near.SendAt(o)
+	if !known {
+		at = p.run.now
+	}
+	p.ask(&call{op: adjust, key: key, n: o.Units, at: at, then: func(c *call) {
+		switch {
+		case !c.failed:
+			p.settleOne(key, b, i+1)
+		case c.unknown: // the server knows of it, or may know
+			end(i + 1)
+		default:
+			end(i)
+		}
+	}}, int64(remote.SideTimeout))
 }
 
 func owes(c *nearcache.Cache, key string) bool {

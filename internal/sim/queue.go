@@ -33,6 +33,7 @@ type call struct {
 	failed  bool
 	unknown bool // it may have been carried out nevertheless
 	answer  rule.Answer
+	state   rule.State // after it
 	told    int64
 }
 

@@ -38,4 +38,5 @@ func (s *server) carryOut(c *call) {
 		return
 	}
 	*state, c.answer = l.Take(*state, s.free, c.n)
+	c.state = *state
 }

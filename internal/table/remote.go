@@ -11,8 +11,8 @@ import (
 // [Table.TakeAt] and [Table.AdjustAt], which such a cache counts with while the store
 // is away, are in table.go.
 
-// Owner keeps the keys of one owner apart from those of all others in the table. The
-// zero Owner is that of the methods that are given a key instead of a [Hash].
+// Owner keeps the keys of one user of a table apart from the keys of all others. Methods
+// that take a key instead of a [Hash] use the zero Owner.
 type Owner struct{ shard, slot uint64 }
 
 // NewOwner returns an Owner unlike any other.
@@ -37,8 +37,8 @@ func (h Hash) Bits() uint64 { return (h.shard ^ h.slot) * 0x9e3779b97f4a7c15 }
 //
 // A key is known to be refused under a limit if its counter there is marked so: by a
 // Take that was denied, or by Learn. So only what was refused once is denied here, and
-// never a cost that can never fit. Other limits of the same key may have no counter; their
-// answers are then those of an unused key.
+// never a cost that can never fit. Other limits of the same key may have no counter. They
+// are then answered as for an unused key.
 func (t *Table) Denied(h Hash, n, now int64, limits []rule.Limit, answers []rule.Answer) bool {
 	var room [MaxLimits]id
 	ids := h.fill(&room, limits)

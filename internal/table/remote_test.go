@@ -126,7 +126,7 @@ func (m remoteModel) denied(key string, n, now int64, limits []rule.Limit) (answ
 	return answers
 }
 
-// sameState reports whether two states cannot be told apart: one may have expired,
+// sameState reports whether two states give the same answer: one may have expired,
 // which the table forgets, and the model does not.
 func sameState(l rule.Limit, a, b rule.State, now int64) bool {
 	_, left := l.Take(a, now, 0)
@@ -135,7 +135,7 @@ func sameState(l rule.Limit, a, b rule.State, now int64) bool {
 }
 
 // exactLimits are random limits whose units a model can count: a sliding window weighs
-// its older half, so what it has left does not tell what was moved.
+// its older half, so what it has left does not show what was moved.
 func exactLimits(r *rand.Rand) (limits []rule.Limit) {
 	for _, l := range randomLimits(r) {
 		if l.Kind != rule.Sliding {
@@ -146,10 +146,10 @@ func exactLimits(r *rand.Rand) (limits []rule.Limit) {
 }
 
 // TestAgainstRemoteModel: the methods that take an instant and a hash answer as a map
-// of states would, whoever else shares the table.
+// of states would, also if others share the table.
 func TestAgainstRemoteModel(t *testing.T) {
 	r := newRand(t)
-	for range 400 {
+	for range 150 {
 		tab := newTimed([]int{1000, 1 << 20}[r.IntN(2)])
 		owners := []Owner{{}, NewOwner(), NewOwner()}
 		models := []remoteModel{{}, {}, {}}
@@ -301,7 +301,7 @@ func TestInstantsDoNotRunBack(t *testing.T) {
 	}
 }
 
-// TestOwners: no owner's keys meet those of another.
+// TestOwners: two owners never share a counter.
 func TestOwners(t *testing.T) {
 	tab, l := newTimed(1<<16), fixed(1, hour)
 	limits, answers := []rule.Limit{l}, make([]rule.Answer, 1)
@@ -409,7 +409,7 @@ func TestRemoteConcurrently(t *testing.T) {
 }
 
 // TestLearnedKeysSurvive: keys that another store has refused are as safe from a
-// flood as those that were refused here.
+// flood as keys that were refused here.
 func TestLearnedKeysSurvive(t *testing.T) {
 	const most, keys = 20_000, 5000
 	l, owner := fixed(5, hour), NewOwner()

@@ -45,8 +45,9 @@ func (s *shapes) of(l *rule.Limit) id {
 	return s.class(2 * l.Window)
 }
 
-// class returns the number of the limits without a number whose counters live up to
-// so long. Such a number stands for a limit without a kind, whose window is the life.
+// class returns the number that all limits share whose counters live up to so long, and
+// that have no number of their own. The number names a limit without a kind. Its window
+// is the longest life so far.
 func (s *shapes) class(life int64) id {
 	c := 1
 	for c < classes && life > classLives[c] {

@@ -12,7 +12,7 @@ import (
 )
 
 // MaxLimits is the most limits that one call may have.
-const MaxLimits = 8
+const MaxLimits = rule.MaxLimits
 
 // Table holds at most a fixed number of counters, one for each key and each kind
 // and window of limit that it is under. It is safe for concurrent use.

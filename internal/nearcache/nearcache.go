@@ -1,0 +1,392 @@
+// Package nearcache keeps what this process knows of the keys of a store in another
+// process, such as Redis. With it a limiter denies keys that are known to be denied
+// without asking the store, and goes on counting while the store is away.
+//
+// There is one implementation of counting: the states are in a table.Table, and the rules
+// are in internal/rule. Beside the table there is only what it cannot
+// hold:
+//
+//   - permissions: until when a known denial may be answered here ([Cache.Denied]). A
+//     permission that is lost means that the store is asked.
+//   - marks: the instant of the newest answer that was learnt, by which answers that
+//     overtake each other are put in order.
+//   - the ledger: units that were decided here and that the store does not know of,
+//     with their key. The store is owed these units.
+//   - leases: units that the store has counted and this process has not handed out yet.
+//
+// # Words
+//
+// Units are owed if the store does not know of them and they must be sent to it. Settling
+// a key means to send them. A key is whole under a limit if it has as much left as an unused one.
+//
+// # Two clocks
+//
+// This process counts on its own monotonic clock, and the store on its own. An [Instant]
+// has both. States are converted when they are learnt, so a jump of the store's clock
+// does not change what is already known here. The conversion is this package's (see
+// clock.go): callers hand on the store's instants as they are.
+//
+// # How a limiter uses it
+//
+// One Memory per process, or one for a limiter with a budget of its own, and one Cache for
+// each limiter. A limiter that replaces another one on the same store takes over its Cache.
+//
+// For a request:
+//
+//  1. If leases are on, [Cache.TakeLeased]. If it is admitted, that is the answer.
+//  2. [Cache.Denied]. If it is true, that is the answer. Otherwise keep the version.
+//  3. If [Cache.Owes] is true, settle the key first, or go to step 5.
+//  4. Ask the store. On success pass its answer to [Cache.Learn] with the version of
+//     step 2. The units are taken at Cache.InstantOf the store's instant.
+//  5. If the store has failed, [Cache.Take]. owed is true if the failed call has certainly
+//     changed nothing at the store. If that is not known, the units must never be given
+//     back: they may be somebody else's at the store. Otherwise they are taken at
+//     [Here] of the instant that Take returned.
+//
+// When units are given back or charged later, at is the Instant at which they were taken, or
+// [AnyTime]. Tell the store, if nothing is owed for the key, and call [Cache.Adjust]: with
+// owed false if the store has done it, and with owed true if the store has certainly
+// not. If it is not known whether it has, do not call Adjust.
+//
+// To settle, call [Cache.Collect] for a key, send each of what is in the batch with
+// Store.Adjust, in order and under one limit each, and call [Cache.Settle] with how many the
+// store has or may have counted. What may have been counted must not be sent again.
+//
+// To reset a key, wait until nobody settles it, call [Cache.Forget], reset the store, and
+// call Forget again for the answers that were on their way.
+package nearcache
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+	"github.com/ratelimit-go/ratelimit/internal/table"
+)
+
+// MaxLimits is the most limits that one call may have.
+const MaxLimits = table.MaxLimits
+
+// Memory is what the caches of a process can share: a bounded number of counters, and
+// permissions to deny. It is safe for concurrent use.
+type Memory struct {
+	table       *table.Table
+	permissions permissions
+}
+
+// NewMemory returns a Memory of at most that many counters. A key has one counter for each
+// algorithm and window that it is limited under. It starts small and grows to 30 bytes
+// per counter, and up to 8 for each if that many keys are denied at once.
+func NewMemory(counters int) *Memory {
+	counters = max(counters, 1)
+	noClock := func() int64 { return 0 } // of methods that are not used here
+	return &Memory{table.New(counters, noClock), permissions{most: counters / setSize}}
+}
+
+// Stats returns how full the table is, over all caches that share it.
+func (m *Memory) Stats() table.Stats { return m.table.Stats() }
+
+// Evicted is how many counters have been pushed out, of all caches that share the
+// Memory.
+func (c *Cache) Evicted() uint64 { return c.memory.table.Stats().Evicted }
+
+// Cache is what one limiter knows of its store's keys. It is safe for concurrent use;
+// none of its methods waits for anything but a lock that is held for a moment.
+type Cache struct {
+	memory *Memory
+	owner  table.Owner
+	clock  clock
+
+	marks   [marks]mark
+	stripes [stripes]stripe
+	demands atomic.Pointer[[marks]demandSet] // nil until leases are asked for
+	queue   int                              // bytes of a queue of the ledger, at most
+
+	owing atomic.Int64 // keys with units that the store is owed
+	lost  atomic.Uint64
+}
+
+const (
+	// stripes are enough that 64 callers seldom meet at one lock.
+	stripes = 64
+	// marks are shared by all keys whose hash names one. It does no harm: an answer is
+	// then taken for older than it is, and the stricter state stays until the next one.
+	marks = 512
+)
+
+// mark puts answers in order. The lock of its stripe guards it, except for version.
+type mark struct {
+	newest  int64         // the store's instant of the newest answer learnt
+	learnt  int64         // when that was, on our clock
+	version atomic.Uint64 // moves on when units were given back here
+}
+
+// stripe guards the ledger and the leases of some keys. While a key's stripe is locked,
+// no other caller changes its counters in the table.
+type stripe struct {
+	mu      sync.Mutex
+	ledger  ledger
+	leases  map[string]*lease
+	forgets uint64
+	_       [40]byte // two stripes' locks are not in one cache line
+}
+
+// New returns a Cache that knows nothing, with a ledger of at most ledgerBytes. The
+// keys of two caches never meet, whatever Memory they share.
+func New(m *Memory, ledgerBytes int) *Cache {
+	return &Cache{memory: m, owner: table.NewOwner(), queue: ledgerBytes / stripes}
+}
+
+// NewSeeded returns a Cache with a Memory of its own whose behaviour depends on
+// nothing but its calls and the seed: for simulations. Keys that an attacker chooses
+// can collide in it.
+func NewSeeded(counters, ledgerBytes int, seed uint64) *Cache {
+	noClock := func() int64 { return 0 }
+	m := &Memory{table.NewKept(counters, noClock, table.Secret{seed, ^seed}, 1), permissions{most: max(counters, 1) / setSize}}
+	return &Cache{memory: m, queue: ledgerBytes / stripes}
+}
+
+// place is where the parts of a cache have what they know of a key.
+type place struct {
+	table.Hash
+	bits uint64
+	*stripe
+	*mark
+}
+
+func (c *Cache) at(key string) place {
+	h := c.memory.table.Hash(key, c.owner)
+	bits := h.Bits()
+	i := bits >> 32 % marks
+	return place{h, bits, &c.stripes[i%stripes], &c.marks[i]}
+}
+
+// Denied reports whether n units of a key are known to be denied, and if so fills
+// answers, which must be as long as limits. When a permission to deny is over, it
+// returns false once and goes on to deny for another recheck, so that one caller asks the
+// store. With a negative recheck a permission lasts for as long as the denial. The
+// version is for [Cache.Learn].
+func (c *Cache) Denied(key string, n, now, recheck int64, limits []rule.Limit, answers []rule.Answer) (denied bool, version uint64) {
+	p := c.at(key)
+	version = p.version.Load()
+	if n == 0 {
+		return false, version
+	}
+	permission, until := c.memory.permissions.find(p.bits, n)
+	if permission == nil || !c.memory.table.Denied(p.Hash, n, now, limits, answers) {
+		return false, version
+	}
+	if until&^tagMask > now {
+		return true, version
+	}
+	if recheck > 0 {
+		// If another caller was first, it is the one that asks.
+		return !permission.extend(until, now+recheck), version
+	}
+	return false, version
+}
+
+// Version returns what [Cache.Learn] has to know of the time before the store was asked.
+func (c *Cache) Version(key string) uint64 { return c.at(key).version.Load() }
+
+// Reply is the store's answer to a Take.
+type Reply struct {
+	N       int64         // units asked for; 0 is a look
+	Limits  []rule.Limit  // under which they were asked for
+	Answers []rule.Answer // under each limit
+	States  []rule.State  // after the call, on the store's clock; nil if the store does not report them
+	At      int64         // the store's instant of the decision
+	Now     int64         // ours, when the answer arrived
+	Recheck int64         // how long a denial may be answered here; negative is as long as it lasts
+	Version uint64        // from before the store was asked
+}
+
+// Learn takes over what the store has answered for a key. Nothing is learnt while units of
+// the key are owed: the store does not know of them. An answer that may be older than
+// what is known makes the key no less denied.
+//
+// If the store does not report its states, they are guessed from the answers (see
+// [rule.Limit.Guess]). A denial by a sliding window that was guessed is used only for as many
+// units as were asked for, and only if the guess is exact for these.
+func (c *Cache) Learn(key string, r Reply) {
+	c.clock.observe(r.At, r.Now)
+	at := c.clock.here(r.At)
+	states, guessed := c.statesOf(&r, at)
+	p := c.at(key)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if e := p.ledger.keys[p.Hash]; e != nil && e.owes() {
+		return
+	}
+	refused, retry := int64(0), int64(0)
+	for i := range r.Answers {
+		// If units were given back since, the denial may be out of date already. It is
+		// learnt as a state, and the next request asks the store.
+		if wait := r.Answers[i].Retry; wait > 0 && p.version.Load() == r.Version {
+			refused = r.N
+			if wait != rule.Never {
+				retry = max(retry, wait)
+			}
+		}
+	}
+	older := p.older(r.At, r.Now)
+	c.memory.table.Learn(p.Hash, refused, r.Now, r.Limits, states[:len(r.Limits)], older)
+	if !older {
+		p.set(r.At, r.Now)
+	}
+	switch {
+	case retry > 0:
+		// A permission ends up to 65 µs early. One that would end with the denial may
+		// end later, because the table knows when that is.
+		until := at + retry + tagMask
+		if r.Recheck >= 0 && r.Now+r.Recheck < at+retry {
+			until = r.Now + r.Recheck
+		}
+		if !guessed {
+			c.memory.permissions.put(p.bits, 0, until, r.Now)
+		} else if exact(&r, states[:], at) {
+			c.memory.permissions.put(p.bits, r.N, until, r.Now)
+		}
+	case r.N > 0 && refused == 0 && !older:
+		c.memory.permissions.drop(p.bits)
+	}
+}
+
+// statesOf are the states of a reply on our clock. guessed is true if they are not the
+// store's own and a sliding window among them denies.
+func (c *Cache) statesOf(r *Reply, at int64) (states [MaxLimits]rule.State, guessed bool) {
+	for i := range r.Limits {
+		l := &r.Limits[i]
+		if r.States == nil {
+			states[i] = l.Guess(r.Answers[i], at)
+			guessed = guessed || l.Kind == rule.Sliding && r.Answers[i].Retry > 0
+			continue
+		}
+		s := r.States[i]
+		most := int64(rule.MaxUnits)
+		states[i] = rule.State{T: c.clock.here(s.T), A: max(0, min(s.A, most)), B: max(0, min(s.B, most))}
+		if l.Kind == rule.Bucket {
+			states[i].B = min(states[i].B, l.Window-1)
+		}
+	}
+	return states, guessed
+}
+
+// exact reports whether guessed states deny for as long as the store has said.
+func exact(r *Reply, states []rule.State, at int64) bool {
+	for i := range r.Limits {
+		if r.Answers[i].Retry > 0 {
+			if _, a := r.Limits[i].Take(states[i], at, r.N); a.Retry != r.Answers[i].Retry {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// maxOvertaken is by how much answers can overtake each other, in nanoseconds. A store's
+// clock that is behind by more than that belongs to another server.
+const maxOvertaken = 1_000_000_000
+
+// older reports whether an answer of the store's instant at may be older than what is known.
+func (m *mark) older(at, now int64) bool {
+	return m.learnt != 0 && at <= m.newest && now-m.learnt < maxOvertaken
+}
+
+func (m *mark) set(at, now int64) { m.newest, m.learnt = at, now }
+
+// countedHere notes that units of a key were counted at now, of which an answer that is
+// on its way does not know.
+func (c *Cache) countedHere(p *place, now int64) {
+	if at, ok := c.clock.store(now); ok && (at > p.newest || now-p.learnt >= maxOvertaken) {
+		p.set(at, now)
+	}
+}
+
+// Take takes n units of key under every limit, or under none, while the store cannot be
+// asked. It fills answers, which must be as long as limits, and returns the instant of the
+// decision on our clock. owed says that the store does not know of the units, for certain.
+func (c *Cache) Take(key string, n, now int64, limits []rule.Limit, answers []rule.Answer, owed bool) (admitted bool, at int64) {
+	p := c.at(key)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var after [MaxLimits]rule.State
+	admitted, at = c.memory.table.TakeAt(p.Hash, n, now, limits, answers, after[:len(limits)])
+	if !admitted || n == 0 {
+		return admitted, at
+	}
+	c.countedHere(&p, at)
+	if owed {
+		e := c.open(&p, key)
+		for i := range limits {
+			e.owe(&limits[i], after[i].T, n, at)
+		}
+		c.changed(&p, e, at)
+	}
+	return true, at
+}
+
+// Adjust moves the counters of a key here by n units that were taken at an instant:
+// n < 0 gives back, n > 0 charges. owed says that the store has not done so, for certain,
+// and that it must be sent. If owed is false, the store has done it. Adjust returns how many units were
+// charged here under every limit.
+func (c *Cache) Adjust(key string, n int64, at Instant, now int64, limits []rule.Limit, owed bool) (charged int64) {
+	p := c.at(key)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if n < 0 {
+		p.version.Add(1)
+		c.memory.permissions.drop(p.bits)
+	}
+	var held [MaxLimits]bool
+	for i := range limits {
+		if owed && n < 0 {
+			_, held[i] = c.memory.table.State(p.Hash, now, &limits[i])
+		}
+	}
+	var moves [MaxLimits]table.Move
+	charged, now = c.memory.table.AdjustAt(p.Hash, n, at.Here, now, limits, moves[:len(limits)])
+	if n > 0 {
+		c.countedHere(&p, now)
+	}
+	if !owed || n == 0 {
+		return charged
+	}
+	e := c.open(&p, key)
+	for i := range limits {
+		l, taken := &limits[i], min(at.Here, now)
+		if n > 0 {
+			window := moves[i].After.T
+			if l.Kind == rule.Sliding && taken < window {
+				window -= l.Window // into the older of its two windows
+			}
+			e.owe(l, window, moves[i].Units, taken)
+		} else {
+			e.giveBack(l, n, Instant{taken, at.Store}, now, moves[i], held[i])
+		}
+	}
+	c.changed(&p, e, now)
+	return charged
+}
+
+// Forget forgets a key under any number of limits, and all that is owed and leased of
+// it.
+func (c *Cache) Forget(key string, now int64, limits []rule.Limit) {
+	p := c.at(key)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.version.Add(1)
+	p.forgets++
+	c.memory.permissions.drop(p.bits)
+	c.memory.table.Forget(p.Hash, now, limits)
+	if e := p.ledger.keys[p.Hash]; e != nil {
+		c.drop(&p.ledger, e)
+	}
+	delete(p.leases, key)
+}
+
+// State returns the state of a key under a limit, and whether there is a counter of it.
+// Without one the key is unused, whole again, or has been evicted.
+func (c *Cache) State(key string, now int64, l *rule.Limit) (state rule.State, held bool) {
+	return c.memory.table.State(c.memory.table.Hash(key, c.owner), now, l)
+}
