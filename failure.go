@@ -11,8 +11,8 @@ import (
 )
 
 // This file has what a user sees of a store that fails: what a limiter does about
-// it, and the public errors. How a store classifies its errors is in store.go, and
-// the code that acts on it, with timeout, breaker and fallback, in internal/remote.
+// it, and what becomes of errors. How a store classifies its errors is in store.go,
+// and the code that acts on it, with timeout, breaker and fallback, in internal/remote.
 
 // FailurePolicy says how requests are answered while a store fails.
 type FailurePolicy uint8
@@ -49,16 +49,6 @@ const _ = uint(-(int(FaultUnknown) ^ int(engine.Unknown) | int(FaultRefused) ^ i
 	int(FallbackLocal) ^ int(remote.FallbackLocal) | int(FailOpen) ^ int(remote.FailOpen) | int(FailClosed) ^ int(remote.FailClosed) |
 	int(SourceStore) ^ int(remote.FromStore) | int(SourceCache) ^ int(remote.FromCache) | int(SourceLease) ^ int(remote.FromLease) |
 	int(SourceFallback) ^ int(remote.FromFallback) | int(SourceFailOpen) ^ int(remote.FromFailOpen)))
-
-// Errors of stores.
-var (
-	// ErrStoreClosed is returned by a store that has been closed.
-	ErrStoreClosed = errors.New("the store has been closed: get it anew with Memory or NewMemoryStore")
-
-	// ErrPrefixClaimed is the error of a store made with [RefuseSharedPrefix] while a
-	// limiter of another name, in another process, counts under its prefix.
-	ErrPrefixClaimed = errors.New("ratelimit: a limiter of another name counts under this prefix in another process")
-)
 
 // RedisError is an error of a [RedisStore] that says what it knows of the cause.
 type RedisError struct {

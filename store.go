@@ -2,6 +2,7 @@ package ratelimit
 
 import (
 	"context"
+	"errors"
 	"math"
 	"slices"
 	"time"
@@ -119,6 +120,16 @@ const (
 	// FaultKey: the call has changed nothing, and others may well succeed: what is
 	// stored for its key cannot be used.
 	FaultKey
+)
+
+// Errors of stores.
+var (
+	// ErrStoreClosed is returned by a store that has been closed.
+	ErrStoreClosed = errors.New("the store has been closed: get it anew with Memory or NewMemoryStore")
+
+	// ErrPrefixClaimed is the error of a store made with [RefuseSharedPrefix] while a
+	// limiter of another name, in another process, counts under its prefix.
+	ErrPrefixClaimed = errors.New("ratelimit: a limiter of another name counts under this prefix in another process")
 )
 
 // Unwrapper is a [Store] that wraps another one. Every wrapper should have this
