@@ -2,10 +2,7 @@ package ratelimit_test
 
 import (
 	"fmt"
-	"regexp"
 	"runtime"
-	"strconv"
-	"sync"
 	"testing"
 	"time"
 
@@ -13,41 +10,8 @@ import (
 
 	. "github.com/ratelimit-go/ratelimit"
 	"github.com/ratelimit-go/ratelimit/internal/near"
-	"github.com/ratelimit-go/ratelimit/internal/redistest"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
-
-// TestRedisMemory: a counter of a key of 15 bytes takes as much at Redis as docs/production.md
-// says.
-func TestRedisMemory(t *testing.T) {
-	says := map[string]int64{"fixed": 140, "sliding": 190, "bucket": 190}
-	const keys = 50_000
-	for _, l := range slow(5) {
-		server := redistest.Start(t)
-		s := redisStore(t, server.Client(), "rl:login:")
-		used := func() int64 {
-			field := regexp.MustCompile(`used_memory:(\d+)`).FindStringSubmatch(fmt.Sprint(server.Do("INFO", "memory")))
-			n, err := strconv.ParseInt(field[1], 10, 64)
-			require.NoError(t, err)
-			return n
-		}
-		before := used()
-		var wg sync.WaitGroup
-		for i := range 100 {
-			wg.Go(func() {
-				for j := i; j < keys; j += 100 {
-					if err := takeErr(s, fmt.Sprintf("198.51.%09d", j), 1, []Limit{l}); err != nil {
-						t.Error(err)
-					}
-				}
-			})
-		}
-		wg.Wait()
-		each := (used() - before) / keys
-		t.Logf("%s: %d bytes a counter", l.Algorithm(), each)
-		require.InDelta(t, says[l.Algorithm()], each, 30)
-	}
-}
 
 // TestNearMemory: a key that a process remembers takes as much there as Options.NearKeys says.
 func TestNearMemory(t *testing.T) {
