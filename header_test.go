@@ -2,19 +2,15 @@ package ratelimit_test
 
 import (
 	"encoding/json"
-	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/dunglas/httpsfv"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -159,120 +155,6 @@ func TestRefusedHeaders(t *testing.T) {
 	}
 }
 
-// parsedNames parses the fields of draft 10 with a parser of another make and
-// returns the policy names in them.
-func parsedNames(t testing.TB, h http.Header) (names []string) {
-	t.Helper()
-	policies, err := httpsfv.UnmarshalList(h["Ratelimit-Policy"])
-	require.NoError(t, err, h["Ratelimit-Policy"])
-	limits, err := httpsfv.UnmarshalList(h["Ratelimit"])
-	require.NoError(t, err, h["Ratelimit"])
-	require.Equal(t, len(policies), len(limits))
-	for i := range policies {
-		policy, limit := policies[i].(httpsfv.Item), limits[i].(httpsfv.Item)
-		require.Equal(t, policy.Value, limit.Value)
-		names = append(names, policy.Value.(string))
-		for item, params := range map[*httpsfv.Item][]string{&policy: {"q", "w"}, &limit: {"r", "t"}} {
-			require.Equal(t, params, item.Params.Names())
-			for _, name := range params {
-				v, _ := item.Params.Get(name)
-				require.GreaterOrEqual(t, v.(int64), int64(0))
-			}
-		}
-	}
-	return names
-}
-
-// checkTold reads a denial's fields as a client would.
-func checkTold(t testing.TB, h http.Header) {
-	t.Helper()
-	retry, err := strconv.ParseInt(h.Get("Retry-After"), 10, 64)
-	require.NoError(t, err)
-	require.GreaterOrEqual(t, retry, int64(1))
-	list, err := httpsfv.UnmarshalList(h["Ratelimit"])
-	require.NoError(t, err)
-	for _, member := range list {
-		params := member.(httpsfv.Item).Params
-		left, _ := params.Get("r")
-		wait, _ := params.Get("t")
-		require.GreaterOrEqual(t, wait, int64(1))
-		if left == int64(0) {
-			require.LessOrEqual(t, wait, retry, "%v: a limit without a unit left denied the request", h)
-		}
-	}
-}
-
-// policyHeader is the header that tells of a limit with this name.
-func policyHeader(t testing.TB, name string) http.Header {
-	t.Helper()
-	l := httpLimiterNamed(t, "policy", Options{Limits: []Limit{FixedWindow(999_999_999_999_999, 50*365*24*time.Hour).Named(name)}})
-	defer l.Close()
-	w := httptest.NewRecorder()
-	l.Middleware(httpServed).ServeHTTP(w, httpRequest("GET"))
-	return w.Header()
-}
-
-var hostileNames = []string{
-	"login", "a b", `a"b`, `a\b`, `\`, `"`, `\"`, `a";q=1, "b`, ";q=1", "a,b", "a=b", "~", "!", "'", "<script>", "é", "日本語",
-	"🚦", strings.Repeat(`"`, 128), strings.Repeat(`\`, 128), strings.Repeat("x", 128), strings.Repeat("é", 64), "€\"\\",
-	"50%", "%41", "%", "%zz", "%C3%A9", "50% é", "é%41", "%é",
-}
-
-// checkPolicyName reads a policy's name back from the fields. One in ASCII stands
-// there as it is; what a structured field's String cannot hold is percent-encoded.
-func checkPolicyName(t *testing.T, name string) {
-	names := parsedNames(t, policyHeader(t, name))
-	require.Len(t, names, 1)
-	if strings.ContainsFunc(name, func(r rune) bool { return r > '~' }) {
-		decoded, err := url.PathUnescape(names[0])
-		require.NoError(t, err, "%q as %q", name, names[0])
-		names[0] = decoded
-	}
-	require.Equal(t, name, names[0])
-}
-
-func TestPolicyNames(t *testing.T) {
-	for _, name := range hostileNames {
-		checkPolicyName(t, name)
-	}
-}
-
-// FuzzFieldString puts any text in the place of a policy's name.
-func FuzzFieldString(f *testing.F) {
-	for _, name := range hostileNames {
-		f.Add(name)
-	}
-	f.Fuzz(func(t *testing.T, name string) {
-		if _, err := FixedWindow(1, time.Hour).Named(name).MarshalText(); err != nil {
-			return // no name for a limit
-		}
-		if name == "" {
-			name = "policy" // the limiter's
-		}
-		checkPolicyName(t, name)
-	})
-}
-
-// TestDefaultNames: a limit without a name goes by its limiter's, and by as much of
-// itself as tells it from the others.
-func TestDefaultNames(t *testing.T) {
-	for _, test := range []struct {
-		limits []Limit
-		want   []string
-	}{
-		{[]Limit{FixedWindow(5, time.Hour)}, []string{"api"}},
-		{[]Limit{FixedWindow(5, time.Minute), FixedWindow(50, time.Hour)}, []string{"api-1m", "api-1h"}},
-		{[]Limit{FixedWindow(5, 90*time.Second), SlidingWindow(50, 90*time.Second)}, []string{"api-1m30s-fixed", "api-1m30s-sliding"}},
-		{[]Limit{FixedWindow(5, time.Minute).Named("x"), SlidingWindow(50, time.Minute)}, []string{"x", "api-1m"}},
-	} {
-		l := httpLimiterNamed(t, "api", Options{Limits: test.limits})
-		w := httptest.NewRecorder()
-		l.Middleware(httpServed).ServeHTTP(w, httpRequest("GET"))
-		assert.Equal(t, test.want, parsedNames(t, w.Header()))
-		require.NoError(t, l.Close())
-	}
-}
-
 // TestProblem reads the body of a denial as a client would: as JSON, with names
 // that are those of the limits that denied.
 func TestProblem(t *testing.T) {
@@ -302,47 +184,6 @@ func TestProblem(t *testing.T) {
 		assert.Equal(t, w.Code, problem.Status)
 		assert.Equal(t, test.want, problem.Violated)
 		assert.Equal(t, strconv.Itoa(len(body)), w.Header().Get("Content-Length"))
-	}
-}
-
-// TestPartition: the parameter pk is the same for a key and another one for another
-// key, limiter or secret; it is in both fields, and no key is in it.
-func TestPartition(t *testing.T) {
-	secret := []byte("sixteen bytes ...")
-	partition := func(name string, secret []byte, key string) string {
-		mine := slices.Clone(secret)
-		l := httpLimiterNamed(t, name, Options{Limits: []Limit{FixedWindow(9, time.Hour), FixedWindow(9, time.Minute)}, PartitionSecret: mine, Key: StaticKey(key)})
-		defer l.Close()
-		clear(mine) // the limiter keeps what it was made with
-		w := httptest.NewRecorder()
-		l.Middleware(httpServed).ServeHTTP(w, httpRequest("GET"))
-		var pk []byte
-		for _, field := range []string{"Ratelimit", "Ratelimit-Policy"} {
-			list, err := httpsfv.UnmarshalList(w.Header()[field])
-			require.NoError(t, err)
-			require.Len(t, list, 2)
-			for _, member := range list {
-				v, _ := member.(httpsfv.Item).Params.Get("pk")
-				require.Len(t, v, 16)
-				if pk == nil {
-					pk = v.([]byte)
-				}
-				require.Equal(t, pk, v)
-			}
-		}
-		return string(pk)
-	}
-	seen := make(map[string]string)
-	for _, name := range []string{"a", "b"} {
-		for _, s := range [][]byte{secret, append(slices.Clone(secret), 'x')} {
-			for _, key := range []string{"192.0.2.1", "192.0.2.2", "b"} {
-				pk := partition(name, s, key)
-				what := fmt.Sprint(name, string(s), key)
-				assert.Empty(t, seen[pk], what)
-				seen[pk] = what
-				assert.Equal(t, pk, partition(name, s, key), what)
-			}
-		}
 	}
 }
 

@@ -9,7 +9,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	. "github.com/ratelimit-go/ratelimit"
-	"github.com/ratelimit-go/ratelimit/internal/redistest"
 )
 
 // TestRedisSkewedClocks: stores whose processes' clocks are years apart, as a bubble's clock
@@ -75,19 +74,5 @@ func TestRedisOlderClock(t *testing.T) {
 			_, admitted = take(t, s, "full", 3, l)
 			require.True(t, admitted)
 		}
-	}
-}
-
-// TestRedisServerTime: an instant is the server's, to the microsecond.
-func TestRedisServerTime(t *testing.T) {
-	client := redistest.Start(t).Client()
-	s := redisStore(t, client, "rl:")
-	for range 100 {
-		before := client.Time(ctx).Val()
-		at, err := s.Take(ctx, "k", 1, []Limit{hour}, make([]Result, 1))
-		require.NoError(t, err)
-		after := client.Time(ctx).Val()
-		require.GreaterOrEqual(t, int64(at), before.UnixNano())
-		require.LessOrEqual(t, int64(at), after.UnixNano())
 	}
 }

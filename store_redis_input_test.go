@@ -1,18 +1,13 @@
 package ratelimit_test
 
 import (
-	"log/slog"
-	"net/http"
-	"net/http/httptest"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	. "github.com/ratelimit-go/ratelimit"
-	"github.com/ratelimit-go/ratelimit/internal/redistest"
 )
 
 // nowhere is a client of a server that is not there.
@@ -78,141 +73,6 @@ func TestRedisDownAtConstruction(t *testing.T) {
 	require.ErrorAs(t, err, &e)
 	require.True(t, e.Unsent)
 	require.ErrorContains(t, err, `ratelimit: limiter "api": RedisStore (prefix "rl:api:"): dial tcp 127.0.0.1:1: connect: connection refused`)
-}
-
-// TestRedisCauses: the error and the log name what is wrong and what to do; no response does.
-func TestRedisCauses(t *testing.T) {
-	locked := redistest.Start(t, "--requirepass", "secret")
-	open := redistest.Start(t)
-	replica := redistest.Start(t, "--replicaof", strings.ReplaceAll(open.Addr, ":", " "))
-	require.Eventually(t, func() bool {
-		return strings.Contains(replica.Do("INFO", "replication").(string), "master_link_status:up")
-	}, time.Minute, time.Millisecond)
-	open.Do("ACL", "SETUSER", "noeval", "on", ">pw", "~*", "+@all", "-@scripting")
-	open.Do("ACL", "SETUSER", "nokeys", "on", ">pw", "~other:*", "+@all")
-	open.Do("ACL", "SETUSER", "noset", "on", ">pw", "~*", "+@all", "-set")
-	open.Do("ACL", "SETUSER", "nopttl", "on", ">pw", "~*", "+@all", "-pttl")
-	full := redistest.Start(t, "--maxmemory", "1", "--maxmemory-policy", "noeviction")
-	user := func(name string) func(*redis.Options) {
-		return func(o *redis.Options) { o.Username, o.Password = name, "pw" }
-	}
-	for _, tc := range []struct {
-		what   string
-		client *redis.Client
-		want   []string
-	}{
-		{"no password", locked.Client(), []string{"NOAUTH", "give the client the server's password"}},
-		{"wrong password", locked.Client(func(o *redis.Options) { o.Password = "guess" }), []string{"WRONGPASS", "give the client the right user name and password"}},
-		{"wrong database", open.Client(func(o *redis.Options) { o.DB = 99 }), []string{"DB index is out of range", "give the client another database number"}},
-		{"replica", replica.Client(), []string{"READONLY", "connect to the master; this is a replica"}},
-		{"no EVAL", open.Client(user("noeval")), []string{"NOPERM", "let the client's user run EVAL, EVALSHA, GET, MGET, SET"}},
-		{"no keys", open.Client(user("nokeys")), []string{"NOPERM", "on the prefix's keys"}},
-		{"no SET", open.Client(user("noset")), []string{"let the client's user run"}},
-		{"no PTTL", open.Client(user("nopttl")), []string{"let the client's user run"}},
-		{"no memory", full.Client(), []string{"OOM", "the server is at its maxmemory"}},
-	} {
-		t.Run(tc.what, func(t *testing.T) {
-			var reg Registry
-			defer reg.Close()
-			log := new(syncBuffer)
-			for _, policy := range []FailurePolicy{FailClosed, FailOpen, FallbackLocal} {
-				opts := withRedis(tc.client, hour)
-				opts.OnFailure, opts.Key, opts.Logger = policy, StaticKey("k"), slog.New(slog.NewTextHandler(log, nil))
-				l := Must(reg.New(policy.String(), opts))
-				w := httptest.NewRecorder()
-				l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {})).
-					ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
-				if policy == FailClosed {
-					require.Equal(t, http.StatusServiceUnavailable, w.Code)
-				} else {
-					require.Equal(t, http.StatusOK, w.Code)
-				}
-				said := w.Body.String()
-				for name, values := range w.Header() {
-					said += name + strings.Join(values, "")
-				}
-				for _, word := range append(tc.want, "redis", "Redis", "rl:", "127.0.0.1") {
-					require.NotContains(t, said, word)
-				}
-				for _, want := range tc.want {
-					require.Contains(t, log.String(), want)
-				}
-			}
-			s := redisStore(t, tc.client, "rl:")
-			err := takeErr(s, "k", 1, []Limit{hour})
-			var e *RedisError
-			require.ErrorAs(t, err, &e)
-			require.NotEqual(t, strings.HasPrefix(tc.what, "no SET") || strings.HasPrefix(tc.what, "no PTTL"), e.Unsent, "a script may have written before that")
-			for _, want := range tc.want {
-				require.ErrorContains(t, err, want)
-			}
-			require.ErrorContains(t, err, `RedisStore (prefix "rl:"): `)
-		})
-	}
-}
-
-// TestOptionsRedis: the limiter has a store of its own, and the client is only lent.
-func TestOptionsRedis(t *testing.T) {
-	client := redistest.Start(t).Client()
-	var reg Registry
-	defer reg.Close()
-	api := Must(reg.New("api", withRedis(client, hour)))
-	login := Must(reg.New("login", withRedis(client, hour))) // the seed bug: not to be written like this
-	for range 5 {
-		for _, l := range []*Limiter{api, login} {
-			d, err := l.Take(ctx, "k")
-			require.NoError(t, err)
-			require.True(t, d.Allowed)
-		}
-	}
-	require.Equal(t, "5", client.Get(ctx, "rl:api:{k}:fixed-1h").Val())
-	require.Equal(t, "5", client.Get(ctx, "rl:login:{k}:fixed-1h").Val())
-	odd := Must(reg.New(`a{b} "c"%`, withRedis(client, hour)))
-	_, err := odd.Take(ctx, "k")
-	require.NoError(t, err)
-	require.Equal(t, "1", client.Get(ctx, "rl:a%7Bb%7D%20%22c%22%25:{k}:fixed-1h").Val())
-
-	require.NoError(t, api.Close())
-	_, err = api.Take(ctx, "k")
-	require.ErrorIs(t, err, ErrClosed)
-	require.NoError(t, client.Ping(ctx).Err(), "the client is not closed")
-	d, err := login.TakeN(ctx, "k", 0)
-	require.NoError(t, err)
-	require.Zero(t, d.Remaining)
-	again := Must(reg.New("api", withRedis(client, hour)))
-	d, err = again.TakeN(ctx, "k", 0)
-	require.NoError(t, err)
-	require.Zero(t, d.Remaining, "counters outlive limiters")
-}
-
-// TestReloadKeepsRedisCounters: a rebuilt limiter goes on where the old one was.
-func TestReloadKeepsRedisCounters(t *testing.T) {
-	client := redistest.Start(t).Client()
-	var reg Registry
-	defer reg.Close()
-	shared := redisStore(t, client, "rl:shared:")
-	build := func(r *Registry) error {
-		_, err := r.New("own", withRedis(client, hour))
-		if err == nil {
-			_, err = r.New("given", with(shared))
-		}
-		return err
-	}
-	require.NoError(t, build(&reg))
-	for range 3 {
-		for _, name := range []string{"own", "given"} {
-			l, _ := reg.Lookup(name)
-			d, err := l.Take(ctx, "k")
-			require.NoError(t, err)
-			require.True(t, d.Allowed)
-		}
-		require.NoError(t, reg.Reload(build))
-	}
-	for _, l := range reg.All() {
-		d, err := l.TakeN(ctx, "k", 0)
-		require.NoError(t, err)
-		require.EqualValues(t, 2, d.Remaining, l.Name())
-	}
 }
 
 func TestRedisConflicts(t *testing.T) {

@@ -17,7 +17,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	. "github.com/ratelimit-go/ratelimit"
-	"github.com/ratelimit-go/ratelimit/internal/redistest"
 )
 
 // piped returns a client of a server in this bubble, by whose clock keys expire.
@@ -149,31 +148,5 @@ func agree(t *testing.T, r *rand.Rand) {
 				require.Equal(t, want[i], got[i], "%v: %s", limits[i], what)
 			}
 		}
-	}
-}
-
-// TestRedisStoreRounding: at any microsecond of the server's clock a fixed window ends less
-// than a millisecond late and never early. Later callers may be told of a millisecond more,
-// where one begins on the server between the commands of the script.
-func TestRedisStoreRounding(t *testing.T) {
-	s := redisStore(t, redistest.Start(t).Client(), "rl:")
-	const w = 1234567 * time.Microsecond
-	limits, results := []Limit{FixedWindow(3, w)}, make([]Result, 1)
-	for i := range 300 {
-		var opened, ends Instant
-		for range 5 { // the last two are denied
-			at, err := s.Take(ctx, fmt.Sprint(i), 1, limits, results)
-			require.NoError(t, err)
-			if opened == 0 {
-				opened, ends = at, at+Instant(results[0].ResetAfter)
-			}
-			told := at + Instant(results[0].ResetAfter)
-			require.GreaterOrEqual(t, told, ends)
-			require.LessOrEqual(t, told, ends+Instant(time.Millisecond))
-			require.Equal(t, results[0].ResetAfter, results[0].MoreAfter)
-		}
-		require.Zero(t, ends%Instant(time.Millisecond))
-		require.GreaterOrEqual(t, ends, opened+Instant(w))
-		require.Less(t, ends, opened+Instant(w+time.Millisecond))
 	}
 }

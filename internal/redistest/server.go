@@ -148,13 +148,7 @@ func (s *Server) awaitUp(check func(context.Context, *redis.Client) error) {
 
 // Client returns a client with go-redis's defaults, closed when the test ends.
 func (s *Server) Client(opts ...func(*redis.Options)) *redis.Client {
-	o := &redis.Options{Addr: s.Addr}
-	for _, opt := range opts {
-		opt(o)
-	}
-	c := redis.NewClient(o)
-	s.t.Cleanup(func() { c.Close() }) // the test may have closed it
-	return c
+	return Client(s.t, s.Addr, opts...)
 }
 
 // Kill ends the process with SIGKILL, also one that hangs, and waits for its end. Unless

@@ -1,4 +1,4 @@
-package ratelimit_test
+package e2e_test
 
 import (
 	"fmt"
@@ -17,9 +17,9 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/redistest"
 )
 
-// documentedUser is a user of docs/production.md, as ACL SETUSER wants it.
+// documentedUser returns the arguments of ACL SETUSER for a user of docs/production.md.
 func documentedUser(t *testing.T, name string) (user []any) {
-	page, err := os.ReadFile("docs/production.md")
+	page, err := os.ReadFile("../../docs/production.md")
 	require.NoError(t, err)
 	line := regexp.MustCompile(`(?m)^ACL SETUSER ` + name + ` .*$`).FindString(string(page))
 	require.NotEmpty(t, line)
@@ -29,9 +29,10 @@ func documentedUser(t *testing.T, name string) (user []any) {
 	return user
 }
 
+// documentedPassword is the password of the users in docs/production.md.
 const documentedPassword = "secret"
 
-// setUser makes a user on all of the servers.
+// setUser makes a user on some servers.
 func setUser(user []any, servers ...*redistest.Server) {
 	for _, s := range servers {
 		s.Do(user...)
@@ -39,7 +40,7 @@ func setUser(user []any, servers ...*redistest.Server) {
 	}
 }
 
-// refusals are what a user was refused.
+// refusals returns what the servers have refused a user.
 func refusals(user string, servers ...*redistest.Server) (all []string) {
 	for _, s := range servers {
 		for _, entry := range s.Do("ACL", "LOG").([]any) {
@@ -51,8 +52,8 @@ func refusals(user string, servers ...*redistest.Server) (all []string) {
 	return all
 }
 
-// doAll makes every kind of call that a store makes, also of many callers at once.
-func doAll(s *RedisStore) (err error) {
+// callAll makes every kind of call that a store can make, from many goroutines.
+func callAll(s *RedisStore) (err error) {
 	var mu sync.Mutex
 	failed := func(e error) {
 		mu.Lock()
@@ -61,26 +62,26 @@ func doAll(s *RedisStore) (err error) {
 			err = e
 		}
 	}
-	every := append(slow(1000), FixedWindow(1000, time.Hour), SlidingWindow(1000, time.Hour))
+	limits := append(algorithms(1000), FixedWindow(1000, time.Hour), SlidingWindow(1000, time.Hour))
 	for range 10 {
 		var wg sync.WaitGroup
 		for i := range 32 {
 			wg.Go(func() {
 				key := fmt.Sprint("user:", i%16)
-				failed(takeErr(s, key, 1, every))
-				_, e := s.Adjust(ctx, key, -1, Now, every)
+				failed(takeErr(s, key, 1, limits))
+				_, e := s.Adjust(ctx, key, -1, Now, limits)
 				failed(e)
 			})
 		}
 		wg.Wait()
-		failed(s.Reset(ctx, "user:1", every))
+		failed(s.Reset(ctx, "user:1", limits))
 	}
 	return err
 }
 
-// TestRedisRights: a user with the rights that docs/production.md lists is refused nothing, and of
-// those for a Cluster and for sentinels none is too many.
-func TestRedisRights(t *testing.T) {
+// TestDocumentedRightsSuffice uses the users of docs/production.md. They are refused nothing, and
+// each of the rights for a Cluster and for sentinels is needed.
+func TestDocumentedRightsSuffice(t *testing.T) {
 	t.Parallel()
 	limiter := documentedUser(t, "limiter")
 	t.Run("server", func(t *testing.T) {
@@ -88,7 +89,7 @@ func TestRedisRights(t *testing.T) {
 		server := redistest.Start(t)
 		client := server.Client(func(o *redis.Options) { o.Username, o.Password = "limiter", documentedPassword })
 		setUser(limiter, server)
-		require.NoError(t, doAll(redisStore(t, client, "rl:api:")))
+		require.NoError(t, callAll(redisStore(t, client, "rl:api:")))
 		require.Empty(t, refusals("limiter", server))
 	})
 	t.Run("cluster", func(t *testing.T) {
@@ -97,13 +98,13 @@ func TestRedisRights(t *testing.T) {
 		more := documentedUser(t, "limiter-of-a-cluster")
 		extra := more[slices.Index(more, any("+time"))+1:]
 		require.Len(t, extra, 2)
-		require.Equal(t, limiter[3:], more[3:len(more)-len(extra)], "it begins with what every server wants")
+		require.Equal(t, limiter[3:], more[3:len(more)-len(extra)], "it begins with the rights for every server")
 		as := func(name string, without any) error {
 			user := slices.DeleteFunc(slices.Clone(more), func(right any) bool { return right == without })
 			user[2] = name
 			setUser(user, c.Nodes...)
 			client := c.Client(func(o *redis.ClusterOptions) { o.Username, o.Password = name, documentedPassword })
-			return doAll(redisStore(t, client, "rl:"+name+":"))
+			return callAll(redisStore(t, client, "rl:"+name+":"))
 		}
 		require.NoError(t, as("all", nil))
 		require.Empty(t, refusals("all", c.Nodes...))
@@ -129,20 +130,20 @@ func TestRedisRights(t *testing.T) {
 				o.Username, o.Password = "limiter", documentedPassword
 				o.SentinelUsername, o.SentinelPassword = name, documentedPassword
 			})
-			if err := doAll(redisStore(t, client, "rl:"+name+":")); without == nil {
+			if err := callAll(redisStore(t, client, "rl:"+name+":")); without == nil {
 				require.NoError(t, err)
 			}
 		}
 		as("all", nil)
 		subscribed := regexp.MustCompile(`sub=2 .*user=all `)
-		require.Eventually(t, func() bool { // the client hears of a new master
+		require.Eventually(t, func() bool { // the client subscribes to learn of a new master
 			return slices.ContainsFunc(setup.Sentinels, func(s *redistest.Server) bool {
 				return subscribed.MatchString(fmt.Sprint(s.Do("CLIENT", "LIST")))
 			})
 		}, time.Minute, time.Millisecond)
 		require.Empty(t, refusals("all", setup.Sentinels...))
 		for i, right := range user[slices.Index(user, any(">"+documentedPassword))+1:] {
-			if right == "+ping" { // of a connection that has been silent for seconds
+			if right == "+ping" { // sent on connections that have been idle for seconds
 				continue
 			}
 			name := fmt.Sprint("without-", i)
@@ -151,22 +152,4 @@ func TestRedisRights(t *testing.T) {
 		}
 		require.Empty(t, refusals("limiter", setup.Master, setup.Replica))
 	})
-}
-
-// TestRedisClusterTakenForAServer: a client of one node is told of the others, and says how it
-// wants to be made.
-func TestRedisClusterTakenForAServer(t *testing.T) {
-	t.Parallel()
-	c := redistest.StartCluster(t, redistest.ClusterOptions{})
-	for _, is := range []bool{false, true} {
-		client := redis.NewUniversalClient(&redis.UniversalOptions{Addrs: c.Addrs()[:1], IsClusterMode: is})
-		defer client.Close()
-		err := doAll(redisStore(t, client, fmt.Sprint("rl:", is, ":")))
-		if is {
-			require.NoError(t, err)
-		} else {
-			require.ErrorContains(t, err, "MOVED ")
-			require.ErrorContains(t, err, "this is a node of a Cluster: make the client with redis.NewClusterClient, or with IsClusterMode: true")
-		}
-	}
 }

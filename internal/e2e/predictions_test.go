@@ -1,4 +1,4 @@
-package ratelimit_test
+package e2e_test
 
 import (
 	"fmt"
@@ -13,20 +13,20 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/sim"
 )
 
-// TestPredictions compares what internal/sim says with real processes: ratios only, for how fast a
-// machine is does not change how many commands a decision takes.
-func TestPredictions(t *testing.T) {
+// TestSimulatorPredictsRealProcesses compares internal/sim with real processes. It compares
+// ratios only: the speed of a machine does not change how many commands a decision takes.
+func TestSimulatorPredictsRealProcesses(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes seconds")
 	}
 	const (
 		n    = 2000
 		span = 2 * time.Second
-		age  = 100 * time.Millisecond
+		age  = 100 * time.Millisecond // of leases and of cached denials
 	)
 	modes := []sim.Mode{sim.Exact, sim.Cached, sim.Leased}
 	options := []load{{Recheck: 1}, {Recheck: age}, {Recheck: age, Lease: age}}
-	var servers []*redistest.Server // one a mode, whose commands are counted
+	var servers []*redistest.Server // one per mode, to count its commands
 	for range modes {
 		servers = append(servers, redistest.Start(t))
 	}
@@ -42,7 +42,7 @@ func TestPredictions(t *testing.T) {
 			loaders = append(loaders, startLoader(t, loads))
 		}
 		for _, l := range loaders {
-			l.ready()
+			l.awaitReady()
 		}
 		for _, s := range servers {
 			s.ResetStats()
@@ -65,7 +65,7 @@ func TestPredictions(t *testing.T) {
 			require.InDelta(t, want.Jain(), got.Jain(), 0.05, "%v, %d processes", mode, processes)
 		}
 		for _, l := range loaders {
-			l.end()
+			l.closeLimiters()
 		}
 	}
 }

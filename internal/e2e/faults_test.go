@@ -1,4 +1,4 @@
-package ratelimit_test
+package e2e_test
 
 import (
 	"bytes"
@@ -24,27 +24,29 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestFaults injects each fault into real servers while callers keep calling. No
-// machine is timed here: what has to happen in time is given plenty of it.
-func TestFaults(t *testing.T) {
+// TestFaultsKeepLimitsWithinBounds injects each fault into real servers while callers keep
+// calling. It does not measure the machine: deadlines are generous.
+func TestFaultsKeepLimitsWithinBounds(t *testing.T) {
 	rows := runFaults(t, 0)
 	if *update && slowFaults && !t.Failed() {
 		writeFaults(t, rows)
 	}
 }
 
-// TestFaultsWithLeases is the same with leases on, which change none of it.
-func TestFaultsWithLeases(t *testing.T) {
+// TestFaultsWithLeasesKeepLimitsWithinBounds does the same with leases.
+func TestFaultsWithLeasesKeepLimitsWithinBounds(t *testing.T) {
 	if !slowFaults {
 		t.Skip("takes some seconds: set RATELIMIT_FAULTS=1")
 	}
 	runFaults(t, 250*time.Millisecond)
 }
 
+// slowFaults is set if the faults that take seconds are wanted.
 var slowFaults = os.Getenv("RATELIMIT_FAULTS") != ""
 
+// runFaults injects all faults and returns their rows of the table.
 func runFaults(t *testing.T, lease time.Duration) []row {
-	atOnce := make(chan struct{}, 4) // more only wait for the processors
+	slots := make(chan struct{}, 4) // more faults at a time would only wait for processors
 	var all sync.WaitGroup
 	rows := make([]row, len(faults))
 	for i, f := range faults {
@@ -53,8 +55,8 @@ func runFaults(t *testing.T, lease time.Duration) []row {
 				if f.slow && !slowFaults {
 					t.Skip("takes some seconds: set RATELIMIT_FAULTS=1")
 				}
-				atOnce <- struct{}{}
-				defer func() { <-atOnce }()
+				slots <- struct{}{}
+				defer func() { <-slots }()
 				pprof.Do(context.Background(), pprof.Labels("fault", t.Name()), func(context.Context) { rows[i] = f.run(t, lease) })
 			})
 		})
@@ -65,7 +67,7 @@ func runFaults(t *testing.T, lease time.Duration) []row {
 
 // fault is one way in which a Redis setup fails.
 type fault struct {
-	name  string // as in the table
+	name  string // in the table
 	lasts time.Duration
 	slow  bool // takes more than about a second
 	on    FailurePolicy
@@ -73,33 +75,34 @@ type fault struct {
 	loss  loss
 }
 
-// loss is which counters Redis has lost when it is back.
+// loss says which counters Redis has lost when it is back.
 type loss string
 
 const (
 	lossNone   loss = "none"
-	lossLatest loss = "the latest" // not yet saved, or not yet replicated
+	lossLatest loss = "the latest" // those not yet saved or replicated
 	lossAll    loss = "all"
 )
 
+// id returns the name of a fault's test.
 func (f *fault) id() string {
 	return strings.NewReplacer(" ", "-", ",", "", "%", "").Replace(f.name + " " + f.on.String())
 }
 
-// stage is what a fault acts on. Its setup starts the servers, and sets the rest.
+// stage is what a fault acts on. A fault's setup starts the servers and sets the fields.
 type stage struct {
 	*testing.T
 	limits faultLimits
 	client redis.UniversalClient
-	down   bool // from the start
+	down   bool // Redis is down from the start
 
 	strike, mend, after func()
 
 	dialed, open atomic.Int64                // connections
-	refuse       atomic.Pointer[net.OpError] // what dialling comes to instead
+	refuse       atomic.Pointer[net.OpError] // the error of dialling, if it must fail
 }
 
-// dial counts connections.
+// dial makes a connection and counts it.
 func (s *stage) dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	if err := s.refuse.Load(); err != nil {
 		return nil, err
@@ -113,6 +116,7 @@ func (s *stage) dial(ctx context.Context, network, addr string) (net.Conn, error
 	return &countedConn{Conn: conn, open: &s.open}, nil
 }
 
+// countedConn is a connection that is counted until it is closed.
 type countedConn struct {
 	net.Conn
 	open *atomic.Int64
@@ -124,7 +128,7 @@ func (c *countedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// connect makes the client of a single server, or a proxy.
+// connect makes a client of a single server or a proxy.
 func (s *stage) connect(addr string, opts ...func(*redis.Options)) {
 	o := &redis.Options{Addr: addr, Dialer: s.dial}
 	for _, opt := range opts {
@@ -133,7 +137,7 @@ func (s *stage) connect(addr string, opts ...func(*redis.Options)) {
 	s.client = redis.NewClient(o)
 }
 
-// row is what a fault has come to.
+// row is the result of a fault.
 type row struct {
 	fault     *fault
 	decisions int64
@@ -147,16 +151,16 @@ type row struct {
 const (
 	faultCallers = 64
 	faultTimeout = 100 * time.Millisecond
-	// faultPatience is how long anything may take that is to happen at all.
+	// faultPatience is how long the test waits for anything that must happen.
 	faultPatience = 30 * time.Second
-	// faultHangs is a time to answer that no busy machine explains.
+	// faultHangs is a time to answer that even a busy machine does not need.
 	faultHangs = 30 * faultTimeout
 )
 
 // faultLimits are three limiters on one client.
 type faultLimits struct {
 	few  *Limiter // 20 units a key: for keys that are used up, or half used, and hundreds of others
-	hot  *Limiter // one key that many callers use up meanwhile
+	hot  *Limiter // one key that many callers use up during the fault
 	busy *Limiter // one key that is never used up
 }
 
@@ -192,6 +196,7 @@ func (s *stage) newLimits(reg *Registry, on FailurePolicy, lease time.Duration) 
 	}
 }
 
+// run injects a fault and checks everything that docs/faults.md says about it.
 func (f *fault) run(t *testing.T, lease time.Duration) (r row) {
 	s := &stage{T: t, strike: func() {}, mend: func() {}, after: func() {}}
 	f.setup(s)
@@ -199,8 +204,8 @@ func (f *fault) run(t *testing.T, lease time.Duration) (r row) {
 	var reg Registry
 	s.newLimits(&reg, f.on, lease)
 
-	// Before it: one key is used up, one half used, one is in use.
-	if s.down { // of the first calls there is no saying whether they have been counted
+	// Before the fault: one key is used up, one half used, one is in use.
+	if s.down { // it is not known whether the first calls have been counted
 		s.eventually("the breaker to open", func() bool {
 			s.limits.few.Take(ctx, "first")
 			return s.limits.few.Stats().Remote.BreakerOpen
@@ -219,20 +224,20 @@ func (f *fault) run(t *testing.T, lease time.Duration) (r row) {
 		})
 	}
 	if !s.down {
-		s.decided()
+		s.awaitRedis()
 	}
 	callers := newFaultCallers(s)
 	decisions := callers.decisions.Load
 	s.eventually("callers to call", func() bool { return decisions() > 10*faultCallers })
 
-	// During and after it.
+	// During the fault and after it.
 	s.strike()
 	before := decisions()
 	time.Sleep(f.lasts)
 	s.eventually("decisions during the fault", func() bool { return decisions() > before+faultCallers })
 	s.mend()
 	mended := time.Now()
-	s.decided()
+	s.awaitRedis()
 	r.recovery = time.Since(mended)
 	if f.on == FallbackLocal {
 		s.eventually("Redis to know of all units", func() bool { return s.limits.stats().Owed == 0 })
@@ -243,7 +248,7 @@ func (f *fault) run(t *testing.T, lease time.Duration) (r row) {
 	stats := s.limits.stats()
 	r.fault, r.decisions, r.errors, r.worst, r.failed = f, callers.decisions.Load(), callers.errors.Load(), time.Duration(callers.worst.Load()), stats.Failures
 	require.Less(t, r.worst, faultHangs, "the slowest answer")
-	require.Empty(t, callers.odd(), "answers that nobody should see")
+	require.Empty(t, callers.unexpectedAnswer(), "unexpected answers")
 	if f.on == FailClosed {
 		require.NotZero(t, r.errors)
 	} else {
@@ -251,7 +256,7 @@ func (f *fault) run(t *testing.T, lease time.Duration) (r row) {
 	}
 	r.over = f.bounds(t, callers, stats)
 
-	// And nothing is left of it.
+	// Afterwards: nothing is left.
 	require.NoError(t, reg.Close())
 	require.NoError(t, s.client.Close())
 	s.eventually("connections to be closed", func() bool { return s.open.Load() == 0 })
@@ -260,12 +265,12 @@ func (f *fault) run(t *testing.T, lease time.Duration) (r row) {
 	return r
 }
 
-// bounds checks what was admitted, and returns how much of it was above the limits. A key
-// may get more than its limit only by calls that were under way when Redis failed: its answer to
-// them is not known, or comes after a decision that was made without it.
+// bounds checks what was admitted, and returns how many units were above the limits. A key
+// gets more than its limit only by calls that were in flight when Redis failed: either their
+// reply was lost, or they were decided without Redis before the reply.
 func (f *fault) bounds(t *testing.T, c *faultCalls, stats RemoteStats) (over int64) {
 	if f.on == FailOpen {
-		return 0 // there is no bound
+		return 0 // no bound
 	}
 	doubtful := int64(stats.Failures) + faultCallers
 	limits := int64(1)
@@ -294,8 +299,8 @@ func (f *fault) bounds(t *testing.T, c *faultCalls, stats RemoteStats) (over int
 	return over
 }
 
-// decided waits until Redis decides, about new keys and about one that was in use all along.
-func (s *stage) decided() {
+// awaitRedis waits until Redis decides again, about new keys and about the busy key.
+func (s *stage) awaitRedis() {
 	s.Helper()
 	for i, l := range []*Limiter{s.limits.few, s.limits.busy, s.limits.hot} {
 		s.eventually("Redis to decide", func() bool {
@@ -309,6 +314,7 @@ func (s *stage) decided() {
 	}
 }
 
+// eventually waits until a condition holds. It ends the test if it takes too long.
 func (s *stage) eventually(what string, ok func() bool) {
 	s.Helper()
 	for deadline := time.Now().Add(faultPatience); !ok(); time.Sleep(5 * time.Millisecond) {
@@ -318,6 +324,7 @@ func (s *stage) eventually(what string, ok func() bool) {
 	}
 }
 
+// statsOrNone returns the sum of the limiters' statistics, or nothing before they are made.
 func (l *faultLimits) statsOrNone() (s RemoteStats) {
 	if l.few != nil {
 		s = l.stats()
@@ -325,7 +332,7 @@ func (l *faultLimits) statsOrNone() (s RemoteStats) {
 	return s
 }
 
-// faultCalls are callers that keep calling.
+// faultCalls are callers that keep calling, and what they have seen.
 type faultCalls struct {
 	limits             faultLimits
 	done               chan struct{}
@@ -414,7 +421,7 @@ func (c *faultCalls) serve(l *Limiter, key string) (admitted, failed bool) {
 	return admitted, w.Code == http.StatusServiceUnavailable
 }
 
-func (c *faultCalls) odd() string {
+func (c *faultCalls) unexpectedAnswer() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.unexpected
@@ -430,7 +437,7 @@ func (c *faultCalls) admitted() map[string]int64 {
 
 var labelledGoroutines = regexp.MustCompile(`(?m)^(\d+) @.*\n# labels: \{"fault":"([^"]*)"`)
 
-// labelled returns how many goroutines there are that the test has started, or one that it has started.
+// labelled returns the number of goroutines that this test has started, directly or not.
 func labelled(t *testing.T) (n int) {
 	var b bytes.Buffer
 	require.NoError(t, pprof.Lookup("goroutine").WriteTo(&b, 1))

@@ -1,4 +1,4 @@
-package ratelimit_test
+package e2e_test
 
 import (
 	"os"
@@ -10,13 +10,13 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestREADME builds the program at the top of the README.
-func TestREADME(t *testing.T) {
-	readme, err := os.ReadFile("README.md")
+// TestREADMEProgramCompiles vets the program at the top of the README.
+func TestREADMEProgramCompiles(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
 	require.NoError(t, err)
 	program := regexp.MustCompile("(?s)```go\n(package main\n.*?)```").FindSubmatch(readme)
 	require.NotNil(t, program)
-	dir, err := os.MkdirTemp(".", "_readme-*") // within the module, to find the package
+	dir, err := os.MkdirTemp(".", "_readme-*") // in a module that requires the library
 	require.NoError(t, err)
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "main.go"), program[1], 0o600))

@@ -1,4 +1,4 @@
-package ratelimit_test
+package e2e_test
 
 import (
 	"context"
@@ -18,9 +18,9 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/redistest"
 )
 
-// crowd has 64 callers ask for n units each of the keys in turn, and returns how many of
-// each key were admitted, and how many calls failed.
-func crowd(s *RedisStore, calls int, keys []string, n func(i int) int64, limits []Limit) (admitted []atomic.Int64, failed *atomic.Int64) {
+// takeFromMany has 64 callers take n units of each of the keys in turn. It returns how many
+// units of each key were admitted, and how many calls failed.
+func takeFromMany(s *RedisStore, calls int, keys []string, n func(i int) int64, limits []Limit) (admitted []atomic.Int64, failed *atomic.Int64) {
 	admitted, failed = make([]atomic.Int64, len(keys)), new(atomic.Int64)
 	var wg sync.WaitGroup
 	for i := range 64 {
@@ -45,9 +45,9 @@ func crowd(s *RedisStore, calls int, keys []string, n func(i int) int64, limits 
 	return admitted, failed
 }
 
-// awaitMany returns when a store sends commands for several keys, which it has found out whether
-// it can.
-func awaitMany(t *testing.T, s *RedisStore, server *redistest.Server) {
+// awaitSharedCommands waits until a store sends commands for several keys. It does so once it
+// has found out that the server is not a cluster's node.
+func awaitSharedCommands(t *testing.T, s *RedisStore, server *redistest.Server) {
 	t.Helper()
 	const calls = 256
 	require.Eventually(t, func() bool {
@@ -61,7 +61,9 @@ func awaitMany(t *testing.T, s *RedisStore, server *redistest.Server) {
 	}, time.Minute, time.Millisecond)
 }
 
-func TestRedisManyKeysInOneCommand(t *testing.T) {
+// TestSharedCommandsCountExactly has many callers take units of many keys. Their calls share
+// commands.
+func TestSharedCommandsCountExactly(t *testing.T) {
 	server := redistest.Start(t)
 	keys := make([]string, 40)
 	for i := range keys {
@@ -81,9 +83,9 @@ func TestRedisManyKeysInOneCommand(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := redisStore(t, server.Client(), "rl:"+name+":")
-			awaitMany(t, s, server)
+			awaitSharedCommands(t, s, server)
 			server.ResetStats()
-			admitted, failed := crowd(s, 100, keys, tt.n, tt.limits)
+			admitted, failed := takeFromMany(s, 100, keys, tt.n, tt.limits)
 			for i := range admitted {
 				require.EqualValues(t, 100, admitted[i].Load(), "of key %d", i)
 			}
@@ -93,16 +95,16 @@ func TestRedisManyKeysInOneCommand(t *testing.T) {
 	}
 }
 
-// A key that holds no counter fails for those who ask for it, and nobody else.
-func TestRedisManyKeysOneIsJunk(t *testing.T) {
+// TestForeignValueFailsOnlyItsOwnKey shares commands with calls for keys that hold no counter.
+func TestForeignValueFailsOnlyItsOwnKey(t *testing.T) {
 	server := redistest.Start(t)
 	keys := []string{"a", "junk", "list", "b", "c"}
 	limits := []Limit{FixedWindow(1000, time.Hour), TokenBucket(1, time.Hour, 1000)}
 	s := redisStore(t, server.Client(), "rl:junk:")
-	awaitMany(t, s, server)
+	awaitSharedCommands(t, s, server)
 	server.Do("SET", "rl:junk:{junk}:bucket-1h", "12")
 	server.Do("RPUSH", "rl:junk:{list}:fixed-1h", "12")
-	admitted, failed := crowd(s, 50, keys, func(int) int64 { return 1 }, limits)
+	admitted, failed := takeFromMany(s, 50, keys, func(int) int64 { return 1 }, limits)
 	for i, key := range keys {
 		want := 64 * 50 / int64(len(keys))
 		if key == "junk" || key == "list" {
@@ -115,25 +117,25 @@ func TestRedisManyKeysOneIsJunk(t *testing.T) {
 	require.Nil(t, server.Do("GET", "rl:junk:{junk}:fixed-1h"), "all limits or none")
 }
 
-// A client that takes a cluster's node for a single server is answered CROSSSLOT, and no
-// caller sees it.
-func TestRedisManyKeysOfSeveralSlots(t *testing.T) {
+// TestKeysOfSeveralSlotsAreNotSentTogether uses a client for single servers with a node of a
+// cluster. The node refuses commands for keys of several slots, and no caller sees that.
+func TestKeysOfSeveralSlotsAreNotSentTogether(t *testing.T) {
 	node := redistest.Start(t, "--cluster-enabled", "yes")
 	node.Do("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
 	require.Eventually(t, func() bool {
 		return node.Client().Set(ctx, "up", 1, 0).Err() == nil
 	}, 10*time.Second, 10*time.Millisecond)
 	s := redisStore(t, node.Client(), "rl:slots:")
-	admitted, failed := crowd(s, 100, []string{"a", "b", "c", "d"}, func(int) int64 { return 1 }, []Limit{FixedWindow(1000, time.Hour)})
+	admitted, failed := takeFromMany(s, 100, []string{"a", "b", "c", "d"}, func(int) int64 { return 1 }, []Limit{FixedWindow(1000, time.Hour)})
 	for i := range admitted {
 		require.EqualValues(t, 1000, admitted[i].Load())
 	}
 	require.Zero(t, failed.Load())
 }
 
-// mangle changes the replies of scripts that are of so many numbers or more.
+// mangle is a client's hook that changes the replies of scripts.
 type mangle struct {
-	numbers int
+	numbers int // changes replies of this many numbers or more
 	change  func(reply []int64) []int64
 }
 
@@ -166,25 +168,26 @@ func (m mangle) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Proces
 	}
 }
 
-// Replies that are not the script's are errors, and never a panic: not of one key, not of many.
-func TestRedisManyKeysMangled(t *testing.T) {
+// TestMangledRepliesAreErrors changes the replies of the scripts for one key and for many. They
+// are errors, and never a panic.
+func TestMangledRepliesAreErrors(t *testing.T) {
 	server := redistest.Start(t)
 	keys := []string{"a", "b", "c", "d", "e", "f"}
 	for name, change := range map[string]func(reply []int64) []int64{
-		"nothing":           func([]int64) []int64 { return []int64{} },
-		"cut":               func(reply []int64) []int64 { return reply[:len(reply)-1] },
-		"half a pair":       func(reply []int64) []int64 { return append(reply, 1) },
-		"of no take":        func(reply []int64) []int64 { return append(reply, 0, 0) },
-		"of one too many":   func(reply []int64) []int64 { return append(reply, 1000, 0) },
-		"of no counter":     func(reply []int64) []int64 { return append(reply, 1, -2) },
-		"far off":           func(reply []int64) []int64 { return append(reply, math.MinInt64, math.MinInt64) },
-		"denied for no why": func(reply []int64) []int64 { return append(reply, 1, 0) },
+		"nothing":                 func([]int64) []int64 { return []int64{} },
+		"cut":                     func(reply []int64) []int64 { return reply[:len(reply)-1] },
+		"half a pair":             func(reply []int64) []int64 { return append(reply, 1) },
+		"of no call":              func(reply []int64) []int64 { return append(reply, 0, 0) },
+		"of one too many":         func(reply []int64) []int64 { return append(reply, 1000, 0) },
+		"of no counter":           func(reply []int64) []int64 { return append(reply, 1, -2) },
+		"far off":                 func(reply []int64) []int64 { return append(reply, math.MinInt64, math.MinInt64) },
+		"denied without a reason": func(reply []int64) []int64 { return append(reply, 1, 0) },
 	} {
-		for _, numbers := range []int{3, 5} { // of all, and of those of many keys
+		for _, numbers := range []int{3, 5} { // all replies, and those for many keys
 			client := server.Client()
 			client.AddHook(mangle{numbers, change})
 			s := redisStore(t, client, fmt.Sprintf("rl:%s-%d:", name, numbers))
-			awaitMany(t, s, server)
+			awaitSharedCommands(t, s, server)
 			limits, failed := []Limit{FixedWindow(1e6, time.Hour)}, new(atomic.Int64)
 			var wg sync.WaitGroup
 			for i := range 32 {
@@ -198,7 +201,7 @@ func TestRedisManyKeysMangled(t *testing.T) {
 			}
 			wg.Wait()
 			require.Positive(t, failed.Load(), name)
-			if name != "denied for no why" && numbers == 3 {
+			if name != "denied without a reason" && numbers == 3 {
 				require.EqualValues(t, 32*20, failed.Load(), name)
 				require.ErrorContains(t, takeErr(s, "a", 1, limits), "is there a proxy that changes replies?", name)
 			}

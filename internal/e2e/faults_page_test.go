@@ -1,4 +1,4 @@
-package ratelimit_test
+package e2e_test
 
 import (
 	"flag"
@@ -15,12 +15,15 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-var update = flag.Bool("update", false, "with RATELIMIT_FAULTS=1: write docs/faults.md anew")
+var update = flag.Bool("update", false, "with RATELIMIT_FAULTS=1: write docs/faults.md")
 
-const faultsPage = "docs/faults.md"
+const (
+	faultsPage    = "../../docs/faults.md"
+	faultsCommand = "cd internal/e2e && RATELIMIT_FAULTS=1 go test -run TestFaults . -args -update"
+)
 
-// TestFaultsPage: the page has the suite's faults, all of them and no others.
-func TestFaultsPage(t *testing.T) {
+// TestFaultsPageIsComplete checks that the page has a row for each fault, and no others.
+func TestFaultsPageIsComplete(t *testing.T) {
 	if *update {
 		t.Skip("it is being written")
 	}
@@ -33,11 +36,11 @@ func TestFaultsPage(t *testing.T) {
 	for _, m := range regexp.MustCompile(`(?m)^\| (.*?) +\| \d`).FindAllStringSubmatch(string(page), -1) {
 		got = append(got, m[1])
 	}
-	require.Equal(t, want, got, "write it anew: RATELIMIT_FAULTS=1 go test -run TestFaults . -args -update")
+	require.Equal(t, want, got, "write the page again: "+faultsCommand)
 	require.Contains(t, string(page), faultsIntro())
 }
 
-// cell is the first of a fault's row.
+// cell returns the first cell of a fault's row.
 func (f *fault) cell() string {
 	if f.on != FallbackLocal {
 		return fmt.Sprintf("%s; `%v`", f.name, f.on)
@@ -45,28 +48,30 @@ func (f *fault) cell() string {
 	return f.name
 }
 
+// faultsIntro returns the page without its table.
 func faultsIntro() string {
 	return fmt.Sprintf(`# What happens when Redis fails
 
-This page is written by the test suite: `+"`RATELIMIT_FAULTS=1 go test -run TestFaults . -args -update`"+`.
+The test suite writes this page: `+"`%s`"+`.
 
 Each fault is injected into real Redis servers while %d callers keep calling three limiters, through `+"`Take`"+` and through
-`+"`Middleware`"+`: a key that is used up, one that is half used, one that all of them use up meanwhile, one that never is, and
-%d others. The limiters have `+"`FallbackLocal`"+`, unless the row says otherwise, and a `+"`Timeout`"+` of %v.
+`+"`Middleware`"+`. They use a key that is used up, one that is half used, one that they use up together during the fault, one
+that is never used up, and %d others. The limiters have `+"`FallbackLocal`"+`, unless the row names another policy, and a
+`+"`Timeout`"+` of %v.
 
-For each row the suite asserts that
+For each row the suite checks that
 
-- no caller sees an error, but with `+"`FailClosed`"+`, and then it is a 503 with Retry-After that says nothing of Redis;
+- no caller gets an error. With `+"`FailClosed`"+` the response is a 503 with Retry-After that says nothing about Redis;
 - no answer takes as long as a call that hangs (%d times `+"`Timeout`"+`);
-- what is admitted stays within its bound: the limit, and one unit for each call that Redis was asked and has not answered, and
-  for each caller whose call was under way when it failed. Where Redis comes back without its counters it is twice
-  the limit. With `+"`FailOpen`"+` there is none;
-- a blocked key stays blocked all the time, unless Redis has lost that, too;
-- Redis decides again when it is back, is told of all units that were admitted without it, and no goroutine and no
-  connection is left when limiters and client are closed.
+- the admitted units stay within a bound: the limit, one unit for each call that Redis has not answered, and one for each
+  caller whose call was in flight when Redis failed. If Redis comes back without its counters, the bound includes the limit
+  twice. With `+"`FailOpen`"+` there is no bound;
+- a blocked key stays blocked, unless Redis has lost its counters;
+- Redis decides again when it is back, and receives all units that were admitted without it. No goroutine and no connection
+  is left when limiters and client are closed.
 
-Numbers are rounded: counts to one digit, times up. They are of a small machine, on which several faults were going on at a time.
-`, faultCallers, spreadKeys, faultTimeout, int(faultHangs/faultTimeout))
+Numbers are rounded: counts to one digit, times up. They were measured on a small machine, with several faults at the same time.
+`, faultsCommand, faultCallers, spreadKeys, faultTimeout, int(faultHangs/faultTimeout))
 }
 
 // writeFaults writes the page.
@@ -101,7 +106,7 @@ func oneDigit(n int64) string {
 	return fmt.Sprint((n + unit/2) / unit * unit)
 }
 
-// upTo rounds up, to a few multiples of a unit.
+// upTo rounds up to one of a few multiples of a unit.
 func upTo(d, unit time.Duration) string {
 	for _, n := range []time.Duration{2, 5, 10, 20} {
 		if d <= n*unit {

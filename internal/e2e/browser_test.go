@@ -1,6 +1,4 @@
-// Package e2e drives the page in a real browser. It is a module of its own, for the
-// driver.
-package e2e
+package e2e_test
 
 import (
 	"context"
@@ -11,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -20,57 +17,41 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// server is the example, built and run as a tool does that reloads it.
-type server struct {
+// resetServer is examples/password-reset, built and run as a reloading tool does it.
+type resetServer struct {
 	*testing.T
 	dir, addr, limit string
 	cmd              *exec.Cmd
-	log              *logged
+	log              *logBuffer
 }
 
-type logged struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (l *logged) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *logged) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
-}
-
-// logs waits until the server has logged a text so many times.
-func (s *server) logs(text string, times int) {
+// logs waits until the server has logged a text this many times since its start.
+func (s *resetServer) logs(text string, times int) {
 	s.Helper()
 	require.Eventually(s, func() bool { return strings.Count(s.log.String(), text) == times },
 		time.Minute, 10*time.Millisecond, "want %d times %q in the log:\n%s", times, text, s.log)
 }
 
-func serve(t *testing.T, limit string) *server {
+// startResetServer runs the server on a free port until the test ends.
+func startResetServer(t *testing.T, limit string) *resetServer {
 	free, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	require.NoError(t, free.Close())
-	s := &server{T: t, dir: t.TempDir(), addr: free.Addr().String(), limit: limit}
+	s := &resetServer{T: t, dir: t.TempDir(), addr: free.Addr().String(), limit: limit}
 	s.start()
 	t.Cleanup(func() { s.end(syscall.SIGKILL) })
 	return s
 }
 
-// start builds the program and runs it until it answers.
-func (s *server) start() {
+// start builds the program, runs it, and returns when it answers.
+func (s *resetServer) start() {
 	s.Helper()
 	binary := filepath.Join(s.dir, fmt.Sprint("server-", time.Now().UnixNano()))
 	build := exec.Command("go", "build", "-o", binary, "./examples/password-reset")
 	build.Dir = filepath.Join("..", "..", "..")
 	out, err := build.CombinedOutput()
 	require.NoError(s, err, "%s", out)
-	s.log = new(logged)
+	s.log = new(logBuffer)
 	s.cmd = exec.Command(binary, "-addr", s.addr, "-limit", s.limit, "-dir", s.dir)
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
 	require.NoError(s, s.cmd.Start())
@@ -83,14 +64,15 @@ func (s *server) start() {
 	}, time.Minute, 20*time.Millisecond, "it does not answer: %s", s.log)
 }
 
-func (s *server) end(sig syscall.Signal) {
+// end sends the server a signal and waits for its end.
+func (s *resetServer) end(sig syscall.Signal) {
 	s.cmd.Process.Signal(sig)
 	s.cmd.Wait()
 }
 
-// kill ends the server without a warning. What was counted less than an interval ago, a
-// tenth of a second, it may lose.
-func (s *server) kill() {
+// kill ends the server without a warning. It waits first, because the server may lose what
+// it has counted in the last tenth of a second.
+func (s *resetServer) kill() {
 	time.Sleep(time.Second)
 	s.end(syscall.SIGKILL)
 }
@@ -120,7 +102,7 @@ func browser(t *testing.T) context.Context {
 	t.Cleanup(cancel)
 	ctx, cancel = chromedp.NewContext(ctx)
 	t.Cleanup(cancel)
-	// The browser lives as long as the context of the first call, which so has no deadline.
+	// The browser lives as long as the context of the first call, so that one has no deadline.
 	require.NoError(t, chromedp.Do(ctx, chromedp.EmulateViewport(390, 700, chromedp.EmulateScale(2), chromedp.EmulateMobile)))
 	ctx, cancel = context.WithTimeout(ctx, 3*time.Minute)
 	t.Cleanup(cancel)
@@ -133,6 +115,7 @@ type page struct {
 	ctx context.Context
 }
 
+// do runs actions in the page. An error ends the test.
 func (p *page) do(actions ...chromedp.Action[chromedp.Void]) {
 	p.Helper()
 	require.NoError(p, chromedp.Do(p.ctx, actions...))
@@ -140,6 +123,7 @@ func (p *page) do(actions ...chromedp.Action[chromedp.Void]) {
 
 type css = chromedp.CSS
 
+// get runs an action and returns its value. An error ends the test.
 func get[T any](p *page, action chromedp.Action[T]) T {
 	p.Helper()
 	v, err := chromedp.Run(p.ctx, action)
@@ -147,7 +131,7 @@ func get[T any](p *page, action chromedp.Action[T]) T {
 	return v
 }
 
-// openModal opens the modal, of a page that may have been loaded just now.
+// openModal opens the modal, when the page has loaded.
 func (p *page) openModal() {
 	p.Helper()
 	p.do(chromedp.Click(css("#open")), chromedp.WaitVisible(css("#modal")))
@@ -158,22 +142,22 @@ func (p *page) closeModal() {
 	p.do(chromedp.Click(css("#close")), chromedp.WaitNotVisible(css("#modal")))
 }
 
-// send asks for a code, and waits for the page to say so.
+// send asks for a code, and waits until the page confirms it.
 func (p *page) send(email string) {
 	p.Helper()
 	p.do(chromedp.WaitEnabled(css("#send")), chromedp.Evaluate[chromedp.Void](`document.querySelector('#email').value = ''`), chromedp.SendKeys(css("#email"), email), chromedp.Click(css("#send")))
 	p.waitFor("#note", "A code is on its way to "+email)
 }
 
-// waitFor waits until an element is seen to have a text.
+// waitFor waits until an element is visible and has a text.
 func (p *page) waitFor(selector, text string) {
 	p.Helper()
 	get(p, chromedp.Poll[bool](fmt.Sprintf(`(e => e.checkVisibility() && e.innerText.includes(%q))(document.querySelector(%q))`, text, selector),
 		chromedp.WithPollingInterval(50*time.Millisecond), chromedp.WithPollingTimeout(time.Minute)))
 }
 
-// refused checks that the page shows the block and the time that is left, that there is
-// no button, and that the server, asked past the page, refuses too. It returns Retry-After.
+// refused checks that the page shows the block, the time that is left, and no button. It
+// also asks the server directly, which must refuse, too. It returns Retry-After.
 func (p *page) refused() (seconds int) {
 	p.Helper()
 	p.waitFor("#blocked", "until you can ask for the next one")
@@ -186,7 +170,7 @@ func (p *page) refused() (seconds int) {
 	return answer[1]
 }
 
-// screenshot keeps what is to be seen as an artifact (go test -artifacts).
+// screenshot saves the page as an artifact (go test -artifacts).
 func (p *page) screenshot(name string) {
 	p.Helper()
 	png := get(p, chromedp.CaptureScreenshot())
@@ -195,10 +179,11 @@ func (p *page) screenshot(name string) {
 	p.Logf("screenshot: %s", file)
 }
 
-// TestNoFourthCode: neither a refresh nor a restart unlocks the form.
-func TestNoFourthCode(t *testing.T) {
+// TestFormStaysClosedThroughReloadAndRestart refreshes the page of a form that is blocked, and
+// restarts its server after SIGKILL and after SIGTERM.
+func TestFormStaysClosedThroughReloadAndRestart(t *testing.T) {
 	p := &page{t, browser(t)}
-	s := serve(t, "3/1h fixed")
+	s := startResetServer(t, "3/1h fixed")
 	p.do(chromedp.Navigate("http://" + s.addr))
 	s.logs("state=created counters=0", 2)
 	p.openModal()
@@ -234,12 +219,12 @@ func TestNoFourthCode(t *testing.T) {
 	s.logs("code sent", 0)
 }
 
-// TestOpensAgain: the form opens when the window is over that the first code has opened,
-// whatever happened since, with the page open all the time.
-func TestOpensAgain(t *testing.T) {
+// TestFormOpensWhenItsWindowEnds keeps the page of a blocked form open. The form opens when the
+// window of the first code ends, though the server was restarted.
+func TestFormOpensWhenItsWindowEnds(t *testing.T) {
 	const window, between = 15, 3
 	p := &page{t, browser(t)}
-	s := serve(t, fmt.Sprintf("3/%ds fixed", window))
+	s := startResetServer(t, fmt.Sprintf("3/%ds fixed", window))
 	p.do(chromedp.Navigate("http://" + s.addr))
 	p.openModal()
 	first := time.Now()

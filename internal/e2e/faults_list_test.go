@@ -1,4 +1,4 @@
-package ratelimit_test
+package e2e_test
 
 import (
 	"net"
@@ -11,7 +11,7 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/redistest"
 )
 
-// faults are the rows of docs/faults.md, in this order.
+// faults are the rows of docs/faults.md, in the same order.
 var faults = []*fault{
 	{name: "connection refused at start", lasts: 300 * time.Millisecond, setup: refusedAtStart, loss: lossNone},
 	{name: "killed, and started again empty", lasts: 2 * time.Second, slow: true, setup: killed, loss: lossAll},
@@ -57,7 +57,7 @@ func hung(s *stage) {
 	s.connect(server.Addr)
 }
 
-// proxied has a fault act on the way to a server.
+// proxied is the setup of a fault on the network in front of a server.
 func proxied(set func(p *redistest.Proxy, on bool)) func(*stage) {
 	return func(s *stage) {
 		p := redistest.NewProxy(s, redistest.Start(s).Addr)
@@ -88,7 +88,7 @@ func lostReplies(p *redistest.Proxy, on bool) { p.LoseReplies(on) }
 func paused(s *stage) {
 	server := redistest.Start(s)
 	s.strike = func() { server.Do("CLIENT", "PAUSE", 400) }
-	s.mend = func() { server.Do("PING") } // which waits for the end
+	s.mend = func() { server.Do("PING") } // which waits for the end of the pause
 	s.connect(server.Addr)
 }
 
@@ -137,7 +137,7 @@ func passwordChanged(s *stage) {
 	})
 }
 
-// wrongType puts something else in the place of the hot key, which is then counted afresh.
+// wrongType replaces the hot key by a hash. The key is counted from zero afterwards.
 func wrongType(s *stage) {
 	server := redistest.Start(s)
 	const key = "rl:hot:{hot}:fixed-1h"
@@ -158,7 +158,7 @@ func noDNS(s *stage) {
 
 func promoted(s *stage) {
 	sentinel := redistest.StartSentinel(s, redistest.SentinelOptions{})
-	s.strike = sentinel.Master.Hang // to the others and to the clients, it is gone, and it does not know
+	s.strike = sentinel.Master.Hang // like a partition: it still takes itself for the master
 	s.mend = func() { sentinel.AwaitPromoted(sentinel.Replica) }
 	s.after = sentinel.Master.Continue
 	s.client = sentinel.Client(func(o *redis.FailoverOptions) { o.Dialer = s.dial })

@@ -1,4 +1,4 @@
-package ratelimit_test
+package e2e_test
 
 import (
 	"context"
@@ -18,8 +18,8 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/redistest"
 )
 
-// nasty keys are meant to break a hash tag or to meet one another.
-func nasty() []string {
+// hostileKeys returns keys that try to break a hash tag or to collide with each other.
+func hostileKeys() []string {
 	k := func(n int) string { return strings.Repeat("k", n) }
 	return []string{
 		"{", "}", "{}", "{}x", "x{}", "}{", "{a}", "{a}b", "a}b", "a{b", "a", "{a", "a}", "{{a}}", "a}:fixed-1h", "{}:fixed-1h",
@@ -27,15 +27,16 @@ func nasty() []string {
 		"%", "%7B", "%7b", "%257B", "%%", "%00", "%sha256:", `"`, `\`, `\x00`, "*", "?", "[a]",
 		k(127), k(128), k(129), k(1 << 20), k(1<<20) + "!", strings.Repeat("{", 128), strings.Repeat("\x00", 128), strings.Repeat("{", 129),
 		"%sha256:" + strings.Repeat("0", 64), "sha256:" + strings.Repeat("0", 64),
-		// How the hash of the 129 bytes above is written, as a key of its own.
+		// The 129 bytes above are stored as a hash. These are keys that look like it.
 		"%sha256:" + sha256Hex(k(129)), "sha256:" + sha256Hex(k(129)), sha256Hex(k(129)),
 	}
 }
 
+// sha256Hex returns a hash in hexadecimal.
 func sha256Hex(s string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(s))) }
 
-// eachSetup runs a test on a cluster's and a ring's client.
-func eachSetup(t *testing.T, test func(t *testing.T, client redis.UniversalClient, servers []*redistest.Server)) {
+// onClusterAndRing runs a test on a client of a cluster, and on one of a ring.
+func onClusterAndRing(t *testing.T, test func(t *testing.T, client redis.UniversalClient, servers []*redistest.Server)) {
 	t.Run("cluster", func(t *testing.T) {
 		t.Parallel()
 		c := redistest.StartCluster(t, redistest.ClusterOptions{})
@@ -48,14 +49,16 @@ func eachSetup(t *testing.T, test func(t *testing.T, client redis.UniversalClien
 	})
 }
 
-func TestRedisShards(t *testing.T) {
+// TestShardsCountExactly spreads hostile keys, many callers, and callers that compete for
+// one key over several servers.
+func TestShardsCountExactly(t *testing.T) {
 	t.Parallel()
-	eachSetup(t, func(t *testing.T, client redis.UniversalClient, servers []*redistest.Server) {
+	onClusterAndRing(t, func(t *testing.T, client redis.UniversalClient, servers []*redistest.Server) {
 		s := redisStore(t, client, "rl:")
 
-		// Hostile keys neither collide nor fail, and all limits of a key are in one slot.
-		limits := append(slow(1), FixedWindow(1, time.Hour), SlidingWindow(1, time.Hour))
-		for _, key := range nasty() {
+		// Hostile keys do not collide or fail, and all limits of a key are in one slot.
+		limits := append(algorithms(1), FixedWindow(1, time.Hour), SlidingWindow(1, time.Hour))
+		for _, key := range hostileKeys() {
 			_, admitted := take(t, s, key, 1, limits...)
 			require.True(t, admitted, "%.200q", key)
 			_, err := s.Adjust(ctx, key, -1, Now, limits)
@@ -63,7 +66,7 @@ func TestRedisShards(t *testing.T) {
 			_, admitted = take(t, s, key, 1, limits...)
 			require.True(t, admitted, "%.200q", key)
 		}
-		for _, key := range nasty() {
+		for _, key := range hostileKeys() {
 			_, admitted := take(t, s, key, 1, limits...)
 			require.False(t, admitted, "%.200q", key)
 			require.NoError(t, s.Reset(ctx, key, limits))
@@ -78,7 +81,7 @@ func TestRedisShards(t *testing.T) {
 			wg.Go(func() {
 				results := make([]Result, 3)
 				for j := range 12 {
-					if _, err := s.Take(ctx, fmt.Sprintf("user:%d:%d", i, j%4), 1, slow(2), results); err != nil {
+					if _, err := s.Take(ctx, fmt.Sprintf("user:%d:%d", i, j%4), 1, algorithms(2), results); err != nil {
 						t.Error(err)
 					} else if results[0].RetryAfter == 0 {
 						admitted.Add(1)
@@ -93,20 +96,22 @@ func TestRedisShards(t *testing.T) {
 		}
 
 		// As exact as on one server, also in its pipelines.
-		for _, limits := range contested(150) {
+		for _, limits := range contestedSets(150) {
 			key := fmt.Sprint(limits)
-			require.EqualValues(t, 150, hammer(t, s, key, 16, 20, limits...), key)
+			n, err := compete(s, key, 16, 20, limits...)
+			require.NoError(t, err, key)
+			require.EqualValues(t, 150, n, key)
 		}
 	})
 }
 
-// TestRedisSlotMigration: a slot that moves to another master in mid-traffic loses no count.
-func TestRedisSlotMigration(t *testing.T) {
+// TestSlotMigrationUnderTrafficLosesNoCounts moves a slot to another master and back.
+func TestSlotMigrationUnderTrafficLosesNoCounts(t *testing.T) {
 	t.Parallel()
 	c := redistest.StartCluster(t, redistest.ClusterOptions{})
 	s := redisStore(t, c.Client(), "rl:")
 	l := FixedWindow(1_000_000, time.Hour)
-	keys := []string{"a", "b"} // b's slot stays, and its calls share pipelines with a's
+	keys := []string{"a", "b"} // the slot of b stays; its calls share pipelines with those for a
 	slot := c.Slot("rl:{a}:fixed-1h")
 	done := make(chan struct{})
 	var wg sync.WaitGroup
@@ -132,19 +137,19 @@ func TestRedisSlotMigration(t *testing.T) {
 	if to == from {
 		to = c.Nodes[1]
 	}
-	busy := func() { // until there has been traffic in this state
+	awaitTraffic := func() {
 		before := taken[0].Load()
 		require.Eventually(t, func() bool { return taken[0].Load() > before+50 }, time.Minute, time.Millisecond)
 	}
 	for range 2 {
-		busy()
+		awaitTraffic()
 		m := c.BeginMigration(slot, to)
-		busy()
+		awaitTraffic()
 		for m.MoveKeys(1) > 0 {
 		}
-		busy()
+		awaitTraffic()
 		m.Finish()
-		busy()
+		awaitTraffic()
 		from, to = to, from
 	}
 	close(done)
@@ -155,9 +160,40 @@ func TestRedisSlotMigration(t *testing.T) {
 	}
 }
 
-// TestRedisFailover: a Sentinel setup whose master is replaced goes on counting. What the
-// new master had not been told is lost, which is Redis's own doing, and nothing else is.
-func TestRedisFailover(t *testing.T) {
+// TestLimitsInTwoPlacesAreAnError moves one of a key's limits to another master, and the rest
+// later. In between calls are errors, because Redis runs no script on half of its keys. No
+// count is wrong afterwards.
+func TestLimitsInTwoPlacesAreAnError(t *testing.T) {
+	t.Parallel()
+	c := redistest.StartCluster(t, redistest.ClusterOptions{})
+	s := redisStore(t, c.Client(), "rl:")
+	limits := algorithms(5)
+	take(t, s, "k", 2, limits...)
+	slot := c.Slot("rl:{k}:any")
+	to := c.Nodes[0]
+	if c.Owner(slot) == to {
+		to = c.Nodes[1]
+	}
+	m := c.BeginMigration(slot, to)
+	take(t, s, "k", 1, limits...)
+	m.MoveKeys(1)
+	var e *RedisError
+	require.ErrorAs(t, takeErr(s, "k", 1, limits), &e)
+	require.True(t, e.Unsent)
+	require.ErrorContains(t, e, "TRYAGAIN")
+	for m.MoveKeys(1) > 0 {
+	}
+	take(t, s, "k", 1, limits...)
+	m.Finish()
+	results, _ := take(t, s, "k", 0, limits...)
+	for _, r := range results {
+		require.EqualValues(t, 1, r.Remaining)
+	}
+}
+
+// TestSentinelFailoverKeepsReplicatedCounts replaces a master by its replica. What had been
+// replicated is still counted.
+func TestSentinelFailoverKeepsReplicatedCounts(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes some seconds")
 	}
@@ -178,19 +214,20 @@ func TestRedisFailover(t *testing.T) {
 	require.Equal(t, "5", setup.Replica.Do("GET", "rl:{k}:fixed-1h"))
 }
 
-// TestRedisMasterHangs: who asks one master does not wait for another that hangs.
-func TestRedisMasterHangs(t *testing.T) {
+// TestHangingMasterDelaysOnlyItsKeys stops one master of a cluster. Calls for keys of the
+// others succeed in the meantime.
+func TestHangingMasterDelaysOnlyItsKeys(t *testing.T) {
 	t.Parallel()
 	c := redistest.StartCluster(t, redistest.ClusterOptions{})
-	l := httpLimiterNamed(t, "api", Options{
+	l := newLimiter(t, "api", Options{
 		Limits: []Limit{FixedWindow(1_000_000, time.Hour)}, Redis: c.Client(), Timeout: time.Second, OnFailure: FailClosed,
 	})
 	hung := c.Nodes[0]
-	var theirs, others []string
+	var its, others []string // keys of the master that hangs, and keys of the others
 	for i := range 60 {
 		key := [...]string{"user:", "GET /v1/{id}/", strings.Repeat("k", 130)}[i%3] + fmt.Sprint(i)
 		if c.Owner(c.Slot(string(redisscript.AppendKey(nil, "rl:api:", key)))) == hung {
-			theirs = append(theirs, key)
+			its = append(its, key)
 		} else {
 			others = append(others, key)
 		}
@@ -212,9 +249,9 @@ func TestRedisMasterHangs(t *testing.T) {
 			}
 		})
 	}
-	for i := range 4 { // one less than what opens the breaker
+	for i := range 4 { // one more would open the breaker
 		waiting.Go(func() {
-			_, err := l.Take(ctx, theirs[i])
+			_, err := l.Take(ctx, its[i])
 			require.ErrorIs(t, err, context.DeadlineExceeded)
 		})
 	}
@@ -223,4 +260,22 @@ func TestRedisMasterHangs(t *testing.T) {
 	busy.Wait()
 	require.Greater(t, done.Load(), int64(100))
 	require.False(t, l.Stats().Remote.BreakerOpen)
+}
+
+// TestSingleServerClientOfAClusterIsAnError uses a client for single servers with a node of a
+// cluster. The error says how to make the client.
+func TestSingleServerClientOfAClusterIsAnError(t *testing.T) {
+	t.Parallel()
+	c := redistest.StartCluster(t, redistest.ClusterOptions{})
+	for _, clusterMode := range []bool{false, true} {
+		client := redis.NewUniversalClient(&redis.UniversalOptions{Addrs: c.Addrs()[:1], IsClusterMode: clusterMode})
+		defer client.Close()
+		err := callAll(redisStore(t, client, fmt.Sprint("rl:", clusterMode, ":")))
+		if clusterMode {
+			require.NoError(t, err)
+		} else {
+			require.ErrorContains(t, err, "MOVED ")
+			require.ErrorContains(t, err, "this is a node of a Cluster: make the client with redis.NewClusterClient, or with IsClusterMode: true")
+		}
+	}
 }
