@@ -259,3 +259,29 @@ func TestSnapshotOfTwoProcesses(t *testing.T) {
 		first = waiting.child
 	}
 }
+
+// TestSnapshotLockIsRemoved: the second process on a file is kept out also if
+// somebody removes the lock again and again, and the first one loses nothing.
+func TestSnapshotLockIsRemoved(t *testing.T) {
+	file := inFile(t).SnapshotFile
+	first := start(t, file)
+	require.Empty(t, first.failed)
+	written(t, file)
+	for range 10 {
+		if err := os.Remove(file + ".lock"); err != nil {
+			t.Skipf("the lock cannot be removed here: %v", err)
+		}
+		second := start(t, file)
+		require.Contains(t, second.failed, "the file is in use by")
+		require.Eventually(t, func() bool { // it is made again
+			pid, err := os.ReadFile(file + ".lock")
+			return err == nil && strings.TrimSpace(string(pid)) == fmt.Sprint(first.Process.Pid)
+		}, time.Minute, time.Millisecond)
+	}
+	os.Remove(file + ".lock")
+	first.terminate(t)
+	next := start(t, file)
+	require.Empty(t, next.failed)
+	require.Equal(t, first.hot.Load(), next.found)
+	require.Zero(t, next.once)
+}
