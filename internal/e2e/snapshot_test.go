@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -92,6 +93,32 @@ func TestSnapshotFileHasOneProcess(t *testing.T) {
 		require.Positive(t, waiting.found)
 		first = waiting
 	}
+}
+
+// TestSecondProcessIsKeptOutWithoutTheLock removes the .lock file again and again: a
+// second process is kept out nevertheless, and the first one loses nothing.
+func TestSecondProcessIsKeptOutWithoutTheLock(t *testing.T) {
+	file := snapshotFile(t)
+	first := startCounter(t, file)
+	require.Empty(t, first.failed)
+	awaitTwoWrites(t, file)
+	for range 10 {
+		if err := os.Remove(file + ".lock"); err != nil {
+			t.Skipf("the lock cannot be removed here: %v", err)
+		}
+		second := startCounter(t, file)
+		require.Contains(t, second.failed, "the file is in use by")
+		require.Eventually(t, func() bool { // it is made again
+			pid, err := os.ReadFile(file + ".lock")
+			return err == nil && strings.TrimSpace(string(pid)) == fmt.Sprint(first.Process.Pid)
+		}, time.Minute, time.Millisecond)
+	}
+	os.Remove(file + ".lock")
+	first.terminate(t)
+	next := startCounter(t, file)
+	require.Empty(t, next.failed)
+	require.Equal(t, first.hot.Load(), next.found)
+	require.Zero(t, next.once)
 }
 
 // snapshotFile returns a path for a snapshot file in a directory of its own.

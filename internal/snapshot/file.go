@@ -8,8 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/ratelimit-go/ratelimit/internal/table"
@@ -18,29 +16,24 @@ import (
 // File is a snapshot file that belongs to this process. It is for one goroutine.
 type File struct {
 	path string
-	lock *os.File
+	lock *os.File // beside the file, locked
+	data *os.File // the file itself, locked; nil if it was never there, and where locksData is false
 	buf  []byte
 
 	size  int64 // of the file
-	whole int64 // of that, what was written in one go; 0 if the file is not known to be as the last Save left it
-	owed  bool  // the last Save failed
+	whole int64 // how much of it was written in one go; 0 if the file may not be as the last Save left it
+	owed  bool  // the file is not there, or the last Save failed: the next one writes all of it
 }
 
 const (
-	lockSuffix  = ".lock"    // beside the file, which is renamed and so cannot be locked itself
+	lockSuffix  = ".lock"    // the lock beside the file
 	asideSuffix = ".tmp"     // what is being written
 	badSuffix   = ".damaged" // what was set aside
-
-	lockSize = 20 // a number of a process, spaces, and a newline
 )
 
-// ErrInUse is about a file that another process has.
-var ErrInUse = errors.New("the file is in use")
-
-var errLocked = errors.New("locked")
-
-// Open takes hold of a file, which need not be there yet, for as long as the process
-// lives or until Close. It waits for another process to let go of it.
+// Open takes hold of a file, which need not be there yet, for as long as the
+// process lives or until Close. It waits for another process to let go of it.
+// If that takes too long, the error is ErrInUse.
 func Open(path string, wait time.Duration) (*File, error) {
 	if dir := filepath.Dir(path); !isDir(dir) {
 		return nil, fmt.Errorf("its directory %s does not exist: make it", dir)
@@ -48,65 +41,20 @@ func Open(path string, wait time.Duration) (*File, error) {
 	if _, err := regular(path); err != nil {
 		return nil, err
 	}
+	f := &File{path: path}
 	const poll = 20 * time.Millisecond
 	for start := time.Now(); ; time.Sleep(poll) {
-		held, err := lockBeside(path)
+		err := f.acquire()
 		if err == nil {
-			return &File{path: path, lock: held}, nil
+			return f, nil
 		}
 		if err != errLocked {
 			return nil, err
 		}
 		if time.Since(start) >= wait {
-			by := "another process"
-			if pid, _ := os.ReadFile(path + lockSuffix); len(pid) > 0 {
-				if n, err := strconv.Atoi(strings.TrimSpace(string(pid))); err == nil {
-					by = fmt.Sprintf("process %d", n)
-				}
-			}
-			return nil, fmt.Errorf("%w by %s", ErrInUse, by)
+			return nil, inUse(path)
 		}
 	}
-}
-
-// lockBeside takes the lock of a file and writes this process into it. It returns errLocked
-// if another has it. It neither follows a link nor writes into what is not a lock.
-func lockBeside(path string) (held *os.File, err error) {
-	path += lockSuffix
-	wrong := func(what string) error {
-		return fmt.Errorf("%s is %s, and not the lock that belongs there: remove it, or choose another name or directory", path, what)
-	}
-	if info, err := os.Lstat(path); err == nil && !info.Mode().IsRegular() {
-		return nil, wrong(kindOf(info))
-	}
-	if held, err = lock(path); err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err != nil {
-			held.Close()
-		}
-	}()
-	info, err := held.Stat() // of what was opened
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, wrong(kindOf(info))
-	}
-	was := make([]byte, lockSize+1)
-	n, err := held.ReadAt(was, 0)
-	if err != nil && err != io.EOF {
-		return nil, err
-	}
-	if n > lockSize || strings.Trim(string(was[:n]), "0123456789 \n\x00") != "" { // zeros after a power cut
-		return nil, wrong("another file")
-	}
-	// In one piece, for somebody may be reading it.
-	if _, err = fmt.Fprintf(held, "%-*d\n", lockSize-1, os.Getpid()); err != nil {
-		return nil, err
-	}
-	return held, nil
 }
 
 // Beside returns what a file has in its directory that other has the path of: its
@@ -159,12 +107,18 @@ func isDir(path string) bool {
 }
 
 // Close lets go of the file. What was not saved is lost.
-func (f *File) Close() error { return f.lock.Close() }
+func (f *File) Close() error {
+	f.replaceData(nil) // first, so that a process that gets the lock beside it gets both
+	return f.lock.Close()
+}
 
 // Read returns what is in the file, or nil if it is not there. The error is ErrDamaged
 // where its contents are to blame.
 func (f *File) Read() (*Contents, error) {
 	if there, err := regular(f.path); !there {
+		return nil, err
+	}
+	if err := f.check(); err != nil {
 		return nil, err
 	}
 	file, err := os.Open(f.path)
@@ -192,19 +146,30 @@ func (f *File) Read() (*Contents, error) {
 
 // SetAside renames the file, and returns its new name.
 func (f *File) SetAside() (string, error) {
-	return f.path + badSuffix, os.Rename(f.path, f.path+badSuffix)
+	err := f.check()
+	if err == nil {
+		err = os.Rename(f.path, f.path+badSuffix)
+	}
+	if err == nil {
+		f.replaceData(nil)
+	}
+	return f.path + badSuffix, err
 }
 
 // alwaysWhole is a size up to which a file is written anew each time: it is then one
 // piece, and costs next to nothing.
 const alwaysWhole = 1 << 20
 
-// Save writes what has changed in a mirrored table; all has the same meaning as in
-// [table.Mirror.Update]. It appends to the file while the changes are few, and writes
-// it anew when they have come to as much as it was: so the disk is written to in
-// proportion to the changes, not to the counters. If nothing has changed, nothing is
-// written.
+// Save writes what has changed in a mirrored table; all has the same meaning as
+// in [table.Mirror.Update]. It appends to the file while the changes are few.
+// When they are as large as the file was without them, it writes a new file. So
+// the disk is written to in proportion to the changes, not to the counters. If
+// nothing has changed and the file is there, nothing is written. The error is
+// ErrInUse if somebody has removed the lock, and another process has the file.
 func (f *File) Save(header Header, t *table.Table, m *table.Mirror, all bool, now func() Stamp) error {
+	if err := f.check(); err != nil {
+		return err
+	}
 	most := 0 // bytes of changes that there is use for
 	if f.whole > alwaysWhole {
 		most = int(f.whole / 4)
@@ -259,14 +224,41 @@ func (f *File) append(commit Commit) error {
 	return nil
 }
 
-// rewrite writes a file aside and gives it the name, so that there is always one.
+// rewrite writes a file aside and gives it the name, so that there is always
+// one. It is locked before it has the name.
 func (f *File) rewrite(header Header, m *table.Mirror, commit Commit) (size int64, err error) {
 	aside := f.path + asideSuffix
 	os.Remove(aside) // a process may have ended while it wrote
-	file, err := os.OpenFile(aside, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	file, err := os.OpenFile(aside, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return 0, err
 	}
+	if err = flock(file); err == nil {
+		size, err = f.writeAll(file, header, m, commit)
+	}
+	if !locksData {
+		if e := file.Close(); err == nil {
+			err = e
+		}
+	}
+	if err == nil {
+		err = f.check() // writing may have taken long
+	}
+	if err == nil {
+		err = os.Rename(aside, f.path)
+	}
+	if err != nil {
+		file.Close()
+		return 0, err
+	}
+	if locksData {
+		f.replaceData(file)
+	}
+	return size, syncDir(filepath.Dir(f.path))
+}
+
+// writeAll writes everything to an empty file, and syncs it.
+func (f *File) writeAll(file *os.File, header Header, m *table.Mirror, commit Commit) (size int64, err error) {
 	w := bufio.NewWriterSize(file, 1<<18)
 	f.buf = header.append(f.buf[:0])
 	write := func() {
@@ -280,18 +272,8 @@ func (f *File) rewrite(header Header, m *table.Mirror, commit Commit) (size int6
 	})
 	f.buf = AppendCommit(f.buf[:0], commit)
 	write()
-	err = w.Flush()
-	if err == nil {
-		err = file.Sync()
+	if err := w.Flush(); err != nil {
+		return 0, err
 	}
-	if e := file.Close(); err == nil {
-		err = e
-	}
-	if err == nil {
-		err = os.Rename(aside, f.path)
-	}
-	if err == nil {
-		err = syncDir(filepath.Dir(f.path))
-	}
-	return size, err
+	return size, file.Sync()
 }

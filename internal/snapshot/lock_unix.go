@@ -7,27 +7,30 @@ import (
 	"syscall"
 )
 
-// lock opens a file, but not through a link, and locks it for as long as it is open and the
-// process lives. It returns errLocked if another has it.
-func lock(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return nil, err
-	}
+// locksData: the snapshot is locked, too. A file that is locked can be removed
+// and renamed.
+const locksData = true
+
+// openLock opens or makes a lock, but not through a link.
+func openLock(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+}
+
+// flock locks a file for as long as it is open and the process lives. It
+// returns errLocked if it has been locked, by another process or through
+// another open file. It does not wait.
+func flock(f *os.File) error {
 	for {
-		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err != syscall.EINTR {
-			break
+		switch err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err {
+		case nil:
+			return nil
+		case syscall.EINTR:
+		case syscall.EWOULDBLOCK:
+			return errLocked
+		default:
+			return &os.PathError{Op: "flock", Path: f.Name(), Err: err}
 		}
 	}
-	if err == nil {
-		return f, nil
-	}
-	f.Close()
-	if err == syscall.EWOULDBLOCK {
-		return nil, errLocked
-	}
-	return nil, &os.PathError{Op: "flock", Path: path, Err: err}
 }
 
 // syncDir makes a rename in a directory last.

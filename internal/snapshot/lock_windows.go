@@ -5,9 +5,14 @@ import (
 	"syscall"
 )
 
-// lock opens a file, or a link itself, in a way that lets others read it only, for as long as
-// it is open and the process lives. It returns errLocked if another has it.
-func lock(path string) (*os.File, error) {
+// locksData: the snapshot itself is not locked, because nobody can remove the
+// lock beside it, and a file that is open cannot be renamed.
+const locksData = false
+
+// openLock opens or makes a lock, or opens a link itself, in a way that lets
+// other processes only read it for as long as it is open and the process lives.
+// It returns errLocked if another process has it.
+func openLock(path string) (*os.File, error) {
 	name, err := syscall.UTF16PtrFromString(path)
 	if err != nil {
 		return nil, err
@@ -23,6 +28,9 @@ func lock(path string) (*os.File, error) {
 	}
 	return nil, &os.PathError{Op: "open", Path: path, Err: err}
 }
+
+// flock has nothing to do after openLock.
+func flock(*os.File) error { return nil }
 
 // syncDir has nothing to do: a rename lasts here when it returns.
 func syncDir(string) error { return nil }

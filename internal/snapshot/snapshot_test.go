@@ -157,11 +157,11 @@ func TestEveryByteAppended(t *testing.T) {
 			t.Errorf("byte %d: %v", n, err)
 		}
 	}
-	next := open(t, filepath.Join(filepath.Dir(k.file.path), "other"))
-	next.file.path = k.file.path // to go on from where the last one ended in the middle of a write
+	k.file.Close()
 	if err := os.WriteFile(k.file.path, all[:len(all)-3], 0o600); err != nil {
 		t.Fatal(err)
 	}
+	next := open(t, k.file.path) // goes on from where the last one ended in the middle of a write
 	next.take(7, 1)
 	if whole := saved(t, next); len(whole) >= len(all) {
 		t.Error("a file that another process has left was appended to")
