@@ -43,6 +43,7 @@ type clock struct {
 	offset atomic.Int64 // in use
 	best   atomic.Int64 // the greatest of this period
 	until  atomic.Int64 // the end of this period; 0 before the first answer
+	jumped atomic.Int64 // when the store's clock was last seen to have jumped ahead; 0 is never
 	mu     sync.Mutex   // of changing more than one of these
 }
 
@@ -60,6 +61,9 @@ func (k *clock) observe(at, now int64) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	until, best := k.until.Load(), k.best.Load()
+	if until != 0 && seen > k.offset.Load()+maxLatency {
+		k.jumped.Store(now)
+	}
 	switch {
 	case until == 0 || seen <= k.offset.Load()-maxLatency: // the first, or another clock
 		k.offset.Store(seen)

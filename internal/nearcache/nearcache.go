@@ -172,6 +172,9 @@ func (c *Cache) Denied(key string, n, now, recheck int64, limits []rule.Limit, a
 	if n == 0 {
 		return false, version
 	}
+	if c.stillDenied(&p, n, now, limits, answers) {
+		return true, version
+	}
 	permission, until := c.memory.permissions.find(p.bits, n)
 	if permission == nil || !c.memory.table.Denied(p.Hash, n, now, limits, answers) {
 		return false, version
@@ -184,6 +187,30 @@ func (c *Cache) Denied(key string, n, now, recheck int64, limits []rule.Limit, a
 		return !permission.extend(until, now+recheck), version
 	}
 	return false, version
+}
+
+// StillDenied reports whether the store's clock has jumped ahead while n units of a key
+// were denied, and the denial is not over by our clock. Then it fills answers. The
+// store's counter may have expired early, so the store cannot be asked: a wrong clock
+// must not free a key that this process knows to be denied.
+func (c *Cache) StillDenied(key string, n, now int64, limits []rule.Limit, answers []rule.Answer) bool {
+	p := c.at(key)
+	return c.stillDenied(&p, n, now, limits, answers)
+}
+
+func (c *Cache) stillDenied(p *place, n, now int64, limits []rule.Limit, answers []rule.Answer) bool {
+	jumped := c.clock.jumped.Load()
+	if jumped == 0 || n == 0 || !c.memory.table.Denied(p.Hash, n, now, limits, answers) {
+		return false
+	}
+	for i := range limits {
+		if answers[i].Retry > 0 {
+			if state, held := c.memory.table.State(p.Hash, now, &limits[i]); held && state.T < jumped {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // Version returns what [Cache.Learn] has to know of the time before the store was asked.

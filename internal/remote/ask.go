@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -43,8 +44,12 @@ func (r *Remote) consult(ctx context.Context, q *question, answers []rule.Answer
 	if err != nil {
 		return 0, err
 	}
+	r.near.Observe(reply.At, now)
+	if r.near.StillDenied(q.key, q.units, now, q.limits.Rules, answers) {
+		r.returnUnits(q, reply.At)
+		return NothingTaken, nil
+	}
 	if !reply.Newest {
-		r.near.Observe(reply.At, now)
 		return reply.At, nil
 	}
 	learnt := nearcache.Reply{
@@ -56,6 +61,13 @@ func (r *Remote) consult(ctx context.Context, q *question, answers []rule.Answer
 	}
 	r.near.Learn(q.key, learnt)
 	return reply.At, nil
+}
+
+// returnUnits gives back what the store has taken for a request that is denied here,
+// if it has taken anything, on a goroutine of its own.
+func (r *Remote) returnUnits(q *question, at int64) {
+	key, n, limits := strings.Clone(q.key), q.units, q.limits
+	r.beside(func(o *Remote) { o.move(o.closing, key, -n, at, limits) })
 }
 
 // stateBuffers are for engines: what an interface's method is given escapes.
