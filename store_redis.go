@@ -127,8 +127,14 @@ func (s *RedisStore) Reset(ctx context.Context, key string, limits []Limit) erro
 	return publicError(s.engine.Reset(ctx, key, &engine.Limits{Rules: rulesOf(limits)}))
 }
 
-// Fault implements [RemoteStore].
-func (s *RedisStore) Fault(err error) Fault { return Fault(s.engine.Fault(err)) }
+// Fault implements [RemoteStore]. After Close it is FaultRefused.
+func (s *RedisStore) Fault(err error) Fault {
+	fault := s.engine.Fault(err)
+	if fault == engine.Closed {
+		return FaultRefused
+	}
+	return Fault(fault)
+}
 
 // Close ends the store when the calls that are under way have ended, which takes
 // as long as the client's timeouts at most. It leaves the counters and the client

@@ -227,7 +227,7 @@ func (s *Store) do(ctx context.Context, now, until int64, j *job) error {
 }
 
 func (s *Store) closedError() error {
-	return &Error{Cause: Closed, Prefix: s.prefix, Fault: engine.Refused}
+	return &Error{Cause: Closed, Prefix: s.prefix, Fault: engine.Closed}
 }
 
 // giveBack returns the units of a call that was carried out after its caller had
