@@ -135,12 +135,13 @@ func (s *RedisStore) Reset(ctx context.Context, key string, limits []Limit) erro
 	return publicError(s.engine.Reset(ctx, key, &engine.Limits{Rules: rulesOf(limits)}))
 }
 
-// Fault implements [RemoteStore].
+// Fault implements [RemoteStore]. After Close it is FaultRefused.
 func (s *RedisStore) Fault(err error) Fault {
-	if fault := s.engine.Fault(err); fault != engine.Closed {
-		return Fault(fault)
+	fault := s.engine.Fault(err)
+	if fault == engine.Closed {
+		return FaultRefused
 	}
-	return FaultRefused
+	return Fault(fault)
 }
 
 // Close ends the store when the calls that are under way have ended, which takes

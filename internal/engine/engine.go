@@ -79,7 +79,8 @@ type Limits struct {
 	Public any
 }
 
-// Fault is what an error means for the calls that follow.
+// Fault is what an error means for the calls that follow. Only the first two
+// are an outage of the backend.
 type Fault uint8
 
 const (
@@ -87,10 +88,11 @@ const (
 	Unknown Fault = iota
 	// Refused: the backend is in doubt, and the call has changed nothing.
 	Refused
-	// Key: what is stored for the key is to blame. The call has changed nothing,
-	// and calls for other keys may well succeed.
+	// Key: the error is about the key: about what is stored for it, or about where
+	// it is at the backend. The call has changed nothing, and calls for other keys
+	// may well succeed.
 	Key
-	// Closed: this process is shutting down. The call has changed nothing, and the
-	// backend is not in doubt.
+	// Closed: this process is shutting down, and has closed the engine or what
+	// it works with. The call has changed nothing. No later call will succeed.
 	Closed
 )

@@ -72,18 +72,7 @@ func (s *Store) explain(err error, keys []any) *Error {
 		return s.notCounter(keys[i])
 	}
 	e := &Error{Cause: Backend, Prefix: s.prefix, Err: err}
-	switch {
-	case errors.Is(err, redis.ErrClosed):
-		e.Fault, e.Hint = engine.Closed, "close the limiter before its client"
-	case changedNothing(err):
-		e.Fault = engine.Refused
-	}
-	for _, h := range hints {
-		if redis.HasErrorPrefix(err, h.prefix) {
-			e.Hint = h.hint
-			break
-		}
-	}
+	e.Fault, e.Hint = classify(err)
 	return e
 }
 
@@ -96,15 +85,19 @@ func (s *Store) notCounter(key any) *Error {
 	}
 }
 
-// changedNothing reports whether a failed command has certainly left Redis as it
-// was: the server has refused it before any write of a script, or there was no
-// connection to send it on.
-func changedNothing(err error) bool {
-	if isReply(err) { // a script may have written before it used a command that its user has no right to
-		return !strings.Contains(err.Error(), "The user executing the script")
+// classify returns what an error of the client means, and what to do about it.
+func classify(err error) (engine.Fault, string) {
+	if isReply(err) {
+		return classifyReply(err)
 	}
 	var op *net.OpError
-	return errors.As(err, &op) && op.Op == "dial" || errors.Is(err, redis.ErrPoolTimeout)
+	switch {
+	case errors.Is(err, redis.ErrClosed): // there was no connection to send the command on
+		return engine.Closed, "it was closed before this store: close limiters and stores first, and then the client that they were lent"
+	case errors.As(err, &op) && op.Op == "dial", errors.Is(err, redis.ErrPoolTimeout), errors.Is(err, redis.ErrPoolExhausted):
+		return engine.Refused, ""
+	}
+	return engine.Unknown, ""
 }
 
 // isReply reports whether err is what the server has answered.
@@ -113,26 +106,104 @@ func isReply(err error) bool {
 	return errors.As(err, &reply)
 }
 
-const permissions = "let the client's user run EVAL, EVALSHA, GET, MGET, SET, INCRBY, DEL, PTTL and TIME on the prefix's keys, " +
-	"and in a Cluster CLUSTER SLOTS and COMMAND; docs/production.md has what a Sentinel asks for"
+// classifyReply returns what an error means that the server has answered.
+func classifyReply(err error) (engine.Fault, string) {
+	text, inScript := replyText(err)
+	for _, r := range replies {
+		if !strings.HasPrefix(text, r.prefix) {
+			continue
+		}
+		if inScript && !r.firstWrite {
+			return engine.Unknown, r.hint
+		}
+		return r.fault, r.hint
+	}
+	return engine.Unknown, ""
+}
 
-const notCluster = "this is a node of a Cluster: make the client with redis.NewClusterClient, or with IsClusterMode: true"
+// replyText returns the text of a reply that is an error, without what the
+// server has put around it, and whether a command that a script has called has
+// failed with it. Redis 7 writes
+//
+//	READONLY You can't write against a read only replica. script: 8f1c…, on @user_script:58.
+//
+// where Redis 6 writes
+//
+//	ERR Error running script (call to f_8f1c…): @user_script:58: @user_script: 58: -READONLY You can't …
+func replyText(err error) (text string, inScript bool) {
+	var reply redis.Error
+	errors.As(err, &reply)
+	text = strings.TrimPrefix(reply.Error(), "ERR ")
+	const source = "@user_script:"
+	i := strings.LastIndex(text, source)
+	if i < 0 {
+		return text, false
+	}
+	if strings.HasPrefix(text, "Error running script") {
+		text = strings.TrimLeft(text[i+len(source):], " 0123456789:")
+		text = strings.TrimPrefix(strings.TrimPrefix(text, "-"), "ERR ")
+	}
+	return text, true
+}
 
-// The prefixes are without "ERR ".
-var hints = []struct{ prefix, hint string }{
-	{"NOAUTH", "give the client the server's password"},
-	{"WRONGPASS", "give the client the right user name and password"},
-	{"NOPERM", permissions},
-	{"The user executing the script can't run this command", permissions},
-	{"The user executing the script can't access", permissions},
-	{"MOVED", notCluster},
-	{"ASK", notCluster},
-	{"READONLY", "connect to the master; this is a replica"},
-	{"OOM", "the server is at its maxmemory: raise it; to let it evict would unblock keys"},
-	{"MISCONF", "the server cannot save its data, and so takes no writes"},
-	{"LOADING", "the server is reading its data"},
-	{"MASTERDOWN", "the replica has lost its master"},
-	{"CLUSTERDOWN", "the cluster has no master for the key's slot"},
-	{"DB index is out of range", "give the client another database number"},
-	{"unknown command", "Redis 6.2 or later is needed, with scripting"},
+const (
+	permissions = "let the client's user run EVAL, EVALSHA, GET, MGET, SET, INCRBY, DEL, PTTL and TIME on the prefix's keys, " +
+		"and in a Cluster CLUSTER SLOTS and COMMAND; docs/production.md has what a Sentinel asks for"
+	notCluster  = "this is a node of a Cluster: make the client with redis.NewClusterClient, or with IsClusterMode: true"
+	noMemory    = "the server is at its maxmemory: raise it; to let it evict would unblock keys"
+	noMaster    = "the replica has lost its master"
+	clusterDown = "the cluster has lost so many of its masters that it serves no keys"
+)
+
+// replies are the errors of a server of which it is known whether the command
+// was carried out; prefixes are without "ERR ". With the faults Refused and Key
+// it was not: the server looks at all of this before it runs a script. Any
+// other error may come from a proxy that has not waited for the server's reply,
+// and is Unknown.
+//
+// An error in a script, which may have written before, is Unknown, too. But
+// there are errors that the server returns for the first write of a script or
+// not at all, because a script that has written must not stop halfway (in Redis
+// 7, scriptVerifyWriteCommandAllow and scriptVerifyOOM of script.c; before
+// that, their causes do not change while a script runs).
+var replies = []struct {
+	prefix     string
+	fault      engine.Fault
+	firstWrite bool // also if a script has failed with it
+	hint       string
+}{
+	{"NOAUTH", engine.Refused, false, "give the client the server's password"},
+	{"WRONGPASS", engine.Refused, false, "give the client the right user name and password"},
+	{"NOPERM", engine.Refused, false, permissions},
+	{"The user executing the script can't run this command", engine.Unknown, false, permissions},
+	{"The user executing the script can't access", engine.Unknown, false, permissions},
+	{"ACL failure in script", engine.Unknown, false, permissions}, // since Redis 7.2
+	{"DENIED", engine.Refused, false, "the server is in protected mode: give it a password, or make it listen on its own host only"},
+	{"DB index is out of range", engine.Refused, false, "give the client another database number"},
+	{"max number of clients reached", engine.Refused, false, "raise the server's maxclients, or lower the client's PoolSize"},
+	{"unknown command", engine.Refused, false, "Redis 6.2 or later is needed, with scripting"},
+	{"NOSCRIPT", engine.Refused, false, ""},
+
+	{"READONLY", engine.Refused, true, "connect to the master; this is a replica"},
+	{"OOM command not allowed", engine.Refused, true, noMemory},
+	{"OOM", engine.Refused, false, noMemory},
+	{"MISCONF", engine.Refused, true, "the server cannot save its data, and so takes no writes"},
+	{"NOREPLICAS", engine.Refused, true, "the master has fewer replicas than its min-replicas-to-write"},
+	{"LOADING", engine.Refused, false, "the server is reading its data"},
+	{"MASTERDOWN", engine.Refused, false, noMaster},
+	{"Can not execute the command on a stale replica", engine.Refused, true, noMaster}, // the first command of a script
+	{"BUSY ", engine.Refused, false, "another script on the server runs for too long: SCRIPT KILL ends it, unless it has written"},
+	{"Script killed by user", engine.Refused, true, "it ran for too long"}, // a script that has written is UNKILLABLE
+
+	// A slot of a Cluster holds a part of the keys.
+	{"MOVED", engine.Key, false, notCluster},
+	{"ASK", engine.Key, false, notCluster},
+	{"TRYAGAIN", engine.Key, false, "the key's slot is moving to another master, which does not have all of the key's counters yet"},
+	{"CROSSSLOT", engine.Key, false, "the counters of one key are in different slots: is there a proxy that changes keys?"},
+	{"CLUSTERDOWN Hash slot not served", engine.Key, false, "the cluster has no master for the key's slot"},
+	{"CLUSTERDOWN", engine.Refused, false, clusterDown},
+	{"Script attempted to execute a write command while the cluster is down", engine.Refused, true, clusterDown},
+	{"Lua script attempted to execute a write command while the cluster is down", engine.Refused, true, clusterDown}, // before Redis 7
+
+	{"WRONGTYPE", engine.Key, false, "delete the key, and keep what writes it off this prefix"},
 }
