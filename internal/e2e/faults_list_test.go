@@ -28,6 +28,8 @@ var faults = []*fault{
 	{name: "SCRIPT FLUSH, again and again", lasts: 300 * time.Millisecond, setup: flushed, loss: lossNone},
 	{name: "maxmemory reached with noeviction", lasts: 300 * time.Millisecond, setup: outOfMemory, loss: lossNone},
 	{name: "MISCONF: snapshots fail", lasts: 300 * time.Millisecond, setup: unsaved, loss: lossNone},
+	{name: "BUSY: a script that does not end", lasts: 500 * time.Millisecond, setup: busy, loss: lossNone},
+	{name: "hung, behind a store that wraps RedisStore", lasts: 2 * time.Second, slow: true, setup: wrappedAndHung, loss: lossNone},
 	{name: "LOADING", lasts: time.Second, slow: true, setup: loading, loss: lossLatest},
 	{name: "password changed", lasts: 300 * time.Millisecond, setup: passwordChanged, loss: lossNone},
 	{name: "a key of the wrong type", lasts: 300 * time.Millisecond, setup: wrongType, loss: lossLatest},
@@ -115,6 +117,29 @@ func unsaved(s *stage) {
 	s.strike, s.mend = func() { server.FailSaves(true) }, func() { server.FailSaves(false) }
 	s.connect(server.Addr)
 }
+
+// busy runs a script for ever, and answers others with BUSY after 10 ms.
+func busy(s *stage) {
+	server := redistest.Start(s)
+	server.Do("CONFIG", "SET", "lua-time-limit", "10")
+	runaway := redis.NewClient(&redis.Options{Addr: server.Addr, ReadTimeout: time.Minute, MaxRetries: -1})
+	s.Cleanup(func() { runaway.Close() })
+	s.strike = func() { go runaway.Eval(ctx, "while true do end", nil) }
+	s.mend = func() {
+		s.eventually("the script to be killed", func() bool { return server.Client().ScriptKill(ctx).Err() == nil })
+	}
+	s.connect(server.Addr)
+}
+
+func wrappedAndHung(s *stage) {
+	hung(s)
+	s.wrap = func(store Store) Store { return &wrappingStore{store} }
+}
+
+// wrappingStore is a store around another one, as for metrics.
+type wrappingStore struct{ Store }
+
+func (w *wrappingStore) Unwrap() Store { return w.Store }
 
 func loading(s *stage) {
 	server := redistest.Start(s)

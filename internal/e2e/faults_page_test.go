@@ -38,6 +38,7 @@ func TestFaultsPageIsComplete(t *testing.T) {
 	}
 	require.Equal(t, want, got, "write the page again: "+faultsCommand)
 	require.Contains(t, string(page), faultsIntro())
+	require.Contains(t, string(page), faultsBeside)
 }
 
 // cell returns the first cell of a fault's row.
@@ -74,6 +75,22 @@ Numbers are rounded: counts to one digit, times up. They were measured on a smal
 `, faultsCommand, faultCallers, spreadKeys, faultTimeout, int(faultHangs/faultTimeout))
 }
 
+// faultsBeside is what other tests show of failures.
+const faultsBeside = `
+## What other tests show
+
+Run the tests of the root module in its folder with ` + "`go test -run NAME .`" + `, and those of internal/e2e there.
+
+| what happens | what holds | test |
+|---|---|---|
+| Cluster: a slot is half moved, and a key under two limits gets TRYAGAIN | the error is about the key: it is decided in this process, other keys are decided by Redis, and the breaker stays closed | ` + "`TestMovingSlotIsNoOutage` in internal/e2e" + ` |
+| a store, or the client that it was lent, is closed under a live limiter | Take returns an error, and requests get 503: the process is shutting down, and a policy for outages does not apply | ` + "`TestClosedStoreRefuses`" + ` |
+| a limiter is closed while requests reach it | Redis decides, or there is an error | ` + "`TestCloseAdmitsNobody`" + ` |
+| Reload while leases are held | the next generation goes on with them. No unit is lost, and no goroutine of the old generation is left | ` + "`TestReloadHandsLeasesOn`, `TestReloadedClientClosed`" + ` |
+| Redis's clock jumps ahead | a key that this process knows to be denied stays denied by this process's clock. What is left: a key that was half used has its whole limit again, and so has every key in a process that knows nothing of it | ` + "`TestServerClockThatJumpsAheadFreesNobody`" + ` |
+| Redis hangs while units are given back | no answer waits for longer than ` + "`Timeout`" + ` | ` + "`TestAnswersDoNotWaitForUnitsToBeGivenBack`" + ` |
+`
+
 // writeFaults writes the page.
 func writeFaults(t *testing.T, rows []row) {
 	var b strings.Builder
@@ -94,6 +111,7 @@ func writeFaults(t *testing.T, rows []row) {
 		fmt.Fprintf(&b, "| %s | %s | %s | %s × `Timeout` | %s | %s | %s | %s | %s s | none |\n", r.fault.cell(), oneDigit(r.decisions), errors,
 			upTo(r.worst, faultTimeout), oneDigit(int64(r.failed)), r.fault.loss, over, most, upTo(r.recovery, time.Second))
 	}
+	b.WriteString(faultsBeside)
 	require.NoError(t, os.WriteFile(faultsPage, []byte(b.String()), 0o644))
 }
 

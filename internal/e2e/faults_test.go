@@ -94,7 +94,8 @@ type stage struct {
 	*testing.T
 	limits faultLimits
 	client redis.UniversalClient
-	down   bool // Redis is down from the start
+	down   bool              // Redis is down from the start
+	wrap   func(Store) Store // of each limiter's RedisStore, if not nil
 
 	strike, mend, after func()
 
@@ -187,6 +188,9 @@ func (s *stage) newLimits(reg *Registry, on FailurePolicy, lease time.Duration) 
 	limiter := func(name string, limit Limit) *Limiter {
 		o := quiet(limit)
 		o.Redis, o.Timeout, o.OnFailure, o.Lease, o.Key = s.client, faultTimeout, on, lease, HeaderKey("Key")
+		if s.wrap != nil {
+			o.Redis, o.Store = nil, s.wrap(redisStore(s, s.client, "rl:"+name+":"))
+		}
 		return Must(reg.New(name, o))
 	}
 	s.limits = faultLimits{

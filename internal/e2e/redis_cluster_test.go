@@ -191,6 +191,40 @@ func TestLimitsInTwoPlacesAreAnError(t *testing.T) {
 	}
 }
 
+// TestMovingSlotIsNoOutage: while a slot of a Cluster moves, calls for its
+// keys may fail. The store goes on deciding about all other keys, and the
+// breaker stays closed.
+func TestMovingSlotIsNoOutage(t *testing.T) {
+	t.Parallel()
+	c := redistest.StartCluster(t, redistest.ClusterOptions{})
+	o := quiet(algorithms(30)[:2]...)
+	o.Redis, o.OnFailure, o.Timeout = c.Client(), FailClosed, time.Minute
+	l := Must(new(Registry).New("api", o))
+	defer l.Close()
+	decide := func(key string) Decision {
+		d, err := l.Take(ctx, key)
+		require.NoError(t, err)
+		return d
+	}
+	decide("moves")
+	slot := c.Slot("rl:api:{moves}:any")
+	to := c.Nodes[0]
+	if c.Owner(slot) == to {
+		to = c.Nodes[1]
+	}
+	m := c.BeginMigration(slot, to)
+	m.MoveKeys(1) // of the two that the key has
+	for range 20 {
+		_, err := l.Take(ctx, "moves")
+		require.ErrorContains(t, err, "TRYAGAIN")
+	}
+	require.Equal(t, SourceStore, decide("stays").Source)
+	require.Zero(t, l.Stats().Remote.BreakerOpened)
+	m.MoveKeys(1)
+	m.Finish()
+	require.EqualValues(t, 28, decide("moves").Remaining)
+}
+
 // TestSentinelFailoverKeepsReplicatedCounts replaces a master by its replica. What had been
 // replicated is still counted.
 func TestSentinelFailoverKeepsReplicatedCounts(t *testing.T) {
