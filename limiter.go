@@ -31,7 +31,6 @@ type Limiter struct {
 	memory   *MemoryStore   // store, if it is one: its calls need nothing on the heap
 	engine   engine.Engine  // that decides, unless memory or remote does
 	remote   *remote.Remote // that decides, if store is outside of this process
-	counters counters       // remote, or engine if there is none: for what is no decision
 	own      *RedisStore    // store, if it was made for Options.Redis and ends with the limiter
 
 	policy  atomic.Pointer[policy]
@@ -46,12 +45,6 @@ type Limiter struct {
 	shadow   atomic.Uint64 // requests that Shadow let through
 
 	registry *Registry // that it is claimed in, or nil; guarded by claims
-}
-
-// counters is the part of [engine.Engine] that changes counters without a decision.
-type counters interface {
-	Adjust(ctx context.Context, key string, n, at int64, limits *engine.Limits) (charged int64, err error)
-	Reset(ctx context.Context, key string, limits *engine.Limits) error
 }
 
 // New makes a limiter in the [DefaultRegistry]; see [Registry.New].
@@ -95,14 +88,12 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 	l.prefixes = prefixesOf(l.layers)
 	var isRemote bool
 	l.engine, isRemote = engineOf(l.store)
-	l.counters = l.engine
 	if isRemote {
 		l.remote = remote.New(remote.Options{
 			Engine: l.engine, Limits: l.policy.Load().under,
 			Timeout: l.opts.Timeout, Recheck: l.opts.DenyRecheck, Lease: l.opts.Lease, NearKeys: l.opts.NearKeys,
 			OnFailure: remote.Policy(l.opts.OnFailure), Report: remoteReporter{l.report, l.opts.OnFailure},
 		})
-		l.counters = l.remote
 	}
 	return l, nil
 }
@@ -261,9 +252,14 @@ func (l *Limiter) timeout() time.Duration {
 	return l.opts.Timeout
 }
 
-// adjust is [Store.Adjust].
-func (l *Limiter) adjust(ctx context.Context, key string, n int64, at Instant, limits *engine.Limits) (charged int64, err error) {
-	charged, err = l.counters.Adjust(ctx, key, n, int64(at), limits)
+// adjust is [Store.Adjust]. It waits for a store outside of this process for so long
+// at most.
+func (l *Limiter) adjust(ctx context.Context, key string, n int64, at Instant, limits *engine.Limits, wait time.Duration) (charged int64, err error) {
+	if l.remote != nil {
+		charged, err = l.remote.Adjust(ctx, key, n, int64(at), limits, wait)
+	} else {
+		charged, err = l.engine.Adjust(ctx, key, n, int64(at), limits)
+	}
 	return charged, l.wrap(publicError(err))
 }
 
@@ -278,7 +274,7 @@ func (l *Limiter) Refund(ctx context.Context, key string, n int64) error {
 	if err := l.ready(key); err != nil || n == 0 {
 		return err
 	}
-	_, err := l.adjust(ctx, key, -n, Now, l.policy.Load().under)
+	_, err := l.adjust(ctx, key, -n, Now, l.policy.Load().under, remote.SideTimeout)
 	return err
 }
 
@@ -301,7 +297,11 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 			}
 		}
 	}
-	return l.wrap(publicError(l.counters.Reset(ctx, key, engineLimits(limits))))
+	reset := l.engine.Reset
+	if l.remote != nil {
+		reset = l.remote.Reset
+	}
+	return l.wrap(publicError(reset(ctx, key, engineLimits(limits))))
 }
 
 // Stats returns what the limiter has counted of itself. It may be called at any time.

@@ -83,9 +83,9 @@ func DecisionFrom(ctx context.Context) (Decision, bool) {
 // response's header fields.
 //
 // It is an error if the request was not admitted and counted by l, or if the store
-// fails or does not answer within Options.Timeout; then it is not known whether the
-// units were moved. AddCost may be called any number of times, also after the client
-// has left.
+// fails. AddCost waits for at most Options.Timeout; after that it is not known
+// whether the units were moved. It may be called any number of times, also after the
+// client has left.
 func (l *Limiter) AddCost(ctx context.Context, n int64) error {
 	for s := stateOf(ctx); s != nil; s = s.outer {
 		if s.limiter == l && (s.bound.allowed() || l.opts.Shadow) {
@@ -97,8 +97,18 @@ func (l *Limiter) AddCost(ctx context.Context, n int64) error {
 
 var errNotAdmitted = errors.New("this context is not of a request that the limiter has counted; use TakeN or Refund with a key")
 
-// addCost adjusts the request's units. It waits for the store, but not after closing
-// is done, and for another addCost of the same request.
+// beside runs f, which adjusts units at a store outside of this process, on a
+// goroutine of its own. Only after Close it is called here, for Options.Timeout.
+func (l *Limiter) beside(f func(closing context.Context)) {
+	if !l.remote.Beside(f) {
+		ctx, cancel := context.WithTimeout(context.Background(), l.timeout())
+		defer cancel()
+		f(ctx)
+	}
+}
+
+// addCost adjusts the request's units. It waits for the store, for so long at most
+// and not after closing is done, and for another addCost of the same request.
 func (s *requestState) addCost(closing context.Context, n int64, wait time.Duration) error {
 	s.tab.mu.Lock()
 	defer s.tab.mu.Unlock()
@@ -110,13 +120,14 @@ func (s *requestState) addCost(closing context.Context, n int64, wait time.Durat
 	if n > 0 {
 		at = Now
 	}
-	// The units have to be right even if the client has left.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.Context), wait)
-	defer cancel()
+	ctx := context.WithoutCancel(s.Context) // the units have to be right even if the client has left
 	if closing.Done() != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithCancel(ctx)
+		defer cancel()
 		defer context.AfterFunc(closing, cancel)()
 	}
-	charged, err := s.limiter.adjust(ctx, s.key, n, at, s.limits())
+	charged, err := s.limiter.adjust(ctx, s.key, n, at, s.limits(), wait)
 	if err != nil {
 		return err
 	}
@@ -182,9 +193,7 @@ func (s *requestState) giveBackInTime(states []*requestState) {
 	var beside sync.WaitGroup
 	for _, state := range states {
 		beside.Add(1)
-		if !state.limiter.remote.Beside(func(closing context.Context) { defer beside.Done(); state.giveBack(closing) }) {
-			beside.Done() // the limiter is closed, and the units stay counted
-		}
+		state.limiter.beside(func(closing context.Context) { defer beside.Done(); state.giveBack(closing) })
 	}
 	done := make(chan struct{})
 	go func() { beside.Wait(); close(done) }()

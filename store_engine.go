@@ -7,6 +7,7 @@ import (
 
 	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/engine"
+	"github.com/ratelimit-go/ratelimit/internal/redisstore"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
@@ -96,13 +97,16 @@ func (e storeEngine) Reset(ctx context.Context, key string, limits *engine.Limit
 
 // Fault implements [engine.Engine].
 func (e storeEngine) Fault(err error) engine.Fault {
-	switch {
-	case errors.Is(err, ErrStoreClosed):
-		return engine.Closed
-	case e.remote == nil:
-		return engine.Unknown
+	var inside *redisstore.Error
+	if errors.Is(err, ErrStoreClosed) || errors.As(err, &inside) && inside.Fault == engine.Closed {
+		return engine.Closed // which a wrapper cannot say
 	}
-	return engine.Fault(e.remote.Fault(err))
+	if e.remote != nil {
+		if fault := e.remote.Fault(err); fault <= FaultKey {
+			return engine.Fault(fault)
+		}
+	}
+	return engine.Unknown
 }
 
 // engineLimits are limits as an engine takes them.

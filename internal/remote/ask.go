@@ -67,7 +67,7 @@ func (r *Remote) consult(ctx context.Context, q *question, answers []rule.Answer
 // if it has taken anything, on a goroutine of its own.
 func (r *Remote) returnUnits(q *question, at int64) {
 	key, n, limits := strings.Clone(q.key), q.units, q.limits
-	r.beside(func(o *Remote) { o.move(o.closing, key, -n, at, limits) })
+	r.beside(func(o *Remote) { o.move(o.closing, key, -n, at, limits, SideTimeout) })
 }
 
 // stateBuffers are for engines: what an interface's method is given escapes.
@@ -95,10 +95,10 @@ func (r *Remote) call(ctx context.Context, q *question, answers []rule.Answer) (
 	return r.opts.Engine.Take(ctx, engine.Request{Key: q.key, Units: q.units, Limits: q.limits, Now: q.now, Until: q.until, States: q.states}, answers)
 }
 
-// move adjusts units at the store.
-func (r *Remote) move(ctx context.Context, key string, n, at int64, limits *engine.Limits) (charged int64, err error) {
+// move adjusts units at the store, which may take so long.
+func (r *Remote) move(ctx context.Context, key string, n, at int64, limits *engine.Limits, wait time.Duration) (charged int64, err error) {
 	_, err = r.ask(ctx, clock.Now(), func(ctx context.Context) (err error) {
-		ctx, cancel := context.WithTimeout(ctx, SideTimeout)
+		ctx, cancel := context.WithTimeout(ctx, wait)
 		defer cancel()
 		charged, err = r.opts.Engine.Adjust(ctx, key, n, at, limits)
 		return err

@@ -166,9 +166,9 @@ func (r *Remote) giveBackAll(ctx context.Context, ended []nearcache.EndedLease) 
 // and the owner tells the store.
 func (r *Remote) giveBack(ctx context.Context, l nearcache.EndedLease) error {
 	limits := &engine.Limits{Rules: l.Limits}
-	_, err := r.move(ctx, l.Key, -l.Units, l.At.Store, limits)
+	_, err := r.move(ctx, l.Key, -l.Units, l.At.Store, limits, SideTimeout)
 	if owner := r.owner.Load(); err != nil && owner != r && r.unchanged(err) {
-		_, err = owner.move(owner.closing, l.Key, -l.Units, l.At.Store, limits)
+		_, err = owner.move(owner.closing, l.Key, -l.Units, l.At.Store, limits, SideTimeout)
 	}
 	return err
 }

@@ -382,9 +382,9 @@ func (r *Remote) takeWithoutStore(ctx context.Context, q *question, err error, a
 }
 
 // Adjust is [engine.Engine.Adjust]. at is the instant that Take has returned, or
-// [engine.Now]. What the store cannot be told now is owed to it with the policy
-// FallbackLocal.
-func (r *Remote) Adjust(ctx context.Context, key string, n, at int64, limits *engine.Limits) (charged int64, err error) {
+// [engine.Now], and wait how long the store may take. What the store cannot be told
+// now is owed to it with the policy FallbackLocal.
+func (r *Remote) Adjust(ctx context.Context, key string, n, at int64, limits *engine.Limits, wait time.Duration) (charged int64, err error) {
 	if at == NothingTaken {
 		return 0, nil
 	}
@@ -395,9 +395,9 @@ func (r *Remote) Adjust(ctx context.Context, key string, n, at int64, limits *en
 	if owes, _ := r.awaitSettled(ctx, key); owes {
 		err = errOwing
 	} else {
-		charged, err = r.move(ctx, key, n, r.sendAt(taken), limits)
+		charged, err = r.move(ctx, key, n, r.sendAt(taken), limits, wait)
 	}
-	owed := err != nil && r.opts.OnFailure == FallbackLocal && ctx.Err() == nil && r.unchanged(err) && r.fault(err) != engine.Closed
+	owed := err != nil && r.opts.OnFailure == FallbackLocal && ctx.Err() != context.Canceled && r.unchanged(err) && r.fault(err) != engine.Closed
 	if err != nil && !owed {
 		return 0, err
 	}

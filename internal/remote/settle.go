@@ -150,7 +150,7 @@ func (r *Remote) settle(ctx context.Context, b *nearcache.Batch) (err error) {
 	for i := range b.Owed {
 		o := &b.Owed[i]
 		sent = i + 1
-		_, err = r.move(ctx, b.Key, o.Units, r.sendAt(o.At), &engine.Limits{Rules: []rule.Limit{o.Limit}})
+		_, err = r.move(ctx, b.Key, o.Units, r.sendAt(o.At), &engine.Limits{Rules: []rule.Limit{o.Limit}}, SideTimeout)
 		if err != nil {
 			if r.unchanged(err) {
 				sent = i
