@@ -278,30 +278,36 @@ func (l *Limiter) Refund(ctx context.Context, key string, n int64) error {
 	return err
 }
 
-// Reset forgets what is counted for key, under the present limits and under those
-// that this limiter has used before: it unblocks a user. The key is one that
-// Options.Key makes, to the letter: for IPv6 "2001:db8:1:2::/64", and from FirstKey
-// with its mark, "1=203.0.113.7". It is an error if key is empty, ctx is done, the
-// limiter is closed or the store fails, but none if nothing was counted. A [RemoteStore]
-// is given 5 seconds, unless ctx ends before; where it fails, the key has been forgotten in
-// this process alone.
+// Reset forgets what is counted for key, under the present limits and under
+// those that this limiter has used before: it unblocks a user. The key is one
+// that Options.Key makes, to the letter: for IPv6 "2001:db8:1:2::/64", and from
+// FirstKey with its mark, "1=203.0.113.7". It is an error if key is empty, ctx
+// is done, the limiter is closed or the store fails, but none if nothing was
+// counted. A [RemoteStore] is given 5 seconds, unless ctx ends before; where it
+// fails, the key has been forgotten in this process alone.
+//
+// A limiter remembers 1,024 algorithms and windows that it has used, by
+// SetLimits or Options.LimitsFor. If there were more, Reset forgets what is
+// counted under those it remembers, and returns an error: the key may still be
+// counted under others, until their windows end.
 func (l *Limiter) Reset(ctx context.Context, key string) error {
 	if err := l.ready(key); err != nil {
 		return err
 	}
-	limits := l.used.limits()
-	for _, p := range append(l.plans.all(), l.policy.Load()) {
-		for _, have := range p.limits {
-			if !slices.ContainsFunc(limits, have.sameCounter) {
-				limits = append(limits, have)
-			}
-		}
-	}
+	limits, dropped := l.used.with(append(l.plans.all(), l.policy.Load()))
 	reset := l.engine.Reset
 	if l.remote != nil {
 		reset = l.remote.Reset
 	}
-	return l.wrap(publicError(reset(ctx, key, engineLimits(limits))))
+	if err := reset(ctx, key, engineLimits(limits)); err != nil {
+		return l.wrap(publicError(err))
+	}
+	if dropped {
+		return fmt.Errorf("ratelimit: limiter %q: Reset: it has used limits of more than %d algorithms and windows: the key was reset "+
+			"under the last %[2]d, and may be counted under others until their windows end: use fewer in Options.LimitsFor and SetLimits",
+			l.name, maxUsed)
+	}
+	return nil
 }
 
 // Stats returns what the limiter has counted of itself. It may be called at any time.

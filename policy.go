@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -174,32 +175,66 @@ func (c *plans) of(limiter string, limits []Limit, used *usedLimits) (*policy, e
 	return p, nil
 }
 
-// usedLimits remembers one limit of each algorithm and window that a limiter has
-// used: that is where a key may have counters.
+// usedLimits remembers one limit of each algorithm and window that a limiter
+// has used: a key may have counters under these. The zero value is empty.
 type usedLimits struct {
-	mu  sync.Mutex
-	all []Limit
+	mu      sync.Mutex
+	limits  map[counterID]Limit
+	order   []counterID // the keys of limits, in the order in which they were added; a ring of maxUsed
+	oldest  int         // where the ring begins
+	dropped bool        // there were more than maxUsed
+}
+
+// counterID is what two limits have in common if a key has one counter under
+// both.
+type counterID struct {
+	kind   rule.Kind
+	window int64
 }
 
 // maxUsed bounds what SetLimits and LimitsFor with ever new windows pile up.
-const maxUsed = 64
+// With the limits of all plans it stays below the 4,096 that a RedisStore
+// resets in one call.
+const maxUsed = 1024
 
+// add remembers limits. If there are too many, it forgets the limits that were
+// added first: their counters have most likely expired.
 func (u *usedLimits) add(limits []Limit) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	if u.limits == nil {
+		u.limits = make(map[counterID]Limit)
+	}
 	for _, l := range limits {
-		u.all = slices.DeleteFunc(u.all, l.sameCounter)
-		if len(u.all) == maxUsed {
-			u.all = slices.Delete(u.all, 0, 1) // the one that was added first
+		id := counterID{l.rule.Kind, l.rule.Window}
+		if _, known := u.limits[id]; known {
+			continue
 		}
-		u.all = append(u.all, l)
+		u.limits[id] = l
+		if len(u.order) < maxUsed {
+			u.order = append(u.order, id)
+			continue
+		}
+		delete(u.limits, u.order[u.oldest])
+		u.order[u.oldest] = id
+		u.oldest = (u.oldest + 1) % maxUsed
+		u.dropped = true
 	}
 }
 
-func (u *usedLimits) limits() []Limit {
+// with returns the remembered limits together with the limits of some policies,
+// one of each algorithm and window. It reports whether any were forgotten.
+func (u *usedLimits) with(policies []*policy) (limits []Limit, dropped bool) {
 	u.mu.Lock()
-	defer u.mu.Unlock()
-	return slices.Clone(u.all)
+	all := maps.Clone(u.limits)
+	dropped = u.dropped
+	u.mu.Unlock()
+	for _, p := range policies {
+		for _, l := range p.limits {
+			all[counterID{l.rule.Kind, l.rule.Window}] = l
+		}
+	}
+	return slices.Collect(maps.Values(all)), dropped
 }
 
 // seconds rounds up: a client that waits so long has waited long enough.

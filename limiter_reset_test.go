@@ -1,0 +1,126 @@
+package ratelimit_test
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/internal/redistest"
+)
+
+// remembered is how many algorithms and windows a limiter remembers for Reset.
+const remembered = 1024
+
+// window returns a limit of one unit whose window no other number has.
+func window(i int) Limit { return FixedWindow(1, time.Hour+time.Duration(i)*time.Second) }
+
+// under sets a limiter's limit to each of some windows in turn, and returns how
+// many of them have admitted a call for n units of the key.
+func under(t *testing.T, l *Limiter, from, to int, n int64) (admitted int) {
+	t.Helper()
+	for i := from; i < to; i++ {
+		require.NoError(t, l.SetLimits(window(i)))
+		if decide(t, l, "key", n).Allowed {
+			admitted++
+		}
+	}
+	return admitted
+}
+
+// eachPlace runs a test on a limiter that counts in memory, and on one with a
+// remote store.
+func eachPlace(t *testing.T, opts Options, test func(t *testing.T, l *Limiter)) {
+	opts.DenyRecheck = -1
+	t.Run("memory", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) { test(t, processOf(t, memory(t, "near"), opts)) })
+	})
+	t.Run("remote", func(t *testing.T) {
+		remotely(t, opts, func(t *testing.T, _ *farStore, l *Limiter) { test(t, l) })
+	})
+}
+
+// TestResetForgetsAllWindows: a key that was used under as many windows as a
+// limiter remembers is as good as new after Reset.
+func TestResetForgetsAllWindows(t *testing.T) {
+	eachPlace(t, Options{Limits: []Limit{window(0)}}, func(t *testing.T, l *Limiter) {
+		require.Equal(t, remembered, under(t, l, 0, remembered, 1))
+		require.Zero(t, under(t, l, 0, remembered, 1))
+		for range 2 { // and windows that come again are not new ones
+			require.NoError(t, l.Reset(ctx, "key"))
+			require.Equal(t, remembered, under(t, l, 0, remembered, 1))
+		}
+	})
+}
+
+// TestResetOfTooManyWindows: if there were more windows than that, Reset
+// forgets what is counted under the last ones, and says that there may be
+// others.
+func TestResetOfTooManyWindows(t *testing.T) {
+	eachPlace(t, Options{Limits: []Limit{window(0)}}, func(t *testing.T, l *Limiter) {
+		const more = 30
+		require.Equal(t, remembered+more, under(t, l, 0, remembered+more, 1))
+		for range 2 {
+			require.EqualError(t, l.Reset(ctx, "key"), `ratelimit: limiter "l": Reset: it has used limits of more than 1024 algorithms and windows: `+
+				"the key was reset under the last 1024, and may be counted under others until their windows end: "+
+				"use fewer in Options.LimitsFor and SetLimits")
+		}
+		require.Equal(t, remembered, under(t, l, more, remembered+more, 1))
+		require.Zero(t, under(t, l, 0, more, 1))
+	})
+}
+
+// TestResetForgetsPlans: the same for Options.LimitsFor, with the limits in
+// force and the plans that are in use all the time, however many come between.
+func TestResetForgetsPlans(t *testing.T) {
+	opts := Options{Limits: []Limit{window(0)}, Key: StaticKey("key"), LimitsFor: func(r *http.Request) []Limit {
+		i, err := strconv.Atoi(r.Header.Get("Plan"))
+		if err != nil {
+			return nil
+		}
+		return []Limit{window(i), SlidingWindow(1, time.Hour+time.Duration(i)*time.Second)}
+	}}
+	eachPlace(t, opts, func(t *testing.T, l *Limiter) {
+		handler := l.Middleware(httpServed)
+		send := func(plan string) int {
+			r := httptest.NewRequest("GET", "/", nil)
+			r.Header.Set("Plan", plan)
+			w := httptest.NewRecorder()
+			handler.ServeHTTP(w, r)
+			return w.Code
+		}
+		use := func(from, to, want int) {
+			t.Helper()
+			for i := from; i < to; i++ {
+				require.Equal(t, want, send(strconv.Itoa(i)), i)
+			}
+		}
+		require.Equal(t, 204, send(""))
+		use(1, 500, 204)
+		require.NoError(t, l.Reset(ctx, "key"))
+		require.Equal(t, 204, send(""))
+		use(1, 500, 204)
+		use(500, 1000, 204)
+		require.ErrorContains(t, l.Reset(ctx, "key"), "it has used limits of more than 1024 algorithms and windows")
+		require.Equal(t, 204, send(""))
+		use(1, 65, 204) // plans that are kept
+		use(65, 488, 429)
+		use(488, 1000, 204)
+	})
+}
+
+// TestResetOnRedis: all windows are forgotten in one call.
+func TestResetOnRedis(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	l := httpLimiterNamed(t, "l", Options{Limits: []Limit{window(0)}, Redis: server.Client(), OnFailure: FailClosed, Timeout: 5 * time.Second})
+	require.Equal(t, remembered, under(t, l, 0, remembered, 1))
+	require.Zero(t, under(t, l, 0, remembered, 1))
+	require.NoError(t, l.Reset(ctx, "key"))
+	require.Equal(t, remembered, under(t, l, 0, remembered, 1))
+}
