@@ -252,12 +252,16 @@ func (l *Limiter) timeout() time.Duration {
 	return l.opts.Timeout
 }
 
-// adjust is [Store.Adjust]. It waits for a store outside of this process for so long
-// at most.
+// adjust is [Store.Adjust]. It waits for a store of another make for so long at most.
 func (l *Limiter) adjust(ctx context.Context, key string, n int64, at Instant, limits *engine.Limits, wait time.Duration) (charged int64, err error) {
-	if l.remote != nil {
+	switch {
+	case l.remote != nil:
 		charged, err = l.remote.Adjust(ctx, key, n, int64(at), limits, wait)
-	} else {
+	case l.memory != nil:
+		charged, err = l.engine.Adjust(ctx, key, n, int64(at), limits)
+	default:
+		ctx, cancel := context.WithTimeout(ctx, wait)
+		defer cancel()
 		charged, err = l.engine.Adjust(ctx, key, n, int64(at), limits)
 	}
 	return charged, l.wrap(publicError(err))

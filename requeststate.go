@@ -157,9 +157,9 @@ func (s *requestState) limits() *engine.Limits {
 }
 
 // giveBack returns all that the request has taken of this limiter. It does
-// nothing the second time. It waits for the store.
-func (s *requestState) giveBack(closing context.Context) {
-	if err := s.addCost(closing, math.MinInt64, remote.SideTimeout); err != nil {
+// nothing the second time. It waits for the store, for so long at most.
+func (s *requestState) giveBack(closing context.Context, wait time.Duration) {
+	if err := s.addCost(closing, math.MinInt64, wait); err != nil {
 		s.limiter.report.warn(warnStoreFailed, "error", err)
 	}
 }
@@ -174,7 +174,7 @@ func (s *requestState) giveBackOuter() {
 		switch {
 		case !sameRequest(outer.header, s.header):
 		case outer.limiter.remote == nil:
-			outer.giveBack(context.Background())
+			outer.giveBack(context.Background(), s.limiter.timeout())
 		default:
 			mayBlock = append(mayBlock, outer)
 		}
@@ -193,7 +193,7 @@ func (s *requestState) giveBackInTime(states []*requestState) {
 	var beside sync.WaitGroup
 	for _, state := range states {
 		beside.Add(1)
-		state.limiter.beside(func(closing context.Context) { defer beside.Done(); state.giveBack(closing) })
+		state.limiter.beside(func(closing context.Context) { defer beside.Done(); state.giveBack(closing, remote.SideTimeout) })
 	}
 	done := make(chan struct{})
 	go func() { beside.Wait(); close(done) }()
@@ -260,7 +260,7 @@ func (s *requestState) count(next http.Handler, w http.ResponseWriter, r *http.R
 		switch {
 		case counts:
 		case s.limiter.remote == nil:
-			s.giveBack(context.Background())
+			s.giveBack(context.Background(), s.limiter.timeout())
 		default:
 			s.giveBackInTime([]*requestState{s})
 		}
