@@ -92,7 +92,7 @@ func publicError(err error) error {
 	return &storeError{fmt.Errorf("RedisStore (prefix %q): %w", e.Prefix, public), e}
 }
 
-// remoteReporter logs what stands before a store has to say of it.
+// remoteReporter logs what a Remote reports of its store.
 type remoteReporter struct {
 	*reporter
 	policy FailurePolicy

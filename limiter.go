@@ -208,8 +208,8 @@ func (l *Limiter) takeAll(d *Decision, ctx context.Context, key string, n int64,
 	return nil
 }
 
-// take has whoever counts for this limiter decide. results does not escape: what
-// an interface is given does, so engines fill a pooled buffer.
+// take decides, where this limiter counts. results does not escape: what an
+// interface is given does, so engines fill a pooled buffer.
 func (l *Limiter) take(ctx context.Context, key string, n int64, p *policy, results []Result) (at Instant, source Source, err error) {
 	if err := l.ready(key); err != nil {
 		return 0, 0, err

@@ -77,8 +77,8 @@ func (p *policy) declaredFor(partition string) []string {
 	return []string{string(b)}
 }
 
-// policyNames returns the name of each limit: its own, or else the limiter's,
-// followed by as much of the limit as distinguishes it from the others.
+// policyNames returns the name of each limit: its own, or the limiter's followed
+// by as much of the limit as distinguishes it from the others.
 func policyNames(limiter string, limits []Limit) []string {
 	names := make([]string, len(limits))
 	for i, l := range limits {

@@ -67,7 +67,7 @@ func sameRequest(a, b http.Header) bool {
 
 // DecisionFrom returns the decision on the request whose context this is: inside a
 // handler behind [Limiter.Middleware], after [Limiter.Check], and in
-// Options.Denied. If several limiters are nested it is that of the innermost.
+// Options.Denied. If several limiters are nested, it is the innermost one's.
 func DecisionFrom(ctx context.Context) (Decision, bool) {
 	if s := stateOf(ctx); s != nil {
 		return s.bound.decision(), true
@@ -138,8 +138,8 @@ func (s *requestState) addCost(closing context.Context, n int64, wait time.Durat
 	return nil
 }
 
-// limits are those that the request was admitted under, with the numbers that are
-// in force by now. A bucket must not be filled at the rate of before a SetLimits.
+// limits returns the limits that the request was admitted under, with the numbers
+// that are in force by now. A bucket must not be filled at the rate of before a SetLimits.
 func (s *requestState) limits() *engine.Limits {
 	then, now := s.bound.policy, s.limiter.policy.Load()
 	if now == then || then.plan {

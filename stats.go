@@ -8,7 +8,7 @@ type LimiterStats struct {
 
 // RemoteStats are what a limiter has counted of its [RemoteStore].
 type RemoteStats struct {
-	// Failures counts the calls that failed, and Spared those that were not made,
+	// Failures counts the calls that failed. Spared counts calls that were not made,
 	// because the breaker was open or too many callers were waiting.
 	Failures, Spared uint64
 	// BreakerOpen means that the store has failed so often that only one call at a

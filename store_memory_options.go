@@ -20,7 +20,7 @@ type MemoryOptions struct {
 	// From about 93 % of the maximum on, a new key may find no place but that of
 	// another counter: of those in its reach it takes one that has expired, else the
 	// one that will be the first to, and one whose key is being denied only if all
-	// 144 in reach are. Whoever loses a counter starts afresh. So MaxKeys should be
+	// 144 in reach are. A key that loses its counter starts from zero. So MaxKeys should be
 	// well above the number of keys in the longest window; [MemoryStats] tells.
 	MaxKeys int
 

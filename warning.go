@@ -11,7 +11,7 @@ import (
 )
 
 // This file has what the library logs: the codes, the texts, and the reporter
-// that writes them. Limiters, stores and what stands between them share it. How
+// that writes them. Limiters, stores and the code between them share it. How
 // a mistake in the keys is recognised is in keycheck.go.
 
 // Codes of the warnings that a limiter logs, as the attribute "code". Each

@@ -15,8 +15,8 @@ var epoch = time.Now().Add(-beforeStart)
 // Now returns the present instant.
 func Now() int64 { return int64(time.Since(epoch)) }
 
-// Virtual reports whether time is that of a bubble of testing/synctest, by the fact
-// that it is before the start of the process. What is shared by the whole process
+// Virtual reports whether this is a bubble of testing/synctest: its time is before
+// the start of the process. What is shared by the whole process
 // cannot be used there: its instants would lie in the future.
 func Virtual() bool { return Now() < int64(beforeStart) }
 

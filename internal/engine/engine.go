@@ -22,7 +22,7 @@ import (
 // repeated, neither by the engine nor by its caller.
 type Engine interface {
 	// Take takes the request's units under every limit, or under none if one of
-	// them does not have so many left. It fills answers, which is as long as the
+	// them has less left. It fills answers, which is as long as the
 	// limits. A denied call changes nothing, and neither does one for 0 units.
 	Take(ctx context.Context, r Request, answers []rule.Answer) (Reply, error)
 
@@ -65,8 +65,8 @@ type Reply struct {
 	Exact bool // Request.States has been filled in
 }
 
-// Now stands for the instant at which an engine sees a call, and so does every
-// instant that is still to come.
+// Now is the instant at which an engine sees a call. Every instant that is still to
+// come means the same.
 const Now = math.MaxInt64
 
 // Limits are the limits of a call. They are made once and never change, so that

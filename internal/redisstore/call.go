@@ -44,7 +44,8 @@ type result struct {
 	after    [rule.MaxLimits]rule.State // of an adjust
 }
 
-// copyFrom copies what there is of r under so many limits: the arrays are large.
+// copyFrom copies the parts of r that a call with this number of limits uses: the
+// arrays are large.
 func (to *result) copyFrom(r *result, op op, limits int) {
 	to.now, to.admitted = r.now, r.admitted
 	copy(to.before[:limits], r.before[:limits])
@@ -72,7 +73,7 @@ func (c *call) answer(answers []rule.Answer) error {
 		}
 		if a.Retry > 0 {
 			refused = true
-		} else { // admitted, or another limit refuses: how this one stands
+		} else { // admitted, or another limit refuses: what this one allows
 			_, a = l.Take(state, c.now, 0)
 		}
 		answers[i] = rule.Answer{

@@ -54,7 +54,7 @@ var exchanges = sync.Pool{New: func() any { return &exchange{last: make(map[stri
 const maxScriptKeys = 64
 
 // send carries out the calls of a round trip. The queue calls it, on a goroutine
-// of its own or on that of the only caller.
+// of its own or on the goroutine of the only caller.
 func (s *Store) send(ctx context.Context, jobs []*job) {
 	x := exchanges.Get().(*exchange)
 	x.group(jobs)
@@ -167,8 +167,8 @@ func (x *exchange) handOut() {
 	}
 }
 
-// answered finds the newest answer of each group: that of its last caller who is
-// still waiting. The queue calls it with the calls of a round trip whose callers
+// answered finds the newest answer of each group: the last caller that is still
+// waiting has it. The queue calls it with the calls of a round trip whose callers
 // have waited, before it wakes them.
 func answered(jobs []*job) {
 	var x *exchange

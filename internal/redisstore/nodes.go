@@ -51,8 +51,8 @@ func (s *Store) queueOf(key string) *queue {
 
 // noteOutcome learns from the end of a command. Masters are asked for only after
 // the first answer: before that, the client would look for them on the goroutine
-// of a caller. And if a command is not answered, the client is told to look for a
-// new master: by itself it does so only when it sends a command again.
+// of a caller. And if a command is not answered, the client must look for a new
+// master: by itself it does so only when it sends a command again.
 func (n *nodeQueues) noteOutcome(client redis.UniversalClient, answered bool) {
 	cluster, ok := client.(*redis.ClusterClient)
 	switch {

@@ -42,7 +42,7 @@ type Record struct {
 }
 
 // A record lives for an hour after its limiter was last used, give or take a
-// refresh. While another limiter's record is there, it is looked at more often.
+// refresh. While another limiter's record is there, it is read more often.
 const (
 	recordLife    = time.Hour
 	recordRefresh = 20 * time.Minute

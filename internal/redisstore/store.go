@@ -50,8 +50,8 @@ var Batching = batch.Settings{
 // sideTimeout bounds what a store asks beside the decisions.
 const sideTimeout = 5 * time.Second
 
-// maxResetLimits is the most limits of a Reset: Lua unpacks at least so many
-// arguments at once.
+// maxResetLimits is the most limits of a Reset: Lua unpacks at least this
+// many arguments at once.
 const maxResetLimits = 4096
 
 // A Store counts under one prefix of what its client is connected to. Methods may

@@ -107,8 +107,8 @@ func (r *Remote) move(ctx context.Context, key string, n, at int64, limits *engi
 }
 
 // ask makes a call to the store, unless that is known to be of no use, and returns
-// when it has ended. start is what the clock has just shown. It tells the breaker
-// how the call has ended, also if the store panics.
+// when it has ended. start is what the clock has just shown. It reports to the
+// breaker how the call has ended, also if the store panics.
 func (r *Remote) ask(ctx context.Context, start int64, call func(context.Context) error) (end int64, err error) {
 	ok, probe := r.breaker.Allow(start)
 	if !ok {

@@ -161,9 +161,9 @@ func (r *Remote) giveBackAll(ctx context.Context, ended []nearcache.EndedLease) 
 	workers.Wait()
 }
 
-// giveBack tells the store that units of a lease were not used. If another
-// generation has become the owner in the meantime, this one's client may be closed,
-// and the owner tells the store.
+// giveBack gives units of a lease back to the store. If another generation has
+// become the owner in the meantime, this one's client may be closed, and the owner
+// gives them back.
 func (r *Remote) giveBack(ctx context.Context, l nearcache.EndedLease) error {
 	limits := &engine.Limits{Rules: l.Limits}
 	_, err := r.move(ctx, l.Key, -l.Units, l.At.Store, limits, SideTimeout)

@@ -1,5 +1,4 @@
-// Package remote stands between a limiter and a store outside of this process. It
-// adds what such a store needs: a timeout, a breaker, a cache of denials, leases of
+// Package remote is between a limiter and a store outside of this process. It adds what such a store needs: a timeout, a breaker, a cache of denials, leases of
 // units for busy keys, and decisions while the store fails.
 //
 // The files, from the outside in:
@@ -65,8 +64,8 @@ type Options struct {
 type Reporter interface {
 	// StoreFailed: a decision was made without the store.
 	StoreFailed(err error)
-	// StoreDown: the breaker has been open for a second. It has opened so many
-	// times, and this is why it did last.
+	// StoreDown: the breaker is open. outages is how many times it has opened, and
+	// cause why it did last.
 	StoreDown(outages uint64, cause error)
 	// StoreBack: it has closed, after an outage that StoreDown was called for.
 	StoreBack(outages uint64, lasted time.Duration)
@@ -146,7 +145,7 @@ type Remote struct {
 	failures, spared, cached, leased, fallback, failedOpen atomic.Uint64
 
 	// What goes on beside the decisions while this is the owner:
-	settling  atomic.Bool  // a goroutine is telling the store what it does not know of
+	settling  atomic.Bool  // a goroutine sends the store what it is owed
 	settleNot atomic.Int64 // before this instant
 	sweeping  atomic.Bool  // a goroutine gives back leases whose time is over
 	watching  atomic.Bool  // a goroutine reports an outage
@@ -210,8 +209,8 @@ func (r *Remote) replace() {
 }
 
 // Close ends what goes on beside the decisions and waits for it. The owner then
-// tells the store what it does not know of, and gives back what is leased, for a
-// second at most.
+// sends the store what it is owed, and gives back what is leased, for a second at
+// most.
 func (r *Remote) Close() {
 	r.replace()
 	r.cancel()
@@ -285,8 +284,8 @@ type question struct {
 
 // Take decides about n >= 0 units of key, and fills in answers, which is as long
 // as the limits. It waits for the store, but not longer than the timeout. The
-// instant is for Adjust; see instants.go. The error is that of ctx if the caller has
-// left, and otherwise, with the policy FailClosed or if this process is shutting
+// instant is for Adjust; see instants.go. If the caller has left, the error is
+// ctx.Err(). Otherwise it is, with the policy FailClosed or if this process is shutting
 // down, the store's.
 func (r *Remote) Take(ctx context.Context, key string, n int64, limits *engine.Limits, answers []rule.Answer) (at int64, source Source, err error) {
 	if err := ctx.Err(); err != nil {
@@ -382,8 +381,8 @@ func (r *Remote) takeWithoutStore(ctx context.Context, q *question, err error, a
 }
 
 // Adjust is [engine.Engine.Adjust]. at is the instant that Take has returned, or
-// [engine.Now], and wait how long the store may take. What the store cannot be told
-// now is owed to it with the policy FallbackLocal.
+// [engine.Now], and wait how long the store may take. What cannot be sent to
+// the store now is owed to it with the policy FallbackLocal.
 func (r *Remote) Adjust(ctx context.Context, key string, n, at int64, limits *engine.Limits, wait time.Duration) (charged int64, err error) {
 	if at == NothingTaken {
 		return 0, nil

@@ -22,17 +22,17 @@ import (
 var errOwing = errors.New("the store is yet to be told of units that were admitted without it")
 
 const (
-	// settleWorkers tell a store nearby of some 65,536 keys in about a second.
+	// settleWorkers settle some 65,536 keys at a store nearby in about a second.
 	settleWorkers = 16
 	// settlePause is how long to wait after a failure: to find what is left takes
 	// a walk through all keys.
 	settlePause = int64(100 * time.Millisecond)
 )
 
-// awaitSettled reports whether units of a key are owed. If the store can be told
-// of them, it waits for that, for half of the timeout at most, and reports that it
+// awaitSettled reports whether units of a key are owed. If they can be sent to the
+// store, it waits for that, for half of the timeout at most, and reports that it
 // has waited. If it did not wait, a key in constant use would never get back to the
-// store: each decision made here meanwhile would owe more.
+// store: each decision made here would owe more.
 func (r *Remote) awaitSettled(ctx context.Context, key string) (owes, waited bool) {
 	owes, settled := r.near.Owes(key)
 	if !owes {
@@ -75,7 +75,7 @@ func (r *Remote) awaitSettled(ctx context.Context, key string) (owes, waited boo
 	return owes, true
 }
 
-// settleKey tells the store what is owed for a key, on a goroutine of its own.
+// settleKey sends the store what is owed for a key, on a goroutine of its own.
 func (r *Remote) settleKey(key string) {
 	owed := r.near.Collect(key, clock.Now())
 	if owed == nil {
@@ -86,8 +86,7 @@ func (r *Remote) settleKey(key string) {
 	}
 }
 
-// settleAll tells the store of everything that is owed, on goroutines of their
-// own, if it is worth a try. It begins with a key that is in use, if first is not
+// settleAll sends the store everything that it is owed, on goroutines of their own, if it is worth a try. It begins with a key that is in use, if first is not
 // empty.
 func (r *Remote) settleAll(first string) {
 	owner, now := r.owner.Load(), clock.Now()
@@ -116,7 +115,7 @@ func (r *Remote) settleAll(first string) {
 	})
 }
 
-// settleKeys tells the store what is owed for these keys, and waits for it. It
+// settleKeys sends the store what is owed for these keys, and waits for it. It
 // reports whether the store knows of all now. After an error that is not about a
 // single key it gives up: the others have no better chance.
 func (r *Remote) settleKeys(ctx context.Context, debtors []string) (complete bool) {
@@ -139,7 +138,7 @@ func (r *Remote) settleKeys(ctx context.Context, debtors []string) (complete boo
 	return !left.Load()
 }
 
-// settle tells the store what was collected of a key. What the store knows, or may
+// settle sends the store what was collected of a key. What the store knows, or may
 // know, is not sent twice.
 func (r *Remote) settle(ctx context.Context, b *nearcache.Batch) (err error) {
 	if b == nil {
