@@ -1,68 +1,101 @@
--- The counting rules of internal/rule, for Redis. The names are the same, and so is
--- the arithmetic: what the numbers mean is said there.
+-- The limits in ARGV, reading and writing counters, and the arithmetic of
+-- internal/rule: what Take and Adjust share.
 --
--- Lua's numbers are doubles, which hold integers below 2^53 exactly. Units are below
--- 2^50; instants and spans are microseconds, below 2^51. Products are not below 2^53,
--- so muldiv takes them in parts where it has to.
+-- The fourth file of Take, between the fast paths and take.lua: take_begin.lua
+-- lists the files. The first file of Adjust, before adjust.lua.
 --
--- KEYS are the counters, one for each limit, those of one key after those of another. ARGV
--- begins with the limits: of each its kind (f, s or b), N and window, and of a bucket its burst.
--- What follows them is the script's own, and begins with a number.
+--   KEYS   for each key: a counter for each limit
+--   ARGV   for each limit: kind (f, s or b), N, window, and burst if it is a b
+--          then the script's own arguments, of which the first is a number
+--   reply  is up to the file that follows
 --
--- A number that is given to a command Redis writes in 17 digits. %d is the fastest way to write
--- one, but on a server of 32 bits it cannot write them all.
+-- Expects no locals. Leaves to the files after it:
+--
+--   limitCount, kinds, N, windows, bursts   the limits, numbered from 1
+--   ownArg                                  the index of the first own argument
+--   readCounter, readAll, decode, write     functions for counters
+--   fresh, older, drain, at, newWindowT     functions for states
+--
+-- A function that internal/rule has too has the same name here, and is
+-- explained there. Parameters kind, n, w and burst are the fields of a
+-- rule.Limit, and t, a and b the fields of a rule.State.
+--
+-- Held to internal/rule by TestScriptsFollowTheRules and FuzzScripts: they run
+-- random histories on a clock of their own, here and in the rule, up to the
+-- largest numbers. TestScriptsRounding does the same for the ends of keys and
+-- for the products that muldiv takes in parts.
+--
+-- Instants and spans are in microseconds. Lua's numbers are doubles, which hold
+-- all integers below 2^53. Units are less than 2^50, and instants and spans
+-- less than 2^51. So sums are exact. Products can be too large: muldiv is for
+-- them.
 
-local number, numbers = '%d', '%d %d %d'
-if string.format(number, 9007199254740992) ~= '9007199254740992' then
-  number, numbers = '%.0f', '%.0f %.0f %.0f'
+-- Formats for the numbers in values and arguments. %d is the fastest way to
+-- write a number, but on a 32-bit server it cannot write the largest ones, and
+-- then %.0f is used. A number that is an argument itself is formatted by Redis,
+-- with 17 digits, which is slower than both.
+local intFormat, stateFormat = '%d', '%d %d %d'
+if string.format(intFormat, 9007199254740992) ~= '9007199254740992' then
+  intFormat, stateFormat = '%.0f', '%.0f %.0f %.0f'
 end
 
-local limits, kinds, N, W, bursts = 0, {}, {}, {}, {}
-local rest = 1 -- the first argument after the limits
+local limitCount, kinds, N, windows, bursts = 0, {}, {}, {}, {}
+local ownArg = 1
 repeat
-  limits = limits + 1
-  kinds[limits], N[limits], W[limits] = ARGV[rest], ARGV[rest + 1] + 0, ARGV[rest + 2] + 0
-  rest = rest + 3
-  if kinds[limits] == 'b' then
-    bursts[limits] = ARGV[rest] + 0
-    rest = rest + 1
+  limitCount = limitCount + 1
+  kinds[limitCount] = ARGV[ownArg]
+  N[limitCount] = ARGV[ownArg + 1] + 0
+  windows[limitCount] = ARGV[ownArg + 2] + 0
+  ownArg = ownArg + 3
+  if kinds[limitCount] == 'b' then
+    bursts[limitCount] = ARGV[ownArg] + 0
+    ownArg = ownArg + 1
   end
-  local following = ARGV[rest]
+  local following = ARGV[ownArg]
 until following ~= 'f' and following ~= 's' and following ~= 'b'
 
 local function fresh(a, b) return a == 0 and b == 0 end
 
--- muldiv returns floor(x*y/z) and the rest. A quotient of 2^53 or more is not exact,
--- only large.
+-- muldiv returns floor(x*y/z) and the remainder, for x less than 2^51. A
+-- quotient of 2^53 or more is not exact, but large enough.
 local function muldiv(x, y, z)
-  local p = x * y
-  if p < 9007199254740992 then
-    local rest = p % z
-    return (p - rest) / z, rest
+  local product = x * y
+  if product < 9007199254740992 then
+    local remainder = product % z
+    return (product - remainder) / z, remainder
   end
-  local yrest = y % z
-  local ywhole = (y - yrest) / z
-  local whole, rest, bit = 0, 0, 1125899906842624
+  -- Long multiplication in base 2: x is read bit by bit from the highest, and
+  -- quotient and remainder are the result for the bits so far. The next bit
+  -- doubles them. If it is set, it also adds the quotient and remainder of y.
+  local yRemainder = y % z
+  local yQuotient = (y - yRemainder) / z
+  local quotient, remainder, bit = 0, 0, 1125899906842624 -- 2^50
   while bit >= 1 do
-    whole, rest = whole * 2, rest * 2
-    if rest >= z then whole, rest = whole + 1, rest - z end
+    quotient, remainder = quotient * 2, remainder * 2
+    if remainder >= z then
+      quotient, remainder = quotient + 1, remainder - z
+    end
     if x >= bit then
-      x, whole, rest = x - bit, whole + ywhole, rest + yrest
-      if rest >= z then whole, rest = whole + 1, rest - z end
+      x = x - bit
+      quotient, remainder = quotient + yQuotient, remainder + yRemainder
+      if remainder >= z then
+        quotient, remainder = quotient + 1, remainder - z
+      end
     end
     bit = bit / 2
   end
-  return whole, rest
+  return quotient, remainder
 end
 
 local function ceildiv(x, z)
-  local rest = x % z
-  if rest > 0 then return (x - rest) / z + 1 end
+  local remainder = x % z
+  if remainder > 0 then return (x - remainder) / z + 1 end
   return x / z
 end
 
 local function older(t, b, w, now)
-  return (muldiv(b, w - math.max(0, now - t), w))
+  local units = muldiv(b, w - math.max(0, now - t), w)
+  return units
 end
 
 local function drain(a, b, whole, part, w)
@@ -72,8 +105,8 @@ local function drain(a, b, whole, part, w)
   return a, b
 end
 
--- at brings a state forward to now. One that is more than a window ahead of the clock
--- is brought back to now.
+-- at brings a state forward to now. It includes repair of internal/rule: a
+-- state that is more than a window ahead of the clock is brought back to now.
 local function at(kind, t, a, b, n, w, now)
   if fresh(a, b) then return now, 0, 0 end
   if t >= now then
@@ -98,73 +131,94 @@ local function at(kind, t, a, b, n, w, now)
   return t, a, b
 end
 
--- whole is the instant at which a state cannot be told from a fresh one.
-local function whole(kind, t, a, b, n, w, now)
+-- resetAt returns the instant from which on a state counts as a fresh one: now
+-- plus the Reset of a rule.Answer. A sliding window's units weigh nothing when
+-- floor(a*(w-e)/w) is 0, e after the window that follows theirs has begun. The
+-- first such e is w - ceildiv(w, a) + 1.
+local function resetAt(kind, t, a, b, n, w, now)
   if kind == 'f' then return t + w end
   if kind == 's' then
     if a > 0 then return t + w + w - ceildiv(w, a) + 1 end
     return t + w - ceildiv(w, b) + 1
   end
-  local units, rest = muldiv(a, w, n)
-  return math.max(t, now) + units + ceildiv(rest + b, n)
+  local span, remainder = muldiv(a, w, n)
+  return math.max(t, now) + span + ceildiv(remainder + b, n)
 end
 
-local function millis(micros) return math.ceil(micros / 1000) end
+local function ceilMillis(micros) return math.ceil(micros / 1000) end
 
--- A fixed window ends when its key does, on a whole millisecond, rounded up: opens is
--- when one that a unit of now opens has begun.
-local function opens(now, w) return millis(now + w) * 1000 - w end
+-- newWindowT returns T of a fixed window that opens now. The window ends when
+-- its key expires, on a whole millisecond. That is rounded up, so T can be up
+-- to a millisecond after now.
+local function newWindowT(now, w) return ceilMillis(now + w) * 1000 - w end
 
--- get returns what key number i holds, undecoded.
-local function get(i)
+-- readCounter returns the value of KEYS[i]: a string, false if the key is
+-- missing, or an error, which is a table, if it is not a string. It calls by
+-- redis.pcall, because an error of redis.call would end the script, and one key
+-- of another type must not fail the takes of other keys.
+local function readCounter(i)
   local value = redis.pcall('GET', KEYS[i])
   if type(value) == 'table' and not string.find(value.err, 'WRONGTYPE') then
-    redis.call('GET', KEYS[i]) -- and so fails with the server's own words
+    redis.call('GET', KEYS[i]) -- fails again, and ends the script
   end
   return value
 end
 
--- read returns what each key holds, the remaining life of fixed windows, and the time. TIME
--- comes last, so that a window's end is never taken for earlier than it is.
-local function read()
-  local raw, life, call = {}, {}, redis.call
+-- readAll returns the values of all keys, the PTTL of all fixed windows, and
+-- the time. PTTL comes before TIME because time passes within a script, before
+-- Redis 7.2. In this order, a window seems to end later than it does, by that
+-- time. In the other order it would seem to end earlier, and a client that
+-- comes back at that end would be denied again.
+local function readAll()
+  local values, lives, call = {}, {}, redis.call
   for i = 1, #KEYS do
-    raw[i] = get(i)
-    if raw[i] and kinds[(i - 1) % limits + 1] == 'f' then life[i] = call('PTTL', KEYS[i]) end
+    values[i] = readCounter(i)
+    if values[i] and kinds[(i - 1) % limitCount + 1] == 'f' then
+      lives[i] = call('PTTL', KEYS[i])
+    end
   end
   local time = call('TIME')
-  return raw, life, time[1] * 1000000 + time[2]
+  return values, lives, time[1] * 1000000 + time[2]
 end
 
--- state decodes what a key holds. The last result is true if the key has to be given
--- another time to live, whatever happens to its units.
-local function state(kind, raw, life, w, now)
-  if not raw or life == -2 then return now, 0, 0, false end
-  if type(raw) ~= 'string' then return nil end
+-- decode returns the state t, a, b that a key holds, from its value, and its
+-- PTTL (life) if it is a fixed window: -2 if the key is missing, -1 if it has
+-- no time to live. It returns nil if the value is not a counter.
+--
+-- The fourth result is true if the key needs a new time to live, even if no
+-- units are added: it has none, or it was written by a clock that was more than
+-- a window ahead.
+local function decode(kind, value, life, w, now)
+  if not value or life == -2 then return now, 0, 0, false end
+  if type(value) ~= 'string' then return nil end
   if kind == 'f' then
-    if raw ~= '0' and not string.find(raw, '^[1-9]%d*$') or #raw > 15 then return nil end -- as INCRBY has it
-    if life == -1 then return now, tonumber(raw), 0, true end
+    -- It must be a number that INCRBY accepts, and less than 1e15.
+    if value ~= '0' and not string.find(value, '^[1-9]%d*$') then return nil end
+    if #value > 15 then return nil end
+    if life == -1 then return now, tonumber(value), 0, true end
     local t = (math.floor(now / 1000) + life) * 1000 - w
-    return t, tonumber(raw), 0, t - now > w
+    return t, tonumber(value), 0, t - now > w
   end
-  local t, a, b = string.match(raw, '^(%d+) (%d+) (%d+)$')
+  local t, a, b = string.match(value, '^(%d+) (%d+) (%d+)$')
   if not t or #t > 16 or #a > 15 or #b > 16 then return nil end
   t = tonumber(t)
   return t, tonumber(a), tonumber(b), t - now > w
 end
 
--- Redis takes no end of 2^63 or more, which a bucket can come to that was filled under a
--- far larger limit. This one is in some thousand centuries.
-local latest = 4503599627370496
+-- maxEnd is the latest instant at which a key may expire, in milliseconds: more
+-- than a thousand centuries from now. Redis refuses 2^63 or more, and a bucket
+-- that was filled under a far larger limit can take that long to leak.
+local maxEnd = 4503599627370496
 
--- write keeps a state, until it cannot be told from a fresh one.
+-- write stores a state. The key expires when the state counts as a fresh one. A
+-- fresh state is not stored: its key is deleted.
 local function write(key, kind, t, a, b, n, w, now)
   if fresh(a, b) then
     redis.call('DEL', key)
     return
   end
   local value = a
-  if kind ~= 'f' then value = string.format(numbers, t, a, b) end
-  local ends = math.min(latest, millis(whole(kind, t, a, b, n, w, now)))
-  redis.call('SET', key, value, 'PXAT', string.format(number, ends))
+  if kind ~= 'f' then value = string.format(stateFormat, t, a, b) end
+  local ends = math.min(maxEnd, ceilMillis(resetAt(kind, t, a, b, n, w, now)))
+  redis.call('SET', key, value, 'PXAT', string.format(intFormat, ends))
 end

@@ -21,8 +21,9 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// The scripts are compared with package rule, number by number and to the microsecond, on
-// a clock and with an expiry of the test's own: see shim_test.lua.
+// These tests compare the scripts with package rule, number by number and to the
+// microsecond, on a clock of the test's own, by which keys expire, too: see
+// shim_test.lua.
 
 //go:embed shim_test.lua
 var shim string
@@ -32,16 +33,17 @@ var (
 	adjust = redis.NewScript(shim + redisscript.Adjust.Text.(string))
 )
 
-// minis and servers are what the scripts run on: the Lua of a real server and gopher-lua.
+// mini returns a client of a miniredis, which runs scripts in gopher-lua.
 func mini(t testing.TB) *redis.Client {
 	c := redis.NewClient(&redis.Options{Addr: miniredis.RunT(t).Addr()})
 	t.Cleanup(func() { c.Close() })
 	return c
 }
 
+// server returns a client of a real server.
 func server(t testing.TB) *redis.Client { return redistest.Start(t).Client() }
 
-// model is what the scripts should come to: the rules, on states that expire.
+// model is what the scripts must agree with: the rules, on states that expire.
 type model struct {
 	t      testing.TB
 	c      *redis.Client
@@ -298,7 +300,8 @@ func (m *model) check(limits []rule.Limit) {
 
 const start = 1_767_323_045_678_901 // a day of 2026
 
-// history is random operations at extremes.
+// history runs random operations, with extreme limits, instants and costs, and
+// compares each with the model.
 func history(t testing.TB, c *redis.Client, r *rand.Rand, steps int) {
 	t.Helper()
 	m := newModel(t, c, start+r.Int64N(1_000_000))
@@ -373,6 +376,9 @@ func history(t testing.TB, c *redis.Client, r *rand.Rand, steps int) {
 	}
 }
 
+// TestScriptsFollowTheRules: random histories of takes and adjusts have the same
+// results in the scripts and in package rule: under one to three limits, of one
+// to four keys, and on a clock that is set back at times.
 func TestScriptsFollowTheRules(t *testing.T) {
 	for name, client := range map[string]func(testing.TB) *redis.Client{"server": server, "gopher-lua": mini} {
 		t.Run(name, func(t *testing.T) {
@@ -386,14 +392,20 @@ func TestScriptsFollowTheRules(t *testing.T) {
 	}
 }
 
-// TestScriptsRounding: a key's end is rounded up from the microsecond, and what leaks from a
-// bucket is exact where the product of its numbers is not.
+// TestScriptsRounding: a key's end is rounded up from the microsecond. What has
+// leaked from a bucket, the weight of a sliding window's older half and the end of
+// a bucket are exact, also if they are quotients of a product of 2^53 or more.
 func TestScriptsRounding(t *testing.T) {
 	for name, client := range map[string]func(testing.TB) *redis.Client{"server": server, "gopher-lua": mini} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			c := client(t)
-			for _, l := range []rule.Limit{{Kind: rule.Sliding, N: 7, Window: 1_000_000}, {Kind: rule.Bucket, N: 7, Window: 1_000_000, Burst: 20}} {
+			const longest = rule.MaxSpan / 1000
+			for _, l := range []rule.Limit{
+				{Kind: rule.Sliding, N: 7, Window: 1_000_000},
+				{Kind: rule.Bucket, N: 7, Window: 1_000_000, Burst: 20},
+				{Kind: rule.Bucket, N: 23, Window: longest - 6, Burst: 23},
+			} {
 				for n := range l.Cap() {
 					_, full := l.Take(rule.State{}, 0, n+1)
 					for _, over := range []int64{0, 1, 999} { // of a millisecond
@@ -405,19 +417,57 @@ func TestScriptsRounding(t *testing.T) {
 			r := rand.New(rand.NewPCG(rand.Uint64(), 3))
 			for range 100 {
 				n := 6 + r.Int64N(15)
-				l := []rule.Limit{{Kind: rule.Bucket, N: n, Window: rule.MaxSpan/1000 - r.Int64N(1000), Burst: n}}
+				l := []rule.Limit{{Kind: rule.Bucket, N: n, Window: longest - r.Int64N(1000), Burst: n}}
 				m := newModel(t, c, start)
 				m.take(l, asked{"a", n, 1})
 				m.setClock(start + l[0].Window - 1 - r.Int64N(1000))
 				m.take(l, asked{"a", 1, 1})
 				m.take(l, asked{"a", 0, 1})
 			}
+			for range 100 {
+				l := rule.Limit{Kind: rule.Sliding, N: rule.MaxUnits, Window: longest - r.Int64N(1000)}
+				m := newModel(t, c, start)
+				m.take([]rule.Limit{l}, asked{"a", rule.MaxUnits - r.Int64N(1000), 1})
+				m.setClock(start + l.Window + 1 + r.Int64N(l.Window/2))
+				left := m.look(l, m.get(l).State).Remaining
+				m.take([]rule.Limit{l}, asked{"a", left + 1, 1})
+				m.take([]rule.Limit{l}, asked{"a", left, 1})
+			}
 		})
 	}
 }
 
-// TestAdjustHeldUp: units are given back from the window that they were taken in, and from no
-// other, though the server stands still between a window's PTTL and TIME.
+// TestScriptsEdges: takes within a microsecond of the instants at which a window
+// ends, or the one after it, or a bucket is empty.
+func TestScriptsEdges(t *testing.T) {
+	for name, client := range map[string]func(testing.TB) *redis.Client{"server": server, "gopher-lua": mini} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := client(t)
+			const w = 1_000_003
+			for _, l := range []rule.Limit{
+				{Kind: rule.Fixed, N: 5, Window: w}, {Kind: rule.Sliding, N: 5, Window: w}, {Kind: rule.Bucket, N: 5, Window: w, Burst: 5},
+			} {
+				limits := []rule.Limit{l}
+				for _, elapsed := range []int64{w/2 - 1, w / 2, w/2 + 1, w - 1, w, w + 1, 2*w - 1, 2 * w, 2*w + 1} {
+					for n := range l.N {
+						m := newModel(t, c, start)
+						m.take(limits, asked{"a", n + 1, 1})
+						m.setClock(start + elapsed)
+						m.take(limits, asked{"a", 2, 3})
+						m.setClock(start + elapsed + w/3)
+						m.take(limits, asked{"a", 1, 1})
+						m.adjust("a", -1, start, limits)
+						m.take(limits, asked{"a", 0, 1})
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestAdjustHeldUp: units are given back to the window in which they were taken,
+// and to no other, even if the server is held up between PTTL and TIME.
 func TestAdjustHeldUp(t *testing.T) {
 	const ms = 1000
 	often := make([]any, 64)

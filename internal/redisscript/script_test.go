@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -141,6 +144,46 @@ func TestJunk(t *testing.T) {
 		require.Equal(t, want >= 0, ok, text)
 		if ok {
 			require.Equal(t, want, i)
+		}
+	}
+}
+
+// TestScriptHeads: each script begins with the files that it is joined with and
+// the tests that hold it to package rule, and there are such files and tests.
+func TestScriptHeads(t *testing.T) {
+	scripts, err := filepath.Glob("*.lua")
+	require.NoError(t, err)
+	var tests strings.Builder
+	sources, err := filepath.Glob("*_test.go")
+	require.NoError(t, err)
+	for _, source := range append(sources, "../../store_redis_random_test.go") {
+		text, err := os.ReadFile(source)
+		require.NoError(t, err)
+		tests.Write(text)
+	}
+	names := regexp.MustCompile(`\b(Test|Fuzz)[A-Z]\w+`)
+	files := regexp.MustCompile(`\b\w+\.lua\b`)
+	for _, script := range scripts {
+		if strings.HasSuffix(script, "_test.lua") {
+			continue
+		}
+		text, err := os.ReadFile(script)
+		require.NoError(t, err)
+		head, _, _ := strings.Cut(string(text), "\n\n")
+		for _, part := range []string{"KEYS ", "ARGV ", "reply", "Expects "} {
+			if !strings.Contains(head, part) {
+				t.Errorf("the head of %s does not say what %q are", script, part)
+			}
+		}
+		for _, file := range files.FindAllString(head, -1) {
+			require.Contains(t, scripts, file, script)
+		}
+		named := names.FindAllString(head, -1)
+		require.NotEmpty(t, named, script)
+		for _, name := range named {
+			if !strings.Contains(tests.String(), "\nfunc "+name+"(") {
+				t.Errorf("%s names %s, and there is no such test", script, name)
+			}
 		}
 	}
 }

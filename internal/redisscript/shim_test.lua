@@ -1,7 +1,13 @@
--- Stands before a script to give it a clock and expiry of the test's own: the time is what
--- the key "clock" holds, in microseconds, and a counter is a hash of its value and its end.
--- A key expires as it does in Redis, by whole milliseconds, when its end is past. Time stands
--- still, but where the list "held" has something left: it goes on by that after a PTTL.
+-- Gives a script a clock of the test's own, and keys that expire by this clock.
+-- rule_test.go joins this file and then the files of a script.
+--
+-- The key "clock" holds the time, in microseconds. A counter is a hash, of its
+-- value and its end. It expires as in Redis, by whole milliseconds, when its end
+-- has passed. The time does not change while the script runs, except after a
+-- PTTL: each takes a number from the list "held", if one is left, and the time
+-- goes on by that number.
+--
+-- Leaves redis to the files after it, with the commands that the scripts use.
 local redis = (function(real)
   local now = real.call('GET', 'clock') + 0
   local ms = math.floor(now / 1000)
@@ -15,7 +21,8 @@ local redis = (function(real)
     return value, ends
   end
 
-  local function integer(text) -- as Redis writes a number, and reads one of 64 bits
+  -- As Redis writes a number that is an argument, and reads a 64-bit integer.
+  local function integer(text)
     if type(text) == 'number' then
       if math.abs(text) >= 1e17 then error('not written in 17 digits: ' .. text) end
       text = string.format(text % 1 == 0 and '%.0f' or '%.17g', text)

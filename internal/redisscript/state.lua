@@ -1,97 +1,151 @@
--- Takes of one sliding window or bucket each, by the shortest way. The arithmetic is that of
--- lib.lua, without what only clocks set back and the largest numbers need: the general way has
--- that. Nothing is written for a take before all of it is known.
+-- The fast path for takes under one sliding window or one bucket. Its counter
+-- is a text of three numbers, "T A B", the fields of a rule.State.
+--
+-- This path decides only the usual takes. It leaves all others to the general
+-- path, so that a rare case is handled in one place, and costs a usual take no
+-- more than a comparison. In a usual take, the clock has not been set back
+-- since the counter was written, and all products are less than 2^53, and so
+-- exact.
+--
+-- The third file of Take: take_begin.lua lists the files and the reply.
+--
+--   KEYS   for each take: its counter
+--   ARGV   s, N, window, or b, N, window, burst;
+--          for each exception: number of the take, cost, callers
+--
+-- Expects the locals of take_begin.lua. If all takes are decided, it returns
+-- the reply. Otherwise it leaves now, undecided, reply and replyLength to
+-- take.lua. The state of an undecided take is not in the reply yet.
+--
+-- Held to internal/rule by TestScriptsFollowTheRules and FuzzScripts: they run
+-- random histories on a clock of their own, here and in the rule.
+-- TestScriptsRounding does the same for the ends of keys and for products of
+-- 2^53 or more, TestScriptsEdges close to the end of a window. On the server's
+-- clock, TestTakeManyStates lists the takes that are left to the general path,
+-- TestTakeRefused has a server that refuses commands, and
+-- TestDenialsChangeNothing shows that a denial writes nothing.
+--
+-- This file and fixed.lua have the same shape, and use the same lines to do the
+-- same thing. The arithmetic is what the functions at, older and resetAt of
+-- lib.lua do for usual takes. It is written out here because calls take longer.
 
-if single and ARGV[1] ~= 'f' then
-  local call, pcall, type, match, format, keys = redis.call, redis.pcall, type, string.match, string.format, KEYS
-  local bucket, n, w, most = ARGV[1] == 'b', ARGV[2] + 0, ARGV[3] + 0, ARGV[2] + 0
-  if bucket then most = ARGV[4] + 0 end
-  reply = {0, 0, 0, 0} -- of the length that is usual
-  for i = 1, #keys do reply[3 * i] = pcall('GET', keys[i]) end
+if oneLimit and kind ~= 'f' then
+  -- Locals are faster than globals.
+  local match, format, type = string.match, string.format, type
+  local n, w, burst = ARGV[2] + 0, ARGV[3] + 0, 0
+  local bucket = kind == 'b'
+  if bucket then burst = ARGV[4] + 0 end
+
+  -- %d is the fastest format for a number, but a 32-bit server cannot write the
+  -- largest ones with it: see lib.lua.
+  local exact = 9007199254740992 -- 2^53: integers below it are exact
+  local intFormat, stateFormat = '%d', '%d %d %d'
+  if format(intFormat, exact) ~= '9007199254740992' then
+    intFormat, stateFormat = '%.0f', '%.0f %.0f %.0f'
+  end
+
+  -- Until take i is decided, reply[3*i] is the value of its key: a string,
+  -- false if the key is missing, or an error, which is a table, if it is not a
+  -- string. MGET would return false for both, and a SET would then replace the
+  -- key.
+  reply = {0, 0, 0, 0} -- the usual length, so that the table need not grow
+  for i = 1, #keys do reply[3 * i] = try('GET', keys[i]) end
   local time = call('TIME')
   now = time[1] * 1000000 + time[2]
-  reply[1] = now
-  last = 1 + 3 * #keys
-  local exact, number, numbers = 9007199254740992, '%d', '%d %d %d'
-  if format(number, exact) ~= '9007199254740992' then
-    number, numbers = '%.0f', '%.0f %.0f %.0f' -- as in lib.lua
-  end
-  local named, at = (following or 0) + 0, rest
+  reply[1], replyLength = now, 1 + 3 * #keys
+
+  local exceptionArg = afterFirstLimit -- the index of the next exception
+  local exception = (following or 0) + 0 -- its take; 0 if there is none
   for i = 1, #keys do
-    local raw, cost, callers = reply[3 * i], 1, 1
-    if i == named then
-      cost, callers, at = ARGV[at + 1] + 0, ARGV[at + 2] + 0, at + 3
-      named = (ARGV[at] or 0) + 0
+    local cost, callers = 1, 1
+    if i == exception then
+      cost, callers = ARGV[exceptionArg + 1] + 0, ARGV[exceptionArg + 2] + 0
+      exceptionArg = exceptionArg + 3
+      exception = (ARGV[exceptionArg] or 0) + 0
     end
-    local t, a, b, done = now, 0, 0, not raw
-    if type(raw) == 'string' then
-      t, a, b = match(raw, '^(%d+) (%d+) (%d+)$')
-      if t and #t <= 16 and #a <= 15 and #b <= 16 then
+    local asked, admitted = cost * callers, callers
+
+    -- This block runs once. A break leaves it with the take undecided. No break
+    -- follows a write.
+    local decided = false
+    repeat
+      -- 1. Read the state. Not usual: another type or text, a clock set back.
+      local value = reply[3 * i]
+      local t, a, b = now, 0, 0
+      if value then
+        if type(value) ~= 'string' then break end
+        t, a, b = match(value, '^(%d+) (%d+) (%d+)$')
+        if not t or #t > 16 or #a > 15 or #b > 16 then break end
         t, a, b = t + 0, a + 0, b + 0
-        done = t <= now
+        if t > now then break end
       end
-    end
 
-    local left
-    if done and bucket then
-      local product = n * (now - t)
-      done = product < exact
-      local part = product % w
-      t, a, b = now, a - (product - part) / w, b - part
-      if b < 0 then a, b = a - 1, b + w end
-      if a < 0 then a, b = 0, 0 end
-      left = most - a
-      if b > 0 then left = left - 1 end
-    elseif done then
-      local elapsed = now - t
-      if elapsed >= w then
-        b = a -- first: gopher-lua sets a variable of many before it reads the next
-        t, a, elapsed = t + w, 0, elapsed - w
+      -- 2. Bring it forward to now, and find the units that are left.
+      local left
+      if bucket then
+        local leaked = n * (now - t) -- in w-ths of a unit
+        if leaked >= exact then break end
+        local part = leaked % w
+        t, a, b = now, a - (leaked - part) / w, b - part
+        if b < 0 then a, b = a - 1, b + w end
+        if a < 0 then a, b = 0, 0 end
+        left = burst - a
+        if b > 0 then left = left - 1 end -- a unit that has begun to leak
+      else
+        local elapsed = now - t
+        if elapsed >= w then
+          -- The window has ended, and is the older one of the next window. Not
+          -- in one assignment: gopher-lua would set a before it reads it for b.
+          b = a
+          t, a, elapsed = t + w, 0, elapsed - w
+        end
+        local weighted = 0 -- in w-ths of a unit
+        if elapsed < w then weighted = b * (w - elapsed) end
+        if weighted >= exact then break end
+        local older = (weighted - weighted % w) / w
+        if a == 0 and older == 0 then t, b = now, 0 end -- a fresh state
+        left = n - a - older
       end
-      local product = 0
-      if elapsed < w then product = b * (w - elapsed) end
-      done = product < exact
-      local older = (product - product % w) / w
-      if a == 0 and older == 0 then t, b = now, 0 end
-      left = n - a - older
-    end
 
-    local admitted, ends = callers, nil
-    if done and cost > 0 then
-      if cost * callers > left then
+      -- 3. Find how many callers fit. All do if they only look.
+      if cost > 0 and asked > left then
         admitted = 0
         if left > 0 then admitted = (left - left % cost) / cost end
+        asked = cost * admitted
       end
-      if admitted > 0 then
-        local held = a + admitted * cost
-        if bucket then
-          local product = held * w + b
-          done = product < exact
-          local over = product % n
-          ends = now + (product - over) / n
-          if over > 0 then ends = ends + 1 end
-        else
-          local over = w % held
-          ends = t + w + w - (w - over) / held + 1
-          if over > 0 then ends = ends - 1 end
-        end
-        if done then
-          call('SET', keys[i], format(numbers, t, held, b), 'PXAT', format(number, (ends + -ends % 1000) / 1000))
-        end
-      end
-    end
-    if done and raw and not ends then done = call('PTTL', keys[i]) ~= -1 end
 
-    if done then
-      reply[3 * i - 1], reply[3 * i], reply[3 * i + 1] = t, a, b
-      if admitted < callers then
-        reply[last + 1], reply[last + 2] = i, admitted
-        last = last + 2
+      -- 4. Write the state with the admitted units. The key expires when the
+      -- state counts as a fresh one, rounded up to a millisecond: -x % 1000 is
+      -- (-x) % 1000, and never negative in Lua.
+      if asked > 0 then
+        local held, resetAt = a + asked, 0
+        if bucket then
+          local filled = held * w + b -- in w-ths of a unit
+          if filled >= exact then break end
+          local remainder = filled % n -- now + ceildiv(filled, n)
+          resetAt = now + (filled - remainder) / n
+          if remainder > 0 then resetAt = resetAt + 1 end
+        else
+          local remainder = w % held -- t + w + w - ceildiv(w, held) + 1
+          resetAt = t + w + w - (w - remainder) / held + 1
+          if remainder > 0 then resetAt = resetAt - 1 end
+        end
+        call('SET', keys[i], format(stateFormat, t, held, b),
+          'PXAT', format(intFormat, (resetAt + -resetAt % 1000) / 1000))
+      elseif value and call('PTTL', keys[i]) == -1 then
+        break -- the key has no time to live: the general path sets one
       end
-    else
-      later = later or {}
-      later[#later + 1] = i
+      reply[3 * i - 1], reply[3 * i], reply[3 * i + 1] = t, a, b
+      decided = true
+    until true
+
+    if not decided then
+      undecided = undecided or {}
+      undecided[#undecided + 1] = i
+    elseif admitted < callers then
+      reply[replyLength + 1], reply[replyLength + 2] = i, admitted
+      replyLength = replyLength + 2
     end
   end
-  if not later then return reply end
+  if not undecided then return reply end
 end

@@ -1,38 +1,71 @@
--- Takes of one key or of many, all under the same limits, no key twice: each of cost units for
--- each of some callers, one after the other, as far as they fit. All units of a caller are taken
--- under every limit or none.
+-- The general path of Take: all takes under several limits, and the takes under
+-- one limit that a fast path has left undecided. A caller gets its units under
+-- all limits, or under none.
 --
--- After the limits ARGV has three arguments for each take that is not of one unit for one caller:
--- its number, the units and the callers. The numbers ascend.
+-- The last file of Take: take_begin.lua lists the files and the reply.
 --
--- Returns the time, and for each take and limit the state before the first caller, T, A and B,
--- but of a fixed window only T and A: what each caller is to be told follows from that. Then two
--- numbers for each take of which not all callers were admitted: its own, and how many were.
--- Where a counter is none, that is less than 0 by the counter's number, and nothing was changed
--- for that take.
+--   KEYS   for each take: a counter for each limit
+--   ARGV   for each limit: what lib.lua reads
+--          for each exception: number of the take, cost, callers
+--
+-- Expects the locals of take_begin.lua and lib.lua. Returns the reply.
+--
+-- Held to internal/rule by TestScriptsFollowTheRules and FuzzScripts: they run
+-- random histories on a clock of their own, here and in the rule, with one to
+-- three limits, up to four keys and clocks that are set back. On the server's
+-- clock, TestTakeFixed, TestTakeManyFixed and TestTakeManyStates have what a
+-- fast path leaves undecided, such as values that are not counters and keys
+-- without a time to live.
 
-local takes, width = #KEYS / limits, 0 -- and the numbers of a take in the reply
-for i = 1, limits do
-  if kinds[i] == 'f' then width = width + 2 else width = width + 3 end
+local numbersPerTake = 0 -- how many numbers of the reply are states of one take
+for i = 1, limitCount do
+  if kinds[i] == 'f' then
+    numbersPerTake = numbersPerTake + 2
+  else
+    numbersPerTake = numbersPerTake + 3
+  end
 end
 
-local raw, life = {}, {}
-local cost, callers = {}, {} -- where they are not 1
-for at = rest, #ARGV, 3 do
-  local i = ARGV[at] + 0
-  cost[i], callers[i] = ARGV[at + 1] + 0, ARGV[at + 2] + 0
+local costs, callerCounts = {}, {} -- of the exceptions, by take
+for arg = ownArg, #ARGV, 3 do
+  local take = ARGV[arg] + 0
+  costs[take], callerCounts[take] = ARGV[arg + 1] + 0, ARGV[arg + 2] + 0
 end
 
--- taking decides on the take of the counters after from, and carries it out. It sets their
--- states in reply after place, and returns how many callers were admitted, or what stands for that.
-local function taking(from, cost, callers, place)
+local values, lives -- by key: its value, and its PTTL if a fixed window
+if undecided then
+  -- A fast path has run, so there is one limit, and take i has key i. PTTL and
+  -- TIME have been read. The values are read again, because the MGET of
+  -- fixed.lua returns false both for a missing key and for one that is not a
+  -- string.
+  values, lives = {}, {}
+  for _, i in ipairs(undecided) do
+    values[i] = readCounter(i)
+    if kind == 'f' then lives[i] = reply[2 * i] end
+  end
+else
+  undecided = {}
+  for take = 1, #keys / limitCount do undecided[take] = take end
+  values, lives, now = readAll()
+  reply, replyLength = {now}, 1 + numbersPerTake * #undecided
+end
+
+-- decide decides a take and writes its counters. It sets the take's states in
+-- reply, and returns how many callers are admitted, or -i if key i of the take
+-- does not hold a counter.
+local function decide(take, cost, callers)
+  local firstKey = (take - 1) * limitCount -- the key of limit i is firstKey + i
+  local offset = 1 + (take - 1) * numbersPerTake -- of its states in reply
+
+  -- Nothing is written until all counters of the take are read.
   local admitted = callers
-  local T, A, B, repair = {}, {}, {}, {}
-  for i = 1, limits do
-    local kind, n, w, burst = kinds[i], N[i], W[i], bursts[i]
-    local t, a, b, broken = state(kind, raw[from + i], life[from + i], w, now)
+  local T, A, B, repair = {}, {}, {}, {} -- by limit, from decode
+  for i = 1, limitCount do
+    local kind, n, w, burst = kinds[i], N[i], windows[i], bursts[i]
+    local key = firstKey + i
+    local t, a, b, broken = decode(kind, values[key], lives[key], w, now)
     if not t then
-      for j = 1, width do reply[place + j] = 0 end
+      for j = 1, numbersPerTake do reply[offset + j] = 0 end
       return -i
     end
     t, a, b = at(kind, t, a, b, n, w, now)
@@ -41,50 +74,45 @@ local function taking(from, cost, callers, place)
       left = left - older(t, b, w, now)
     elseif kind == 'b' then
       left = burst - a
-      if b > 0 then left = left - 1 end
+      if b > 0 then left = left - 1 end -- a unit that has begun to leak
     elseif a == 0 then
-      t = opens(now, w)
+      t = newWindowT(now, w)
     end
-    if cost > 0 then
+    if cost > 0 then -- a look always fits
       admitted = math.min(admitted, math.max(0, math.floor(left / cost)))
     end
     T[i], A[i], B[i], repair[i] = t, a, b, broken
   end
 
   local taken = cost * admitted
-  for i = 1, limits do
-    local kind, n, w = kinds[i], N[i], W[i]
-    local key, t, a, b = KEYS[from + i], T[i], A[i], B[i]
+  for i = 1, limitCount do
+    local kind, n, w = kinds[i], N[i], windows[i]
+    local key, t, a, b = keys[firstKey + i], T[i], A[i], B[i]
     if taken > 0 and kind == 'f' and a > 0 and not repair[i] then
-      redis.call('INCRBY', key, taken) -- which keeps its time to live
+      -- INCRBY keeps the time to live, and so the window's end.
+      call('INCRBY', key, taken)
     elseif taken > 0 or repair[i] then
       write(key, kind, t, a + taken, b, n, w, now)
-    elseif raw[from + i] and kind ~= 'f' and redis.call('PTTL', key) == -1 then
-      write(key, kind, t, a, b, n, w, now)
+    elseif values[firstKey + i] and kind ~= 'f' and call('PTTL', key) == -1 then
+      write(key, kind, t, a, b, n, w, now) -- to set a time to live
     end
-    reply[place + 1], reply[place + 2] = t, a
-    if kind == 'f' then place = place + 2 else reply[place + 3], place = b, place + 3 end
+    reply[offset + 1], reply[offset + 2] = t, a
+    if kind == 'f' then
+      offset = offset + 2
+    else
+      reply[offset + 3] = b
+      offset = offset + 3
+    end
   end
   return admitted
 end
 
-if later then -- of one limit each, and the time and a fixed window's life have been read
-  for _, i in ipairs(later) do
-    raw[i] = get(i)
-    if kinds[1] == 'f' then life[i] = reply[2 * i] end
-  end
-else
-  later, last = {}, 1 + width * takes
-  for i = 1, takes do later[i] = i end
-  raw, life, now = read()
-  reply = {now}
-end
-for _, i in ipairs(later) do
-  local all = callers[i] or 1
-  local admitted = taking((i - 1) * limits, cost[i] or 1, all, 1 + (i - 1) * width)
-  if admitted ~= all then
-    reply[last + 1], reply[last + 2] = i, admitted
-    last = last + 2
+for _, take in ipairs(undecided) do
+  local callers = callerCounts[take] or 1
+  local admitted = decide(take, costs[take] or 1, callers)
+  if admitted ~= callers then
+    reply[replyLength + 1], reply[replyLength + 2] = take, admitted
+    replyLength = replyLength + 2
   end
 end
 return reply

@@ -16,8 +16,8 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// The short ways of Take, on what they have to undo or to leave to the general one. Here the
-// keys, their expiry and the clock are the server's own.
+// These tests have what the fast paths of Take leave to the general path. Keys
+// expire by the server's clock.
 
 var (
 	ctx      = context.Background()
@@ -45,8 +45,8 @@ func ask(c redis.Scripter, limits []rule.Limit, asks ...asked) (redisscript.Take
 
 const hourly = 3_600_000_000
 
-// TestTakeFixed: what a fixed window holds before and after a take of some units for some
-// callers, of 10, and how many are admitted.
+// TestTakeFixed: what the key of a fixed window of 10 units holds before and after
+// a take, and how many callers are admitted, with every kind of time to live.
 func TestTakeFixed(t *testing.T) {
 	limits := []rule.Limit{{Kind: rule.Fixed, N: 10, Window: hourly}}
 	const none, huge = -1, 1 << 60
@@ -110,7 +110,7 @@ func TestTakeFixed(t *testing.T) {
 
 const slack = 10 * time.Second // between two commands
 
-// TestTakeManyFixed: one command with all that can be.
+// TestTakeManyFixed: takes of all kinds in one command, under a fixed window.
 func TestTakeManyFixed(t *testing.T) {
 	limits := []rule.Limit{{Kind: rule.Fixed, N: 10, Window: hourly}}
 	for name, client := range map[string]func(testing.TB) *redis.Client{"server": server, "gopher-lua": mini} {
@@ -141,7 +141,7 @@ func TestTakeManyFixed(t *testing.T) {
 	}
 }
 
-// TestTakeManyStates: the same of what has a state of three numbers.
+// TestTakeManyStates: the same under a sliding window and under a bucket.
 func TestTakeManyStates(t *testing.T) {
 	for name, client := range map[string]func(testing.TB) *redis.Client{"server": server, "gopher-lua": mini} {
 		t.Run(name, func(t *testing.T) {
@@ -184,8 +184,8 @@ func TestTakeManyStates(t *testing.T) {
 	}
 }
 
-// TestTakeRefused: a server that takes no writes still denies who is to be denied, and one that
-// refuses a command has counted nothing.
+// TestTakeRefused: a server that refuses writes still denies takes that do not
+// fit, and a server that refuses a command has counted nothing.
 func TestTakeRefused(t *testing.T) {
 	s := redistest.Start(t)
 	c := s.Client()
@@ -220,7 +220,8 @@ func TestTakeRefused(t *testing.T) {
 	}
 }
 
-// TestDenialsChangeNothing: not even what a server keeps a log of.
+// TestDenialsChangeNothing: a denial writes nothing at the server, not even what
+// is already there.
 func TestDenialsChangeNothing(t *testing.T) {
 	s := redistest.Start(t)
 	c := s.Client()

@@ -1,0 +1,52 @@
+-- Begins Take, the script that admits or denies units: it declares what the
+-- files of that script share. Take is these five files, joined in this order:
+--
+--   take_begin.lua  what the others share
+--   fixed.lua       fast path: one limit, which is a fixed window
+--   state.lua       fast path: one limit, which is a sliding window or a bucket
+--   lib.lua         all limits, and the arithmetic of internal/rule
+--   take.lua        general path: every take that no fast path has decided
+--
+-- A local of one file is visible in all files after it.
+--
+-- A take asks for cost units of one key for each of its callers, one caller
+-- after another. With cost 0 it is a look, which always fits. The package
+-- comment in script.go describes the protocol:
+--
+--   KEYS   for each take: a counter for each limit
+--   ARGV   for each limit: kind (f, s or b), N, window, and burst if it is a b
+--          for each exception: number of the take, cost, callers
+--   reply  the server's time
+--          for each take and limit: the state T, A, B before the first caller,
+--            only T, A if the limit is a fixed window
+--          for each take that has not admitted all its callers: number of the
+--            take, and how many it has admitted; or -i if its key i does not
+--            hold a counter, and nothing was changed for this take
+--
+-- Takes are numbered from 1. Exceptions are the takes that are not one unit for
+-- one caller; their numbers ascend. Instants and windows are in microseconds.
+--
+-- Expects no locals. Leaves all of its own to the files after it.
+--
+-- Held to internal/rule by TestScriptsFollowTheRules and FuzzScripts: they run
+-- random histories on a clock of their own, here and in the rule, through all
+-- five files. The other files name more tests.
+
+local keys = KEYS
+local call = redis.call -- if the command fails, the script ends with its error
+local try = redis.pcall -- if the command fails, the result is a table
+
+local kind = ARGV[1] -- of the first limit
+local afterFirstLimit = 4 -- an index in ARGV
+if kind == 'b' then afterFirstLimit = 5 end
+
+-- Another limit, an exception, or nothing.
+local following = ARGV[afterFirstLimit]
+local oneLimit = following ~= 'f' and following ~= 's' and following ~= 'b'
+
+-- A fast path sets these if it runs. The general path goes on with them.
+local now         -- the server's time
+local reply       -- what the script returns
+local replyLength -- how many numbers the reply has
+local undecided   -- the numbers of the takes that are left to the general path;
+                  -- nil if there are none
