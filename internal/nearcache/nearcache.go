@@ -257,7 +257,7 @@ func (c *Cache) Learn(key string, r Reply) {
 		}
 	}
 	older := p.older(r.At, r.Now)
-	c.memory.table.Learn(p.Hash, refused, r.Now, r.Limits, states[:len(r.Limits)], older)
+	c.memory.table.Learn(p.Hash, refused, r.Now, r.Limits, states[:len(r.Limits)], older || r.uncertain())
 	if !older {
 		p.set(r.At, r.Now)
 	}
@@ -297,6 +297,19 @@ func (c *Cache) statesOf(r *Reply, at int64) (states [MaxLimits]rule.State, gues
 		}
 	}
 	return states, guessed
+}
+
+// uncertain reports whether the states are guessed and may count for less than the
+// store's own: those of a sliding window, and of a counter that is at its limit. It may
+// be above it, if it was filled under a higher one. What is known here is then nearer to
+// the truth.
+func (r *Reply) uncertain() bool {
+	for i, a := range r.Answers {
+		if r.States == nil && (a.Remaining == 0 || r.Limits[i].Kind == rule.Sliding) {
+			return true
+		}
+	}
+	return false
 }
 
 // exact reports whether guessed states deny for as long as the store has said.

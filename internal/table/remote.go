@@ -69,7 +69,8 @@ func (t *Table) Denied(h Hash, n, now int64, limits []rule.Limit, answers []rule
 // the clock of now. A state that is whole by now frees its counter.
 //
 // If older is true, the states may be older than what is here. Then under each limit
-// the stricter of the two stays: the one that leaves less, or the same for longer. A
+// the stricter of the two stays: the one that holds more units, or the same for longer,
+// whatever the present limit leaves of it. Another limit may be a higher one. A
 // counter that is not here may have been evicted, so it is no stricter than any.
 //
 // If the store has just refused units of the key, refused is how many, and zero if it has
@@ -89,7 +90,7 @@ func (t *Table) Learn(h Hash, refused, now int64, limits []rule.Limit, states []
 		_, left := l.Take(was, now, 0)
 		_, leaves := l.Take(is, now, 0)
 		kept := s.refusedStill(c, left, leaves)
-		if older && stricter(left, leaves) {
+		if older && holdsMore(l, was, is, now) {
 			is, leaves, kept = was, left, s.flags(c)&flagRefused
 		}
 		if leaves.Reset == 0 {
@@ -106,9 +107,16 @@ func (t *Table) Learn(h Hash, refused, now int64, limits []rule.Limit, states []
 	}
 }
 
-// stricter reports whether a counter with answer a leaves less than one with answer b.
-func stricter(a, b rule.Answer) bool {
-	return a.Remaining < b.Remaining || a.Remaining == b.Remaining && a.Reset > b.Reset
+// holdsMore reports whether a state holds more units than another one, or the same for
+// longer.
+func holdsMore(l *rule.Limit, a, b rule.State, now int64) bool {
+	most := *l
+	if most.N = rule.MaxUnits; l.Kind == rule.Bucket {
+		most.N, most.Burst = l.N, rule.MaxUnits // it leaks at the same rate
+	}
+	_, is := most.Take(a, now, 0)
+	_, other := most.Take(b, now, 0)
+	return is.Remaining < other.Remaining || is.Remaining == other.Remaining && is.Reset > other.Reset
 }
 
 // State returns the state of a key under a limit, as it was last written. If held is

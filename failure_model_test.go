@@ -1,0 +1,299 @@
+package ratelimit_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"reflect"
+	"slices"
+	"strconv"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	. "github.com/ratelimit-go/ratelimit"
+)
+
+// modelSeeds is how many histories of each family the model tests run: n, unless
+// RATELIMIT_MODEL_SEEDS says otherwise.
+func modelSeeds(t *testing.T, n int) int {
+	text := os.Getenv("RATELIMIT_MODEL_SEEDS")
+	if text == "" {
+		return n
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatalf("RATELIMIT_MODEL_SEEDS is %q: want a number of histories per family", text)
+	}
+	return n
+}
+
+// deadStore is a store that nothing reaches: every call returns an error and has
+// certainly changed nothing, at once or when the time for it is over.
+type deadStore struct{ hangs *atomic.Bool }
+
+var errDead = errors.New("nothing reaches the store")
+
+func (s *deadStore) Prefix() string    { return "dead" }
+func (s *deadStore) Fault(error) Fault { return FaultRefused }
+
+func (s *deadStore) call(ctx context.Context) error {
+	if s.hangs.Load() {
+		<-ctx.Done()
+	}
+	return errDead
+}
+
+func (s *deadStore) Take(ctx context.Context, _ string, _ int64, _ []Limit, _ []Result) (Instant, error) {
+	return 0, s.call(ctx)
+}
+
+func (s *deadStore) Adjust(ctx context.Context, _ string, _ int64, _ Instant, _ []Limit) (int64, error) {
+	return 0, s.call(ctx)
+}
+
+func (s *deadStore) Reset(ctx context.Context, _ string, _ []Limit) error { return s.call(ctx) }
+
+// neverFamilies are the kinds of histories of a store that never answers.
+func neverFamilies() map[string]worldSpec {
+	families := map[string]worldSpec{}
+	for _, algorithm := range []string{"fixed", "sliding", "bucket", "mixed"} {
+		spec := worldSpec{
+			algorithms: []string{algorithm},
+			windows:    []int{1, 1, 2, 3, 5, 8, 9, 14},
+			sizes:      []int64{1, 2, 3, 4, 5, 6},
+			scales:     []time.Duration{20 * time.Millisecond, time.Second, time.Minute, time.Hour},
+			timeouts:   []time.Duration{0, 10 * time.Millisecond},
+			leases:     []time.Duration{0, 0, 0, 20 * time.Millisecond},
+			huge:       true,
+		}
+		if algorithm == "mixed" {
+			spec.algorithms = []string{"fixed", "sliding", "bucket"}
+		}
+		families[algorithm] = spec
+	}
+	return families
+}
+
+var neverScript = script{
+	steps: 120,
+	weights: [actions]int{
+		doWait: 30, doTake: 24, doTakeLate: 1, doTakeGone: 1, doRefund: 5, doReset: 2, doLook: 4,
+		doServe: 14, doCheck: 6, doNest: 4, doOuter: 2, doAddCost: 14, doEnd: 12, doSetLimits: 4, doReload: 2, doFailReload: 1,
+		doTakeReplaced: 2, doCloseReplaced: 1, doRestart: 1, doMode: 2,
+	},
+	modes: []mode{refused, silent},
+	units: []int64{0, 1, 1, 1, 2, 2, 3, 4, 6, 7, most},
+	costs: []int64{least, -7, -3, -2, -1, -1, 0, 1, 1, 2, 3, 5, 12, most},
+	waits: 8,
+}
+
+// TestStoreNeverAnswers: a limiter whose store never answers decides as one on
+// memory does, to the nanosecond, whatever is done to both.
+func TestStoreNeverAnswers(t *testing.T) {
+	for name, spec := range neverFamilies() {
+		t.Run(name, func(t *testing.T) {
+			for seed := range modelSeeds(t, 80) {
+				if !t.Run(strconv.Itoa(seed), func(t *testing.T) {
+					h := newHistory(seeded(uint64(seed)), spec, neverScript)
+					failIfWrong(t, h, runNeverAnswers)
+				}) {
+					return // one is enough to read
+				}
+			}
+		})
+	}
+}
+
+// FuzzStoreNeverAnswers is TestStoreNeverAnswers with histories of the fuzzer's
+// making.
+func FuzzStoreNeverAnswers(f *testing.F) {
+	spec := neverFamilies()["mixed"]
+	for seed := range uint64(8) {
+		c := seeded(seed)
+		input := make([]byte, 600)
+		for i := range input {
+			input[i] = byte(c.pick(256))
+		}
+		f.Add(input)
+	}
+	f.Fuzz(func(t *testing.T, input []byte) {
+		h := newHistory(&byteChoices{input}, spec, neverScript)
+		if wrong := inBubble(t, h, runNeverAnswers); wrong != nil {
+			t.Fatalf("%v\n%v", h.upTo(wrong.step), wrong)
+		}
+	})
+}
+
+// wrong is where a history has shown a fault. A step of len(steps) means the end.
+type wrong struct {
+	step int
+	what string
+}
+
+func (w *wrong) String() string { return fmt.Sprintf("after step %d: %s", w.step, w.what) }
+
+func (h history) upTo(step int) history {
+	h.steps = h.steps[:min(len(h.steps), step+1)]
+	return h
+}
+
+// inBubble runs a history in a bubble of its own.
+func inBubble(t *testing.T, h history, run func(t *testing.T, h history) *wrong) (found *wrong) {
+	synctest.Test(t, func(t *testing.T) { found = run(t, h) })
+	return found
+}
+
+// failIfWrong runs a history, and if it shows a fault, looks for a shorter one that
+// does, and fails the test with that.
+func failIfWrong(t *testing.T, h history, run func(t *testing.T, h history) *wrong) {
+	found := inBubble(t, h, run)
+	if found == nil {
+		return
+	}
+	length := len(h.steps)
+	h = h.upTo(found.step)
+	attempts := 0
+	for size := len(h.steps) / 2; size > 0; size /= 2 {
+		for from := len(h.steps) - size; from >= 0 && attempts < 2000; from -= size {
+			shorter := h
+			shorter.steps = slices.Delete(slices.Clone(h.steps), from, min(from+size, len(h.steps)))
+			attempts++
+			if w := inBubble(t, shorter, run); w != nil {
+				h, found = shorter.upTo(w.step), w
+				from = min(from, len(h.steps))
+			}
+		}
+	}
+	t.Errorf("a history of %d steps, shortened to %d:\n%v%v", length, len(h.steps), h, found)
+}
+
+var modelStores atomic.Int64
+
+// modelMemory returns a memory store that is gone when the test is over. It is so
+// small that it has one shard, and looks for expired counters often.
+func modelMemory(t *testing.T) *MemoryStore {
+	s, err := NewMemoryStore(fmt.Sprint("model ", modelStores.Add(1)), MemoryOptions{MaxKeys: 4096})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// runNeverAnswers does everything to two limiters, one of which has a store that
+// never answers. That one goes first, because it may have to wait for its store: the other one
+// decides at the instant at which it has.
+func runNeverAnswers(t *testing.T, h history) (found *wrong) {
+	var hangs atomic.Bool
+	far := newSubject(h.world, func() Store { return &deadStore{hangs: &hangs} })
+	far.nestIn(&deadStore{hangs: &hangs})
+	near := newSubject(h.world, func() Store { return modelMemory(t) })
+	near.nestIn(modelMemory(t))
+	defer near.end()
+	defer far.end()
+	var shown Decision
+	both := func(s step) string {
+		ctx, cancel := modelContext(h.world, s)
+		defer cancel()
+		if hung := hangs.Load(); hung && s.do == doNest {
+			// Two decisions, one timeout apart, would be made at one instant on memory.
+			hangs.Store(false)
+			defer hangs.Store(true)
+			time.Sleep(10 * time.Second) // until none hangs any more
+		}
+		got := far.do(ctx, s)
+		if errors.Is(got.err, context.DeadlineExceeded) {
+			<-ctx.Done() // which may be a little later than the deadline
+		}
+		want := near.do(ctx, s)
+		synctest.Wait()
+		if s.do == doReset && near.world.keys[s.key] != "" {
+			if !errors.Is(got.err, errDead) {
+				return fmt.Sprintf("Reset without a store returned %v", got.err)
+			}
+			got.err = nil
+		}
+		if want.decision != (Decision{}) {
+			shown = want.decision
+		}
+		return got.difference(want)
+	}
+	for i, s := range h.steps {
+		switch s.do {
+		case doWait:
+			s.sleep(shown)
+			continue
+		case doMode:
+			hangs.Store(s.mode == silent)
+			if s.mode != silent {
+				time.Sleep(10 * time.Second) // until none hangs any more
+			}
+			continue
+		}
+		if what := both(s); what != "" {
+			return &wrong{i, what}
+		}
+		if h.world.looks {
+			if what := both(step{do: doTake, key: s.key}); what != "" {
+				return &wrong{i, "look: " + what}
+			}
+		}
+	}
+	for key := range h.world.keys {
+		for plan := range h.world.plans {
+			if what := both(step{do: doLook, key: key, plan: plan}); what != "" {
+				return &wrong{len(h.steps), fmt.Sprintf("key %d, plan %d: %s", key, plan, what)}
+			}
+		}
+		if what := both(step{do: doOuter, key: key}); what != "" {
+			return &wrong{len(h.steps), fmt.Sprintf("key %d at the outer limiter: %s", key, what)}
+		}
+	}
+	return nil
+}
+
+func modelContext(w *world, s step) (context.Context, context.CancelFunc) {
+	switch s.do {
+	case doTakeLate:
+		timeout := w.opts.Timeout
+		if timeout == 0 {
+			timeout = DefaultTimeout
+		}
+		return context.WithTimeout(context.Background(), timeout/2)
+	case doTakeGone:
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		return ctx, cancel
+	}
+	return context.Background(), func() {}
+}
+
+// sleep waits as a step says, at most for some years.
+func (s step) sleep(shown Decision) {
+	span := s.wait
+	switch s.until {
+	case untilRetry:
+		span += shown.RetryAfter
+	case untilReset:
+		span += shown.ResetAfter
+	}
+	const longest = 1000 * time.Hour
+	time.Sleep(max(0, min(span, longest)))
+}
+
+// difference says how an outcome differs from the one on memory, if it does.
+func (o outcome) difference(want outcome) string {
+	o.decision.Source, want.decision.Source = 0, 0
+	o.flight, want.flight = nil, nil
+	text := func(err error) string { return fmt.Sprint(err) }
+	if text(o.err) == text(want.err) {
+		o.err = want.err
+	}
+	if reflect.DeepEqual(o, want) {
+		return ""
+	}
+	return fmt.Sprintf("\nmemory: %v\n   far: %v", want, o)
+}
