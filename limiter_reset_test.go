@@ -11,7 +11,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	. "github.com/ratelimit-go/ratelimit"
-	"github.com/ratelimit-go/ratelimit/internal/redistest"
 )
 
 // remembered is how many algorithms and windows a limiter remembers for Reset.
@@ -116,9 +115,7 @@ func TestResetForgetsPlans(t *testing.T) {
 
 // TestResetOnRedis: all windows are forgotten in one call.
 func TestResetOnRedis(t *testing.T) {
-	t.Parallel()
-	server := redistest.Start(t)
-	l := httpLimiterNamed(t, "l", Options{Limits: []Limit{window(0)}, Redis: server.Client(), OnFailure: FailClosed, Timeout: 5 * time.Second})
+	l := httpLimiterNamed(t, "l", Options{Limits: []Limit{window(0)}, Redis: newMini(t).client(t), OnFailure: FailClosed, Timeout: 5 * time.Second})
 	require.Equal(t, remembered, under(t, l, 0, remembered, 1))
 	require.Zero(t, under(t, l, 0, remembered, 1))
 	require.NoError(t, l.Reset(ctx, "key"))

@@ -70,10 +70,6 @@ func take(t testing.TB, s Store, key string, n int64, limits ...Limit) ([]Result
 	return results, !slices.ContainsFunc(results, func(r Result) bool { return r.RetryAfter > 0 })
 }
 
-// slow are limits of each algorithm, for n units at once, under which no time passes while
-// a test runs.
-func slow(n int64) []Limit { return algorithms(n, 1000*time.Hour) }
-
 func TestRedisStoreOnMiniredis(t *testing.T) {
 	var m *mini
 	storetest.Run(t, func(t *testing.T, prefix string) Store {
