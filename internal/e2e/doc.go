@@ -8,5 +8,6 @@
 //
 // A test that needs redis-server or Chromium is skipped where the program is not
 // installed. It fails instead if RATELIMIT_REQUIRE_REDIS or RATELIMIT_REQUIRE_CHROMIUM is
-// set. RATELIMIT_FAULTS=1 adds the faults that take seconds each.
+// set. RATELIMIT_FAULTS=1 adds the faults that take seconds each. RATELIMIT_MODEL_SEEDS=50
+// records 50 histories of each fault for the model, in place of 1 to 3.
 package e2e

@@ -1,0 +1,341 @@
+package e2e_test
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+)
+
+// This file records what limiters that share a Redis do during a fault, and has
+// each key's history checked against the model in histories_model_test.go. The
+// faults are in histories_faults_test.go.
+
+// modelSeeds is how many histories are recorded of each fault, if it is set.
+var modelSeeds, _ = strconv.Atoi(os.Getenv("RATELIMIT_MODEL_SEEDS"))
+
+// scenario is a fault, and the limiters that it happens to.
+type scenario struct {
+	name      string
+	slow      bool // takes more than about a second
+	seeds     int  // with RATELIMIT_FAULTS=1; zero means 3
+	limits    []Limit
+	lease     time.Duration
+	onFailure FailurePolicy
+	refunds   bool // whether workers also give units back
+	setup     func(t *testing.T) site
+}
+
+// site is a Redis setup on which a scenario's histories are recorded, one after
+// the other. Their limiters have different names, and so different counters.
+type site struct {
+	client func() redis.UniversalClient // of one process
+	reader redis.UniversalClient        // that no fault gets in the way of
+	strike func(*run)                   // the fault
+	once   bool                         // the fault cannot happen again
+	extra  int64                        // units that may be counted in the end without being admitted
+}
+
+// run is one history while it is recorded.
+type run struct {
+	*testing.T
+	scenario
+	site
+	name  string // of the limiters
+	rng   *rand.Rand
+	keys  []string
+	model keyModel
+
+	start    time.Time
+	finished atomic.Int64 // operations that have ended
+	mu       sync.Mutex
+	history  map[string][]porcupine.Operation // by key
+}
+
+// The size of a history.
+const (
+	historyProcesses = 3
+	historyWorkers   = 2   // of each process
+	callsBefore      = 30  // at least, before the fault
+	callsAfter       = 150 // at least, after it
+)
+
+// TestHistoriesFitTheModel records histories of several processes on a real Redis
+// during faults. Porcupine finds an order of their calls that the model allows.
+func TestHistoriesFitTheModel(t *testing.T) {
+	for _, s := range scenarios {
+		t.Run(strings.NewReplacer(" ", "-", ",", "").Replace(s.name), func(t *testing.T) {
+			if s.slow && !slowFaults {
+				t.Skip("takes some seconds: set RATELIMIT_FAULTS=1")
+			}
+			t.Parallel()
+			site := s.setup(t)
+			began, operations, seeds := time.Now(), 0, s.histories()
+			if site.once {
+				seeds = 1
+			}
+			for seed := range seeds {
+				r := &run{T: t, scenario: s, site: site, keys: []string{"a", "b", "c"}, start: time.Now()}
+				r.name = fmt.Sprint("seed", seed)
+				r.rng = rand.New(rand.NewPCG(uint64(seed), uint64(len(s.name))))
+				r.record()
+				operations += r.check()
+			}
+			t.Logf("%d histories of %d keys, %d operations, %v", seeds, 3, operations, time.Since(began).Round(time.Millisecond))
+		})
+	}
+}
+
+// histories returns how many histories of a scenario to record.
+func (s scenario) histories() int {
+	switch {
+	case modelSeeds > 0:
+		return modelSeeds
+	case !slowFaults:
+		return 1
+	case s.seeds > 0:
+		return s.seeds
+	}
+	return 3
+}
+
+// record has the workers call their limiters, and the fault happen in between.
+func (r *run) record() {
+	r.history = make(map[string][]porcupine.Operation)
+	r.model = keyModel{leases: r.lease > 0, fallback: r.onFailure == FallbackLocal}
+	for _, l := range r.limits {
+		r.model.limits = append(r.model.limits, l.Burst())
+	}
+	var stop atomic.Bool
+	var working sync.WaitGroup
+	var limiters []*Limiter
+	for id := range historyProcesses {
+		o := redisOptions(r.client(), r.limits...)
+		o.Lease, o.OnFailure = r.lease, r.onFailure
+		p := newHistoryProcess(newLimiter(r, r.name, o), id, r.scenario)
+		limiters = append(limiters, p.Limiter)
+		for range historyWorkers {
+			rng := rand.New(rand.NewPCG(r.rng.Uint64(), 0))
+			working.Go(func() {
+				for !stop.Load() {
+					r.call(p, r.keys[rng.IntN(len(r.keys))], rng)
+					time.Sleep(time.Duration(rng.IntN(2000)) * time.Microsecond)
+				}
+			})
+		}
+	}
+	r.awaitCalls(callsBefore)
+	r.strike(r)
+	r.awaitCalls(callsAfter)
+	for _, l := range limiters { // a limiter that nobody calls does not find out that Redis is back
+		require.Eventually(r, func() bool { return l.Stats().Remote.Owed == 0 }, time.Minute, time.Millisecond, "debts of an outage are paid")
+	}
+	stop.Store(true)
+	working.Wait()
+	for _, l := range limiters {
+		require.NoError(r, l.Close())
+	}
+	r.read()
+}
+
+// now returns the instant in the history.
+func (r *run) now() int64 { return int64(time.Since(r.start)) }
+
+// awaitCalls waits until so many more calls have ended.
+func (r *run) awaitCalls(n int64) {
+	r.Helper()
+	n += r.finished.Load()
+	require.Eventually(r, func() bool { return r.finished.Load() >= n }, time.Minute, time.Millisecond)
+}
+
+// add adds an operation that has ended just now.
+func (r *run) add(key string, o operation, out outcome, call int64) {
+	end := r.now()
+	r.mu.Lock()
+	r.history[key] = append(r.history[key], porcupine.Operation{ClientId: o.process, Input: o, Output: out, Call: call, Return: end})
+	r.mu.Unlock()
+	r.finished.Add(1)
+}
+
+// lose adds to all keys that Redis loses at most so many units while fault runs, or
+// everything if that is negative.
+func (r *run) lose(most int64, fault func()) {
+	call := r.now()
+	fault()
+	for _, key := range r.keys {
+		r.add(key, operation{action: actLose, most: most}, outcome{verdict: done}, call)
+	}
+}
+
+// inFlight is the most units that calls of all workers have in flight at the same
+// instant.
+const inFlight = historyProcesses * historyWorkers * maxTaken
+
+// call makes a call of a process and adds it to the history.
+func (r *run) call(p *historyProcess, key string, rng *rand.Rand) {
+	o := p.next(key, rng)
+	call := r.now()
+	known := p.knownAt(key)
+	out := p.do(key, o)
+	switch out.verdict {
+	case cached:
+		// It was true when the store last told this process of the key, or later.
+		call = min(call, known)
+	case done, denied:
+		p.learn(key, call)
+	}
+	r.add(key, o, out, call)
+}
+
+// read adds what Redis has counted in the end.
+func (r *run) read() {
+	s, err := NewRedisStore(r.reader, "rl:"+r.name+":")
+	require.NoError(r, err)
+	defer s.Close()
+	for _, key := range r.keys {
+		call, out := r.now(), outcome{verdict: done}
+		results, _ := take(r, s, key, 0, r.limits...)
+		for i, result := range results {
+			out.counted[i] = r.limits[i].Burst() - result.Remaining
+		}
+		r.add(key, operation{action: actRead, most: r.extra}, out, call)
+	}
+}
+
+// check has each key's history checked, and returns how many operations they have.
+func (r *run) check() (operations int) {
+	verdicts := make(map[verdict]int)
+	for key, history := range r.history {
+		operations += len(history)
+		for _, o := range history {
+			verdicts[o.Output.(outcome).verdict]++
+		}
+		if result := r.model.check(history); result != porcupine.Ok {
+			r.show(key, history)
+			r.Errorf("%s, key %s: porcupine says %s about %d operations", r.name, key, result, len(history))
+		}
+	}
+	r.Logf("%s: %d operations: %v", r.name, operations, verdicts)
+	return operations
+}
+
+// show logs a history that the model does not allow, and writes porcupine's picture
+// of it, which shows how far the model went along.
+func (r *run) show(key string, history []porcupine.Operation) {
+	slices.SortFunc(history, func(a, b porcupine.Operation) int { return int(a.Call - b.Call) })
+	for _, o := range history {
+		r.Logf("%9d to %9d us: %+v: %+v", o.Call/1000, o.Return/1000, o.Input, o.Output)
+	}
+	_, info := porcupine.CheckOperationsVerbose(r.model.porcupine(), history, time.Minute)
+	if dir := os.Getenv("RATELIMIT_MODEL_PICTURES"); dir != "" {
+		file := fmt.Sprintf("%s/%s-%s-%s.html", dir, strings.ReplaceAll(r.T.Name(), "/", "-"), r.name, key)
+		require.NoError(r, porcupine.VisualizePath(r.model.porcupine(), info, file))
+	}
+}
+
+// historyProcess is a limiter and what its process knows. Limiters in registries of
+// their own share nothing that counts, like those of different processes.
+type historyProcess struct {
+	*Limiter
+	id      int
+	refunds bool
+	// coarse: the model says nothing about denials and about what is left.
+	coarse bool
+
+	mu       sync.Mutex
+	admitted map[string]int64 // units that have not been given back, by key
+	known    map[string]int64 // when the latest call began that the store has answered, by key
+}
+
+func newHistoryProcess(l *Limiter, id int, s scenario) *historyProcess {
+	return &historyProcess{
+		Limiter: l, id: id, refunds: s.refunds, coarse: s.lease > 0 || s.onFailure == FallbackLocal,
+		admitted: make(map[string]int64), known: make(map[string]int64),
+	}
+}
+
+// next returns the next call of a worker. It only gives back units that the process
+// has been admitted with.
+func (p *historyProcess) next(key string, rng *rand.Rand) operation {
+	o := operation{action: actTake, process: p.id, units: rng.Int64N(maxTaken + 1)}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.refunds && o.units > 0 && p.admitted[key] >= o.units && rng.IntN(3) == 0 {
+		p.admitted[key] -= o.units
+		o.action = actRefund
+	}
+	return o
+}
+
+// do makes a call and returns its outcome.
+func (p *historyProcess) do(key string, o operation) outcome {
+	if o.action == actRefund {
+		return outcome{verdict: verdictOf(p.Refund(ctx, key, o.units))}
+	}
+	d, err := p.TakeN(ctx, key, o.units)
+	out := outcome{verdict: verdictOf(err), remaining: -1}
+	if err != nil {
+		return out
+	}
+	switch {
+	case !d.Allowed && p.coarse:
+		out.verdict = anything
+	case d.Source == SourceCache:
+		out.verdict = cached
+	case d.Source == SourceLease:
+		out.verdict = leased
+	case d.Source == SourceFallback:
+		out.verdict = local
+	case !d.Allowed:
+		out.verdict = denied
+	}
+	if d.Source == SourceStore && !p.coarse {
+		out.remaining = d.Remaining
+	}
+	if d.Allowed {
+		p.mu.Lock()
+		p.admitted[key] += o.units
+		p.mu.Unlock()
+	}
+	return out
+}
+
+// verdictOf returns what an error says about a call.
+func verdictOf(err error) verdict {
+	var e *RedisError
+	switch {
+	case err == nil:
+		return done
+	case errors.As(err, &e) && e.Unsent, strings.Contains(err.Error(), "asked only now and then"): // the breaker is open
+		return unsent
+	}
+	return unknown
+}
+
+// knownAt returns when the latest call for a key began that the store has answered,
+// or 0 if it has answered none.
+func (p *historyProcess) knownAt(key string) int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.known[key]
+}
+
+// learn notes that the store has answered a call that began at an instant.
+func (p *historyProcess) learn(key string, call int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.known[key] = max(p.known[key], call)
+}
