@@ -48,7 +48,7 @@ func (s *resetServer) start() {
 	s.Helper()
 	binary := filepath.Join(s.dir, fmt.Sprint("server-", time.Now().UnixNano()))
 	build := exec.Command("go", "build", "-o", binary, "./examples/password-reset")
-	build.Dir = filepath.Join("..", "..")
+	build.Dir = filepath.Join("..", "..") // the root module
 	out, err := build.CombinedOutput()
 	require.NoError(s, err, "%s", out)
 	s.log = new(logBuffer)
