@@ -4,7 +4,6 @@ import (
 	"errors"
 	"net/http"
 	"net/netip"
-	"strings"
 	"testing"
 	"time"
 
@@ -13,20 +12,6 @@ import (
 
 	. "github.com/ratelimit-go/ratelimit"
 )
-
-// from is a request from a peer, with header fields such as "Accept: */*".
-func from(peer string, fields ...string) *http.Request {
-	r := httpRequest("GET", fields...)
-	r.RemoteAddr = peer
-	return r
-}
-
-func networksOf(s string) (list []netip.Prefix) {
-	for _, one := range strings.Fields(s) {
-		list = append(list, netip.MustParsePrefix(one))
-	}
-	return list
-}
 
 func TestClientIP(t *testing.T) {
 	const none = "" // no key

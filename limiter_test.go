@@ -3,7 +3,6 @@ package ratelimit_test
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -17,23 +16,6 @@ import (
 
 	. "github.com/ratelimit-go/ratelimit"
 )
-
-// limiter makes a limiter that is gone, counters and all, when the test is over.
-func limiter(t *testing.T, limits ...Limit) *Limiter {
-	var reg Registry
-	l := Must(reg.New(t.Name(), quiet(limits...)))
-	t.Cleanup(func() {
-		l.Close()
-		Memory(t.Name()).Close()
-	})
-	return l
-}
-
-var ctx = context.Background()
-
-func algorithms(n int64, window time.Duration) []Limit {
-	return []Limit{FixedWindow(n, window), SlidingWindow(n, window), TokenBucket(n, window, n)}
-}
 
 func TestExactUnderGoroutines(t *testing.T) {
 	for _, limit := range algorithms(1000, time.Hour) {
@@ -105,18 +87,6 @@ func TestFloodNeitherGrowsNorUnlocks(t *testing.T) {
 	require.LessOrEqual(t, stats.Counters, 100_000)
 	require.EqualValues(t, 1_000_001-stats.Counters, stats.Evicted)
 	require.Zero(t, stats.EvictedDenied)
-}
-
-func TestTakeAllocatesNothing(t *testing.T) {
-	for _, limits := range [][]Limit{
-		{FixedWindow(5, time.Hour)}, {SlidingWindow(5, time.Hour)}, {TokenBucket(5, time.Hour, 5)},
-		{FixedWindow(math.MaxInt32, time.Hour)}, windows(8),
-	} {
-		l := limiter(t, limits...)
-		l.Take(ctx, "key")
-		require.Zero(t, testing.AllocsPerRun(1000, func() { l.Take(ctx, "key") }), "%v", limits)
-		l.Close()
-	}
 }
 
 func TestTakeDecides(t *testing.T) {
@@ -259,49 +229,6 @@ func TestSetLimitsWhileTaking(t *testing.T) {
 	close(done)
 	wg.Wait()
 	require.EqualValues(t, 50, admitted.Load())
-}
-
-// failing is a store whose backend is out of reach.
-type failing struct{ fakeStore }
-
-var errBackend = errors.New("dial tcp 10.0.0.5:6379: refused")
-
-func (*failing) Take(context.Context, string, int64, []Limit, []Result) (Instant, error) {
-	return 0, errBackend
-}
-func (*failing) Adjust(context.Context, string, int64, Instant, []Limit) (int64, error) {
-	return 0, errBackend
-}
-func (*failing) Reset(context.Context, string, []Limit) error { return errBackend }
-
-func TestStoreErrorsComeThrough(t *testing.T) {
-	var reg Registry
-	defer reg.Close()
-	l := Must(reg.New("x", with(&failing{fakeStore{prefix: "f:"}})))
-	d, err := l.Take(ctx, "key")
-	require.ErrorIs(t, err, errBackend)
-	require.ErrorContains(t, err, `ratelimit: limiter "x": `)
-	require.Zero(t, d, "no decision was made")
-	require.ErrorIs(t, l.Refund(ctx, "key", 1), errBackend)
-	require.ErrorIs(t, l.Reset(ctx, "key"), errBackend)
-}
-
-// Any store can be behind a limiter, not only one of this package's making.
-func TestStoreInAWrapper(t *testing.T) {
-	var reg Registry
-	defer reg.Close()
-	l := Must(reg.New("x", with(&wrapped{memory(t, "inner")})))
-	for want := int64(4); want >= 0; want-- {
-		d, err := l.Take(ctx, "key")
-		require.NoError(t, err)
-		require.Equal(t, want, d.Remaining)
-	}
-	require.NoError(t, l.Refund(ctx, "key", 2))
-	d, _ := l.TakeN(ctx, "key", 0)
-	require.EqualValues(t, 2, d.Remaining)
-	require.NoError(t, l.Reset(ctx, "key"))
-	d, _ = l.TakeN(ctx, "key", 0)
-	require.EqualValues(t, 5, d.Remaining)
 }
 
 func TestLogSaysWhetherCountersWereFound(t *testing.T) {

@@ -16,22 +16,37 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// httpKey is the default key of httpRequest.
-const httpKey = "192.0.2.1"
-
-// leftOf is what key has left, of the limit with the least.
-func leftOf(t testing.TB, l *Limiter, key string) int64 {
-	t.Helper()
-	d, err := l.TakeN(context.Background(), key, 0)
-	require.NoError(t, err)
-	return d.Remaining
+// A batch endpoint makes requests with the context of its own: each of them counts.
+func TestRequestsWithinARequestCount(t *testing.T) {
+	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(3, time.Hour)}})
+	served := 0
+	inner := l.Middleware(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { served++ }))
+	l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for range 10 {
+			sub, err := http.NewRequestWithContext(r.Context(), "POST", "/login", nil)
+			require.NoError(t, err)
+			sub.RemoteAddr = r.RemoteAddr
+			inner.ServeHTTP(httptest.NewRecorder(), sub)
+		}
+	})).ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
+	require.Equal(t, 2, served)
 }
 
-// stacked makes two limiters, one behind the other. Their policies are "out" and "in".
-func stacked(t testing.TB, outer, inner Options, nOut, nIn int64) (out, in *Limiter) {
-	outer.Limits = []Limit{FixedWindow(nOut, time.Hour).Named("out")}
-	inner.Limits = []Limit{SlidingWindow(nIn, time.Minute).Named("in")}
-	return httpLimiterNamed(t, t.Name()+" out", outer), httpLimiterNamed(t, t.Name()+" in", inner)
+// A Denied that sends the request round again does not get it served.
+func TestDeniedThatDispatchesAgain(t *testing.T) {
+	mux := http.NewServeMux()
+	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(1, time.Hour)}, Denied: mux})
+	served := 0
+	mux.Handle("/", l.Middleware(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { served++ })))
+	for range 5 {
+		w := httptest.NewRecorder()
+		mux.ServeHTTP(w, httpRequest("GET"))
+		if served == 1 && w.Code == 200 {
+			continue
+		}
+		require.Equal(t, 429, w.Code)
+	}
+	require.Equal(t, 1, served)
 }
 
 // TestStacked: lists have the limits of both, the outer's first and as it decided; what

@@ -1,6 +1,8 @@
 package ratelimit_test
 
 import (
+	"fmt"
+	"strings"
 	"testing"
 	"unicode/utf8"
 
@@ -26,6 +28,15 @@ func TestNormalize(t *testing.T) {
 		require.NotEqual(t, "ann@example.com", Normalize(other))
 	}
 	require.Empty(t, Normalize(" \t\u200b"), "an empty key, which is refused")
+}
+
+func TestNormalizeIsBounded(t *testing.T) {
+	long := Normalize(strings.Repeat("\ufdfa", 1<<20))
+	require.Less(t, len(long), 100)
+	require.NotEqual(t, long, Normalize(strings.Repeat("\ufdfa", 1<<20)+"a"))
+	for _, invisible := range []string{"\u034f", "\ufe0f", "\u180b", "\u115f", "\u3164", "\u17b4", "\U000e0100"} {
+		require.Equal(t, "bob", Normalize("b"+invisible+"ob"), fmt.Sprintf("%+q", invisible))
+	}
 }
 
 func FuzzNormalize(f *testing.F) {

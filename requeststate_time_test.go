@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -68,6 +69,36 @@ func TestAnswersDoNotWaitForUnitsToBeGivenBack(t *testing.T) {
 			}
 		})
 	}
+}
+
+// hanging is a store that answers no Adjust before its context is done.
+type hanging struct{ *MemoryStore }
+
+func (s *hanging) Adjust(ctx context.Context, _ string, _ int64, _ Instant, _ []Limit) (int64, error) {
+	<-ctx.Done()
+	return 0, ctx.Err()
+}
+
+// A denial does not wait for what is given back further out, and that does not wait
+// for ever, also when the client has left.
+func TestHangingAdjust(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		out := httpLimiterNamed(t, t.Name()+"out", Options{Limits: []Limit{hour}, Store: &hanging{memory(t, "out")}})
+		in := httpLimiterNamed(t, t.Name()+"in", Options{Limits: []Limit{hour}, Cost: func(*http.Request) int64 { return 6 }})
+		left, cancel := context.WithCancel(t.Context())
+		w := httptest.NewRecorder()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			out.Middleware(in.Middleware(httpServed)).ServeHTTP(w, httpRequest("GET").WithContext(left))
+		}()
+		synctest.Wait()
+		require.Equal(t, 429, w.Code, "answered while the store hangs")
+		cancel()
+		start := time.Now()
+		<-done
+		require.LessOrEqual(t, time.Since(start), 10*time.Second)
+	})
 }
 
 // TestGuessesOfClientsThatHangUpCount: whatever status a handler answers a cancelled

@@ -45,14 +45,6 @@ func (p *process) use(t *testing.T) error {
 	return err
 }
 
-// bubble runs a test with a client of a server in it.
-func bubble(t *testing.T, test func(t *testing.T, m *miniredis.Miniredis, c *redis.Client)) {
-	synctest.Test(t, func(t *testing.T) {
-		m := miniredis.NewMiniRedis()
-		test(t, m, piped(t, m))
-	})
-}
-
 var plenty = FixedWindow(1_000_000, 1000*time.Hour)
 
 // TestRedisOwner: a store keeps a record of its limiter beside the counters, from the first use

@@ -2,7 +2,6 @@ package ratelimit_test
 
 import (
 	"fmt"
-	"strings"
 	"testing"
 	"time"
 
@@ -10,12 +9,6 @@ import (
 
 	. "github.com/ratelimit-go/ratelimit"
 )
-
-func windowOf(l Limit) string {
-	_, rest, _ := strings.Cut(l.String(), "/")
-	window, _, _ := strings.Cut(rest, " ")
-	return window
-}
 
 // TestRedisTTLIsExact: on a clock that stands still the time to live is what is left until
 // the limit is whole, rounded up to a millisecond: no longer and no shorter.

@@ -1,14 +1,12 @@
 package ratelimit_test
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,14 +15,6 @@ import (
 
 	. "github.com/ratelimit-go/ratelimit"
 )
-
-// inFile are options for a store that is kept in a file of the test's own.
-func inFile(t *testing.T) MemoryOptions {
-	t.Helper()
-	dir, err := filepath.EvalSymlinks(t.TempDir())
-	require.NoError(t, err)
-	return MemoryOptions{SnapshotFile: filepath.Join(dir, "counters.snapshot")}
-}
 
 // TestSnapshotLinks: a file is one file, by whatever path, before and after it is there.
 func TestSnapshotLinks(t *testing.T) {
@@ -50,20 +40,6 @@ func TestSnapshotLinks(t *testing.T) {
 	require.NoError(t, err)
 	require.NotZero(t, info.Mode()&os.ModeSymlink)
 	require.EqualValues(t, 2, memTake(t, memStore(t, opts), "k", 0, hour)[0].Remaining)
-}
-
-// counted makes a limiter on a store, takes a unit of key, and returns what came of it
-// and what the limiter has logged.
-func counted(t *testing.T, s *MemoryStore, key string, limit Limit) (Decision, string) {
-	t.Helper()
-	var reg Registry
-	defer reg.Close()
-	var log bytes.Buffer
-	opts := with(s)
-	opts.Limits, opts.Logger = []Limit{limit}, slog.New(slog.NewTextHandler(&log, nil))
-	d, err := Must(reg.New(t.Name(), opts)).Take(ctx, key)
-	require.NoError(t, err)
-	return d, log.String()
 }
 
 // TestSnapshotRestores: a store that is closed and made again has its counters, to the
@@ -375,30 +351,6 @@ func TestSnapshotFails(t *testing.T) {
 		memErrorNames(t, err, opts.SnapshotFile, t.Name())
 		require.NoError(t, s.Close(), "the second time there is nothing to do")
 	})
-}
-
-// syncBuffer is a log that goroutines may write to.
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *syncBuffer) Reset() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.b.Reset()
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }
 
 // TestSnapshotTogether: whoever makes and closes stores of one file at the same time,

@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"runtime"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,25 +16,6 @@ import (
 
 	. "github.com/ratelimit-go/ratelimit"
 )
-
-// statuses are those that Options.Count was asked about; none of them counts.
-type statuses struct {
-	mu   sync.Mutex
-	seen []int
-}
-
-func (s *statuses) count(_ *http.Request, status int) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.seen = append(s.seen, status)
-	return false
-}
-
-func (s *statuses) all() []int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.seen
-}
 
 // TestCount tells the status of every way that a response can end, once, and has the
 // units given back.
@@ -231,4 +211,45 @@ func TestGiveBackThatFails(t *testing.T) {
 	})).ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
 	assert.EqualValues(t, 8, leftOf(t, l, httpKey))
 	assert.Equal(t, []string{CodeStoreFailed}, log.codes())
+}
+
+func TestDecisionFrom(t *testing.T) {
+	_, ok := DecisionFrom(context.Background())
+	assert.False(t, ok)
+
+	b, f := TokenBucket(10, 10*time.Second, 2), FixedWindow(9, time.Minute)
+	synctest.Test(t, func(t *testing.T) {
+		var got Decision
+		h := httpLimiter(t, Options{Limits: []Limit{b, f}, Shadow: true}).Middleware(http.HandlerFunc(
+			func(w http.ResponseWriter, r *http.Request) { got, _ = DecisionFrom(r.Context()) }))
+		for _, want := range []Decision{
+			{Allowed: true, Limit: b, Remaining: 1, ResetAfter: time.Second},
+			{Allowed: true, Limit: b, Remaining: 0, ResetAfter: 2 * time.Second},
+			{Limit: b, Remaining: 0, ResetAfter: 2 * time.Second, RetryAfter: time.Second},
+		} {
+			h.ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
+			assert.Equal(t, want, got)
+			assert.Equal(t, "store", got.Source.String())
+		}
+	})
+}
+
+// TestDecisionOfTheInnermost: stacked limiters have one decision each, and the handler
+// sees the last.
+func TestDecisionOfTheInnermost(t *testing.T) {
+	out, in := stacked(t, Options{}, Options{}, 2, 9)
+	seen := func(name string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			d, ok := DecisionFrom(r.Context())
+			assert.True(t, ok)
+			assert.Equal(t, name, d.Limit.Name())
+			if name == "out" {
+				in.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					d, _ := DecisionFrom(r.Context())
+					assert.Equal(t, "in", d.Limit.Name())
+				})).ServeHTTP(w, r)
+			}
+		}
+	}
+	out.Middleware(seen("out")).ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
 }

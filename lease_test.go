@@ -1,8 +1,6 @@
 package ratelimit_test
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -16,140 +14,6 @@ import (
 
 	. "github.com/ratelimit-go/ratelimit"
 )
-
-// leaseAge is the Options.Lease of these tests.
-const leaseAge = 200 * time.Millisecond
-
-// farMemory is a way to a store that others have too: a memory store a millisecond off,
-// that can be cut.
-type farMemory struct {
-	*MemoryStore
-	cut   atomic.Bool
-	calls atomic.Int64
-}
-
-var errCut = errors.New("cut")
-
-func (f *farMemory) Fault(error) Fault { return FaultRefused }
-
-func (f *farMemory) reach(ctx context.Context) error {
-	n := f.calls.Add(1)
-	if f.cut.Load() {
-		return errCut
-	}
-	select {
-	case <-time.After(time.Millisecond + time.Duration(n)): // no two at the same instant
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func (f *farMemory) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
-	if err := f.reach(ctx); err != nil {
-		return 0, err
-	}
-	return f.MemoryStore.Take(ctx, key, n, limits, results)
-}
-
-func (f *farMemory) Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (int64, error) {
-	if err := f.reach(ctx); err != nil {
-		return 0, err
-	}
-	return f.MemoryStore.Adjust(ctx, key, n, at, limits)
-}
-
-// fleet is processes that share a store.
-type fleet struct {
-	t     *testing.T
-	store *MemoryStore
-	far   []*farMemory
-	all   []*Limiter
-}
-
-var fleets atomic.Int64
-
-func newFleet(t *testing.T, processes int, opts Options) *fleet {
-	store := Memory(fmt.Sprint(t.Name(), fleets.Add(1)))
-	f := &fleet{t: t, store: store}
-	opts.Lease = leaseAge
-	for range processes {
-		far := &farMemory{MemoryStore: store}
-		opts.Store = far
-		l, err := new(Registry).New("hot", opts)
-		require.NoError(t, err)
-		t.Cleanup(func() { l.Close() })
-		f.far, f.all = append(f.far, far), append(f.all, l)
-	}
-	return f
-}
-
-// drive sends requests for a while: share of them, of so many a second, to the first
-// process, and the rest to the others. It returns how many each admitted.
-func (f *fleet) drive(span time.Duration, rate int, share float64) (admitted []int64) {
-	admitted = make([]int64, len(f.all))
-	start := time.Now()
-	var clients sync.WaitGroup
-	for i, l := range f.all {
-		mine := share * float64(rate)
-		if i > 0 {
-			mine = (1 - share) * float64(rate) / float64(len(f.all)-1)
-		}
-		for c := range 4 {
-			clients.Go(func() {
-				pause := time.Duration(4 * float64(time.Second) / mine)
-				time.Sleep(pause * time.Duration(c) / 4)
-				for ; time.Since(start) < span; time.Sleep(pause) {
-					d, err := l.Take(ctx, "key")
-					if err != nil {
-						f.t.Error(err)
-					}
-					if d.Allowed {
-						atomic.AddInt64(&admitted[i], 1)
-					}
-				}
-			})
-		}
-	}
-	clients.Wait()
-	return admitted
-}
-
-func sum(of []int64) (total int64) {
-	for _, n := range of {
-		total += n
-	}
-	return total
-}
-
-// left is what the store has.
-func (f *fleet) left(limits ...Limit) int64 {
-	results := make([]Result, len(limits))
-	_, err := f.store.Take(ctx, "key", 0, limits, results)
-	require.NoError(f.t, err)
-	return results[0].Remaining
-}
-
-// busy uses a key until leases are held.
-func (f *fleet) busy() (used int64) {
-	for _, l := range f.all {
-		for range 100 {
-			d, err := l.Take(ctx, "key")
-			require.NoError(f.t, err)
-			require.True(f.t, d.Allowed)
-			used++
-		}
-	}
-	time.Sleep(5 * time.Millisecond) // the last refills
-	return used
-}
-
-var leaseLimits = []Limit{
-	FixedWindow(8000, time.Hour), SlidingWindow(8000, time.Hour), TokenBucket(1, time.Hour, 8000),
-}
-
-// back is when a unit that is held has gone back, and others know it.
-const back = leaseAge*3/2 + time.Second + 10*time.Millisecond
 
 func TestLeasesUnderLoad(t *testing.T) {
 	for _, limit := range leaseLimits {
@@ -428,6 +292,29 @@ func TestLeasesAtOnce(t *testing.T) {
 	_, err := f.store.Take(ctx, "key", 0, f.all[0].Limits(), results)
 	require.NoError(t, err)
 	require.Equal(t, 50_000-admitted.Load(), results[0].Remaining, "each unit is used, or given back")
+}
+
+// TestRefundIntoALease: no more goes back into a lease than was taken out of it.
+func TestRefundIntoALease(t *testing.T) {
+	limit := FixedWindow(1000, time.Hour)
+	remotely(t, Options{Limits: []Limit{limit}, Lease: 250 * time.Millisecond}, func(t *testing.T, far *farStore, l *Limiter) {
+		admitted := int64(0)
+		for range 100 {
+			if decide(t, l, "key", 1).Allowed {
+				admitted++
+			}
+			time.Sleep(time.Millisecond)
+		}
+		require.NotZero(t, l.Stats().Remote.Leased)
+		require.NoError(t, l.Refund(ctx, "key", 1_000_000))
+		for range 5000 {
+			if decide(t, l, "key", 1).Allowed {
+				admitted++
+			}
+			time.Sleep(time.Millisecond)
+		}
+		require.LessOrEqual(t, admitted, int64(1000+100+1000/16), "the limit, what was given back, and what was leased then")
+	})
 }
 
 func TestLeasedTakeAllocatesNothing(t *testing.T) {

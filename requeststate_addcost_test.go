@@ -200,3 +200,47 @@ func TestChargeInANewWindow(t *testing.T) {
 		})).ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
 	})
 }
+
+// A stream that was admitted under a fast bucket must not go on to fill it at that
+// rate when SetLimits has made it slow.
+func TestAddCostFillsAtTheRateInForce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := httpLimiter(t, Options{Limits: []Limit{TokenBucket(60_000, time.Minute, 100)}})
+		admitted := 0
+		l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			require.NoError(t, l.SetLimits(TokenBucket(1, time.Minute, 100)))
+			for range 60 {
+				for {
+					d, err := l.Take(r.Context(), httpKey)
+					require.NoError(t, err)
+					if !d.Allowed {
+						break
+					}
+					admitted++
+				}
+				require.NoError(t, l.AddCost(r.Context(), 1))
+				time.Sleep(time.Second)
+			}
+		})).ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
+		require.LessOrEqual(t, admitted, 101, "a burst, and one in the minute")
+	})
+}
+
+// lying is a store that says it charged what nobody asked it to.
+type lying struct{ *MemoryStore }
+
+func (s *lying) Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (int64, error) {
+	_, err := s.MemoryStore.Adjust(ctx, key, n, at, limits)
+	return -50, err
+}
+
+func TestGarbageFromAdjustMintsNothing(t *testing.T) {
+	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(20, time.Hour)}, Store: &lying{memory(t, "s")}})
+	_, err := l.TakeN(ctx, httpKey, 10)
+	require.NoError(t, err)
+	l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		assert.NoError(t, l.AddCost(r.Context(), 3))
+		assert.NoError(t, l.AddCost(r.Context(), -100))
+	})).ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
+	require.LessOrEqual(t, leftOf(t, l, httpKey), int64(10))
+}
