@@ -58,7 +58,7 @@ func TestRegistryRefusesWhatIsTaken(t *testing.T) {
 	}
 }
 
-func TestConflictErrorTellsWhereTheFirstWasMade(t *testing.T) {
+func TestConflictErrorHasBothPlacesInTheSource(t *testing.T) {
 	var reg Registry
 	t.Cleanup(func() { reg.Close() })
 	here := func() string {
@@ -111,7 +111,7 @@ func TestReloadRefusesToHandOverToAnotherName(t *testing.T) {
 		require.ErrorAs(t, err, &conflict, "requests in flight would count into it")
 	}
 	require.NoError(t, reg.Reload(func(next *Registry) error {
-		_, err := next.New("a", with(&fakeStore{prefix: "rl:"})) // as a RedisStore made anew
+		_, err := next.New("a", with(&fakeStore{prefix: "rl:"})) // as a new RedisStore
 		return err
 	}))
 
@@ -127,8 +127,8 @@ func TestReloadRefusesToHandOverToAnotherName(t *testing.T) {
 	require.True(t, ok)
 }
 
-// TestPrefixesAreClaimedThroughEveryLayer: a wrapper with a prefix of its own does
-// not hide the one inside.
+// TestPrefixesAreClaimedThroughEveryLayer uses wrappers with a prefix of their
+// own. They do not hide the prefix of the store inside.
 func TestPrefixesAreClaimedThroughEveryLayer(t *testing.T) {
 	m := newMini(t)
 	client := m.client(t)
@@ -164,7 +164,7 @@ func TestPrefixesAreClaimedThroughEveryLayer(t *testing.T) {
 	}
 }
 
-func TestStoreThatWrapsItself(t *testing.T) {
+func TestStoreThatWrapsItselfIsRefused(t *testing.T) {
 	var reg Registry
 	defer reg.Close()
 	w := &wrapped{}
@@ -180,7 +180,7 @@ type loop struct{ Store }
 func (l *loop) Unwrap() Store  { return l.Store }
 func (l *loop) Prefix() string { return "loop:" }
 
-func TestRedisConflicts(t *testing.T) {
+func TestConflictsOfRedisStoresSayWhatToDo(t *testing.T) {
 	var reg Registry
 	defer reg.Close()
 	store := redisStore(t, nowhere(t), "rl:")

@@ -16,8 +16,9 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestBreaker: what a dead store costs, and what opens and closes it.
-func TestBreaker(t *testing.T) {
+// TestBreakerBoundsCallsToADeadStore also checks that no caller waits, and that
+// the breaker closes again.
+func TestBreakerBoundsCallsToADeadStore(t *testing.T) {
 	remotely(t, Options{Limits: []Limit{FixedWindow(10_000, time.Hour)}}, func(t *testing.T, far *farStore, l *Limiter) {
 		breakDown(t, far, l, silent)
 		require.EqualValues(t, 5, far.calls.Load())
@@ -45,8 +46,7 @@ func TestBreaker(t *testing.T) {
 	})
 }
 
-// TestLeavingProbe: a client that leaves while its request probes keeps nobody from probing.
-func TestLeavingProbe(t *testing.T) {
+func TestCancelledProbeDoesNotBlockTheNext(t *testing.T) {
 	for _, policy := range []FailurePolicy{FallbackLocal, FailOpen, FailClosed} {
 		remotely(t, Options{Limits: []Limit{hour}, OnFailure: policy}, func(t *testing.T, far *farStore, l *Limiter) {
 			far.set(refused)
@@ -66,8 +66,8 @@ func TestLeavingProbe(t *testing.T) {
 	}
 }
 
-// TestProbesTakeNothing: the calls that look whether a silent store is back cost no
-// units, and debts are not lost on them.
+// TestProbesTakeNothing probes a silent store many times. The store then
+// receives all units that were admitted without it.
 func TestProbesTakeNothing(t *testing.T) {
 	remotely(t, Options{Limits: []Limit{FixedWindow(100, time.Hour)}}, func(t *testing.T, far *farStore, l *Limiter) {
 		breakDown(t, far, l, silent)
@@ -91,8 +91,9 @@ func TestProbesTakeNothing(t *testing.T) {
 	})
 }
 
-// TestClientsThatLeave trip nothing, take nothing, and are nothing to log.
-func TestClientsThatLeave(t *testing.T) {
+// TestCancelledCallsAreNoFailures checks that they open no breaker, take no
+// units, and log nothing.
+func TestCancelledCallsAreNoFailures(t *testing.T) {
 	var log bytes.Buffer
 	remotely(t, Options{Limits: []Limit{hour}, Logger: slog.New(slog.NewTextHandler(&log, nil)), Key: StaticKey("key")}, func(t *testing.T, far *farStore, l *Limiter) {
 		far.delay(50 * time.Millisecond)
@@ -120,9 +121,9 @@ func TestClientsThatLeave(t *testing.T) {
 	})
 }
 
-// TestPressure: of the callers that wait for a slow store there is a most; the next one is
-// answered by the policy, at once.
-func TestPressure(t *testing.T) {
+// TestCallersOfASlowStoreAreBounded checks that the next caller is answered at
+// once, by Options.OnFailure.
+func TestCallersOfASlowStoreAreBounded(t *testing.T) {
 	for _, policy := range []FailurePolicy{FallbackLocal, FailOpen, FailClosed} {
 		remotely(t, Options{Limits: []Limit{hour}, OnFailure: policy, Timeout: time.Minute}, func(t *testing.T, far *farStore, l *Limiter) {
 			far.delay(10 * time.Second)
@@ -150,8 +151,9 @@ func TestPressure(t *testing.T) {
 	}
 }
 
-// TestPanickingStore: a bug in a store does not use up the places to wait, and does not keep the probe's.
-func TestPanickingStore(t *testing.T) {
+// TestPanickingStoreKeepsNoPlaces checks that a bug in a store uses up neither
+// the places of waiting callers nor the place of the probe.
+func TestPanickingStoreKeepsNoPlaces(t *testing.T) {
 	remotely(t, Options{Limits: []Limit{hour}}, func(t *testing.T, far *farStore, l *Limiter) {
 		far.set(panics)
 		for range 5000 {

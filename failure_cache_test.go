@@ -14,9 +14,9 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestDeniedHere: a denied key is denied here, without a call, and told what the store
-// would tell it, until the very moment at which that would admit it.
-func TestDeniedHere(t *testing.T) {
+// TestDeniedKeyIsAnsweredWithoutACall compares the answers with those of the
+// store, until the instant at which the store would admit the key.
+func TestDeniedKeyIsAnsweredWithoutACall(t *testing.T) {
 	for _, limit := range algorithms(5, time.Minute) {
 		t.Run(limit.Algorithm(), func(t *testing.T) {
 			remotely(t, Options{Limits: []Limit{limit}, DenyRecheck: -1, Key: StaticKey("key")}, func(t *testing.T, far *farStore, l *Limiter) {
@@ -58,9 +58,9 @@ func TestDeniedHere(t *testing.T) {
 	}
 }
 
-// TestDenyRecheck: once in a while one caller asks, and only one, so that what others
-// have given the key is felt.
-func TestDenyRecheck(t *testing.T) {
+// TestOneCallerRechecksADenial checks that a key that another process has reset
+// is admitted after Options.DenyRecheck.
+func TestOneCallerRechecksADenial(t *testing.T) {
 	for _, recheck := range []time.Duration{0, 300 * time.Millisecond} {
 		remotely(t, Options{Limits: []Limit{hour}, DenyRecheck: recheck}, func(t *testing.T, far *farStore, l *Limiter) {
 			every := recheck
@@ -91,8 +91,9 @@ func TestDenyRecheck(t *testing.T) {
 	}
 }
 
-// TestDenialsByCost: a denial says nothing of smaller costs, and of larger ones not for how long.
-func TestDenialsByCost(t *testing.T) {
+// TestDenialHoldsForItsCost takes different costs. A denial says nothing about
+// smaller costs, and not how long a larger cost is denied.
+func TestDenialHoldsForItsCost(t *testing.T) {
 	for _, limits := range [][]Limit{
 		algorithms(10, 10*time.Second)[:1], algorithms(10, 10*time.Second)[1:2], algorithms(10, 10*time.Second)[2:],
 		{TokenBucket(10, 10*time.Second, 10), FixedWindow(12, time.Minute)},
@@ -113,9 +114,9 @@ func TestDenialsByCost(t *testing.T) {
 	}
 }
 
-// TestFeltAtOnce: what is done to a key here is felt here at once, also where a call that
-// has seen it otherwise is still under way.
-func TestFeltAtOnce(t *testing.T) {
+// TestOwnChangesTakeEffectAtOnce changes a key in this process, also while a
+// call is in flight that has seen the key before.
+func TestOwnChangesTakeEffectAtOnce(t *testing.T) {
 	for name, do := range map[string]func(l *Limiter) error{
 		"reset":        func(l *Limiter) error { return l.Reset(ctx, "key") },
 		"refund":       func(l *Limiter) error { return l.Refund(ctx, "key", 1) },
@@ -157,8 +158,7 @@ func (s *slowReply) Take(ctx context.Context, key string, n int64, limits []Limi
 	return at, err
 }
 
-// TestPlansAreNotConfused: who is denied under one plan is not so under another.
-func TestPlansAreNotConfused(t *testing.T) {
+func TestDenialUnderOnePlanHoldsForItsPlan(t *testing.T) {
 	opts := Options{Limits: []Limit{hour}, DenyRecheck: -1, Key: StaticKey("key"), LimitsFor: func(r *http.Request) []Limit {
 		switch r.Header.Get("Plan") {
 		case "large":

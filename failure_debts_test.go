@@ -14,10 +14,11 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestFlipping: a store that fails and comes back a hundred times a minute hands out no
-// more than one that does not. Calls that were sent and not answered are the only ones of which it does
-// not know whether to count them.
-func TestFlipping(t *testing.T) {
+// TestStoreThatComesAndGoesMintsNothing has a store that fails and comes back a
+// hundred times a minute. Only calls that were sent and not answered may be
+// admitted above the limit, because nobody knows whether the store has counted
+// them.
+func TestStoreThatComesAndGoesMintsNothing(t *testing.T) {
 	for _, m := range []mode{refused, silent, lost} {
 		for _, limit := range algorithms(2500, 24*time.Hour) {
 			t.Run(fmt.Sprint(limit.Algorithm(), m), func(t *testing.T) {
@@ -51,8 +52,9 @@ func TestFlipping(t *testing.T) {
 	}
 }
 
-// TestDebtsThatStillCount: what is told afterwards is what the store would by then still count.
-func TestDebtsThatStillCount(t *testing.T) {
+// TestStoreReceivesUnitsThatStillCount checks what the store has after outages
+// of different lengths.
+func TestStoreReceivesUnitsThatStillCount(t *testing.T) {
 	for _, tc := range []struct {
 		limit Limit
 		after time.Duration
@@ -82,8 +84,9 @@ func TestDebtsThatStillCount(t *testing.T) {
 	}
 }
 
-// TestToldOnce: what the store was told without an answer it is not told again.
-func TestToldOnce(t *testing.T) {
+// TestUnansweredAdjustIsNotRepeated sends what the store has missed and loses
+// the reply. The rest is still sent.
+func TestUnansweredAdjustIsNotRepeated(t *testing.T) {
 	limits := []Limit{FixedWindow(100, time.Hour), TokenBucket(100, 1000*time.Hour, 100)}
 	remotely(t, Options{Limits: limits}, func(t *testing.T, far *farStore, l *Limiter) {
 		breakDown(t, far, l, refused)
@@ -98,8 +101,9 @@ func TestToldOnce(t *testing.T) {
 	})
 }
 
-// TestUnknownFate: a take that was sent and not answered is neither sent nor charged again.
-func TestUnknownFate(t *testing.T) {
+// TestUnansweredTakeIsNotRepeated checks that the units are not charged later,
+// either.
+func TestUnansweredTakeIsNotRepeated(t *testing.T) {
 	for m, want := range map[mode]int64{silent: 5, lost: 3} {
 		remotely(t, Options{Limits: []Limit{hour}}, func(t *testing.T, far *farStore, l *Limiter) {
 			far.set(m)
@@ -116,9 +120,10 @@ func TestUnknownFate(t *testing.T) {
 	}
 }
 
-// TestNothingToGiveBack: of a unit that the store may not have counted none is given
-// back, or it would be somebody else's.
-func TestNothingToGiveBack(t *testing.T) {
+// TestUncertainUnitsAreNotGivenBack has responses that do not count while the
+// store does not answer. It may not have counted the units: giving them back
+// would give back units of others.
+func TestUncertainUnitsAreNotGivenBack(t *testing.T) {
 	count := func(_ *http.Request, status int) bool { return status >= 400 }
 	remotely(t, Options{Limits: []Limit{hour}, Key: StaticKey("key"), Count: count}, func(t *testing.T, far *farStore, l *Limiter) {
 		status, admitted := http.StatusUnauthorized, 0
@@ -149,9 +154,9 @@ func TestNothingToGiveBack(t *testing.T) {
 	})
 }
 
-// TestBusyKeyGoesBack: a key that is in use all the time goes back to the store too, and what
-// was taken meanwhile is in it.
-func TestBusyKeyGoesBack(t *testing.T) {
+// TestBusyKeyReturnsToTheStoreWithItsUnits uses a key all the time, from many
+// goroutines.
+func TestBusyKeyReturnsToTheStoreWithItsUnits(t *testing.T) {
 	limit := FixedWindow(1_000_000, time.Hour)
 	remotely(t, Options{Limits: []Limit{limit}}, func(t *testing.T, far *farStore, l *Limiter) {
 		far.delay(3 * time.Millisecond)
@@ -190,9 +195,10 @@ func TestBusyKeyGoesBack(t *testing.T) {
 	})
 }
 
-// TestKeyThatCannotBeTold: a key with something else in its place keeps its debts, bothers
-// the store now and then, and holds nobody else up.
-func TestKeyThatCannotBeTold(t *testing.T) {
+// TestForeignValueHoldsUpOnlyItsKey has a foreign value in the place of a
+// counter. Its units stay owed, the store is asked now and then, and other keys
+// are not affected.
+func TestForeignValueHoldsUpOnlyItsKey(t *testing.T) {
 	remotely(t, Options{Limits: []Limit{FixedWindow(100, time.Hour)}}, func(t *testing.T, far *farStore, l *Limiter) {
 		breakDown(t, far, l, refused)
 		for i := range 40 {

@@ -14,10 +14,10 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestOutagesAreLogged: not in the words of clients. Each outage of a second is
-// logged, with its length; a breaker that opens and closes all the time makes two
-// lines in ten seconds.
-func TestOutagesAreLogged(t *testing.T) {
+// TestOutagesAreLoggedWithTheirLength also checks that a breaker that opens and
+// closes all the time makes two lines in ten seconds, and that no key is
+// logged.
+func TestOutagesAreLoggedWithTheirLength(t *testing.T) {
 	var log syncBuffer
 	remotely(t, Options{Limits: []Limit{hour}, Logger: slog.New(slog.NewTextHandler(&log, nil))}, func(t *testing.T, far *farStore, l *Limiter) {
 		count := func(code string) int { return strings.Count(log.String(), "code="+code) }
@@ -49,9 +49,8 @@ func TestOutagesAreLogged(t *testing.T) {
 	})
 }
 
-// TestLastWordOnAnOutage: what the log says last is so, however soon after another an outage
-// begins.
-func TestLastWordOnAnOutage(t *testing.T) {
+// TestLogEndsWithTheStateOfTheStore begins outages soon after another.
+func TestLogEndsWithTheStateOfTheStore(t *testing.T) {
 	var log syncBuffer
 	remotely(t, Options{Limits: []Limit{hour}, Logger: slog.New(slog.NewTextHandler(&log, nil))}, func(t *testing.T, far *farStore, l *Limiter) {
 		said := func() (codes []string) {

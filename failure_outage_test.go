@@ -13,9 +13,10 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestFallbackIsWarm: in an outage a blocked key stays blocked and a half-used one half
-// used; afterwards the store knows what was admitted, as far as it still counts.
-func TestFallbackIsWarm(t *testing.T) {
+// TestFallbackContinuesFromWhatIsKnown checks a blocked key and a half-used key
+// in an outage. Afterwards the store receives the admitted units that still
+// count.
+func TestFallbackContinuesFromWhatIsKnown(t *testing.T) {
 	for _, limit := range algorithms(6, time.Hour) {
 		for _, m := range []mode{refused, silent} {
 			t.Run(fmt.Sprint(limit.Algorithm(), m), func(t *testing.T) {
@@ -45,8 +46,7 @@ func TestFallbackIsWarm(t *testing.T) {
 	}
 }
 
-// TestRaisedLimitInAnOutage: a denial under the old limit does not outlive it.
-func TestRaisedLimitInAnOutage(t *testing.T) {
+func TestRaisedLimitEndsDenialsInAnOutage(t *testing.T) {
 	remotely(t, Options{Limits: []Limit{hour}, DenyRecheck: -1}, func(t *testing.T, far *farStore, l *Limiter) {
 		decide(t, l, "key", 5)
 		require.False(t, decide(t, l, "key", 1).Allowed)
@@ -61,8 +61,9 @@ func TestRaisedLimitInAnOutage(t *testing.T) {
 	})
 }
 
-// TestRefundInAnOutage: units given back meanwhile are given back to the store afterwards.
-func TestRefundInAnOutage(t *testing.T) {
+// TestRefundInAnOutageReachesTheStore also checks a refund of which nobody
+// knows whether the store has applied it. It is an error.
+func TestRefundInAnOutageReachesTheStore(t *testing.T) {
 	remotely(t, Options{Limits: []Limit{hour}}, func(t *testing.T, far *farStore, l *Limiter) {
 		decide(t, l, "key", 5)
 		require.False(t, decide(t, l, "key", 1).Allowed)
@@ -73,7 +74,7 @@ func TestRefundInAnOutage(t *testing.T) {
 		comeBack(t, far, l)
 		require.EqualValues(t, 2, far.there(t, "key", hour))
 	})
-	// Where there is no saying whether it was done, whoever asked is told.
+	// If nobody knows whether the store has applied the refund, the caller gets an error.
 	remotely(t, Options{Limits: []Limit{hour}}, func(t *testing.T, far *farStore, l *Limiter) {
 		decide(t, l, "key", 5)
 		far.set(lost)
@@ -83,9 +84,10 @@ func TestRefundInAnOutage(t *testing.T) {
 	})
 }
 
-// TestProcessesInAnOutage: n processes admit at most n times the limit of a key that they
-// knew nothing of, and of one that all of them knew what was left of it, each.
-func TestProcessesInAnOutage(t *testing.T) {
+// TestEachProcessHasTheLimitInAnOutage runs three processes. Each one admits
+// the limit of a key that it does not know, and what was left of a key that it
+// knows.
+func TestEachProcessHasTheLimitInAnOutage(t *testing.T) {
 	const processes = 3
 	synctest.Test(t, func(t *testing.T) {
 		backend := memory(t, "far")
@@ -124,8 +126,8 @@ func TestProcessesInAnOutage(t *testing.T) {
 	})
 }
 
-// TestLongKeys: a key that is too long to be kept is limited like any other.
-func TestLongKeys(t *testing.T) {
+// TestLongKeysAreLimitedInAnOutage uses keys that are too long to be kept.
+func TestLongKeysAreLimitedInAnOutage(t *testing.T) {
 	for _, length := range []int{512, 513, 1 << 20} {
 		remotely(t, Options{Limits: []Limit{hour}}, func(t *testing.T, far *farStore, l *Limiter) {
 			key, other := strings.Repeat("x", length), strings.Repeat("x", length-1)+"y"
@@ -146,8 +148,8 @@ func TestLongKeys(t *testing.T) {
 	}
 }
 
-// TestFloodInAnOutage: new keys do not free one that is blocked, and memory is bounded.
-func TestFloodInAnOutage(t *testing.T) {
+// TestFloodInAnOutageUnlocksNoKey also checks that memory is bounded.
+func TestFloodInAnOutageUnlocksNoKey(t *testing.T) {
 	for _, n := range []int64{1, 5} { // of 1, the flood's keys are all blocked themselves
 		remotely(t, Options{Limits: []Limit{FixedWindow(n, time.Hour)}, NearKeys: 6400}, func(t *testing.T, far *farStore, l *Limiter) {
 			decide(t, l, "blocked", n)

@@ -14,10 +14,10 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestCloseAdmitsNobody: calls that are under way while a limiter is closed are
-// decided by its store, or refused. A closed store is no outage. Each limiter is a
-// new one, which knows nothing of a key that is used up.
-func TestCloseAdmitsNobody(t *testing.T) {
+// TestCallsDuringCloseAreDecidedOrRefused closes limiters under traffic. Each
+// limiter is new, so it knows nothing about the key, which is used up. A closed
+// store is no outage.
+func TestCallsDuringCloseAreDecidedOrRefused(t *testing.T) {
 	m := newMini(t)
 	client := m.client(t)
 	limit := FixedWindow(3, time.Hour)
@@ -46,9 +46,9 @@ func TestCloseAdmitsNobody(t *testing.T) {
 	}
 }
 
-// TestClosedStoreRefuses: whoever closes a store under a live limiter gets errors,
-// whatever the store and the policy, and 503 over HTTP.
-func TestClosedStoreRefuses(t *testing.T) {
+// TestClosedStoreIsAnErrorUnderEachPolicy closes the store of an open limiter.
+// Over HTTP the status is 503.
+func TestClosedStoreIsAnErrorUnderEachPolicy(t *testing.T) {
 	for _, policy := range []FailurePolicy{FallbackLocal, FailOpen, FailClosed} {
 		m := newMini(t)
 		onRedis := redisStore(t, m.client(t), "rl:")

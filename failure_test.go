@@ -13,8 +13,9 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestFailClosed: nothing is decided, and the client learns nothing of the store.
-func TestFailClosed(t *testing.T) {
+// TestFailClosedAnswers503 checks that nothing is decided, and that the client
+// learns nothing about the store.
+func TestFailClosedAnswers503(t *testing.T) {
 	remotely(t, Options{Limits: []Limit{hour}, OnFailure: FailClosed, Key: StaticKey("key")}, func(t *testing.T, far *farStore, l *Limiter) {
 		for _, m := range []mode{refused, silent, junk} {
 			far.set(m)
@@ -36,8 +37,9 @@ func TestFailClosed(t *testing.T) {
 	})
 }
 
-// TestFailOpen: everything is admitted and nothing taken, so that there is nothing to give back.
-func TestFailOpen(t *testing.T) {
+// TestFailOpenAdmitsAndTakesNothing also checks that nothing is given back
+// later.
+func TestFailOpenAdmitsAndTakesNothing(t *testing.T) {
 	opts := Options{Limits: []Limit{hour}, OnFailure: FailOpen, Key: StaticKey("key"), Count: func(*http.Request, int) bool { return false }}
 	remotely(t, opts, func(t *testing.T, far *farStore, l *Limiter) {
 		decide(t, l, "key", 5)
@@ -58,8 +60,9 @@ func TestFailOpen(t *testing.T) {
 	})
 }
 
-// TestRequestsInAnOutage: looking, adding to a cost, other limits, resetting and closing.
-func TestRequestsInAnOutage(t *testing.T) {
+// TestAllCallsWorkInAnOutage looks, adds to a cost, changes limits, resets and
+// closes.
+func TestAllCallsWorkInAnOutage(t *testing.T) {
 	remotely(t, Options{Limits: []Limit{FixedWindow(20, time.Hour)}, Key: StaticKey("key")}, func(t *testing.T, far *farStore, l *Limiter) {
 		limit := FixedWindow(20, time.Hour)
 		breakDown(t, far, l, refused)
@@ -86,18 +89,18 @@ func TestRequestsInAnOutage(t *testing.T) {
 		require.NoError(t, l.Reset(ctx, "key"))
 		require.EqualValues(t, 20, far.there(t, "key", limit))
 
-		// The bubble sees to it that no goroutine is left.
+		// The bubble checks that no goroutine is left.
 		breakDown(t, far, l, silent)
 		decide(t, l, "key", 1)
 		time.Sleep(100 * time.Millisecond)
-		decide(t, l, "key", 1) // has the store told of it
+		decide(t, l, "key", 1) // sends the store what it has missed
 		require.NoError(t, l.Close())
 	})
 }
 
-// TestNoTimeout: where nobody waits for the store for a limited time, a key in use gets
-// back to it all the same.
-func TestNoTimeout(t *testing.T) {
+// TestBusyKeysReturnToTheStore uses a key all the time, without a timeout and
+// with a long one.
+func TestBusyKeysReturnToTheStore(t *testing.T) {
 	for _, timeout := range []time.Duration{-1, -2, time.Second} {
 		remotely(t, Options{Limits: []Limit{FixedWindow(200, time.Hour)}, Timeout: timeout}, func(t *testing.T, far *farStore, l *Limiter) {
 			far2 := &farStore{Store: far.Store}
@@ -129,9 +132,9 @@ func TestNoTimeout(t *testing.T) {
 	}
 }
 
-// TestOneTimeout: to tell the store of what is owed, to see whether it is back, and to ask it take
-// one Timeout together.
-func TestOneTimeout(t *testing.T) {
+// TestDecisionHasOneTimeoutForAllItsCalls has a decision that sends what the
+// store has missed, probes the store and takes units.
+func TestDecisionHasOneTimeoutForAllItsCalls(t *testing.T) {
 	remotely(t, Options{Limits: []Limit{hour}, Timeout: time.Second}, func(t *testing.T, far *farStore, l *Limiter) {
 		far.set(refused)
 		decide(t, l, "key", 1)

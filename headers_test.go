@@ -18,9 +18,9 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestHeaders tells of the first, the fifth and the sixth request of six, under two
-// limits. In a bubble, time begins at 946684800.
-func TestHeaders(t *testing.T) {
+// TestHeaderStylesWriteTheirFields checks the first, the fifth and the sixth
+// request of six, under two limits. In a bubble, time begins at 946684800.
+func TestHeaderStylesWriteTheirFields(t *testing.T) {
 	limits := []Limit{FixedWindow(5, time.Hour).Named("h"), TokenBucket(10, 90*time.Second, 20).Named("b")}
 	const (
 		policy10 = `
@@ -94,12 +94,12 @@ func TestHeaders(t *testing.T) {
 	}
 }
 
-// TestSecondsAreRoundedUp: half way through a second, a client is told the whole one.
-func TestSecondsAreRoundedUp(t *testing.T) {
+// TestHeaderSecondsAreRoundedUp sends requests within a second.
+func TestHeaderSecondsAreRoundedUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(1, 2500*time.Millisecond).Named("x")}, Headers: HeadersDraft10 | HeadersDraft6 | HeadersLegacy})
 		h, r := l.Middleware(httpServed), httpRequest("GET")
-		time.Sleep(700 * time.Millisecond) // the reset, at .2 of a second, is told as the next one
+		time.Sleep(700 * time.Millisecond) // the reset is at .2 of a second and is rounded up
 		assert.Equal(t, unindent(`
 			Ratelimit: "x";r=0;t=3
 			Ratelimit-Limit: 1
@@ -123,7 +123,7 @@ func TestSecondsAreRoundedUp(t *testing.T) {
 	})
 }
 
-func TestRefusedHeaders(t *testing.T) {
+func TestInvalidHeaderOptionsAreRefused(t *testing.T) {
 	for _, test := range []struct {
 		styles Headers
 		secret []byte
@@ -140,17 +140,18 @@ func TestRefusedHeaders(t *testing.T) {
 		var reg Registry
 		_, err := reg.New(t.Name(), Options{Limits: []Limit{FixedWindow(1, time.Hour)}, Headers: test.styles, PartitionSecret: test.secret})
 		require.ErrorContains(t, err, test.want)
-		require.ErrorContains(t, err, `ratelimit: limiter "TestRefusedHeaders": `)
+		require.ErrorContains(t, err, `ratelimit: limiter "TestInvalidHeaderOptionsAreRefused": `)
 	}
 }
 
-func TestNoPartitionUnasked(t *testing.T) {
+func TestPartitionNeedsASecret(t *testing.T) {
 	h := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}}).Middleware(httpServed)
 	assert.NotContains(t, httpAnswer(h, httpRequest("GET")), "pk")
 }
 
-// A middleware that changes header values in place changes its own response only.
-func TestHeaderValuesAreTheResponsesOwn(t *testing.T) {
+// TestHeaderValuesAreNotShared changes header values in place, as a middleware
+// may. Other responses do not change.
+func TestHeaderValuesAreNotShared(t *testing.T) {
 	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(1, time.Hour)}})
 	for range 3 {
 		w := httptest.NewRecorder()
@@ -162,11 +163,11 @@ func TestHeaderValuesAreTheResponsesOwn(t *testing.T) {
 	}
 }
 
-// TestHonestDenials takes at random costs. Where a request is denied, all that the
-// client is told is at least 1 s, Retry-After is no earlier than when more of what
-// denied is there, a client that waits so long is admitted, and one that waits 1 ms
-// less than the decision says is not.
-func TestHonestDenials(t *testing.T) {
+// TestDenialReportsWhenARetrySucceeds takes random costs. All times in a
+// denial's header fields are at least a second. Retry-After is no earlier than
+// the time at which the limit that denied has more units. A client that waits
+// for RetryAfter is admitted. A client that waits 1 ms less is not.
+func TestDenialReportsWhenARetrySucceeds(t *testing.T) {
 	limits := []Limit{FixedWindow(7, 2500*time.Millisecond).Named("f"), SlidingWindow(9, 4*time.Second).Named("s"), TokenBucket(3, 1700*time.Millisecond, 5).Named("b")}
 	synctest.Test(t, func(t *testing.T) {
 		cost, denied := int64(0), 0

@@ -43,7 +43,8 @@ func httpLimiterNamed(t testing.TB, name string, opts Options) *Limiter {
 	return l
 }
 
-// httpRequest makes a request from 192.0.2.1 with header fields such as "Accept: */*".
+// httpRequest makes a request from 192.0.2.1 with header fields such as
+// "Accept: */*".
 func httpRequest(method string, fields ...string) *http.Request {
 	r := httptest.NewRequest(method, "/", nil)
 	for _, f := range fields {
@@ -68,11 +69,12 @@ func networksOf(s string) (list []netip.Prefix) {
 	return list
 }
 
-// httpServed is the handler behind a limiter. A status of 204 shows that it was called.
+// httpServed is the handler behind a limiter. A status of 204 shows that it was
+// called.
 var httpServed = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusNoContent) })
 
-// httpAnswer returns the whole answer of h: the status, the header fields in the
-// order of their names, and the body after "> ".
+// httpAnswer returns the whole answer of h: the status, the header fields in
+// the order of their names, and the body after "> ".
 func httpAnswer(h http.Handler, r *http.Request) string {
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, r)
@@ -88,8 +90,8 @@ func httpAnswer(h http.Handler, r *http.Request) string {
 	return strings.Join(lines, "\n")
 }
 
-// httpFields returns the header fields about limits in the answer of h, in the order
-// of their names.
+// httpFields returns the header fields about limits in the answer of h, in the
+// order of their names.
 func httpFields(h http.Handler, r *http.Request) string {
 	var about []string
 	for line := range strings.Lines(httpAnswer(h, r)) {
@@ -110,7 +112,8 @@ const denialHead = `
 			Content-Length: 42
 			Content-Type: text/plain; charset=utf-8`
 
-// statuses are the statuses that Options.Count was called with. None of them counts.
+// statuses are the statuses that Options.Count was called with. None of them
+// counts.
 type statuses struct {
 	mu   sync.Mutex
 	seen []int

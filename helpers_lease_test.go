@@ -22,7 +22,8 @@ var leaseLimits = []Limit{
 	FixedWindow(8000, time.Hour), SlidingWindow(8000, time.Hour), TokenBucket(1, time.Hour, 8000),
 }
 
-// back is how long it takes until an unused unit has gone back and all processes know it.
+// back is how long it takes until an unused unit has gone back and all
+// processes know it.
 const back = leaseAge*3/2 + time.Second + 10*time.Millisecond
 
 // farMemory is one process's connection to a shared store. A call takes a
@@ -74,8 +75,9 @@ type fleet struct {
 	all   []*Limiter
 }
 
-// drive sends requests for a while, at a rate per second. The first process gets
-// its share of them, the others the rest. It returns how many each one admitted.
+// drive sends requests for a while, at a rate per second. The first process
+// gets its share of them, the others the rest. It returns how many each one
+// admitted.
 func (f *fleet) drive(span time.Duration, rate int, share float64) (admitted []int64) {
 	admitted = make([]int64, len(f.all))
 	start := time.Now()

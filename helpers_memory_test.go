@@ -13,8 +13,8 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// memStore opens a store under the test's name. It is closed when the test ends, so
-// that the next run starts with a new one.
+// memStore opens a store under the test's name. It is closed when the test
+// ends, so that the next run starts with a new one.
 func memStore(t *testing.T, opts MemoryOptions) *MemoryStore {
 	t.Helper()
 	s, err := NewMemoryStore(t.Name(), opts)
@@ -25,7 +25,8 @@ func memStore(t *testing.T, opts MemoryOptions) *MemoryStore {
 	return s
 }
 
-// memTake takes n units from a store and returns the results. An error ends the test.
+// memTake takes n units from a store and returns the results. An error ends the
+// test.
 func memTake(t *testing.T, s *MemoryStore, key string, n int64, limits ...Limit) []Result {
 	t.Helper()
 	results := make([]Result, len(limits))
@@ -59,7 +60,8 @@ func memErrorNames(t *testing.T, err error, parts ...string) {
 	}
 }
 
-// memWaits are limits of 3, and how long a key with no units left waits for one.
+// memWaits are limits of 3, and how long a key with no units left waits for
+// one.
 var memWaits = []struct {
 	l           Limit
 	more, reset time.Duration

@@ -22,8 +22,8 @@ type mini struct {
 	now time.Time
 }
 
-// advance moves the clock forward, to a whole millisecond. Redis rounds other times
-// to live in another way.
+// advance moves the clock forward, to a whole millisecond. Redis rounds other
+// times to live in another way.
 func (m *mini) advance(d time.Duration) {
 	const ms = time.Millisecond
 	m.now = m.now.Add((d + ms - 1) / ms * ms)
@@ -65,8 +65,8 @@ func redisStore(t testing.TB, client redis.UniversalClient, prefix string, opts 
 	return s
 }
 
-// withRedis returns options for a limiter that asks Redis about each request, waits
-// as long as it takes, and returns Redis's errors.
+// withRedis returns options for a limiter that asks Redis about each request,
+// waits as long as it takes, and returns Redis's errors.
 func withRedis(client redis.UniversalClient, limits ...Limit) Options {
 	o := quiet(limits...)
 	o.Redis, o.Timeout, o.OnFailure, o.DenyRecheck = client, time.Minute, FailClosed, 1
@@ -76,9 +76,9 @@ func withRedis(client redis.UniversalClient, limits ...Limit) Options {
 // slack allows for the time that passes between two commands.
 const slack = 10 * time.Second
 
-// requireTTL checks that every key under the prefix has a time to live, and that it
-// is not longer than the time until the limit is whole again, rounded up to a
-// millisecond.
+// requireTTL checks that every key under the prefix has a time to live, and
+// that it is not longer than the time until the limit is whole again, rounded
+// up to a millisecond.
 func requireTTL(t *testing.T, c redis.UniversalClient, s Store, key string, limits ...Limit) {
 	t.Helper()
 	found, err := c.Keys(ctx, s.Prefix()+"*").Result()
@@ -104,7 +104,8 @@ func windowOf(l Limit) string {
 	return window
 }
 
-// piped returns a client of a server in this bubble. Keys expire by the bubble's clock.
+// piped returns a client of a server in this bubble. Keys expire by the
+// bubble's clock.
 func piped(t *testing.T, m *miniredis.Miniredis) *redis.Client {
 	m.ClockTTL(true)
 	c := pipe(t, m)
@@ -123,7 +124,8 @@ func pipe(t *testing.T, m *miniredis.Miniredis) *redis.Client {
 	return c
 }
 
-// bubble runs a test in a bubble, with a server in it and a client of that server.
+// bubble runs a test in a bubble, with a server in it and a client of that
+// server.
 func bubble(t *testing.T, test func(t *testing.T, m *miniredis.Miniredis, c *redis.Client)) {
 	synctest.Test(t, func(t *testing.T) {
 		m := miniredis.NewMiniRedis()

@@ -125,7 +125,8 @@ func (s *farStore) Fault(err error) Fault {
 	return FaultUnknown
 }
 
-// there returns how many units a key has left in the store, as another process sees it.
+// there returns how many units a key has left in the store, as another process
+// sees it.
 func (s *farStore) there(t *testing.T, key string, limits ...Limit) int64 {
 	t.Helper()
 	results := make([]Result, len(limits))
@@ -185,8 +186,8 @@ func breakDown(t *testing.T, far *farStore, l *Limiter, m mode) {
 	require.True(t, l.Stats().Remote.BreakerOpen)
 }
 
-// comeBack lets the store answer again, and waits until the limiter knows that and
-// has sent everything that the store had missed.
+// comeBack lets the store answer again, and waits until the limiter knows that
+// and has sent everything that the store had missed.
 func comeBack(t *testing.T, far *farStore, l *Limiter) {
 	t.Helper()
 	far.set(up)

@@ -7,7 +7,8 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// fakeStore is a store of a type that the package does not know. It only has a prefix.
+// fakeStore is a store of a type that the package does not know. It only has a
+// prefix.
 type fakeStore struct {
 	Store
 	prefix string
@@ -65,7 +66,8 @@ type renamed struct {
 func (r *renamed) Prefix() string { return r.prefix }
 func (r *renamed) Unwrap() Store  { return r.Store }
 
-// embeds is a wrapper that embeds a RedisStore, counts its calls, and has no Unwrap.
+// embeds is a wrapper that embeds a RedisStore, counts its calls, and has no
+// Unwrap.
 type embeds struct {
 	*RedisStore
 	prefix string

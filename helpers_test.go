@@ -75,7 +75,8 @@ func decide(t *testing.T, l *Limiter, key string, n int64) Decision {
 	return d
 }
 
-// leftOf returns how many units a key has left, under the limit with the fewest.
+// leftOf returns how many units a key has left, under the limit with the
+// fewest.
 func leftOf(t testing.TB, l *Limiter, key string) int64 {
 	t.Helper()
 	d, err := l.TakeN(context.Background(), key, 0)
@@ -83,8 +84,8 @@ func leftOf(t testing.TB, l *Limiter, key string) int64 {
 	return d.Remaining
 }
 
-// take takes n units from a store, and returns the results and whether the units
-// were admitted. An error ends the test.
+// take takes n units from a store, and returns the results and whether the
+// units were admitted. An error ends the test.
 func take(t testing.TB, s Store, key string, n int64, limits ...Limit) ([]Result, bool) {
 	t.Helper()
 	results := make([]Result, len(limits))

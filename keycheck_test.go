@@ -37,8 +37,7 @@ func TestMistakenKeysCauseAWarning(t *testing.T) {
 	})
 }
 
-// TestNothingToNote: what is as it should be is not commented on.
-func TestNothingToNote(t *testing.T) {
+func TestSoundKeysCauseNoWarning(t *testing.T) {
 	trusting := ClientIP{TrustedProxies: networksOf("10.0.0.0/8")}
 	for name, test := range map[string]struct {
 		key KeyFunc

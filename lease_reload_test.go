@@ -11,8 +11,8 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestReloadHandsLeasesOn: a replaced limiter leaves nothing running, however busy a
-// key is, and its units go on to be used by its successor.
+// TestReloadHandsLeasesOn checks that a replaced limiter leaves nothing
+// running, however busy a key is, and that its successor uses the leased units.
 func TestReloadHandsLeasesOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := &farStore{Store: memory(t, "")}
@@ -59,9 +59,7 @@ func TestReloadHandsLeasesOn(t *testing.T) {
 	})
 }
 
-// TestReloadedClientClosed: the successor gives back what the old generation's
-// client cannot.
-func TestReloadedClientClosed(t *testing.T) {
+func TestSuccessorGivesBackLeasesOfAClosedClient(t *testing.T) {
 	m := newMini(t)
 	old, successor := m.client(t), m.client(t)
 	limits := []Limit{FixedWindow(100_000, time.Hour)}

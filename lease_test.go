@@ -15,7 +15,7 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-func TestLeasesUnderLoad(t *testing.T) {
+func TestLeasesAdmitExactlyTheLimit(t *testing.T) {
 	for _, limit := range leaseLimits {
 		for _, processes := range []int{1, 4, 16} {
 			for _, share := range []float64{1 / float64(processes), 0.9} {
@@ -46,9 +46,9 @@ func TestLeasesUnderLoad(t *testing.T) {
 	}
 }
 
-// TestLeasesOverWindows: what is missing at the end of short windows is little, and never is
-// anything of one used in the next.
-func TestLeasesOverWindows(t *testing.T) {
+// TestLeasesOverShortWindowsLoseLittle also checks that no unit of one window
+// is used in the next.
+func TestLeasesOverShortWindowsLoseLittle(t *testing.T) {
 	for _, c := range []struct {
 		limit       Limit
 		least, most int64 // in 4.9 s
@@ -69,9 +69,9 @@ func TestLeasesOverWindows(t *testing.T) {
 	}
 }
 
-// TestLeaseLoss: what processes hold and do not use is missing for others for a while, and
-// not more than what Options.Lease says.
-func TestLeaseLoss(t *testing.T) {
+// TestUnusedLeasesGoBackInTime checks how many units of other processes are
+// missing, and that they are back after the time that Options.Lease documents.
+func TestUnusedLeasesGoBackInTime(t *testing.T) {
 	for _, limit := range leaseLimits {
 		synctest.Test(t, func(t *testing.T) {
 			f := newFleet(t, 16, Options{Limits: []Limit{limit}})
@@ -89,8 +89,7 @@ func TestLeaseLoss(t *testing.T) {
 	}
 }
 
-// TestKilledWithLease: a process that is gone takes a 16th at most along.
-func TestKilledWithLease(t *testing.T) {
+func TestKilledProcessLosesAtMostASixteenth(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limit := FixedWindow(8000, time.Hour)
 		f := newFleet(t, 4, Options{Limits: []Limit{limit}, OnFailure: FailClosed})
@@ -105,7 +104,7 @@ func TestKilledWithLease(t *testing.T) {
 	})
 }
 
-func TestLeaseComesBack(t *testing.T) {
+func TestLeaseGoesBackWhenItEnds(t *testing.T) {
 	limit := FixedWindow(8000, time.Hour)
 	for name, end := range map[string]func(l *Limiter){
 		"idle":      func(*Limiter) { time.Sleep(leaseAge*3/2 + 5*time.Millisecond) },
@@ -124,7 +123,7 @@ func TestLeaseComesBack(t *testing.T) {
 	}
 }
 
-func TestLeaseAndRefunds(t *testing.T) {
+func TestRefundWithLeasesIsExact(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limit := FixedWindow(1000, time.Hour)
 		f := newFleet(t, 2, Options{Limits: []Limit{limit}})
@@ -134,7 +133,7 @@ func TestLeaseAndRefunds(t *testing.T) {
 	})
 }
 
-func TestLeaseAndResponses(t *testing.T) {
+func TestCountAndAddCostWithLeasesAreExact(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limit := FixedWindow(1000, time.Hour)
 		f := newFleet(t, 1, Options{
@@ -163,8 +162,9 @@ func TestLeaseAndResponses(t *testing.T) {
 	})
 }
 
-// TestLeaseIsCharged where the store has nothing left to charge.
-func TestLeaseIsCharged(t *testing.T) {
+// TestAddCostChargesTheLease charges a request when the store has no units
+// left.
+func TestAddCostChargesTheLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limit := FixedWindow(8000, time.Hour)
 		f := newFleet(t, 1, Options{Limits: []Limit{limit}, Key: func(*http.Request) (string, error) { return "key", nil }})
@@ -187,7 +187,7 @@ func TestLeaseIsCharged(t *testing.T) {
 	})
 }
 
-func TestLeaseAndReset(t *testing.T) {
+func TestResetForgetsTheLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limit := FixedWindow(1000, time.Hour)
 		f := newFleet(t, 1, Options{Limits: []Limit{limit}})
@@ -202,9 +202,9 @@ func TestLeaseAndReset(t *testing.T) {
 	})
 }
 
-// TestLeaseTellsWhatIsLeft: Remaining counts what this process holds, so that it falls one by one
-// for its only user, whoever decides.
-func TestLeaseTellsWhatIsLeft(t *testing.T) {
+// TestRemainingIncludesTheLease has one process. For its callers, Remaining
+// falls one by one, whether the store decides or the lease.
+func TestRemainingIncludesTheLease(t *testing.T) {
 	for _, limit := range leaseLimits {
 		synctest.Test(t, func(t *testing.T) {
 			f := newFleet(t, 1, Options{Limits: []Limit{limit}})
@@ -233,9 +233,9 @@ func TestLeaseTellsWhatIsLeft(t *testing.T) {
 	}
 }
 
-// TestLeaseWhileStoreFails: what is held is handed out, the rest is up to OnFailure, and when the
-// store is back no more than the limit has been.
-func TestLeaseWhileStoreFails(t *testing.T) {
+// TestLeaseIsUsedWhileTheStoreFails uses the lease first, and then OnFailure.
+// When the store is back, no more than the limit has been admitted.
+func TestLeaseIsUsedWhileTheStoreFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limit := FixedWindow(1000, time.Hour)
 		f := newFleet(t, 1, Options{Limits: []Limit{limit}})
@@ -253,7 +253,7 @@ func TestLeaseWhileStoreFails(t *testing.T) {
 	})
 }
 
-func TestLeaseEviction(t *testing.T) {
+func TestEvictedLeaseGoesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limit := FixedWindow(1000, time.Hour)
 		f := newFleet(t, 1, Options{Limits: []Limit{limit}, NearKeys: 64})
@@ -267,7 +267,7 @@ func TestLeaseEviction(t *testing.T) {
 	})
 }
 
-func TestLeasesAtOnce(t *testing.T) {
+func TestConcurrentLeasesLoseNoUnit(t *testing.T) {
 	f := newFleet(t, 4, Options{Limits: []Limit{FixedWindow(50_000, time.Hour)}, Timeout: -1})
 	var admitted atomic.Int64
 	var clients sync.WaitGroup
@@ -294,8 +294,9 @@ func TestLeasesAtOnce(t *testing.T) {
 	require.Equal(t, 50_000-admitted.Load(), results[0].Remaining, "each unit is used, or given back")
 }
 
-// TestRefundIntoALease: no more goes back into a lease than was taken out of it.
-func TestRefundIntoALease(t *testing.T) {
+// TestRefundIntoALeaseIsBounded refunds a million units. No more goes back into
+// a lease than was taken from it.
+func TestRefundIntoALeaseIsBounded(t *testing.T) {
 	limit := FixedWindow(1000, time.Hour)
 	remotely(t, Options{Limits: []Limit{limit}, Lease: 250 * time.Millisecond}, func(t *testing.T, far *farStore, l *Limiter) {
 		admitted := int64(0)

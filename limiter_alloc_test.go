@@ -10,7 +10,7 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-func TestTakeAllocatesNothing(t *testing.T) {
+func TestTakeOfFewUnitsAllocatesNothing(t *testing.T) {
 	for _, limits := range [][]Limit{
 		{FixedWindow(5, time.Hour)}, {SlidingWindow(5, time.Hour)}, {TokenBucket(5, time.Hour, 5)},
 		{FixedWindow(math.MaxInt32, time.Hour)}, windows(8),

@@ -17,7 +17,7 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-func TestExactUnderGoroutines(t *testing.T) {
+func TestManyGoroutinesGetExactlyTheLimit(t *testing.T) {
 	for _, limit := range algorithms(1000, time.Hour) {
 		t.Run(limit.Algorithm(), func(t *testing.T) {
 			l := limiter(t, limit)
@@ -44,8 +44,9 @@ func TestExactUnderGoroutines(t *testing.T) {
 	}
 }
 
-// In a bubble no time passes, and the bucket is exact too.
-func TestExactBucketUnderGoroutines(t *testing.T) {
+// TestManyGoroutinesGetExactlyTheBurst runs in a bubble. No time passes there,
+// so the bucket gains no units.
+func TestManyGoroutinesGetExactlyTheBurst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := limiter(t, TokenBucket(1000, time.Hour, 1000))
 		var admitted atomic.Int64
@@ -63,8 +64,9 @@ func TestExactBucketUnderGoroutines(t *testing.T) {
 	})
 }
 
-// A flood of new keys stays within MaxKeys and does not unlock who is denied.
-func TestFloodNeitherGrowsNorUnlocks(t *testing.T) {
+// TestFloodNeitherExceedsMaxKeysNorUnlocksKeys sends a million new keys. A key
+// that is denied stays denied.
+func TestFloodNeitherExceedsMaxKeysNorUnlocksKeys(t *testing.T) {
 	var reg Registry
 	store, err := NewMemoryStore(t.Name(), MemoryOptions{MaxKeys: 100_000})
 	require.NoError(t, err)
@@ -89,7 +91,7 @@ func TestFloodNeitherGrowsNorUnlocks(t *testing.T) {
 	require.Zero(t, stats.EvictedDenied)
 }
 
-func TestTakeDecides(t *testing.T) {
+func TestDecisionIsOfTheBindingLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hourly, burst := FixedWindow(4, time.Hour), TokenBucket(1, time.Second, 2)
 		l := limiter(t, hourly, burst)
@@ -117,7 +119,7 @@ func TestTakeDecides(t *testing.T) {
 	})
 }
 
-func TestBadCalls(t *testing.T) {
+func TestInvalidCallsAreErrorsAndTakeNothing(t *testing.T) {
 	l := limiter(t, FixedWindow(5, time.Hour))
 	l.Take(ctx, "key")
 	gone, cancel := context.WithCancel(ctx)
@@ -191,7 +193,7 @@ func TestSetLimitsKeepsCounters(t *testing.T) {
 	})
 }
 
-func TestSetLimitsWhileTaking(t *testing.T) {
+func TestSetLimitsUnderTrafficKeepsCountsExact(t *testing.T) {
 	l := limiter(t, FixedWindow(10, time.Hour))
 	done := make(chan struct{})
 	var wg sync.WaitGroup

@@ -21,10 +21,10 @@ func (f *frugal) Header() http.Header         { return f.header }
 func (f *frugal) Write(b []byte) (int, error) { return len(b), nil }
 func (f *frugal) WriteHeader(status int)      { f.status = status }
 
-// TestAllocations pins what a request costs on its way through a limiter, with
-// a handler that reads the decision. The names and the numbers in header fields
-// are of fixed lengths, because they are part of the bytes.
-func TestAllocations(t *testing.T) {
+// TestRequestStaysWithinItsAllocations measures a request on its way through a
+// limiter, with a handler that reads the decision. The names and the numbers in
+// header fields have fixed lengths, because they are part of the bytes.
+func TestRequestStaysWithinItsAllocations(t *testing.T) {
 	admitted := 0
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if d, ok := DecisionFrom(r.Context()); ok && d.Allowed {

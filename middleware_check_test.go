@@ -16,8 +16,9 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestCheck serves a framework that has a writer, a request, and handlers of its own.
-func TestCheck(t *testing.T) {
+// TestCheckAnswersDenials uses Check as a framework does that has its own
+// writer, request and handlers.
+func TestCheckAnswersDenials(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(2, time.Hour).Named("x")}})
 		for i, want := range []string{
@@ -47,7 +48,7 @@ func TestCheck(t *testing.T) {
 	})
 }
 
-// TestCheckKeepsTheRequest: all that hung on the request still does.
+// TestCheckKeepsTheRequest checks everything that belongs to a request.
 func TestCheckKeepsTheRequest(t *testing.T) {
 	type key struct{}
 	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(2, time.Hour)}, Skip: func(r *http.Request) bool { return r.Method == "HEAD" }})
@@ -69,8 +70,8 @@ func TestCheckKeepsTheRequest(t *testing.T) {
 	assert.False(t, ok)
 }
 
-// TestShadowNeverDenies, whatever goes wrong, and whether or not the client waits for
-// it; and it counts what it would have denied.
+// TestShadowNeverDenies has requests that fail in different ways. Stats counts
+// those that it would have denied.
 func TestShadowNeverDenies(t *testing.T) {
 	gone, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -98,7 +99,7 @@ func TestShadowNeverDenies(t *testing.T) {
 	}
 }
 
-func TestLook(t *testing.T) {
+func TestLookTakesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limits := []Limit{FixedWindow(5, time.Hour), SlidingWindow(3, time.Minute).Named("m")}
 		pro := []Limit{FixedWindow(50, time.Hour).Named("pro")}

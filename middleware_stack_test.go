@@ -16,8 +16,9 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// A batch endpoint makes requests with the context of its own: each of them counts.
-func TestRequestsWithinARequestCount(t *testing.T) {
+// TestRequestsOfABatchEndpointCount has a handler that makes requests with the
+// context of its own request. Each of them counts.
+func TestRequestsOfABatchEndpointCount(t *testing.T) {
 	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(3, time.Hour)}})
 	served := 0
 	inner := l.Middleware(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { served++ }))
@@ -32,8 +33,9 @@ func TestRequestsWithinARequestCount(t *testing.T) {
 	require.Equal(t, 2, served)
 }
 
-// A Denied that sends the request round again does not get it served.
-func TestDeniedThatDispatchesAgain(t *testing.T) {
+// TestDeniedHandlerCannotServeTheRequest uses an Options.Denied that sends the
+// request to the mux again.
+func TestDeniedHandlerCannotServeTheRequest(t *testing.T) {
 	mux := http.NewServeMux()
 	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(1, time.Hour)}, Denied: mux})
 	served := 0
@@ -49,9 +51,10 @@ func TestDeniedThatDispatchesAgain(t *testing.T) {
 	require.Equal(t, 1, served)
 }
 
-// TestStacked: lists have the limits of both, the outer's first and as it decided; what
-// cannot hold a list tells of the binding limit, wherever it belongs.
-func TestStacked(t *testing.T) {
+// TestNestedLimitersShareHeaderFields checks that lists have the limits of
+// both, first those of the outer limiter. A field that cannot hold a list
+// reports the binding limit of both.
+func TestNestedLimitersShareHeaderFields(t *testing.T) {
 	const h10, h7, h6, old, none = HeadersDraft10, HeadersDraft7, HeadersDraft6, HeadersLegacy, HeadersNone
 	for _, test := range []struct {
 		name         string
@@ -139,9 +142,10 @@ func TestStacked(t *testing.T) {
 	}
 }
 
-// TestDenialInsideGivesBack: a client that is refused by one limiter does not drain
-// those around it, nor does it get more than it had.
-func TestDenialInsideGivesBack(t *testing.T) {
+// TestInnerDenialGivesOuterUnitsBack checks that a client that one limiter
+// denies does not drain the limiters around it, and does not get more units
+// than it had.
+func TestInnerDenialGivesOuterUnitsBack(t *testing.T) {
 	all := func(n int64) Options {
 		return Options{Limits: []Limit{FixedWindow(n, time.Hour), TokenBucket(n, time.Hour, n), SlidingWindow(n, time.Minute)}}
 	}
@@ -179,8 +183,9 @@ func TestDenialInsideGivesBack(t *testing.T) {
 	}
 }
 
-// TestOnlyDenialsGiveBack: what was not decided further in, or was let through, counts.
-func TestOnlyDenialsGiveBack(t *testing.T) {
+// TestOnlyInnerDenialsGiveUnitsBack has inner limiters that fail or admit. The
+// outer units stay taken.
+func TestOnlyInnerDenialsGiveUnitsBack(t *testing.T) {
 	for _, test := range []struct {
 		name  string
 		inner Options
@@ -200,9 +205,9 @@ func TestOnlyDenialsGiveBack(t *testing.T) {
 	}
 }
 
-// TestMountedTwice: a request that passes a limiter twice counts once, is told of
-// once, and where that happened is said once.
-func TestMountedTwice(t *testing.T) {
+// TestLimiterMountedTwiceCountsOnce checks that there is one set of fields and
+// one warning, which says where.
+func TestLimiterMountedTwiceCountsOnce(t *testing.T) {
 	for name, mount := range map[string]func(a, b *Limiter) http.Handler{
 		"around itself":       func(a, b *Limiter) http.Handler { return a.Middleware(a.Middleware(httpServed)) },
 		"around another":      func(a, b *Limiter) http.Handler { return a.Middleware(b.Middleware(a.Middleware(httpServed))) },
@@ -247,10 +252,10 @@ func muxed(a, _ *Limiter) http.Handler {
 	return a.Middleware(mux)
 }
 
-// TestStackedOverAnotherWriter puts a handler between two limiters that keeps the
-// fields of what is behind it to itself at first, as http.TimeoutHandler does, or
-// that removes or rewrites them.
-func TestStackedOverAnotherWriter(t *testing.T) {
+// TestNestedLimitersAllowOtherWritersBetween puts a handler between two
+// limiters that buffers the fields of the inner one, as http.TimeoutHandler
+// does, or that removes or changes fields.
+func TestNestedLimitersAllowOtherWritersBetween(t *testing.T) {
 	for name, between := range map[string]func(http.Handler) http.Handler{
 		"timeout": func(next http.Handler) http.Handler { return http.TimeoutHandler(next, time.Hour, "") },
 		"removed": func(next http.Handler) http.Handler {

@@ -18,7 +18,7 @@ const problemOf = `{"type":"https://iana.org/assignments/http-problem-types#quot
 	`"title":"Request cannot be satisfied as assigned quota has been exceeded",` +
 	`"status":429,"detail":"Too many requests, please try again later.","violated-policies":`
 
-func TestAnswers(t *testing.T) {
+func TestAnswersAreAsDocumented(t *testing.T) {
 	login := []Limit{FixedWindow(2, time.Hour).Named("login")}
 	three := []Limit{FixedWindow(9, time.Hour).Named("calm"), SlidingWindow(2, time.Minute).Named("m"), TokenBucket(2, time.Second, 3).Named("b")}
 	key := func(key string, err error) KeyFunc {

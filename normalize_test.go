@@ -11,7 +11,7 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-func TestNormalize(t *testing.T) {
+func TestNormalizeMapsSpellingsToOneKey(t *testing.T) {
 	for _, spelling := range []string{
 		"ann@example.com", "Ann@Example.COM", " ann@example.com\r\n", "a n n@example.com", "ann@example.com\u200b",
 		"\ufeffann@example.com", "ａｎｎ＠ｅｘａｍｐｌｅ．ｃｏｍ", "ann\u00ad@example.com", "ann\u00a0@example.com", "𝐚nn@example.com",
@@ -30,7 +30,7 @@ func TestNormalize(t *testing.T) {
 	require.Empty(t, Normalize(" \t\u200b"), "an empty key, which is refused")
 }
 
-func TestNormalizeIsBounded(t *testing.T) {
+func TestNormalizedKeyHasABoundedLength(t *testing.T) {
 	long := Normalize(strings.Repeat("\ufdfa", 1<<20))
 	require.Less(t, len(long), 100)
 	require.NotEqual(t, long, Normalize(strings.Repeat("\ufdfa", 1<<20)+"a"))

@@ -13,7 +13,7 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-func TestRefusedOptions(t *testing.T) {
+func TestInvalidOptionsAreRefused(t *testing.T) {
 	valid := quiet(hour)
 	change := func(f func(*Options)) Options { o := valid; f(&o); return o }
 	var reg Registry
@@ -76,7 +76,7 @@ type byValue struct {
 
 func (byValue) Prefix() string { return "x" }
 
-func TestOptionsRedisRefuses(t *testing.T) {
+func TestOptionsRedisIsChecked(t *testing.T) {
 	var reg Registry
 	defer reg.Close()
 	for _, tc := range []struct {

@@ -15,8 +15,7 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestPlans: plans that differ in their numbers share a key's counter.
-func TestPlans(t *testing.T) {
+func TestPlansOfOneWindowShareACounter(t *testing.T) {
 	plan := map[string][]Limit{
 		"free":   {FixedWindow(2, time.Hour).Named("free")},
 		"pro":    {FixedWindow(5, time.Hour).Named("pro")},
@@ -66,8 +65,7 @@ func TestPlans(t *testing.T) {
 	})
 }
 
-// TestManyPlans: a LimitsFor that makes up ever new limits works, too.
-func TestManyPlans(t *testing.T) {
+func TestNewPlansForEachRequestWork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := int64(0)
 		l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(1, time.Hour)}, LimitsFor: func(*http.Request) []Limit {
@@ -82,8 +80,7 @@ func TestManyPlans(t *testing.T) {
 	})
 }
 
-// TestPlansAreNotKept: what LimitsFor returns may be the caller's own to change.
-func TestPlansAreNotKept(t *testing.T) {
+func TestCallerMayChangeItsPlans(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		mine := []Limit{FixedWindow(7, time.Hour).Named("a")}
 		l := httpLimiter(t, Options{Limits: mine, LimitsFor: func(*http.Request) []Limit { return mine }})
@@ -100,7 +97,7 @@ func TestPlansAreNotKept(t *testing.T) {
 	})
 }
 
-func TestResetReachesEveryLimit(t *testing.T) {
+func TestResetReachesEveryLimitOfAPlan(t *testing.T) {
 	plan := []Limit{FixedWindow(1, 7*time.Hour)}
 	limits := plan
 	l := httpLimiter(t, Options{Limits: []Limit{hour}, LimitsFor: func(*http.Request) []Limit { return limits }})

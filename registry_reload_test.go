@@ -16,9 +16,10 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// The failure that this library is for: a page refresh, a hot reload or a rebuilt
-// handler tree must not unlock a form that is blocked.
-func TestPasswordReset(t *testing.T) {
+// TestPasswordResetStaysLimitedThroughReloads is about the failure that this
+// library exists for: a page refresh, a hot reload or a rebuilt handler tree
+// must not unlock a form that is blocked.
+func TestPasswordResetStaysLimitedThroughReloads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var reg Registry
 		name := t.Name()
@@ -141,7 +142,7 @@ func TestReloadThatFailsChangesNothing(t *testing.T) {
 	}), "inside of a Reload's build function")
 }
 
-func TestOverlappingReloads(t *testing.T) {
+func TestReloadFailsIfTheRegistryHasChanged(t *testing.T) {
 	var reg Registry
 	defer reg.Close()
 	err := reg.Reload(func(next *Registry) error {
@@ -163,8 +164,9 @@ func TestOverlappingReloads(t *testing.T) {
 	require.True(t, ok, "it must not be forgotten")
 }
 
-// Requests are decided exactly while limiters are reloaded, changed and looked up.
-func TestReloadUnderTraffic(t *testing.T) {
+// TestReloadUnderTrafficKeepsCountsExact reloads and looks up a limiter while
+// requests are decided.
+func TestReloadUnderTrafficKeepsCountsExact(t *testing.T) {
 	var reg Registry
 	defer reg.Close()
 	store := memory(t, "s")
@@ -207,8 +209,8 @@ func TestReloadUnderTraffic(t *testing.T) {
 	require.Equal(t, 5, admitted)
 }
 
-// TestFailedReloadChangesNoRecord: the record of who owns a prefix is written when
-// the Reload has succeeded.
+// TestFailedReloadChangesNoRecord checks the record of a prefix's owner. It
+// changes only if the Reload succeeds.
 func TestFailedReloadChangesNoRecord(t *testing.T) {
 	wrong := errors.New("wrong")
 	for _, test := range []struct {
@@ -239,8 +241,8 @@ func TestFailedReloadChangesNoRecord(t *testing.T) {
 	}
 }
 
-// TestCloseDuringAReload leaves nothing open: the Reload fails.
-func TestCloseDuringAReload(t *testing.T) {
+// TestCloseFailsARunningReload checks that nothing stays open.
+func TestCloseFailsARunningReload(t *testing.T) {
 	reg := new(Registry)
 	options := Options{Limits: []Limit{hour}, Store: memory(t, ""), Logger: quietly}
 	_, err := reg.New("login", options)

@@ -10,13 +10,13 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-func TestMustPanics(t *testing.T) {
+func TestMustPanicsOnAnError(t *testing.T) {
 	var reg Registry
 	require.PanicsWithError(t, `ratelimit: limiter "x": Options.Limits: there is none: give at least one, such as FixedWindow(5, time.Hour)`,
 		func() { Must(reg.New("x", Options{})) })
 }
 
-func TestLookupAndAll(t *testing.T) {
+func TestLookupAndAllFindOpenLimiters(t *testing.T) {
 	var reg Registry
 	for _, name := range []string{"c", "a", "b"} {
 		Must(reg.New(name, with(memory(t, name))))

@@ -20,8 +20,8 @@ import (
 // it, over real connections: net/http sends a small response only when the handler
 // has returned, which a recorder cannot show.
 
-// TestAnswersDoNotWaitForUnitsToBeGivenBack: neither a denial, whose outer limiters
-// get their units back, nor a response that does not count.
+// TestAnswersDoNotWaitForUnitsToBeGivenBack checks denials, whose outer
+// limiters get their units back, and responses that do not count.
 func TestAnswersDoNotWaitForUnitsToBeGivenBack(t *testing.T) {
 	const timeout = 200 * time.Millisecond
 	for _, test := range []struct {
@@ -79,9 +79,10 @@ func (s *hanging) Adjust(ctx context.Context, _ string, _ int64, _ Instant, _ []
 	return 0, ctx.Err()
 }
 
-// A denial does not wait for what is given back further out, and that does not wait
-// for ever, also when the client has left.
-func TestHangingAdjust(t *testing.T) {
+// TestDenialDoesNotWaitForAHangingAdjust nests two limiters. The inner one
+// denies while the store of the outer one hangs. Giving the units back ends in
+// time, also after the client has left.
+func TestDenialDoesNotWaitForAHangingAdjust(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := httpLimiterNamed(t, t.Name()+"out", Options{Limits: []Limit{hour}, Store: &hanging{memory(t, "out")}})
 		in := httpLimiterNamed(t, t.Name()+"in", Options{Limits: []Limit{hour}, Cost: func(*http.Request) int64 { return 6 }})
@@ -101,8 +102,8 @@ func TestHangingAdjust(t *testing.T) {
 	})
 }
 
-// TestGuessesOfClientsThatHangUpCount: whatever status a handler answers a cancelled
-// context with.
+// TestGuessesOfClientsThatHangUpCount has handlers that answer a cancelled
+// context with different statuses.
 func TestGuessesOfClientsThatHangUpCount(t *testing.T) {
 	failed := func(r *http.Request, status int) bool { return status == http.StatusUnauthorized }
 	login := func(w http.ResponseWriter, r *http.Request) {

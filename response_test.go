@@ -17,9 +17,9 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestProblem reads the body of a denial as a client would: as JSON, with names
-// that are those of the limits that denied.
-func TestProblem(t *testing.T) {
+// TestProblemNamesTheLimitsThatDenied reads the body of a denial as a client
+// does, as JSON.
+func TestProblemNamesTheLimitsThatDenied(t *testing.T) {
 	hostile := `a"b\c é </script>`
 	limits := []Limit{FixedWindow(2, time.Hour).Named(hostile), FixedWindow(9, time.Minute).Named("calm"), FixedWindow(1, time.Second).Named("s")}
 	for _, test := range []struct {
@@ -57,7 +57,7 @@ type zipped struct {
 
 func (z zipped) Write(b []byte) (int, error) { return z.zip.Write(b) }
 
-func TestDenialThroughACompressor(t *testing.T) {
+func TestDenialIsReadableThroughACompressor(t *testing.T) {
 	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(1, time.Hour)}})
 	limited := l.Middleware(httpServed)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -9,8 +9,7 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestRemoteStats: each of them moves.
-func TestRemoteStats(t *testing.T) {
+func TestRemoteStatsCountEachSource(t *testing.T) {
 	remotely(t, Options{Limits: []Limit{hour}}, func(t *testing.T, far *farStore, l *Limiter) {
 		decide(t, l, "key", 5)
 		decide(t, l, "key", 1)

@@ -13,7 +13,7 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-func TestStoreErrorsComeThrough(t *testing.T) {
+func TestStoreErrorsAreReturned(t *testing.T) {
 	var reg Registry
 	defer reg.Close()
 	l := Must(reg.New("x", with(&failing{fakeStore{prefix: "f:"}})))
@@ -25,8 +25,8 @@ func TestStoreErrorsComeThrough(t *testing.T) {
 	require.ErrorIs(t, l.Reset(ctx, "key"), errBackend)
 }
 
-// Any store can be behind a limiter, not only one of this package's making.
-func TestStoreInAWrapper(t *testing.T) {
+// TestWrappedStoreCounts uses a store of a type that the package does not know.
+func TestWrappedStoreCounts(t *testing.T) {
 	var reg Registry
 	defer reg.Close()
 	l := Must(reg.New("x", with(&wrapped{memory(t, "inner")})))
@@ -43,8 +43,9 @@ func TestStoreInAWrapper(t *testing.T) {
 	require.EqualValues(t, 5, d.Remaining)
 }
 
-// TestAnyRemoteStore: a store of another make gets all of this, also in a wrapper.
-func TestAnyRemoteStore(t *testing.T) {
+// TestForeignRemoteStoreHasAFallback uses a remote store of a type that the
+// package does not know, in wrappers.
+func TestForeignRemoteStoreHasAFallback(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		far := &farStore{Store: memory(t, "far")}
 		l := processOf(t, &wrapped{&wrapped{far}}, Options{Limits: []Limit{hour}})
@@ -82,7 +83,7 @@ func (s *late) Take(_ context.Context, key string, _ int64, _ []Limit, results [
 	return 0, nil
 }
 
-func TestLateWriterHarmsNobodyElse(t *testing.T) {
+func TestResultsWrittenTooLateAreIgnored(t *testing.T) {
 	l := httpLimiter(t, Options{Limits: []Limit{hour}, Store: &late{fakeStore: fakeStore{prefix: "late:"}}})
 	for range 1000 {
 		_, err := l.Take(ctx, "times out")
@@ -93,9 +94,10 @@ func TestLateWriterHarmsNobodyElse(t *testing.T) {
 	}
 }
 
-// TestEmbeddedRedisStore: a wrapper that embeds a RedisStore is called itself, and
+// TestStoreThatEmbedsARedisStoreIsCalled uses a wrapper that embeds a
+// RedisStore and has no Unwrap. The limiter calls the wrapper, and the store
 // writes the record of its owner.
-func TestEmbeddedRedisStore(t *testing.T) {
+func TestStoreThatEmbedsARedisStoreIsCalled(t *testing.T) {
 	m := newMini(t)
 	s := &embeds{RedisStore: redisStore(t, m.client(t), "rl:"), prefix: "own"}
 	l, err := new(Registry).New("login", Options{Limits: []Limit{hour}, Store: s, Logger: quietly})
@@ -109,8 +111,8 @@ func TestEmbeddedRedisStore(t *testing.T) {
 	require.Contains(t, record, `"limiter":"login"`)
 }
 
-// TestWrappedMemoryStoreIsValidated through every layer, when a limiter is made and
-// when its limits change.
+// TestWrappedMemoryStoreIsValidated looks through every layer, when a limiter
+// is made and when its limits change.
 func TestWrappedMemoryStoreIsValidated(t *testing.T) {
 	small, err := NewMemoryStore(t.Name(), MemoryOptions{MaxKeys: 1})
 	require.NoError(t, err)

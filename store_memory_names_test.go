@@ -11,8 +11,7 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestMemoryIsOnePerName: a name stands for one store in the whole process, whoever
-// asks for it, however, and at the same time as whom.
+// TestMemoryIsOnePerName makes stores with both functions, at the same time.
 func TestMemoryIsOnePerName(t *testing.T) {
 	var stores [64]*MemoryStore
 	memTogether(func(g int) {
@@ -42,9 +41,10 @@ func TestMemoryIsOnePerName(t *testing.T) {
 	}
 }
 
-// TestNewMemoryStoreRefuses: names are printable and short, as they stand in logs
-// and header fields; an error names the field and the value.
-func TestNewMemoryStoreRefuses(t *testing.T) {
+// TestNewMemoryStoreRefusesInvalidNames checks that names are printable and
+// short, because logs and header fields have them. An error has the field and
+// the value.
+func TestNewMemoryStoreRefusesInvalidNames(t *testing.T) {
 	for _, row := range []struct {
 		name string
 		opts MemoryOptions
@@ -73,8 +73,8 @@ func TestNewMemoryStoreRefuses(t *testing.T) {
 	memStore(t, MemoryOptions{MaxKeys: 3}) // no refusal has left a store of other options behind
 }
 
-// TestMemoryClose: Close gives up the name and the counters, for good and once.
-func TestMemoryClose(t *testing.T) {
+// TestMemoryCloseForgetsNameAndCounters also closes the store twice.
+func TestMemoryCloseForgetsNameAndCounters(t *testing.T) {
 	closed := memStore(t, MemoryOptions{MaxKeys: 10})
 	l := FixedWindow(1, time.Hour)
 	memTake(t, closed, "k", 1, l)
@@ -107,9 +107,9 @@ func TestMemoryClose(t *testing.T) {
 	}
 }
 
-// TestMemoryCloseUnderTraffic: a call that meets Close is decided in full or gets
-// ErrStoreClosed; after Close there are no others.
-func TestMemoryCloseUnderTraffic(t *testing.T) {
+// TestMemoryCloseUnderTrafficIsClean checks that a call during Close is decided
+// or gets ErrStoreClosed, and that all later calls get the error.
+func TestMemoryCloseUnderTrafficIsClean(t *testing.T) {
 	s, l := memStore(t, MemoryOptions{}), []Limit{FixedWindow(1000, time.Hour)}
 	var admitted atomic.Int64
 	memTogether(func(g int) {

@@ -7,9 +7,9 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestMemoryOptionsAreTheStores: an open store keeps its options. To ask for the same
-// ones again, or for none in particular, is to ask for that store; others are an error.
-func TestMemoryOptionsAreTheStores(t *testing.T) {
+// TestOpenMemoryStoreKeepsItsOptions asks for an open store with the same
+// options and with other ones. Other options are an error.
+func TestOpenMemoryStoreKeepsItsOptions(t *testing.T) {
 	for _, row := range []struct {
 		name        string
 		first, then MemoryOptions

@@ -14,7 +14,7 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-func TestInvalidLimitsInACallToTheStore(t *testing.T) {
+func TestMemoryStoreRefusesInvalidLimits(t *testing.T) {
 	s := memory(t, "s")
 	for _, l := range []Limit{{}, TokenBucket(0, time.Second, 5), FixedWindow(5, 0), TokenBucket(1, -1, 5)} {
 		_, err := s.Take(ctx, "key", 1, []Limit{l}, make([]Result, 1))
@@ -23,9 +23,9 @@ func TestInvalidLimitsInACallToTheStore(t *testing.T) {
 	require.Zero(t, s.Stats().Counters)
 }
 
-// TestMemoryStats: one counter for each key, algorithm and window, never more than
-// MaxKeys, and a count of what had to go for it.
-func TestMemoryStats(t *testing.T) {
+// TestMemoryStatsCountsCountersAndEvictions checks that there is one counter
+// for each key, algorithm and window, and never more than MaxKeys.
+func TestMemoryStatsCountsCountersAndEvictions(t *testing.T) {
 	s := memStore(t, MemoryOptions{MaxKeys: 4})
 	hourly, daily := FixedWindow(2, time.Hour), FixedWindow(2, 24*time.Hour)
 	steps := []struct {
@@ -57,9 +57,7 @@ func TestMemoryStats(t *testing.T) {
 	}
 }
 
-// TestMemoryDoneContext: a call whose context is done returns its error and
-// leaves everything as it was.
-func TestMemoryDoneContext(t *testing.T) {
+func TestMemoryCallWithADoneContextChangesNothing(t *testing.T) {
 	canceled, cancel := context.WithCancel(context.Background())
 	cancel()
 	late, cancel := context.WithDeadline(context.Background(), time.Unix(0, 0))
@@ -83,9 +81,9 @@ func TestMemoryDoneContext(t *testing.T) {
 	}
 }
 
-// TestMemoryClock: the store's time is that of package time, and the waits that it
-// tells are exact to the nanosecond by it.
-func TestMemoryClock(t *testing.T) {
+// TestMemoryWaitsAreExact waits for a nanosecond less than the store says, and
+// for exactly as long. The clock is that of package time.
+func TestMemoryWaitsAreExact(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := memStore(t, MemoryOptions{})
 		for _, row := range memWaits {
@@ -109,10 +107,10 @@ func TestMemoryClock(t *testing.T) {
 	})
 }
 
-// TestMemoryOtherClock: a store that has been used outside a bubble of
-// testing/synctest, or in one, neither forgets who is denied in the next one, whose
-// clock is behind, nor denies for longer there; and outside it does not stand still.
-func TestMemoryOtherClock(t *testing.T) {
+// TestMemoryDenialsSurviveAnotherClock uses a store in bubbles of
+// testing/synctest and outside. The clock of the next bubble is behind. Keys
+// stay denied there, and not for longer.
+func TestMemoryDenialsSurviveAnotherClock(t *testing.T) {
 	s, l := memStore(t, MemoryOptions{}), FixedWindow(1, time.Hour)
 	memTake(t, s, "outside", 1, l)
 	for _, key := range []string{"outside", "first bubble"} {
@@ -132,7 +130,7 @@ func TestMemoryOtherClock(t *testing.T) {
 	}
 }
 
-// TestMemoryKeysNeverShare: two keys have two counters, whatever bytes they hold.
+// TestMemoryKeysNeverShare uses keys of any bytes.
 func TestMemoryKeysNeverShare(t *testing.T) {
 	long := strings.Repeat("a", 1<<20)
 	keys := []string{
@@ -150,8 +148,7 @@ func TestMemoryKeysNeverShare(t *testing.T) {
 	}
 }
 
-// TestMemoryOfLongKeys: what is kept of a key does not grow with it.
-func TestMemoryOfLongKeys(t *testing.T) {
+func TestMemoryOfAKeyDoesNotGrowWithItsLength(t *testing.T) {
 	const keys, size = 128, 1 << 20
 	s, l := memStore(t, MemoryOptions{}), []Limit{FixedWindow(5, time.Hour), FixedWindow(9, 24*time.Hour)}
 	before := memLiveHeap()
@@ -167,8 +164,8 @@ func TestMemoryOfLongKeys(t *testing.T) {
 	runtime.KeepAlive(s)
 }
 
-// TestMemoryHasNoGoroutine: a store costs nothing while idle. The bubble is a second
-// witness: it does not end while a goroutine that was started in it is left.
+// TestMemoryHasNoGoroutine has idle stores. The bubble checks it, too: it does
+// not end while a goroutine that was started in it still runs.
 func TestMemoryHasNoGoroutine(t *testing.T) {
 	before := runtime.NumGoroutine()
 	for i := range 10 {
@@ -189,8 +186,8 @@ func TestMemoryHasNoGoroutine(t *testing.T) {
 	})
 }
 
-// TestMemoryTakeAllocatesNothing: a decision on an existing key, either way, under
-// one limit or several.
+// TestMemoryTakeAllocatesNothing admits and denies an existing key, under one
+// limit and under several.
 func TestMemoryTakeAllocatesNothing(t *testing.T) {
 	s, results := memStore(t, MemoryOptions{}), make([]Result, 3)
 	l := []Limit{memWaits[0].l, memWaits[1].l, memWaits[2].l}

@@ -11,8 +11,8 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestRedisStoreInput: what no script is to see is refused before.
-func TestRedisStoreInput(t *testing.T) {
+// TestRedisStoreRefusesInvalidCalls checks that no script gets such arguments.
+func TestRedisStoreRefusesInvalidCalls(t *testing.T) {
 	s, err := NewRedisStore(redis.NewClient(&redis.Options{}), "rl:", nil)
 	require.NoError(t, err)
 	many := make([]Limit, 0, 9)
@@ -32,7 +32,7 @@ func TestRedisStoreInput(t *testing.T) {
 	}
 }
 
-func TestNewRedisStoreRefuses(t *testing.T) {
+func TestNewRedisStoreRefusesInvalidArguments(t *testing.T) {
 	client := nowhere(t)
 	for _, tc := range []struct {
 		what, prefix string
@@ -61,8 +61,7 @@ func TestNewRedisStoreRefuses(t *testing.T) {
 	}
 }
 
-// TestRedisDownAtConstruction is no error.
-func TestRedisDownAtConstruction(t *testing.T) {
+func TestLimiterCanBeMadeWhileRedisIsDown(t *testing.T) {
 	var reg Registry
 	defer reg.Close()
 	l, err := reg.New("api", withRedis(nowhere(t), hour))

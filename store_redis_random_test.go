@@ -15,14 +15,14 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestRedisStoreAgrees: the same random operations, under controlled time, on a memory
+// TestRedisStoreAgreesWithMemoryStore: the same random operations, under controlled time, on a memory
 // store and on Redis give the same decisions.
 //
 // Redis tells the time in microseconds and ends a fixed window on a whole millisecond,
 // rounded up. So that what was decided does not hang on that, time moves in whole
 // milliseconds; then all numbers of units are equal, and waits are the memory store's, rounded up
 // to a microsecond.
-func TestRedisStoreAgrees(t *testing.T) {
+func TestRedisStoreAgreesWithMemoryStore(t *testing.T) {
 	for range 20 {
 		seed := rand.Uint64()
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {

@@ -8,7 +8,7 @@ import (
 	"github.com/ratelimit-go/ratelimit/storetest"
 )
 
-func TestRedisStoreOnMiniredis(t *testing.T) {
+func TestRedisStoreConformsOnMiniredis(t *testing.T) {
 	var m *mini
 	storetest.Run(t, func(t *testing.T, prefix string) Store {
 		if prefix == "storetest:" { // the first of a case

@@ -29,9 +29,10 @@ func chatty() *http.Request {
 	return from("192.0.2.1:1234", "X-Secret: "+secret, "User-Agent: "+secret, "Cookie: c="+secret)
 }
 
-// TestNotes: each warning has a code and the limiter's name, comes at most once a
-// minute, holds nothing that a client wrote, and can be turned off.
-func TestNotes(t *testing.T) {
+// TestWarningsHaveACodeAndComeOnceAMinute also checks that a warning has the
+// limiter's name and nothing that a client wrote, and that Options.Silence
+// turns it off.
+func TestWarningsHaveACodeAndComeOnceAMinute(t *testing.T) {
 	fails := func(err error) KeyFunc { return func(*http.Request) (string, error) { return "", err } }
 	negative := func(*http.Request) int64 { return -1 }
 	get := chatty()
@@ -95,8 +96,7 @@ func testWarnings(t *testing.T, cases map[string]warningCase) {
 	}
 }
 
-// TestNotesAreALimitersOwn: one that warned a lot does not keep another one quiet.
-func TestNotesAreALimitersOwn(t *testing.T) {
+func TestWarningsOfOneLimiterDoNotSilenceAnother(t *testing.T) {
 	log := new(logged)
 	for _, name := range []string{" 1", " 2"} {
 		l := httpLimiterNamed(t, t.Name()+name, Options{Limits: []Limit{FixedWindow(50, time.Second)}, Logger: log.logger()})
@@ -105,8 +105,7 @@ func TestNotesAreALimitersOwn(t *testing.T) {
 	assert.Equal(t, []string{CodeUntrustedProxy, CodeUntrustedProxy}, log.codes())
 }
 
-// TestNotesOfManyGoroutines comes to one.
-func TestNotesOfManyGoroutines(t *testing.T) {
+func TestManyGoroutinesCauseOneWarning(t *testing.T) {
 	log := new(logged)
 	h := httpLimiter(t, Options{Limits: []Limit{FixedWindow(5000, time.Hour)}, Logger: log.logger()}).Middleware(httpServed)
 	var wg sync.WaitGroup
@@ -121,8 +120,9 @@ func TestNotesOfManyGoroutines(t *testing.T) {
 	assert.Equal(t, []string{CodeUntrustedProxy}, log.codes())
 }
 
-// TestClientThatLeavesIsNoFailure: the store is not to blame for it.
-func TestClientThatLeavesIsNoFailure(t *testing.T) {
+// TestCancelledRequestCausesNoWarning checks that the store is not reported as
+// failed, and that no units are taken.
+func TestCancelledRequestCausesNoWarning(t *testing.T) {
 	log := new(logged)
 	ctx, leave := context.WithCancel(context.Background())
 	leave()
@@ -134,9 +134,9 @@ func TestClientThatLeavesIsNoFailure(t *testing.T) {
 	assert.EqualValues(t, 50, leftOf(t, l, httpKey))
 }
 
-// TestLimiterMadeInAHandler is said where the limiter is made, and not where one is
-// made on the way of a Reload.
-func TestLimiterMadeInAHandler(t *testing.T) {
+// TestLimiterMadeInAHandlerIsWarnedAbout makes limiters in handlers and
+// outside. One that is made during a Reload causes no warning.
+func TestLimiterMadeInAHandlerIsWarnedAbout(t *testing.T) {
 	log := new(logged)
 	reg := new(Registry)
 	defer reg.Close()
@@ -161,8 +161,7 @@ func TestLimiterMadeInAHandler(t *testing.T) {
 	assert.Equal(t, []string{CodeInHandler}, log.codes())
 }
 
-// TestShadowSaysHowOften it would have denied.
-func TestShadowSaysHowOften(t *testing.T) {
+func TestShadowWarningHasTheNumberOfDenials(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := new(logged)
 		l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(1, time.Hour)}, Shadow: true, Logger: log.logger()})
