@@ -2,14 +2,11 @@ package ratelimit_test
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -274,46 +271,6 @@ func ExampleReload() {
 	// 0
 }
 
-func ExampleParseLimit() {
-	for _, text := range []string{"5/1h fixed", "10/1s bucket burst=20 name=burst", "5/1h"} {
-		limit, err := ratelimit.ParseLimit(text)
-		fmt.Println(limit, err)
-	}
-	// Output:
-	// 5/1h fixed <nil>
-	// 10/1s bucket burst=20 name=burst <nil>
-	// no limit ratelimit: limit "5/1h": want a form such as "5/1h fixed", "100/1m sliding" or "10/1s bucket burst=20"
-}
-
-func ExampleClientIP() {
-	key := ratelimit.ClientIP{
-		TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
-	}.Key
-	r := httptest.NewRequest("GET", "/", nil)
-	r.RemoteAddr = "10.0.0.1:4711"
-	r.Header.Set("X-Forwarded-For", "192.0.2.66, 2001:db8:1:2:3:4:5:6, 10.0.0.7") // the first is made up
-	fmt.Println(key(r))
-	// Output: 2001:db8:1:2::/64 <nil>
-}
-
-func ExampleFirstKey() {
-	issued := map[string]string{"k-123": "ann"}
-	apiKey := func(r *http.Request) (string, error) {
-		if name, ok := issued[r.Header.Get("X-API-Key")]; ok {
-			return name, nil
-		}
-		return "", ratelimit.ErrNoKey // also for an invented key, which is not to get a bucket
-	}
-	key := ratelimit.FirstKey(apiKey, ratelimit.ClientIP{}.Key)
-	r := httptest.NewRequest("GET", "/", nil)
-	fmt.Println(key(r))
-	r.Header.Set("X-API-Key", "k-123")
-	fmt.Println(key(r))
-	// Output:
-	// 1=192.0.2.1 <nil>
-	// 0=ann <nil>
-}
-
 func ExampleJoinKeys() {
 	limiter := ratelimit.Must(ratelimit.New("join", ratelimit.Options{
 		Limits: []ratelimit.Limit{ratelimit.FixedWindow(1, time.Hour)},
@@ -456,29 +413,6 @@ func ExampleLimiter_Middleware_stacked() {
 	// 200 "per-client";r=9;t=3600, "global";r=0;t=3600 welcome
 	// 429 "per-client";r=8;t=3600, "global";r=0;t=3600 Too many requests, please try again later.
 	// 9
-}
-
-// Limits in a configuration file and in flags.
-func ExampleLimit_UnmarshalText() {
-	var config struct {
-		Login ratelimit.Limit `json:"login"`
-	}
-	fmt.Println(json.Unmarshal([]byte(`{"login": "5/1h fixed"}`), &config), config.Login)
-	fmt.Println(json.Unmarshal([]byte(`{"login": "5/1h"}`), &config))
-
-	api := ratelimit.TokenBucket(10, time.Second, 20) // the default
-	flags := flag.NewFlagSet("server", flag.ContinueOnError)
-	flags.TextVar(&api, "api", api, "limit of the API")
-	fmt.Println(flags.Parse([]string{"-api", "100/1m sliding"}), api)
-	// Output:
-	// <nil> 5/1h fixed
-	// ratelimit: limit "5/1h": want a form such as "5/1h fixed", "100/1m sliding" or "10/1s bucket burst=20"
-	// <nil> 100/1m sliding
-}
-
-func ExampleNormalize() {
-	fmt.Println(ratelimit.Normalize("  Ann@Example.COM\u200b"))
-	// Output: ann@example.com
 }
 
 // Counters that survive a restart of the program, planned or not.

@@ -2,25 +2,22 @@ package ratelimit_test
 
 import (
 	"fmt"
-	"log/slog"
 	"net/http/httptest"
 	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
-	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestCloseAdmitsNobody: calls that are under way while a limiter is closed are
-// decided by its store, or refused. A closed store is no outage. Each limiter is a
-// new one, which knows nothing of a key that is used up.
-func TestCloseAdmitsNobody(t *testing.T) {
+// TestCallsDuringCloseAreDecidedOrRefused closes limiters under traffic. Each
+// limiter is new, so it knows nothing about the key, which is used up. A closed
+// store is no outage.
+func TestCallsDuringCloseAreDecidedOrRefused(t *testing.T) {
 	m := newMini(t)
 	client := m.client(t)
 	limit := FixedWindow(3, time.Hour)
@@ -49,9 +46,9 @@ func TestCloseAdmitsNobody(t *testing.T) {
 	}
 }
 
-// TestClosedStoreRefuses: whoever closes a store under a live limiter gets errors,
-// whatever the store and the policy, and 503 over HTTP.
-func TestClosedStoreRefuses(t *testing.T) {
+// TestClosedStoreIsAnErrorUnderEachPolicy closes the store of an open limiter.
+// Over HTTP the status is 503.
+func TestClosedStoreIsAnErrorUnderEachPolicy(t *testing.T) {
 	for _, policy := range []FailurePolicy{FallbackLocal, FailOpen, FailClosed} {
 		m := newMini(t)
 		onRedis := redisStore(t, m.client(t), "rl:")
@@ -91,93 +88,4 @@ func TestClosedStoreRefuses(t *testing.T) {
 			require.NoError(t, l.Close())
 		}
 	}
-}
-
-// quietly is a logger for tests that do not look at the log.
-var quietly = slog.New(slog.DiscardHandler)
-
-// goroutines returns how many there are.
-func goroutines() int { return runtime.NumGoroutine() }
-
-// wrapper is a store around another one, as for metrics.
-type wrapper struct{ Store }
-
-func (w *wrapper) Unwrap() Store { return w.Store }
-
-// TestReloadHandsLeasesOn: a replaced limiter leaves nothing running, however busy a
-// key is, and its units go on to be used by its successor.
-func TestReloadHandsLeasesOn(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		store := &farStore{Store: memory(t, "")}
-		opts := Options{Limits: []Limit{FixedWindow(100_000, time.Hour)}, Store: store, Lease: 20 * time.Millisecond, Logger: quietly}
-		reg := new(Registry)
-		l, err := reg.New("hot", opts)
-		require.NoError(t, err)
-		admitted := int64(0)
-		use := func(l *Limiter) {
-			for range 200 {
-				if decide(t, l, "key", 1).Allowed {
-					admitted++
-				}
-				time.Sleep(100 * time.Microsecond)
-			}
-		}
-		use(l)
-		require.NotZero(t, l.Stats().Remote.Leased)
-		before := goroutines()
-		for range 30 {
-			require.NoError(t, reg.Reload(func(next *Registry) error {
-				_, err := next.New("hot", opts)
-				return err
-			}))
-			old := l
-			l, _ = reg.Lookup("hot")
-			decide(t, old, "key", 1) // a request in flight
-			admitted++
-			use(l)
-			synctest.Wait()
-		}
-		require.Less(t, goroutines(), before+5, "goroutines, of 30 reloads")
-		time.Sleep(time.Second)
-		synctest.Wait()
-		d, err := l.TakeN(ctx, "key", 0)
-		require.NoError(t, err)
-		require.EqualValues(t, 100_000-admitted, d.Remaining, "no unit is lost")
-		require.NoError(t, reg.Close())
-		synctest.Wait()
-		results := make([]Result, 1)
-		_, err = store.Store.Take(ctx, "key", 0, opts.Limits, results)
-		require.NoError(t, err)
-		require.EqualValues(t, 100_000-admitted, results[0].Remaining, "at the store")
-	})
-}
-
-// TestReloadedClientClosed: the successor gives back what the old generation's
-// client cannot.
-func TestReloadedClientClosed(t *testing.T) {
-	m := newMini(t)
-	old, successor := m.client(t), m.client(t)
-	limits := []Limit{FixedWindow(100_000, time.Hour)}
-	options := func(c redis.UniversalClient) Options {
-		return Options{Limits: limits, Redis: c, Lease: 50 * time.Millisecond, Logger: quietly}
-	}
-	reg := new(Registry)
-	l, err := reg.New("hot", options(old))
-	require.NoError(t, err)
-	admitted := int64(0)
-	for range 400 {
-		if decide(t, l, "key", 1).Allowed {
-			admitted++
-		}
-	}
-	require.NotZero(t, l.Stats().Remote.Leased)
-	require.NoError(t, reg.Reload(func(next *Registry) error {
-		_, err := next.New("hot", options(successor))
-		return err
-	}))
-	require.NoError(t, l.Close())
-	require.NoError(t, old.Close())
-	require.NoError(t, reg.Close(), "gives back what is leased")
-	left, _ := take(t, redisStore(t, successor, "rl:hot:"), "key", 0, limits[0])
-	require.EqualValues(t, 100_000-admitted, left[0].Remaining)
 }

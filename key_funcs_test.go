@@ -16,7 +16,7 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-func TestHeaderAndCookieKeys(t *testing.T) {
+func TestKeyFuncsReadTheirPartOfTheRequest(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		key    KeyFunc
@@ -66,9 +66,9 @@ func TestHeaderAndCookieKeys(t *testing.T) {
 	}
 }
 
-// TestKeyErrors: what is no key is passed over by FirstKey, what is exempt or wrong is
-// passed on, and so it is by JoinKeys.
-func TestKeyErrors(t *testing.T) {
+// TestFirstKeyAndJoinKeysPassErrorsOn checks that FirstKey skips a function
+// that finds no key, but not an exemption or another error.
+func TestFirstKeyAndJoinKeysPassErrorsOn(t *testing.T) {
 	fails := func(err error) KeyFunc { return func(*http.Request) (string, error) { return "", err } }
 	wrong := errors.New("wrong")
 	for _, test := range []struct {
@@ -99,9 +99,9 @@ func TestKeyErrors(t *testing.T) {
 	assert.NotErrorIs(t, ErrExempt, ErrNoKey)
 }
 
-// TestPatternKey: one bucket for a route, however its path is spelled, and none
-// where no route is known.
-func TestPatternKey(t *testing.T) {
+// TestPatternKeyIsOnePerRoute spells paths in different ways. Without a route
+// there is no key.
+func TestPatternKeyIsOnePerRoute(t *testing.T) {
 	log := new(logged)
 	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(50, time.Hour)}, Key: PatternKey, Logger: log.logger()})
 	mux := http.NewServeMux()
@@ -159,7 +159,7 @@ func split(key string) []string {
 	return parts
 }
 
-// FuzzJoinKeys: what was joined can be read back, so that no two lists give the same.
+// FuzzJoinKeys reads the joined keys back, so no two lists give the same key.
 func FuzzJoinKeys(f *testing.F) {
 	for _, parts := range [][3]string{{"a:b", "c", "d"}, {"a", "b:c", "d"}, {"a,b", "c", `\`}, {"a", "b,c", `\,`}, {`a\`, ",b", `\\,`}, {",", ",", ","}, {"\x00", "\xff", "é"}} {
 		f.Add(parts[0], parts[1], parts[2])
@@ -181,9 +181,9 @@ func FuzzJoinKeys(f *testing.F) {
 	})
 }
 
-// TestFirstKeysDoNotMeet: a key that a client made up to look like another one's, from
-// another function, is another key.
-func TestFirstKeysDoNotMeet(t *testing.T) {
+// TestFirstKeysOfTwoFunctionsDiffer makes keys up to look like the keys of
+// another function.
+func TestFirstKeysOfTwoFunctionsDiffer(t *testing.T) {
 	seen := make(map[string]string)
 	values := []string{"192.0.2.1", "0=192.0.2.1", "1=192.0.2.1", "1", "0", "=", "10=x", "x"}
 	for place := range 12 {
@@ -202,17 +202,15 @@ func TestFirstKeysDoNotMeet(t *testing.T) {
 	}
 }
 
-// TestRefusedKeyFuncs finds what is missing when a limiter is made.
-func TestRefusedKeyFuncs(t *testing.T) {
+func TestMissingKeyFuncsAreRefused(t *testing.T) {
 	for _, key := range []KeyFunc{JoinKeys(), FirstKey(), FirstKey(nil), JoinKeys(StaticKey("x"), nil), FirstKey(HeaderKey("x"), JoinKeys())} {
 		var reg Registry
 		_, err := reg.New(t.Name(), Options{Limits: []Limit{FixedWindow(1, time.Hour)}, Key: key})
-		assert.ErrorContains(t, err, `ratelimit: limiter "TestRefusedKeyFuncs": Options.Key: `)
+		assert.ErrorContains(t, err, `ratelimit: limiter "TestMissingKeyFuncsAreRefused": Options.Key: `)
 	}
 }
 
-// TestKeyFuncsAreNotCalledEarly: what is the user's own code sees requests only.
-func TestKeyFuncsAreNotCalledEarly(t *testing.T) {
+func TestKeyFuncsAreCalledForRequestsOnly(t *testing.T) {
 	mine := func(*http.Request) (string, error) { panic("not a request") }
 	for _, key := range []KeyFunc{mine, JoinKeys(mine), FirstKey(ClientIP{}.Key, JoinKeys(mine, mine))} {
 		l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(1, time.Hour)}, Key: key})
@@ -220,8 +218,7 @@ func TestKeyFuncsAreNotCalledEarly(t *testing.T) {
 	}
 }
 
-// TestProbeIsNoRequest: no client can be taken for the limiter's own question.
-func TestProbeIsNoRequest(t *testing.T) {
+func TestRequestCannotPassForAProbe(t *testing.T) {
 	for _, peer := range []string{"probe", "@probe", "\x00", " \x00probe"} {
 		_, err := ClientIP{}.Key(from(peer))
 		assert.ErrorIs(t, err, ErrNoKey, "%q", peer)

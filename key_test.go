@@ -4,7 +4,6 @@ import (
 	"errors"
 	"net/http"
 	"net/netip"
-	"strings"
 	"testing"
 	"time"
 
@@ -14,21 +13,7 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// from is a request from a peer, with header fields such as "Accept: */*".
-func from(peer string, fields ...string) *http.Request {
-	r := httpRequest("GET", fields...)
-	r.RemoteAddr = peer
-	return r
-}
-
-func networksOf(s string) (list []netip.Prefix) {
-	for _, one := range strings.Fields(s) {
-		list = append(list, netip.MustParsePrefix(one))
-	}
-	return list
-}
-
-func TestClientIP(t *testing.T) {
+func TestClientIPFindsTheClientsAddress(t *testing.T) {
 	const none = "" // no key
 	proxied := ClientIP{TrustedProxies: networksOf("10.0.0.0/8 2001:db8:ffff::/48")}
 	forwarded, single := proxied, proxied
@@ -120,9 +105,8 @@ func TestClientIP(t *testing.T) {
 	}
 }
 
-// TestAddressesOfOneClient: aliases of an address share a counter, and addresses that
-// are not aliases do not.
-func TestAddressesOfOneClient(t *testing.T) {
+// TestAliasesOfAnAddressShareAKey also checks that other addresses do not.
+func TestAliasesOfAnAddressShareAKey(t *testing.T) {
 	behind := ClientIP{TrustedProxies: networksOf("10.0.0.0/8")}
 	for i, aliases := range [][]string{
 		{"192.0.2.1", "192.0.2.1:1", "::ffff:192.0.2.1", "[::ffff:c000:0201]:9", "0:0:0:0:0:ffff:192.0.2.1"},
@@ -139,9 +123,9 @@ func TestAddressesOfOneClient(t *testing.T) {
 	}
 }
 
-// TestRefusedClientIP: settings that would be a hole are found when a limiter is made,
-// wherever they stand, and by Key itself.
-func TestRefusedClientIP(t *testing.T) {
+// TestUnsafeClientIPIsRefused checks that New finds the setting in any
+// combination of keys, and that Key refuses it, too.
+func TestUnsafeClientIPIsRefused(t *testing.T) {
 	all4, all6 := netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")
 	lan := netip.MustParsePrefix("10.0.0.0/8")
 	for _, test := range []struct {
@@ -165,7 +149,7 @@ func TestRefusedClientIP(t *testing.T) {
 			var reg Registry
 			_, err := reg.New(t.Name(), Options{Limits: []Limit{FixedWindow(1, time.Hour)}, Key: key})
 			assert.ErrorContains(t, err, test.want, place)
-			assert.ErrorContains(t, err, `ratelimit: limiter "TestRefusedClientIP": Options.Key: `, place)
+			assert.ErrorContains(t, err, `ratelimit: limiter "TestUnsafeClientIPIsRefused": Options.Key: `, place)
 		}
 		_, err := test.c.Key(from("192.0.2.1:1", "X-Forwarded-For: 203.0.113.66"))
 		assert.ErrorContains(t, err, test.want)
@@ -175,9 +159,10 @@ func TestRefusedClientIP(t *testing.T) {
 	}
 }
 
-// TestProxiesThatMatchNothing: a network of mapped addresses would never be trusted,
-// because addresses are compared in their own form; it is either understood or refused.
-func TestProxiesThatMatchNothing(t *testing.T) {
+// TestMappedProxyNetworksAreUnderstoodOrRefused uses networks of mapped
+// addresses. Addresses are compared in their own form, so such a network would
+// never be trusted.
+func TestMappedProxyNetworksAreUnderstoodOrRefused(t *testing.T) {
 	c := ClientIP{TrustedProxies: networksOf("::ffff:10.0.0.0/104")}
 	got, err := c.Key(from("10.0.0.1:1", "X-Forwarded-For: 198.51.100.1"))
 	if err == nil {

@@ -12,7 +12,7 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-func TestLimitText(t *testing.T) {
+func TestLimitTextRoundTrips(t *testing.T) {
 	for _, tc := range []struct {
 		limit Limit
 		text  string
@@ -46,7 +46,7 @@ func TestParseLimitIsLenientAboutSpaceAndOrder(t *testing.T) {
 	require.Equal(t, TokenBucket(10, time.Second, 20).Named("x"), got)
 }
 
-func TestParseLimitErrors(t *testing.T) {
+func TestParseLimitErrorsNameTheMistake(t *testing.T) {
 	for _, tc := range []struct{ text, want string }{
 		{"", `want a form such as "5/1h fixed"`},
 		{"5", `want a form such as`},
@@ -87,7 +87,7 @@ func TestParseLimitErrors(t *testing.T) {
 	}
 }
 
-func TestLimitInJSON(t *testing.T) {
+func TestLimitRoundTripsInJSON(t *testing.T) {
 	type config struct {
 		Login Limit `json:"login"`
 	}
@@ -104,7 +104,7 @@ func TestLimitInJSON(t *testing.T) {
 	require.ErrorContains(t, err, "it is the zero Limit")
 }
 
-func TestLimitAccessors(t *testing.T) {
+func TestLimitAccessorsReturnTheArguments(t *testing.T) {
 	l := TokenBucket(10, time.Second, 20).Named("x")
 	require.Equal(t, []any{int64(10), time.Second, int64(20), "bucket", "x"}, []any{l.N(), l.Window(), l.Burst(), l.Algorithm(), l.Name()})
 	l = FixedWindow(10, time.Second)
@@ -138,7 +138,8 @@ func FuzzParseLimit(f *testing.F) {
 	})
 }
 
-// Whatever numbers a limit is made with, it is either refused or prints and parses.
+// FuzzLimit makes limits of any numbers. Each one is refused, or it round-trips
+// as text.
 func FuzzLimit(f *testing.F) {
 	f.Add(int64(5), int64(time.Hour), int64(0), byte(0), "")
 	f.Add(int64(math.MaxInt64), int64(math.MaxInt64), int64(math.MaxInt64), byte(2), "x\x00")

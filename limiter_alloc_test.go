@@ -1,6 +1,7 @@
 package ratelimit_test
 
 import (
+	"math"
 	"testing"
 	"time"
 
@@ -8,6 +9,18 @@ import (
 
 	. "github.com/ratelimit-go/ratelimit"
 )
+
+func TestTakeOfFewUnitsAllocatesNothing(t *testing.T) {
+	for _, limits := range [][]Limit{
+		{FixedWindow(5, time.Hour)}, {SlidingWindow(5, time.Hour)}, {TokenBucket(5, time.Hour, 5)},
+		{FixedWindow(math.MaxInt32, time.Hour)}, windows(8),
+	} {
+		l := limiter(t, limits...)
+		l.Take(ctx, "key")
+		require.Zero(t, testing.AllocsPerRun(1000, func() { l.Take(ctx, "key") }), "%v", limits)
+		l.Close()
+	}
+}
 
 // TestTakeOnExistingKeyAllocatesNothing pins that a decision in memory costs no
 // allocation, with one limit and with several, admitted or denied.

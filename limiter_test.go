@@ -3,7 +3,6 @@ package ratelimit_test
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -18,24 +17,7 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// limiter makes a limiter that is gone, counters and all, when the test is over.
-func limiter(t *testing.T, limits ...Limit) *Limiter {
-	var reg Registry
-	l := Must(reg.New(t.Name(), quiet(limits...)))
-	t.Cleanup(func() {
-		l.Close()
-		Memory(t.Name()).Close()
-	})
-	return l
-}
-
-var ctx = context.Background()
-
-func algorithms(n int64, window time.Duration) []Limit {
-	return []Limit{FixedWindow(n, window), SlidingWindow(n, window), TokenBucket(n, window, n)}
-}
-
-func TestExactUnderGoroutines(t *testing.T) {
+func TestManyGoroutinesGetExactlyTheLimit(t *testing.T) {
 	for _, limit := range algorithms(1000, time.Hour) {
 		t.Run(limit.Algorithm(), func(t *testing.T) {
 			l := limiter(t, limit)
@@ -62,8 +44,9 @@ func TestExactUnderGoroutines(t *testing.T) {
 	}
 }
 
-// In a bubble no time passes, and the bucket is exact too.
-func TestExactBucketUnderGoroutines(t *testing.T) {
+// TestManyGoroutinesGetExactlyTheBurst runs in a bubble. No time passes there,
+// so the bucket gains no units.
+func TestManyGoroutinesGetExactlyTheBurst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := limiter(t, TokenBucket(1000, time.Hour, 1000))
 		var admitted atomic.Int64
@@ -81,8 +64,9 @@ func TestExactBucketUnderGoroutines(t *testing.T) {
 	})
 }
 
-// A flood of new keys stays within MaxKeys and does not unlock who is denied.
-func TestFloodNeitherGrowsNorUnlocks(t *testing.T) {
+// TestFloodNeitherExceedsMaxKeysNorUnlocksKeys sends a million new keys. A key
+// that is denied stays denied.
+func TestFloodNeitherExceedsMaxKeysNorUnlocksKeys(t *testing.T) {
 	var reg Registry
 	store, err := NewMemoryStore(t.Name(), MemoryOptions{MaxKeys: 100_000})
 	require.NoError(t, err)
@@ -107,19 +91,7 @@ func TestFloodNeitherGrowsNorUnlocks(t *testing.T) {
 	require.Zero(t, stats.EvictedDenied)
 }
 
-func TestTakeAllocatesNothing(t *testing.T) {
-	for _, limits := range [][]Limit{
-		{FixedWindow(5, time.Hour)}, {SlidingWindow(5, time.Hour)}, {TokenBucket(5, time.Hour, 5)},
-		{FixedWindow(math.MaxInt32, time.Hour)}, windows(8),
-	} {
-		l := limiter(t, limits...)
-		l.Take(ctx, "key")
-		require.Zero(t, testing.AllocsPerRun(1000, func() { l.Take(ctx, "key") }), "%v", limits)
-		l.Close()
-	}
-}
-
-func TestTakeDecides(t *testing.T) {
+func TestDecisionIsOfTheBindingLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hourly, burst := FixedWindow(4, time.Hour), TokenBucket(1, time.Second, 2)
 		l := limiter(t, hourly, burst)
@@ -147,7 +119,7 @@ func TestTakeDecides(t *testing.T) {
 	})
 }
 
-func TestBadCalls(t *testing.T) {
+func TestInvalidCallsAreErrorsAndTakeNothing(t *testing.T) {
 	l := limiter(t, FixedWindow(5, time.Hour))
 	l.Take(ctx, "key")
 	gone, cancel := context.WithCancel(ctx)
@@ -221,7 +193,7 @@ func TestSetLimitsKeepsCounters(t *testing.T) {
 	})
 }
 
-func TestSetLimitsWhileTaking(t *testing.T) {
+func TestSetLimitsUnderTrafficKeepsCountsExact(t *testing.T) {
 	l := limiter(t, FixedWindow(10, time.Hour))
 	done := make(chan struct{})
 	var wg sync.WaitGroup
@@ -259,49 +231,6 @@ func TestSetLimitsWhileTaking(t *testing.T) {
 	close(done)
 	wg.Wait()
 	require.EqualValues(t, 50, admitted.Load())
-}
-
-// failing is a store whose backend is out of reach.
-type failing struct{ fakeStore }
-
-var errBackend = errors.New("dial tcp 10.0.0.5:6379: refused")
-
-func (*failing) Take(context.Context, string, int64, []Limit, []Result) (Instant, error) {
-	return 0, errBackend
-}
-func (*failing) Adjust(context.Context, string, int64, Instant, []Limit) (int64, error) {
-	return 0, errBackend
-}
-func (*failing) Reset(context.Context, string, []Limit) error { return errBackend }
-
-func TestStoreErrorsComeThrough(t *testing.T) {
-	var reg Registry
-	defer reg.Close()
-	l := Must(reg.New("x", with(&failing{fakeStore{prefix: "f:"}})))
-	d, err := l.Take(ctx, "key")
-	require.ErrorIs(t, err, errBackend)
-	require.ErrorContains(t, err, `ratelimit: limiter "x": `)
-	require.Zero(t, d, "no decision was made")
-	require.ErrorIs(t, l.Refund(ctx, "key", 1), errBackend)
-	require.ErrorIs(t, l.Reset(ctx, "key"), errBackend)
-}
-
-// Any store can be behind a limiter, not only one of this package's making.
-func TestStoreInAWrapper(t *testing.T) {
-	var reg Registry
-	defer reg.Close()
-	l := Must(reg.New("x", with(&wrapped{memory(t, "inner")})))
-	for want := int64(4); want >= 0; want-- {
-		d, err := l.Take(ctx, "key")
-		require.NoError(t, err)
-		require.Equal(t, want, d.Remaining)
-	}
-	require.NoError(t, l.Refund(ctx, "key", 2))
-	d, _ := l.TakeN(ctx, "key", 0)
-	require.EqualValues(t, 2, d.Remaining)
-	require.NoError(t, l.Reset(ctx, "key"))
-	d, _ = l.TakeN(ctx, "key", 0)
-	require.EqualValues(t, 5, d.Remaining)
 }
 
 func TestLogSaysWhetherCountersWereFound(t *testing.T) {

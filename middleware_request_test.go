@@ -17,9 +17,9 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestRequestOutside: what the handler behind a limiter learns about the request, those
-// around it and the server still see, as if no limiter stood between them.
-func TestRequestOutside(t *testing.T) {
+// TestOuterHandlersSeeWhatInnerOnesSet checks that the limiter does not hide
+// what the handler inside learns about the request.
+func TestOuterHandlersSeeWhatInnerOnesSet(t *testing.T) {
 	var told statuses
 	for name, opts := range map[string]Options{"plain": {}, "counting": {Count: told.count}} {
 		opts.Limits = []Limit{FixedWindow(9, time.Hour)}
@@ -64,9 +64,7 @@ func TestRequestOutside(t *testing.T) {
 	}
 }
 
-// TestSameRequestAgain: one that is served twice, by a handler that tries again, say,
-// counts twice.
-func TestSameRequestAgain(t *testing.T) {
+func TestRequestServedTwiceCountsTwice(t *testing.T) {
 	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}})
 	h, r := l.Middleware(httpServed), httpRequest("GET")
 	for range 3 {

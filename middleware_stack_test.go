@@ -16,27 +16,45 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// httpKey is the default key of httpRequest.
-const httpKey = "192.0.2.1"
-
-// leftOf is what key has left, of the limit with the least.
-func leftOf(t testing.TB, l *Limiter, key string) int64 {
-	t.Helper()
-	d, err := l.TakeN(context.Background(), key, 0)
-	require.NoError(t, err)
-	return d.Remaining
+// TestRequestsOfABatchEndpointCount has a handler that makes requests with the
+// context of its own request. Each of them counts.
+func TestRequestsOfABatchEndpointCount(t *testing.T) {
+	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(3, time.Hour)}})
+	served := 0
+	inner := l.Middleware(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { served++ }))
+	l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for range 10 {
+			sub, err := http.NewRequestWithContext(r.Context(), "POST", "/login", nil)
+			require.NoError(t, err)
+			sub.RemoteAddr = r.RemoteAddr
+			inner.ServeHTTP(httptest.NewRecorder(), sub)
+		}
+	})).ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
+	require.Equal(t, 2, served)
 }
 
-// stacked makes two limiters, one behind the other. Their policies are "out" and "in".
-func stacked(t testing.TB, outer, inner Options, nOut, nIn int64) (out, in *Limiter) {
-	outer.Limits = []Limit{FixedWindow(nOut, time.Hour).Named("out")}
-	inner.Limits = []Limit{SlidingWindow(nIn, time.Minute).Named("in")}
-	return httpLimiterNamed(t, t.Name()+" out", outer), httpLimiterNamed(t, t.Name()+" in", inner)
+// TestDeniedHandlerCannotServeTheRequest uses an Options.Denied that sends the
+// request to the mux again.
+func TestDeniedHandlerCannotServeTheRequest(t *testing.T) {
+	mux := http.NewServeMux()
+	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(1, time.Hour)}, Denied: mux})
+	served := 0
+	mux.Handle("/", l.Middleware(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { served++ })))
+	for range 5 {
+		w := httptest.NewRecorder()
+		mux.ServeHTTP(w, httpRequest("GET"))
+		if served == 1 && w.Code == 200 {
+			continue
+		}
+		require.Equal(t, 429, w.Code)
+	}
+	require.Equal(t, 1, served)
 }
 
-// TestStacked: lists have the limits of both, the outer's first and as it decided; what
-// cannot hold a list tells of the binding limit, wherever it belongs.
-func TestStacked(t *testing.T) {
+// TestNestedLimitersShareHeaderFields checks that lists have the limits of
+// both, first those of the outer limiter. A field that cannot hold a list
+// reports the binding limit of both.
+func TestNestedLimitersShareHeaderFields(t *testing.T) {
 	const h10, h7, h6, old, none = HeadersDraft10, HeadersDraft7, HeadersDraft6, HeadersLegacy, HeadersNone
 	for _, test := range []struct {
 		name         string
@@ -124,9 +142,10 @@ func TestStacked(t *testing.T) {
 	}
 }
 
-// TestDenialInsideGivesBack: a client that is refused by one limiter does not drain
-// those around it, nor does it get more than it had.
-func TestDenialInsideGivesBack(t *testing.T) {
+// TestInnerDenialGivesOuterUnitsBack checks that a client that one limiter
+// denies does not drain the limiters around it, and does not get more units
+// than it had.
+func TestInnerDenialGivesOuterUnitsBack(t *testing.T) {
 	all := func(n int64) Options {
 		return Options{Limits: []Limit{FixedWindow(n, time.Hour), TokenBucket(n, time.Hour, n), SlidingWindow(n, time.Minute)}}
 	}
@@ -164,8 +183,9 @@ func TestDenialInsideGivesBack(t *testing.T) {
 	}
 }
 
-// TestOnlyDenialsGiveBack: what was not decided further in, or was let through, counts.
-func TestOnlyDenialsGiveBack(t *testing.T) {
+// TestOnlyInnerDenialsGiveUnitsBack has inner limiters that fail or admit. The
+// outer units stay taken.
+func TestOnlyInnerDenialsGiveUnitsBack(t *testing.T) {
 	for _, test := range []struct {
 		name  string
 		inner Options
@@ -185,9 +205,9 @@ func TestOnlyDenialsGiveBack(t *testing.T) {
 	}
 }
 
-// TestMountedTwice: a request that passes a limiter twice counts once, is told of
-// once, and where that happened is said once.
-func TestMountedTwice(t *testing.T) {
+// TestLimiterMountedTwiceCountsOnce checks that there is one set of fields and
+// one warning, which says where.
+func TestLimiterMountedTwiceCountsOnce(t *testing.T) {
 	for name, mount := range map[string]func(a, b *Limiter) http.Handler{
 		"around itself":       func(a, b *Limiter) http.Handler { return a.Middleware(a.Middleware(httpServed)) },
 		"around another":      func(a, b *Limiter) http.Handler { return a.Middleware(b.Middleware(a.Middleware(httpServed))) },
@@ -232,10 +252,10 @@ func muxed(a, _ *Limiter) http.Handler {
 	return a.Middleware(mux)
 }
 
-// TestStackedOverAnotherWriter puts a handler between two limiters that keeps the
-// fields of what is behind it to itself at first, as http.TimeoutHandler does, or
-// that removes or rewrites them.
-func TestStackedOverAnotherWriter(t *testing.T) {
+// TestNestedLimitersAllowOtherWritersBetween puts a handler between two
+// limiters that buffers the fields of the inner one, as http.TimeoutHandler
+// does, or that removes or changes fields.
+func TestNestedLimitersAllowOtherWritersBetween(t *testing.T) {
 	for name, between := range map[string]func(http.Handler) http.Handler{
 		"timeout": func(next http.Handler) http.Handler { return http.TimeoutHandler(next, time.Hour, "") },
 		"removed": func(next http.Handler) http.Handler {

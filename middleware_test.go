@@ -1,101 +1,24 @@
 package ratelimit_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"maps"
 	"net/http"
-	"net/http/httptest"
-	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
-	"github.com/stretchr/testify/require"
 
 	. "github.com/ratelimit-go/ratelimit"
 )
-
-// httpLimiter makes a limiter in a registry and on a memory store of the test's own.
-func httpLimiter(t testing.TB, opts Options) *Limiter {
-	t.Helper()
-	return httpLimiterNamed(t, t.Name(), opts)
-}
-
-func httpLimiterNamed(t testing.TB, name string, opts Options) *Limiter {
-	t.Helper()
-	if opts.Store == nil {
-		t.Cleanup(func() { Memory(name).Close() })
-	}
-	if opts.Logger == nil {
-		opts.Logger = slog.New(slog.DiscardHandler)
-	}
-	reg := new(Registry)
-	t.Cleanup(func() { reg.Close() })
-	l, err := reg.New(name, opts)
-	require.NoError(t, err)
-	return l
-}
-
-// httpRequest makes a request from 192.0.2.1 with header fields such as "Accept: */*".
-func httpRequest(method string, fields ...string) *http.Request {
-	r := httptest.NewRequest(method, "/", nil)
-	for _, f := range fields {
-		name, value, _ := strings.Cut(f, ": ")
-		r.Header.Add(name, value)
-	}
-	return r
-}
-
-// httpServed is the handler behind a limiter: 204 shows that it was reached.
-var httpServed = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusNoContent) })
-
-// httpAnswer is what h answers, in full: the status, the header fields in the order
-// of their names, and the body behind "> ".
-func httpAnswer(h http.Handler, r *http.Request) string {
-	w := httptest.NewRecorder()
-	h.ServeHTTP(w, r)
-	lines := []string{fmt.Sprint(w.Code)}
-	for _, name := range slices.Sorted(maps.Keys(w.Header())) {
-		for _, value := range w.Header()[name] {
-			lines = append(lines, name+": "+value)
-		}
-	}
-	if w.Body.Len() > 0 {
-		lines = append(lines, "> "+w.Body.String())
-	}
-	return strings.Join(lines, "\n")
-}
-
-// unindent makes what httpAnswer returns of an indented literal.
-func unindent(s string) string {
-	return strings.ReplaceAll(strings.TrimSpace(s), "\n\t\t\t", "\n")
-}
-
-// brokenStore fails.
-type brokenStore struct {
-	Store
-	err error
-}
-
-func (s *brokenStore) Prefix() string { return "broken:" }
-func (s *brokenStore) Take(context.Context, string, int64, []Limit, []Result) (Instant, error) {
-	return 0, s.err
-}
-
-const denialHead = `
-			Content-Length: 42
-			Content-Type: text/plain; charset=utf-8`
 
 const problemOf = `{"type":"https://iana.org/assignments/http-problem-types#quota-exceeded",` +
 	`"title":"Request cannot be satisfied as assigned quota has been exceeded",` +
 	`"status":429,"detail":"Too many requests, please try again later.","violated-policies":`
 
-func TestAnswers(t *testing.T) {
+func TestAnswersAreAsDocumented(t *testing.T) {
 	login := []Limit{FixedWindow(2, time.Hour).Named("login")}
 	three := []Limit{FixedWindow(9, time.Hour).Named("calm"), SlidingWindow(2, time.Minute).Named("m"), TokenBucket(2, time.Second, 3).Named("b")}
 	key := func(key string, err error) KeyFunc {

@@ -74,7 +74,7 @@ func fetch(t *testing.T, client *http.Client, method, url string) string {
 // aboutAnHour is what is left of an hour after a moment of real time.
 var aboutAnHour = regexp.MustCompile(`(t=|Retry-After: )35[0-9][0-9]`)
 
-func TestOverNetwork(t *testing.T) {
+func TestAnswersOverANetworkAreTheSame(t *testing.T) {
 	overNetwork(t, func(t *testing.T, start func(http.Handler) *httptest.Server) {
 		l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(2, time.Hour).Named("x")}, Key: HeaderKey("X-Key")})
 		s := start(l.Middleware(httpServed))
@@ -127,9 +127,9 @@ func powers(w http.ResponseWriter) string {
 	return strings.Join(can, " ")
 }
 
-// TestWriterKeepsItsPowers compares the writer that the server gives with the one
-// that a handler gets where Count is set. Without Count it is the very same.
-func TestWriterKeepsItsPowers(t *testing.T) {
+// TestWriterKeepsItsInterfaces compares the server's writer with the writer
+// that a handler gets if Count is set. Without Count it is the same writer.
+func TestWriterKeepsItsInterfaces(t *testing.T) {
 	overNetwork(t, func(t *testing.T, start func(http.Handler) *httptest.Server) {
 		var told statuses
 		counting := httpLimiterNamed(t, t.Name()+" 1", Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: told.count})
@@ -152,9 +152,9 @@ func TestWriterKeepsItsPowers(t *testing.T) {
 	})
 }
 
-// TestCountOverNetwork tells the status of what a handler does with a real connection,
-// and has the units given back.
-func TestCountOverNetwork(t *testing.T) {
+// TestCountGetsTheStatusOverANetwork has handlers that do different things with
+// a real connection.
+func TestCountGetsTheStatusOverANetwork(t *testing.T) {
 	overNetwork(t, func(t *testing.T, start func(http.Handler) *httptest.Server) {
 		hints := 0
 		trace := &httptrace.ClientTrace{Got1xxResponse: func(code int, _ textproto.MIMEHeader) error { hints++; return nil }}
@@ -210,8 +210,7 @@ func TestCountOverNetwork(t *testing.T) {
 	})
 }
 
-// TestCountOfAClientThatLeaves in the middle of its request.
-func TestCountOfAClientThatLeaves(t *testing.T) {
+func TestRequestOfAClientThatLeavesCounts(t *testing.T) {
 	overNetwork(t, func(t *testing.T, start func(http.Handler) *httptest.Server) {
 		var told statuses
 		l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: told.count, Key: StaticKey("k")})
@@ -235,8 +234,7 @@ func TestCountOfAClientThatLeaves(t *testing.T) {
 	})
 }
 
-// TestHijack takes the connection over, and talks over it.
-func TestHijack(t *testing.T) {
+func TestHijackedConnectionWorks(t *testing.T) {
 	for name, hijack := range map[string]func(http.ResponseWriter) (net.Conn, *bufio.ReadWriter, error){
 		"directly": func(w http.ResponseWriter) (net.Conn, *bufio.ReadWriter, error) { return w.(http.Hijacker).Hijack() },
 		"by a controller": func(w http.ResponseWriter) (net.Conn, *bufio.ReadWriter, error) {
@@ -273,8 +271,8 @@ func TestHijack(t *testing.T) {
 	}
 }
 
-// TestHijackThatFails is no hijack: HTTP/2 has none.
-func TestHijackThatFails(t *testing.T) {
+// TestFailedHijackDoesNotCountAsOne uses HTTP/2, which has no hijacking.
+func TestFailedHijackDoesNotCountAsOne(t *testing.T) {
 	var told statuses
 	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: told.count})
 	s := httptest.NewUnstartedServer(l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -289,8 +287,8 @@ func TestHijackThatFails(t *testing.T) {
 	assert.Equal(t, []int{426}, told.all())
 }
 
-// TestPush over HTTP/2 reaches the server's own Pusher, which this client refuses.
-func TestPush(t *testing.T) {
+// TestPushReachesTheServersPusher uses a client that refuses pushes.
+func TestPushReachesTheServersPusher(t *testing.T) {
 	var told statuses
 	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: told.count})
 	s := httptest.NewUnstartedServer(l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -304,9 +302,10 @@ func TestPush(t *testing.T) {
 	assert.Equal(t, []int{200}, told.all())
 }
 
-// TestUnixSocket: a peer without an address is a proxy exactly where proxies are
-// trusted. Else it cannot be told from others, whatever its own socket is called.
-func TestUnixSocket(t *testing.T) {
+// TestUnixPeerIsAProxyIfProxiesAreTrusted has peers without an address. If no
+// proxy is trusted they cannot be told apart, whatever their own socket is
+// called.
+func TestUnixPeerIsAProxyIfProxiesAreTrusted(t *testing.T) {
 	t.Chdir(t.TempDir())
 	limits := []Limit{FixedWindow(9, time.Hour).Named("x")}
 	const counted = "204\nRatelimit: \"x\";r=8;t=3600\nRatelimit-Policy: \"x\";q=9;w=3600"

@@ -1,6 +1,8 @@
 package ratelimit_test
 
 import (
+	"fmt"
+	"strings"
 	"testing"
 	"unicode/utf8"
 
@@ -9,7 +11,7 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-func TestNormalize(t *testing.T) {
+func TestNormalizeMapsSpellingsToOneKey(t *testing.T) {
 	for _, spelling := range []string{
 		"ann@example.com", "Ann@Example.COM", " ann@example.com\r\n", "a n n@example.com", "ann@example.com\u200b",
 		"\ufeffann@example.com", "ａｎｎ＠ｅｘａｍｐｌｅ．ｃｏｍ", "ann\u00ad@example.com", "ann\u00a0@example.com", "𝐚nn@example.com",
@@ -26,6 +28,15 @@ func TestNormalize(t *testing.T) {
 		require.NotEqual(t, "ann@example.com", Normalize(other))
 	}
 	require.Empty(t, Normalize(" \t\u200b"), "an empty key, which is refused")
+}
+
+func TestNormalizedKeyHasABoundedLength(t *testing.T) {
+	long := Normalize(strings.Repeat("\ufdfa", 1<<20))
+	require.Less(t, len(long), 100)
+	require.NotEqual(t, long, Normalize(strings.Repeat("\ufdfa", 1<<20)+"a"))
+	for _, invisible := range []string{"\u034f", "\ufe0f", "\u180b", "\u115f", "\u3164", "\u17b4", "\U000e0100"} {
+		require.Equal(t, "bob", Normalize("b"+invisible+"ob"), fmt.Sprintf("%+q", invisible))
+	}
 }
 
 func FuzzNormalize(f *testing.F) {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -19,8 +20,8 @@ import (
 // it, over real connections: net/http sends a small response only when the handler
 // has returned, which a recorder cannot show.
 
-// TestAnswersDoNotWaitForUnitsToBeGivenBack: neither a denial, whose outer limiters
-// get their units back, nor a response that does not count.
+// TestAnswersDoNotWaitForUnitsToBeGivenBack checks denials, whose outer
+// limiters get their units back, and responses that do not count.
 func TestAnswersDoNotWaitForUnitsToBeGivenBack(t *testing.T) {
 	const timeout = 200 * time.Millisecond
 	for _, test := range []struct {
@@ -70,8 +71,39 @@ func TestAnswersDoNotWaitForUnitsToBeGivenBack(t *testing.T) {
 	}
 }
 
-// TestGuessesOfClientsThatHangUpCount: whatever status a handler answers a cancelled
-// context with.
+// hanging is a store that answers no Adjust before its context is done.
+type hanging struct{ *MemoryStore }
+
+func (s *hanging) Adjust(ctx context.Context, _ string, _ int64, _ Instant, _ []Limit) (int64, error) {
+	<-ctx.Done()
+	return 0, ctx.Err()
+}
+
+// TestDenialDoesNotWaitForAHangingAdjust nests two limiters. The inner one
+// denies while the store of the outer one hangs. Giving the units back ends in
+// time, also after the client has left.
+func TestDenialDoesNotWaitForAHangingAdjust(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		out := httpLimiterNamed(t, t.Name()+"out", Options{Limits: []Limit{hour}, Store: &hanging{memory(t, "out")}})
+		in := httpLimiterNamed(t, t.Name()+"in", Options{Limits: []Limit{hour}, Cost: func(*http.Request) int64 { return 6 }})
+		left, cancel := context.WithCancel(t.Context())
+		w := httptest.NewRecorder()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			out.Middleware(in.Middleware(httpServed)).ServeHTTP(w, httpRequest("GET").WithContext(left))
+		}()
+		synctest.Wait()
+		require.Equal(t, 429, w.Code, "answered while the store hangs")
+		cancel()
+		start := time.Now()
+		<-done
+		require.LessOrEqual(t, time.Since(start), 10*time.Second)
+	})
+}
+
+// TestGuessesOfClientsThatHangUpCount has handlers that answer a cancelled
+// context with different statuses.
 func TestGuessesOfClientsThatHangUpCount(t *testing.T) {
 	failed := func(r *http.Request, status int) bool { return status == http.StatusUnauthorized }
 	began := make(chan struct{}, 1)

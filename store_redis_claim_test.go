@@ -45,19 +45,11 @@ func (p *process) use(t *testing.T) error {
 	return err
 }
 
-// bubble runs a test with a client of a server in it.
-func bubble(t *testing.T, test func(t *testing.T, m *miniredis.Miniredis, c *redis.Client)) {
-	synctest.Test(t, func(t *testing.T) {
-		m := miniredis.NewMiniRedis()
-		test(t, m, piped(t, m))
-	})
-}
-
 var plenty = FixedWindow(1_000_000, 1000*time.Hour)
 
-// TestRedisOwner: a store keeps a record of its limiter beside the counters, from the first use
-// on, and looks after it now and then.
-func TestRedisOwner(t *testing.T) {
+// TestRedisStoreKeepsARecordOfItsOwner checks that the record exists from the
+// first use, and that the store looks at it now and then.
+func TestRedisStoreKeepsARecordOfItsOwner(t *testing.T) {
 	bubble(t, func(t *testing.T, m *miniredis.Miniredis, c *redis.Client) {
 		sent := make(map[string]int)
 		c.AddHook(hook(func(ctx context.Context, cmd redis.Cmder, next redis.ProcessHook) error {
@@ -103,8 +95,7 @@ func TestRedisOwner(t *testing.T) {
 	})
 }
 
-// TestRedisOwnerIsNotWaitedFor: decisions do not hang on the record.
-func TestRedisOwnerIsNotWaitedFor(t *testing.T) {
+func TestDecisionsDoNotWaitForTheOwnersRecord(t *testing.T) {
 	bubble(t, func(t *testing.T, m *miniredis.Miniredis, c *redis.Client) {
 		var mu sync.Mutex
 		hanging := 0
@@ -153,9 +144,9 @@ func (h hook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessP
 	}
 }
 
-// TestRedisOwnerOther: a limiter of another name under the prefix is reported once, and goes
-// on counting.
-func TestRedisOwnerOther(t *testing.T) {
+// TestOtherOwnerIsReportedOnce has a limiter of another name under the prefix.
+// It goes on counting.
+func TestOtherOwnerIsReportedOnce(t *testing.T) {
 	bubble(t, func(t *testing.T, m *miniredis.Miniredis, c *redis.Client) {
 		api := newProcess(t, c, "rl:", "api", plenty)
 		require.NoError(t, api.use(t))
@@ -180,9 +171,9 @@ func TestRedisOwnerOther(t *testing.T) {
 	})
 }
 
-// TestRedisOwnerOtherLimits: the same limiter with other limits, as in a rolling deploy, is
-// a notice only.
-func TestRedisOwnerOtherLimits(t *testing.T) {
+// TestOtherLimitsOfTheOwnerAreANotice has the same limiter with other limits,
+// as in a rolling deploy.
+func TestOtherLimitsOfTheOwnerAreANotice(t *testing.T) {
 	bubble(t, func(t *testing.T, m *miniredis.Miniredis, c *redis.Client) {
 		old := newProcess(t, c, "rl:", "api", plenty, RefuseSharedPrefix())
 		require.NoError(t, old.use(t))
@@ -208,9 +199,9 @@ func TestRedisOwnerOtherLimits(t *testing.T) {
 	})
 }
 
-// TestRedisRefuseSharedPrefix: with that option a store does not count where another
-// limiter does, until that one has gone.
-func TestRedisRefuseSharedPrefix(t *testing.T) {
+// TestRefuseSharedPrefixStopsTheSecondLimiter also checks that the second
+// limiter counts when the first one is gone.
+func TestRefuseSharedPrefixStopsTheSecondLimiter(t *testing.T) {
 	bubble(t, func(t *testing.T, m *miniredis.Miniredis, c *redis.Client) {
 		api := newProcess(t, c, "rl:", "api", plenty)
 		require.NoError(t, api.use(t))
@@ -251,9 +242,9 @@ func TestRedisRefuseSharedPrefix(t *testing.T) {
 	})
 }
 
-// TestRedisOwnerJunk: what is no record of this library is somebody else's, and cannot
-// break a log line.
-func TestRedisOwnerJunk(t *testing.T) {
+// TestForeignOwnersRecordIsReportedOnOneLine has a record that the library did
+// not write. It must not break a log line.
+func TestForeignOwnersRecordIsReportedOnOneLine(t *testing.T) {
 	bubble(t, func(t *testing.T, m *miniredis.Miniredis, c *redis.Client) {
 		require.NoError(t, m.Set("rl:owner", "junk\n"+string(make([]byte, 1<<20))))
 		p := newProcess(t, c, "rl:", "login", hour)
@@ -270,8 +261,7 @@ func TestRedisOwnerJunk(t *testing.T) {
 	})
 }
 
-// TestRedisOwnerOfAStoreAlone: a store that no limiter has taken claims nothing.
-func TestRedisOwnerOfAStoreAlone(t *testing.T) {
+func TestStoreWithoutALimiterClaimsNoPrefix(t *testing.T) {
 	bubble(t, func(t *testing.T, m *miniredis.Miniredis, c *redis.Client) {
 		s := redisStore(t, c, "rl:", RefuseSharedPrefix())
 		take(t, s, "k", 1, hour)

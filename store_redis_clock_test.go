@@ -11,9 +11,10 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestRedisSkewedClocks: stores whose processes' clocks are years apart, as a bubble's clock
-// is from one sleep to the next, count together by the server's, which stands still.
-func TestRedisSkewedClocks(t *testing.T) {
+// TestRedisStoresCountByTheServersClock makes stores in processes whose clocks
+// are years apart, as a bubble's clock is after each sleep. The server's clock
+// does not move.
+func TestRedisStoresCountByTheServersClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := miniredis.NewMiniRedis()
 		now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -43,8 +44,9 @@ func TestRedisSkewedClocks(t *testing.T) {
 	})
 }
 
-// TestRedisOlderClock: a failover to a server whose clock is behind neither mints nor bans.
-func TestRedisOlderClock(t *testing.T) {
+// TestOlderServerClockNeitherMintsNorBans is about a failover to a server whose
+// clock is behind.
+func TestOlderServerClockNeitherMintsNorBans(t *testing.T) {
 	for _, back := range []time.Duration{time.Millisecond, time.Minute, 59 * time.Minute, time.Hour, 61 * time.Minute, 3 * time.Hour, 365 * 24 * time.Hour} {
 		for _, l := range algorithms(3, time.Hour) {
 			m := newMini(t)

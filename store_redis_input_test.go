@@ -3,6 +3,7 @@ package ratelimit_test
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
@@ -10,12 +11,28 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// nowhere is a client of a server that is not there.
-func nowhere(t testing.TB) *redis.Client {
-	return redisClient(t, "127.0.0.1:1", func(o *redis.Options) { o.MaxRetries, o.DialerRetries = -1, 1 })
+// TestRedisStoreRefusesInvalidCalls checks that no script gets such arguments.
+func TestRedisStoreRefusesInvalidCalls(t *testing.T) {
+	s, err := NewRedisStore(redis.NewClient(&redis.Options{}), "rl:", nil)
+	require.NoError(t, err)
+	many := make([]Limit, 0, 9)
+	for i := range 9 {
+		many = append(many, FixedWindow(1, time.Duration(1+i)*time.Hour))
+	}
+	for name, take := range map[string]func() error{
+		"negative": func() error { _, err := s.Take(ctx, "k", -1, []Limit{hour}, make([]Result, 1)); return err },
+		"many":     func() error { _, err := s.Take(ctx, "k", 1, many, make([]Result, 9)); return err },
+		"none":     func() error { _, err := s.Take(ctx, "k", 1, nil, nil); return err },
+		"results":  func() error { _, err := s.Take(ctx, "k", 1, []Limit{hour}, nil); return err },
+		"zero":     func() error { _, err := s.Take(ctx, "k", 1, []Limit{{}}, make([]Result, 1)); return err },
+		"adjust":   func() error { _, err := s.Adjust(ctx, "k", 1, Now, []Limit{{}}); return err },
+		"reset":    func() error { return s.Reset(ctx, "k", []Limit{{}}) },
+	} {
+		require.ErrorContains(t, take(), "want", name)
+	}
 }
 
-func TestNewRedisStoreRefuses(t *testing.T) {
+func TestNewRedisStoreRefusesInvalidArguments(t *testing.T) {
 	client := nowhere(t)
 	for _, tc := range []struct {
 		what, prefix string
@@ -44,26 +61,7 @@ func TestNewRedisStoreRefuses(t *testing.T) {
 	}
 }
 
-func TestOptionsRedisRefuses(t *testing.T) {
-	var reg Registry
-	defer reg.Close()
-	for _, tc := range []struct {
-		what string
-		opts Options
-		want string
-	}{
-		{"with a store", Options{Redis: nowhere(t), Store: memory(t, "")}, "Options.Redis and Options.Store are both set"},
-		{"nil client", Options{Redis: (*redis.Client)(nil)}, "Options.Redis is a nil *redis.Client: leave it out to count in memory"},
-	} {
-		tc.opts.Limits = []Limit{hour}
-		_, err := reg.New("api", tc.opts)
-		require.ErrorContains(t, err, `ratelimit: limiter "api": `, tc.what)
-		require.ErrorContains(t, err, tc.want, tc.what)
-	}
-}
-
-// TestRedisDownAtConstruction is no error.
-func TestRedisDownAtConstruction(t *testing.T) {
+func TestLimiterCanBeMadeWhileRedisIsDown(t *testing.T) {
 	var reg Registry
 	defer reg.Close()
 	l, err := reg.New("api", withRedis(nowhere(t), hour))
@@ -73,26 +71,4 @@ func TestRedisDownAtConstruction(t *testing.T) {
 	require.ErrorAs(t, err, &e)
 	require.True(t, e.Unsent)
 	require.ErrorContains(t, err, `ratelimit: limiter "api": RedisStore (prefix "rl:api:"): dial tcp 127.0.0.1:1: connect: connection refused`)
-}
-
-func TestRedisConflicts(t *testing.T) {
-	var reg Registry
-	defer reg.Close()
-	store := redisStore(t, nowhere(t), "rl:")
-	Must(reg.New("api", with(store)))
-	_, err := reg.New("login", with(store))
-	require.ErrorIs(t, err, ErrStoreShared)
-	require.Regexp(t, `^ratelimit: limiter "login" \(store_redis_input_test.go:\d+\) and limiter "api" \(store_redis_input_test.go:\d+\) `+
-		`share one RedisStore \(prefix "rl:"\): a Store must not be shared across limiters; make a new RedisStore with a unique prefix for `+
-		`each limiter \(the Redis client may be shared\)$`, err.Error())
-
-	_, err = reg.New("login", with(redisStore(t, nowhere(t), "rl:")))
-	require.ErrorIs(t, err, ErrPrefixShared)
-	require.ErrorContains(t, err, `share the prefix "rl:"`)
-	require.ErrorContains(t, err, "whatever client or server it comes with; give each limiter's RedisStore a unique prefix")
-
-	_, err = reg.New("other", with(redisStore(t, nowhere(t), "rl:web:")))
-	require.NoError(t, err)
-	_, err = reg.New("web", withRedis(nowhere(t), hour))
-	require.ErrorIs(t, err, ErrPrefixShared)
 }

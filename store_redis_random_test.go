@@ -1,51 +1,28 @@
 package ratelimit_test
 
 import (
-	"context"
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"net"
 	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
-	"github.com/redis/go-redis/v9"
-	"github.com/redis/go-redis/v9/maintnotifications"
 	"github.com/stretchr/testify/require"
 
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// piped returns a client of a server in this bubble, by whose clock keys expire.
-func piped(t *testing.T, m *miniredis.Miniredis) *redis.Client {
-	m.ClockTTL(true)
-	c := pipe(t, m)
-	t.Cleanup(m.Close)
-	return c
-}
-
-// pipe returns a client that works in a bubble.
-func pipe(t *testing.T, m *miniredis.Miniredis) *redis.Client {
-	c := redis.NewClient(&redis.Options{
-		Addr:                     "127.0.0.1:1",                                                     // nothing to look up
-		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}, // no ticker
-		Dialer:                   func(context.Context, string, string) (net.Conn, error) { return m.Dial() },
-	})
-	t.Cleanup(func() { c.Close() })
-	return c
-}
-
-// TestRedisStoreAgrees: the same random operations, under controlled time, on a memory
+// TestRedisStoreAgreesWithMemoryStore: the same random operations, under controlled time, on a memory
 // store and on Redis give the same decisions.
 //
 // Redis tells the time in microseconds and ends a fixed window on a whole millisecond,
 // rounded up. So that what was decided does not hang on that, time moves in whole
 // milliseconds; then all numbers of units are equal, and waits are the memory store's, rounded up
 // to a microsecond.
-func TestRedisStoreAgrees(t *testing.T) {
+func TestRedisStoreAgreesWithMemoryStore(t *testing.T) {
 	for range 20 {
 		seed := rand.Uint64()
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {

@@ -2,7 +2,6 @@ package ratelimit_test
 
 import (
 	"fmt"
-	"strings"
 	"testing"
 	"time"
 
@@ -11,14 +10,8 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-func windowOf(l Limit) string {
-	_, rest, _ := strings.Cut(l.String(), "/")
-	window, _, _ := strings.Cut(rest, " ")
-	return window
-}
-
-// TestRedisTTLIsExact: on a clock that stands still the time to live is what is left until
-// the limit is whole, rounded up to a millisecond: no longer and no shorter.
+// TestRedisTTLIsExact uses a clock that does not move. The time to live is the
+// time until the limit is whole again, rounded up to a millisecond.
 func TestRedisTTLIsExact(t *testing.T) {
 	m := newMini(t)
 	s := redisStore(t, m.client(t), "rl:")

@@ -1,14 +1,12 @@
 package ratelimit_test
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,16 +16,8 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// inFile are options for a store that is kept in a file of the test's own.
-func inFile(t *testing.T) MemoryOptions {
-	t.Helper()
-	dir, err := filepath.EvalSymlinks(t.TempDir())
-	require.NoError(t, err)
-	return MemoryOptions{SnapshotFile: filepath.Join(dir, "counters.snapshot")}
-}
-
-// TestSnapshotLinks: a file is one file, by whatever path, before and after it is there.
-func TestSnapshotLinks(t *testing.T) {
+// TestSnapshotFileIsOneByAnyPath uses links, before the file exists and after.
+func TestSnapshotFileIsOneByAnyPath(t *testing.T) {
 	opts := inFile(t)
 	dir := filepath.Dir(opts.SnapshotFile)
 	if err := os.Symlink(dir, dir+"/dir"); err != nil {
@@ -52,24 +42,10 @@ func TestSnapshotLinks(t *testing.T) {
 	require.EqualValues(t, 2, memTake(t, memStore(t, opts), "k", 0, hour)[0].Remaining)
 }
 
-// counted makes a limiter on a store, takes a unit of key, and returns what came of it
-// and what the limiter has logged.
-func counted(t *testing.T, s *MemoryStore, key string, limit Limit) (Decision, string) {
-	t.Helper()
-	var reg Registry
-	defer reg.Close()
-	var log bytes.Buffer
-	opts := with(s)
-	opts.Limits, opts.Logger = []Limit{limit}, slog.New(slog.NewTextHandler(&log, nil))
-	d, err := Must(reg.New(t.Name(), opts)).Take(ctx, key)
-	require.NoError(t, err)
-	return d, log.String()
-}
-
-// TestSnapshotRestores: a store that is closed and made again has its counters, to the
-// nanosecond, and the time that went by has gone by; under every algorithm. The log tells
-// each time what was found.
-func TestSnapshotRestores(t *testing.T) {
+// TestSnapshotRestoresCountersExactly closes a store and makes it again.
+// Counters are exact to the nanosecond, and the time in between has passed for
+// them. The log says each time what was found.
+func TestSnapshotRestoresCountersExactly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		opts := inFile(t)
 		for _, want := range []string{"state=created counters=0", "state=restored counters=3"} {
@@ -96,8 +72,7 @@ func TestSnapshotRestores(t *testing.T) {
 	})
 }
 
-// TestSnapshotLog: what is logged when a limiter takes the store, at each start.
-func TestSnapshotLog(t *testing.T) {
+func TestSnapshotLogSaysWhatWasFound(t *testing.T) {
 	opts := inFile(t)
 	for _, want := range []string{"state=created counters=0", "state=restored counters=1", "state=restored counters=2"} {
 		s := memStore(t, opts)
@@ -107,9 +82,9 @@ func TestSnapshotLog(t *testing.T) {
 	}
 }
 
-// TestSnapshotEvery: it is written on the interval without Close, not at all while
-// nothing changes, and the goroutine that does it ends with the store.
-func TestSnapshotEvery(t *testing.T) {
+// TestSnapshotIsWrittenAtItsInterval checks that it is not written while
+// nothing changes, and that its goroutine ends with the store.
+func TestSnapshotIsWrittenAtItsInterval(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		opts := inFile(t)
 		opts.SnapshotEvery = time.Minute
@@ -141,7 +116,7 @@ func TestSnapshotEvery(t *testing.T) {
 	}) // and the bubble ends, for the goroutine has
 }
 
-// TestSnapshotHoldsNoKeys: neither addresses nor API keys can be read in the file.
+// TestSnapshotHoldsNoKeys looks for addresses and API keys in the file.
 func TestSnapshotHoldsNoKeys(t *testing.T) {
 	opts := inFile(t)
 	s := memStore(t, opts)
@@ -158,9 +133,9 @@ func TestSnapshotHoldsNoKeys(t *testing.T) {
 	}
 }
 
-// TestSnapshotRefuses: what is wrong is said where the store is made, with the option,
-// its value and the way out; and the name and the file stay free.
-func TestSnapshotRefuses(t *testing.T) {
+// TestSnapshotErrorsNameTheOption checks that each error has the option, its
+// value and what to do, and that the name and the file stay free.
+func TestSnapshotErrorsNameTheOption(t *testing.T) {
 	dir := t.TempDir()
 	file := func(name, content string) string {
 		path := filepath.Join(dir, name)
@@ -199,9 +174,7 @@ func TestSnapshotRefuses(t *testing.T) {
 	require.NoError(t, memStore(t, MemoryOptions{SnapshotFile: good + "2"}).Close())
 }
 
-// TestSnapshotOtherOptions: the error of an open store has the options that differ, with
-// both values, and no others.
-func TestSnapshotOtherOptions(t *testing.T) {
+func TestSnapshotErrorNamesTheOptionsThatDiffer(t *testing.T) {
 	opts := inFile(t)
 	file := opts.SnapshotFile
 	memStore(t, opts)
@@ -226,9 +199,9 @@ func TestSnapshotOtherOptions(t *testing.T) {
 	memErrorNames(t, err, fmt.Sprintf(`is open with MemoryOptions.SnapshotFile "", not %q: `, file+"2"))
 }
 
-// TestSnapshotBeside: no store gets a file that another has beside its own, whichever
-// of the two comes first.
-func TestSnapshotBeside(t *testing.T) {
+// TestSnapshotFilesOfTwoStoresDiffer names files that another store keeps
+// beside its own, in both orders.
+func TestSnapshotFilesOfTwoStoresDiffer(t *testing.T) {
 	for _, suffix := range []string{".lock", ".tmp", ".damaged"} {
 		for _, swap := range []bool{false, true} {
 			opts := inFile(t)
@@ -248,8 +221,8 @@ func TestSnapshotBeside(t *testing.T) {
 	}
 }
 
-// TestSnapshotLock: what has the name of the lock, and is none, stays as it is.
-func TestSnapshotLock(t *testing.T) {
+// TestSnapshotKeepsForeignFiles has other things under the name of the lock.
+func TestSnapshotKeepsForeignFiles(t *testing.T) {
 	const content = "something else, and more than a line of it\n"
 	for _, row := range []struct {
 		name string
@@ -286,8 +259,7 @@ func TestSnapshotLock(t *testing.T) {
 	memStore(t, opts)
 }
 
-// TestSnapshotZeros: a file that ends with zeros has all that was in it before.
-func TestSnapshotZeros(t *testing.T) {
+func TestSnapshotIgnoresZerosAtItsEnd(t *testing.T) {
 	opts := inFile(t)
 	for left := int64(4); left > 1; left-- {
 		s := memStore(t, opts)
@@ -299,9 +271,8 @@ func TestSnapshotZeros(t *testing.T) {
 	}
 }
 
-// TestSnapshotSetAside: by option a file that cannot be used is put aside, whole, and
-// the log says so, once.
-func TestSnapshotSetAside(t *testing.T) {
+// TestSnapshotIsSetAsideWhole damages a file. The log reports it once.
+func TestSnapshotIsSetAsideWhole(t *testing.T) {
 	opts := inFile(t)
 	s := memStore(t, opts)
 	memTake(t, s, "k", 5, hour)
@@ -331,9 +302,10 @@ func TestSnapshotSetAside(t *testing.T) {
 	require.Equal(t, 1, memStore(t, opts).Stats().Counters)
 }
 
-// TestSnapshotFails: where it cannot be written, decisions go on, the log says so at
-// most once a minute, it is counted, and nothing is lost when it works again.
-func TestSnapshotFails(t *testing.T) {
+// TestSnapshotFailsWithoutStoppingDecisions makes the file's folder unusable
+// for a while. The failure is counted, and logged at most once a minute.
+// Nothing is lost when the folder is back.
+func TestSnapshotFailsWithoutStoppingDecisions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		opts := inFile(t)
 		opts.SnapshotFile = filepath.Join(filepath.Dir(opts.SnapshotFile), "dir", "counters")
@@ -377,33 +349,9 @@ func TestSnapshotFails(t *testing.T) {
 	})
 }
 
-// syncBuffer is a log that goroutines may write to.
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *syncBuffer) Reset() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.b.Reset()
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
-
-// TestSnapshotTogether: whoever makes and closes stores of one file at the same time,
-// there is one owner, and each that comes finds what the last has left.
-func TestSnapshotTogether(t *testing.T) {
+// TestSnapshotHasOneOwnerAtATime makes and closes stores of one file at the
+// same time. Each one finds what the last one has left.
+func TestSnapshotHasOneOwnerAtATime(t *testing.T) {
 	opts := inFile(t)
 	limit := FixedWindow(1_000_000, time.Hour)
 	memTogether(func(g int) {

@@ -12,8 +12,9 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestSnapshotPipe: a pipe is refused, and not waited for, as a file and as a lock.
-func TestSnapshotPipe(t *testing.T) {
+// TestSnapshotRefusesPipes uses pipes as the file and as the lock. Opening one
+// must not hang.
+func TestSnapshotRefusesPipes(t *testing.T) {
 	for suffix, want := range map[string]string{
 		"":      "it is a named pipe, and not a regular file: name a regular file",
 		".lock": ".lock is a named pipe, and not the lock that belongs there: remove it",

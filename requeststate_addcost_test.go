@@ -17,9 +17,9 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestAddCost prices requests after the fact, in steps. The limit is 20; others have
-// taken 5 of it, and the request takes 2.
-func TestAddCost(t *testing.T) {
+// TestAddCostChargesAndGivesBack changes the cost of a request in steps. The
+// limit is 20. Others have taken 5 units, and the request takes 2.
+func TestAddCostChargesAndGivesBack(t *testing.T) {
 	for _, test := range []struct {
 		name  string
 		steps []int64
@@ -55,10 +55,10 @@ func TestAddCost(t *testing.T) {
 	}
 }
 
-// TestAddCostAboveTheLimit charges more than there is room for: what went beyond the
-// limit was not taken, and is not given back at the expense of others. As above, they
-// have taken 5 of 20.
-func TestAddCostAboveTheLimit(t *testing.T) {
+// TestAddCostAboveTheLimitGivesNoOtherUnitsBack charges more than there is room
+// for. The units beyond the limit were not taken, so they must not be given
+// back: they would be units of others, who have taken 5 of 20.
+func TestAddCostAboveTheLimitGivesNoOtherUnitsBack(t *testing.T) {
 	const huge, least = math.MaxInt64, math.MinInt64
 	for name, steps := range map[string][]int64{
 		"charge":                         {100},
@@ -98,8 +98,9 @@ func TestAddCostAboveTheLimit(t *testing.T) {
 	}
 }
 
-// TestAddCostUnderTwoLimits: one of them has no room for the charge, the other has.
-func TestAddCostUnderTwoLimits(t *testing.T) {
+// TestAddCostChargesEachLimitWhatFits has two limits. Only one of them has room
+// for the charge.
+func TestAddCostChargesEachLimitWhatFits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		narrow, wide := FixedWindow(10, time.Minute), FixedWindow(100, time.Hour)
 		l := httpLimiter(t, Options{Limits: []Limit{narrow, wide}})
@@ -122,8 +123,8 @@ func TestAddCostUnderTwoLimits(t *testing.T) {
 	})
 }
 
-// TestAddCostIsForThoseAdmitted: elsewhere it is an error that says what to do.
-func TestAddCostIsForThoseAdmitted(t *testing.T) {
+// TestAddCostNeedsAnAdmittedRequest checks the error, which says what to do.
+func TestAddCostNeedsAnAdmittedRequest(t *testing.T) {
 	limits := []Limit{FixedWindow(1, time.Hour)}
 	refused := func(l *Limiter, ctx context.Context) {
 		t.Helper()
@@ -151,8 +152,8 @@ func TestAddCostIsForThoseAdmitted(t *testing.T) {
 	assert.Equal(t, 2, asked)
 }
 
-// TestAddCostOfStackedLimiters: each is asked for by name, from anywhere inside.
-func TestAddCostOfStackedLimiters(t *testing.T) {
+// TestAddCostReachesEachNestedLimiter charges two limiters from within both.
+func TestAddCostReachesEachNestedLimiter(t *testing.T) {
 	out, in := stacked(t, Options{}, Options{}, 20, 30)
 	out.Middleware(in.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithCancel(r.Context())
@@ -164,9 +165,9 @@ func TestAddCostOfStackedLimiters(t *testing.T) {
 	assert.EqualValues(t, 24, leftOf(t, in, httpKey))
 }
 
-// TestAddCostFromManyGoroutines, also after the response: what is given back in all is
-// what was taken in all.
-func TestAddCostFromManyGoroutines(t *testing.T) {
+// TestAddCostFromManyGoroutinesIsExact also calls AddCost after the response.
+// All charges together are given back exactly.
+func TestAddCostFromManyGoroutinesIsExact(t *testing.T) {
 	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(10_000, time.Hour)}, Cost: func(*http.Request) int64 { return 10 }})
 	_, err := l.TakeN(t.Context(), httpKey, 100)
 	require.NoError(t, err)
@@ -186,9 +187,10 @@ func TestAddCostFromManyGoroutines(t *testing.T) {
 	assert.EqualValues(t, 10_000-100, leftOf(t, l, httpKey))
 }
 
-// TestChargeInANewWindow: what was charged when the window of the request's admission
-// was over stays charged. To give it back would be to guess at which window it is in.
-func TestChargeInANewWindow(t *testing.T) {
+// TestChargeInANewWindowStaysCharged charges after the window of the request's
+// admission has ended. The store does not say in which window the charge is, so
+// it cannot be given back.
+func TestChargeInANewWindowStaysCharged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Minute)}})
 		l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -199,4 +201,49 @@ func TestChargeInANewWindow(t *testing.T) {
 			assert.EqualValues(t, 3, leftOf(t, l, httpKey))
 		})).ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
 	})
+}
+
+// TestAddCostFillsAtTheRateInForce admits a request under a fast bucket and
+// then makes the bucket slow with SetLimits. AddCost must not fill it at the
+// fast rate.
+func TestAddCostFillsAtTheRateInForce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := httpLimiter(t, Options{Limits: []Limit{TokenBucket(60_000, time.Minute, 100)}})
+		admitted := 0
+		l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			require.NoError(t, l.SetLimits(TokenBucket(1, time.Minute, 100)))
+			for range 60 {
+				for {
+					d, err := l.Take(r.Context(), httpKey)
+					require.NoError(t, err)
+					if !d.Allowed {
+						break
+					}
+					admitted++
+				}
+				require.NoError(t, l.AddCost(r.Context(), 1))
+				time.Sleep(time.Second)
+			}
+		})).ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
+		require.LessOrEqual(t, admitted, 101, "a burst, and one in the minute")
+	})
+}
+
+// lying is a store that says it charged what nobody asked it to.
+type lying struct{ *MemoryStore }
+
+func (s *lying) Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (int64, error) {
+	_, err := s.MemoryStore.Adjust(ctx, key, n, at, limits)
+	return -50, err
+}
+
+func TestWrongChargeOfAStoreMintsNothing(t *testing.T) {
+	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(20, time.Hour)}, Store: &lying{memory(t, "s")}})
+	_, err := l.TakeN(ctx, httpKey, 10)
+	require.NoError(t, err)
+	l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		assert.NoError(t, l.AddCost(r.Context(), 3))
+		assert.NoError(t, l.AddCost(r.Context(), -100))
+	})).ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
+	require.LessOrEqual(t, leftOf(t, l, httpKey), int64(10))
 }

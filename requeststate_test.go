@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"runtime"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,28 +17,9 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// statuses are those that Options.Count was asked about; none of them counts.
-type statuses struct {
-	mu   sync.Mutex
-	seen []int
-}
-
-func (s *statuses) count(_ *http.Request, status int) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.seen = append(s.seen, status)
-	return false
-}
-
-func (s *statuses) all() []int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.seen
-}
-
-// TestCount tells the status of every way that a response can end, once, and has the
-// units given back.
-func TestCount(t *testing.T) {
+// TestCountGetsTheStatusOfEachResponse ends a response in every way. Count is
+// called once, and the units are given back.
+func TestCountGetsTheStatusOfEachResponse(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		handle http.HandlerFunc
@@ -93,9 +73,9 @@ func TestCount(t *testing.T) {
 	}
 }
 
-// TestCountOnGoexit: a handler that ends its goroutine, as a failed test does, is told
-// as one that panicked.
-func TestCountOnGoexit(t *testing.T) {
+// TestHandlerThatExitsCountsAs500 ends the goroutine of a handler, as a failed
+// test does. Count gets the same status as after a panic.
+func TestHandlerThatExitsCountsAs500(t *testing.T) {
 	var told statuses
 	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: told.count})
 	done := make(chan struct{})
@@ -109,9 +89,8 @@ func TestCountOnGoexit(t *testing.T) {
 	assert.EqualValues(t, 9, leftOf(t, l, httpKey))
 }
 
-// TestCountByStatus: the units of what counts stay taken, and those of the rest come
-// back: a limit on failed logins.
-func TestCountByStatus(t *testing.T) {
+// TestResponsesThatDoNotCountTakeNoUnits limits failed logins.
+func TestResponsesThatDoNotCountTakeNoUnits(t *testing.T) {
 	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(3, time.Hour)}, Count: func(r *http.Request, status int) bool { return status == 401 }})
 	h := l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Password") != "right" {
@@ -127,8 +106,7 @@ func TestCountByStatus(t *testing.T) {
 	assert.Equal(t, []int{200, 401, 200, 200, 401, 200, 401, 429}, got)
 }
 
-// TestCountIsNotAskedAbout what was not admitted, or not counted in the first place.
-func TestCountIsNotAskedAbout(t *testing.T) {
+func TestCountIsNotCalledForUncountedRequests(t *testing.T) {
 	for name, opts := range map[string]Options{
 		"denied":  {Cost: func(*http.Request) int64 { return 100 }},
 		"skipped": {Skip: func(*http.Request) bool { return true }},
@@ -145,7 +123,7 @@ func TestCountIsNotAskedAbout(t *testing.T) {
 	}
 }
 
-// TestCountThroughCheckWarns: Check does not see the response.
+// TestCountThroughCheckWarns uses Check, which does not see the response.
 func TestCountThroughCheckWarns(t *testing.T) {
 	var told statuses
 	log := new(logged)
@@ -158,9 +136,10 @@ func TestCountThroughCheckWarns(t *testing.T) {
 	assert.Equal(t, []string{CodeCountIgnored}, log.codes())
 }
 
-// TestGivenBackWhereItWasTaken: a slow handler's units come back into the window
-// that they were taken from, and not into one that opened meanwhile.
-func TestGivenBackWhereItWasTaken(t *testing.T) {
+// TestUnitsGoBackIntoTheirWindow has slow handlers. Their units go back into
+// the window that they were taken from, and not into a window that has begun
+// since.
+func TestUnitsGoBackIntoTheirWindow(t *testing.T) {
 	const n = 4
 	for _, test := range []struct {
 		name  string
@@ -197,9 +176,9 @@ func TestGivenBackWhereItWasTaken(t *testing.T) {
 	}
 }
 
-// TestGivenBackWhenTheClientHasLeft: the request's context is done by then. The
-// response is known to be a success, otherwise it would count.
-func TestGivenBackWhenTheClientHasLeft(t *testing.T) {
+// TestUnitsGoBackAfterTheClientHasLeft sends a success after the request's
+// context is done. The response is known, so it decides.
+func TestUnitsGoBackAfterTheClientHasLeft(t *testing.T) {
 	ctx, leave := context.WithCancel(context.Background())
 	var told statuses
 	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: told.count})
@@ -219,16 +198,56 @@ func (s *unsteadyStore) Adjust(context.Context, string, int64, Instant, []Limit)
 	return 0, errors.New("connection lost")
 }
 
-// TestGiveBackThatFails leaves the units taken, and says so; it is not tried again.
-func TestGiveBackThatFails(t *testing.T) {
+// TestUnitsThatCannotGoBackStayTaken checks that the failure is logged, and not
+// retried.
+func TestUnitsThatCannotGoBackStayTaken(t *testing.T) {
 	var told statuses
 	log := new(logged)
 	store := Memory(t.Name())
 	defer store.Close()
 	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: told.count, Store: &unsteadyStore{store}, Logger: log.logger()})
 	l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		assert.ErrorContains(t, l.AddCost(r.Context(), 1), `ratelimit: limiter "TestGiveBackThatFails": connection lost`)
+		assert.ErrorContains(t, l.AddCost(r.Context(), 1), `ratelimit: limiter "TestUnitsThatCannotGoBackStayTaken": connection lost`)
 	})).ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
 	assert.EqualValues(t, 8, leftOf(t, l, httpKey))
 	assert.Equal(t, []string{CodeStoreFailed}, log.codes())
+}
+
+func TestDecisionFromReturnsTheDecision(t *testing.T) {
+	_, ok := DecisionFrom(context.Background())
+	assert.False(t, ok)
+
+	b, f := TokenBucket(10, 10*time.Second, 2), FixedWindow(9, time.Minute)
+	synctest.Test(t, func(t *testing.T) {
+		var got Decision
+		h := httpLimiter(t, Options{Limits: []Limit{b, f}, Shadow: true}).Middleware(http.HandlerFunc(
+			func(w http.ResponseWriter, r *http.Request) { got, _ = DecisionFrom(r.Context()) }))
+		for _, want := range []Decision{
+			{Allowed: true, Limit: b, Remaining: 1, ResetAfter: time.Second},
+			{Allowed: true, Limit: b, Remaining: 0, ResetAfter: 2 * time.Second},
+			{Limit: b, Remaining: 0, ResetAfter: 2 * time.Second, RetryAfter: time.Second},
+		} {
+			h.ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
+			assert.Equal(t, want, got)
+			assert.Equal(t, "store", got.Source.String())
+		}
+	})
+}
+
+func TestDecisionFromIsOfTheInnermostLimiter(t *testing.T) {
+	out, in := stacked(t, Options{}, Options{}, 2, 9)
+	seen := func(name string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			d, ok := DecisionFrom(r.Context())
+			assert.True(t, ok)
+			assert.Equal(t, name, d.Limit.Name())
+			if name == "out" {
+				in.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					d, _ := DecisionFrom(r.Context())
+					assert.Equal(t, "in", d.Limit.Name())
+				})).ServeHTTP(w, r)
+			}
+		}
+	}
+	out.Middleware(seen("out")).ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
 }

@@ -1,10 +1,11 @@
 package ratelimit_test
 
 import (
-	"encoding/json"
-	"io"
+	"context"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -17,21 +18,9 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// httpFields are the header fields of h's answer about limits, in the order of
-// their names.
-func httpFields(h http.Handler, r *http.Request) string {
-	var about []string
-	for line := range strings.Lines(httpAnswer(h, r)) {
-		if strings.Contains(line, "Ratelimit") || strings.HasPrefix(line, "Retry-After") {
-			about = append(about, strings.TrimSpace(line))
-		}
-	}
-	return strings.Join(about, "\n")
-}
-
-// TestHeaders tells of the first, the fifth and the sixth request of six, under two
-// limits. In a bubble, time begins at 946684800.
-func TestHeaders(t *testing.T) {
+// TestHeaderStylesWriteTheirFields checks the first, the fifth and the sixth
+// request of six, under two limits. In a bubble, time begins at 946684800.
+func TestHeaderStylesWriteTheirFields(t *testing.T) {
 	limits := []Limit{FixedWindow(5, time.Hour).Named("h"), TokenBucket(10, 90*time.Second, 20).Named("b")}
 	const (
 		policy10 = `
@@ -105,12 +94,12 @@ func TestHeaders(t *testing.T) {
 	}
 }
 
-// TestSecondsAreRoundedUp: half way through a second, a client is told the whole one.
-func TestSecondsAreRoundedUp(t *testing.T) {
+// TestHeaderSecondsAreRoundedUp sends requests within a second.
+func TestHeaderSecondsAreRoundedUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(1, 2500*time.Millisecond).Named("x")}, Headers: HeadersDraft10 | HeadersDraft6 | HeadersLegacy})
 		h, r := l.Middleware(httpServed), httpRequest("GET")
-		time.Sleep(700 * time.Millisecond) // the reset, at .2 of a second, is told as the next one
+		time.Sleep(700 * time.Millisecond) // the reset is at .2 of a second and is rounded up
 		assert.Equal(t, unindent(`
 			Ratelimit: "x";r=0;t=3
 			Ratelimit-Limit: 1
@@ -134,7 +123,7 @@ func TestSecondsAreRoundedUp(t *testing.T) {
 	})
 }
 
-func TestRefusedHeaders(t *testing.T) {
+func TestInvalidHeaderOptionsAreRefused(t *testing.T) {
 	for _, test := range []struct {
 		styles Headers
 		secret []byte
@@ -151,43 +140,91 @@ func TestRefusedHeaders(t *testing.T) {
 		var reg Registry
 		_, err := reg.New(t.Name(), Options{Limits: []Limit{FixedWindow(1, time.Hour)}, Headers: test.styles, PartitionSecret: test.secret})
 		require.ErrorContains(t, err, test.want)
-		require.ErrorContains(t, err, `ratelimit: limiter "TestRefusedHeaders": `)
+		require.ErrorContains(t, err, `ratelimit: limiter "TestInvalidHeaderOptionsAreRefused": `)
 	}
 }
 
-// TestProblem reads the body of a denial as a client would: as JSON, with names
-// that are those of the limits that denied.
-func TestProblem(t *testing.T) {
-	hostile := `a"b\c é </script>`
-	limits := []Limit{FixedWindow(2, time.Hour).Named(hostile), FixedWindow(9, time.Minute).Named("calm"), FixedWindow(1, time.Second).Named("s")}
-	for _, test := range []struct {
-		cost int64
-		want []string
-	}{{2, []string{"s"}}, {3, []string{hostile, "s"}}, {10, []string{hostile, "calm", "s"}}} {
-		l := httpLimiter(t, Options{Limits: limits, Message: `"no" </p>`, Cost: func(*http.Request) int64 { return test.cost }})
-		w := httptest.NewRecorder()
-		l.Middleware(httpServed).ServeHTTP(w, httpRequest("GET", "Accept: application/problem+json"))
-		require.NoError(t, l.Close())
-
-		body, _ := io.ReadAll(w.Result().Body)
-		var problem struct {
-			Type, Title, Detail string
-			Status              int
-			Violated            []string `json:"violated-policies"`
-		}
-		decoder := json.NewDecoder(strings.NewReader(string(body)))
-		decoder.DisallowUnknownFields()
-		require.NoError(t, decoder.Decode(&problem))
-		assert.Equal(t, "https://iana.org/assignments/http-problem-types#quota-exceeded", problem.Type)
-		assert.Equal(t, "Request cannot be satisfied as assigned quota has been exceeded", problem.Title)
-		assert.Equal(t, `"no" </p>`, problem.Detail)
-		assert.Equal(t, w.Code, problem.Status)
-		assert.Equal(t, test.want, problem.Violated)
-		assert.Equal(t, strconv.Itoa(len(body)), w.Header().Get("Content-Length"))
-	}
-}
-
-func TestNoPartitionUnasked(t *testing.T) {
+func TestPartitionNeedsASecret(t *testing.T) {
 	h := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}}).Middleware(httpServed)
 	assert.NotContains(t, httpAnswer(h, httpRequest("GET")), "pk")
+}
+
+// TestHeaderValuesAreNotShared changes header values in place, as a middleware
+// may. Other responses do not change.
+func TestHeaderValuesAreNotShared(t *testing.T) {
+	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(1, time.Hour)}})
+	for range 3 {
+		w := httptest.NewRecorder()
+		l.Middleware(httpServed).ServeHTTP(w, httpRequest("GET"))
+		for name, values := range w.Header() {
+			require.NotContains(t, values[0], "changed", name)
+			values[0] += "changed"
+		}
+	}
+}
+
+// TestDenialReportsWhenARetrySucceeds takes random costs. All times in a
+// denial's header fields are at least a second. Retry-After is no earlier than
+// the time at which the limit that denied has more units. A client that waits
+// for RetryAfter is admitted. A client that waits 1 ms less is not.
+func TestDenialReportsWhenARetrySucceeds(t *testing.T) {
+	limits := []Limit{FixedWindow(7, 2500*time.Millisecond).Named("f"), SlidingWindow(9, 4*time.Second).Named("s"), TokenBucket(3, 1700*time.Millisecond, 5).Named("b")}
+	synctest.Test(t, func(t *testing.T) {
+		cost, denied := int64(0), 0
+		var decision Decision
+		l := httpLimiter(t, Options{Limits: limits, Cost: func(*http.Request) int64 { return cost }})
+		h := l.Middleware(httpServed)
+		for i := range int64(4000) {
+			cost = 1 + (i*i*31+i*7)%6
+			time.Sleep(time.Duration((i*i*97 + i*13) % 800 * int64(time.Millisecond)))
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, httpRequest("GET"))
+			if w.Code == http.StatusNoContent {
+				require.Empty(t, w.Header().Get("Retry-After"))
+				continue
+			}
+			decision, _ = l.TakeN(context.Background(), httpKey, cost)
+			if cost == 6 {
+				require.Equal(t, Never, decision.RetryAfter)
+				require.Empty(t, w.Header().Get("Retry-After"))
+				continue
+			}
+			denied++
+			require.Equal(t, fmt.Sprint(int64((decision.RetryAfter+time.Second-1)/time.Second)), w.Header().Get("Retry-After"))
+			requireHonestFields(t, w.Header())
+			time.Sleep(decision.RetryAfter - time.Millisecond)
+			early, err := l.TakeN(context.Background(), httpKey, cost)
+			require.NoError(t, err)
+			require.False(t, early.Allowed, "%v and %v", decision, early)
+			time.Sleep(time.Millisecond)
+			require.Equal(t, http.StatusNoContent, statusOf(h))
+		}
+		require.Greater(t, denied, 500)
+	})
+}
+
+// limitField is one limit in the RateLimit field of draft 10.
+var limitField = regexp.MustCompile(`^"[a-z]+";r=([0-9]+);t=([0-9]+)$`)
+
+// requireHonestFields checks the header fields of a denial. Each time in them is at least
+// a second, and a limit with no units left reports no later time than Retry-After.
+func requireHonestFields(t testing.TB, h http.Header) {
+	t.Helper()
+	number := func(s string) int {
+		t.Helper()
+		n, err := strconv.Atoi(s)
+		require.NoError(t, err)
+		return n
+	}
+	retry := number(h.Get("Retry-After"))
+	require.GreaterOrEqual(t, retry, 1)
+	for _, field := range strings.Split(h.Get("RateLimit"), ", ") {
+		m := limitField.FindStringSubmatch(field)
+		require.NotNil(t, m, field)
+		left, wait := number(m[1]), number(m[2])
+		require.GreaterOrEqual(t, wait, 1)
+		if left == 0 {
+			require.LessOrEqual(t, wait, retry, "%v: a limit with no units left denied the request", h)
+		}
+	}
 }

@@ -1,8 +1,6 @@
 package ratelimit_test
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -17,141 +15,7 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// leaseAge is the Options.Lease of these tests.
-const leaseAge = 200 * time.Millisecond
-
-// farMemory is a way to a store that others have too: a memory store a millisecond off,
-// that can be cut.
-type farMemory struct {
-	*MemoryStore
-	cut   atomic.Bool
-	calls atomic.Int64
-}
-
-var errCut = errors.New("cut")
-
-func (f *farMemory) Fault(error) Fault { return FaultRefused }
-
-func (f *farMemory) reach(ctx context.Context) error {
-	n := f.calls.Add(1)
-	if f.cut.Load() {
-		return errCut
-	}
-	select {
-	case <-time.After(time.Millisecond + time.Duration(n)): // no two at the same instant
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func (f *farMemory) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
-	if err := f.reach(ctx); err != nil {
-		return 0, err
-	}
-	return f.MemoryStore.Take(ctx, key, n, limits, results)
-}
-
-func (f *farMemory) Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (int64, error) {
-	if err := f.reach(ctx); err != nil {
-		return 0, err
-	}
-	return f.MemoryStore.Adjust(ctx, key, n, at, limits)
-}
-
-// fleet is processes that share a store.
-type fleet struct {
-	t     *testing.T
-	store *MemoryStore
-	far   []*farMemory
-	all   []*Limiter
-}
-
-var fleets atomic.Int64
-
-func newFleet(t *testing.T, processes int, opts Options) *fleet {
-	store := Memory(fmt.Sprint(t.Name(), fleets.Add(1)))
-	f := &fleet{t: t, store: store}
-	opts.Lease = leaseAge
-	for range processes {
-		far := &farMemory{MemoryStore: store}
-		opts.Store = far
-		l, err := new(Registry).New("hot", opts)
-		require.NoError(t, err)
-		t.Cleanup(func() { l.Close() })
-		f.far, f.all = append(f.far, far), append(f.all, l)
-	}
-	return f
-}
-
-// drive sends requests for a while: share of them, of so many a second, to the first
-// process, and the rest to the others. It returns how many each admitted.
-func (f *fleet) drive(span time.Duration, rate int, share float64) (admitted []int64) {
-	admitted = make([]int64, len(f.all))
-	start := time.Now()
-	var clients sync.WaitGroup
-	for i, l := range f.all {
-		mine := share * float64(rate)
-		if i > 0 {
-			mine = (1 - share) * float64(rate) / float64(len(f.all)-1)
-		}
-		for c := range 4 {
-			clients.Go(func() {
-				pause := time.Duration(4 * float64(time.Second) / mine)
-				time.Sleep(pause * time.Duration(c) / 4)
-				for ; time.Since(start) < span; time.Sleep(pause) {
-					d, err := l.Take(ctx, "key")
-					if err != nil {
-						f.t.Error(err)
-					}
-					if d.Allowed {
-						atomic.AddInt64(&admitted[i], 1)
-					}
-				}
-			})
-		}
-	}
-	clients.Wait()
-	return admitted
-}
-
-func sum(of []int64) (total int64) {
-	for _, n := range of {
-		total += n
-	}
-	return total
-}
-
-// left is what the store has.
-func (f *fleet) left(limits ...Limit) int64 {
-	results := make([]Result, len(limits))
-	_, err := f.store.Take(ctx, "key", 0, limits, results)
-	require.NoError(f.t, err)
-	return results[0].Remaining
-}
-
-// busy uses a key until leases are held.
-func (f *fleet) busy() (used int64) {
-	for _, l := range f.all {
-		for range 100 {
-			d, err := l.Take(ctx, "key")
-			require.NoError(f.t, err)
-			require.True(f.t, d.Allowed)
-			used++
-		}
-	}
-	time.Sleep(5 * time.Millisecond) // the last refills
-	return used
-}
-
-var leaseLimits = []Limit{
-	FixedWindow(8000, time.Hour), SlidingWindow(8000, time.Hour), TokenBucket(1, time.Hour, 8000),
-}
-
-// back is when a unit that is held has gone back, and others know it.
-const back = leaseAge*3/2 + time.Second + 10*time.Millisecond
-
-func TestLeasesUnderLoad(t *testing.T) {
+func TestLeasesAdmitExactlyTheLimit(t *testing.T) {
 	for _, limit := range leaseLimits {
 		for _, processes := range []int{1, 4, 16} {
 			for _, share := range []float64{1 / float64(processes), 0.9} {
@@ -182,9 +46,9 @@ func TestLeasesUnderLoad(t *testing.T) {
 	}
 }
 
-// TestLeasesOverWindows: what is missing at the end of short windows is little, and never is
-// anything of one used in the next.
-func TestLeasesOverWindows(t *testing.T) {
+// TestLeasesOverShortWindowsLoseLittle also checks that no unit of one window
+// is used in the next.
+func TestLeasesOverShortWindowsLoseLittle(t *testing.T) {
 	for _, c := range []struct {
 		limit       Limit
 		least, most int64 // in 4.9 s
@@ -205,9 +69,9 @@ func TestLeasesOverWindows(t *testing.T) {
 	}
 }
 
-// TestLeaseLoss: what processes hold and do not use is missing for others for a while, and
-// not more than what Options.Lease says.
-func TestLeaseLoss(t *testing.T) {
+// TestUnusedLeasesGoBackInTime checks how many units of other processes are
+// missing, and that they are back after the time that Options.Lease documents.
+func TestUnusedLeasesGoBackInTime(t *testing.T) {
 	for _, limit := range leaseLimits {
 		synctest.Test(t, func(t *testing.T) {
 			f := newFleet(t, 16, Options{Limits: []Limit{limit}})
@@ -225,8 +89,7 @@ func TestLeaseLoss(t *testing.T) {
 	}
 }
 
-// TestKilledWithLease: a process that is gone takes a 16th at most along.
-func TestKilledWithLease(t *testing.T) {
+func TestKilledProcessLosesAtMostASixteenth(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limit := FixedWindow(8000, time.Hour)
 		f := newFleet(t, 4, Options{Limits: []Limit{limit}, OnFailure: FailClosed})
@@ -241,7 +104,7 @@ func TestKilledWithLease(t *testing.T) {
 	})
 }
 
-func TestLeaseComesBack(t *testing.T) {
+func TestLeaseGoesBackWhenItEnds(t *testing.T) {
 	limit := FixedWindow(8000, time.Hour)
 	for name, end := range map[string]func(l *Limiter){
 		"idle":      func(*Limiter) { time.Sleep(leaseAge*3/2 + 5*time.Millisecond) },
@@ -260,7 +123,7 @@ func TestLeaseComesBack(t *testing.T) {
 	}
 }
 
-func TestLeaseAndRefunds(t *testing.T) {
+func TestRefundWithLeasesIsExact(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limit := FixedWindow(1000, time.Hour)
 		f := newFleet(t, 2, Options{Limits: []Limit{limit}})
@@ -270,7 +133,7 @@ func TestLeaseAndRefunds(t *testing.T) {
 	})
 }
 
-func TestLeaseAndResponses(t *testing.T) {
+func TestCountAndAddCostWithLeasesAreExact(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limit := FixedWindow(1000, time.Hour)
 		f := newFleet(t, 1, Options{
@@ -299,8 +162,9 @@ func TestLeaseAndResponses(t *testing.T) {
 	})
 }
 
-// TestLeaseIsCharged where the store has nothing left to charge.
-func TestLeaseIsCharged(t *testing.T) {
+// TestAddCostChargesTheLease charges a request when the store has no units
+// left.
+func TestAddCostChargesTheLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limit := FixedWindow(8000, time.Hour)
 		f := newFleet(t, 1, Options{Limits: []Limit{limit}, Key: func(*http.Request) (string, error) { return "key", nil }})
@@ -323,7 +187,7 @@ func TestLeaseIsCharged(t *testing.T) {
 	})
 }
 
-func TestLeaseAndReset(t *testing.T) {
+func TestResetForgetsTheLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limit := FixedWindow(1000, time.Hour)
 		f := newFleet(t, 1, Options{Limits: []Limit{limit}})
@@ -338,9 +202,9 @@ func TestLeaseAndReset(t *testing.T) {
 	})
 }
 
-// TestLeaseTellsWhatIsLeft: Remaining counts what this process holds, so that it falls one by one
-// for its only user, whoever decides.
-func TestLeaseTellsWhatIsLeft(t *testing.T) {
+// TestRemainingIncludesTheLease has one process. For its callers, Remaining
+// falls one by one, whether the store decides or the lease.
+func TestRemainingIncludesTheLease(t *testing.T) {
 	for _, limit := range leaseLimits {
 		synctest.Test(t, func(t *testing.T) {
 			f := newFleet(t, 1, Options{Limits: []Limit{limit}})
@@ -369,9 +233,9 @@ func TestLeaseTellsWhatIsLeft(t *testing.T) {
 	}
 }
 
-// TestLeaseWhileStoreFails: what is held is handed out, the rest is up to OnFailure, and when the
-// store is back no more than the limit has been.
-func TestLeaseWhileStoreFails(t *testing.T) {
+// TestLeaseIsUsedWhileTheStoreFails uses the lease first, and then OnFailure.
+// When the store is back, no more than the limit has been admitted.
+func TestLeaseIsUsedWhileTheStoreFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limit := FixedWindow(1000, time.Hour)
 		f := newFleet(t, 1, Options{Limits: []Limit{limit}})
@@ -389,7 +253,7 @@ func TestLeaseWhileStoreFails(t *testing.T) {
 	})
 }
 
-func TestLeaseEviction(t *testing.T) {
+func TestEvictedLeaseGoesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limit := FixedWindow(1000, time.Hour)
 		f := newFleet(t, 1, Options{Limits: []Limit{limit}, NearKeys: 64})
@@ -403,7 +267,7 @@ func TestLeaseEviction(t *testing.T) {
 	})
 }
 
-func TestLeasesAtOnce(t *testing.T) {
+func TestConcurrentLeasesLoseNoUnit(t *testing.T) {
 	f := newFleet(t, 4, Options{Limits: []Limit{FixedWindow(50_000, time.Hour)}, Timeout: -1})
 	var admitted atomic.Int64
 	var clients sync.WaitGroup
@@ -428,6 +292,30 @@ func TestLeasesAtOnce(t *testing.T) {
 	_, err := f.store.Take(ctx, "key", 0, f.all[0].Limits(), results)
 	require.NoError(t, err)
 	require.Equal(t, 50_000-admitted.Load(), results[0].Remaining, "each unit is used, or given back")
+}
+
+// TestRefundIntoALeaseIsBounded refunds a million units. No more goes back into
+// a lease than was taken from it.
+func TestRefundIntoALeaseIsBounded(t *testing.T) {
+	limit := FixedWindow(1000, time.Hour)
+	remotely(t, Options{Limits: []Limit{limit}, Lease: 250 * time.Millisecond}, func(t *testing.T, far *farStore, l *Limiter) {
+		admitted := int64(0)
+		for range 100 {
+			if decide(t, l, "key", 1).Allowed {
+				admitted++
+			}
+			time.Sleep(time.Millisecond)
+		}
+		require.NotZero(t, l.Stats().Remote.Leased)
+		require.NoError(t, l.Refund(ctx, "key", 1_000_000))
+		for range 5000 {
+			if decide(t, l, "key", 1).Allowed {
+				admitted++
+			}
+			time.Sleep(time.Millisecond)
+		}
+		require.LessOrEqual(t, admitted, int64(1000+100+1000/16), "the limit, what was given back, and what was leased then")
+	})
 }
 
 func TestLeasedTakeAllocatesNothing(t *testing.T) {

@@ -1,0 +1,44 @@
+package ratelimit_test
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+
+	"github.com/ratelimit-go/ratelimit"
+)
+
+func ExampleClientIP() {
+	key := ratelimit.ClientIP{
+		TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
+	}.Key
+	r := httptest.NewRequest("GET", "/", nil)
+	r.RemoteAddr = "10.0.0.1:4711"
+	r.Header.Set("X-Forwarded-For", "192.0.2.66, 2001:db8:1:2:3:4:5:6, 10.0.0.7") // the first is made up
+	fmt.Println(key(r))
+	// Output: 2001:db8:1:2::/64 <nil>
+}
+
+func ExampleFirstKey() {
+	issued := map[string]string{"k-123": "ann"}
+	apiKey := func(r *http.Request) (string, error) {
+		if name, ok := issued[r.Header.Get("X-API-Key")]; ok {
+			return name, nil
+		}
+		return "", ratelimit.ErrNoKey // also for an invented key, which is not to get a bucket
+	}
+	key := ratelimit.FirstKey(apiKey, ratelimit.ClientIP{}.Key)
+	r := httptest.NewRequest("GET", "/", nil)
+	fmt.Println(key(r))
+	r.Header.Set("X-API-Key", "k-123")
+	fmt.Println(key(r))
+	// Output:
+	// 1=192.0.2.1 <nil>
+	// 0=ann <nil>
+}
+
+func ExampleNormalize() {
+	fmt.Println(ratelimit.Normalize("  Ann@Example.COM\u200b"))
+	// Output: ann@example.com
+}

@@ -1,0 +1,169 @@
+package ratelimit_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+)
+
+// TestBreakerBoundsCallsToADeadStore also checks that no caller waits, and that
+// the breaker closes again.
+func TestBreakerBoundsCallsToADeadStore(t *testing.T) {
+	remotely(t, Options{Limits: []Limit{FixedWindow(10_000, time.Hour)}}, func(t *testing.T, far *farStore, l *Limiter) {
+		breakDown(t, far, l, silent)
+		require.EqualValues(t, 5, far.calls.Load())
+		start := time.Now()
+		for range 100 {
+			require.Equal(t, SourceFallback, decide(t, l, "key", 1).Source)
+		}
+		require.Zero(t, time.Since(start), "nobody waits")
+		time.Sleep(100 * time.Millisecond)
+		for range 64 { // one of them probes
+			go l.Take(ctx, "another key")
+		}
+		synctest.Wait()
+		require.EqualValues(t, 6, far.calls.Load())
+		time.Sleep(10 * time.Second)
+		calls := far.calls.Load()
+		for range 600 {
+			decide(t, l, "key", 1)
+			time.Sleep(100 * time.Millisecond)
+		}
+		require.InDelta(t, 60, far.calls.Load()-calls, 10, "one a second")
+		require.EqualValues(t, 1, l.Stats().Remote.BreakerOpened)
+		comeBack(t, far, l)
+		require.Equal(t, SourceStore, decide(t, l, "new key", 1).Source)
+	})
+}
+
+func TestCancelledProbeDoesNotBlockTheNext(t *testing.T) {
+	for _, policy := range []FailurePolicy{FallbackLocal, FailOpen, FailClosed} {
+		remotely(t, Options{Limits: []Limit{hour}, OnFailure: policy}, func(t *testing.T, far *farStore, l *Limiter) {
+			far.set(refused)
+			for range 5 {
+				l.Take(ctx, "key")
+			}
+			far.set(silent)
+			time.Sleep(time.Second)
+			leaving, leave := context.WithCancel(ctx)
+			go l.Take(leaving, "probe")
+			synctest.Wait()
+			leave()
+			synctest.Wait()
+			far.set(up)
+			require.Equal(t, SourceStore, decide(t, l, "new", 1).Source)
+		})
+	}
+}
+
+// TestProbesTakeNothing probes a silent store many times. The store then
+// receives all units that were admitted without it.
+func TestProbesTakeNothing(t *testing.T) {
+	remotely(t, Options{Limits: []Limit{FixedWindow(100, time.Hour)}}, func(t *testing.T, far *farStore, l *Limiter) {
+		breakDown(t, far, l, silent)
+		unknown := far.unknown.Load()
+		for range 50 {
+			require.True(t, decide(t, l, "key", 1).Allowed)
+			time.Sleep(300 * time.Millisecond)
+		}
+		require.Equal(t, unknown, far.unknown.Load())
+		require.Greater(t, l.Stats().Remote.Failures, uint64(10), "it was looked")
+		for i := range 10 {
+			decide(t, l, fmt.Sprint("new ", i), 7)
+			time.Sleep(1100 * time.Millisecond)
+		}
+		require.Greater(t, l.Stats().Remote.Failures, uint64(20))
+		comeBack(t, far, l)
+		require.EqualValues(t, 50, far.there(t, "key", FixedWindow(100, time.Hour)))
+		for i := range 10 {
+			require.EqualValues(t, 93, far.there(t, fmt.Sprint("new ", i), FixedWindow(100, time.Hour)))
+		}
+	})
+}
+
+// TestCancelledCallsAreNoFailures checks that they open no breaker, take no
+// units, and log nothing.
+func TestCancelledCallsAreNoFailures(t *testing.T) {
+	var log bytes.Buffer
+	remotely(t, Options{Limits: []Limit{hour}, Logger: slog.New(slog.NewTextHandler(&log, nil)), Key: StaticKey("key")}, func(t *testing.T, far *farStore, l *Limiter) {
+		far.delay(50 * time.Millisecond)
+		require.Contains(t, log.String(), "limiter counts in a remote store")
+		log.Reset()
+		handler := l.Middleware(http.NotFoundHandler())
+		for range 30 {
+			leaving, leave := context.WithCancel(ctx)
+			go func() {
+				_, err := l.Take(leaving, "key")
+				require.ErrorIs(t, err, context.Canceled)
+			}()
+			go handler.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil).WithContext(leaving))
+			synctest.Wait()
+			leave()
+			synctest.Wait()
+			_, err := l.Take(leaving, "key")
+			require.ErrorIs(t, err, context.Canceled)
+		}
+		stats := l.Stats().Remote
+		stats.Spared = 0
+		require.Zero(t, stats)
+		require.Empty(t, log.String())
+		require.EqualValues(t, 5, decide(t, l, "key", 0).Remaining)
+	})
+}
+
+// TestCallersOfASlowStoreAreBounded checks that the next caller is answered at
+// once, by Options.OnFailure.
+func TestCallersOfASlowStoreAreBounded(t *testing.T) {
+	for _, policy := range []FailurePolicy{FallbackLocal, FailOpen, FailClosed} {
+		remotely(t, Options{Limits: []Limit{hour}, OnFailure: policy, Timeout: time.Minute}, func(t *testing.T, far *farStore, l *Limiter) {
+			far.delay(10 * time.Second)
+			for i := range 4096 {
+				go l.Take(ctx, fmt.Sprint(i))
+			}
+			synctest.Wait()
+			start := time.Now()
+			d, err := l.Take(ctx, "one more")
+			require.Zero(t, time.Since(start))
+			switch policy {
+			case FallbackLocal:
+				require.Equal(t, SourceFallback, d.Source)
+				require.EqualValues(t, 4, d.Remaining)
+			case FailOpen:
+				require.Equal(t, SourceFailOpen, d.Source)
+			case FailClosed:
+				require.ErrorContains(t, err, "4096 callers are waiting")
+			}
+			require.EqualValues(t, 1, l.Stats().Remote.Spared)
+			time.Sleep(20 * time.Second)
+			require.Equal(t, SourceStore, decide(t, l, "another", 1).Source)
+			require.Zero(t, l.Stats().Remote.BreakerOpened)
+		})
+	}
+}
+
+// TestPanickingStoreKeepsNoPlaces checks that a bug in a store uses up neither
+// the places of waiting callers nor the place of the probe.
+func TestPanickingStoreKeepsNoPlaces(t *testing.T) {
+	remotely(t, Options{Limits: []Limit{hour}}, func(t *testing.T, far *farStore, l *Limiter) {
+		far.set(panics)
+		for range 5000 {
+			require.Panics(t, func() { l.Take(ctx, "key") })
+		}
+		breakDown(t, far, l, refused)
+		far.set(panics)
+		time.Sleep(time.Second)
+		require.Panics(t, func() { l.Take(ctx, "key") })
+		far.set(up)
+		require.Equal(t, SourceStore, decide(t, l, "key", 1).Source)
+	})
+}

@@ -1,0 +1,89 @@
+package ratelimit_test
+
+import (
+	"fmt"
+	"log/slog"
+	"regexp"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+)
+
+// TestOutagesAreLoggedWithTheirLength also checks that a breaker that opens and
+// closes all the time makes two lines in ten seconds, and that no key is
+// logged.
+func TestOutagesAreLoggedWithTheirLength(t *testing.T) {
+	var log syncBuffer
+	remotely(t, Options{Limits: []Limit{hour}, Logger: slog.New(slog.NewTextHandler(&log, nil))}, func(t *testing.T, far *farStore, l *Limiter) {
+		count := func(code string) int { return strings.Count(log.String(), "code="+code) }
+		for i, outage := range []time.Duration{500 * time.Millisecond, 1100 * time.Millisecond, 500 * time.Millisecond} {
+			log.Reset()
+			for range 50 {
+				far.set(refused)
+				for i := range 20 {
+					decide(t, l, fmt.Sprint("evil\nkey", i), 1)
+				}
+				synctest.Wait()
+				far.set(up)
+				time.Sleep(outage)
+				decide(t, l, "evil\nkey", 0)
+				synctest.Wait()
+			}
+			require.Equal(t, 1, count(CodeStoreFailed))
+			lines := 3 // one in each 10 s of 25
+			if outage > time.Second {
+				lines = 50
+			}
+			require.Equal(t, lines, count(CodeStoreDown))
+			require.Equal(t, lines, count(CodeStoreBack))
+			require.Equal(t, lines, strings.Count(log.String(), fmt.Sprint(" lasted=", outage)))
+			require.Contains(t, log.String(), fmt.Sprintf("code=store-down outages=%d on_failure=FallbackLocal error=", 50*i+1))
+			require.NotContains(t, log.String(), "evil")
+			time.Sleep(time.Minute)
+		}
+	})
+}
+
+// TestLogEndsWithTheStateOfTheStore begins outages soon after another.
+func TestLogEndsWithTheStateOfTheStore(t *testing.T) {
+	var log syncBuffer
+	remotely(t, Options{Limits: []Limit{hour}, Logger: slog.New(slog.NewTextHandler(&log, nil))}, func(t *testing.T, far *farStore, l *Limiter) {
+		said := func() (codes []string) {
+			synctest.Wait()
+			for _, code := range regexp.MustCompile("code=store-(down|back)").FindAllStringSubmatch(log.String(), -1) {
+				codes = append(codes, code[1])
+			}
+			return codes
+		}
+		breakDown(t, far, l, refused)
+		require.Equal(t, []string{"down"}, said())
+		comeBack(t, far, l)
+		require.Equal(t, []string{"down", "back"}, said())
+		breakDown(t, far, l, refused)
+		require.Equal(t, []string{"down", "back"}, said(), "it may be over soon")
+		time.Sleep(time.Second - 1)
+		require.Equal(t, []string{"down", "back"}, said())
+		time.Sleep(time.Nanosecond)
+		require.Equal(t, []string{"down", "back", "down"}, said())
+		comeBack(t, far, l)
+		require.Equal(t, []string{"down", "back", "down", "back"}, said(), "at once")
+		breakDown(t, far, l, refused)
+		far.set(up)
+		time.Sleep(200 * time.Millisecond)
+		decide(t, l, "comes back", 0)
+		time.Sleep(time.Minute)
+		require.Equal(t, []string{"down", "back", "down", "back"}, said(), "one that was over soon is not told of, but counted")
+		breakDown(t, far, l, refused)
+		require.Len(t, said(), 5)
+		require.Contains(t, log.String(), "code=store-down outages=4 ")
+		comeBack(t, far, l)
+		breakDown(t, far, l, refused)
+		require.NoError(t, l.Close(), "and does not wait to tell of it")
+		require.Len(t, said(), 6)
+	})
+}

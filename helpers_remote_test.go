@@ -1,0 +1,201 @@
+package ratelimit_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+)
+
+// farStore is a remote store: a memory store behind a network that can fail.
+type farStore struct {
+	Store // of the server
+
+	calls    atomic.Int64 // all calls
+	unknown  atomic.Int64 // takes of units that the store may have counted, or not
+	adjusted atomic.Int64 // calls of Adjust
+
+	mu   sync.Mutex
+	mode mode
+	wait time.Duration // the latency of a call
+	only string        // the key that the mode is for; empty for all keys
+}
+
+// set changes the mode for all keys.
+func (s *farStore) set(m mode) { s.setFor("", m) }
+
+// setFor changes the mode for one key. Calls for other keys succeed.
+func (s *farStore) setFor(key string, m mode) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mode, s.only = m, key
+}
+
+// delay changes the latency.
+func (s *farStore) delay(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.wait = d
+}
+
+// call makes a call in the mode of its key.
+func (s *farStore) call(ctx context.Context, key string, carryOut func() error) error {
+	s.calls.Add(1)
+	s.mu.Lock()
+	m, wait := s.mode, s.wait
+	if s.only != "" && s.only != key {
+		m = up
+	}
+	s.mu.Unlock()
+	if wait > 0 {
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	switch m {
+	case refused:
+		return errFarRefused
+	case junk:
+		return errFarJunk
+	case panics:
+		panic("a bug")
+	case silent, lost:
+		if m == lost {
+			carryOut()
+		}
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return carryOut()
+}
+
+func (s *farStore) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (at Instant, err error) {
+	err = s.call(ctx, key, func() (err error) {
+		at, err = s.Store.Take(context.WithoutCancel(ctx), key, n, limits, results)
+		return err
+	})
+	if errors.Is(err, context.DeadlineExceeded) && n > 0 {
+		s.unknown.Add(1)
+	}
+	return at, err
+}
+
+func (s *farStore) Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (charged int64, err error) {
+	s.adjusted.Add(1)
+	err = s.call(ctx, key, func() (err error) {
+		s.mu.Lock()
+		m := s.mode
+		s.mu.Unlock()
+		if m == adjustsHang {
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		charged, err = s.Store.Adjust(context.WithoutCancel(ctx), key, n, at, limits)
+		if m == adjustsLost {
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		return err
+	})
+	return charged, err
+}
+
+func (s *farStore) Reset(ctx context.Context, key string, limits []Limit) error {
+	return s.call(ctx, key, func() error { return s.Store.Reset(context.WithoutCancel(ctx), key, limits) })
+}
+
+func (s *farStore) Fault(err error) Fault {
+	switch {
+	case errors.Is(err, errFarRefused):
+		return FaultRefused
+	case errors.Is(err, errFarJunk):
+		return FaultKey
+	}
+	return FaultUnknown
+}
+
+// there returns how many units a key has left in the store, as another process
+// sees it.
+func (s *farStore) there(t *testing.T, key string, limits ...Limit) int64 {
+	t.Helper()
+	results := make([]Result, len(limits))
+	_, err := s.Store.Take(ctx, key, 0, limits, results)
+	require.NoError(t, err)
+	return results[0].Remaining
+}
+
+// mode is what happens to calls.
+type mode int
+
+const (
+	up          mode = iota
+	refused          // not applied: an error at once
+	silent           // not applied, without a reply
+	lost             // applied, without a reply
+	junk             // the key holds a foreign value
+	panics           // the store panics
+	adjustsLost      // as lost, for Adjust only
+	adjustsHang      // as silent, for Adjust only
+)
+
+// The errors of the modes refused and junk.
+var (
+	errFarRefused = errors.New("10.9.8.7:6379: refused")
+	errFarJunk    = errors.New("10.9.8.7:6379: wrong type")
+)
+
+// remotely runs a test in a bubble, with a limiter on a remote store.
+func remotely(t *testing.T, opts Options, test func(t *testing.T, far *farStore, l *Limiter)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		far := &farStore{Store: memory(t, "far")}
+		l := processOf(t, far, opts)
+		test(t, far, l)
+	})
+}
+
+// processOf makes the limiter of one process. It is closed when the test ends.
+func processOf(t *testing.T, store Store, opts Options) *Limiter {
+	opts.Store = store
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	l := Must(new(Registry).New("l", opts))
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+// breakDown opens the breaker, with calls for other keys.
+func breakDown(t *testing.T, far *farStore, l *Limiter, m mode) {
+	t.Helper()
+	far.set(m)
+	for i := range 5 {
+		decide(t, l, fmt.Sprint("breaks down ", i), 1)
+	}
+	require.True(t, l.Stats().Remote.BreakerOpen)
+}
+
+// comeBack lets the store answer again, and waits until the limiter knows that
+// and has sent everything that the store had missed.
+func comeBack(t *testing.T, far *farStore, l *Limiter) {
+	t.Helper()
+	far.set(up)
+	time.Sleep(1100 * time.Millisecond)
+	decide(t, l, "comes back", 0)
+	time.Sleep(200 * time.Millisecond)
+	decide(t, l, "comes back", 0)
+	synctest.Wait()
+	require.False(t, l.Stats().Remote.BreakerOpen)
+	require.Zero(t, l.Stats().Remote.Owed)
+}

@@ -1,0 +1,86 @@
+package ratelimit_test
+
+import (
+	"compress/gzip"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+)
+
+// TestProblemNamesTheLimitsThatDenied reads the body of a denial as a client
+// does, as JSON.
+func TestProblemNamesTheLimitsThatDenied(t *testing.T) {
+	hostile := `a"b\c é </script>`
+	limits := []Limit{FixedWindow(2, time.Hour).Named(hostile), FixedWindow(9, time.Minute).Named("calm"), FixedWindow(1, time.Second).Named("s")}
+	for _, test := range []struct {
+		cost int64
+		want []string
+	}{{2, []string{"s"}}, {3, []string{hostile, "s"}}, {10, []string{hostile, "calm", "s"}}} {
+		l := httpLimiter(t, Options{Limits: limits, Message: `"no" </p>`, Cost: func(*http.Request) int64 { return test.cost }})
+		w := httptest.NewRecorder()
+		l.Middleware(httpServed).ServeHTTP(w, httpRequest("GET", "Accept: application/problem+json"))
+		require.NoError(t, l.Close())
+
+		body, _ := io.ReadAll(w.Result().Body)
+		var problem struct {
+			Type, Title, Detail string
+			Status              int
+			Violated            []string `json:"violated-policies"`
+		}
+		decoder := json.NewDecoder(strings.NewReader(string(body)))
+		decoder.DisallowUnknownFields()
+		require.NoError(t, decoder.Decode(&problem))
+		assert.Equal(t, "https://iana.org/assignments/http-problem-types#quota-exceeded", problem.Type)
+		assert.Equal(t, "Request cannot be satisfied as assigned quota has been exceeded", problem.Title)
+		assert.Equal(t, `"no" </p>`, problem.Detail)
+		assert.Equal(t, w.Code, problem.Status)
+		assert.Equal(t, test.want, problem.Violated)
+		assert.Equal(t, strconv.Itoa(len(body)), w.Header().Get("Content-Length"))
+	}
+}
+
+// zipped is the gzip wrapper that everybody has written once.
+type zipped struct {
+	http.ResponseWriter
+	zip *gzip.Writer
+}
+
+func (z zipped) Write(b []byte) (int, error) { return z.zip.Write(b) }
+
+func TestDenialIsReadableThroughACompressor(t *testing.T) {
+	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(1, time.Hour)}})
+	limited := l.Middleware(httpServed)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Encoding", "gzip")
+		w.Header().Set("Cache-Control", "public, max-age=3600")
+		w.Header().Set("ETag", `"x"`)
+		zip := gzip.NewWriter(w)
+		defer zip.Close()
+		limited.ServeHTTP(zipped{w, zip}, r)
+	}))
+	defer server.Close()
+	for range 2 {
+		resp, err := http.Get(server.URL) // the client's transport unpacks it
+		require.NoError(t, err)
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusTooManyRequests {
+			continue
+		}
+		body, err := io.ReadAll(resp.Body)
+		require.NoError(t, err)
+		require.Equal(t, "Too many requests, please try again later.", string(body))
+		require.Empty(t, resp.Header.Get("Cache-Control")+resp.Header.Get("ETag"), "of the answer that it is not")
+		return
+	}
+	t.Fatal("never denied")
+}
