@@ -24,7 +24,7 @@ func TestCallsDuringCloseAreDecidedOrRefused(t *testing.T) {
 	_, all := take(t, redisStore(t, client, "rl:login:"), "key", 3, limit)
 	require.True(t, all)
 	for round := range 1000 {
-		l, err := new(Registry).New("login", Options{Limits: []Limit{limit}, Redis: client, Logger: quietly})
+		l, err := new(Registry).New("login", Options{Limits: []Limit{limit}, Redis: client, Timeout: time.Minute, Logger: quietly})
 		require.NoError(t, err)
 		var callers sync.WaitGroup
 		var admitted atomic.Int64

@@ -84,9 +84,9 @@ Run the tests of the root module in its folder with ` + "`go test -run NAME .`" 
 | what happens | what holds | test |
 |---|---|---|
 | Cluster: a slot is half moved, and a key under two limits gets TRYAGAIN | the error is about the key: it is decided in this process, other keys are decided by Redis, and the breaker stays closed | ` + "`TestMovingSlotIsNoOutage` in internal/e2e" + ` |
-| a store, or the client that it was lent, is closed under a live limiter | Take returns an error, and requests get 503: the process is shutting down, and a policy for outages does not apply | ` + "`TestClosedStoreRefuses`" + ` |
-| a limiter is closed while requests reach it | Redis decides, or there is an error | ` + "`TestCloseAdmitsNobody`" + ` |
-| Reload while leases are held | the next generation goes on with them. No unit is lost, and no goroutine of the old generation is left | ` + "`TestReloadHandsLeasesOn`, `TestReloadedClientClosed`" + ` |
+| a store, or the client that it was lent, is closed under a live limiter | Take returns an error, and requests get 503: the process is shutting down, and a policy for outages does not apply | ` + "`TestClosedStoreIsAnErrorUnderEachPolicy`" + ` |
+| a limiter is closed while requests reach it | Redis decides, or there is an error | ` + "`TestCallsDuringCloseAreDecidedOrRefused`" + ` |
+| Reload while leases are held | the next generation goes on with them. No unit is lost, and no goroutine of the old generation is left | ` + "`TestReloadHandsLeasesOn`, `TestSuccessorGivesBackLeasesOfAClosedClient`" + ` |
 | Redis's clock jumps ahead | a key that this process knows to be denied stays denied by this process's clock. What is left: a key that was half used has its whole limit again, and so has every key in a process that knows nothing of it | ` + "`TestServerClockThatJumpsAheadFreesNobody`" + ` |
 | Redis hangs while units are given back | no answer waits for longer than ` + "`Timeout`" + ` | ` + "`TestAnswersDoNotWaitForUnitsToBeGivenBack`" + ` |
 `
