@@ -51,6 +51,7 @@ type record struct {
 	units       int64
 	first, last int64 // when the first and the last of them were taken, on our clock
 	window      int64 // when the counter's window opened
+	level       int64 // of a bucket: the units in it after the last was taken, rounded up
 }
 
 const (
@@ -58,7 +59,7 @@ const (
 	// entryBytes is what a key costs beside its own bytes and its records: the entry
 	// and its place in the map.
 	entryBytes  = 160
-	recordBytes = 40
+	recordBytes = 48
 	// maxGivenBack is how many records of units given back a key has at most.
 	maxGivenBack = 16
 )
@@ -180,11 +181,13 @@ func (r *record) counts(now int64) bool {
 	return true
 }
 
-// owe adds n units that were taken here at an instant, in a window of the counter.
-func (e *entry) owe(l *rule.Limit, window, n, at int64) {
+// owe adds n units that were taken here at an instant, in a window of the counter. after
+// is what the counter then holds.
+func (e *entry) owe(l *rule.Limit, after rule.State, window, n, at int64) {
 	if n <= 0 {
 		return
 	}
+	level := levelOf(l, after, after.T)
 	e.records = slices.DeleteFunc(e.records, func(r record) bool { return r.sameCounter(l) && !r.counts(at) })
 	for i := len(e.records) - 1; i >= 0; i-- {
 		r := &e.records[i]
@@ -194,6 +197,8 @@ func (e *entry) owe(l *rule.Limit, window, n, at int64) {
 		// Units that were given back stay in between: a store that is full would lose
 		// units that are charged before those are given back.
 		if r.units > 0 && (l.Kind == rule.Bucket || r.window == window) {
+			before := rule.State{T: r.last, A: r.level}
+			r.level = min(max(level, levelOf(l, before, max(r.last, at))+n), rule.MaxUnits)
 			r.limit = unique.Make(*l)
 			r.units = min(r.units+n, rule.MaxUnits)
 			r.first, r.last = min(r.first, at), max(r.last, at)
@@ -201,7 +206,7 @@ func (e *entry) owe(l *rule.Limit, window, n, at int64) {
 		}
 		break
 	}
-	e.records = append(e.records, record{unique.Make(*l), n, at, at, window})
+	e.records = append(e.records, record{unique.Make(*l), n, at, at, window, level})
 }
 
 // giveBack adds n < 0 units that had been taken at an instant and were given back at
@@ -229,7 +234,7 @@ func (e *entry) giveBack(l *rule.Limit, n int64, at Instant, now int64, move tab
 	if left <= 0 {
 		return
 	}
-	r := record{unique.Make(*l), -left, at.Here, at.Store, 0}
+	r := record{unique.Make(*l), -left, at.Here, at.Store, 0, 0}
 	if !r.counts(now) {
 		return
 	}
@@ -386,7 +391,7 @@ func (b *Batch) add(c *Cache, p *place, r *record, now int64) {
 	send := func(units int64, at Instant) {
 		if units != 0 {
 			b.Owed = append(b.Owed, Owed{l, units, at})
-			b.entry.sending = append(b.entry.sending, record{r.limit, units, r.first, r.last, r.window})
+			b.entry.sending = append(b.entry.sending, record{r.limit, units, r.first, r.last, r.window, r.level})
 		}
 	}
 	switch {
@@ -418,12 +423,19 @@ func (b *Batch) add(c *Cache, p *place, r *record, now int64) {
 // owed must not leak by itself as well, or the bucket would leak twice.
 func (c *Cache) notLeaked(p *place, l *rule.Limit, r *record, now int64) int64 {
 	state, held := c.memory.table.State(p.Hash, now, l)
-	if !held {
-		// It is whole, or it has been evicted. After the last of the units were taken it
-		// held a whole burst at most.
-		state = rule.State{T: r.last, A: max(l.Burst, r.units)}
+	if !held { // it is whole, or it has been evicted
+		state = rule.State{T: r.last, A: r.level}
 	}
-	_, a := unbounded(*l).Take(state, now, 0)
+	return levelOf(l, state, now)
+}
+
+// levelOf is how many units of a bucket's state are left at now, rounded up; 0 for other
+// kinds.
+func levelOf(l *rule.Limit, s rule.State, now int64) int64 {
+	if l.Kind != rule.Bucket {
+		return 0
+	}
+	_, a := unbounded(*l).Take(s, now, 0)
 	return rule.MaxUnits - a.Remaining
 }
 

@@ -105,7 +105,8 @@ func TestOwedEnds(t *testing.T) {
 }
 
 // TestBucketIsSentWhatIsLeft: the units of the store leak first, so what is owed does
-// not leak by itself; and an evicted bucket is thought to have been full.
+// not leak by itself. A bucket that the table has dropped, because it is whole or to make
+// room, leaks from where it was.
 func TestBucketIsSentWhatIsLeft(t *testing.T) {
 	l := bucket(60, hour, 10) // one a minute
 	for _, row := range []struct {
@@ -119,8 +120,9 @@ func TestBucketIsSentWhatIsLeft(t *testing.T) {
 		{"and one of those owed", false, 6 * minute, 3},
 		{"all", false, 9 * minute, 0},
 		{"evicted", true, 5 * minute, 4},
-		{"evicted, and most of a burst is gone", true, 7 * minute, 3},
-		{"evicted, and all of a burst is gone", true, 10 * minute, 0},
+		{"evicted, and one of those owed has leaked", true, 6 * minute, 3},
+		{"evicted, and two", true, 7 * minute, 2},
+		{"evicted, and all", true, 9 * minute, 0},
 	} {
 		c, store, limits := newCache(), newRemote(hour), []rule.Limit{l}
 		c.Learn("key", store.take("key", 5, hour, limits))

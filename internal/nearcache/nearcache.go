@@ -359,7 +359,7 @@ func (c *Cache) Take(key string, n, now int64, limits []rule.Limit, answers []ru
 	if owed {
 		e := c.open(&p, key)
 		for i := range limits {
-			e.owe(&limits[i], after[i].T, n, at)
+			e.owe(&limits[i], after[i], after[i].T, n, at)
 		}
 		c.changed(&p, e, at)
 	}
@@ -400,7 +400,7 @@ func (c *Cache) Adjust(key string, n int64, at Instant, now int64, limits []rule
 			if l.Kind == rule.Sliding && taken < window {
 				window -= l.Window // into the older of its two windows
 			}
-			e.owe(l, window, moves[i].Units, taken)
+			e.owe(l, moves[i].After, window, moves[i].Units, taken)
 		} else {
 			e.giveBack(l, n, Instant{taken, at.Store}, now, moves[i], held[i])
 		}
