@@ -131,8 +131,11 @@ func (r *run) record() {
 			rng := rand.New(rand.NewPCG(r.rng.Uint64(), 0))
 			working.Go(func() {
 				for !stop.Load() {
-					r.call(p, r.keys[rng.IntN(len(r.keys))], rng)
-					time.Sleep(time.Duration(rng.IntN(2000)) * time.Microsecond)
+					pause := time.Duration(rng.IntN(2000)) * time.Microsecond
+					if r.call(p, r.keys[rng.IntN(len(r.keys))], rng) == unsent {
+						pause *= 10 // or the history would be full of calls that change nothing
+					}
+					time.Sleep(pause)
 				}
 			})
 		}
@@ -170,22 +173,24 @@ func (r *run) add(key string, o operation, out outcome, call int64) {
 	r.finished.Add(1)
 }
 
-// lose adds to all keys that Redis loses at most so many units while fault runs, or
-// everything if that is negative.
-func (r *run) lose(most int64, fault func()) {
+// lose adds to some keys that Redis loses at most so many units while fault runs,
+// or everything if that is negative.
+func (r *run) lose(keys []string, most int64, fault func()) {
 	call := r.now()
 	fault()
-	for _, key := range r.keys {
+	for _, key := range keys {
 		r.add(key, operation{action: actLose, most: most}, outcome{verdict: done}, call)
 	}
 }
 
 // inFlight is the most units that calls of all workers have in flight at the same
-// instant.
+// instant. It is what a master that is killed may have confirmed and not replicated:
+// Redis sends the replies and the replication stream of one round of its event loop
+// together, and a worker waits for its reply before it makes the next call.
 const inFlight = historyProcesses * historyWorkers * maxTaken
 
-// call makes a call of a process and adds it to the history.
-func (r *run) call(p *historyProcess, key string, rng *rand.Rand) {
+// call makes a call of a process, adds it to the history, and returns how it ended.
+func (r *run) call(p *historyProcess, key string, rng *rand.Rand) verdict {
 	o := p.next(key, rng)
 	call := r.now()
 	known := p.knownAt(key)
@@ -198,6 +203,7 @@ func (r *run) call(p *historyProcess, key string, rng *rand.Rand) {
 		p.learn(key, call)
 	}
 	r.add(key, o, out, call)
+	return out.verdict
 }
 
 // read adds what Redis has counted in the end.
