@@ -27,9 +27,14 @@ type childCall struct {
 	Verdict verdict
 }
 
+// ownKey is a key that only the child process uses. Its other key is contested, and
+// may be used up before the process has a lease.
+const ownKey = "own"
+
 // killProcess starts a process that takes leased units, too, and kills it. Its last
 // call may have been carried out.
 func killProcess(r *run, s *redistest.Server) {
+	r.keys = append(r.keys, ownKey)
 	c := startChild(r.T, "history", redisAddrEnv+"="+s.Addr, historyNameEnv+"="+r.name)
 	var call childCall
 	calls, held := 0, 0
@@ -43,7 +48,7 @@ func killProcess(r *run, s *redistest.Server) {
 		if call.Verdict == leased {
 			held++
 		}
-		if calls++; calls == 80 {
+		if calls++; calls == 160 {
 			c.Process.Kill()
 		}
 	}
@@ -74,7 +79,7 @@ func takeUntilKilled() error {
 	lines := json.NewEncoder(os.Stdout)
 	for {
 		units := rand.Int64N(2)
-		call := childCall{Key: "a", Units: units, Began: time.Now().UnixNano()}
+		call := childCall{Key: [...]string{"a", ownKey}[rand.IntN(2)], Units: units, Began: time.Now().UnixNano()}
 		if err := lines.Encode(call); err != nil {
 			return fmt.Errorf("nobody reads: %w", err)
 		}

@@ -94,7 +94,7 @@ func TestHistoriesFitTheModel(t *testing.T) {
 				r.record()
 				operations += r.check()
 			}
-			t.Logf("%d histories of %d keys, %d operations, %v", seeds, 3, operations, time.Since(began).Round(time.Millisecond))
+			t.Logf("%d histories, %d operations, %v", seeds, operations, time.Since(began).Round(time.Millisecond))
 		})
 	}
 }
@@ -122,6 +122,7 @@ func (r *run) record() {
 	var stop atomic.Bool
 	var working sync.WaitGroup
 	var limiters []*Limiter
+	keys := slices.Clone(r.keys) // a fault may add more
 	for id := range historyProcesses {
 		o := redisOptions(r.client(), r.limits...)
 		o.Lease, o.OnFailure = r.lease, r.onFailure
@@ -132,7 +133,7 @@ func (r *run) record() {
 			working.Go(func() {
 				for !stop.Load() {
 					pause := time.Duration(rng.IntN(2000)) * time.Microsecond
-					if r.call(p, r.keys[rng.IntN(len(r.keys))], rng) == unsent {
+					if r.call(p, keys[rng.IntN(len(keys))], rng) == unsent {
 						pause *= 10 // or the history would be full of calls that change nothing
 					}
 					time.Sleep(pause)
@@ -157,7 +158,7 @@ func (r *run) record() {
 // now returns the instant in the history.
 func (r *run) now() int64 { return int64(time.Since(r.start)) }
 
-// awaitCalls waits until so many more calls have ended.
+// awaitCalls waits until n more calls have ended.
 func (r *run) awaitCalls(n int64) {
 	r.Helper()
 	n += r.finished.Load()
@@ -173,8 +174,8 @@ func (r *run) add(key string, o operation, out outcome, call int64) {
 	r.finished.Add(1)
 }
 
-// lose adds to some keys that Redis loses at most so many units while fault runs,
-// or everything if that is negative.
+// lose adds to some keys that Redis loses at most that many units while fault runs,
+// or everything if most is negative.
 func (r *run) lose(keys []string, most int64, fault func()) {
 	call := r.now()
 	fault()
@@ -197,7 +198,7 @@ func (r *run) call(p *historyProcess, key string, rng *rand.Rand) verdict {
 	out := p.do(key, o)
 	switch out.verdict {
 	case cached:
-		// It was true when the store last told this process of the key, or later.
+		// It was true when the store last answered this process about the key, or later.
 		call = min(call, known)
 	case done, denied:
 		p.learn(key, call)
@@ -253,7 +254,7 @@ func (r *run) show(key string, history []porcupine.Operation) {
 }
 
 // historyProcess is a limiter and what its process knows. Limiters in registries of
-// their own share nothing that counts, like those of different processes.
+// their own share no counters, as limiters in different processes do not.
 type historyProcess struct {
 	*Limiter
 	id      int
