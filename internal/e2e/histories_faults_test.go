@@ -1,10 +1,14 @@
 package e2e_test
 
 import (
+	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
 
 	. "github.com/ratelimit-go/ratelimit"
 	"github.com/ratelimit-go/ratelimit/internal/redistest"
@@ -14,8 +18,12 @@ import (
 var (
 	oneLimit  = []Limit{FixedWindow(20, time.Hour)}
 	twoLimits = []Limit{FixedWindow(20, time.Hour), FixedWindow(23, 2*time.Hour)}
-	bigLimit  = []Limit{FixedWindow(150, time.Hour)} // of which there is something to lease
+	bigLimit  = []Limit{FixedWindow(96, time.Hour)} // of which a part can be leased or lost
 )
+
+// callsForMuch are the calls after which much of bigLimit is used, so that a fault
+// that loses more than what was in flight shows.
+const callsForMuch = 300
 
 // scenarios are the faults of which histories are recorded.
 var scenarios = []scenario{
@@ -30,7 +38,7 @@ var scenarios = []scenario{
 	})},
 	// The exact excess is everything: Redis has no counters when it is back.
 	{name: "restarted without persistence", limits: oneLimit, onFailure: FailClosed, refunds: true, setup: onServer(func(r *run, s *redistest.Server) {
-		r.lose(-1, s.Restart)
+		r.lose(r.keys, -1, s.Restart)
 	})},
 	{name: "replies lost", limits: oneLimit, onFailure: FailClosed, refunds: true, setup: onProxy(loseReplies)},
 	{name: "replies lost, two limits", limits: twoLimits, onFailure: FailClosed, refunds: true, setup: onProxy(loseReplies)},
@@ -45,6 +53,21 @@ var scenarios = []scenario{
 		r.awaitCalls(callsAfter)
 		p.Refuse(false)
 	})},
+
+	{name: "Cluster, a slot moves there and back", limits: oneLimit, onFailure: FailClosed, refunds: true, setup: onCluster(0, moveSlot)},
+	{name: "Cluster, a slot moves there and back, two limits", limits: twoLimits, onFailure: FailClosed, refunds: true, setup: onCluster(0, moveSlot)},
+	{name: "Cluster, CLUSTER FAILOVER", slow: true, limits: twoLimits, onFailure: FailClosed, refunds: true, setup: once(onCluster(1, failOver))},
+	// Nobody is admitted above the limit. What may be counted without being admitted is
+	// what the killed process held.
+	{name: "process with a lease killed", limits: bigLimit, lease: time.Second, onFailure: FailClosed, setup: func(t *testing.T) site {
+		s := onServer(killProcess)(t)
+		s.extra = bigLimit[0].N() / 16
+		return s
+	}},
+
+	// The exact excess is what was in flight.
+	{name: "Cluster, master killed", slow: true, limits: bigLimit, onFailure: FailClosed, refunds: true, setup: onCluster(1, killMaster)},
+	{name: "Sentinel, master killed", slow: true, limits: bigLimit, onFailure: FailClosed, refunds: true, setup: once(onSentinel)},
 }
 
 // onServer returns the setup of a fault of a single server.
@@ -82,4 +105,115 @@ func loseReplies(r *run, p *redistest.Proxy) {
 		p.LoseReplies(false)
 		r.awaitCalls(20)
 	}
+}
+
+// onCluster returns the setup of a fault of a Redis Cluster.
+func onCluster(replicas int, strike func(*run, *redistest.Cluster)) func(t *testing.T) site {
+	return func(t *testing.T) site {
+		cluster := redistest.StartCluster(t, redistest.ClusterOptions{Replicas: replicas})
+		client := func() redis.UniversalClient { return cluster.Client() }
+		return site{client: client, reader: cluster.Client(), strike: func(r *run) { strike(r, cluster) }}
+	}
+}
+
+// once returns a setup of which only one history is recorded: the next failover would
+// have to wait until the old master is a replica again.
+func once(setup func(t *testing.T) site) func(t *testing.T) site {
+	return func(t *testing.T) site {
+		s := setup(t)
+		s.once = true
+		return s
+	}
+}
+
+// owner returns the slot of one of a run's keys, and the master that has it.
+func (r *run) owner(c *redistest.Cluster, key string) (slot int, master *redistest.Server) {
+	slot = c.Slot("rl:" + r.name + ":{" + key + "}:any")
+	return slot, c.Owner(slot)
+}
+
+// moveSlot moves the slot of the first key to another master and back, one counter
+// after the other.
+func moveSlot(r *run, c *redistest.Cluster) {
+	slot, from := r.owner(c, r.keys[0])
+	to := c.Nodes[0]
+	if to == from {
+		to = c.Nodes[1]
+	}
+	for range 2 {
+		m := c.BeginMigration(slot, to)
+		r.awaitCalls(20)
+		for m.MoveKeys(1) > 0 {
+			r.awaitCalls(20)
+		}
+		m.Finish()
+		r.awaitCalls(20)
+		from, to = to, from
+	}
+}
+
+// failOver has the replica of the first key's master take over. Nothing is lost: the
+// master executes no more commands until the replica has caught up and taken over.
+func failOver(r *run, c *redistest.Cluster) {
+	slot, master := r.owner(c, r.keys[0])
+	replica := partner(c, master)
+	awaitReplicating(r, replica)
+	var asked time.Time
+	require.Eventually(r, func() bool {
+		if c.Owner(slot) == replica {
+			return true
+		}
+		// The nodes may ignore the wish of a replica that they do not know yet.
+		if time.Since(asked) > 2*time.Second && strings.Contains(fmt.Sprint(replica.Do("INFO", "replication")), "role:slave") {
+			asked = time.Now()
+			replica.Do("CLUSTER", "FAILOVER")
+		}
+		return false
+	}, time.Minute, 10*time.Millisecond)
+}
+
+// killMaster kills the first key's master. Its replica takes over, and it comes back
+// as a replica.
+func killMaster(r *run, c *redistest.Cluster) {
+	_, master := r.owner(c, r.keys[0])
+	r.awaitCalls(callsForMuch)
+	var its []string
+	for _, key := range r.keys {
+		if _, m := r.owner(c, key); m == master {
+			its = append(its, key)
+		}
+	}
+	r.lose(its, inFlight, func() {
+		master.Kill()
+		c.AwaitOK()
+	})
+	r.awaitCalls(20)
+	master.Restart()
+	awaitReplicating(r, master)
+}
+
+// partner returns the replica of a node of a cluster, or the master of a replica.
+func partner(c *redistest.Cluster, node *redistest.Server) *redistest.Server {
+	half := len(c.Nodes) / 2
+	return c.Nodes[(slices.Index(c.Nodes, node)+half)%len(c.Nodes)]
+}
+
+// awaitReplicating waits until a server is a replica that is in sync.
+func awaitReplicating(r *run, replica *redistest.Server) {
+	require.Eventually(r, func() bool {
+		return strings.Contains(fmt.Sprint(replica.Do("INFO", "replication")), "master_link_status:up")
+	}, time.Minute, 10*time.Millisecond)
+}
+
+// onSentinel is the setup in which the master is killed that sentinels watch.
+func onSentinel(t *testing.T) site {
+	s := redistest.StartSentinel(t, redistest.SentinelOptions{Sentinels: 3})
+	client := func() redis.UniversalClient { return s.Client() }
+	return site{client: client, reader: s.Client(), strike: func(r *run) {
+		r.awaitCalls(callsForMuch)
+		r.lose(r.keys, inFlight, func() {
+			s.Master.Kill()
+			s.AwaitPromoted(s.Replica)
+		})
+	}}
 }

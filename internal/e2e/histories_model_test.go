@@ -247,8 +247,8 @@ func (m keyModel) forget(s keyState) keyState {
 	return s
 }
 
-// lose returns the states after Redis has lost at most so many units, or all of
-// them if most is negative. Lost commands may be refunds, too. A call that was not
+// lose returns the states after Redis has lost at most that many units, or all
+// of them if most is negative. Lost commands may be refunds, too. A call that was not
 // answered before the fault has no effect after it: its server is gone.
 func (m keyModel) lose(s keyState, most int64) (next []keyState) {
 	clear(s.unanswered[:])

@@ -94,7 +94,7 @@ func TestHistoriesFitTheModel(t *testing.T) {
 				r.record()
 				operations += r.check()
 			}
-			t.Logf("%d histories of %d keys, %d operations, %v", seeds, 3, operations, time.Since(began).Round(time.Millisecond))
+			t.Logf("%d histories, %d operations, %v", seeds, operations, time.Since(began).Round(time.Millisecond))
 		})
 	}
 }
@@ -122,6 +122,7 @@ func (r *run) record() {
 	var stop atomic.Bool
 	var working sync.WaitGroup
 	var limiters []*Limiter
+	keys := slices.Clone(r.keys) // a fault may add more
 	for id := range historyProcesses {
 		o := redisOptions(r.client(), r.limits...)
 		o.Lease, o.OnFailure = r.lease, r.onFailure
@@ -131,8 +132,11 @@ func (r *run) record() {
 			rng := rand.New(rand.NewPCG(r.rng.Uint64(), 0))
 			working.Go(func() {
 				for !stop.Load() {
-					r.call(p, r.keys[rng.IntN(len(r.keys))], rng)
-					time.Sleep(time.Duration(rng.IntN(2000)) * time.Microsecond)
+					pause := time.Duration(rng.IntN(2000)) * time.Microsecond
+					if r.call(p, keys[rng.IntN(len(keys))], rng) == unsent {
+						pause *= 10 // or the history would be full of calls that change nothing
+					}
+					time.Sleep(pause)
 				}
 			})
 		}
@@ -154,7 +158,7 @@ func (r *run) record() {
 // now returns the instant in the history.
 func (r *run) now() int64 { return int64(time.Since(r.start)) }
 
-// awaitCalls waits until so many more calls have ended.
+// awaitCalls waits until n more calls have ended.
 func (r *run) awaitCalls(n int64) {
 	r.Helper()
 	n += r.finished.Load()
@@ -170,34 +174,37 @@ func (r *run) add(key string, o operation, out outcome, call int64) {
 	r.finished.Add(1)
 }
 
-// lose adds to all keys that Redis loses at most so many units while fault runs, or
-// everything if that is negative.
-func (r *run) lose(most int64, fault func()) {
+// lose adds to some keys that Redis loses at most that many units while fault runs,
+// or everything if most is negative.
+func (r *run) lose(keys []string, most int64, fault func()) {
 	call := r.now()
 	fault()
-	for _, key := range r.keys {
+	for _, key := range keys {
 		r.add(key, operation{action: actLose, most: most}, outcome{verdict: done}, call)
 	}
 }
 
 // inFlight is the most units that calls of all workers have in flight at the same
-// instant.
+// instant. It is what a master that is killed may have confirmed and not replicated:
+// Redis sends the replies and the replication stream of one round of its event loop
+// together, and a worker waits for its reply before it makes the next call.
 const inFlight = historyProcesses * historyWorkers * maxTaken
 
-// call makes a call of a process and adds it to the history.
-func (r *run) call(p *historyProcess, key string, rng *rand.Rand) {
+// call makes a call of a process, adds it to the history, and returns how it ended.
+func (r *run) call(p *historyProcess, key string, rng *rand.Rand) verdict {
 	o := p.next(key, rng)
 	call := r.now()
 	known := p.knownAt(key)
 	out := p.do(key, o)
 	switch out.verdict {
 	case cached:
-		// It was true when the store last told this process of the key, or later.
+		// It was true when the store last answered this process about the key, or later.
 		call = min(call, known)
 	case done, denied:
 		p.learn(key, call)
 	}
 	r.add(key, o, out, call)
+	return out.verdict
 }
 
 // read adds what Redis has counted in the end.
@@ -247,7 +254,7 @@ func (r *run) show(key string, history []porcupine.Operation) {
 }
 
 // historyProcess is a limiter and what its process knows. Limiters in registries of
-// their own share nothing that counts, like those of different processes.
+// their own share no counters, as limiters in different processes do not.
 type historyProcess struct {
 	*Limiter
 	id      int

@@ -19,6 +19,7 @@ const roleEnv = "RATELIMIT_E2E_ROLE"
 var roles = map[string]func() error{
 	"compete": competeAtRedis,
 	"count":   countInFile,
+	"history": takeUntilKilled,
 	"load":    sendLoads,
 }
 
