@@ -130,7 +130,7 @@ func forbidden(s source, imported string, allowed allowance) string {
 		return fmt.Sprintf("package %s imports %s, which its line in mayImport (internal/arch_test.go) does not allow", s.folder, own)
 	case !isOwn && !s.isTest() && !lists(allowed.foreign, within(imported)):
 		return fmt.Sprintf("package %s imports %s, which its line in mayImport (internal/arch_test.go) does not allow", s.folder, imported)
-	case !isOwn && s.isTest() && !lists(allowed.foreign+" "+allowed.tests+" "+testModules, within(imported)):
+	case !isOwn && s.isTest() && !lists(allowed.foreign+" "+testModules, within(imported)):
 		return fmt.Sprintf("tests of package %s import %s, which neither testModules nor the package's line in mayImport (internal/arch_test.go) allows", s.folder, imported)
 	}
 	return ""

@@ -4,7 +4,8 @@
 //
 // This file has the rules and the two tests of the module itself. The checks
 // are in arch_imports_test.go and arch_files_test.go. arch_check_test.go shows
-// that they find what they should.
+// that they find what they should. commands_test.go is about the go test commands
+// of the documentation.
 package internal_test
 
 import (
@@ -26,10 +27,6 @@ const (
 	testify   = "github.com/stretchr/testify"
 	xSys      = "golang.org/x/sys"
 	xText     = "golang.org/x/text"
-
-	// Until the tests that use them are in interop/, which is its own module.
-	httpsfv       = "github.com/dunglas/httpsfv"
-	retryableHTTP = "github.com/hashicorp/go-retryablehttp"
 )
 
 // anything, in a list of an allowance, allows every import.
@@ -40,7 +37,6 @@ const anything = "..."
 type allowance struct {
 	own     string // packages of this module, by folder; "." is the root package
 	foreign string // other modules
-	tests   string // other modules that its test files may import, beside testModules
 }
 
 // testModules lists the modules that every test file may import.
@@ -89,7 +85,6 @@ var mayImport = map[string]allowance{
 			" internal/batch internal/redisscript internal/redisstore" +
 			" internal/nearcache internal/breaker internal/remote internal/addr internal/accept",
 		foreign: goRedis + " " + httpsnoop + " " + xText,
-		tests:   httpsfv + " " + retryableHTTP,
 	},
 
 	// Public packages.

@@ -79,7 +79,7 @@ Numbers are rounded: counts to one digit, times up. They were measured on a smal
 const faultsBeside = `
 ## What other tests show
 
-Run the tests of the root module in its folder with ` + "`go test -run NAME .`" + `, and those of internal/e2e there.
+` + "`go test -run`" + ` with one of these names runs a test of the root module in its folder, and a test of internal/e2e there.
 
 | what happens | what holds | test |
 |---|---|---|

@@ -1,0 +1,220 @@
+package internal_test
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"testing/fstest"
+)
+
+// This file checks the `go test` commands of the documentation: each -run and
+// -bench names something that exists in the package of the command.
+
+// TestDocumentedTestsExist reads README.md, BENCHMARKS.md, docs and the READMEs
+// of examples.
+func TestDocumentedTestsExist(t *testing.T) {
+	commands, err := commandsOf(os.DirFS(".."), "*.md", "docs/*.md", "examples/*/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(commands) < 30 {
+		t.Errorf("found %d go test commands: the documents have more", len(commands))
+	}
+	for _, c := range commands {
+		if err := c.check(os.DirFS("..")); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestMissingTestsAreFound checks the check.
+func TestMissingTestsAreFound(t *testing.T) {
+	module := fstest.MapFS{
+		"go.mod":                   {},
+		"a_test.go":                {Data: []byte("func TestRoot(t *testing.T) {}\nfunc ExampleNew() {}\nfunc BenchmarkTake(b *testing.B) {}\n")},
+		"internal/x/x_test.go":     {Data: []byte("func TestX(t *testing.T) {}\n")},
+		"internal/x/sub/s_test.go": {Data: []byte("func TestSub(t *testing.T) {}\n")},
+		"examples/y/go.mod":        {},
+		"examples/y/y_test.go":     {Data: []byte("func TestY(t *testing.T) {}\n")},
+	}
+	for _, test := range []struct {
+		command string
+		want    string // part of the error; empty for none
+	}{
+		{"go test ./...", ""},
+		{"go test .", ""},
+		{"go test ./internal/x", ""},
+		{"go test ./internal/z", "internal/z has no tests"},
+		{"go test -run TestRoot .", ""},
+		{"go test -run TestRoot", ""},
+		{"go test -v -run=Root -count 5 .", ""},
+		{"go test -run 'TestRoot|ExampleNew' .", ""},
+		{"go test -run 'TestRoot|TestGone' .", "TestGone"},
+		{"go test -run 'TestRoot$/a|b' .", ""},
+		{"go test -run TestX .", "TestX"},
+		{"go test -run TestX ./internal/x", ""},
+		{"go test -run TestSub ./internal/x", "TestSub"},
+		{"go test -run TestSub ./internal/x/...", ""},
+		{"go test -run TestY ./...", "TestY"}, // it is in another module
+		{"cd examples/y && RATELIMIT_FAULTS=1 go test -run TestY . -args -update", ""},
+		{"cd examples/y && go test -run TestRoot .", "TestRoot"},
+		{"go test -run xxx -bench Take .", ""},
+		{"go test -run '^$' -bench Take/a .", ""},
+		{"go test -run xxx -bench Gone .", "Gone"},
+		{"go test -run xxx .", "xxx"},
+		{"go test -run 'Test(' .", "Test("},
+		{"go test -c ./internal/x; ./x.test -test.run xxx", ""},
+	} {
+		for text, quoted := range map[string]string{
+			"code":  "A claim (`" + test.command + "`, medians of 7).",
+			"block": "    " + test.command + "   # what it shows",
+		} {
+			module["README.md"] = &fstest.MapFile{Data: []byte(quoted)}
+			commands, err := commandsOf(module, "*.md")
+			if err != nil || len(commands) != 1 {
+				t.Errorf("%s, %s: found %v, %v", test.command, text, commands, err)
+				continue
+			}
+			err = commands[0].check(module)
+			if got := fmt.Sprint(err); (err == nil) != (test.want == "") || !strings.Contains(got, test.want) {
+				t.Errorf("%s, %s: %v, want %q", test.command, text, err, test.want)
+			}
+		}
+	}
+}
+
+// testCommand is a `go test` command in a document.
+type testCommand struct {
+	place   string // file:line
+	folder  string // where it runs
+	pattern string // of its packages, such as "./..."
+	run     string // empty if there is none
+	bench   string
+}
+
+// inCode matches a go test command in a code span or on a line of a code block,
+// with the folder and the arguments.
+var inCode = regexp.MustCompile("(?:`|^(?:    |\t)?)(?:cd ([^ ]+) && )?(?:[A-Z_]+=[^ ]+ )*go test\\b([^`;#]*)")
+
+// argument matches an argument, which may be in single quotes.
+var argument = regexp.MustCompile(`(?:'[^']*'|[^ '])+`)
+
+// commandsOf returns the commands in the files that match the patterns.
+func commandsOf(fsys fs.FS, patterns ...string) (commands []testCommand, err error) {
+	for _, pattern := range patterns {
+		files, err := fs.Glob(fsys, pattern)
+		if err != nil {
+			return nil, err
+		}
+		for _, file := range files {
+			text, err := fs.ReadFile(fsys, file)
+			if err != nil {
+				return nil, err
+			}
+			for i, line := range strings.Split(string(text), "\n") {
+				for _, m := range inCode.FindAllStringSubmatch(line, -1) {
+					commands = append(commands, parseCommand(fmt.Sprintf("%s:%d", file, i+1), m[1], m[2]))
+				}
+			}
+		}
+	}
+	return commands, nil
+}
+
+// parseCommand reads the arguments of go test. A flag may have its value after
+// a space or after "=". Of other flags, a value that is not a package's path is
+// ignored.
+func parseCommand(place, folder, arguments string) testCommand {
+	c := testCommand{place: place, folder: path.Clean(folder), pattern: "."}
+	args := argument.FindAllString(arguments, -1)
+	for i := 0; i < len(args) && args[i] != "-args"; i++ {
+		name, value, hasValue := strings.Cut(args[i], "=")
+		if (name == "-run" || name == "-bench") && !hasValue && i+1 < len(args) {
+			i++
+			value = args[i]
+		}
+		value = strings.Trim(value, "'")
+		switch {
+		case name == "-run":
+			c.run = value
+		case name == "-bench":
+			c.bench = value
+		case name == "." || strings.HasPrefix(name, "./"):
+			c.pattern = name
+		}
+	}
+	return c
+}
+
+// check returns an error if the command runs nothing. Every alternative of -run
+// and of -bench must match, up to the first slash, which begins the names of
+// subtests. With -bench, a -run that matches nothing turns the tests off.
+func (c testCommand) check(fsys fs.FS) error {
+	names, err := c.names(fsys)
+	if err != nil {
+		return err
+	}
+	if len(names) == 0 {
+		return fmt.Errorf("%s: %s has no tests", c.place, path.Join(c.folder, c.pattern))
+	}
+	if c.bench != "" {
+		return c.matches(c.bench, "Benchmark", names)
+	}
+	return c.matches(c.run, "Test|Example|Fuzz", names)
+}
+
+// matches checks that each alternative of a pattern matches a name that begins
+// with one of the kinds.
+func (c testCommand) matches(pattern, kinds string, names []string) error {
+	pattern, _, _ = strings.Cut(pattern, "/")
+	kind := regexp.MustCompile("^(" + kinds + ")")
+	for _, alternative := range strings.Split(pattern, "|") {
+		re, err := regexp.Compile(alternative)
+		if err != nil {
+			return fmt.Errorf("%s: %v", c.place, err)
+		}
+		if !slices.ContainsFunc(names, func(name string) bool { return kind.MatchString(name) && re.MatchString(name) }) {
+			return fmt.Errorf("%s: nothing in %s matches %s", c.place, path.Join(c.folder, c.pattern), alternative)
+		}
+	}
+	return nil
+}
+
+// testFunc matches the declaration of what go test runs.
+var testFunc = regexp.MustCompile(`(?m)^func ((?:Test|Example|Fuzz|Benchmark)\w*)\(`)
+
+// names returns the tests, examples, fuzz targets and benchmarks of the
+// command's packages. A pattern does not reach into other modules.
+func (c testCommand) names(fsys fs.FS) (names []string, err error) {
+	folder, below := strings.CutSuffix(path.Join(c.folder, c.pattern), "/...")
+	if folder == "..." {
+		folder, below = ".", true
+	}
+	if _, err := fs.Stat(fsys, folder); err != nil {
+		return nil, nil
+	}
+	err = fs.WalkDir(fsys, folder, func(name string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if entry.IsDir() && name != folder {
+			if !below || isNestedModule(fsys, name) || strings.HasPrefix(entry.Name(), ".") {
+				return fs.SkipDir
+			}
+		}
+		if !strings.HasSuffix(name, "_test.go") {
+			return nil
+		}
+		text, err := fs.ReadFile(fsys, name)
+		for _, m := range testFunc.FindAllStringSubmatch(string(text), -1) {
+			names = append(names, m[1])
+		}
+		return err
+	})
+	return names, err
+}
