@@ -9,7 +9,7 @@
 --   ARGV   none
 --   reply  how many of them there were
 --
--- Expects no locals. It does not count; TestRedisStoreAgrees resets keys
+-- Expects no locals. It does not count; TestRedisStoreAgreesWithMemoryStore resets keys
 -- between random operations on a store at Redis and on one in memory, which
 -- counts by internal/rule.
 
