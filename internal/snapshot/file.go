@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/ratelimit-go/ratelimit/internal/table"
@@ -20,9 +21,10 @@ type File struct {
 	data *os.File // the file itself, locked; nil if it was never there, and where locksData is false
 	buf  []byte
 
-	size  int64 // of the file
-	whole int64 // how much of it was written in one go; 0 if the file may not be as the last Save left it
-	owed  bool  // the file is not there, or the last Save failed: the next one writes all of it
+	size    int64     // of the file
+	whole   int64     // how much of it was written in one go; 0 if the file may not be as the last Save left it
+	owed    bool      // the file is not there, or the last Save failed: the next one writes all of it
+	closing sync.Once // of data
 }
 
 const (
@@ -106,9 +108,10 @@ func isDir(path string) bool {
 	return err == nil && info.IsDir()
 }
 
-// Close lets go of the file. What was not saved is lost.
+// Close lets go of the file. What was not saved is lost. It may be called again, also
+// by another goroutine.
 func (f *File) Close() error {
-	f.replaceData(nil) // first, so that a process that gets the lock beside it gets both
+	f.closing.Do(func() { f.replaceData(nil) }) // first, so that a process that gets the lock beside it gets both
 	return f.lock.Close()
 }
 
