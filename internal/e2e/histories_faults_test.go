@@ -65,9 +65,10 @@ var scenarios = []scenario{
 		return s
 	}},
 
-	// The exact excess is what was in flight.
-	{name: "Cluster, master killed", slow: true, limits: bigLimit, onFailure: FailClosed, refunds: true, setup: onCluster(1, killMaster)},
-	{name: "Sentinel, master killed", slow: true, limits: bigLimit, onFailure: FailClosed, refunds: true, setup: once(onSentinel)},
+	// The excess is what the replica has not got yet. The model takes that for what was in
+	// flight, which holds on a machine that has time: Redis promises no such bound.
+	{name: "Cluster, master killed", slow: true, lags: true, limits: bigLimit, onFailure: FailClosed, refunds: true, setup: onCluster(1, killMaster)},
+	{name: "Sentinel, master killed", slow: true, lags: true, limits: bigLimit, onFailure: FailClosed, refunds: true, setup: once(onSentinel)},
 }
 
 // onServer returns the setup of a fault of a single server.
