@@ -43,8 +43,11 @@ type clock struct {
 	offset atomic.Int64 // in use
 	best   atomic.Int64 // the greatest of this period
 	until  atomic.Int64 // the end of this period; 0 before the first answer
-	jumped atomic.Int64 // when the store's clock was last seen to have jumped ahead; 0 is never
-	mu     sync.Mutex   // of changing more than one of these
+
+	// When the store's clock was last seen to have jumped ahead, 0 for never, and how
+	// far it has jumped in all.
+	jumped, jumpedBy atomic.Int64
+	mu               sync.Mutex // of changing more than one of these
 }
 
 const (
@@ -62,6 +65,7 @@ func (k *clock) observe(at, now int64) {
 	defer k.mu.Unlock()
 	until, best := k.until.Load(), k.best.Load()
 	if until != 0 && seen > k.offset.Load()+maxLatency {
+		k.jumpedBy.Add(seen - k.offset.Load())
 		k.jumped.Store(now)
 	}
 	switch {

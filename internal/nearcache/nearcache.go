@@ -172,9 +172,6 @@ func (c *Cache) Denied(key string, n, now, recheck int64, limits []rule.Limit, a
 	if n == 0 {
 		return false, version
 	}
-	if c.stillDenied(&p, n, now, limits, answers) {
-		return true, version
-	}
 	permission, until := c.memory.permissions.find(p.bits, n)
 	if permission == nil || !c.memory.table.Denied(p.Hash, n, now, limits, answers) {
 		return false, version
@@ -190,24 +187,31 @@ func (c *Cache) Denied(key string, n, now, recheck int64, limits []rule.Limit, a
 }
 
 // StillDenied reports whether the store's clock has jumped ahead while n units of a key
-// were denied, and the denial is not over by our clock. Then it fills answers. The
-// store's counter may have expired early, so the store cannot be asked: a wrong clock
-// must not free a key that this process knows to be denied.
+// were denied, and the denial is not over by our clock. It is for units that the store
+// has admitted: its counter may have expired early, and a wrong clock must not free a
+// key that this process knows to be denied. If it returns true it fills answers.
+//
+// A jump frees a key early only if no more is left of the denial than the clock has
+// jumped. A key with more left was freed by something else, such as a reset.
 func (c *Cache) StillDenied(key string, n, now int64, limits []rule.Limit, answers []rule.Answer) bool {
-	p := c.at(key)
-	return c.stillDenied(&p, n, now, limits, answers)
-}
-
-func (c *Cache) stillDenied(p *place, n, now int64, limits []rule.Limit, answers []rule.Answer) bool {
 	jumped := c.clock.jumped.Load()
-	if jumped == 0 || n == 0 || !c.memory.table.Denied(p.Hash, n, now, limits, answers) {
+	if jumped == 0 || n == 0 {
 		return false
 	}
+	p := c.at(key)
+	var denial [MaxLimits]rule.Answer
+	if !c.memory.table.Denied(p.Hash, n, now, limits, denial[:len(limits)]) {
+		return false
+	}
+	by := c.clock.jumpedBy.Load()
 	for i := range limits {
-		if answers[i].Retry > 0 {
-			if state, held := c.memory.table.State(p.Hash, now, &limits[i]); held && state.T < jumped {
-				return true
-			}
+		retry := denial[i].Retry
+		if retry == 0 || retry > by {
+			continue
+		}
+		if state, held := c.memory.table.State(p.Hash, now, &limits[i]); held && state.T < jumped {
+			copy(answers, denial[:len(limits)])
+			return true
 		}
 	}
 	return false

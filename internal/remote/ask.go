@@ -45,7 +45,9 @@ func (r *Remote) consult(ctx context.Context, q *question, answers []rule.Answer
 		return 0, err
 	}
 	r.near.Observe(reply.At, now)
-	if r.near.StillDenied(q.key, q.units, now, q.limits.Rules, answers) {
+	// Only an admission is overruled: a store that has denied has taken nothing, and
+	// to give that back would be to give away what others have taken.
+	if !isDenial(answers) && r.near.StillDenied(q.key, q.units, now, q.limits.Rules, answers) {
 		r.returnUnits(q, reply.At)
 		return NothingTaken, nil
 	}
@@ -64,7 +66,7 @@ func (r *Remote) consult(ctx context.Context, q *question, answers []rule.Answer
 }
 
 // returnUnits gives back what the store has taken for a request that is denied here,
-// if it has taken anything, on a goroutine of its own.
+// on a goroutine of its own.
 func (r *Remote) returnUnits(q *question, at int64) {
 	key, n, limits := strings.Clone(q.key), q.units, q.limits
 	r.beside(func(o *Remote) { o.move(o.closing, key, -n, at, limits, SideTimeout) })
