@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/ratelimit-go/ratelimit/internal/rule"
@@ -74,9 +75,31 @@ type Result struct {
 	state *reportedState
 }
 
+// A reportedState belongs to one call of a limiter. A wrapper may copy the results,
+// and hand the copy to a call that ends later.
 type reportedState struct {
-	rule.State
+	mu    sync.Mutex
+	state rule.State
 	known bool
+}
+
+// get returns the state, if it explains what a limiter got: the wrapper may have
+// asked for other units or under another limit, or have changed the result.
+func (r *reportedState) get(l rule.Limit, n, at int64, got *Result) (s rule.State, ok bool) {
+	r.mu.Lock()
+	s, ok = r.state, r.known
+	r.mu.Unlock()
+	if !ok || got.state != r {
+		return s, false
+	}
+	if got.RetryAfter == 0 {
+		n = 0
+	}
+	_, a := l.Take(s, at, n)
+	near := func(a int64, b time.Duration) bool { // Redis rounds windows to milliseconds
+		return a == int64(b) || max(a, int64(b))-min(a, int64(b)) <= int64(time.Millisecond)
+	}
+	return s, a.Remaining == got.Remaining && near(a.Retry, got.RetryAfter) && near(a.Reset, got.ResetAfter)
 }
 
 // report fills in the result, and the state if it is wanted.
@@ -84,7 +107,9 @@ func (r *Result) report(a rule.Answer, s rule.State) {
 	wanted := r.state
 	*r = resultOf(a)
 	if r.state = wanted; wanted != nil {
-		*wanted = reportedState{s, true}
+		wanted.mu.Lock()
+		wanted.state, wanted.known = s, true
+		wanted.mu.Unlock()
 	}
 }
 

@@ -43,14 +43,8 @@ type storeEngine struct {
 	remote RemoteStore // the store, or the first one that it wraps, that classifies errors; nil if none does
 }
 
-// storeBuffer is what a store is given to fill in: what an interface's method gets
-// escapes.
-type storeBuffer struct {
-	results [MaxLimits]Result
-	states  [MaxLimits]reportedState
-}
-
-var storeBuffers = sync.Pool{New: func() any { return new(storeBuffer) }}
+// results are buffers, because what an interface's method is given escapes.
+var results = sync.Pool{New: func() any { return new([MaxLimits]Result) }}
 
 // Take implements [engine.Engine]. A store may answer anything: its answers are
 // brought into bounds.
@@ -60,20 +54,23 @@ func (e storeEngine) Take(ctx context.Context, r engine.Request, answers []rule.
 		ctx, cancel = context.WithDeadline(ctx, clock.Time(r.Until))
 		defer cancel()
 	}
-	buf := storeBuffers.Get().(*storeBuffer)
-	*buf = storeBuffer{}
-	for i := range r.States {
-		buf.results[i].state = &buf.states[i]
+	buf := results.Get().(*[MaxLimits]Result)
+	*buf = [MaxLimits]Result{}
+	states := make([]reportedState, len(r.States)) // not used again: a wrapper may keep what points to them
+	for i := range states {
+		buf[i].state = &states[i]
 	}
-	at, err := e.store.Take(ctx, r.Key, r.Units, publicLimits(r.Limits), buf.results[:len(answers)])
+	at, err := e.store.Take(ctx, r.Key, r.Units, publicLimits(r.Limits), buf[:len(answers)])
 	if err != nil {
 		return engine.Reply{}, err // the buffer is not used again: the store may still write to it
 	}
 	exact := len(r.States) > 0
-	for i := range r.States {
-		r.States[i], exact = buf.states[i].State, exact && buf.states[i].known
+	for i := range states {
+		var ok bool
+		r.States[i], ok = states[i].get(r.Limits.Rules[i], r.Units, int64(at), &buf[i])
+		exact = exact && ok
 	}
-	for i, result := range buf.results[:len(answers)] {
+	for i, result := range buf[:len(answers)] {
 		answers[i] = rule.Answer{
 			Remaining: max(0, min(result.Remaining, r.Limits.Rules[i].Cap())),
 			Retry:     max(0, int64(result.RetryAfter)),
@@ -81,7 +78,7 @@ func (e storeEngine) Take(ctx context.Context, r engine.Request, answers []rule.
 			Reset:     max(0, int64(result.ResetAfter)),
 		}
 	}
-	storeBuffers.Put(buf)
+	results.Put(buf)
 	return engine.Reply{At: int64(at), Newest: true, Exact: exact}, nil
 }
 
