@@ -40,6 +40,7 @@ type Limiter struct {
 	message []byte // the body of a denial in plain text
 	problem []byte // the constant part of it as problem details
 
+	begun    atomic.Bool // it owns what it counts with
 	closed   atomic.Bool
 	replaced atomic.Bool   // by a Reload
 	shadow   atomic.Uint64 // requests that Shadow let through
@@ -124,6 +125,9 @@ func (l *Limiter) SetLimits(limits ...Limit) error {
 		return fmt.Errorf("ratelimit: limiter %q: SetLimits: %w", l.name, err)
 	}
 	l.setPolicy(limits)
+	if !l.begun.Load() {
+		return nil // the running generation's record and leases are not its own
+	}
 	l.adoptStore()
 	if l.remote != nil {
 		l.remote.SetLimits(l.policy.Load().under)
@@ -134,6 +138,7 @@ func (l *Limiter) SetLimits(limits ...Limit) error {
 // begin is called when l owns what it counts with: by New, or when the Reload that l
 // was made in has succeeded.
 func (l *Limiter) begin() {
+	l.begun.Store(true)
 	l.adoptStore()
 	l.logStore()
 	if l.remote != nil {

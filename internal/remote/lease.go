@@ -44,10 +44,18 @@ func (r *Remote) takeAndLease(ctx context.Context, q *question, answers []rule.A
 	ask := r.near.WantLease(q.key, q.now, int64(r.opts.Lease), q.limits.Rules)
 	more := *q
 	more.units += ask.Units
+	asked := ask.Units > 0
+	defer func() {
+		if asked { // the store has panicked
+			ask.Units = 0
+			r.keep(q.key, q.limits, ask, 0, answers)
+		}
+	}()
 	at, err = r.consult(ctx, &more, answers)
-	if ask.Units == 0 {
+	if !asked {
 		return at, err
 	}
+	asked = false
 	if err == nil && !isDenial(answers) {
 		addHeld(answers, q.limits.Rules, r.keep(q.key, q.limits, ask, at, answers))
 		return at, nil
@@ -95,11 +103,16 @@ func (r *Remote) refill(key string, limits *engine.Limits) {
 	r.beside(func(o *Remote) {
 		now, answers := clock.Now(), make([]rule.Answer, len(limits.Rules))
 		q := question{key: key, units: ask.Units, limits: limits, now: now, until: o.until(now), version: o.near.Version(key)}
-		at, err := o.consult(o.closing, &q, answers)
-		if err != nil || isDenial(answers) {
-			ask.Units = 0
-		}
-		o.keep(key, limits, ask, at, answers)
+		at, answered := int64(0), false
+		defer func() { // also if the store panics
+			if !answered {
+				ask.Units = 0
+			}
+			o.keep(key, limits, ask, at, answers)
+		}()
+		var err error
+		at, err = o.consult(o.closing, &q, answers)
+		answered = err == nil && !isDenial(answers)
 	})
 }
 

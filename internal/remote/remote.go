@@ -187,6 +187,10 @@ func (r *Remote) Begin() {
 	if before := r.owner.Swap(r); before != r {
 		before.replace()
 	}
+	if r.isReplaced() { // closed in the meantime, when it was not the owner yet
+		r.finish()
+		return
+	}
 	// What the owner before has started since then, it has started here.
 	if r.near.HasLeases() {
 		r.sweep()
@@ -215,9 +219,13 @@ func (r *Remote) Close() {
 	r.replace()
 	r.cancel()
 	r.running.Wait()
-	if r.owner.Load() != r {
-		return
+	if r.owner.Load() == r {
+		r.finish()
 	}
+}
+
+// finish sends the store what it is owed and gives back what is leased.
+func (r *Remote) finish() {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	if r.breaker.Ready(clock.Now()) {
@@ -361,7 +369,11 @@ func (r *Remote) takeWithoutStore(ctx context.Context, q *question, err error, a
 		r.opts.Report.StoreFailed(err)
 	}
 	rules := q.limits.Rules
-	switch r.opts.OnFailure {
+	policy := r.opts.OnFailure
+	if err == errOwing {
+		policy = FallbackLocal // the store is there: only this process knows all that is counted
+	}
+	switch policy {
 	case FailClosed:
 		return 0, 0, err
 	case FailOpen:
@@ -387,6 +399,7 @@ func (r *Remote) Adjust(ctx context.Context, key string, n, at int64, limits *en
 	if at == NothingTaken {
 		return 0, nil
 	}
+	n = max(-rule.MaxUnits, min(n, rule.MaxUnits))
 	taken := r.taken(at)
 	if r.leases() && r.adjustLease(key, n, taken, limits) {
 		return max(0, n), nil
