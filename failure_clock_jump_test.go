@@ -1,0 +1,240 @@
+package ratelimit_test
+
+import (
+	"context"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+)
+
+// TestRecheckOverAJumpMintsNothing: the answer in which the jump of the store's
+// clock is first seen is a denial. Nothing was taken, so nothing may be given back.
+func TestRecheckOverAJumpMintsNothing(t *testing.T) {
+	m := newMini(t)
+	store := redisStore(t, m.client(t), "rl:")
+	limit := FixedWindow(5, time.Hour)
+	l, err := new(Registry).New("login", Options{Limits: []Limit{limit}, Store: store, DenyRecheck: time.Nanosecond, Logger: quietly})
+	require.NoError(t, err)
+	for range 5 {
+		require.True(t, decide(t, l, "key", 1).Allowed)
+	}
+	require.False(t, decide(t, l, "key", 1).Allowed)
+	m.advance(10 * time.Second) // as after a failover; the window is open for 59 min 50 s
+	require.False(t, decide(t, l, "key", 3).Allowed)
+	time.Sleep(300 * time.Millisecond)
+	results, _ := take(t, store, "key", 0, limit)
+	require.NoError(t, l.Close())
+	require.Zero(t, results[0].Remaining, "the store has taken 5 of 5, and nobody has given back")
+}
+
+// TestCallersInFlightOverAJumpMint: of 20 callers who are denied by the store at
+// the time of the jump, 19 give back a unit that they did not take.
+func TestCallersInFlightOverAJumpMintNothing(t *testing.T) {
+	m := newMini(t)
+	limit := FixedWindow(5, time.Hour)
+	inner := redisStore(t, m.client(t), "rl:")
+	gate := &gated{Store: inner, pass: make(chan struct{})}
+	l, err := new(Registry).New("login", Options{Limits: []Limit{limit}, Store: gate, Timeout: 10 * time.Second, Logger: quietly})
+	require.NoError(t, err)
+	require.True(t, decide(t, l, "other", 1).Allowed) // shows the clock
+	require.True(t, decide(t, l, "key", 5).Allowed)
+	gate.hold.Store(true)
+	m.advance(10 * time.Second)
+	done := make(chan bool)
+	for range 20 {
+		go func() {
+			d, err := l.Take(ctx, "key")
+			done <- err == nil && d.Allowed
+		}()
+	}
+	require.Eventually(t, func() bool { return gate.held.Load() == 20 }, 5*time.Second, time.Millisecond)
+	gate.hold.Store(false)
+	close(gate.pass)
+	for range 20 {
+		require.False(t, <-done)
+	}
+	time.Sleep(300 * time.Millisecond)
+	results, _ := take(t, inner, "key", 0, limit)
+	require.Zero(t, results[0].Remaining, "20 calls were denied by the store")
+	require.NoError(t, l.Close())
+}
+
+// gated holds calls after the store has decided.
+type gated struct {
+	Store
+	hold atomic.Bool
+	held atomic.Int64
+	pass chan struct{}
+}
+
+func (g *gated) Unwrap() Store { return g.Store }
+
+func (g *gated) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
+	hold := g.hold.Load()
+	at, err := g.Store.Take(ctx, key, n, limits, results)
+	if hold {
+		g.held.Add(1)
+		<-g.pass
+	}
+	return at, err
+}
+
+// TestJumpLeavesTheRecheck: after a failover to a server whose clock is 10 s
+// ahead, a Reset by another process is not felt for the rest of the window, for keys
+// whose window was opened before it.
+func TestJumpLeavesTheRecheck(t *testing.T) {
+	for _, jump := range []time.Duration{0, 10 * time.Second} {
+		m := newMini(t)
+		limit := FixedWindow(5, 24*time.Hour)
+		a, b := redisStore(t, m.client(t), "rl:"), redisStore(t, m.client(t), "rl:")
+		l, err := new(Registry).New("login", Options{Limits: []Limit{limit}, Store: a, DenyRecheck: time.Millisecond, Logger: quietly})
+		require.NoError(t, err)
+		admin, err := new(Registry).New("login", Options{Limits: []Limit{limit}, Store: b, Logger: quietly})
+		require.NoError(t, err)
+		require.True(t, decide(t, l, "key", 1).Allowed)
+		m.advance(jump)
+		require.True(t, decide(t, l, "other", 1).Allowed)
+		for range 4 { // most of it after the jump
+			require.True(t, decide(t, l, "key", 1).Allowed)
+		}
+		require.False(t, decide(t, l, "key", 1).Allowed, "denied by the store, after the jump")
+		require.NoError(t, admin.Reset(ctx, "key"))
+		allowed := false
+		for range 20 {
+			time.Sleep(5 * time.Millisecond)
+			allowed = allowed || decide(t, l, "key", 1).Allowed
+		}
+		require.NoError(t, l.Close())
+		require.NoError(t, admin.Close())
+		if !allowed {
+			t.Errorf("jump %v: the user that was unblocked elsewhere is denied here for the rest of 24 h", jump)
+		}
+	}
+}
+
+// lateReply is a store whose answers are late on the way back, and which has no state to report.
+type lateReply struct {
+	farStore
+	back atomic.Int64
+	skew atomic.Int64
+}
+
+func (s *lateReply) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
+	own := make([]Result, len(results))
+	at, err := s.Store.Take(context.WithoutCancel(ctx), key, n, limits, own)
+	copy(results, own)
+	if wait := s.back.Load(); wait > 0 {
+		time.Sleep(time.Duration(wait))
+	}
+	return at + Instant(s.skew.Load()), err
+}
+
+func (s *lateReply) Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (int64, error) {
+	if at != Now {
+		at -= Instant(s.skew.Load())
+	}
+	return s.Store.Adjust(ctx, key, n, at, limits)
+}
+
+func (s *lateReply) Reset(ctx context.Context, key string, limits []Limit) error {
+	return s.Store.Reset(ctx, key, limits)
+}
+
+// TestOneLateAnswerIsNoJump: no clock was wrong, but one answer was late by 6 s
+// (a process that was stopped with a call in flight, a lost packet, Timeout: 10 s).
+func TestOneLateAnswerIsNoJump(t *testing.T) {
+	for _, late := range []time.Duration{0, 6 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			far := &lateReply{farStore: farStore{Store: memory(t, "far")}}
+			limit := FixedWindow(5, 24*time.Hour)
+			l := processOf(t, far, Options{Limits: []Limit{limit}, Timeout: 10 * time.Second, DenyRecheck: time.Second})
+			decide(t, l, "key", 5)
+			require.False(t, decide(t, l, "key", 1).Allowed)
+			far.back.Store(int64(late))
+			decide(t, l, "other", 1)
+			far.back.Store(0)
+			decide(t, l, "other", 1)
+			require.NoError(t, far.Store.Reset(ctx, "key", []Limit{limit})) // by another process
+			time.Sleep(time.Hour)
+			decide(t, l, "key", 1)
+			if !decide(t, l, "key", 1).Allowed {
+				t.Errorf("late by %v: key is denied an hour after it was reset elsewhere", late)
+			}
+		})
+	}
+}
+
+// TestTwoClocks: a Ring or Cluster whose servers differ by 10 s.
+func TestTwoClocksMintNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		limit := FixedWindow(5, time.Hour)
+		shared := memory(t, "far")
+		process := func() (*lateReply, *Limiter) {
+			far := &lateReply{farStore: farStore{Store: shared}}
+			return far, processOf(t, far, Options{Limits: []Limit{limit}, DenyRecheck: time.Millisecond})
+		}
+		admitted := 0
+		for range 10 { // processes
+			far, l := process()
+			for i := range 20 {
+				far.skew.Store(0)
+				if decide(t, l, "key", 1).Allowed {
+					admitted++
+				}
+				time.Sleep(2 * time.Millisecond)
+				if i == 10 {
+					far.skew.Store(int64(10 * time.Second)) // the other server
+					decide(t, l, "other", 0)
+				}
+			}
+			synctest.Wait()
+		}
+		require.LessOrEqual(t, admitted, 5)
+	})
+}
+
+// perKey is a store of two servers, whose clocks differ by 10 s. Answers take 5 ms to
+// come back.
+type perKey struct{ lateReply }
+
+func (s *perKey) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
+	at, err := s.lateReply.Take(ctx, key, n, limits, results)
+	if key == "other" {
+		at += Instant(10 * time.Second)
+	}
+	return at, err
+}
+
+// TestTwoClocksAndManyCallersMintNothing: each process whose callers use up a key together
+// makes it whole again for the next process.
+func TestTwoClocksAndManyCallersMintNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		limit := FixedWindow(5, time.Hour)
+		shared := memory(t, "far")
+		var admitted atomic.Int64
+		for range 10 { // processes
+			far := &perKey{lateReply{farStore: farStore{Store: shared}}}
+			far.back.Store(int64(5 * time.Millisecond))
+			l := processOf(t, far, Options{Limits: []Limit{limit}})
+			decide(t, l, "warm", 0)
+			for i := range 40 {
+				go func() {
+					time.Sleep(time.Duration(i) * time.Millisecond / 10)
+					if i%4 == 3 {
+						l.TakeN(ctx, "other", 0)
+					} else if d, err := l.Take(ctx, "key"); err == nil && d.Allowed {
+						admitted.Add(1)
+					}
+				}()
+			}
+			time.Sleep(time.Second)
+			synctest.Wait()
+		}
+		require.LessOrEqual(t, admitted.Load(), int64(5))
+	})
+}
