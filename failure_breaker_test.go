@@ -167,3 +167,25 @@ func TestPanickingStoreKeepsNoPlaces(t *testing.T) {
 		require.Equal(t, SourceStore, decide(t, l, "key", 1).Source)
 	})
 }
+
+// TestCallersWithShortDeadlinesAreDecided: deadlines that are shorter than Timeout say
+// nothing of the store, but they do not keep a limiter from noticing that it hangs.
+func TestCallersWithShortDeadlinesAreDecided(t *testing.T) {
+	for _, deadline := range []time.Duration{150 * time.Millisecond, 50 * time.Millisecond} {
+		remotely(t, Options{Limits: []Limit{FixedWindow(1_000_000, 24*time.Hour)}}, func(t *testing.T, far *farStore, l *Limiter) {
+			decide(t, l, "key", 1)
+			far.set(silent)
+			failed := 0
+			for i := range 1000 {
+				ctx, cancel := context.WithTimeout(ctx, deadline)
+				if _, err := l.Take(ctx, fmt.Sprint(i)); err != nil {
+					failed++
+				}
+				cancel()
+				time.Sleep(10 * time.Millisecond)
+			}
+			require.LessOrEqual(t, failed, 50, "callers with deadlines of %v", deadline)
+			require.EqualValues(t, 1, l.Stats().Remote.BreakerOpened)
+		})
+	}
+}

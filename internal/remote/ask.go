@@ -130,13 +130,46 @@ func (r *Remote) ask(ctx context.Context, start int64, call func(context.Context
 		if r.breaker.Done(start, end, probe, outcome) {
 			r.breakerChanged(end, err)
 		}
-		if outcome == breaker.Succeeded && r.near.Owing() > 0 {
-			r.settleAll("")
+		if outcome == breaker.Succeeded {
+			r.hasty.Store(0)
+			if r.near.Owing() > 0 {
+				r.settleAll("")
+			}
 		}
 	}()
 	err = call(ctx)
-	outcome = r.outcome(ctx, start, err)
+	if outcome = r.outcome(ctx, start, err); outcome == breaker.Unclear && ctx.Err() != context.Canceled {
+		if probe {
+			outcome = breaker.Failed // otherwise each caller would be the next probe
+		}
+		r.callerTooHasty()
+	}
 	return end, err
+}
+
+// hastyInRow is after how many calls in a row that their callers' deadlines have ended
+// the store is looked at.
+const hastyInRow = 5
+
+// callerTooHasty is called when a caller's own deadline has ended a call, which says
+// nothing of the store. If all callers have such deadlines, and the store hangs, nothing
+// else would open the breaker. So after some of them in a row a goroutine looks at the
+// store, with the whole timeout, until it answers or the breaker opens.
+func (r *Remote) callerTooHasty() {
+	if r.hasty.Add(1) < hastyInRow || r.looking.Load() {
+		return
+	}
+	r.beside(func(o *Remote) {
+		if !r.looking.CompareAndSwap(false, true) {
+			return
+		}
+		defer r.looking.Store(false)
+		for r.hasty.Load() > 0 && !o.breaker.Open() && o.closing.Err() == nil {
+			if o.look(o.closing, "?", o.limits.Load(), o.until(clock.Now())) == errTooMany {
+				return
+			}
+		}
+	})
 }
 
 // outcome says what the end of a call means for the breaker, and counts failures.

@@ -141,6 +141,7 @@ type Remote struct {
 	*state
 
 	waiting atomic.Int64 // callers that wait for the store
+	hasty   atomic.Int64 // calls in a row that their callers' deadlines have ended
 
 	failures, spared, cached, leased, fallback, failedOpen atomic.Uint64
 
@@ -149,6 +150,7 @@ type Remote struct {
 	settleNot atomic.Int64 // before this instant
 	sweeping  atomic.Bool  // a goroutine gives back leases whose time is over
 	watching  atomic.Bool  // a goroutine reports an outage
+	looking   atomic.Bool  // a goroutine looks whether the store answers
 
 	replaced chan struct{}      // closed when another one becomes the owner: loops end
 	closing  context.Context    // done with Close: calls end, too
