@@ -238,6 +238,9 @@ func (o Options) validate(limiter string) error {
 	if o.Lease < 0 || o.Lease > 0 && o.Lease < minLease {
 		return fmt.Errorf("Options.Lease is %v: want at least %v, or 0 for none", o.Lease, minLease)
 	}
+	if o.NearKeys > 0 && o.NearKeys < len(o.Limits) {
+		return fmt.Errorf("Options.NearKeys is %d, and one key has %d counters: raise it, or leave it out", o.NearKeys, len(o.Limits))
+	}
 	if o.NearKeys < 0 {
 		return fmt.Errorf("Options.NearKeys is %d: want at least 1, or 0 to share %d with the process", o.NearKeys, DefaultNearKeys)
 	}

@@ -42,6 +42,18 @@ type tab struct {
 	at    Instant // when they were taken
 }
 
+// lockUntil locks the tab, which is held while the store is asked. It seldom waits:
+// only if the units of one request are adjusted twice at the same time.
+func (t *tab) lockUntil(deadline time.Time) bool {
+	for !t.mu.TryLock() {
+		if time.Until(deadline) <= 0 {
+			return false
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return true
+}
+
 type requestStateKey struct{}
 
 // Value implements [context.Context].
@@ -95,22 +107,29 @@ func (l *Limiter) AddCost(ctx context.Context, n int64) error {
 	return fmt.Errorf("ratelimit: limiter %q: AddCost: %w", l.name, errNotAdmitted)
 }
 
+var errAdjusting = errors.New("other units of this request are still being moved; nothing was changed")
+
 var errNotAdmitted = errors.New("this context is not of a request that the limiter has counted; use TakeN or Refund with a key")
 
 // beside runs f, which adjusts units at a store outside of this process, on a
-// goroutine of its own. Only after Close it is called here, for Options.Timeout.
+// goroutine of its own. After Close it has Options.Timeout.
 func (l *Limiter) beside(f func(closing context.Context)) {
 	if !l.remote.Beside(f) {
-		ctx, cancel := context.WithTimeout(context.Background(), l.timeout())
-		defer cancel()
-		f(ctx)
+		go func() {
+			ctx, cancel := context.WithTimeout(context.Background(), l.timeout())
+			defer cancel()
+			f(ctx)
+		}()
 	}
 }
 
 // addCost adjusts the request's units. It waits for the store, for so long at most
 // and not after closing is done, and for another addCost of the same request.
 func (s *requestState) addCost(closing context.Context, n int64, wait time.Duration) error {
-	s.tab.mu.Lock()
+	deadline := time.Now().Add(wait)
+	if !s.tab.lockUntil(deadline) {
+		return s.limiter.wrap(errAdjusting)
+	}
 	defer s.tab.mu.Unlock()
 	n = min(max(n, -s.tab.units), math.MaxInt64-s.tab.units)
 	if n == 0 {
@@ -127,7 +146,7 @@ func (s *requestState) addCost(closing context.Context, n int64, wait time.Durat
 		defer cancel()
 		defer context.AfterFunc(closing, cancel)()
 	}
-	charged, err := s.limiter.adjust(ctx, s.key, n, at, s.limits(), wait)
+	charged, err := s.limiter.adjust(ctx, s.key, n, at, s.limits(), max(0, time.Until(deadline)))
 	if err != nil {
 		return err
 	}
@@ -197,11 +216,16 @@ func (s *requestState) giveBackInTime(states []*requestState) {
 	}
 	done := make(chan struct{})
 	go func() { beside.Wait(); close(done) }()
+	start := time.Now()
 	timer := time.NewTimer(s.limiter.timeout() - time.Duration(s.bound.spent)*time.Microsecond)
 	defer timer.Stop()
 	select {
 	case <-done:
 	case <-timer.C:
+	}
+	waited := time.Since(start).Microseconds()
+	for outer := s.outer; outer != nil; outer = outer.outer { // which may have to give back as well
+		outer.bound.spent = uint32(min(int64(outer.bound.spent)+waited, math.MaxUint32))
 	}
 }
 

@@ -344,7 +344,11 @@ func (c *Cache) OwingKeys(now int64) (keys []string) {
 		s := &c.stripes[i]
 		s.mu.Lock()
 		for _, e := range s.ledger.keys {
-			e.records = slices.DeleteFunc(e.records, func(r record) bool { return !r.counts(now) })
+			p := place{Hash: e.hash}
+			e.records = slices.DeleteFunc(e.records, func(r record) bool {
+				l := r.limit.Value()
+				return !r.counts(now) || l.Kind == rule.Bucket && r.units > 0 && c.notLeaked(&p, &l, &r, now) == 0
+			})
 			switch {
 			case len(e.records) > 0 && e.key != "":
 				keys = append(keys, e.key)

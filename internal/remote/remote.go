@@ -402,14 +402,14 @@ func (r *Remote) Adjust(ctx context.Context, key string, n, at int64, limits *en
 		return 0, nil
 	}
 	n = max(-rule.MaxUnits, min(n, rule.MaxUnits))
-	taken := r.taken(at)
+	taken, start := r.taken(at), clock.Now()
 	if r.leases() && r.adjustLease(key, n, taken, limits) {
 		return max(0, n), nil
 	}
 	if owes, _ := r.awaitSettled(ctx, key); owes {
 		err = errOwing
 	} else {
-		charged, err = r.move(ctx, key, n, r.sendAt(taken), limits, wait)
+		charged, err = r.move(ctx, key, n, r.sendAt(taken), limits, wait-time.Duration(clock.Now()-start))
 	}
 	owed := err != nil && r.opts.OnFailure == FallbackLocal && ctx.Err() != context.Canceled && r.unchanged(err) && r.fault(err) != engine.Closed
 	if err != nil && !owed {
