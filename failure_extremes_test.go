@@ -1,0 +1,101 @@
+package ratelimit_test
+
+import (
+	"fmt"
+	"math"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+)
+
+// TestHugeRefundsDoNotOverflow: what each combination of refunds in an outage leaves.
+func TestHugeRefundsDoNotOverflow(t *testing.T) {
+	for _, limit := range algorithms(5, 24*time.Hour) {
+		for _, refunds := range [][]int64{{1, 1}, {math.MaxInt64}, {math.MaxInt64, math.MaxInt64}, {math.MaxInt64, 1}, {math.MaxInt64/2 + 1, math.MaxInt64/2 + 1}} {
+			remotely(t, Options{Limits: []Limit{limit}, DenyRecheck: -1}, func(t *testing.T, far *farStore, l *Limiter) {
+				far.Store.Take(ctx, "key", 3, []Limit{limit}, make([]Result, 1)) // by another process
+				breakDown(t, far, l, refused)
+				sum := int64(0)
+				for _, n := range refunds {
+					require.NoError(t, l.Refund(ctx, "key", n))
+					sum = min(3, sum+min(3, n))
+				}
+				comeBack(t, far, l)
+				if left := far.there(t, "key", limit); left != 2+sum {
+					t.Errorf("%v: refunds %v: %d left of 5, want %d", limit, refunds, left, 2+sum)
+				}
+			})
+		}
+	}
+}
+
+// TestReloadToFailOpenAdmitsNothingThatIsOwed: the store is up, and is yet to be told of a key
+// that is used up.
+func TestReloadToFailOpenAdmitsNothingThatIsOwed(t *testing.T) {
+	for _, policy := range []FailurePolicy{FallbackLocal, FailOpen} {
+		inRealTime(t, Options{Limits: []Limit{FixedWindow(5, time.Hour)}}, func(t *testing.T, _ *farStore, _ *Limiter) {
+			reg := new(Registry)
+			far2 := &farStore{Store: memory(t, fmt.Sprint("far", policy))}
+			opts := Options{Limits: []Limit{FixedWindow(5, time.Hour)}, Store: far2, Logger: quietly}
+			l, err := reg.New("l", opts)
+			require.NoError(t, err)
+			defer reg.Close()
+			far2.setFor("key", junk)
+			admitted := 0
+			for range 10 {
+				if decide(t, l, "key", 1).Allowed {
+					admitted++
+				}
+			}
+			require.Equal(t, 5, admitted)
+			opts.OnFailure = policy
+			require.NoError(t, reg.Reload(func(next *Registry) error { l, err = next.New("l", opts); return err }))
+			far2.set(up)
+			far2.delay(60 * time.Millisecond) // slower than half of Timeout, and well
+			for range 20 {
+				if d := decide(t, l, "key", 1); d.Allowed {
+					admitted++
+				}
+			}
+			if admitted > 5 {
+				t.Errorf("%v: %d admitted of 5", policy, admitted)
+			}
+		})
+	}
+}
+
+// TestSetLimitsInAnOutageKeepsTheBound: lowered and raised again.
+func TestSetLimitsInAnOutageKeepsTheBound(t *testing.T) {
+	for _, kind := range []func(int64) Limit{
+		func(n int64) Limit { return FixedWindow(n, 24*time.Hour) },
+		func(n int64) Limit { return SlidingWindow(n, 24*time.Hour) },
+		func(n int64) Limit { return TokenBucket(n, 1000*24*time.Hour, n) },
+	} {
+		limit := kind(10)
+		remotely(t, Options{Limits: []Limit{limit}}, func(t *testing.T, far *farStore, l *Limiter) {
+			breakDown(t, far, l, refused)
+			admitted := 0
+			try := func(n int) {
+				for range n {
+					if decide(t, l, "key", 1).Allowed {
+						admitted++
+					}
+				}
+			}
+			try(8)
+			require.NoError(t, l.SetLimits(kind(5)))
+			try(3)
+			require.NoError(t, l.Refund(ctx, "key", 4))
+			try(3) // 4 used, so one more
+			require.NoError(t, l.SetLimits(limit))
+			net := admitted - 4
+			comeBack(t, far, l)
+			if used := 10 - int(far.there(t, "key", limit)); used < net {
+				t.Errorf("%v: %d admitted net of refunds, the store knows of %d", limit, net, used)
+			}
+		})
+	}
+}

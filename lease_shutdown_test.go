@@ -1,0 +1,214 @@
+package ratelimit_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+)
+
+// closingHandler is a logger that calls f once, at a message.
+type closingHandler struct {
+	slog.Handler
+	at string
+	f  atomic.Pointer[func()]
+}
+
+func (h *closingHandler) Enabled(context.Context, slog.Level) bool { return true }
+func (h *closingHandler) WithAttrs([]slog.Attr) slog.Handler       { return h }
+func (h *closingHandler) WithGroup(string) slog.Handler            { return h }
+func (h *closingHandler) Handle(_ context.Context, r slog.Record) error {
+	if strings.Contains(r.Message, h.at) {
+		if f := h.f.Swap(nil); f != nil {
+			(*f)()
+		}
+	}
+	return nil
+}
+
+// TestCloseRightAfterAReloadLosesNothing: Registry.Close after the Reload has put its
+// limiters in place and before they begin. What is owed and what is leased is told to
+// the store by nobody. The logger stands for another goroutine that is scheduled just
+// then.
+func TestCloseRightAfterAReloadLosesNothing(t *testing.T) {
+	for _, when := range []string{"after", "between"} {
+		synctest.Test(t, func(t *testing.T) {
+			far := &farStore{Store: memory(t, "far")}
+			limit := FixedWindow(100_000, time.Hour)
+			reg := new(Registry)
+			hook := &closingHandler{at: "limiter counts in a remote store"}
+			opts := Options{Limits: []Limit{limit}, Store: far, Lease: time.Second, Logger: slog.New(hook)}
+			l, err := reg.New("l", opts)
+			require.NoError(t, err)
+			for range 2000 {
+				decide(t, l, "leased", 1)
+				time.Sleep(100 * time.Microsecond)
+			}
+			breakDown(t, far, l, refused)
+			decide(t, l, "owed", 50)
+			far.set(up)
+			time.Sleep(10 * time.Millisecond)
+			if when == "between" {
+				f := func() { reg.Close() }
+				hook.f.Store(&f)
+			}
+			time.Sleep(time.Second)
+			err = reg.Reload(func(next *Registry) error {
+				_, err := next.New("l", opts)
+				return err
+			})
+			t.Log("Reload:", err)
+			if when == "after" {
+				reg.Close()
+			}
+			l.Close()
+			synctest.Wait()
+			time.Sleep(10 * time.Second)
+			synctest.Wait()
+			owed, leased := 100_000-far.there(t, "owed", limit), 100_000-far.there(t, "leased", limit)
+			t.Log(when, "owed told:", owed, "of 50; leased key counts", leased, "of 2000")
+			if owed != 50 || leased != 2000 {
+				t.Errorf("%s: owed told: %d of 50; leased key counts %d of 2000", when, owed, leased)
+			}
+		})
+	}
+}
+
+// TestPanicDoesNotEndLeasing: a store that panics once leaves a key without leases for
+// good, and a goroutine that looks for leases to end.
+func TestPanicDoesNotEndLeasing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		far := &farStore{Store: memory(t, "far")}
+		l := processOf(t, far, Options{Limits: []Limit{FixedWindow(1_000_000, time.Hour)}, Lease: 20 * time.Millisecond})
+		use := func(key string, n int) {
+			for range n {
+				func() {
+					defer func() { recover() }()
+					l.Take(ctx, key)
+				}()
+				time.Sleep(100 * time.Microsecond)
+			}
+		}
+		before := goroutines()
+		use("key", 300)
+		require.NotZero(t, l.Stats().Remote.Leased)
+		far.setFor("key", panics)
+		use("key", 600)
+		far.set(up)
+		use("key", 100)
+		time.Sleep(100 * time.Millisecond)
+		calls := far.calls.Load()
+		use("key", 1000)
+		if n := far.calls.Load() - calls; n > 500 {
+			t.Errorf("1000 requests for the key made %d calls after one panic", n)
+		}
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		require.LessOrEqual(t, goroutines(), before, "an hour after the last request")
+	})
+}
+
+// TestLongKeyIsNotOwedForGood: what is owed of a long key under a bucket is never
+// forgotten: also a hundred days later, when it has leaked long since.
+func TestLongKeyIsNotOwedForGood(t *testing.T) {
+	remotely(t, Options{Limits: []Limit{TokenBucket(10, time.Minute, 10)}}, func(t *testing.T, far *farStore, l *Limiter) {
+		breakDown(t, far, l, refused)
+		decide(t, l, strings.Repeat("k", 600), 3)
+		far.set(up)
+		for range 100 {
+			time.Sleep(time.Hour)
+			decide(t, l, "other", 1)
+			synctest.Wait()
+		}
+		require.Zero(t, l.Stats().Remote.Owed)
+	})
+}
+
+// TestFewNearKeysAreRefusedOrEnough: a key under more limits than NearKeys has no limit in an outage.
+func TestFewNearKeysAreRefusedOrEnough(t *testing.T) {
+	for _, keys := range []int{1, 2, 4} {
+		limits := []Limit{FixedWindow(5, time.Hour), FixedWindow(6, 2*time.Hour), FixedWindow(7, 3*time.Hour), FixedWindow(8, 4*time.Hour),
+			FixedWindow(9, 5*time.Hour), FixedWindow(10, 6*time.Hour), FixedWindow(11, 7*time.Hour), FixedWindow(12, 8*time.Hour)}
+		synctest.Test(t, func(t *testing.T) {
+			far := &farStore{Store: memory(t, "far")}
+			l, err := new(Registry).New("l", Options{Limits: limits, Store: far, NearKeys: keys, Logger: quietly})
+			if err != nil {
+				t.Log("refused:", err)
+				return
+			}
+			defer l.Close()
+			far.set(refused)
+			admitted := 0
+			for range 100 {
+				if decide(t, l, "key", 1).Allowed {
+					admitted++
+				}
+			}
+			if admitted > 5 {
+				t.Errorf("NearKeys %d: %d admitted of 5", keys, admitted)
+			}
+		})
+	}
+}
+
+// TestFourteenWindowsKeepTheirLimits: plans with 14 windows in an outage, and afterwards.
+func TestFourteenWindowsKeepTheirLimits(t *testing.T) {
+	var plan []Limit
+	opts := Options{Limits: []Limit{hour}, Key: StaticKey("key"), LimitsFor: func(*http.Request) []Limit { return plan }}
+	remotely(t, opts, func(t *testing.T, far *farStore, l *Limiter) {
+		handler := l.Middleware(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+		admitted := map[int]int{}
+		ask := func(i int) {
+			w := httptest.NewRecorder()
+			plan = []Limit{FixedWindow(5, time.Duration(i+1)*time.Hour), SlidingWindow(50, time.Duration(i+1)*time.Minute)}
+			handler.ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
+			if w.Code == 200 {
+				admitted[i]++
+			}
+		}
+		for round := range 40 {
+			far.set([]mode{up, refused}[round/10%2])
+			for i := range 14 {
+				ask(i)
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		for i := range 14 {
+			require.Equal(t, 5, admitted[i], i)
+		}
+	})
+}
+
+// TestClosedClientsAreErrors: a client of any kind that was closed under a live limiter.
+func TestClosedClientsAreErrors(t *testing.T) {
+	m := newMini(t)
+	for name, client := range map[string]redis.UniversalClient{
+		"single":   redis.NewClient(&redis.Options{Addr: m.Addr()}),
+		"cluster":  redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{m.Addr()}}),
+		"ring":     redis.NewRing(&redis.RingOptions{Addrs: map[string]string{"a": m.Addr()}}),
+		"sentinel": redis.NewFailoverClient(&redis.FailoverOptions{MasterName: "m", SentinelAddrs: []string{m.Addr()}}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, err := new(Registry).New(name, Options{Limits: []Limit{FixedWindow(5, time.Hour)}, Redis: client, Timeout: 2 * time.Second, Logger: quietly})
+			require.NoError(t, err)
+			defer l.Close()
+			l.Take(ctx, "key")
+			client.Close()
+			for i := range 10 {
+				d, err := l.Take(ctx, fmt.Sprint("key", i))
+				require.Error(t, err, "%+v", d)
+			}
+		})
+	}
+}

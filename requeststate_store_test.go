@@ -1,0 +1,162 @@
+package ratelimit_test
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+)
+
+// inRealTime is remotely without a bubble: a caller that waits for a mutex stops a
+// bubble's clock.
+func inRealTime(t *testing.T, opts Options, test func(t *testing.T, far *farStore, l *Limiter)) {
+	far := &farStore{Store: memory(t, "far")}
+	test(t, far, processOf(t, far, opts))
+}
+
+func serveOnce(h http.Handler) (*httptest.ResponseRecorder, time.Duration) {
+	w, start := httptest.NewRecorder(), time.Now()
+	h.ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
+	return w, time.Since(start)
+}
+
+// TestAddCostOfAnOwingKeyIsInTime: it waits for what is owed, and then as long again.
+func TestAddCostOfAnOwingKeyIsInTime(t *testing.T) {
+	opts := Options{Limits: []Limit{FixedWindow(100, time.Hour)}, Key: StaticKey("key")}
+	remotely(t, opts, func(t *testing.T, far *farStore, l *Limiter) {
+		far.setFor("key", junk) // the key's errors only: the breaker stays closed
+		handler := l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			far.set(up)
+			far.delay(45 * time.Millisecond)
+			go func() {
+				time.Sleep(50 * time.Millisecond)
+				far.set(adjustsHang)
+			}()
+			start := time.Now()
+			go func() { time.Sleep(46 * time.Millisecond); far.delay(0); far.set(adjustsHang) }()
+			l.AddCost(r.Context(), 7)
+			if d := time.Since(start); d > 100*time.Millisecond {
+				t.Errorf("AddCost took %v with a Timeout of 100ms", d)
+			}
+		}))
+		w, _ := serveOnce(handler)
+		require.Equal(t, 200, w.Code)
+	})
+}
+
+// TestTwoAddCostsAreInTime: of one request, at a store that hangs.
+func TestTwoAddCostsAreInTime(t *testing.T) {
+	opts := Options{Limits: []Limit{FixedWindow(100, time.Hour)}, Key: StaticKey("key")}
+	inRealTime(t, opts, func(t *testing.T, far *farStore, l *Limiter) {
+		handler := l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			far.set(adjustsHang)
+			start := time.Now()
+			done := make(chan bool)
+			for range 4 {
+				go func() { l.AddCost(r.Context(), 7); done <- true }()
+			}
+			for range 4 {
+				<-done
+			}
+			if d := time.Since(start); d > 200*time.Millisecond {
+				t.Errorf("4 AddCosts at once took %v with a Timeout of 100ms", d)
+			}
+		}))
+		serveOnce(handler)
+	})
+}
+
+// TestClosedOuterLimitersDoNotHoldUpADenial: the limiters outside have been closed while the request was
+// under way, and their stores hang. Giving back then goes on in line, one after another.
+func TestClosedOuterLimitersDoNotHoldUpADenial(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var outers []*Limiter
+		var fars []*farStore
+		for i := range 3 {
+			far := &farStore{Store: memory(t, fmt.Sprint("outer", i))}
+			fars = append(fars, far)
+			outers = append(outers, processOf(t, far, Options{Limits: []Limit{hour}, Key: StaticKey("key")}))
+		}
+		inner, err := new(Registry).New("inner", Options{Limits: []Limit{hour}, Key: StaticKey("key"), Store: memory(t, "inner"), Logger: quietly})
+		require.NoError(t, err)
+		defer inner.Close()
+		decide(t, inner, "key", 5)
+		var at time.Time
+		var handler http.Handler = inner.Middleware(http.NotFoundHandler())
+		shutdown := func(next http.Handler) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				for i := range outers {
+					outers[i].Close()
+					fars[i].set(adjustsHang)
+				}
+				at = time.Now()
+				next.ServeHTTP(w, r)
+			})
+		}
+		handler = shutdown(handler)
+		for _, o := range outers {
+			handler = o.Middleware(handler)
+		}
+		w, _ := serveOnce(handler)
+		require.Equal(t, 429, w.Code)
+		if d := time.Since(at); d > 100*time.Millisecond {
+			t.Errorf("the 429 took %v with a Timeout of 100ms", d)
+		}
+	})
+}
+
+// TestNestedCountsShareOneTimeout: each of several limiters with Count holds the answer up.
+func TestNestedCountsShareOneTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var handler http.Handler = http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
+		for range 3 {
+			far := &farStore{Store: memory(t, "")}
+			far.set(adjustsHang)
+			l := processOf(t, far, Options{Limits: []Limit{hour}, Key: StaticKey("key"), Count: func(*http.Request, int) bool { return false }})
+			handler = l.Middleware(handler)
+		}
+		_, d := serveOnce(handler)
+		if d > 100*time.Millisecond {
+			t.Errorf("the 200 took %v with a Timeout of 100ms", d)
+		}
+	})
+}
+
+// TestResetDuringSettlingForgetsAll: what is admitted while a debt is being paid is charged
+// after the reset.
+func TestResetDuringSettlingForgetsAll(t *testing.T) {
+	limit := FixedWindow(100, time.Hour)
+	remotely(t, Options{Limits: []Limit{limit}}, func(t *testing.T, far *farStore, l *Limiter) {
+		breakDown(t, far, l, refused)
+		decide(t, l, "key", 40)
+		far.set(up)
+		far.delay(70 * time.Millisecond) // a settling takes longer than callers wait for it
+		time.Sleep(1100 * time.Millisecond)
+		decide(t, l, "comes back", 0)
+		stop := false
+		for range 4 {
+			go func() {
+				for !stop {
+					l.TakeN(ctx, "key", 10)
+					time.Sleep(time.Millisecond)
+				}
+			}()
+		}
+		time.Sleep(30 * time.Millisecond)
+		stop = true
+		require.NoError(t, l.Reset(ctx, "key"))
+		left := far.there(t, "key", limit)
+		far.delay(0)
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if now := far.there(t, "key", limit); left != 100 || now != 100 {
+			t.Errorf("left after Reset: %d, and later %d, of 100", left, now)
+		}
+	})
+}
