@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"math/bits"
 	"net/http"
+	"slices"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -114,6 +116,9 @@ type books struct {
 	slack    time.Duration // how much later than the store has counted them units may be admitted
 	alone    bool          // units that a process admits alone are above the bound: others do not know of them
 	accounts map[counterID]*account
+
+	mu     sync.Mutex
+	losses []loss // that no account has yet; guarded by mu
 }
 
 // account is what was admitted of a key under one algorithm and window.
@@ -161,9 +166,38 @@ func (l *level) leak(limit Limit, now time.Duration) {
 
 func (b *books) now() time.Duration { return time.Since(b.begin) }
 
+// loss is units that a store may have missed.
+type loss struct {
+	key    string
+	limits []Limit
+	excess excess
+}
+
+// lose notes a loss. It may be called from any goroutine; the other methods are the
+// history's own.
+func (b *books) lose(key string, n int64, limits []Limit) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.losses = append(b.losses, loss{key, slices.Clone(limits), excess{b.now(), n}})
+}
+
 // account returns the account of a key under a limit, which may be larger than
-// before.
+// before, with all losses so far.
 func (b *books) account(key string, l Limit) *account {
+	b.mu.Lock()
+	losses := b.losses
+	b.losses = nil
+	b.mu.Unlock()
+	for _, x := range losses {
+		for _, l := range x.limits {
+			a := b.accountOf(x.key, l)
+			a.excess = append(a.excess, x.excess)
+		}
+	}
+	return b.accountOf(key, l)
+}
+
+func (b *books) accountOf(key string, l Limit) *account {
 	id := idOf(key, l)
 	a := b.accounts[id]
 	if a == nil {
@@ -376,12 +410,7 @@ func runComesAndGoes(t *testing.T, h history) *wrong {
 	h.world.opts.Shadow = false
 	b := &books{begin: time.Now().Add(-1), slack: h.world.opts.Lease, accounts: map[counterID]*account{}}
 	way := &wayStore{Store: modelMemory(t)}
-	way.lost = func(key string, n int64, limits []Limit) {
-		for _, l := range limits {
-			a := b.account(key, l)
-			a.excess = append(a.excess, excess{b.now(), n})
-		}
-	}
+	way.lost = b.lose
 	p := &bounded{subject: newSubject(h.world, func() Store { return way }), books: b, way: way}
 	defer p.end()
 	for i, s := range h.steps {
