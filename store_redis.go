@@ -18,8 +18,8 @@ import (
 // several processes that share their limits. Each call is one command: a script
 // that decides and writes in one step, by the server's clock. Calls that arrive
 // while others are under way share a round trip. Calls that take the same units of
-// one key share a command, and on a single server so do calls for different keys
-// under the same limits. In a Cluster, a call to one master never waits for a
+// one key under the same limits share a command, and on a single server so do calls
+// for different keys under the same limits. In a Cluster, a call to one master never waits for a
 // round trip to another.
 //
 // A counter's key reads "rl:login:{203.0.113.7}:fixed-1h", and a fixed window is a

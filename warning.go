@@ -154,7 +154,8 @@ type reporter struct {
 }
 
 // warn logs w, unless this reporter has logged it within the last minute. The
-// attributes are this library's own words, never what a client has sent.
+// attributes are this library's own words, never what a client has sent, except for a key of
+// Redis, in which a client's key is escaped.
 func (r *reporter) warn(w warning, args ...any) {
 	last, now := r.last[w].Load(), max(1, clock.Now())
 	if last != 0 && now-last < int64(warnEvery) && now >= last {

@@ -22,7 +22,8 @@ var scripts = [...]redisscript.Script{take: redisscript.Take, adjust: redisscrip
 func (c *command) op() op         { return c.groups[0].first().op }
 func (c *command) set() *limitSet { return c.groups[0].first().set }
 
-// keys returns the names of the counters, group by group.
+// keys returns the names of the counters, group by group, followed by the script's
+// arguments.
 func (c *command) keys() []any { return c.args[3:] }
 
 // build writes the command.

@@ -11,7 +11,8 @@ import (
 // This file makes as few commands as possible of the calls that share a round
 // trip, in two steps.
 //
-// First, callers that take the same units of one key form a group: one take with
+// First, callers that take the same units of one key under the same limits form a
+// group: one take with
 // a number of callers, which the script admits one after the other. A call of
 // another kind for that key ends the group, so that calls for a key keep their
 // order.

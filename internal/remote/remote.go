@@ -47,7 +47,8 @@ const (
 	FromFailOpen
 )
 
-// Options are the settings of a [Remote]. All are required.
+// Options are the settings of a [Remote]. All are required, except that zero has a
+// meaning for Lease and NearKeys.
 type Options struct {
 	Engine    engine.Engine
 	Limits    *engine.Limits // in force at first; see SetLimits
