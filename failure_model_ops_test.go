@@ -1,15 +1,13 @@
 package ratelimit_test
 
 import (
-	"context"
 	"crypto/sha256"
-	"errors"
+	"encoding/binary"
 	"fmt"
 	"log/slog"
 	"math"
 	"math/rand/v2"
 	"net/http"
-	"net/http/httptest"
 	"slices"
 	"strings"
 	"time"
@@ -17,56 +15,61 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// This file has the histories that the model tests run: what they consist of, how
-// they are made at random or from a fuzzer's bytes, and how a limiter is taken
-// through one. What must hold is in failure_model_test.go for a store that never
-// answers, and in failure_model_bound_test.go for a store that comes and goes.
+// This file makes the histories that the model tests run, at random or from a
+// fuzzer's bytes. The other files:
+//
+//	failure_model_subject_test.go  runs a limiter through a history
+//	failure_model_test.go          model 1: a store that never answers
+//	failure_model_bound_test.go    model 2: a store that comes and goes
+//	failure_model_books_test.go    counts what model 2 admits
+//	failure_model_found_test.go    the shortest histories of faults that were found
 
-// A history is a world, which stays the same, and what happens in it. Steps are
-// data. They refer to requests in flight by a number modulo how many there are,
-// so any step can be left out when a failing history is shortened.
+// A history is a world, which does not change, and the steps that are taken in
+// it. A step is data. It refers to a request in flight by a number modulo how
+// many there are, so any step can be left out when a failing history is
+// shortened.
 type history struct {
 	world *world
 	steps []step
 }
 
-// A world is what a limiter is made of.
+// A world holds the keys and settings of a history's limiters.
 type world struct {
 	keys     []string
-	counters []Limit   // one for each algorithm and window
-	start    []Limit   // Options.Limits
-	outer    []Limit   // of the limiter around this one
-	plans    [][]Limit // what LimitsFor returns, by the request's plan; some are refused
+	counters []Limit   // the largest limit of each algorithm and window
+	start    []Limit   // Options.Limits at first
+	outer    []Limit   // of the limiter around it, for doNest
+	plans    [][]Limit // what LimitsFor returns for each plan; the last one is not valid
 	opts     Options
-	looks    bool // whether the key is looked at after each step
-	huge     bool // whether limits are up to the largest
+	looks    bool // look at the key after each step
+	huge     bool // limits go up to the largest number of units
 }
 
-// action is what a step does.
+// An action is what a step does.
 type action uint8
 
 const (
 	doWait action = iota
 	doTake
-	doDrain    // takes of one unit each, until one is denied
-	doTakeLate // with a context whose deadline comes before Options.Timeout
-	doTakeGone // with a context that is done
+	doDrain    // take single units until one is denied
+	doTakeLate // the context's deadline comes before Options.Timeout
+	doTakeGone // the context is done already
 	doRefund
 	doReset
 	doLook
-	doServe // a request through Middleware, which stays in flight if it is admitted
-	doCheck // a request through Check
-	doNest  // a request through another limiter's Middleware, and then this one's
-	doOuter // a take at that limiter
+	doServe // a request passes Middleware, and stays in flight if it is admitted
+	doCheck // a request passes Check, and stays in flight
+	doNest  // a request passes another limiter's Middleware and then this one's
+	doOuter // take at that other limiter
 	doAddCost
-	doEnd // of a request in flight
+	doEnd // a request in flight ends
 	doSetLimits
 	doReload
 	doFailReload
-	doTakeReplaced  // at the limiter that the last Reload has replaced
-	doCloseReplaced // that limiter
+	doTakeReplaced  // take at the limiter that the last Reload has replaced
+	doCloseReplaced // close that limiter
 	doRestart       // Close and New
-	doMode          // what becomes of calls to the store from now on
+	doMode          // decides what happens to calls to the store from now on
 	actions
 )
 
@@ -75,27 +78,28 @@ var actionNames = [actions]string{
 	"set limits", "reload", "fail reload", "take replaced", "close replaced", "restart", "mode",
 }
 
-// step is one action, with the fields that it needs.
+// A step is one action with its arguments.
 type step struct {
 	do     action
-	in     int           // the process, where there are several
-	key    int           // of world.keys
+	in     int           // which process, if there are several
+	key    int           // index in world.keys
 	n      int64         // units
-	plan   int           // of world.plans
-	which  int           // of the requests in flight, modulo their number
-	status int           // that a request ends with; 0 is a panic
-	limits []Limit       // for a limiter from now on
-	wait   time.Duration // how long, beside the wait that until names
+	plan   int           // index in world.plans
+	which  int           // which request in flight, counted from the last one, modulo their number
+	status int           // what a request ends with; 0 is a panic
+	limits []Limit       // the limiter's new limits
+	wait   time.Duration // how long to wait, in addition to until
 	until  until
 	mode   mode
 }
 
-// until is a span that the limiter has just stated.
+// until names a duration of the last decision.
 type until uint8
 
 const (
 	untilNothing until = iota
 	untilRetry
+	untilHalf // of RetryAfter
 	untilReset
 )
 
@@ -105,7 +109,7 @@ func (s step) String() string {
 	case doWait:
 		text = fmt.Sprintf("wait %v", s.wait)
 		if s.until != untilNothing {
-			text = fmt.Sprintf("wait %s%+d ns", [...]string{untilRetry: "RetryAfter", untilReset: "ResetAfter"}[s.until], s.wait)
+			text = fmt.Sprintf("wait %s%+d ns", [...]string{untilRetry: "RetryAfter", untilHalf: "RetryAfter/2", untilReset: "ResetAfter"}[s.until], s.wait)
 		}
 	case doLook, doServe, doCheck, doNest:
 		text += fmt.Sprintf(" plan=%d", s.plan)
@@ -116,12 +120,15 @@ func (s step) String() string {
 	case doSetLimits, doReload, doFailReload, doRestart:
 		text = fmt.Sprintf("%s in=%d %v", actionNames[s.do], s.in, s.limits)
 	case doMode:
-		text = fmt.Sprintf("mode in=%d %v", s.in, s.mode)
+		text = fmt.Sprintf("mode in=%d %s", s.in, modeNames[s.mode])
 	}
 	return text
 }
 
-// String names the keys and plans that the steps use, and no others.
+// modeNames are of the modes that the models use; see farStore and linkStore.
+var modeNames = map[mode]string{up: "up", refused: "refused", silent: "silent", lost: "lost", unreached: "unreached"}
+
+// String leaves out keys and plans that no step uses.
 func (h history) String() string {
 	var b strings.Builder
 	w := h.world
@@ -143,21 +150,25 @@ func (h history) String() string {
 	return b.String()
 }
 
-// choices are where a history comes from.
+// choices decide what is in a history.
 type choices interface {
-	pick(n int) int // from 0 to n-1
-	over() bool     // there are no more; pick returns 0
+	pick(n int) int // a number from 0 to n-1
+	over() bool     // reports whether the choices have ended; pick returns 0 then
 }
 
 // randomChoices never end.
 type randomChoices struct{ *rand.Rand }
 
-func seeded(seed uint64) choices { return randomChoices{rand.New(rand.NewPCG(seed, 14))} }
+// seeded returns the choices for one history of a family.
+func seeded(family string, seed int) choices {
+	sum := sha256.Sum256([]byte(family))
+	return randomChoices{rand.New(rand.NewPCG(uint64(seed), binary.BigEndian.Uint64(sum[:])))}
+}
 
 func (c randomChoices) pick(n int) int { return c.IntN(n) }
 func (c randomChoices) over() bool     { return false }
 
-// byteChoices end with the fuzzer's input.
+// byteChoices end with the fuzzer's input. Each takes one byte.
 type byteChoices struct{ left []byte }
 
 func (c *byteChoices) pick(n int) int {
@@ -173,8 +184,8 @@ func (c *byteChoices) over() bool { return len(c.left) == 0 }
 
 func oneOf[T any](c choices, of ...T) T { return of[c.pick(len(of))] }
 
-// hostileKeys include a key that is too long for some stores to keep as it is, and
-// the key that equals its hash, in the forms in which a store might keep that.
+// hostileKeys include a long key, and keys that equal its hash, in case a
+// limiter keeps hashes of long keys.
 var hostileKeys = func() []string {
 	long := strings.Repeat("A key of a client's choice. ", 20)
 	sum := sha256.Sum256([]byte(long))
@@ -184,12 +195,13 @@ var hostileKeys = func() []string {
 	}
 }()
 
-// worldSpec is what a family of histories has in common.
+// A worldSpec is what the worlds of a family of histories have in common. Of
+// each list, a world has one element.
 type worldSpec struct {
 	algorithms []string
-	windows    []int // how many, one of these
-	sizes      []int64
-	scales     []time.Duration // of windows
+	windows    []int           // how many
+	scales     []time.Duration // the length of the shortest window
+	sizes      []int64         // units of a limit; each limit has one of these
 	timeouts   []time.Duration
 	leases     []time.Duration
 	huge       bool
@@ -199,22 +211,23 @@ func newWorld(c choices, spec worldSpec) *world {
 	w := &world{looks: c.pick(2) == 0}
 	hostile := c.pick(len(hostileKeys) - 2)
 	w.keys = []string{hostileKeys[hostile], hostileKeys[hostile+1], hostileKeys[c.pick(len(hostileKeys))]}
-	w.keys = slices.Compact(w.keys)
+	w.keys = slices.Compact(w.keys)[:min(len(w.keys), oneOf(c, 1, 1, 2, 3))]
 
 	w.huge = spec.huge && c.pick(8) == 0
-	scale := oneOf(c, spec.scales...)
+	scale, largest := oneOf(c, spec.scales...), w.size(slices.Max(spec.sizes))
 	for i := range oneOf(c, spec.windows...) {
 		window := scale*time.Duration(1+3*i) + time.Duration(c.pick(3)*7)
 		rate := oneOf(c, spec.sizes...)
 		switch oneOf(c, spec.algorithms...) {
 		case "fixed":
-			w.counters = append(w.counters, FixedWindow(1, window))
+			w.counters = append(w.counters, FixedWindow(largest, window))
 		case "sliding":
-			w.counters = append(w.counters, SlidingWindow(1, window))
+			w.counters = append(w.counters, SlidingWindow(largest, window))
 		default:
-			// Keys keep a bucket's rate for the whole history. What is forgotten of a
-			// bucket that is whole at one rate cannot be known at a slower one.
-			w.counters = append(w.counters, TokenBucket(w.size(rate), window, 1))
+			// The rate of a bucket stays the same. A store may forget a bucket
+			// that is whole at the present rate, although it would not be at a
+			// slower one.
+			w.counters = append(w.counters, TokenBucket(w.size(rate), window, largest))
 		}
 	}
 	w.start, w.outer = w.limits(c, spec), w.limits(c, spec)
@@ -223,23 +236,29 @@ func newWorld(c choices, spec worldSpec) *world {
 		w.plans = append(w.plans, w.limits(c, spec))
 	}
 	w.plans = append(w.plans, w.tooMany())
-	w.opts = Options{
-		Limits:      w.start,
-		Key:         func(r *http.Request) (string, error) { return flightOf(r).key, nil },
-		LimitsFor:   func(r *http.Request) []Limit { return w.plans[flightOf(r).plan] },
-		Cost:        func(r *http.Request) int64 { return flightOf(r).cost },
-		Count:       func(_ *http.Request, status int) bool { return status >= 400 },
+	w.opts = w.options(Options{
 		Shadow:      c.pick(16) == 0,
 		Timeout:     oneOf(c, spec.timeouts...),
-		DenyRecheck: oneOf(c, 0, -1, 50*time.Millisecond),
+		DenyRecheck: oneOf(c, 0, -1, -1, 50*time.Millisecond),
 		Lease:       oneOf(c, spec.leases...),
-		NearKeys:    4096, // not those of other tests in this process, whose time is another one
-		Logger:      slog.New(slog.DiscardHandler),
-	}
+	})
 	return w
 }
 
-// size makes a number of units of a small one.
+// options completes a limiter's options. A request's context has its key, plan
+// and cost.
+func (w *world) options(opts Options) Options {
+	opts.Limits = w.start
+	opts.Key = func(r *http.Request) (string, error) { return inflightOf(r).key, nil }
+	opts.LimitsFor = func(r *http.Request) []Limit { return w.plans[inflightOf(r).plan] }
+	opts.Cost = func(r *http.Request) int64 { return inflightOf(r).cost }
+	opts.Count = func(_ *http.Request, status int) bool { return counts(status) }
+	opts.NearKeys = 4096 // not a cache that is shared with tests in other bubbles, where the time is another one
+	opts.Logger = slog.New(slog.DiscardHandler)
+	return opts
+}
+
+// size returns a limit's units, which are much larger in a huge world.
 func (w *world) size(n int64) int64 {
 	if w.huge {
 		return min(n*150_000_000_000_000, 999_999_999_999_999)
@@ -247,12 +266,12 @@ func (w *world) size(n int64) int64 {
 	return n
 }
 
-// limits are some of the world's, with numbers of their own.
+// limits returns limits for some of the world's counters, with other numbers.
 func (w *world) limits(c choices, spec worldSpec) []Limit {
 	some := min(len(w.counters), MaxLimits, 1+oneOf(c, 0, 0, 0, 1, 2, 7))
 	first, stride := c.pick(len(w.counters)), 1
 	if len(w.counters)%2 == 1 {
-		stride = 1 + c.pick(2) // a generator of all of them either way
+		stride = 1 + c.pick(2) // both visit each counter once
 	}
 	var limits []Limit
 	for i := range some {
@@ -271,7 +290,7 @@ func (w *world) limits(c choices, spec worldSpec) []Limit {
 	return limits
 }
 
-// tooMany are limits that are refused.
+// tooMany returns limits that are not valid.
 func (w *world) tooMany() (limits []Limit) {
 	for i := range MaxLimits + 1 {
 		limits = append(limits, FixedWindow(1, time.Duration(i+1)*time.Hour))
@@ -279,32 +298,54 @@ func (w *world) tooMany() (limits []Limit) {
 	return limits
 }
 
-// script says how often each action is taken, and what else steps may be.
+// A script says how frequent each action is, and which arguments it may have.
 type script struct {
-	steps   int
-	weights [actions]int
-	modes   []mode
-	units   []int64 // of a take, and of a request's cost
-	costs   []int64 // of AddCost
-	waits   int     // of 16 waits, how many are until an instant that matters
-	procs   int
+	steps     int
+	weights   [actions]int
+	modes     []mode
+	units     []int64       // of a take, and the cost of a request
+	costs     []int64       // of AddCost
+	exact     int           // of 16 waits, how many end at an instant that matters, or 1 ns beside it
+	sleep     time.Duration // the unit of other waits; 0 means the length of a window
+	processes int
 }
 
-// newHistory makes a history out of choices.
+// newHistory makes a history. It leaves out a third of the actions, so that the
+// others are more frequent: some faults need many steps of the same few kinds.
 func newHistory(c choices, spec worldSpec, sc script) history {
 	h := history{world: newWorld(c, spec)}
 	total := 0
-	for _, weight := range sc.weights {
-		total += weight
+	for i := range sc.weights {
+		if do := action(i); do != doTake && do != doMode && c.pick(3) == 0 {
+			sc.weights[i] = 0
+		}
+		total += sc.weights[i]
+	}
+	if len(sc.modes) > 2 && c.pick(2) == 0 {
+		sc.modes = []mode{sc.modes[0], oneOf(c, sc.modes[1:]...)}
 	}
 	for len(h.steps) < sc.steps && !c.over() {
-		h.steps = append(h.steps, newStep(c, h.world, spec, sc, total))
+		s := newStep(c, h.world, spec, sc, total)
+		h.steps = append(h.steps, s)
+		if s.do == doMode && c.pick(2) == 0 {
+			h.steps = append(h.steps, afterMode(c, h.world, s, sc))
+		}
 	}
 	return h
 }
 
+// afterMode returns a step that often shows a fault after a change of mode: a
+// request that returns units to a store that has just failed, or takes of all
+// units from a store that is back.
+func afterMode(c choices, w *world, changed step, sc script) step {
+	if changed.mode == up {
+		return step{do: doDrain, in: changed.in, key: c.pick(len(w.keys))}
+	}
+	return step{do: doAddCost, in: changed.in, which: newWhich(c), n: oneOf(c, sc.costs...)}
+}
+
 func newStep(c choices, w *world, spec worldSpec, sc script, total int) step {
-	s := step{in: c.pick(max(1, sc.procs)), key: c.pick(len(w.keys))}
+	s := step{in: c.pick(max(1, sc.processes)), key: c.pick(len(w.keys))}
 	at := c.pick(total)
 	for s.do = range actions {
 		if at -= sc.weights[s.do]; at < 0 {
@@ -328,9 +369,9 @@ func newStep(c choices, w *world, spec worldSpec, sc script, total int) step {
 	case doServe, doCheck, doNest:
 		s.plan, s.n = c.pick(len(w.plans)), units(sc.units)
 	case doAddCost:
-		s.which, s.n = c.pick(16), units(sc.costs)
+		s.which, s.n = newWhich(c), units(sc.costs)
 	case doEnd:
-		s.which, s.status = c.pick(16), oneOf(c, http.StatusOK, http.StatusOK, http.StatusUnauthorized, 0)
+		s.which, s.status = newWhich(c), oneOf(c, http.StatusOK, http.StatusOK, http.StatusUnauthorized, 0)
 	case doSetLimits, doReload, doFailReload, doRestart:
 		s.limits = w.limits(c, spec)
 		if s.do == doSetLimits && c.pick(16) == 0 {
@@ -342,326 +383,30 @@ func newStep(c choices, w *world, spec worldSpec, sc script, total int) step {
 	return s
 }
 
+// newWhich returns most often the request that came last.
+func newWhich(c choices) int { return oneOf(c, 0, 0, 0, 1, 2, c.pick(16)) }
+
 func newWait(c choices, w *world, sc script) (until, time.Duration) {
 	near := time.Duration(c.pick(3) - 1)
 	window := w.counters[c.pick(len(w.counters))].Window()
-	if c.pick(16) < sc.waits {
-		switch c.pick(4) {
+	if c.pick(16) < sc.exact {
+		switch c.pick(5) {
 		case 0:
 			return untilRetry, near
 		case 1:
-			return untilReset, near
+			return untilHalf, near
 		case 2:
+			return untilReset, near
+		case 3:
 			return untilNothing, window + near
 		default:
 			return untilNothing, 2*window + near
 		}
 	}
+	if sc.sleep > 0 {
+		window = sc.sleep
+	}
 	return untilNothing, oneOf(c, 1, window/64, window/16, window/4) * time.Duration(1+c.pick(4))
-}
-
-// flight is a request on its way through a limiter.
-type flight struct {
-	key  string
-	plan int
-	cost int64
-
-	limiter  *Limiter
-	outer    *Limiter // around it, or nil
-	limits   []Limit  // under which it was admitted
-	recorder *httptest.ResponseRecorder
-	request  *http.Request // as it came out of Check; nil with Middleware
-	leave    context.CancelFunc
-
-	// With Middleware, a handler of its own goroutine:
-	entered chan Decision
-	orders  chan order
-	replies chan error
-	done    chan struct{}
-}
-
-// order is what a handler does next.
-type order struct {
-	cost   int64
-	end    bool
-	status int
-}
-
-type flightKey struct{}
-
-func flightOf(r *http.Request) *flight {
-	f, _ := r.Context().Value(flightKey{}).(*flight)
-	if f == nil {
-		return &flight{}
-	}
-	return f
-}
-
-// ServeHTTP is the handler behind the limiter.
-func (f *flight) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	d, _ := DecisionFrom(r.Context())
-	f.entered <- d
-	for o := range f.orders {
-		switch {
-		case !o.end:
-			f.replies <- f.limiter.AddCost(r.Context(), o.cost)
-		case o.status == 0:
-			panic(http.ErrAbortHandler)
-		default:
-			w.WriteHeader(o.status)
-			return
-		}
-	}
-}
-
-// counts reports whether the units of a request that ends so stay taken.
-func counts(status int) bool { return status == 0 || status >= 400 }
-
-// subject is a limiter on its way through a history, and its requests in flight.
-type subject struct {
-	world    *world
-	newStore func() Store // for each doRestart
-	store    Store
-	registry *Registry
-	limiter  *Limiter
-	outer    *Limiter
-	replaced *Limiter // by the last Reload, and not yet closed
-	flights  []*flight
-	made     []*Limiter
-}
-
-func newSubject(w *world, newStore func() Store) *subject {
-	p := &subject{world: w, newStore: newStore, registry: new(Registry)}
-	p.start(w.start)
-	return p
-}
-
-// nestIn makes the limiter that is around the other one in doNest.
-func (p *subject) nestIn(store Store) {
-	opts := p.world.opts
-	opts.Limits, opts.Store, opts.LimitsFor, opts.Count = p.world.outer, store, nil, nil
-	p.outer = Must(new(Registry).New("outer", opts))
-	p.made = append(p.made, p.outer)
-}
-
-func (p *subject) start(limits []Limit) {
-	p.store = p.newStore()
-	p.limiter = Must(p.registry.New("l", p.options(limits)))
-	p.made = append(p.made, p.limiter)
-}
-
-func (p *subject) options(limits []Limit) Options {
-	opts := p.world.opts
-	opts.Limits, opts.Store = limits, p.store
-	return opts
-}
-
-// end ends what is under way, so that no goroutine is left.
-func (p *subject) end() {
-	for len(p.flights) > 0 {
-		p.do(context.Background(), step{do: doEnd, status: http.StatusUnauthorized})
-	}
-	for _, l := range p.made {
-		l.Close()
-	}
-}
-
-// An outcome is all that a caller sees of a step.
-type outcome struct {
-	decision  Decision
-	standings []Standing
-	err       error
-	status    int
-	header    http.Header
-	body      string
-	flight    *flight // that the step was about
-}
-
-// String leaves out what is not there.
-func (o outcome) String() string {
-	var parts []string
-	if o.decision != (Decision{}) {
-		parts = append(parts, fmt.Sprintf("%+v", o.decision))
-	}
-	for _, s := range o.standings {
-		parts = append(parts, fmt.Sprintf("%+v", s))
-	}
-	if o.err != nil {
-		parts = append(parts, fmt.Sprintf("error %q", o.err))
-	}
-	if o.header != nil {
-		parts = append(parts, fmt.Sprintf("status %d, %v, %q", o.status, o.header, o.body))
-	}
-	return strings.Join(parts, "; ")
-}
-
-// do takes the limiter one step further.
-func (p *subject) do(ctx context.Context, s step) (o outcome) {
-	key := p.world.keys[s.key%len(p.world.keys)]
-	switch s.do {
-	case doTake, doTakeLate, doTakeGone:
-		o.decision, o.err = p.limiter.TakeN(ctx, key, s.n)
-	case doRefund:
-		o.err = p.limiter.Refund(ctx, key, s.n)
-	case doReset:
-		o.err = p.limiter.Reset(ctx, key)
-	case doLook:
-		f := &flight{key: key, plan: s.plan}
-		o.standings, o.err = p.limiter.Look(f.newRequest(ctx))
-	case doOuter:
-		o.decision, o.err = p.outer.TakeN(ctx, key, s.n)
-	case doServe, doCheck, doNest:
-		f := &flight{key: key, plan: s.plan, cost: s.n, limiter: p.limiter, limits: p.world.plans[s.plan]}
-		if s.do == doNest {
-			f.outer = p.outer
-		}
-		if len(f.limits) == 0 {
-			f.limits = p.limiter.Limits()
-		}
-		return p.serve(ctx, f, s.do == doCheck)
-	case doAddCost, doEnd:
-		if len(p.flights) == 0 {
-			return o
-		}
-		i := s.which % len(p.flights)
-		if s.do == doAddCost {
-			return p.flights[i].addCost(s.n)
-		}
-		o = p.flights[i].end(s.status)
-		p.flights = slices.Delete(p.flights, i, i+1)
-	case doSetLimits:
-		o.err = p.limiter.SetLimits(s.limits...)
-	case doReload:
-		o.err = p.reload(s.limits, nil)
-	case doFailReload:
-		o.err = p.reload(s.limits, errReload)
-	case doTakeReplaced:
-		if p.replaced != nil {
-			o.decision, o.err = p.replaced.TakeN(ctx, key, s.n)
-		}
-	case doCloseReplaced:
-		if p.replaced != nil {
-			o.err = p.replaced.Close()
-			p.replaced = nil
-		}
-	case doRestart:
-		o = p.restart(ctx, s, key)
-	}
-	return o
-}
-
-var errReload = errors.New("a reload that fails")
-
-// reload replaces the limiter, or tries to.
-func (p *subject) reload(limits []Limit, fail error) error {
-	var next *Limiter
-	err := p.registry.Reload(func(r *Registry) (err error) {
-		if next, err = r.New("l", p.options(limits)); err != nil {
-			return err
-		}
-		p.made = append(p.made, next)
-		p.world.introduce(next)
-		return fail
-	})
-	if err == nil {
-		p.replaced, p.limiter = p.limiter, next
-	}
-	return err
-}
-
-// introduce has a limiter use all of the world's windows: Reset forgets what this
-// limiter has used, which need not be all that the one before it has.
-func (w *world) introduce(l *Limiter) {
-	limits := l.Limits()
-	for some := range slices.Chunk(w.counters, MaxLimits) {
-		l.SetLimits(some...)
-	}
-	l.SetLimits(limits...)
-}
-
-// restart closes the limiter, asks it for something, and makes another one.
-func (p *subject) restart(ctx context.Context, s step, key string) (o outcome) {
-	errs := []error{p.limiter.Close()}
-	_, err := p.limiter.Take(ctx, key)
-	errs = append(errs, err, p.limiter.Refund(ctx, key, 1), p.limiter.Reset(ctx, key), p.limiter.SetLimits(s.limits...))
-	o = p.serve(ctx, &flight{key: key, cost: 1, limiter: p.limiter}, false)
-	o.err = errors.Join(errs...)
-	p.start(s.limits)
-	p.replaced = nil
-	return o
-}
-
-func (f *flight) newRequest(ctx context.Context) *http.Request {
-	r := httptest.NewRequest("GET", "/", nil)
-	return r.WithContext(context.WithValue(ctx, flightKey{}, f))
-}
-
-// serve has a request come in. If it is admitted, it stays in flight.
-func (p *subject) serve(ctx context.Context, f *flight, check bool) (o outcome) {
-	f.recorder = httptest.NewRecorder()
-	ctx, leave := context.WithCancel(ctx)
-	f.leave = leave
-	r := f.newRequest(ctx)
-	o.flight = f
-	if check {
-		if f.limiter.Check(f.recorder, r) {
-			f.request = r
-			o.decision, _ = DecisionFrom(r.Context())
-			p.flights = append(p.flights, f)
-		} else {
-			o.status = f.recorder.Code
-			leave()
-		}
-		o.header, o.body = f.recorder.Header().Clone(), f.recorder.Body.String()
-		return o
-	}
-	f.entered, f.done = make(chan Decision), make(chan struct{})
-	f.orders, f.replies = make(chan order), make(chan error)
-	go func() {
-		defer close(f.done)
-		defer func() {
-			if with := recover(); with != nil && with != http.ErrAbortHandler {
-				panic(with)
-			}
-		}()
-		h := f.limiter.Middleware(f)
-		if f.outer != nil {
-			h = f.outer.Middleware(h)
-		}
-		h.ServeHTTP(f.recorder, r)
-	}()
-	select {
-	case o.decision = <-f.entered:
-		p.flights = append(p.flights, f)
-		o.header = f.recorder.Header().Clone()
-	case <-f.done:
-		o.status, o.header, o.body = f.recorder.Code, f.recorder.Header(), f.recorder.Body.String()
-		leave()
-	}
-	return o
-}
-
-func (f *flight) addCost(n int64) (o outcome) {
-	o.flight = f
-	if f.request != nil {
-		o.err = f.limiter.AddCost(f.request.Context(), n)
-		return o
-	}
-	f.orders <- order{cost: n}
-	o.err = <-f.replies
-	return o
-}
-
-// end has the request's client leave, and its handler return.
-func (f *flight) end(status int) (o outcome) {
-	f.leave()
-	o.flight = f
-	if f.request == nil {
-		f.orders <- order{end: true, status: status}
-		<-f.done
-	}
-	o.status, o.header, o.body = f.recorder.Code, f.recorder.Header(), f.recorder.Body.String()
-	return o
 }
 
 // least and most are the ends of int64.

@@ -1,6 +1,7 @@
 package ratelimit_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,22 +17,29 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// modelSeeds is how many histories of each family the model tests run: n, unless
-// RATELIMIT_MODEL_SEEDS says otherwise.
-func modelSeeds(t *testing.T, n int) int {
-	text := os.Getenv("RATELIMIT_MODEL_SEEDS")
-	if text == "" {
-		return n
+// This file has the first model: a limiter whose store never answers decides as
+// one on memory does. It also runs the histories of the other models.
+
+// runSeeds runs a test with n seeds, or as many as RATELIMIT_MODEL_SEEDS says.
+// It ends with the first seed that fails. To run one seed again:
+//
+//	go test -run 'TestStoreNeverAnswers/fixed/17$' .
+func runSeeds(t *testing.T, n int, test func(t *testing.T, seed int)) {
+	if text := os.Getenv("RATELIMIT_MODEL_SEEDS"); text != "" {
+		var err error
+		if n, err = strconv.Atoi(text); err != nil {
+			t.Fatalf("RATELIMIT_MODEL_SEEDS is %q: want the number of seeds for each family", text)
+		}
 	}
-	n, err := strconv.Atoi(text)
-	if err != nil {
-		t.Fatalf("RATELIMIT_MODEL_SEEDS is %q: want a number of histories per family", text)
+	for seed := range n {
+		if !t.Run(strconv.Itoa(seed), func(t *testing.T) { test(t, seed) }) {
+			return
+		}
 	}
-	return n
 }
 
-// deadStore is a store that nothing reaches: every call returns an error and has
-// certainly changed nothing, at once or when the time for it is over.
+// deadStore is a store that no call reaches. A call fails at once or hangs
+// until its time is over, and has certainly changed nothing.
 type deadStore struct{ hangs *atomic.Bool }
 
 var errDead = errors.New("nothing reaches the store")
@@ -56,7 +64,7 @@ func (s *deadStore) Adjust(ctx context.Context, _ string, _ int64, _ Instant, _ 
 
 func (s *deadStore) Reset(ctx context.Context, _ string, _ []Limit) error { return s.call(ctx) }
 
-// neverFamilies are the kinds of histories of a store that never answers.
+// neverFamilies are the families of histories of a store that never answers.
 func neverFamilies() map[string]worldSpec {
 	families := map[string]worldSpec{}
 	for _, algorithm := range []string{"fixed", "sliding", "bucket", "mixed"} {
@@ -84,35 +92,29 @@ var neverScript = script{
 		doServe: 14, doCheck: 6, doNest: 4, doOuter: 2, doAddCost: 14, doEnd: 12, doSetLimits: 4, doReload: 2, doFailReload: 1,
 		doTakeReplaced: 2, doCloseReplaced: 1, doRestart: 1, doMode: 2,
 	},
-	modes: []mode{refused, silent},
+	modes: []mode{refused, unreached},
 	units: []int64{0, 1, 1, 1, 2, 2, 3, 4, 6, 7, most},
 	costs: []int64{least, -7, -3, -2, -1, -1, 0, 1, 1, 2, 3, 5, 12, most},
-	waits: 8,
+	exact: 8,
 }
 
-// TestStoreNeverAnswers: a limiter whose store never answers decides as one on
-// memory does, to the nanosecond, whatever is done to both.
+// TestStoreNeverAnswers compares a limiter whose store never answers with one
+// on memory: all that callers see is equal, to the nanosecond.
 func TestStoreNeverAnswers(t *testing.T) {
 	for name, spec := range neverFamilies() {
 		t.Run(name, func(t *testing.T) {
-			for seed := range modelSeeds(t, 80) {
-				if !t.Run(strconv.Itoa(seed), func(t *testing.T) {
-					h := newHistory(seeded(uint64(seed)), spec, neverScript)
-					failIfWrong(t, h, runNeverAnswers)
-				}) {
-					return // one is enough to read
-				}
-			}
+			runSeeds(t, 100, func(t *testing.T, seed int) {
+				failIfWrong(t, newHistory(seeded(name, seed), spec, neverScript), runNeverAnswers)
+			})
 		})
 	}
 }
 
-// FuzzStoreNeverAnswers is TestStoreNeverAnswers with histories of the fuzzer's
-// making.
+// FuzzStoreNeverAnswers is TestStoreNeverAnswers with the fuzzer's histories.
 func FuzzStoreNeverAnswers(f *testing.F) {
 	spec := neverFamilies()["mixed"]
-	for seed := range uint64(8) {
-		c := seeded(seed)
+	for seed := range 8 {
+		c := seeded("fuzz", seed)
 		input := make([]byte, 600)
 		for i := range input {
 			input[i] = byte(c.pick(256))
@@ -127,7 +129,8 @@ func FuzzStoreNeverAnswers(f *testing.F) {
 	})
 }
 
-// wrong is where a history has shown a fault. A step of len(steps) means the end.
+// wrong is a fault, and the step that has shown it: len(steps) if that was a
+// check at the end.
 type wrong struct {
 	step int
 	what string
@@ -140,14 +143,15 @@ func (h history) upTo(step int) history {
 	return h
 }
 
-// inBubble runs a history in a bubble of its own.
+// inBubble runs a history in a bubble of testing/synctest. It returns nil if
+// nothing is wrong.
 func inBubble(t *testing.T, h history, run func(t *testing.T, h history) *wrong) (found *wrong) {
 	synctest.Test(t, func(t *testing.T) { found = run(t, h) })
 	return found
 }
 
-// failIfWrong runs a history, and if it shows a fault, looks for a shorter one that
-// does, and fails the test with that.
+// failIfWrong runs a history. If it shows a fault, the test fails with the
+// shortest history that still shows one, found by leaving out steps.
 func failIfWrong(t *testing.T, h history, run func(t *testing.T, h history) *wrong) {
 	found := inBubble(t, h, run)
 	if found == nil {
@@ -172,8 +176,8 @@ func failIfWrong(t *testing.T, h history, run func(t *testing.T, h history) *wro
 
 var modelStores atomic.Int64
 
-// modelMemory returns a memory store that is gone when the test is over. It is so
-// small that it has one shard, and looks for expired counters often.
+// modelMemory returns a memory store that is closed when the test is over. It
+// is small, and so looks for expired counters often.
 func modelMemory(t *testing.T) *MemoryStore {
 	s, err := NewMemoryStore(fmt.Sprint("model ", modelStores.Add(1)), MemoryOptions{MaxKeys: 4096})
 	if err != nil {
@@ -183,9 +187,9 @@ func modelMemory(t *testing.T) *MemoryStore {
 	return s
 }
 
-// runNeverAnswers does everything to two limiters, one of which has a store that
-// never answers. That one goes first, because it may have to wait for its store: the other one
-// decides at the instant at which it has.
+// runNeverAnswers runs a history on a limiter whose store never answers, and on
+// one on memory. Each step is first taken by the former. If that has to wait
+// for its store, the other one decides at the same instant.
 func runNeverAnswers(t *testing.T, h history) (found *wrong) {
 	var hangs atomic.Bool
 	far := newSubject(h.world, func() Store { return &deadStore{hangs: &hangs} })
@@ -194,19 +198,20 @@ func runNeverAnswers(t *testing.T, h history) (found *wrong) {
 	near.nestIn(modelMemory(t))
 	defer near.end()
 	defer far.end()
-	var shown Decision
+	var last Decision
 	both := func(s step) string {
 		ctx, cancel := modelContext(h.world, s)
 		defer cancel()
-		if hung := hangs.Load(); hung && s.do == doNest {
-			// Two decisions, one timeout apart, would be made at one instant on memory.
+		if hangs.Load() && s.do == doNest {
+			// Two decisions a timeout apart would be made at one instant on
+			// memory.
 			hangs.Store(false)
 			defer hangs.Store(true)
-			time.Sleep(10 * time.Second) // until none hangs any more
+			time.Sleep(10 * time.Second) // until no call hangs any more
 		}
 		got := far.do(ctx, s)
 		if errors.Is(got.err, context.DeadlineExceeded) {
-			<-ctx.Done() // which may be a little later than the deadline
+			<-ctx.Done() // the limiter may have looked at the clock before
 		}
 		want := near.do(ctx, s)
 		synctest.Wait()
@@ -217,20 +222,18 @@ func runNeverAnswers(t *testing.T, h history) (found *wrong) {
 			got.err = nil
 		}
 		if want.decision != (Decision{}) {
-			shown = want.decision
+			last = want.decision
 		}
 		return got.difference(want)
 	}
 	for i, s := range h.steps {
 		switch s.do {
 		case doWait:
-			s.sleep(shown)
+			s.sleep(last)
 			continue
 		case doMode:
-			hangs.Store(s.mode == silent)
-			if s.mode != silent {
-				time.Sleep(10 * time.Second) // until none hangs any more
-			}
+			hangs.Store(s.mode == unreached)
+			time.Sleep(10 * time.Second) // until no call of before hangs any more
 			continue
 		}
 		if what := both(s); what != "" {
@@ -255,14 +258,11 @@ func runNeverAnswers(t *testing.T, h history) (found *wrong) {
 	return nil
 }
 
+// modelContext returns the context of a step.
 func modelContext(w *world, s step) (context.Context, context.CancelFunc) {
 	switch s.do {
 	case doTakeLate:
-		timeout := w.opts.Timeout
-		if timeout == 0 {
-			timeout = DefaultTimeout
-		}
-		return context.WithTimeout(context.Background(), timeout/2)
+		return context.WithTimeout(context.Background(), timeoutOf(w)/2)
 	case doTakeGone:
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel()
@@ -271,23 +271,27 @@ func modelContext(w *world, s step) (context.Context, context.CancelFunc) {
 	return context.Background(), func() {}
 }
 
-// sleep waits as a step says, at most for some years.
-func (s step) sleep(shown Decision) {
+func timeoutOf(w *world) time.Duration { return cmp.Or(w.opts.Timeout, DefaultTimeout) }
+
+// sleep carries out doWait, but not for years.
+func (s step) sleep(last Decision) {
 	span := s.wait
 	switch s.until {
 	case untilRetry:
-		span += shown.RetryAfter
+		span += last.RetryAfter
+	case untilHalf:
+		span += last.RetryAfter / 2
 	case untilReset:
-		span += shown.ResetAfter
+		span += last.ResetAfter
 	}
 	const longest = 1000 * time.Hour
 	time.Sleep(max(0, min(span, longest)))
 }
 
-// difference says how an outcome differs from the one on memory, if it does.
+// difference returns how an outcome differs from the one on memory, or "".
 func (o outcome) difference(want outcome) string {
 	o.decision.Source, want.decision.Source = 0, 0
-	o.flight, want.flight = nil, nil
+	o.inflight, want.inflight = nil, nil
 	text := func(err error) string { return fmt.Sprint(err) }
 	if text(o.err) == text(want.err) {
 		o.err = want.err

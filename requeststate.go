@@ -148,6 +148,9 @@ func (s *requestState) addCost(closing context.Context, n int64, wait time.Durat
 	}
 	charged, err := s.limiter.adjust(ctx, s.key, n, at, s.limits(), max(0, time.Until(deadline)))
 	if err != nil {
+		if n < 0 { // it may have been carried out, and is not sent twice
+			s.tab.units += n
+		}
 		return err
 	}
 	if n > 0 { // what there was no room for was not taken, and must not be given back
@@ -208,16 +211,24 @@ func (s *requestState) giveBackOuter() {
 // small response only when the handler has returned. If the stores are well, the
 // client's next request finds the units given back. If one is not, a goroutine goes
 // on, and the client has its answer in time.
+//
+// If no time is left, because the store has just let the decision wait, it is not asked
+// again: it is owed what is given back, if it may be.
 func (s *requestState) giveBackInTime(states []*requestState) {
+	left := s.limiter.timeout() - time.Duration(s.bound.spent)*time.Microsecond
 	var beside sync.WaitGroup
 	for _, state := range states {
+		if left <= 0 && state.limiter.opts.OnFailure == FallbackLocal {
+			state.giveBack(context.Background(), 0)
+			continue
+		}
 		beside.Add(1)
 		state.limiter.beside(func(closing context.Context) { defer beside.Done(); state.giveBack(closing, remote.SideTimeout) })
 	}
 	done := make(chan struct{})
 	go func() { beside.Wait(); close(done) }()
 	start := time.Now()
-	timer := time.NewTimer(s.limiter.timeout() - time.Duration(s.bound.spent)*time.Microsecond)
+	timer := time.NewTimer(left)
 	defer timer.Stop()
 	select {
 	case <-done:

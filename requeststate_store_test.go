@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -139,17 +140,17 @@ func TestResetDuringSettlingForgetsAll(t *testing.T) {
 		far.delay(70 * time.Millisecond) // a settling takes longer than callers wait for it
 		time.Sleep(1100 * time.Millisecond)
 		decide(t, l, "comes back", 0)
-		stop := false
+		var stop atomic.Bool
 		for range 4 {
 			go func() {
-				for !stop {
+				for !stop.Load() {
 					l.TakeN(ctx, "key", 10)
 					time.Sleep(time.Millisecond)
 				}
 			}()
 		}
 		time.Sleep(30 * time.Millisecond)
-		stop = true
+		stop.Store(true)
 		require.NoError(t, l.Reset(ctx, "key"))
 		left := far.there(t, "key", limit)
 		far.delay(0)

@@ -409,8 +409,10 @@ func (r *Remote) Adjust(ctx context.Context, key string, n, at int64, limits *en
 	}
 	if owes, _ := r.awaitSettled(ctx, key); owes {
 		err = errOwing
+	} else if wait -= time.Duration(clock.Now() - start); wait <= 0 {
+		err = untaken{context.DeadlineExceeded}
 	} else {
-		charged, err = r.move(ctx, key, n, r.sendAt(taken), limits, wait-time.Duration(clock.Now()-start))
+		charged, err = r.move(ctx, key, n, r.sendAt(taken), limits, wait)
 	}
 	owed := err != nil && r.opts.OnFailure == FallbackLocal && ctx.Err() != context.Canceled && r.unchanged(err) && r.fault(err) != engine.Closed
 	if err != nil && !owed {
