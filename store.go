@@ -12,9 +12,9 @@ import (
 )
 
 // Store is where a limiter's counters live. One store belongs to one limiter; a
-// [Registry] refuses to let two have it. This package brings [MemoryStore] and,
-// for several processes, others can be written against this contract and run
-// through package storetest.
+// [Registry] refuses to let two have it. This package has [MemoryStore] and,
+// for several processes, [RedisStore]. Others can be written against this contract
+// and run through package storetest.
 //
 // A counter is identified by the store's prefix, the key, and the limit's
 // algorithm and window. A limit's N, burst and name are not part of it: they may

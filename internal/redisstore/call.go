@@ -24,7 +24,7 @@ type call struct {
 	units int64
 	at    int64 // of an adjust: the server's instant at which the units were taken, in nanoseconds
 
-	// group is the callers that share a command with this one, from the moment
+	// group is the callers that share a take with this one, from the moment
 	// that a round trip begins until the queue calls answered.
 	group *group
 

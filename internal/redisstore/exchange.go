@@ -70,7 +70,7 @@ func (s *Store) send(ctx context.Context, jobs []*job) {
 		}
 	}
 	x.handOut()
-	if len(jobs) == 1 { // the queue does not call answered for a call on its caller's goroutine
+	if len(jobs) == 1 { // a lone call is the newest; answered, if the queue calls it, skips it
 		jobs[0].Value.newest, jobs[0].Value.group = true, nil
 		x.release()
 	}
