@@ -16,7 +16,7 @@ var (
 )
 
 // ConflictError says that a limiter was refused because what it would count with
-// belongs to another one. errors.Is tells which it is: [ErrNameTaken],
+// belongs to another one. errors.Is finds out which: [ErrNameTaken],
 // [ErrStoreShared] or [ErrPrefixShared].
 type ConflictError struct {
 	Limiter string // the limiter that was refused

@@ -32,8 +32,8 @@ func TestRecheckOverAJumpMintsNothing(t *testing.T) {
 	require.Zero(t, results[0].Remaining, "the store has taken 5 of 5, and nobody has given back")
 }
 
-// TestCallersInFlightOverAJumpMint: of 20 callers who are denied by the store at
-// the time of the jump, 19 give back a unit that they did not take.
+// TestCallersInFlightOverAJumpMintNothing: none of 20 callers who are denied by the store at
+// the time of the jump gives back a unit.
 func TestCallersInFlightOverAJumpMintNothing(t *testing.T) {
 	m := newMini(t)
 	limit := FixedWindow(5, time.Hour)
@@ -84,9 +84,8 @@ func (g *gated) Take(ctx context.Context, key string, n int64, limits []Limit, r
 	return at, err
 }
 
-// TestJumpLeavesTheRecheck: after a failover to a server whose clock is 10 s
-// ahead, a Reset by another process is not felt for the rest of the window, for keys
-// whose window was opened before it.
+// TestJumpLeavesTheRecheck: after a failover to a server whose clock is 10 s ahead, a Reset
+// by another process holds here as well, also for a key whose window was opened before.
 func TestJumpLeavesTheRecheck(t *testing.T) {
 	for _, jump := range []time.Duration{0, 10 * time.Second} {
 		m := newMini(t)
@@ -145,8 +144,8 @@ func (s *lateReply) Reset(ctx context.Context, key string, limits []Limit) error
 	return s.Store.Reset(ctx, key, limits)
 }
 
-// TestOneLateAnswerIsNoJump: no clock was wrong, but one answer was late by 6 s
-// (a process that was stopped with a call in flight, a lost packet, Timeout: 10 s).
+// TestOneLateAnswerIsNoJump: one answer is late by 6 s, as when a process is stopped with a
+// call in flight. Keys are as well off as if it had not been.
 func TestOneLateAnswerIsNoJump(t *testing.T) {
 	for _, late := range []time.Duration{0, 6 * time.Second} {
 		synctest.Test(t, func(t *testing.T) {
@@ -169,7 +168,7 @@ func TestOneLateAnswerIsNoJump(t *testing.T) {
 	}
 }
 
-// TestTwoClocks: a Ring or Cluster whose servers differ by 10 s.
+// TestTwoClocksMintNothing: a Ring or Cluster whose servers differ by 10 s.
 func TestTwoClocksMintNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limit := FixedWindow(5, time.Hour)
@@ -210,8 +209,8 @@ func (s *perKey) Take(ctx context.Context, key string, n int64, limits []Limit, 
 	return at, err
 }
 
-// TestTwoClocksAndManyCallersMintNothing: each process whose callers use up a key together
-// makes it whole again for the next process.
+// TestTwoClocksAndManyCallersMintNothing: in each of ten processes many callers use up a key
+// together. Its units stay taken for the next process.
 func TestTwoClocksAndManyCallersMintNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limit := FixedWindow(5, time.Hour)

@@ -11,7 +11,8 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestHugeRefundsDoNotOverflow: what each combination of refunds in an outage leaves.
+// TestHugeRefundsDoNotOverflow: refunds in an outage, in each combination, give back what was
+// taken and no more.
 func TestHugeRefundsDoNotOverflow(t *testing.T) {
 	for _, limit := range algorithms(5, 24*time.Hour) {
 		for _, refunds := range [][]int64{{1, 1}, {math.MaxInt64}, {math.MaxInt64, math.MaxInt64}, {math.MaxInt64, 1}, {math.MaxInt64/2 + 1, math.MaxInt64/2 + 1}} {
@@ -32,8 +33,8 @@ func TestHugeRefundsDoNotOverflow(t *testing.T) {
 	}
 }
 
-// TestReloadToFailOpenAdmitsNothingThatIsOwed: the store is up, and is yet to be told of a key
-// that is used up.
+// TestReloadToFailOpenAdmitsNothingThatIsOwed: the key is used up by units that the store does
+// not know of yet. As long as it does not, the key is denied, whatever the policy.
 func TestReloadToFailOpenAdmitsNothingThatIsOwed(t *testing.T) {
 	for _, policy := range []FailurePolicy{FallbackLocal, FailOpen} {
 		inRealTime(t, Options{Limits: []Limit{FixedWindow(5, time.Hour)}}, func(t *testing.T, _ *farStore, _ *Limiter) {

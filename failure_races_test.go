@@ -20,7 +20,7 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestHugeRefundsInAnOutageDoNotOverflow: refunds are clamped one by one, but not their sum.
+// TestHugeRefundsInAnOutageDoNotOverflow: the sum of two refunds of math.MaxInt64 is clamped, too.
 func TestHugeRefundsInAnOutageDoNotOverflow(t *testing.T) {
 	limit := FixedWindow(5, time.Hour)
 	remotely(t, Options{Limits: []Limit{limit}, DenyRecheck: -1}, func(t *testing.T, far *farStore, l *Limiter) {
@@ -98,7 +98,7 @@ func TestInstantsOfAnyStoreGiveBackNoMore(t *testing.T) {
 }
 
 // TestSetLimitsInAFailedReloadChangesNoRecord: SetLimits on a limiter of a Reload that fails
-// rewrites the record of who owns the prefix.
+// leaves the record of who owns the prefix as it is.
 func TestSetLimitsInAFailedReloadChangesNoRecord(t *testing.T) {
 	m := newMini(t)
 	store := redisStore(t, m.client(t), "rl:")

@@ -37,10 +37,10 @@ func (h *closingHandler) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// TestCloseRightAfterAReloadLosesNothing: Registry.Close after the Reload has put its
-// limiters in place and before they begin. What is owed and what is leased is told to
-// the store by nobody. The logger stands for another goroutine that is scheduled just
-// then.
+// TestCloseRightAfterAReloadLosesNothing closes the Registry after a Reload, or after the
+// Reload has put its limiters in place and before they begin: the logger's hook does what
+// another goroutine would do if it ran just then. Either way the store learns what it is
+// owed, and gets back what is leased.
 func TestCloseRightAfterAReloadLosesNothing(t *testing.T) {
 	for _, when := range []string{"after", "between"} {
 		synctest.Test(t, func(t *testing.T) {
@@ -85,8 +85,8 @@ func TestCloseRightAfterAReloadLosesNothing(t *testing.T) {
 	}
 }
 
-// TestPanicDoesNotEndLeasing: a store that panics once leaves a key without leases for
-// good, and a goroutine that looks for leases to end.
+// TestPanicDoesNotEndLeasing: after the store's panics a key is leased again, and the goroutine
+// that gives leases back ends when there are none.
 func TestPanicDoesNotEndLeasing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		far := &farStore{Store: memory(t, "far")}
@@ -119,8 +119,8 @@ func TestPanicDoesNotEndLeasing(t *testing.T) {
 	})
 }
 
-// TestLongKeyIsNotOwedForGood: what is owed of a long key under a bucket is never
-// forgotten: also a hundred days later, when it has leaked long since.
+// TestLongKeyIsNotOwedForGood: what is owed of a long key under a bucket is settled or
+// forgotten within a hundred hours. It has leaked after 18 seconds.
 func TestLongKeyIsNotOwedForGood(t *testing.T) {
 	remotely(t, Options{Limits: []Limit{TokenBucket(10, time.Minute, 10)}}, func(t *testing.T, far *farStore, l *Limiter) {
 		breakDown(t, far, l, refused)
@@ -135,7 +135,8 @@ func TestLongKeyIsNotOwedForGood(t *testing.T) {
 	})
 }
 
-// TestFewNearKeysAreRefusedOrEnough: a key under more limits than NearKeys has no limit in an outage.
+// TestFewNearKeysAreRefusedOrEnough: if NearKeys is less than a key has limits, New refuses it or
+// the limits hold in an outage.
 func TestFewNearKeysAreRefusedOrEnough(t *testing.T) {
 	for _, keys := range []int{1, 2, 4} {
 		limits := []Limit{FixedWindow(5, time.Hour), FixedWindow(6, 2*time.Hour), FixedWindow(7, 3*time.Hour), FixedWindow(8, 4*time.Hour),

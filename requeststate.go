@@ -191,37 +191,42 @@ func (s *requestState) giveBack(closing context.Context, wait time.Duration) {
 // drain the others. If the handler of an outer limiter has made this request as one
 // of its own, that limiter's units stay taken.
 func (s *requestState) giveBackOuter() {
-	var mayBlock []*requestState
+	same := make([]*requestState, 0, 4) // seldom are more of them nested
 	for outer := s.outer; outer != nil; outer = outer.outer {
-		switch {
-		case !sameRequest(outer.header, s.header):
-		case outer.limiter.remote == nil:
-			outer.giveBack(context.Background(), s.limiter.timeout())
-		default:
-			mayBlock = append(mayBlock, outer)
+		if sameRequest(outer.header, s.header) {
+			same = append(same, outer)
 		}
 	}
-	if mayBlock != nil {
-		s.giveBackInTime(mayBlock)
-	}
+	s.giveBackInTime(same)
 }
 
-// giveBackInTime returns the units of states, whose stores are outside of this
-// process. It waits for that as long as the answer may still take: net/http sends a
-// small response only when the handler has returned. If the stores are well, the
-// client's next request finds the units given back. If one is not, a goroutine goes
-// on, and the client has its answer in time.
+// giveBackInTime returns the units of states. Where a store is outside of this process,
+// it waits for that as long as the answer may still take: net/http sends a small response
+// only when the handler has returned. If the stores are well, the client's next request
+// finds the units given back. If one is not, a goroutine goes on, and the client has its
+// answer in time.
 //
 // If no time is left, because the store has just let the decision wait, it is not asked
 // again: it is owed what is given back, if it may be.
 func (s *requestState) giveBackInTime(states []*requestState) {
-	left := s.limiter.timeout() - time.Duration(s.bound.spent)*time.Microsecond
-	var beside sync.WaitGroup
+	timeout := s.limiter.timeout()
+	left := timeout - time.Duration(s.bound.spent)*time.Microsecond
+	var mayBlock []*requestState
 	for _, state := range states {
-		if left <= 0 && state.limiter.opts.OnFailure == FallbackLocal {
+		switch {
+		case state.limiter.remote == nil:
+			state.giveBack(context.Background(), timeout)
+		case left <= 0 && state.limiter.opts.OnFailure == FallbackLocal:
 			state.giveBack(context.Background(), 0)
-			continue
+		default:
+			mayBlock = append(mayBlock, state)
 		}
+	}
+	if mayBlock == nil {
+		return
+	}
+	var beside sync.WaitGroup
+	for _, state := range mayBlock {
 		beside.Add(1)
 		state.limiter.beside(func(closing context.Context) { defer beside.Done(); state.giveBack(closing, remote.SideTimeout) })
 	}
@@ -292,11 +297,7 @@ func (s *requestState) count(next http.Handler, w http.ResponseWriter, r *http.R
 		if left := r.Context().Err() != nil; left && !succeeded {
 			counts = true // a client that hangs up must not get its guesses for nothing
 		}
-		switch {
-		case counts:
-		case s.limiter.remote == nil:
-			s.giveBack(context.Background(), s.limiter.timeout())
-		default:
+		if !counts {
 			s.giveBackInTime([]*requestState{s})
 		}
 	}()

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	. "github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/internal/redistest"
 )
 
 // process is what one process has: a limiter on a store of its own.
@@ -52,7 +53,7 @@ var plenty = FixedWindow(1_000_000, 1000*time.Hour)
 func TestRedisStoreKeepsARecordOfItsOwner(t *testing.T) {
 	bubble(t, func(t *testing.T, m *miniredis.Miniredis, c *redis.Client) {
 		sent := make(map[string]int)
-		c.AddHook(hook(func(ctx context.Context, cmd redis.Cmder, next redis.ProcessHook) error {
+		c.AddHook(redistest.Hook(func(ctx context.Context, cmd redis.Cmder, next redis.ProcessHook) error {
 			if name := cmd.Name(); name != "hello" && name != "client" { // as each connection begins
 				sent[name]++ // never two at once in this test
 			}
@@ -99,7 +100,7 @@ func TestDecisionsDoNotWaitForTheOwnersRecord(t *testing.T) {
 	bubble(t, func(t *testing.T, m *miniredis.Miniredis, c *redis.Client) {
 		var mu sync.Mutex
 		hanging := 0
-		c.AddHook(hook(func(ctx context.Context, cmd redis.Cmder, next redis.ProcessHook) error {
+		c.AddHook(redistest.Hook(func(ctx context.Context, cmd redis.Cmder, next redis.ProcessHook) error {
 			if cmd.Name() == "set" || cmd.Name() == "get" {
 				mu.Lock()
 				hanging++
@@ -118,30 +119,6 @@ func TestDecisionsDoNotWaitForTheOwnersRecord(t *testing.T) {
 		synctest.Wait()
 		require.Equal(t, 1, hanging, "there is one such command at a time")
 	})
-}
-
-// hook is a client's hook around each command. Of those in a pipeline, next is called for those that
-// are to be in it.
-type hook func(ctx context.Context, cmd redis.Cmder, next redis.ProcessHook) error
-
-func (hook) DialHook(next redis.DialHook) redis.DialHook { return next }
-func (h hook) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
-	return func(ctx context.Context, cmd redis.Cmder) error { return h(ctx, cmd, next) }
-}
-func (h hook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return func(ctx context.Context, cmds []redis.Cmder) error {
-		var rest []redis.Cmder
-		for _, cmd := range cmds {
-			h(ctx, cmd, func(_ context.Context, cmd redis.Cmder) error {
-				rest = append(rest, cmd)
-				return nil
-			})
-		}
-		if rest == nil {
-			return nil
-		}
-		return next(ctx, rest)
-	}
 }
 
 // TestOtherOwnerIsReportedOnce has a limiter of another name under the prefix.

@@ -40,8 +40,8 @@ func (s sharded) Take(ctx context.Context, key string, n int64, limits []Limit, 
 	return at, nil
 }
 
-// TestWrapperOverTwoCounters: a denial that the wrapper has answered is forgotten in an
-// outage, because the state of one of its counters travels past it.
+// TestWrapperOverTwoCounters: what the wrapper has denied stays denied in an outage. The state
+// of one of its two counters says nothing of the key.
 func TestWrapperOverTwoCounters(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		far := &farStore{Store: memory(t, "far")}
@@ -81,7 +81,7 @@ func (s strict) Take(ctx context.Context, key string, n int64, limits []Limit, r
 	return at, err
 }
 
-// TestWrapperThatDenies: the same for a wrapper that replaces the results.
+// TestWrapperThatDenies: the same holds for a wrapper that replaces the results.
 func TestWrapperThatDenies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		far := &farStore{Store: memory(t, "far")}
@@ -118,7 +118,7 @@ func (s finer) Adjust(ctx context.Context, key string, n int64, at Instant, limi
 	return charged / 10, err
 }
 
-// TestWrapperOfFinerUnits: a key of which 9 of 10 are left is denied in an outage.
+// TestWrapperOfFinerUnits: a key of which 9 of 10 are left is admitted in an outage.
 func TestWrapperOfFinerUnits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		far := &farStore{Store: memory(t, "far")}
@@ -157,8 +157,8 @@ func (h *hedged) Take(ctx context.Context, key string, n int64, limits []Limit, 
 	return h.Store.Take(ctx, key, n, limits, results)
 }
 
-// TestHedgedWrapper: run with -race. The late answer for one key is written into
-// the buffer of a call for another one.
+// TestWrapperThatAsksTwice, with -race: no late answer for one key is written into the buffer
+// of a call for another one.
 func TestWrapperThatAsksTwice(t *testing.T) {
 	store := memory(t, "far")
 	h := &hedged{Store: store, late: make(chan struct{})}
@@ -184,8 +184,8 @@ func TestWrapperThatAsksTwice(t *testing.T) {
 	h.second.Wait()
 }
 
-// TestWrapperThatAsksTwiceForAnotherKey: a key that was never used is known as used up, by the
-// late answer for another key. Deterministic, without the race detector.
+// TestWrapperThatAsksTwiceForAnotherKey: the late answer for a key that is used up says nothing of
+// another key. Unlike the test above it needs no race detector.
 func TestWrapperThatAsksTwiceForAnotherKey(t *testing.T) {
 	far := &farStore{Store: memory(t, "far")}
 	lag := &lagging{farStore: far}

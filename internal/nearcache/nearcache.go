@@ -83,9 +83,6 @@ func NewMemory(counters int) *Memory {
 	return &Memory{table.New(counters, noClock), permissions{most: counters / setSize}}
 }
 
-// Stats returns how full the table is, over all caches that share it.
-func (m *Memory) Stats() table.Stats { return m.table.Stats() }
-
 // Evicted is how many counters have been pushed out, of all caches that share the
 // Memory.
 func (c *Cache) Evicted() uint64 { return c.memory.table.Stats().Evicted }
@@ -372,8 +369,8 @@ func (c *Cache) Take(key string, n, now int64, limits []rule.Limit, answers []ru
 
 // Adjust moves the counters of a key here by n units that were taken at an instant:
 // n < 0 gives back, n > 0 charges. owed says that the store has not done so, for certain,
-// and that it must be sent. If owed is false, the store has done it. Adjust returns how many units were
-// charged here under every limit.
+// and that it must be sent. If owed is false, the store has done it. Adjust returns how
+// many units were charged here under every limit.
 func (c *Cache) Adjust(key string, n int64, at Instant, now int64, limits []rule.Limit, owed bool) (charged int64) {
 	p := c.at(key)
 	p.mu.Lock()

@@ -1,5 +1,6 @@
-// Package remote is between a limiter and a store outside of this process. It adds what such a store needs: a timeout, a breaker, a cache of denials, leases of
-// units for busy keys, and decisions while the store fails.
+// Package remote is between a limiter and a store outside of this process. It adds
+// what such a store needs: a timeout, a breaker, a cache of denials, leases of units
+// for busy keys, and decisions while the store fails.
 //
 // The files, from the outside in:
 //
@@ -368,14 +369,13 @@ func (r *Remote) takeWithoutStore(ctx context.Context, q *question, err error, a
 	if r.fault(err) == engine.Closed {
 		return 0, 0, err // this process is shutting down, and the store may be well: it decides nothing in its place
 	}
-	if err != errOwing {
-		r.opts.Report.StoreFailed(err)
-	}
-	rules := q.limits.Rules
 	policy := r.opts.OnFailure
 	if err == errOwing {
 		policy = FallbackLocal // the store is there: only this process knows all that is counted
+	} else {
+		r.opts.Report.StoreFailed(err)
 	}
+	rules := q.limits.Rules
 	switch policy {
 	case FailClosed:
 		return 0, 0, err

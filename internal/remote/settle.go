@@ -19,7 +19,7 @@ import (
 // cannot decide about their key: it would admit the same units again.
 
 // errOwing is why a decision is made here although the store may answer.
-var errOwing = errors.New("the store is yet to be told of units that were admitted without it")
+var errOwing = errors.New("the store does not know yet of units that were admitted without it")
 
 const (
 	// settleWorkers settle some 65,536 keys at a store nearby in about a second.
@@ -86,8 +86,8 @@ func (r *Remote) settleKey(key string) {
 	}
 }
 
-// settleAll sends the store everything that it is owed, on goroutines of their own, if it is worth a try. It begins with a key that is in use, if first is not
-// empty.
+// settleAll sends the store everything that it is owed, on goroutines of their own,
+// if it is worth a try. It begins with a key that is in use, if first is not empty.
 func (r *Remote) settleAll(first string) {
 	owner, now := r.owner.Load(), clock.Now()
 	if now < owner.settleNot.Load() || !r.breaker.Ready(now) || owner.settling.Load() {
