@@ -237,3 +237,48 @@ func TestTwoClocksAndManyCallersMintNothing(t *testing.T) {
 		require.LessOrEqual(t, admitted.Load(), int64(5))
 	})
 }
+
+// slowToAdjust holds what moves units until pass is closed.
+type slowToAdjust struct {
+	Store
+	pass chan struct{}
+}
+
+func (s *slowToAdjust) Unwrap() Store { return s.Store }
+
+func (s *slowToAdjust) Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (int64, error) {
+	<-s.pass
+	return s.Store.Adjust(ctx, key, n, at, limits)
+}
+
+// TestUnitsOnTheirWayBackAfterAJumpFreeNobody has a store that has counted as many
+// overruled units as the limit allows, and so denies before they are given back.
+// That denial does not replace the one from before the jump.
+func TestUnitsOnTheirWayBackAfterAJumpFreeNobody(t *testing.T) {
+	for _, limit := range algorithms(5, time.Hour) {
+		m := newMini(t)
+		inner := redisStore(t, m.client(t), "rl:")
+		store := &slowToAdjust{inner, make(chan struct{})}
+		l, err := new(Registry).New("login", Options{Limits: []Limit{limit}, Store: store, DenyRecheck: time.Nanosecond, Logger: quietly})
+		require.NoError(t, err)
+		for range 5 {
+			require.True(t, decide(t, l, "key", 1).Allowed)
+		}
+		require.False(t, decide(t, l, "key", 1).Allowed)
+		m.advance(2 * time.Hour)
+		for range 7 {
+			require.False(t, decide(t, l, "key", 1).Allowed)
+		}
+		results, _ := take(t, inner, "key", 0, limit)
+		require.Zero(t, results[0].Remaining, "five units are on their way back")
+		close(store.pass)
+		require.Eventually(t, func() bool {
+			results, _ := take(t, inner, "key", 0, limit)
+			return results[0].Remaining == 5
+		}, 10*time.Second, time.Millisecond)
+		for range 7 {
+			require.False(t, decide(t, l, "key", 1).Allowed, "%v", limit)
+		}
+		require.NoError(t, l.Close())
+	}
+}

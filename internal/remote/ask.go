@@ -45,10 +45,15 @@ func (r *Remote) consult(ctx context.Context, q *question, answers []rule.Answer
 		return 0, err
 	}
 	r.near.Observe(reply.At, now)
-	// Only an admission is overruled: a store that has denied has taken nothing, and
-	// to give that back would be to give away what others have taken.
-	if !isDenial(answers) && r.near.StillDenied(q.key, q.units, now, q.limits.Rules, answers) {
-		r.returnUnits(q, reply.At)
+	// An admission is overruled if a jump of the store's clock has freed the key early.
+	// A denial is not learnt then: the store may deny because of units that are on their
+	// way back to it, and what it says would replace what is known here. A store that
+	// has denied has taken nothing, so there is nothing to give back.
+	admitted := !isDenial(answers)
+	if r.near.StillDenied(q.key, q.units, now, q.limits.Rules, answers) {
+		if admitted {
+			r.returnUnits(q, reply.At)
+		}
 		return NothingTaken, nil
 	}
 	if !reply.Newest {
