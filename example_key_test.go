@@ -20,6 +20,34 @@ func ExampleClientIP() {
 	// Output: 2001:db8:1:2::/64 <nil>
 }
 
+// Behind a CDN and a load balancer whose addresses change, the second member from the
+// right is what the CDN has written.
+func ExampleClientIP_trustedHops() {
+	key := ratelimit.ClientIP{TrustedHops: 2}.Key
+	r := httptest.NewRequest("GET", "/", nil)
+	r.Header.Set("X-Forwarded-For", "192.0.2.66, 198.51.100.7, 203.0.113.9") // the first is made up, the last is the CDN's
+	fmt.Println(key(r))
+	r.Header.Set("X-Forwarded-For", "192.0.2.66") // from somebody who went around the CDN
+	fmt.Println(key(r))
+	// Output:
+	// 198.51.100.7 <nil>
+	// 192.0.2.1 <nil>
+}
+
+func ExampleNamedKey() {
+	key := ratelimit.FirstKey(
+		ratelimit.NamedKey("user", ratelimit.HeaderKey("X-User")), // set by the authentication in front
+		ratelimit.NamedKey("ip", ratelimit.ClientIP{}.Key),
+	)
+	r := httptest.NewRequest("GET", "/", nil)
+	fmt.Println(key(r))
+	r.Header.Set("X-User", "ann")
+	fmt.Println(key(r))
+	// Output:
+	// ip=192.0.2.1 <nil>
+	// user=ann <nil>
+}
+
 func ExampleFirstKey() {
 	issued := map[string]string{"k-123": "ann"}
 	apiKey := func(r *http.Request) (string, error) {

@@ -192,6 +192,33 @@ func ExampleLimiter_Check() {
 	// 429 "check";r=0;t=3600 Too many requests, please try again later.
 }
 
+func ExampleLimiter_Responded() {
+	login := ratelimit.Must(ratelimit.New("responded", ratelimit.Options{
+		Limits: []ratelimit.Limit{ratelimit.FixedWindow(1, time.Hour)},
+		Count:  func(r *http.Request, status int) bool { return status >= 400 },
+		Logger: discard,
+	}))
+	defer forget(login)
+	// A framework in which handlers return errors, and something else writes them.
+	adapter := func(handle func(w http.ResponseWriter, r *http.Request) (status int)) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if !login.Check(w, r) {
+				return
+			}
+			status := handle(w, r)
+			login.Responded(r.Context(), status) // its error says that the request is exempt
+			w.WriteHeader(status)
+		})
+	}
+	request(adapter(func(http.ResponseWriter, *http.Request) int { return http.StatusOK }))
+	request(adapter(func(http.ResponseWriter, *http.Request) int { return http.StatusUnauthorized }))
+	request(adapter(func(http.ResponseWriter, *http.Request) int { return http.StatusOK }))
+	// Output:
+	// 200 "responded";r=0;t=3600
+	// 401 "responded";r=0;t=3600
+	// 429 "responded";r=0;t=3600 Too many requests, please try again later.
+}
+
 func ExampleLimiter_AddCost() {
 	queries := ratelimit.Must(ratelimit.New("queries", ratelimit.Options{
 		Limits: []ratelimit.Limit{ratelimit.FixedWindow(100, time.Hour)},
@@ -298,7 +325,9 @@ func ExampleOptions_count() {
 	handler := login.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Password") != "right" {
 			w.WriteHeader(http.StatusUnauthorized)
+			return
 		}
+		fmt.Fprint(w, "welcome")
 	}))
 	right := func(r *http.Request) { r.Header.Set("Password", "right") }
 	request(handler, right)
@@ -307,11 +336,29 @@ func ExampleOptions_count() {
 	request(handler)
 	request(handler, right)
 	// Output:
-	// 200 "failures";r=1;t=3600
-	// 200 "failures";r=1;t=3600
+	// 200 "failures";r=1;t=3600 welcome
+	// 200 "failures";r=1;t=3600 welcome
 	// 401 "failures";r=1;t=3600
 	// 401 "failures";r=0;t=3600
 	// 429 "failures";r=0;t=3600 Too many requests, please try again later.
+}
+
+func ExampleOptions_failed() {
+	limiter := ratelimit.Must(ratelimit.New("failed", ratelimit.Options{
+		Limits: []ratelimit.Limit{ratelimit.FixedWindow(3, time.Hour)},
+		Key:    ratelimit.HeaderKey("X-API-Key"),
+		Failed: func(w http.ResponseWriter, r *http.Request, status int, err error) {
+			if errors.Is(err, ratelimit.ErrNoKey) {
+				fmt.Fprint(w, "send an X-API-Key") // with the limiter's status
+				return
+			}
+			fmt.Fprint(w, "something went wrong")
+		},
+		Logger: discard,
+	}))
+	defer forget(limiter)
+	request(limiter.Middleware(welcome))
+	// Output: 400  send an X-API-Key
 }
 
 func ExampleOptions_limitsFor() {

@@ -6,16 +6,25 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 )
 
 // Headers selects the response header fields that tell clients about their
 // limits. Styles can be combined with |; where two write the same field, the
 // newest does. The draft that became each style is in its name, because the
-// draft still changes. Times are whole seconds, rounded up, as in Retry-After: a
-// sliding window of a minute can say 61. Zero means HeadersDraft10.
+// draft still changes. Times are whole seconds, rounded up, except that a rest of up
+// to 2 ms is dropped: stores count in their own resolution, and a window of a minute
+// should not be announced as 61 seconds. Retry-After is always rounded up. Zero means
+// HeadersDraft10.
+//
+// If a handler adds the same fields, as a reverse proxy adds its upstream's, those of
+// draft 10 are one list with the limiter's. An upstream that writes RateLimit in an
+// older form makes that list unreadable: let the proxy remove the field. Of the older
+// styles, which have no lists, the set with the least remaining is sent.
 //
 // Scripts of other origins see the fields only if the response also has
 // Access-Control-Expose-Headers with their names, which is CORS middleware's to say.
@@ -60,8 +69,11 @@ const (
 	HeadersNone
 )
 
+// olderStyles are those that show the binding limit alone.
+const olderStyles = HeadersDraft7 | HeadersDraft6 | HeadersLegacy
+
 func (h Headers) validate() error {
-	const all = HeadersDraft10 | HeadersDraft7 | HeadersDraft6 | HeadersLegacy
+	const all = HeadersDraft10 | olderStyles
 	switch {
 	case h&^(all|HeadersNone) != 0:
 		return fmt.Errorf("Options.Headers is %#x: want HeadersDraft10, 7, 6, HeadersLegacy, a combination of them, or HeadersNone", uint8(h))
@@ -98,14 +110,21 @@ type shown struct {
 // around this one, or nil. Each limiter sees what those around it have written:
 // lists grow, styles without lists show what binds most by now, and if an older
 // and a newer style both want a field, it is the newer one's.
-func (f *fields) write(h http.Header, own Headers, outer *fields, s shown, results []Result) {
+//
+// shared reports whether those limiters have written to h too. Otherwise h replaces
+// what they have written when the handler has returned, so it has to say everything.
+func (f *fields) write(h http.Header, own Headers, outer *fields, shared bool, s shown, results []Result) {
 	var before Headers
 	if outer != nil {
-		before, f.strictest = outer.styles, outer.strictest
+		before = outer.styles
+		f.strictest, f.values = outer.strictest, outer.values
 	}
 	own &^= HeadersNone
 	if f.styles = before | own; own == 0 {
 		return
+	}
+	if shared { // a handler in between may have changed them
+		f.values = [2]string{first(h[fieldRateLimit]), first(h[fieldPolicy])}
 	}
 	if f.strictest == nil || s.bound.stricter(f.strictest) {
 		f.strictest = s.bound
@@ -114,8 +133,15 @@ func (f *fields) write(h http.Header, own Headers, outer *fields, s shown, resul
 		f.writeDraft10(h, s, results, before&HeadersDraft10 != 0)
 	}
 	if f.styles&^HeadersDraft10 != 0 {
-		f.writeOlder(h, own, s.bound.policy)
+		f.writeOlder(h, own, shared, s.bound.policy)
 	}
+}
+
+func first(values []string) string {
+	if len(values) == 0 {
+		return ""
+	}
+	return values[0]
 }
 
 // stricter reports whether b restricts a client more than other does.
@@ -128,19 +154,20 @@ func (b *bound) stricter(other *bound) bool {
 
 // writeDraft10 writes the lists of draft 10, or adds to them.
 func (f *fields) writeDraft10(h http.Header, s shown, results []Result, add bool) {
-	declared := s.bound.policy.declaredFor(s.partition)
 	var buf [128]byte
 	b := buf[:0]
-	if list := h[fieldRateLimit]; add && len(list) > 0 {
-		b = append(append(b, list[0]...), ", "...)
-		declared = joined(h[fieldPolicy], declared)
+	if declared := s.bound.policy.declaredFor(s.partition); add && f.values[0] != "" {
+		b = append(append(b, f.values[0]...), ", "...)
+		f.values[1] = joined(f.values[1], declared)
+	} else {
+		f.values[1] = declared
 	}
 	denied := !s.bound.allowed()
 	for i, r := range results {
 		if i > 0 {
 			b = append(b, ", "...)
 		}
-		t := seconds(r.MoreAfter)
+		t := wholeSeconds(r.MoreAfter)
 		if denied {
 			t = max(t, 1)
 		}
@@ -151,22 +178,26 @@ func (f *fields) writeDraft10(h http.Header, s shown, results []Result, add bool
 		b = append(b, s.partition...)
 	}
 	f.values[0] = string(b)
-	f.values[1] = declared[0]
 	h[fieldRateLimit], h[fieldPolicy] = f.values[:1:1], f.values[1:2:2]
 }
 
 // writeOlder writes the styles that show the binding limit alone.
-func (f *fields) writeOlder(h http.Header, own Headers, p *policy) {
+func (f *fields) writeOlder(h http.Header, own Headers, shared bool, p *policy) {
 	limit := strconv.FormatInt(f.strictest.limit().Burst(), 10)
 	remaining := strconv.FormatInt(f.strictest.remaining, 10)
 	resetAfter := f.strictest.resetAfter
-	reset := strconv.FormatInt(seconds(resetAfter), 10)
+	reset := strconv.FormatInt(wholeSeconds(resetAfter), 10)
 	if f.styles&HeadersDraft10 == 0 {
-		if own&(HeadersDraft7|HeadersDraft6) != 0 {
-			h[fieldPolicy] = joined(h[fieldPolicy], p.older)
+		lists := own & (HeadersDraft7 | HeadersDraft6)
+		if lists != 0 {
+			f.values[1] = joined(f.values[1], p.older)
+		}
+		if lists != 0 || !shared && f.values[1] != "" {
+			h[fieldPolicy] = f.values[1:2:2]
 		}
 		if f.styles&HeadersDraft7 != 0 {
-			h[fieldRateLimit] = []string{"limit=" + limit + ", remaining=" + remaining + ", reset=" + reset}
+			f.values[0] = "limit=" + limit + ", remaining=" + remaining + ", reset=" + reset
+			h[fieldRateLimit] = f.values[:1:1]
 		}
 	}
 	if f.styles&HeadersDraft6 != 0 {
@@ -175,19 +206,80 @@ func (f *fields) writeOlder(h http.Header, own Headers, p *policy) {
 		h["Ratelimit-Reset"] = []string{reset}
 	}
 	if f.styles&HeadersLegacy != 0 {
-		at := time.Now().Add(resetAfter + time.Second - 1).Unix()
+		at := time.Now().Add(resetAfter - resolution + time.Second - 1).Unix()
 		h["X-Ratelimit-Limit"] = []string{limit}
 		h["X-Ratelimit-Remaining"] = []string{remaining}
 		h["X-Ratelimit-Reset"] = []string{strconv.FormatInt(at, 10)}
 	}
 }
 
-// joined adds a list to the one before it, in a slice of the response's own.
-func joined(before, list []string) []string {
-	if len(before) == 0 {
-		return []string{list[0]}
+// joined adds a list to the one before it, if there is one.
+func joined(before, list string) string {
+	if before == "" {
+		return list
 	}
-	return []string{before[0] + ", " + list[0]}
+	return before + ", " + list
+}
+
+// resolution is more than the coarsest store of this library adds to a time: Redis
+// counts milliseconds, and a window that ends within one ends with it.
+const resolution = 2 * time.Millisecond
+
+// wholeSeconds is seconds for times that only inform.
+func wholeSeconds(d time.Duration) int64 { return seconds(max(d-resolution, min(d, 1))) }
+
+// olderFields are the fields of the older styles, and which of them say what remains.
+var olderFields = [...]struct {
+	name    string
+	styles  Headers
+	remains bool
+}{
+	{fieldRateLimit, HeadersDraft7, true},
+	{fieldPolicy, HeadersDraft7 | HeadersDraft6, false},
+	{"Ratelimit-Remaining", HeadersDraft6, true},
+	{"Ratelimit-Limit", HeadersDraft6, false},
+	{"Ratelimit-Reset", HeadersDraft6, false},
+	{"X-Ratelimit-Remaining", HeadersLegacy, true},
+	{"X-Ratelimit-Limit", HeadersLegacy, false},
+	{"X-Ratelimit-Reset", HeadersLegacy, false},
+}
+
+// settleFields leaves one set of the older fields that a limiter has written, if the
+// handler has added another one, as httputil.ReverseProxy adds what its upstream has
+// sent: the set with the least remaining. Two lines of draft 10 stay: they are one list.
+func settleFields(h http.Header, own Headers) {
+	lists := own&HeadersDraft10 != 0
+	theirs := false
+	for _, f := range olderFields {
+		if values := h[f.name]; f.remains && f.styles&own != 0 && len(values) > 1 {
+			theirs = theirs || remainingIn(values[1]) < remainingIn(values[0])
+		}
+	}
+	for _, f := range olderFields {
+		switch values := h[f.name]; {
+		case f.styles&own == 0, lists && f.name == fieldPolicy:
+		case len(values) > 1 && theirs:
+			h[f.name] = values[1:2:2]
+		case len(values) > 1:
+			h[f.name] = values[:1:1]
+		case theirs:
+			delete(h, f.name)
+		}
+	}
+}
+
+// remainingIn reads what remains from a field of an older style: from draft 7's
+// RateLimit, or from a field that has nothing else. Whatever it cannot read is no
+// limit.
+func remainingIn(value string) int64 {
+	if _, after, ok := strings.Cut(value, "remaining="); ok {
+		value, _, _ = strings.Cut(after, ",")
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(value), 10, 64)
+	if err != nil {
+		return math.MaxInt64
+	}
+	return n
 }
 
 // partitionParam is the parameter pk of draft 10: it distinguishes two keys and

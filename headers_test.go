@@ -228,3 +228,93 @@ func requireHonestFields(t testing.TB, h http.Header) {
 		}
 	}
 }
+
+// TestTimesDoNotExceedTheWindowByRounding has the first request of a key, and the
+// first that is denied. Redis counts milliseconds, and a sliding window has more
+// units a nanosecond after its end. Retry-After is never too short.
+func TestTimesDoNotExceedTheWindowByRounding(t *testing.T) {
+	for _, window := range []time.Duration{time.Second, time.Minute, time.Hour, 1500 * time.Millisecond} {
+		for _, limit := range []Limit{FixedWindow(1, window), SlidingWindow(1, window), TokenBucket(1, window, 1)} {
+			for name, store := range map[string]Store{"memory": memory(t, fmt.Sprint(limit)), "Redis": redisStore(t, newMini(t).client(t), "rl:")} {
+				l, err := new(Registry).New("x", Options{
+					Limits: []Limit{limit}, Store: store, Logger: quietly,
+					Headers: HeadersDraft10 | HeadersDraft6 | HeadersLegacy,
+				})
+				require.NoError(t, err)
+				h := l.Middleware(httpServed)
+				most := (window + time.Second - 1) / time.Second
+				for _, status := range []int{http.StatusNoContent, http.StatusTooManyRequests} {
+					w := httptest.NewRecorder()
+					before := time.Now()
+					h.ServeHTTP(w, httpRequest("GET"))
+					after := time.Now()
+					require.Equal(t, status, w.Code)
+					_, list, _ := strings.Cut(w.Header().Get("RateLimit"), "t=")
+					for what, value := range map[string]string{"t": list, "reset": w.Header().Get("RateLimit-Reset")} {
+						n, err := strconv.Atoi(value)
+						require.NoError(t, err)
+						sliding := what == "reset" && limit.Algorithm() == "sliding" // is whole after two windows
+						assert.True(t, n >= 1 && (n <= int(most) || sliding && n <= 2*int(most)), "%v in %s: %s=%d", limit, name, what, n)
+					}
+					at, err := strconv.ParseInt(w.Header().Get("X-RateLimit-Reset"), 10, 64)
+					require.NoError(t, err)
+					if limit.Algorithm() != "sliding" {
+						assert.LessOrEqual(t, at, after.Add(window+time.Second-1).Unix(), "%v in %s", limit, name)
+					}
+					if status == http.StatusTooManyRequests {
+						retry, err := strconv.Atoi(w.Header().Get("Retry-After"))
+						require.NoError(t, err)
+						d := decide(t, l, httpKey, 1)
+						assert.GreaterOrEqual(t, time.Duration(retry)*time.Second, d.RetryAfter-time.Since(before), "%v in %s", limit, name)
+					}
+				}
+				require.NoError(t, l.Close())
+			}
+		}
+	}
+}
+
+// TestTimeoutBetweenLimitersLosesNothing puts an [http.TimeoutHandler], whose
+// responses have a header of their own, between two limiters. The fields are those
+// of the same limiters without it, whether the inner one admits or denies, and if the
+// handler is too slow, those of the outer one.
+func TestTimeoutBetweenLimitersLosesNothing(t *testing.T) {
+	const h10, h7, h6, old, none = HeadersDraft10, HeadersDraft7, HeadersDraft6, HeadersLegacy, HeadersNone
+	styles := []Headers{h10, h7, h6, old, none, h10 | h6 | old, h7 | h6 | old}
+	for _, outer := range styles {
+		for _, inner := range styles {
+			for _, nIn := range []int64{1, 9} {
+				t.Run(fmt.Sprint(outer, inner, nIn), func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) {
+						fields := func(between func(http.Handler) http.Handler) (answers []string) {
+							out, in := stacked(t, Options{Headers: outer}, Options{Headers: inner}, 5, nIn)
+							defer func() {
+								for _, l := range []*Limiter{out, in} {
+									l.Close()
+									Memory(l.Name()).Close()
+								}
+							}()
+							h := out.Middleware(between(in.Middleware(httpServed)))
+							for range 3 {
+								answers = append(answers, httpFields(h, httpRequest("GET")))
+							}
+							return answers
+						}
+						same := func(next http.Handler) http.Handler { return next }
+						timeout := func(next http.Handler) http.Handler { return http.TimeoutHandler(next, time.Hour, "") }
+						twice := func(next http.Handler) http.Handler { return timeout(timeout(next)) }
+						want := fields(same)
+						assert.Equal(t, want, fields(timeout))
+						assert.Equal(t, want, fields(twice))
+					})
+				})
+			}
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		out, in := stacked(t, Options{}, Options{}, 5, 5)
+		slow := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+		h := out.Middleware(http.TimeoutHandler(in.Middleware(slow), time.Second, ""))
+		assert.Equal(t, "Ratelimit: \"out\";r=4;t=3600\nRatelimit-Policy: \"out\";q=5;w=3600", httpFields(h, httpRequest("GET")))
+	})
+}

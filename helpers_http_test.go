@@ -61,6 +61,9 @@ func from(peer string, fields ...string) *http.Request {
 	return r
 }
 
+// emptyKey is a KeyFunc that finds nothing.
+func emptyKey(*http.Request) (string, error) { return "", nil }
+
 // networksOf returns the networks that s lists.
 func networksOf(s string) (list []netip.Prefix) {
 	for _, one := range strings.Fields(s) {
@@ -109,6 +112,7 @@ func unindent(s string) string {
 
 // denialHead is the beginning of the header of a denial in plain text.
 const denialHead = `
+			Cache-Control: no-store
 			Content-Length: 42
 			Content-Type: text/plain; charset=utf-8`
 

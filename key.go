@@ -4,13 +4,9 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
-	"net/netip"
-	"reflect"
 	"strconv"
-
-	"github.com/ratelimit-go/ratelimit/internal/addr"
+	"strings"
 )
 
 // KeyFunc tells who is being limited by a request. Requests with the same key
@@ -31,137 +27,25 @@ var (
 	ErrExempt = errors.New("ratelimit: the request is exempt")
 )
 
-// ClientIP makes keys from the client's address. IPv4 addresses count one by one
-// and IPv6 addresses by their /64, the least that one customer of a network is
-// given (RFC 6177), as 2001:db8:1:2::/64. An IPv4 address in IPv6 form is that IPv4
-// address; zones and ports are ignored.
-//
-// The zero ClientIP believes the connection alone. Behind a proxy that is the
-// proxy's address: name the proxies whose word is to be taken.
-type ClientIP struct {
-	// TrustedProxies are the networks of one's own proxies. Where the
-	// connection comes from one of them, Header is read from the right, skipping
-	// trusted addresses: the first other one is the client. What cannot be
-	// parsed ends the search, at the last address that a trusted proxy vouched
-	// for: the connection's own where the header is absent, the leftmost where all
-	// are trusted. A peer on a unix socket is trusted if any network is.
-	//
-	// A network of all addresses is refused: it would believe everybody.
-	TrustedProxies []netip.Prefix
-
-	// Header is the field that the proxies write. Empty means X-Forwarded-For,
-	// of which all lines are read as one list; "Forwarded" is read as in RFC 7239;
-	// any other, such as CF-Connecting-IP, is to have one line with one address.
-	// The proxies must overwrite such a field, or a client could write it.
-	Header string
-
-	IPv4Prefix int // bits that tell clients apart; 0 means 32
-	IPv6Prefix int // bits that tell clients apart; 0 means 64
-}
-
-// Key is a [KeyFunc]: it returns the client's address or network as text. Its error
-// is [ErrNoKey] where there is none, as on a unix socket without a trusted proxy's
-// word, and another one if the settings are not valid, which [New] finds too.
-func (c ClientIP) Key(r *http.Request) (string, error) {
-	if r.RemoteAddr == probing {
-		return "", &probe{byAddress: true, noProxies: len(c.TrustedProxies) == 0, err: c.validate()}
-	}
-	if err := c.validate(); err != nil {
-		return "", fmt.Errorf("ratelimit: %w", err)
-	}
-	var client netip.Addr
-	unix := isUnix(r)
-	if !unix { // where RemoteAddr is a name that the peer has chosen
-		if len(c.TrustedProxies) == 0 && (c.IPv4Prefix == 0 || c.IPv4Prefix == 32) {
-			// The usual connection: its address stands there as it is to be written.
-			if host, ok := addr.IPv4Host(r.RemoteAddr); ok {
-				return host, nil
-			}
-		}
-		client, _ = addr.Parse(r.RemoteAddr)
-	}
-	if len(c.TrustedProxies) > 0 && (unix || client.IsValid()) {
-		client = addr.Client(client, c.TrustedProxies, c.hops(r.Header))
-	}
-	if !client.IsValid() {
-		return "", errNoAddress
-	}
-	return c.key(client), nil
-}
-
-var errNoAddress = fmt.Errorf("%w: the connection has no IP address", ErrNoKey)
-
-func (c ClientIP) validate() error {
-	if c.Header != "" && len(c.TrustedProxies) == 0 {
-		return fmt.Errorf("ClientIP.Header is %q, and no proxy is trusted to write it: set ClientIP.TrustedProxies", c.Header)
-	}
-	for i := range len(c.Header) {
-		if b := c.Header[i]; b <= ' ' || b >= 0x7f || b == ':' {
-			return fmt.Errorf("ClientIP.Header is %q, which is no header's name", c.Header)
-		}
-	}
-	for _, p := range c.TrustedProxies {
-		if !p.IsValid() {
-			return errors.New("ClientIP.TrustedProxies has an invalid network: use netip.ParsePrefix and check its error")
-		}
-		if p.Addr().Is4In6() {
-			return fmt.Errorf("ClientIP.TrustedProxies has %v: write it as the IPv4 network that it is, because addresses are compared as IPv4", p)
-		}
-		if p.Bits() < 7 || p.Addr().Is4() && p.Bits() < 8 { // the largest private networks are fc00::/7 and 10.0.0.0/8
-			return fmt.Errorf("ClientIP.TrustedProxies has %v: it trusts every client to name its own address; "+
-				"name the networks of your proxies", p)
-		}
-	}
-	if b := c.IPv4Prefix; b < 0 || b > 32 {
-		return fmt.Errorf("ClientIP.IPv4Prefix is %d: want 1 to 32, or 0 for 32", b)
-	}
-	if b := c.IPv6Prefix; b < 0 || b > 128 {
-		return fmt.Errorf("ClientIP.IPv6Prefix is %d: want 1 to 128, or 0 for 64", b)
-	}
-	return nil
-}
-
-func (c ClientIP) hops(h http.Header) func(func(string) bool) {
-	switch name := http.CanonicalHeaderKey(c.Header); name {
-	case "", "X-Forwarded-For":
-		return addr.ForwardedFor(h["X-Forwarded-For"])
-	case "Forwarded":
-		return addr.Forwarded(h[name])
-	default:
-		return addr.Single(h[name])
-	}
-}
-
-// isUnix reports whether the request came over a unix socket, whose peers have no
-// address that could be parsed.
-func isUnix(r *http.Request) bool {
-	local, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
-	return r.RemoteAddr == "@" || local != nil && local.Network() == "unix"
-}
-
-func (c ClientIP) key(client netip.Addr) string {
-	bits, all := c.IPv4Prefix, 32
-	if client.Is6() {
-		bits, all = c.IPv6Prefix, 128
-		if bits == 0 {
-			bits = 64
-		}
-	}
-	if bits == 0 || bits == all {
-		return client.String()
-	}
-	return netip.PrefixFrom(client, bits).Masked().String()
-}
-
 // HeaderKey makes keys from a request header, such as X-API-Key. A request where it
-// is absent, empty, or there twice has no key.
+// is absent, empty, or there twice has no key. "Host" is what the request's target
+// or its Host header says, in lower case. A limiter is not made if name is no header's,
+// or is Trailer or Transfer-Encoding, which net/http takes out of requests.
 //
 // A client can write any value, and a new value is a new key: check the key before
 // the limiter, or limit by address as well.
+//
+//go:noinline
 func HeaderKey(name string) KeyFunc {
 	canonical := http.CanonicalHeaderKey(name)
 	noKey := fmt.Errorf("%w: want one header %s", ErrNoKey, canonical)
 	return func(r *http.Request) (string, error) {
+		if r.RemoteAddr == probing {
+			return "", &probe{err: validateHeader("HeaderKey", canonical)}
+		}
+		if canonical == "Host" && r.Host != "" {
+			return strings.ToLower(r.Host), nil
+		}
 		if v := r.Header[canonical]; len(v) == 1 && v[0] != "" {
 			return v[0], nil
 		}
@@ -169,11 +53,42 @@ func HeaderKey(name string) KeyFunc {
 	}
 }
 
+func validateHeader(what, name string) error {
+	switch {
+	case name == "Trailer", name == "Transfer-Encoding":
+		return fmt.Errorf("%s(%q): net/http takes this header out of requests, so that no request would have a key", what, name)
+	case !isToken(name):
+		return fmt.Errorf("%s(%q): this is no header's name", what, name)
+	}
+	return nil
+}
+
+// isToken reports whether s is a token (RFC 9110, section 5.6.2), as are the names of
+// headers and cookies.
+func isToken(s string) bool {
+	for _, c := range []byte(s) {
+		letter := c|0x20 >= 'a' && c|0x20 <= 'z'
+		if !letter && (c < '0' || c > '9') && !strings.ContainsRune("!#$%&'*+-.^_`|~", rune(c)) {
+			return false
+		}
+	}
+	return s != ""
+}
+
 // CookieKey makes keys from a cookie. A request where it is absent, empty, or there
-// twice has no key. As with [HeaderKey], a client can write any value.
+// twice has no key. As with [HeaderKey], a client can write any value. A limiter is
+// not made if name is no cookie's.
+//
+//go:noinline
 func CookieKey(name string) KeyFunc {
 	noKey := fmt.Errorf("%w: want one cookie %s", ErrNoKey, name)
 	return func(r *http.Request) (string, error) {
+		if r.RemoteAddr == probing {
+			if !isToken(name) {
+				return "", &probe{err: fmt.Errorf("CookieKey(%q): this is no cookie's name", name)}
+			}
+			return "", &probe{}
+		}
 		if v := r.CookiesNamed(name); len(v) == 1 && v[0].Value != "" {
 			return v[0].Value, nil
 		}
@@ -185,17 +100,40 @@ func CookieKey(name string) KeyFunc {
 // [http.ServeMux], such as "GET /users/{id}": never from the path, which a client
 // can spell in endless ways. It works in handlers that are registered with the mux;
 // around the mux, where no pattern is known yet, it returns an error.
+//
+// A pattern for a whole subtree, such as "/api/" or "/api/{rest...}", can be that of
+// another router, whose routes would all share a key. So it is an error, unless the
+// path is the subtree's own, or the limiter's handler is registered with the mux itself
+// or through functions of net/http such as [http.StripPrefix]. Routers that set
+// r.Pattern, as ServeMux does, give their own patterns.
 func PatternKey(r *http.Request) (string, error) {
 	if r.Pattern == "" {
 		return "", errors.New("ratelimit: PatternKey: the request has no pattern: " +
 			"put the limiter around the handlers registered with a ServeMux, not around the ServeMux")
 	}
+	subtree := strings.HasSuffix(r.Pattern, "/") || strings.HasSuffix(r.Pattern, "...}")
+	if subtree && (r.URL == nil || !strings.HasSuffix(r.Pattern, r.URL.Path)) && !mountedInMux() {
+		return "", fmt.Errorf("ratelimit: PatternKey: the pattern %q is for a whole subtree, and something stands between the ServeMux and the limiter: "+
+			"if it is a router, all of its routes would share this key. Let it set r.Pattern, or register the limiter's handler with the ServeMux itself, "+
+			"or use StaticKey if one key for all is right", r.Pattern)
+	}
 	return r.Pattern, nil
 }
 
-// StaticKey gives all requests the same key: one bucket for everybody.
+// StaticKey gives all requests the same key: one bucket for everybody. A limiter is
+// not made if s is empty.
+//
+//go:noinline
 func StaticKey(s string) KeyFunc {
-	return func(*http.Request) (string, error) { return s, nil }
+	return func(r *http.Request) (string, error) {
+		if r.RemoteAddr == probing {
+			if s == "" {
+				return "", &probe{err: errors.New("StaticKey(\"\"): no request would have a key: give it a text")}
+			}
+			return "", &probe{}
+		}
+		return s, nil
+	}
 }
 
 // JoinKeys makes a key of the keys of all fns, for limits per route and user, say.
@@ -206,7 +144,7 @@ func StaticKey(s string) KeyFunc {
 func JoinKeys(fns ...KeyFunc) KeyFunc {
 	return func(r *http.Request) (string, error) {
 		if r.RemoteAddr == probing {
-			return "", probeAll(fns)
+			return "", probeAll("JoinKeys", fns)
 		}
 		var b []byte
 		for i, fn := range fns {
@@ -232,21 +170,29 @@ func JoinKeys(fns ...KeyFunc) KeyFunc {
 }
 
 // FirstKey takes the key of the first of fns that has one: an API key, else the
-// address. The key says which of them it is from, as "0=…" or "1=…": an API key
-// that reads like an address is not that address. Errors other than [ErrNoKey]
-// are not passed over.
+// address. The key says which of them it is from, so that an API key that reads like
+// an address is not that address: as "name=…" for functions with a name (see
+// [NamedKey]), and otherwise by its position, as "0=…" or "1=…". Errors other than
+// [ErrNoKey] are not passed over.
+//
+// A position changes if a function is added or removed before it, and with it every
+// key and counter. An old counter can then be another function's. Names stay.
 //
 //go:noinline
 func FirstKey(fns ...KeyFunc) KeyFunc {
+	marks := make([]string, len(fns))
+	for i, fn := range fns {
+		marks[i] = cmp.Or(probeKey(fn).name, strconv.Itoa(i)) + "="
+	}
 	return func(r *http.Request) (string, error) {
 		if r.RemoteAddr == probing {
-			return "", probeAll(fns)
+			return "", probeAll("FirstKey", fns)
 		}
 		last := ErrNoKey
 		for i, fn := range fns {
 			key, err := fn(r)
 			if err == nil && key != "" {
-				return strconv.Itoa(i) + "=" + key, nil
+				return marks[i] + key, nil
 			}
 			if err != nil {
 				if !errors.Is(err, ErrNoKey) {
@@ -259,55 +205,61 @@ func FirstKey(fns ...KeyFunc) KeyFunc {
 	}
 }
 
-// A probe asks the key functions of this package what they are made of, so that a
-// wrong setting is found when a limiter is made and not with its first request. Of
-// other functions nothing is known, and they are not called for it.
-type probe struct {
-	byAddress bool // a ClientIP is among them
-	noProxies bool // that trusts no proxy
-	err       error
-}
-
-func (*probe) Error() string { return "ratelimit: a probe is no request" }
-
-// probing is the RemoteAddr of the request that is a probe. No connection has it.
-const probing = "\x00probe"
-
-func probeKey(fn KeyFunc) probe {
-	switch reflect.ValueOf(fn).Pointer() {
-	case codeClientIP, codeJoinKeys, codeFirstKey:
-		_, err := fn(&http.Request{RemoteAddr: probing})
-		if p, ok := err.(*probe); ok {
-			return *p
+// NamedKey gives fn the name by which [FirstKey] marks its keys, instead of fn's
+// position. Elsewhere it makes no difference. A limiter is not made if the name is
+// empty, too long for a limiter's, has '=' or invisible characters, or is a number,
+// or if two functions of a FirstKey have the same.
+//
+//go:noinline
+func NamedKey(name string, fn KeyFunc) KeyFunc {
+	return func(r *http.Request) (string, error) {
+		if r.RemoteAddr == probing {
+			p := probeAll("NamedKey", []KeyFunc{fn})
+			p.name = name
+			p.err = cmp.Or(validateMark(name), p.err)
+			return "", p
 		}
+		return fn(r)
 	}
-	return probe{}
 }
 
-// The code of those functions, whatever they are closed over. JoinKeys and FirstKey
-// are not inlined, which would give their closures other code at each place.
-var codeClientIP, codeJoinKeys, codeFirstKey uintptr
+func validateMark(name string) error {
+	const what = "the name of a NamedKey"
+	if err := validateName(what, name, false); err != nil {
+		return err
+	}
+	if strings.Contains(name, "=") {
+		return fmt.Errorf("%s is %q: it ends with a '=' in keys, so leave that out", what, name)
+	}
+	if strings.Trim(name, "0123456789") == "" {
+		return fmt.Errorf("%s is %q, which is what the function at this position has without a name: use a word", what, name)
+	}
+	return nil
+}
 
 func init() {
-	codeClientIP = reflect.ValueOf(ClientIP{}.Key).Pointer()
-	codeJoinKeys = reflect.ValueOf(JoinKeys()).Pointer()
-	codeFirstKey = reflect.ValueOf(FirstKey()).Pointer()
+	understandProbes(HeaderKey("x"), CookieKey("x"), StaticKey("x"), JoinKeys(), FirstKey(), NamedKey("x", nil))
 }
 
-func probeAll(fns []KeyFunc) *probe {
+// probeAll probes functions that what is made of.
+func probeAll(what string, fns []KeyFunc) *probe {
 	var all probe
+	names := map[string]int{}
 	for i, fn := range fns {
 		if fn == nil {
-			all.err = cmp.Or(all.err, fmt.Errorf("function %d of JoinKeys or FirstKey is nil", i+1))
+			all.err = cmp.Or(all.err, fmt.Errorf("function %d of %s is nil", i+1, what))
 			continue
 		}
 		p := probeKey(fn)
-		all.byAddress = all.byAddress || p.byAddress
-		all.noProxies = all.noProxies || p.noProxies
+		all.checks = append(all.checks, p.checks...)
 		all.err = cmp.Or(all.err, p.err)
+		if other := names[p.name]; p.name != "" && other > 0 && what == "FirstKey" {
+			all.err = cmp.Or(all.err, fmt.Errorf("functions %d and %d of FirstKey have the same name %q: their keys would be one client's", other, i+1, p.name))
+		}
+		names[p.name] = i + 1
 	}
 	if len(fns) == 0 {
-		all.err = errors.New("JoinKeys or FirstKey has no functions")
+		all.err = fmt.Errorf("%s has no functions", what)
 	}
 	return &all
 }

@@ -41,11 +41,22 @@ func TestKeyFuncsReadTheirPartOfTheRequest(t *testing.T) {
 		{"no fn has one", FirstKey(HeaderKey("A"), CookieKey("b")), nil, ""},
 		{"the first", FirstKey(HeaderKey("A"), CookieKey("b")), []string{"A: x", "Cookie: b=y"}, "0=x"},
 		{"the second", FirstKey(HeaderKey("A"), CookieKey("b")), []string{"Cookie: b=x"}, "1=x"},
-		{"an empty key is passed over", FirstKey(StaticKey(""), CookieKey("b")), []string{"Cookie: b=x"}, "1=x"},
+		{"an empty key is passed over", FirstKey(emptyKey, CookieKey("b")), []string{"Cookie: b=x"}, "1=x"},
+		{"by name, the first", FirstKey(NamedKey("user", HeaderKey("A")), NamedKey("ip", ClientIP{}.Key)), []string{"A: x"}, "user=x"},
+		{"by name, the second", FirstKey(NamedKey("user", HeaderKey("A")), NamedKey("ip", ClientIP{}.Key)), nil, "ip=" + httpKey},
+		{"by name, in front", FirstKey(HeaderKey("B"), NamedKey("user", HeaderKey("A")), NamedKey("ip", ClientIP{}.Key)), nil, "ip=" + httpKey},
+		{"some by name", FirstKey(NamedKey("user", HeaderKey("A")), ClientIP{}.Key), nil, "1=" + httpKey},
+		{"by name, alone", NamedKey("user", HeaderKey("A")), []string{"A: x"}, "x"},
+		{"by name, joined", JoinKeys(NamedKey("user", HeaderKey("A")), StaticKey("c")), []string{"A: x"}, "x,c"},
+		{"by the name outside", FirstKey(NamedKey("a", NamedKey("b", HeaderKey("A")))), []string{"A: x"}, "a=x"},
+		{"named functions of a named one", FirstKey(NamedKey("a", FirstKey(NamedKey("b", HeaderKey("A"))))), []string{"A: x"}, "a=b=x"},
+		{"by a name of other letters", FirstKey(NamedKey("é 1", HeaderKey("A"))), []string{"A: x"}, "é 1=x"},
+		{"host", HeaderKey("Host"), nil, "example.com"},
+		{"host, in small letters", HeaderKey("host"), nil, "example.com"},
 		{"all are joined", JoinKeys(HeaderKey("A"), CookieKey("b"), StaticKey("c")), []string{"A: x", "Cookie: b=y"}, "x,y,c"},
 		{"one joined", JoinKeys(HeaderKey("A")), []string{"A: x,y"}, `x\,y`},
 		{"not all are there", JoinKeys(HeaderKey("A"), CookieKey("b")), []string{"A: x"}, ""},
-		{"one is empty", JoinKeys(HeaderKey("A"), StaticKey("")), []string{"A: x"}, ""},
+		{"one is empty", JoinKeys(HeaderKey("A"), emptyKey), []string{"A: x"}, ""},
 	} {
 		got, err := test.key(httpRequest("GET", test.fields...))
 		assert.Equal(t, test.want, got, test.name)
@@ -223,4 +234,159 @@ func TestRequestCannotPassForAProbe(t *testing.T) {
 		_, err := ClientIP{}.Key(from(peer))
 		assert.ErrorIs(t, err, ErrNoKey, "%q", peer)
 	}
+}
+
+// TestKeysThatCanNeverWorkAreRefused checks that New refuses what could not give any
+// request a key, or gives two functions' keys one mark, in any combination.
+func TestKeysThatCanNeverWorkAreRefused(t *testing.T) {
+	a := HeaderKey("A")
+	for _, test := range []struct {
+		key  KeyFunc
+		want string
+	}{
+		{StaticKey(""), `StaticKey(""): no request would have a key: give it a text`},
+		{HeaderKey(""), `HeaderKey(""): this is no header's name`},
+		{HeaderKey("X Key"), `HeaderKey("X Key"): this is no header's name`},
+		{HeaderKey("X-Key:"), `HeaderKey("X-Key:"): this is no header's name`},
+		{HeaderKey("ключ"), `this is no header's name`},
+		{HeaderKey("Trailer"), `HeaderKey("Trailer"): net/http takes this header out of requests`},
+		{HeaderKey("transfer-encoding"), `HeaderKey("Transfer-Encoding"): net/http takes this header out of requests`},
+		{CookieKey(""), `CookieKey(""): this is no cookie's name`},
+		{CookieKey("a=b"), `CookieKey("a=b"): this is no cookie's name`},
+		{CookieKey("a;b"), `CookieKey("a;b"): this is no cookie's name`},
+		{NamedKey("", a), "the name of a NamedKey is empty"},
+		{NamedKey("1", a), `the name of a NamedKey is "1", which is what the function at this position has without a name`},
+		{NamedKey("a=b", a), `the name of a NamedKey is "a=b": it ends with a '=' in keys`},
+		{NamedKey("a\nb", a), "has a control or invisible character"},
+		{NamedKey(strings.Repeat("a", 129), a), "is 129 bytes long: want at most 128"},
+		{NamedKey("a", nil), "function 1 of NamedKey is nil"},
+		{NamedKey("a", HeaderKey("")), `HeaderKey(""): this is no header's name`},
+		{FirstKey(NamedKey("a", a), HeaderKey("B"), NamedKey("a", HeaderKey("C"))), `functions 1 and 3 of FirstKey have the same name "a"`},
+		{FirstKey(NamedKey("0", a)), `the name of a NamedKey is "0"`},
+		{FirstKey(), "FirstKey has no functions"},
+		{JoinKeys(), "JoinKeys has no functions"},
+		{JoinKeys(a, nil), "function 2 of JoinKeys is nil"},
+	} {
+		for place, key := range map[string]KeyFunc{
+			"itself": test.key, "joined": JoinKeys(a, test.key), "first": FirstKey(a, test.key), "named": NamedKey("n", test.key),
+			"deep": JoinKeys(StaticKey("x"), FirstKey(NamedKey("m", JoinKeys(a, test.key)))),
+		} {
+			opts := quiet(hour)
+			opts.Key = key
+			_, err := new(Registry).New(t.Name(), opts)
+			assert.ErrorContains(t, err, "Options.Key: ", place)
+			assert.ErrorContains(t, err, test.want, place)
+		}
+	}
+}
+
+// TestNamesOfKeysStay adds a function in front of others. A client keeps its counter,
+// and no client meets another one's.
+func TestNamesOfKeysStay(t *testing.T) {
+	user, ip := NamedKey("user", HeaderKey("User")), NamedKey("ip", ClientIP{}.Key)
+	key := FirstKey(user, ip)
+	l := httpLimiter(t, Options{Limits: []Limit{hour}, Key: func(r *http.Request) (string, error) { return key(r) }})
+	h := l.Middleware(httpServed)
+	httpAnswer(h, httpRequest("GET"))
+	httpAnswer(h, httpRequest("GET", "User: "+httpKey))
+	key = FirstKey(NamedKey("token", HeaderKey("Token")), user, ip)
+	assert.Contains(t, httpAnswer(h, httpRequest("GET")), ";r=3;")
+	assert.Contains(t, httpAnswer(h, httpRequest("GET", "User: "+httpKey)), ";r=3;")
+	assert.Contains(t, httpAnswer(h, httpRequest("GET", "Token: "+httpKey)), ";r=4;")
+}
+
+// TestHostIsAKeyOverANetwork: net/http takes the Host header out of requests, in both
+// protocols.
+func TestHostIsAKeyOverANetwork(t *testing.T) {
+	overNetwork(t, func(t *testing.T, start func(http.Handler) *httptest.Server) {
+		l := httpLimiter(t, Options{Limits: []Limit{hour}, Key: HeaderKey("Host")})
+		s := start(l.Middleware(httpServed))
+		for _, host := range []string{"Shop.example", "shop.EXAMPLE"} {
+			r, err := http.NewRequest("GET", s.URL, nil)
+			require.NoError(t, err)
+			r.Host = host
+			answer, err := s.Client().Do(r)
+			require.NoError(t, err)
+			answer.Body.Close()
+			assert.Equal(t, 204, answer.StatusCode)
+		}
+		assert.EqualValues(t, 3, leftOf(t, l, "shop.example"))
+	})
+}
+
+// TestPatternKeyOfARouterInAMuxIsAnError mounts routers that do not set r.Pattern in a
+// ServeMux, whose pattern all of their routes would share. Routers that do set it, and
+// a limiter that is registered with the mux itself, have their own patterns.
+func TestPatternKeyOfARouterInAMuxIsAnError(t *testing.T) {
+	pass := func(next http.Handler) http.Handler { return next }
+	strip := func(next http.Handler) http.Handler { return http.StripPrefix("/api", next) }
+	router := func(next http.Handler) http.Handler { // of another make
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { next.ServeHTTP(w, r) })
+	}
+	typed := func(next http.Handler) http.Handler { return &routerOfAnotherMake{next} }
+	inner := func(next http.Handler) http.Handler {
+		mux := http.NewServeMux()
+		mux.Handle("GET /api/users/{id}", next)
+		mux.Handle("GET /users/{id}", next)
+		return mux
+	}
+	setsPattern := func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { r.Pattern = "/api/users/{id}"; next.ServeHTTP(w, r) })
+	}
+	for _, test := range []struct {
+		name, pattern string
+		between       func(http.Handler) http.Handler
+		path          string
+		want          string // the key; empty for an error
+	}{
+		{"a router", "/", router, "/api/users/7", ""},
+		{"a router of its own type", "/", typed, "/api/users/7", ""},
+		{"a router in a subtree", "/api/", router, "/api/users/7", ""},
+		{"a router with a method", "GET /api/", router, "/api/users/7", ""},
+		{"a router with a host", "example.com/", router, "/api/users/7", ""},
+		{"a router behind a wildcard", "/api/{rest...}", router, "/api/users/7", ""},
+		{"a router without its prefix", "/api/", func(next http.Handler) http.Handler { return strip(router(next)) }, "/api/users/7", ""},
+		{"in a timeout", "/api/", func(next http.Handler) http.Handler { return http.TimeoutHandler(router(next), time.Hour, "") }, "/api/users/7", ""},
+		{"a router's own root", "/api/", router, "/api/", "/api/"},
+		{"a ServeMux", "/", inner, "/api/users/7", "GET /api/users/{id}"},
+		{"a ServeMux without its prefix", "/api/", func(next http.Handler) http.Handler { return strip(inner(next)) }, "/api/users/7", "GET /users/{id}"},
+		{"a router that sets the pattern", "/", setsPattern, "/api/users/7", "/api/users/{id}"},
+		{"the limiter itself", "/api/", pass, "/api/users/7", "/api/"},
+		{"the limiter itself, wildcard", "GET /api/{rest...}", pass, "/api/users/7", "GET /api/{rest...}"},
+		{"the limiter without the prefix", "/api/", strip, "/api/users/7", "/api/"},
+		{"one route, whatever is between", "/api/users/{id}", router, "/api/users/7", "/api/users/{id}"},
+		{"one path, whatever is between", "/api/users/{$}", router, "/api/users/", "/api/users/{$}"},
+	} {
+		for kind, key := range map[string]KeyFunc{
+			"": PatternKey, " joined": JoinKeys(PatternKey, StaticKey("x")),
+			" in a function": func(r *http.Request) (string, error) { return PatternKey(r) },
+		} {
+			log := new(logged)
+			var got string
+			l := httpLimiterNamed(t, test.name+kind, Options{Limits: []Limit{hour}, Logger: log.logger(), Key: func(r *http.Request) (key2 string, err error) {
+				key2, err = key(r)
+				got = strings.TrimSuffix(key2, ",x")
+				return key2, err
+			}})
+			mux := http.NewServeMux()
+			mux.Handle(test.pattern, test.between(l.Middleware(httpServed)))
+			w := httptest.NewRecorder()
+			mux.ServeHTTP(w, httptest.NewRequest("GET", test.path, nil))
+			if assert.Equal(t, test.want, got, test.name+kind); test.want == "" {
+				assert.Equal(t, 500, w.Code, test.name+kind)
+				assert.Equal(t, []string{CodeOptionFailed}, log.codes())
+				assert.Contains(t, log.text(), "would share this key")
+				assert.NotContains(t, log.text(), "users/7")
+			} else {
+				assert.Equal(t, 204, w.Code, test.name+kind)
+			}
+		}
+	}
+}
+
+// routerOfAnotherMake does not set r.Pattern.
+type routerOfAnotherMake struct{ next http.Handler }
+
+func (m *routerOfAnotherMake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	m.next.ServeHTTP(w, r)
 }

@@ -16,8 +16,8 @@ import (
 func TestClientIPFindsTheClientsAddress(t *testing.T) {
 	const none = "" // no key
 	proxied := ClientIP{TrustedProxies: networksOf("10.0.0.0/8 2001:db8:ffff::/48")}
-	forwarded, single := proxied, proxied
-	forwarded.Header, single.Header = "forwarded", "cf-connecting-ip"
+	forwarded, single, viewer := proxied, proxied, proxied
+	forwarded.Header, single.Header, viewer.Header = "forwarded", "cf-connecting-ip", "CloudFront-Viewer-Address"
 	for _, test := range []struct {
 		name   string
 		c      ClientIP
@@ -87,6 +87,40 @@ func TestClientIPFindsTheClientsAddress(t *testing.T) {
 		{"Forwarded, no for", forwarded, "10.0.0.1:1", []string{"Forwarded: for=203.0.113.66, by=10.0.0.2"}, "10.0.0.1"},
 		{"Forwarded, and not the other", forwarded, "10.0.0.1:1", []string{"X-Forwarded-For: 203.0.113.66"}, "10.0.0.1"},
 
+		{"translated by NAT64", ClientIP{}, "[64:ff9b::192.0.2.1]:1", nil, "192.0.2.1"},
+		{"translated clients do not share", ClientIP{}, "[64:ff9b::c000:202]:1", nil, "192.0.2.2"},
+		{"translated by /24", ClientIP{IPv4Prefix: 24}, "[64:ff9b::192.0.2.77]:1", nil, "192.0.2.0/24"},
+		{"a translated client", proxied, "10.0.0.1:1", []string{"X-Forwarded-For: 64:ff9b::198.51.100.1"}, "198.51.100.1"},
+		{"a translated peer is trusted like itself", proxied, "[64:ff9b::10.0.0.1]:1", []string{"X-Forwarded-For: 198.51.100.1"}, "198.51.100.1"},
+		{"an IPv4 address in brackets", ClientIP{}, "[192.0.2.1]:1234", nil, "192.0.2.1"},
+		{"the same without a port", ClientIP{}, "[192.0.2.1]", nil, "192.0.2.1"},
+		{"the same from a proxy", proxied, "[10.0.0.1]:1", []string{"X-Forwarded-For: [198.51.100.1]:80"}, "198.51.100.1"},
+		{"a trusted client of a trusted proxy", proxied, "10.0.0.1:1", []string{"X-Forwarded-For: 10.0.0.1"}, "10.0.0.1"},
+
+		{"one hop trusted", ClientIP{TrustedHops: 1}, "192.0.2.1:1", []string{"X-Forwarded-For: 203.0.113.66, 198.51.100.1"}, "198.51.100.1"},
+		{"two hops trusted", ClientIP{TrustedHops: 2}, "192.0.2.1:1", []string{"X-Forwarded-For: 203.0.113.66, 198.51.100.1, 192.0.2.9"}, "198.51.100.1"},
+		{"two hops, two lines", ClientIP{TrustedHops: 2}, "192.0.2.1:1", []string{"X-Forwarded-For: 203.0.113.66, 198.51.100.1", "X-Forwarded-For: 192.0.2.9"}, "198.51.100.1"},
+		{"two hops, IPv6", ClientIP{TrustedHops: 2}, "[2001:db8:9::1]:1", []string{"X-Forwarded-For: 2001:db8:1:2::3, 192.0.2.9"}, "2001:db8:1:2::/64"},
+		{"fewer hops: the connection", ClientIP{TrustedHops: 2}, "192.0.2.1:1", []string{"X-Forwarded-For: 203.0.113.66"}, "192.0.2.1"},
+		{"far fewer hops", ClientIP{TrustedHops: 32}, "192.0.2.1:1", []string{"X-Forwarded-For: 203.0.113.66, 203.0.113.67"}, "192.0.2.1"},
+		{"no hops", ClientIP{TrustedHops: 1}, "192.0.2.1:1", nil, "192.0.2.1"},
+		{"a hop that is no address", ClientIP{TrustedHops: 2}, "192.0.2.1:1", []string{"X-Forwarded-For: 203.0.113.66, unknown, 192.0.2.9"}, "192.0.2.1"},
+		{"a nearer hop may be anything", ClientIP{TrustedHops: 2}, "192.0.2.1:1", []string{"X-Forwarded-For: 198.51.100.1, unknown"}, "198.51.100.1"},
+		{"hops of Forwarded", ClientIP{TrustedHops: 2, Header: "Forwarded"}, "192.0.2.1:1", []string{`Forwarded: for=203.0.113.66, for="[2001:db8:1:2::3]", for=192.0.2.9`}, "2001:db8:1:2::/64"},
+		{"a single address that two proxies left alone", ClientIP{TrustedHops: 2, Header: "CF-Connecting-IP"}, "192.0.2.1:1", []string{"CF-Connecting-IP: 198.51.100.1"}, "198.51.100.1"},
+		{"a hop on a unix socket", ClientIP{TrustedHops: 1}, "@", []string{"X-Forwarded-For: 198.51.100.1"}, "198.51.100.1"},
+		{"fewer hops on a unix socket", ClientIP{TrustedHops: 2}, "@", []string{"X-Forwarded-For: 198.51.100.1"}, none},
+		{"hops by /24", ClientIP{TrustedHops: 1, IPv4Prefix: 24}, "192.0.2.1:1", []string{"X-Forwarded-For: 198.51.100.1"}, "198.51.100.0/24"},
+
+		{"CloudFront, IPv4", viewer, "10.0.0.1:1", []string{"CloudFront-Viewer-Address: 198.51.100.10:46532"}, "198.51.100.10"},
+		{"CloudFront, IPv6 without brackets", viewer, "10.0.0.1:1", []string{"CloudFront-Viewer-Address: 2001:db8:1:2::3:46532"}, "2001:db8:1:2::/64"},
+		{"CloudFront, all groups", viewer, "10.0.0.1:1", []string{"CloudFront-Viewer-Address: 2001:0db8:0001:0002:0003:0004:0005:0006:443"}, "2001:db8:1:2::/64"},
+		{"CloudFront, another port", viewer, "10.0.0.1:1", []string{"CloudFront-Viewer-Address: 2001:db8:1:2::3:1"}, "2001:db8:1:2::/64"},
+		{"CloudFront, compressed to the end", viewer, "10.0.0.1:1", []string{"CloudFront-Viewer-Address: 2001:db8:1:2:::443"}, "2001:db8:1:2::/64"},
+		{"CloudFront, brackets", viewer, "10.0.0.1:1", []string{"CloudFront-Viewer-Address: [2001:db8:1:2::3]:443"}, "2001:db8:1:2::/64"},
+		{"CloudFront without a port", viewer, "10.0.0.1:1", []string{"CloudFront-Viewer-Address: 198.51.100.10"}, "10.0.0.1"},
+		{"CloudFront, twice", viewer, "10.0.0.1:1", []string{"CloudFront-Viewer-Address: 198.51.100.10:1", "CloudFront-Viewer-Address: 198.51.100.10:1"}, "10.0.0.1"},
+
 		{"single", single, "10.0.0.1:1", []string{"CF-Connecting-IP: 198.51.100.1"}, "198.51.100.1"},
 		{"single, IPv6", single, "10.0.0.1:1", []string{"CF-Connecting-IP: 2001:db8:1:2::3"}, "2001:db8:1:2::/64"},
 		{"single, from anybody", single, "192.0.2.1:1", []string{"CF-Connecting-IP: 198.51.100.1"}, "192.0.2.1"},
@@ -136,9 +170,23 @@ func TestUnsafeClientIPIsRefused(t *testing.T) {
 		{ClientIP{TrustedProxies: []netip.Prefix{lan, all6}}, "ClientIP.TrustedProxies has ::/0: it trusts every client"},
 		{ClientIP{TrustedProxies: []netip.Prefix{netip.MustParsePrefix("192.0.2.7/0")}}, "it trusts every client"},
 		{ClientIP{TrustedProxies: []netip.Prefix{{}}}, "ClientIP.TrustedProxies has an invalid network"},
-		{ClientIP{IPv4Prefix: -1}, "ClientIP.IPv4Prefix is -1: want 1 to 32, or 0 for 32"},
+		{ClientIP{TrustedProxies: []netip.Prefix{netip.MustParsePrefix("64:ff9b::10.0.0.0/104")}}, "write it as the IPv4 network inside"},
+		{ClientIP{TrustedHops: -1}, "ClientIP.TrustedHops is -1: want 1 to 32, or 0 for none"},
+		{ClientIP{TrustedHops: 33}, "ClientIP.TrustedHops is 33: want 1 to 32"},
+		{ClientIP{TrustedHops: 1, TrustedProxies: []netip.Prefix{lan}}, "ClientIP.TrustedHops is 1, and ClientIP.TrustedProxies has [10.0.0.0/8]: set TrustedProxies if"},
+		{ClientIP{TrustedHops: 1, Header: "X-Our-Client"}, `ClientIP.Header is "X-Our-Client", and it is not known how an address is written there: let the proxy write X-Real-IP`},
+		{ClientIP{TrustedHops: 1, Header: "X-Forwarded-Host"}, `ClientIP.Header is "X-Forwarded-Host"`},
+		{ClientIP{TrustedProxies: []netip.Prefix{lan}, Header: "CloudFront-Viewer-Country"}, `ClientIP.Header is "CloudFront-Viewer-Country"`},
+		{ClientIP{TrustedProxies: []netip.Prefix{lan}, Header: "a b"}, `ClientIP.Header is "a b"`},
+		{ClientIP{TrustedProxies: []netip.Prefix{lan}, Header: "Host"}, `ClientIP.Header is "Host"`},
+		{ClientIP{Header: "CF-Connecting-IP"}, `ClientIP.Header is "CF-Connecting-IP", and no proxy is trusted to write it: set ClientIP.TrustedProxies or TrustedHops`},
+		{ClientIP{IPv4Prefix: 1}, "ClientIP.IPv4Prefix is 1: want 8 to 32, or 0 for 32"},
+		{ClientIP{IPv4Prefix: 7}, "ClientIP.IPv4Prefix is 7: want 8 to 32"},
+		{ClientIP{IPv6Prefix: 1}, "ClientIP.IPv6Prefix is 1: want 16 to 128, or 0 for 64"},
+		{ClientIP{IPv6Prefix: 15}, "ClientIP.IPv6Prefix is 15: want 16 to 128"},
+		{ClientIP{IPv4Prefix: -1}, "ClientIP.IPv4Prefix is -1: want 8 to 32, or 0 for 32"},
 		{ClientIP{IPv4Prefix: 33}, "ClientIP.IPv4Prefix is 33"},
-		{ClientIP{IPv6Prefix: -1}, "ClientIP.IPv6Prefix is -1: want 1 to 128, or 0 for 64"},
+		{ClientIP{IPv6Prefix: -1}, "ClientIP.IPv6Prefix is -1: want 16 to 128, or 0 for 64"},
 		{ClientIP{IPv6Prefix: 129}, "ClientIP.IPv6Prefix is 129"},
 	} {
 		for place, key := range map[string]KeyFunc{

@@ -2,10 +2,50 @@ package ratelimit
 
 import (
 	"net/http"
+	"reflect"
 	"strings"
 
 	"github.com/ratelimit-go/ratelimit/internal/addr"
 )
+
+// This file finds mistakes in the choice of the key: wrong settings when a limiter is
+// made, and keys that a request shows to be of no use.
+
+// A probe asks the key functions of this package what they are made of, so that a
+// wrong setting is found when a limiter is made and not with its first request. Of
+// other functions nothing is known, and they are not called for it.
+type probe struct {
+	name   string                                        // of a NamedKey
+	checks []func(*http.Request, string) (warning, bool) // of each ClientIP: see mistake
+	err    error
+}
+
+func (*probe) Error() string { return "ratelimit: a probe is no request" }
+
+// probing is the RemoteAddr of the request that is a probe. No connection has it.
+const probing = "\x00probe"
+
+// probed has the code of the functions that understand a probe, whatever they are
+// closed over. Functions that return one of them are not inlined, which would give
+// their closures other code at each place.
+var probed = map[uintptr]bool{}
+
+// understandProbes is called while the package is initialised.
+func understandProbes(fns ...func(*http.Request) (string, error)) {
+	for _, fn := range fns {
+		probed[reflect.ValueOf(fn).Pointer()] = true
+	}
+}
+
+func probeKey(fn func(*http.Request) (string, error)) probe {
+	if probed[reflect.ValueOf(fn).Pointer()] {
+		_, err := fn(&http.Request{RemoteAddr: probing})
+		if p, ok := err.(*probe); ok {
+			return *p
+		}
+	}
+	return probe{}
+}
 
 // mistake looks for what is probably a mistake in the choice of the key: a proxy
 // whose clients all share one key, or a key that is different for every
@@ -13,16 +53,16 @@ import (
 // request, so it only does what is cheap; a mistake shows in most requests
 // anyway.
 func (p *probe) mistake(r *http.Request, key string) (w warning, found bool) {
-	forwarded := p.byAddress && hasForwarding(r.Header)
-	if !forwarded && (p.byAddress || !strings.Contains(key, ":")) {
+	for _, check := range p.checks {
+		if w, found := check(r, key); found {
+			return w, true
+		}
+	}
+	if len(p.checks) > 0 || !strings.Contains(key, ":") {
 		return 0, false
 	}
 	if _, marked, ok := strings.Cut(key, "="); ok { // a key of FirstKey
 		key = marked
-	}
-	if forwarded {
-		peer, ok := addr.Parse(r.RemoteAddr)
-		return warnUntrustedProxy, p.noProxies || ok && addr.Covers(key, peer)
 	}
 	a, ok := addr.Parse(key)
 	port := strings.Count(key, ":") == 1
@@ -36,8 +76,4 @@ func (p *probe) mistake(r *http.Request, key string) (w warning, found bool) {
 		return warnWholeIPv6, true
 	}
 	return 0, false
-}
-
-func hasForwarding(h http.Header) bool {
-	return h["X-Forwarded-For"] != nil || h["Forwarded"] != nil || h["X-Real-Ip"] != nil || h["Cf-Connecting-Ip"] != nil
 }

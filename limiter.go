@@ -40,10 +40,11 @@ type Limiter struct {
 	message []byte // the body of a denial in plain text
 	problem []byte // the constant part of it as problem details
 
-	begun    atomic.Bool // it owns what it counts with
-	closed   atomic.Bool
-	replaced atomic.Bool   // by a Reload
-	shadow   atomic.Uint64 // requests that Shadow let through
+	begun     atomic.Bool // it owns what it counts with
+	closed    atomic.Bool
+	replaced  atomic.Bool   // by a Reload
+	responded atomic.Bool   // Responded has been called for one of its requests
+	shadow    atomic.Uint64 // requests that Shadow let through
 
 	registry *Registry // that it is claimed in, or nil; guarded by claims
 }

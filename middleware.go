@@ -14,14 +14,23 @@ import (
 // Middleware returns a handler that admits requests to next or answers them
 // itself: with 429 if they are denied, 400 if they have no key, 500 if an option's
 // function failed, 503 if no decision could be made, because the store failed, the
-// limiter is closed, or the client has left. It can be mounted on any number of
-// routes; a request that passes it twice counts once.
+// limiter is closed, or the client has left. No such answer may be stored by a cache.
+//
+// It can be mounted on any number of routes. A request that passes it twice with the
+// same key counts once, also as a clone. Two requests are the same one if the second
+// has the first one's context, the same RequestURI, and the same response to write
+// to. If the response is another one, as inside [http.TimeoutHandler], they are the
+// same if their methods and queries are, and the second path is the first one or,
+// as after [http.StripPrefix], the end of it. So a request that a handler makes for
+// something else is another one, and counts.
 //
 // When limiters are nested, the outer one decides first. What it took is given back
 // if an inner one denies. But a request that an inner limiter will refuse still
 // needs units of the outer one, so put the limiter per client outside and the one
 // for all clients inside. A nil next is [http.DefaultServeMux], as for
 // [http.Server].
+//
+//go:noinline
 func (l *Limiter) Middleware(next http.Handler) http.Handler {
 	if next == nil {
 		next = http.DefaultServeMux
@@ -37,11 +46,11 @@ func (l *Limiter) Middleware(next http.Handler) http.Handler {
 		}
 		inner := r.WithContext(state)
 		defer handBack(r, inner)
-		if l.opts.Count == nil {
+		if l.opts.Count == nil && l.opts.Headers&olderStyles == 0 {
 			next.ServeHTTP(w, inner)
 			return
 		}
-		state.count(next, w, inner)
+		state.watch(next, w, inner)
 	})
 }
 
@@ -68,20 +77,22 @@ func handBack(r, inner *http.Request) {
 //		return
 //	}
 //
-// A request is counted once, however often it is checked: to limit the messages of
-// one connection, use [Limiter.Take].
+// A request is counted once for each key, however often it is checked: a limiter
+// whose Key finds the address first, and later a user, counts both. To limit the
+// messages of one connection, use [Limiter.Take].
 //
 // Check puts the decision into r's context, by changing *r, so that [DecisionFrom]
-// and [Limiter.AddCost] work afterwards. As it does not see the response,
-// Options.Count has no effect here: for a response that should not count, call
-// AddCost with a negative cost after the handler.
+// and [Limiter.AddCost] work afterwards; DecisionFrom also if Check returns false
+// because the request is denied. Check does not see the response of an admitted
+// request: for Options.Count, report its status with [Limiter.Responded].
 func (l *Limiter) Check(w http.ResponseWriter, r *http.Request) bool {
-	if l.opts.Count != nil {
-		l.report.warn(warnCountIgnored)
-	}
 	state, ok := l.check(w, r)
-	if ok && state != nil {
-		*r = *r.WithContext(state)
+	if state == nil {
+		return ok
+	}
+	*r = *r.WithContext(state)
+	if ok && l.opts.Count != nil {
+		state.expectStatus()
 	}
 	return ok
 }
@@ -90,60 +101,64 @@ func (l *Limiter) Check(w http.ResponseWriter, r *http.Request) bool {
 type verdict struct {
 	state   *requestState // nil if the request was not counted, or not decided
 	status  int           // of the answer; 0 if the request goes on to its handler
+	err     error         // why the request was not decided, for Options.Failed
 	results [MaxLimits]Result
 }
 
 // under returns the results of a policy's limits.
 func (v *verdict) under(p *policy) []Result { return v.results[:len(p.limits)] }
 
-// check decides, and then writes what the client gets.
+// check decides, and writes what the client gets. ok reports whether the request
+// goes on to its handler.
 func (l *Limiter) check(w http.ResponseWriter, r *http.Request) (state *requestState, ok bool) {
 	var v verdict
-	l.decide(r, &v)
+	h := w.Header()
+	l.decide(h, r, &v)
 	if v.state != nil {
-		v.writeFields(w.Header())
+		v.writeFields(h)
 	}
 	switch {
 	case v.status == 0:
 		return v.state, true
 	case v.state == nil:
-		l.refuse(w, r, v.status)
+		l.fail(w, r, v.status, v.err)
 	default:
 		defer v.state.giveBackOuter()
 		l.deny(w, r, &v)
 	}
-	return nil, false
+	return v.state, false
 }
 
 // writeFields writes the header fields of a decision, whichever it is.
 func (v *verdict) writeFields(h http.Header) {
 	s := v.state
 	var outer *fields
-	if s.outer != nil {
-		outer = &s.outer.fields
+	shared := true // the response header with the limiter around this one
+	if s.outer != nil && s.outer.isOf(s.request, h) {
+		outer, shared = &s.outer.fields, sameMap(s.outer.response, h)
 	}
 	opts := &s.limiter.opts
 	partition := partitionParam(opts.PartitionSecret, s.limiter.name, s.key)
-	s.fields.write(h, opts.Headers, outer, shown{&s.bound, partition}, v.under(s.bound.policy))
+	s.fields.write(h, opts.Headers, outer, shared, shown{&s.bound, partition}, v.under(s.bound.policy))
 }
 
-// decide takes what r costs, unless r is exempt or was decided before. It does not
-// touch the response.
-func (l *Limiter) decide(r *http.Request, v *verdict) {
-	outer := stateOf(r.Context())
-	if before := l.decidedBefore(outer, r); before != nil {
-		l.report.warn(warnCountedOnce)
-		if !before.bound.allowed() && !l.opts.Shadow { // Options.Denied has sent it round again
-			v.status = http.StatusTooManyRequests
-		}
-		return
-	}
+// decide takes what r costs, unless r is exempt or was decided before. h is the
+// header of the response to r, which it does not touch.
+func (l *Limiter) decide(h http.Header, r *http.Request, v *verdict) {
 	if l.opts.Skip != nil && l.opts.Skip(r) || l.opts.SkipPreflight && isPreflight(r) {
 		return
 	}
 	key, p, cost, err := l.question(r)
 	if err != nil {
-		v.status = l.undecided(err)
+		v.status, v.err = l.undecided(err), l.wrap(err)
+		return
+	}
+	outer := stateOf(r.Context())
+	if before := l.decidedBefore(outer, key, h, r); before != nil {
+		l.report.warn(warnCountedOnce)
+		if !before.bound.allowed() && !l.opts.Shadow { // Options.Denied has sent it round again
+			v.status, v.err = http.StatusTooManyRequests, errDeniedBefore
+		}
 		return
 	}
 	if w, found := l.key.mistake(r, key); found {
@@ -156,7 +171,7 @@ func (l *Limiter) decide(r *http.Request, v *verdict) {
 	}
 	at, source, err := l.take(r.Context(), key, cost, p, results)
 	if err != nil {
-		v.status = l.failed(r, err)
+		v.status, v.err = l.failed(r, err), err
 		return
 	}
 	var spent uint32
@@ -165,7 +180,7 @@ func (l *Limiter) decide(r *http.Request, v *verdict) {
 	}
 	i := binding(results)
 	v.state = &requestState{
-		Context: r.Context(), limiter: l, header: r.Header, outer: outer, key: key,
+		Context: r.Context(), limiter: l, request: r, response: h, outer: outer, key: key,
 		bound: bound{p, results[i].Remaining, results[i].RetryAfter, results[i].ResetAfter, uint8(i), source, spent},
 		tab:   tab{at: at},
 	}
@@ -181,11 +196,14 @@ func (l *Limiter) decide(r *http.Request, v *verdict) {
 	}
 }
 
-// decidedBefore returns the state of r at this limiter if r has passed it already.
-// A request of a handler's own, made with r's context, is another one.
-func (l *Limiter) decidedBefore(outer *requestState, r *http.Request) *requestState {
-	for s := outer; s != nil; s = s.outer {
-		if s.limiter == l && sameRequest(s.header, r.Header) {
+var errDeniedBefore = errors.New("ratelimit: the request has been denied, and was sent to the same limiter again")
+
+// decidedBefore returns the state of r at this limiter if r has passed it with the
+// same key already. It stops at the request that a handler of this limiter has made
+// r for.
+func (l *Limiter) decidedBefore(outer *requestState, key string, h http.Header, r *http.Request) *requestState {
+	for s := outer; s != nil && s.isOf(r, h); s = s.outer {
+		if s.limiter == l && s.key == key {
 			return s
 		}
 	}
@@ -291,14 +309,15 @@ func (l *Limiter) failed(r *http.Request, err error) int {
 
 // deny answers a denied request.
 func (l *Limiter) deny(w http.ResponseWriter, r *http.Request, v *verdict) {
-	h := w.Header()
+	forgetSuccess(w, r)
 	if retry := v.state.bound.retryAfter; retry == Never {
 		l.report.warn(warnCostTooHigh)
 	} else {
-		h["Retry-After"] = []string{strconv.FormatInt(max(1, seconds(retry)), 10)}
+		w.Header()["Retry-After"] = []string{strconv.FormatInt(max(1, seconds(retry)), 10)}
 	}
 	if l.opts.Denied != nil {
-		l.opts.Denied.ServeHTTP(w, r.WithContext(v.state))
+		inner := r.WithContext(v.state)
+		servePage(w, http.StatusTooManyRequests, func(w http.ResponseWriter) { l.opts.Denied.ServeHTTP(w, inner) })
 		return
 	}
 	body, contentType := l.message, plainText
@@ -308,13 +327,21 @@ func (l *Limiter) deny(w http.ResponseWriter, r *http.Request, v *verdict) {
 	answer(w, r, http.StatusTooManyRequests, contentType, body)
 }
 
-// refuse answers a request that was not decided. It says nothing about why: the
-// log does.
-func (l *Limiter) refuse(w http.ResponseWriter, r *http.Request, status int) {
+// fail answers a request that was not decided. What it says itself does not say why:
+// the log does.
+func (l *Limiter) fail(w http.ResponseWriter, r *http.Request, status int, err error) {
+	forgetSuccess(w, r)
 	if status == http.StatusServiceUnavailable {
 		w.Header()["Retry-After"] = []string{"1"}
 	}
-	answer(w, r, status, plainText, []byte(http.StatusText(status)))
+	switch {
+	case l.opts.Failed != nil && status != http.StatusTooManyRequests:
+		servePage(w, status, func(w http.ResponseWriter) { l.opts.Failed(w, r, status, err) })
+	case accept.PrefersJSON(r.Header["Accept"]):
+		answer(w, r, status, problemJSON, failureProblem(status))
+	default:
+		answer(w, r, status, plainText, []byte(http.StatusText(status)))
+	}
 }
 
 // isPreflight recognises a CORS preflight (Fetch standard, section 3.2.2).

@@ -28,9 +28,9 @@ func TestAnswersAreAsDocumented(t *testing.T) {
 	get, head := httpRequest("GET"), httpRequest("HEAD")
 	preflight := httpRequest("OPTIONS", "Origin: https://example.org", "Access-Control-Request-Method: PUT")
 	const ( // what the client is told where nothing was decided
-		badRequest = "400\nContent-Length: 11\nContent-Type: text/plain; charset=utf-8\nX-Content-Type-Options: nosniff\n> Bad Request"
-		internal   = "500\nContent-Length: 21\nContent-Type: text/plain; charset=utf-8\nX-Content-Type-Options: nosniff\n> Internal Server Error"
-		noService  = "503\nContent-Length: 19\nContent-Type: text/plain; charset=utf-8\nRetry-After: 1\nX-Content-Type-Options: nosniff\n> Service Unavailable"
+		badRequest = "400\nCache-Control: no-store\nContent-Length: 11\nContent-Type: text/plain; charset=utf-8\nX-Content-Type-Options: nosniff\n> Bad Request"
+		internal   = "500\nCache-Control: no-store\nContent-Length: 21\nContent-Type: text/plain; charset=utf-8\nX-Content-Type-Options: nosniff\n> Internal Server Error"
+		noService  = "503\nCache-Control: no-store\nContent-Length: 19\nContent-Type: text/plain; charset=utf-8\nRetry-After: 1\nX-Content-Type-Options: nosniff\n> Service Unavailable"
 	)
 	for _, test := range []struct {
 		name   string
@@ -52,6 +52,7 @@ func TestAnswersAreAsDocumented(t *testing.T) {
 			X-Content-Type-Options: nosniff
 			> Too many requests, please try again later.`},
 		{"denied, for a program", Options{}, 2, httpRequest("GET", "Accept: application/json"), `429
+			Cache-Control: no-store
 			Content-Length: 244
 			Content-Type: application/problem+json
 			Ratelimit: "login";r=0;t=3600
@@ -71,6 +72,7 @@ func TestAnswersAreAsDocumented(t *testing.T) {
 			Retry-After: 3600
 			X-Content-Type-Options: nosniff`},
 		{"denied HEAD, for a program", Options{}, 2, httpRequest("HEAD", "Accept: application/problem+json"), `429
+			Cache-Control: no-store
 			Content-Length: 244
 			Content-Type: application/problem+json
 			Ratelimit: "login";r=0;t=3600
@@ -78,6 +80,7 @@ func TestAnswersAreAsDocumented(t *testing.T) {
 			Retry-After: 3600
 			X-Content-Type-Options: nosniff`},
 		{"another message", Options{Message: `No, "ünd" </b>`}, 2, get, `429
+			Cache-Control: no-store
 			Content-Length: 15
 			Content-Type: text/plain; charset=utf-8
 			Ratelimit: "login";r=0;t=3600
@@ -90,21 +93,23 @@ func TestAnswersAreAsDocumented(t *testing.T) {
 			w.WriteHeader(http.StatusTeapot)
 			fmt.Fprintf(w, "%v %v %v %v %v", ok, d.Allowed, d.Limit.Name(), d.Remaining, d.RetryAfter)
 		})}, 2, get, `418
+			Cache-Control: no-store
 			Ratelimit: "login";r=0;t=3600
 			Ratelimit-Policy: "login";q=2;w=3600
 			Retry-After: 3600
 			> true false login 0 1h0m0s`},
 
 		{"several limits", Options{Limits: three}, 0, get, `204
-			Ratelimit: "calm";r=8;t=3600, "m";r=1;t=61, "b";r=2;t=1
+			Ratelimit: "calm";r=8;t=3600, "m";r=1;t=60, "b";r=2;t=1
 			Ratelimit-Policy: "calm";q=9;w=3600, "m";q=2;w=60, "b";q=2;w=1`},
 		{"several limits, one denies", Options{Limits: three}, 2, get, `429` + denialHead + `
-			Ratelimit: "calm";r=7;t=3600, "m";r=0;t=61, "b";r=1;t=1
+			Ratelimit: "calm";r=7;t=3600, "m";r=0;t=60, "b";r=1;t=1
 			Ratelimit-Policy: "calm";q=9;w=3600, "m";q=2;w=60, "b";q=2;w=1
 			Retry-After: 61
 			X-Content-Type-Options: nosniff
 			> Too many requests, please try again later.`},
 		{"several limits, two deny", Options{Limits: three, Cost: costs(4)}, 0, httpRequest("GET", "Accept: application/json"), `429
+			Cache-Control: no-store
 			Content-Length: 244
 			Content-Type: application/problem+json
 			Ratelimit: "calm";r=9;t=1, "m";r=2;t=1, "b";r=3;t=1

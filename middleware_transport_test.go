@@ -309,7 +309,7 @@ func TestUnixPeerIsAProxyIfProxiesAreTrusted(t *testing.T) {
 	t.Chdir(t.TempDir())
 	limits := []Limit{FixedWindow(9, time.Hour).Named("x")}
 	const counted = "204\nRatelimit: \"x\";r=8;t=3600\nRatelimit-Policy: \"x\";q=9;w=3600"
-	const refused = "400\nContent-Length: 11\nContent-Type: text/plain; charset=utf-8\nX-Content-Type-Options: nosniff\n> Bad Request"
+	const refused = "400\nCache-Control: no-store\nContent-Length: 11\nContent-Type: text/plain; charset=utf-8\nX-Content-Type-Options: nosniff\n> Bad Request"
 	trusted := ClientIP{TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}
 	for i, test := range []struct {
 		name, peer, field string

@@ -61,11 +61,13 @@ type Options struct {
 
 	// Count says whether a request counts, by the status of its response: for
 	// limits on failed logins, for example. The units are taken before the handler
-	// and, if Count returns false, given back after it, in whichever way it ends. A
-	// panic before anything was written has the status 500, a hijacked connection
-	// 101. The header fields show what was left before the handler, and requests
-	// that are under way at the same time each hold their units until they end.
-	// Nil counts all.
+	// and, if Count returns false, given back as soon as the handler has written the
+	// status, before it is sent. A panic before anything was written has the status
+	// 500, a hijacked connection 101. A handler that returns without writing anything
+	// has 200, and [CodeNoResponse] is logged: frameworks that write their errors
+	// later need [Limiter.Check] and [Limiter.Responded]. The header fields show what
+	// was left before the handler, and requests that are under way at the same time
+	// each hold their units until their status is known. Nil counts all.
 	//
 	// Prefer to name what does not count, such as success: return status >= 400
 	// rather than status == 401. A request whose client has left counts whatever
@@ -86,10 +88,19 @@ type Options struct {
 	Message string
 
 	// Denied answers denied requests in place of the limiter. The response's
-	// RateLimit fields and Retry-After are set already. The status is its to write,
-	// normally 429: a handler that writes none answers with 200. [DecisionFrom] tells
-	// it more.
+	// RateLimit fields and Retry-After are set already. A handler that writes no
+	// status answers with 429. Caches are forbidden to store the answer, whatever
+	// the handler says. [DecisionFrom] has the decision.
 	Denied http.Handler
+
+	// Failed answers requests that were not decided, in place of the limiter: with
+	// status 400 if they have no key, 500 if one of the other functions here failed,
+	// 503 if the store failed, the limiter is closed or the client has left. err is
+	// for logs and [errors.Is]: it may hold text of the store or of those functions.
+	// If Failed writes no status, status is sent. Nil answers with the status's text,
+	// or with problem details (RFC 9457) for clients that prefer JSON, as for
+	// denials. Caches are forbidden to store the answer.
+	Failed func(w http.ResponseWriter, r *http.Request, status int, err error)
 
 	// Shadow decides and reports, but never denies: for a limit that is being
 	// tried out. [DecisionFrom] has what would have been decided, and so have the

@@ -55,7 +55,7 @@ func TestInvalidOptionsAreRefused(t *testing.T) {
 		{"x", change(func(o *Options) { o.Key = ClientIP{Header: "X-Real-IP"}.Key }), `Options.Key: ClientIP.Header is "X-Real-IP", and no proxy is trusted to write it`},
 		{"x", change(func(o *Options) { o.Key = JoinKeys(ClientIP{IPv4Prefix: 33}.Key) }), "Options.Key: ClientIP.IPv4Prefix is 33"},
 		{"x", change(func(o *Options) { o.Key = FirstKey() }), "has no functions"},
-		{"x", change(func(o *Options) { o.Key = FirstKey(PatternKey, nil) }), "function 2 of JoinKeys or FirstKey is nil"},
+		{"x", change(func(o *Options) { o.Key = FirstKey(PatternKey, nil) }), "function 2 of FirstKey is nil"},
 		{"x", change(func(o *Options) { o.Denied = http.HandlerFunc(nil) }), "Options.Denied is a nil http.HandlerFunc"},
 	} {
 		l, err := reg.New(tc.name, tc.opts)

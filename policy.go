@@ -24,8 +24,8 @@ type policy struct {
 	under    *engine.Limits // the same limits, for an engine
 	plan     bool           // made of what Options.LimitsFor returned
 	names    []string       // effective policy names
-	declared []string       // RateLimit-Policy of draft 10, one string: a header field's value as it is stored
-	older    []string       // RateLimit-Policy of drafts 7 and 6
+	declared string         // RateLimit-Policy of draft 10
+	older    string         // RateLimit-Policy of drafts 7 and 6
 	members  []member
 }
 
@@ -58,12 +58,12 @@ func newPolicy(limiter string, limits []Limit) *policy {
 		declared = append(declared, m.declared...)
 		older = append(older, quota+window...)
 	}
-	p.declared, p.older = []string{string(declared)}, []string{string(older)}
+	p.declared, p.older = string(declared), string(older)
 	return p
 }
 
 // declaredFor is the value of RateLimit-Policy, with the partition if there is one.
-func (p *policy) declaredFor(partition string) []string {
+func (p *policy) declaredFor(partition string) string {
 	if partition == "" {
 		return p.declared
 	}
@@ -74,7 +74,7 @@ func (p *policy) declaredFor(partition string) []string {
 		}
 		b = append(append(b, m.declared...), partition...)
 	}
-	return []string{string(b)}
+	return string(b)
 }
 
 // policyNames returns the name of each limit: its own, or the limiter's followed
@@ -121,10 +121,12 @@ func validateLimits(limiter string, limits []Limit) error {
 		}
 	}
 	names := policyNames(limiter, limits)
+	sent := make([]string, len(names))
 	for i, name := range names {
-		if j := slices.Index(names, name); j < i {
-			return fmt.Errorf("numbers %d (%v) and %d (%v) both go by the name %q: give each its own with Named",
-				j+1, limits[j], i+1, limits[i], name)
+		sent[i] = fieldString(name)
+		if j := slices.Index(sent, sent[i]); j < i {
+			return fmt.Errorf("numbers %d (%v) and %d (%v) both go by the name %q, which clients see as %s: give each its own with Named",
+				j+1, limits[j], i+1, limits[i], name, sent[i])
 		}
 	}
 	return nil

@@ -121,3 +121,42 @@ func TestResetReachesEveryLimitOfAPlan(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, d.Allowed)
 }
+
+// TestPolicyNamesThatAreOneOnTheWireAreRefused compares names as clients see them: a
+// name with characters outside of ASCII is percent-encoded.
+func TestPolicyNamesThatAreOneOnTheWireAreRefused(t *testing.T) {
+	for _, test := range []struct {
+		limiter      string
+		first, other string // names; empty for a limit without one
+		want         string
+	}{
+		{"x", "é", "%C3%A9", `both go by the name "%C3%A9", which clients see as "%C3%A9"`},
+		{"x", "%C3%A9", "é", `both go by the name "é", which clients see as "%C3%A9"`},
+		{"x", "100%é", "100%25%C3%A9", "both go by the name"},
+		{"x", "same", "same", "both go by the name"},
+		{"é", "", "%C3%A9-1h", "both go by the name"},
+		{"x", "é", "%c3%a9", ""},
+		{"x", "é", "e\u0301", ""},
+		{"x", "100%", "100%25", ""},
+	} {
+		limit := func(l Limit, name string) Limit {
+			if name == "" {
+				return l
+			}
+			return l.Named(name)
+		}
+		limits := []Limit{limit(FixedWindow(1, time.Hour), test.first), limit(SlidingWindow(1, time.Minute), test.other)}
+		l, err := new(Registry).New(test.limiter, quiet(limits...))
+		if test.want == "" {
+			require.NoError(t, err, "%q and %q", test.first, test.other)
+			require.NoError(t, l.Close())
+		} else {
+			require.ErrorContains(t, err, test.want, "%q and %q", test.first, test.other)
+		}
+		l, err = new(Registry).New(test.limiter, quiet(hour))
+		require.NoError(t, err)
+		assert.Equal(t, test.want == "", l.SetLimits(limits...) == nil, "SetLimits: %q and %q", test.first, test.other)
+		require.NoError(t, l.Close())
+		Memory(test.limiter).Close()
+	}
+}

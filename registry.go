@@ -5,11 +5,7 @@ import (
 	"fmt"
 	"iter"
 	"maps"
-	"reflect"
-	"runtime"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 )
 
@@ -302,24 +298,3 @@ func (l *Limiter) conflict(kind error, holder *Limiter) *ConflictError {
 		kind: kind, unshare: unshareAdvice(l.store),
 	}
 }
-
-// callSite returns file:line of the innermost call from outside this package, and
-// whether an HTTP request is being served further out.
-func callSite() (site string, inHandler bool) {
-	var pcs [64]uintptr
-	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs[:])])
-	for {
-		f, more := frames.Next()
-		if site == "" && f.Function != "" && !strings.HasPrefix(f.Function, packagePrefix) {
-			site = f.File + ":" + strconv.Itoa(f.Line)
-		}
-		if strings.HasPrefix(f.Function, "net/http.") && strings.HasSuffix(f.Function, ".ServeHTTP") {
-			inHandler = true
-		}
-		if !more {
-			return site, inHandler
-		}
-	}
-}
-
-var packagePrefix = reflect.TypeFor[Limiter]().PkgPath() + "."

@@ -1,20 +1,17 @@
 package ratelimit
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math"
-	"net"
 	"net/http"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
-
-	"github.com/felixge/httpsnoop"
 
 	"github.com/ratelimit-go/ratelimit/internal/engine"
 	"github.com/ratelimit-go/ratelimit/internal/remote"
@@ -25,27 +22,29 @@ import (
 // so that all of this costs a request one allocation.
 type requestState struct {
 	context.Context
-	limiter *Limiter
-	header  http.Header   // the request's: it stays the same when a request is copied
-	outer   *requestState // of the limiter around this one
-	key     string
-	bound   bound
-	fields  fields
-	tab     tab
+	limiter  *Limiter
+	request  *http.Request
+	response http.Header   // what the answer to request is written to
+	outer    *requestState // of the limiter around this one
+	key      string
+	bound    bound
+	fields   fields
+	tab      tab
 }
 
 // tab is what a request has taken of its key, and may give back or add to after it
 // was admitted.
 type tab struct {
-	mu    sync.Mutex
-	units int64
-	at    Instant // when they were taken
+	busy    atomic.Bool // locks the next two, also while the store is asked
+	decided atomic.Bool // Options.Count has been asked whether the request counts
+	units   int64
+	at      Instant // when they were taken
 }
 
 // lockUntil locks the tab, which is held while the store is asked. It seldom waits:
 // only if the units of one request are adjusted twice at the same time.
 func (t *tab) lockUntil(deadline time.Time) bool {
-	for !t.mu.TryLock() {
+	for !t.busy.CompareAndSwap(false, true) {
 		if time.Until(deadline) <= 0 {
 			return false
 		}
@@ -53,6 +52,8 @@ func (t *tab) lockUntil(deadline time.Time) bool {
 	}
 	return true
 }
+
+func (t *tab) unlock() { t.busy.Store(false) }
 
 type requestStateKey struct{}
 
@@ -71,15 +72,37 @@ func stateOf(ctx context.Context) *requestState {
 	return s
 }
 
-// sameRequest reports whether two requests are one, by their headers: a copy made
-// to change its context or its URL shares the map.
-func sameRequest(a, b http.Header) bool {
+// isOf reports whether s is the state of r, whose response is written to h. It is a
+// limiter's criterion for "the same request": see [Limiter.Middleware] for the rule.
+// s is from r's context. So the question is only whether a handler has copied the
+// request on its way, or made another one for a purpose of its own.
+//
+// Clone copies everything that r points to, so pointers say nothing. RequestURI says
+// much: only a server sets it. But a handler can also clone its request to make
+// another one. That has a response of its own; so the response decides, and if it is
+// another one, the path has to be what the first one was.
+func (s *requestState) isOf(r *http.Request, h http.Header) bool {
+	before := s.request
+	if before.RequestURI != r.RequestURI {
+		return false
+	}
+	if before == r || sameMap(s.response, h) {
+		return true
+	}
+	return before.Method == r.Method && before.URL != nil && r.URL != nil &&
+		before.URL.RawQuery == r.URL.RawQuery && strings.HasSuffix(before.URL.Path, r.URL.Path)
+}
+
+// sameMap reports whether two headers are one map.
+func sameMap(a, b http.Header) bool {
 	return reflect.ValueOf(a).Pointer() == reflect.ValueOf(b).Pointer()
 }
 
 // DecisionFrom returns the decision on the request whose context this is: inside a
 // handler behind [Limiter.Middleware], after [Limiter.Check], and in
-// Options.Denied. If several limiters are nested, it is the innermost one's.
+// Options.Denied. If several limiters are nested, it is the innermost one's. A
+// request that was not decided has none: one that is exempt, or was answered with
+// 400, 500 or 503.
 func DecisionFrom(ctx context.Context) (Decision, bool) {
 	if s := stateOf(ctx); s != nil {
 		return s.bound.decision(), true
@@ -100,7 +123,7 @@ func DecisionFrom(ctx context.Context) (Decision, bool) {
 // client has left.
 func (l *Limiter) AddCost(ctx context.Context, n int64) error {
 	for s := stateOf(ctx); s != nil; s = s.outer {
-		if s.limiter == l && (s.bound.allowed() || l.opts.Shadow) {
+		if s.limiter == l && s.admitted() {
 			return s.addCost(context.Background(), n, l.timeout())
 		}
 	}
@@ -110,6 +133,76 @@ func (l *Limiter) AddCost(ctx context.Context, n int64) error {
 var errAdjusting = errors.New("other units of this request are still being moved; nothing was changed")
 
 var errNotAdmitted = errors.New("this context is not of a request that the limiter has counted; use TakeN or Refund with a key")
+
+// admitted reports whether the request went on to its handler.
+func (s *requestState) admitted() bool { return s.bound.allowed() || s.limiter.opts.Shadow }
+
+// Responded applies Options.Count to the response of the request whose context this
+// is, for callers of [Limiter.Check]: call it as soon as the status is known, which
+// for a framework may be after the handler has returned an error. [Limiter.Middleware]
+// does this itself. It does nothing if Count is nil, if it has been called for the
+// request before, or if the request was denied.
+//
+// It is an error if l has not decided the request, which may be because it was
+// exempt. That units could not be given back is logged. Responded waits for the store
+// for at most what the decision has left of Options.Timeout. It may be called from
+// any goroutine.
+func (l *Limiter) Responded(ctx context.Context, status int) error {
+	var found *requestState
+	for s := stateOf(ctx); s != nil; s = s.outer {
+		if s.limiter != l || found != nil && !s.isOf(found.request, found.response) {
+			continue
+		}
+		if found == nil {
+			found = s
+		}
+		if l.opts.Count != nil && s.admitted() {
+			s.settle(s.request.WithContext(ctx), status, true)
+		}
+	}
+	if found == nil {
+		return fmt.Errorf("ratelimit: limiter %q: Responded: %w", l.name, errNotDecided)
+	}
+	l.responded.Store(true)
+	return nil
+}
+
+var errNotDecided = errors.New("the limiter has not decided the request of this context: it may be exempt, or of another limiter")
+
+// expectStatus warns if a request that was admitted by Check is over, and nobody has
+// reported its status. It does not look any more once a caller has shown that it
+// knows of Responded.
+func (s *requestState) expectStatus() {
+	l := s.limiter
+	if l.responded.Load() {
+		return
+	}
+	if s.Context.Done() == nil { // nobody will say when the request is over
+		l.report.warn(warnCountIgnored)
+		return
+	}
+	context.AfterFunc(s.Context, func() {
+		if !s.tab.decided.Load() && !l.responded.Load() {
+			l.report.warn(warnCountIgnored)
+		}
+	})
+}
+
+// settle asks Options.Count whether the request counts, and gives its units back if
+// it does not. It does nothing the second time. A request whose client has left
+// counts, whatever Count says, unless it is known to have succeeded: middleware that
+// answers a cancelled context with 503 would otherwise make each guess free whose
+// client hangs up in time. written is false if the status is not the handler's.
+func (s *requestState) settle(r *http.Request, status int, written bool) {
+	if !s.tab.decided.CompareAndSwap(false, true) {
+		return
+	}
+	counts := s.limiter.opts.Count(r, status)
+	succeeded := written && status < http.StatusBadRequest
+	if !counts && (succeeded || r.Context().Err() == nil) {
+		s.giveBackInTime([]*requestState{s})
+	}
+}
 
 // beside runs f, which adjusts units at a store outside of this process, on a
 // goroutine of its own. After Close it has Options.Timeout.
@@ -130,7 +223,7 @@ func (s *requestState) addCost(closing context.Context, n int64, wait time.Durat
 	if !s.tab.lockUntil(deadline) {
 		return s.limiter.wrap(errAdjusting)
 	}
-	defer s.tab.mu.Unlock()
+	defer s.tab.unlock()
 	n = min(max(n, -s.tab.units), math.MaxInt64-s.tab.units)
 	if n == 0 {
 		return nil
@@ -192,10 +285,8 @@ func (s *requestState) giveBack(closing context.Context, wait time.Duration) {
 // of its own, that limiter's units stay taken.
 func (s *requestState) giveBackOuter() {
 	same := make([]*requestState, 0, 4) // seldom are more of them nested
-	for outer := s.outer; outer != nil; outer = outer.outer {
-		if sameRequest(outer.header, s.header) {
-			same = append(same, outer)
-		}
+	for outer := s.outer; outer != nil && outer.isOf(s.request, s.response); outer = outer.outer {
+		same = append(same, outer)
 	}
 	s.giveBackInTime(same)
 }
@@ -245,62 +336,29 @@ func (s *requestState) giveBackInTime(states []*requestState) {
 	}
 }
 
-// count serves r and gives its units back if Options.Count says that it does not
-// count: on return, on a panic and on a hijacked connection. A request whose client
-// has left counts, whatever Options.Count says, unless it is known to have
-// succeeded: middleware that answers a cancelled context with 503 would otherwise
-// make each guess free whose client hangs up in time.
-func (s *requestState) count(next http.Handler, w http.ResponseWriter, r *http.Request) {
-	status := 0
-	sent := func(code int) {
-		if status == 0 {
-			status = code
+// watch serves r, and looks at the response just before its header is sent: to
+// leave one set of the older header fields, and to let Options.Count decide as soon
+// as the status is known. So a stream that does not count holds no units while it
+// lasts. A panic before anything was written has the status 500.
+func (s *requestState) watch(next http.Handler, w http.ResponseWriter, r *http.Request) {
+	count := s.limiter.opts.Count != nil
+	response := watchResponse(w, http.StatusOK, func(status int) {
+		settleFields(w.Header(), s.limiter.opts.Headers)
+		if count {
+			s.settle(r, status, true)
 		}
-	}
-	wrapped := httpsnoop.Wrap(w, httpsnoop.Hooks{
-		WriteHeader: func(next httpsnoop.WriteHeaderFunc) httpsnoop.WriteHeaderFunc {
-			return func(code int) {
-				next(code)
-				if code >= 200 || code == http.StatusSwitchingProtocols { // others are followed by the real one
-					sent(code)
-				}
-			}
-		},
-		Write: func(next httpsnoop.WriteFunc) httpsnoop.WriteFunc {
-			return func(b []byte) (int, error) { sent(http.StatusOK); return next(b) }
-		},
-		ReadFrom: func(next httpsnoop.ReadFromFunc) httpsnoop.ReadFromFunc {
-			return func(src io.Reader) (int64, error) { sent(http.StatusOK); return next(src) }
-		},
-		Flush: func(next httpsnoop.FlushFunc) httpsnoop.FlushFunc {
-			return func() { sent(http.StatusOK); next() }
-		},
-		Hijack: func(next httpsnoop.HijackFunc) httpsnoop.HijackFunc {
-			return func() (net.Conn, *bufio.ReadWriter, error) {
-				conn, rw, err := next()
-				if err == nil {
-					sent(http.StatusSwitchingProtocols)
-				}
-				return conn, rw, err
-			}
-		},
 	})
 	returned := false
 	defer func() {
-		succeeded := status != 0 && status < http.StatusBadRequest
-		if returned {
-			sent(http.StatusOK)
-		} else {
-			sent(http.StatusInternalServerError)
-		}
-		counts := s.limiter.opts.Count(r, status)
-		if left := r.Context().Err() != nil; left && !succeeded {
-			counts = true // a client that hangs up must not get its guesses for nothing
-		}
-		if !counts {
-			s.giveBackInTime([]*requestState{s})
+		switch {
+		case response.status != 0 || !count:
+		case returned: // net/http sends 200, unless somebody around the limiter writes something else
+			s.limiter.report.warn(warnNoResponse)
+			s.settle(r, http.StatusOK, false)
+		default:
+			s.settle(r, http.StatusInternalServerError, false)
 		}
 	}()
-	next.ServeHTTP(wrapped, r)
+	next.ServeHTTP(response.w, r)
 	returned = true
 }

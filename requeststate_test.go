@@ -111,7 +111,7 @@ func TestCountIsNotCalledForUncountedRequests(t *testing.T) {
 		"denied":  {Cost: func(*http.Request) int64 { return 100 }},
 		"skipped": {Skip: func(*http.Request) bool { return true }},
 		"exempt":  {Key: func(*http.Request) (string, error) { return "", ErrExempt }},
-		"no key":  {Key: StaticKey("")},
+		"no key":  {Key: emptyKey},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var told statuses
@@ -208,6 +208,7 @@ func TestUnitsThatCannotGoBackStayTaken(t *testing.T) {
 	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: told.count, Store: &unsteadyStore{store}, Logger: log.logger()})
 	l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		assert.ErrorContains(t, l.AddCost(r.Context(), 1), `ratelimit: limiter "TestUnitsThatCannotGoBackStayTaken": connection lost`)
+		w.WriteHeader(http.StatusOK)
 	})).ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
 	assert.EqualValues(t, 8, leftOf(t, l, httpKey))
 	assert.Equal(t, []string{CodeStoreFailed}, log.codes())

@@ -1,6 +1,9 @@
 package main
 
 import (
+	"net/http"
+	"strings"
+
 	"github.com/labstack/echo/v5"
 
 	"github.com/ratelimit-go/ratelimit"
@@ -8,14 +11,31 @@ import (
 
 // Echo returns a middleware of echo that admits requests or answers them with the
 // limiter's denial. In handlers, ratelimit.DecisionFrom takes c.Request().Context().
+//
+// Echo writes the error that a handler returns after all middleware. So the status is
+// reported just before echo sends it: Options.Count sees 401 for
+// echo.NewHTTPError(http.StatusUnauthorized), and an open stream holds no units.
 func Echo(limiter *ratelimit.Limiter) echo.MiddlewareFunc {
 	return func(next echo.HandlerFunc) echo.HandlerFunc {
 		return func(c *echo.Context) error {
-			c.Request().Pattern = c.Request().Method + " " + c.Path() // for ratelimit.PatternKey
+			if path := c.Path(); strings.HasSuffix(path, "/") { // for ratelimit.PatternKey
+				c.Request().Pattern = c.Request().Method + " " + path + "{$}" // one path, and not all below it
+			} else {
+				c.Request().Pattern = c.Request().Method + " " + path
+			}
 			if !limiter.Check(c.Response(), c.Request()) {
 				return nil // it has been answered: an error would be answered again
 			}
-			return next(c)
+			res, err := echo.UnwrapResponse(c.Response())
+			if err != nil {
+				return err
+			}
+			ctx := c.Request().Context()
+			res.Before(func() { limiter.Responded(ctx, res.Status) }) // its error says that the request is exempt
+			if err = next(c); err == nil && !res.Committed {
+				limiter.Responded(ctx, http.StatusOK) // nothing was written, and net/http sends 200
+			}
+			return err
 		}
 	}
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"net/http"
 	"net/url"
 	"strings"
@@ -18,21 +20,44 @@ import (
 // the limiter has decided, keeps the last line of a header field that has several,
 // X-Forwarded-For among them, and its strings change when fasthttp uses their
 // memory again. This copy has no body, all lines, and strings of its own.
+//
+// The status is reported when the handlers have returned: fiber sends the response
+// after that, also the error that a handler returns.
 func Fiber(limiter *ratelimit.Limiter) fiber.Handler {
 	return func(c fiber.Ctx) error {
 		r, err := fiberRequest(c)
 		if err != nil {
 			return fiber.ErrBadRequest
 		}
+		ctx, over := context.WithCancel(r.Context()) // to the limiter, the request is over with its handlers
+		defer over()
+		r = r.WithContext(ctx)
 		w := newFiberWriter(c)
 		admitted := limiter.Check(w, r)
 		w.sendHeader()
 		if !admitted {
 			return nil
 		}
-		c.SetContext(r.Context()) // which has the decision
-		return c.Next()
+		c.SetContext(context.WithoutCancel(r.Context()))          // which has the decision
+		status := fiber.StatusInternalServerError                 // if a handler panics
+		defer func() { limiter.Responded(r.Context(), status) }() // its error says that the request is exempt
+		err = c.Next()
+		status = statusOf(c, err)
+		return err
 	}
+}
+
+// statusOf is the status of the response if the handlers have returned err, unless
+// the app has an error handler that answers with another one.
+func statusOf(c fiber.Ctx, err error) int {
+	var e *fiber.Error
+	switch {
+	case err == nil:
+		return c.Response().StatusCode()
+	case errors.As(err, &e):
+		return e.Code
+	}
+	return fiber.StatusInternalServerError
 }
 
 func fiberRequest(c fiber.Ctx) (*http.Request, error) {

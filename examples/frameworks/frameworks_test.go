@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -13,7 +15,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gin-gonic/gin"
+	"github.com/go-chi/chi/v5"
 	"github.com/gofiber/fiber/v3"
+	"github.com/labstack/echo/v5"
 
 	"github.com/ratelimit-go/ratelimit"
 )
@@ -111,6 +116,97 @@ func TestKeys(t *testing.T) {
 	}
 }
 
+// logins are a small program in each framework, with GET /hello behind limiter. It
+// refuses a wrong password in the way that the framework's users write it.
+var logins = map[string]func(limiter *ratelimit.Limiter) server{
+	"chi": func(limiter *ratelimit.Limiter) server {
+		router := chi.NewRouter()
+		router.With(Chi(limiter)).Get("/hello", func(w http.ResponseWriter, r *http.Request) {
+			switch r.Header.Get("Password") {
+			case "right":
+				fmt.Fprint(w, "welcome")
+			default:
+				http.Error(w, "no", http.StatusUnauthorized)
+			}
+		})
+		return netHTTP(router)
+	},
+	"gin": func(limiter *ratelimit.Limiter) server {
+		gin.SetMode(gin.ReleaseMode)
+		router := gin.New()
+		router.GET("/hello", Gin(limiter), func(c *gin.Context) {
+			switch c.GetHeader("Password") {
+			case "right":
+				c.String(http.StatusOK, "welcome")
+			default:
+				c.AbortWithStatusJSON(http.StatusUnauthorized, gin.H{"error": "no"})
+			}
+		})
+		return netHTTP(router)
+	},
+	"echo": func(limiter *ratelimit.Limiter) server {
+		router := echo.New()
+		router.GET("/hello", func(c *echo.Context) error {
+			switch c.Request().Header.Get("Password") {
+			case "right":
+				return c.String(http.StatusOK, "welcome")
+			case "nothing":
+				return nil
+			}
+			return echo.NewHTTPError(http.StatusUnauthorized, "no")
+		}, Echo(limiter))
+		return netHTTP(router)
+	},
+	"fiber": func(limiter *ratelimit.Limiter) server {
+		app := fiber.New()
+		app.Get("/hello", Fiber(limiter), func(c fiber.Ctx) error {
+			if c.Get("Password") == "right" {
+				return c.SendString("welcome")
+			}
+			return fiber.ErrUnauthorized
+		})
+		return fiberServer(app)
+	},
+}
+
+// TestFailuresCount has a limit of three failures. Successes give their units back,
+// also where the framework writes an error after the middleware has returned.
+func TestFailuresCount(t *testing.T) {
+	for name, build := range logins {
+		t.Run(name, func(t *testing.T) {
+			var log bytes.Buffer
+			limiter := newLimiterOf(t, "login", ratelimit.Options{
+				Count:  func(_ *http.Request, status int) bool { return status >= 400 },
+				Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn})),
+			})
+			get := start(t, build(limiter))
+			login := func(password string, want int) {
+				t.Helper()
+				res, _ := get(http.MethodGet, http.Header{"Password": {password}})
+				if res.StatusCode != want {
+					t.Fatalf("%s: status %d, want %d", password, res.StatusCode, want)
+				}
+			}
+			for range 5 {
+				login("right", 200)
+			}
+			if name == "echo" {
+				for range 5 {
+					login("nothing", 200)
+				}
+			}
+			for range 3 {
+				login("wrong", 401)
+			}
+			login("wrong", 429)
+			login("right", 429)
+			if log.Len() > 0 {
+				t.Errorf("warnings:\n%s", log.String())
+			}
+		})
+	}
+}
+
 // Fiber's response is not an http.ResponseWriter, so that what a limiter finds
 // there of another one, and what it writes without a body, is this example's work.
 func TestFiberStacked(t *testing.T) {
@@ -143,14 +239,16 @@ func TestFiberStacked(t *testing.T) {
 // its counters.
 func newLimiter(t *testing.T, name string, key ratelimit.KeyFunc) *ratelimit.Limiter {
 	t.Helper()
+	return newLimiterOf(t, name, ratelimit.Options{Key: key, Logger: slog.New(slog.DiscardHandler)})
+}
+
+// newLimiterOf does so with other options.
+func newLimiterOf(t *testing.T, name string, opts ratelimit.Options) *ratelimit.Limiter {
+	t.Helper()
 	store := ratelimit.Memory(t.Name() + " " + name)
 	registry := new(ratelimit.Registry)
-	limiter, err := registry.New(name, ratelimit.Options{
-		Limits: []ratelimit.Limit{ratelimit.FixedWindow(3, time.Minute)},
-		Store:  store,
-		Key:    key,
-		Logger: slog.New(slog.DiscardHandler),
-	})
+	opts.Limits, opts.Store = []ratelimit.Limit{ratelimit.FixedWindow(3, time.Minute)}, store
+	limiter, err := registry.New(name, opts)
 	if err != nil {
 		t.Fatal(err)
 	}

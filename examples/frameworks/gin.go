@@ -1,6 +1,9 @@
 package main
 
 import (
+	"net/http"
+	"strings"
+
 	"github.com/gin-gonic/gin"
 
 	"github.com/ratelimit-go/ratelimit"
@@ -8,11 +11,23 @@ import (
 
 // Gin returns a middleware of gin that admits requests or answers them with the
 // limiter's denial. In handlers, ratelimit.DecisionFrom takes c.Request.Context().
+//
+// The status is reported when the handlers have returned. A handler that streams can
+// call limiter.Responded itself when it begins, so that Options.Count decides then.
 func Gin(limiter *ratelimit.Limiter) gin.HandlerFunc {
 	return func(c *gin.Context) {
 		c.Request.Pattern = c.Request.Method + " " + c.FullPath() // for ratelimit.PatternKey; "GET " where no route matches
+		if strings.HasSuffix(c.FullPath(), "/") {
+			c.Request.Pattern += "{$}" // one path, and not all below it
+		}
 		if !limiter.Check(c.Writer, c.Request) {
 			c.Abort() // or gin would go on to the handler
+			return
 		}
+		ctx := c.Request.Context()
+		status := http.StatusInternalServerError          // if a handler panics
+		defer func() { limiter.Responded(ctx, status) }() // its error says that the request is exempt
+		c.Next()
+		status = c.Writer.Status()
 	}
 }

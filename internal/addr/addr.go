@@ -4,7 +4,6 @@
 package addr
 
 import (
-	"iter"
 	"net/netip"
 	"strings"
 )
@@ -14,23 +13,26 @@ import (
 const maxText = 96
 
 // Parse reads an IP address, with or without a port: "192.0.2.1", "192.0.2.1:80",
-// "2001:db8::1", "[2001:db8::1]", "[2001:db8::1]:80". An IPv4 address in IPv6 form
-// comes back as IPv4, and a zone is dropped: both are the same client.
+// "2001:db8::1", "[2001:db8::1]", "[2001:db8::1]:80". Brackets are also read around
+// an IPv4 address. Several forms of one client are one address: see canonical.
 func Parse(s string) (netip.Addr, bool) {
 	s = strings.Trim(s, " \t")
 	if len(s) > maxText || s == "" {
 		return netip.Addr{}, false
 	}
 	host := s
-	switch {
-	case s[0] == '[' && s[len(s)-1] == ']':
-		host = s[1 : len(s)-1]
-		if !strings.Contains(host, ":") { // brackets are for IPv6
+	if s[0] == '[' {
+		inside, after, ok := strings.Cut(s[1:], "]")
+		if !ok || after != "" && !isPort(after) {
 			return netip.Addr{}, false
 		}
-	case s[0] == '[', strings.Count(s, ":") == 1:
-		ap, err := netip.ParseAddrPort(s)
-		return canonical(ap.Addr()), err == nil
+		host = inside
+	} else if strings.Count(s, ":") == 1 { // an IPv6 address has more
+		colon := strings.IndexByte(s, ':')
+		if !isPort(s[colon:]) {
+			return netip.Addr{}, false
+		}
+		host = s[:colon]
 	}
 	a, err := netip.ParseAddr(host)
 	return canonical(a), err == nil
@@ -52,54 +54,98 @@ func IPv4Host(s string) (string, bool) {
 		case s[i] == '.' && dots < 3:
 			n, digits, dots = 0, 0, dots+1
 		default:
-			return s[:i], s[i] == ':' && dots == 3 && isPort(s[i+1:])
+			return s[:i], dots == 3 && isPort(s[i:])
 		}
 	}
 	return "", false
 }
 
+// isPort reports whether s is a colon and a port.
 func isPort(s string) bool {
-	for i := range len(s) {
-		if uint(s[i])-'0' > 9 {
+	if len(s) < 2 || len(s) > len(":65535") || s[0] != ':' {
+		return false
+	}
+	port := uint(0)
+	for i := 1; i < len(s); i++ {
+		digit := uint(s[i]) - '0'
+		if digit > 9 {
 			return false
 		}
+		port = 10*port + digit
 	}
-	return s != "" && len(s) <= 5
+	return port <= 65535
 }
 
-// Covers reports whether text is an address or a network that a is, or is in.
-func Covers(text string, a netip.Addr) bool {
-	if strings.Contains(text, "/") {
-		p, err := netip.ParsePrefix(text)
-		return err == nil && p.Contains(a)
+// NAT64 is the prefix under which translators write IPv4 addresses (RFC 6052,
+// section 2.1): all IPv4 clients of a server that has IPv6 alone are in one /64 of it.
+var NAT64 = netip.MustParsePrefix("64:ff9b::/96")
+
+// canonical makes one address of several forms of it: an IPv4 address in IPv6 form is
+// that IPv4 address, as mapped and as translated by NAT64, and a zone is dropped.
+func canonical(a netip.Addr) netip.Addr {
+	a = a.Unmap().WithZone("")
+	if NAT64.Contains(a) {
+		bytes := a.As16()
+		return netip.AddrFrom4([4]byte(bytes[12:]))
 	}
-	b, ok := Parse(text)
-	return ok && a == b
+	return a
 }
 
-func canonical(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
+// Found is how the address of a client was found.
+type Found uint8
+
+const (
+	Direct     Found = iota // it is the connection's own: nobody is trusted to name another one
+	Untrusted               // the same, because the connection is not from a trusted proxy
+	Silent                  // the connection is from a trusted proxy, which has named nobody
+	Named                   // a trusted proxy has named it
+	Unreadable              // a trusted proxy has named it, but has itself been given what is no address
+	TooFew                  // it is the connection's own: fewer proxies than expected have named somebody
+)
 
 // Client finds who a request comes from. The peer is whom the connection is from,
-// or the zero Addr for a peer that is trusted and has no address; hops are what
-// proxies have said, the nearest first. Each hop was vouched for by the one before
-// it, so the walk ends at the first that is not trusted, and before the first that
-// is no address. Client returns the zero Addr if that leaves nobody.
-func Client(peer netip.Addr, trusted []netip.Prefix, hops iter.Seq[string]) netip.Addr {
-	client := peer
+// or the zero Addr for a peer that is trusted and has no address; lines are what
+// proxies have said. Each hop was vouched for by the one before it, so the walk ends
+// at the first that is not trusted, and before the first that is no address. Client
+// returns the zero Addr if that leaves nobody.
+func Client(peer netip.Addr, trusted []netip.Prefix, f Format, lines []string) (netip.Addr, Found) {
 	if peer.IsValid() && !contains(trusted, peer) {
-		return client
+		return peer, Untrusted
 	}
-	for hop := range hops {
+	client, found := peer, Silent
+	f.walk(lines, func(hop string) (more bool) {
 		a, ok := Parse(hop)
 		if !ok {
-			break
+			found = Unreadable
+			return false
 		}
-		client = a
-		if !contains(trusted, a) {
-			break
-		}
+		client, found = a, Named
+		return contains(trusted, a)
+	})
+	return client, found
+}
+
+// ClientBehind finds who a request comes from if n proxies are in front, whatever
+// their addresses are: the nth of the hops, the nearest first, which the proxy
+// furthest away has added. If there are fewer, or the nth is no address, it is the
+// peer. In a format with one address all proxies but the furthest leave it as it is.
+func ClientBehind(peer netip.Addr, n int, f Format, lines []string) (netip.Addr, Found) {
+	client, found := peer, Silent
+	if f == Single || f == SingleWithPort {
+		n = 1
 	}
-	return client
+	f.walk(lines, func(hop string) (more bool) {
+		if found = TooFew; n > 1 {
+			n--
+			return true
+		}
+		found = Unreadable
+		if a, ok := Parse(hop); ok {
+			client, found = a, Named
+		}
+		return false
+	})
+	return client, found
 }
 
 func contains(prefixes []netip.Prefix, a netip.Addr) bool {
@@ -111,37 +157,65 @@ func contains(prefixes []netip.Prefix, a netip.Addr) bool {
 	return false
 }
 
-// ForwardedFor yields the members of X-Forwarded-For, over all of its lines from
-// the last to the first. An empty member is yielded too: it is a hop that nothing
-// is known of, and not one to step over.
-func ForwardedFor(lines []string) iter.Seq[string] {
-	return func(yield func(string) bool) {
-		for i := len(lines) - 1; i >= 0; i-- {
-			line := lines[i]
-			for {
-				comma := strings.LastIndexByte(line, ',')
-				if !yield(line[comma+1:]) {
-					return
-				}
-				if comma < 0 {
-					break
-				}
-				line = line[:comma]
+// Format is how proxies write addresses into a header field.
+type Format uint8
+
+const (
+	Unknown        Format = iota
+	ForwardedFor          // a list to which each proxy adds, as X-Forwarded-For
+	Forwarded             // RFC 7239
+	Single                // one line with one address
+	SingleWithPort        // the same with a port behind it, also an IPv6 address without brackets: "2001:db8::1:443"
+)
+
+// walk calls visit with what each proxy has said, the nearest first, until visit
+// returns false. It allocates nothing.
+func (f Format) walk(lines []string, visit func(hop string) (more bool)) {
+	switch f {
+	case ForwardedFor:
+		forwardedFor(lines, visit)
+	case Forwarded:
+		forwarded(lines, visit)
+	case Single:
+		single(lines, visit)
+	case SingleWithPort:
+		single(lines, func(line string) bool {
+			line = strings.Trim(line, " \t")
+			if colon := strings.LastIndexByte(line, ':'); colon >= 0 && isPort(line[colon:]) {
+				return visit(line[:colon])
 			}
+			return visit("")
+		})
+	}
+}
+
+// forwardedFor visits the members of X-Forwarded-For, over all of its lines from the
+// last to the first. An empty member is visited too: it is a hop that nothing is known
+// of, and not one to step over.
+func forwardedFor(lines []string, visit func(string) bool) {
+	for i := len(lines) - 1; i >= 0; i-- {
+		line := lines[i]
+		for {
+			comma := strings.LastIndexByte(line, ',')
+			if !visit(line[comma+1:]) {
+				return
+			}
+			if comma < 0 {
+				break
+			}
+			line = line[:comma]
 		}
 	}
 }
 
-// Single yields the value of a header that is to have one line with one address,
-// and something that is no address if it has several lines.
-func Single(lines []string) iter.Seq[string] {
-	return func(yield func(string) bool) {
-		switch len(lines) {
-		case 0:
-		case 1:
-			yield(lines[0])
-		default:
-			yield("")
-		}
+// single visits the value of a header that must have one line with one address, and
+// something that is no address if it has several lines.
+func single(lines []string, visit func(string) bool) {
+	switch len(lines) {
+	case 0:
+	case 1:
+		visit(lines[0])
+	default:
+		visit("")
 	}
 }

@@ -30,7 +30,12 @@ func TestParse(t *testing.T) {
 		{"::FFFF:c000:201", "192.0.2.1"},
 		{"[::ffff:192.0.2.1]", "192.0.2.1"},
 		{"[::ffff:192.0.2.1]:80", "192.0.2.1"},
-		{"64:ff9b::192.0.2.1", "64:ff9b::c000:201"},
+		{"64:ff9b::192.0.2.1", "192.0.2.1"},
+		{"[64:ff9b::c000:201]:80", "192.0.2.1"},
+		{"64:ff9b::1:c000:201", "64:ff9b::1:c000:201"},  // not in the /96
+		{"64:ff9b:1::192.0.2.1", "64:ff9b:1::c000:201"}, // of local use (RFC 8215), where the form is not known
+		{"[192.0.2.1]", "192.0.2.1"},
+		{"[192.0.2.1]:80", "192.0.2.1"},
 
 		{"", ""},
 		{" ", ""},
@@ -51,8 +56,9 @@ func TestParse(t *testing.T) {
 		{"192.0.2.1/32", ""},
 		{"192.0.2.1, 192.0.2.2", ""},
 		{"192.0.2.1 192.0.2.2", ""},
-		{"[192.0.2.1]", ""},
-		{"[192.0.2.1]:80", ""},
+		{"[192.0.2.1]80", ""},
+		{"[192.0.2.1]:", ""},
+		{"[192.0.2.1:80]", ""},
 		{"[]", ""},
 		{"[", ""},
 		{"]", ""},
@@ -99,7 +105,7 @@ func FuzzParse(f *testing.F) {
 		if a.Is4In6() || a.Zone() != "" {
 			t.Errorf("%q: %v is one of several forms of an address", s, a)
 		}
-		for _, form := range []string{a.String(), netip.AddrPortFrom(a, 80).String(), " " + a.String() + "\t", netip.AddrFrom16(a.As16()).String(), a.StringExpanded()} {
+		for _, form := range []string{"[" + a.String() + "]:80", a.String(), netip.AddrPortFrom(a, 80).String(), " " + a.String() + "\t", netip.AddrFrom16(a.As16()).String(), a.StringExpanded()} {
 			if b, ok := addr.Parse(form); !ok || a != b {
 				t.Errorf("%q is %v, and as %q %v", s, a, form, b)
 			}
@@ -115,34 +121,66 @@ func networks(s string) (list []netip.Prefix) {
 	return list
 }
 
+// forwardedFor writes hops, the nearest first, separated by |, as X-Forwarded-For.
+func forwardedFor(hops string) (lines []string) {
+	if hops == "" {
+		return nil
+	}
+	members := strings.Split(hops, "|")
+	slices.Reverse(members)
+	return []string{strings.Join(members, ",")}
+}
+
 func TestClient(t *testing.T) {
 	const trusted = "10.0.0.0/8 fd00::/8"
 	for _, test := range []struct {
 		name, peer, hops, want string // hops, the nearest first, are separated by |
+		found                  addr.Found
 	}{
-		{"an untrusted peer says nothing", "192.0.2.1", "198.51.100.1", "192.0.2.1"},
-		{"a trusted peer without hops", "10.0.0.1", "", "10.0.0.1"},
-		{"one hop", "10.0.0.1", "198.51.100.1", "198.51.100.1"},
-		{"what is further away is hearsay", "10.0.0.1", "198.51.100.1|203.0.113.1", "198.51.100.1"},
-		{"trusted hops are passed over", "10.0.0.1", "10.0.0.2|fd00::3|198.51.100.1|203.0.113.1", "198.51.100.1"},
-		{"all are trusted: the furthest", "10.0.0.1", "10.0.0.2|10.0.0.3", "10.0.0.3"},
-		{"no address: the one who said so", "10.0.0.1", "unknown|203.0.113.1", "10.0.0.1"},
-		{"no address behind a trusted hop", "10.0.0.1", "10.0.0.2|unknown|203.0.113.1", "10.0.0.2"},
-		{"nothing said", "10.0.0.1", " |203.0.113.1", "10.0.0.1"},
-		{"IPv6", "fd00::1", "2001:db8::1", "2001:db8::1"},
-		{"mapped forms are trusted too", "10.0.0.1", "::ffff:10.0.0.2|[::ffff:198.51.100.1]:80", "198.51.100.1"},
-		{"no peer: a unix socket", "", "198.51.100.1", "198.51.100.1"},
-		{"no peer and nothing said", "", "", ""},
-		{"no peer and no address", "", "unknown|203.0.113.1", ""},
+		{"an untrusted peer says nothing", "192.0.2.1", "198.51.100.1", "192.0.2.1", addr.Untrusted},
+		{"a trusted peer without hops", "10.0.0.1", "", "10.0.0.1", addr.Silent},
+		{"one hop", "10.0.0.1", "198.51.100.1", "198.51.100.1", addr.Named},
+		{"what is further away is hearsay", "10.0.0.1", "198.51.100.1|203.0.113.1", "198.51.100.1", addr.Named},
+		{"trusted hops are passed over", "10.0.0.1", "10.0.0.2|fd00::3|198.51.100.1|203.0.113.1", "198.51.100.1", addr.Named},
+		{"all are trusted: the furthest", "10.0.0.1", "10.0.0.2|10.0.0.3", "10.0.0.3", addr.Named},
+		{"no address: the one who said so", "10.0.0.1", "unknown|203.0.113.1", "10.0.0.1", addr.Unreadable},
+		{"no address behind a trusted hop", "10.0.0.1", "10.0.0.2|unknown|203.0.113.1", "10.0.0.2", addr.Unreadable},
+		{"nothing said", "10.0.0.1", " |203.0.113.1", "10.0.0.1", addr.Unreadable},
+		{"IPv6", "fd00::1", "2001:db8::1", "2001:db8::1", addr.Named},
+		{"mapped forms are trusted too", "10.0.0.1", "::ffff:10.0.0.2|[::ffff:198.51.100.1]:80", "198.51.100.1", addr.Named},
+		{"no peer: a unix socket", "", "198.51.100.1", "198.51.100.1", addr.Named},
+		{"no peer and nothing said", "", "", "", addr.Silent},
+		{"no peer and no address", "", "unknown|203.0.113.1", "", addr.Unreadable},
 	} {
 		peer, _ := netip.ParseAddr(test.peer)
 		want, _ := netip.ParseAddr(test.want)
-		var hops []string
-		if test.hops != "" {
-			hops = strings.Split(test.hops, "|")
+		if got, found := addr.Client(peer, networks(trusted), addr.ForwardedFor, forwardedFor(test.hops)); got != want || found != test.found {
+			t.Errorf("%s: %v (%d), want %v (%d)", test.name, got, found, want, test.found)
 		}
-		if got := addr.Client(peer, networks(trusted), slices.Values(hops)); got != want {
-			t.Errorf("%s: %v, want %v", test.name, got, want)
+	}
+}
+
+func TestClientBehind(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		n     int
+		hops  string // the nearest first, separated by |
+		want  string
+		found addr.Found
+	}{
+		{"one proxy", 1, "198.51.100.1", "198.51.100.1", addr.Named},
+		{"what is further away is hearsay", 1, "198.51.100.1|203.0.113.1", "198.51.100.1", addr.Named},
+		{"two proxies", 2, "192.0.2.2|198.51.100.1|203.0.113.1", "198.51.100.1", addr.Named},
+		{"a proxy in between may be called anything", 2, "unknown|198.51.100.1", "198.51.100.1", addr.Named},
+		{"too few", 2, "198.51.100.1", "10.0.0.1", addr.TooFew},
+		{"far too few", 9, "198.51.100.1|203.0.113.1", "10.0.0.1", addr.TooFew},
+		{"none", 1, "", "10.0.0.1", addr.Silent},
+		{"no address", 2, "192.0.2.2|unknown|203.0.113.1", "10.0.0.1", addr.Unreadable},
+		{"nothing", 1, " ", "10.0.0.1", addr.Unreadable},
+	} {
+		want := netip.MustParseAddr(test.want)
+		if got, found := addr.ClientBehind(netip.MustParseAddr("10.0.0.1"), test.n, addr.ForwardedFor, forwardedFor(test.hops)); got != want || found != test.found {
+			t.Errorf("%s: %v (%d), want %v (%d)", test.name, got, found, want, test.found)
 		}
 	}
 }
@@ -156,7 +194,7 @@ func TestForwardedFor(t *testing.T) {
 		{[]string{"a, b", "c, d"}, []string{" d", "c", " b", "a"}},
 		{[]string{"a,", ",b"}, []string{"b", "", "", "a"}},
 	} {
-		if got := slices.Collect(addr.ForwardedFor(test.lines)); !slices.Equal(got, test.want) {
+		if got := slices.Collect(addr.Hops(addr.ForwardedFor, test.lines)); !slices.Equal(got, test.want) {
 			t.Errorf("%q: %q, want %q", test.lines, got, test.want)
 		}
 	}
@@ -170,16 +208,43 @@ func TestSingle(t *testing.T) {
 		{[]string{"a", "b"}, []string{""}},
 		{[]string{"a", "a"}, []string{""}},
 	} {
-		if got := slices.Collect(addr.Single(test.lines)); !slices.Equal(got, test.want) {
+		if got := slices.Collect(addr.Hops(addr.Single, test.lines)); !slices.Equal(got, test.want) {
 			t.Errorf("%q: %q, want %q", test.lines, got, test.want)
 		}
+	}
+}
+
+func TestSingleWithPort(t *testing.T) {
+	for _, test := range []struct{ line, want string }{
+		{"198.51.100.10:46532", "198.51.100.10"},
+		{"2001:db8::1:443", "2001:db8::1"},
+		{"2001:db8:1:2:3:4:5:6:443", "2001:db8:1:2:3:4:5:6"},
+		{"[2001:db8::1]:443", "[2001:db8::1]"},
+		{" 198.51.100.10:1\t", "198.51.100.10"},
+		{"198.51.100.10", ""},
+		{"2001:db8::", ""},
+		{"198.51.100.10:", ""},
+		{"198.51.100.10:x", ""},
+		{"198.51.100.10:65536", ""},
+		{":443", ""},
+		{"", ""},
+	} {
+		if got := slices.Collect(addr.Hops(addr.SingleWithPort, []string{test.line})); !slices.Equal(got, []string{test.want}) {
+			t.Errorf("%q: %q, want %q", test.line, got, test.want)
+		}
+	}
+	if got := slices.Collect(addr.Hops(addr.SingleWithPort, []string{"198.51.100.10:1", "198.51.100.10:1"})); !slices.Equal(got, []string{""}) {
+		t.Errorf("two lines: %q", got)
+	}
+	if got := slices.Collect(addr.Hops(addr.SingleWithPort, nil)); got != nil {
+		t.Errorf("no line: %q", got)
 	}
 }
 
 // TestWalkEndsEarly stops each sequence after its first member.
 func TestWalkEndsEarly(t *testing.T) {
 	lines := []string{"for=a, for=b", "for=c, for=d"}
-	for _, seq := range []iter.Seq[string]{addr.ForwardedFor(lines), addr.Forwarded(lines), addr.Single(lines)} {
+	for _, seq := range []iter.Seq[string]{addr.Hops(addr.ForwardedFor, lines), addr.Hops(addr.Forwarded, lines), addr.Hops(addr.Single, lines), addr.Hops(addr.SingleWithPort, lines)} {
 		n := 0
 		for range seq {
 			n++
@@ -197,11 +262,13 @@ func TestNothingGrowsWithJunk(t *testing.T) {
 	for _, junk := range []string{",", "10.0.0.1,", "for=10.0.0.1,", `for="10.0.0.1",`, `"`, `x="\`, ";", "=", "[", ":", "fe80::1%z", "for=", "a=b;", "\\"} {
 		lines := []string{strings.Repeat(junk, 1<<20/len(junk)), strings.Repeat(junk, 1<<16/len(junk))}
 		n := testing.AllocsPerRun(2, func() {
-			addr.Client(peer, trusted, addr.ForwardedFor(lines))
-			addr.Client(peer, trusted, addr.Forwarded(lines))
-			addr.Client(peer, trusted, addr.Single(lines[:1]))
+			addr.Client(peer, trusted, addr.ForwardedFor, lines)
+			addr.Client(peer, trusted, addr.Forwarded, lines)
+			addr.Client(peer, trusted, addr.Single, lines[:1])
+			addr.Client(peer, trusted, addr.SingleWithPort, lines[:1])
+			addr.ClientBehind(peer, 32, addr.ForwardedFor, lines)
 		})
-		if n > 16 {
+		if n > 4 {
 			t.Errorf("%q, repeated: %v allocations", junk, n)
 		}
 	}
@@ -239,7 +306,7 @@ func FuzzForwardedFor(f *testing.F) {
 	peer := netip.MustParseAddr("10.0.0.1")
 	f.Fuzz(func(t *testing.T, line1, line2, client string, how uint8) {
 		theirs := []string{line1, line2}
-		got := addr.Client(peer, trusted, addr.ForwardedFor(theirs))
+		got, _ := addr.Client(peer, trusted, addr.ForwardedFor, theirs)
 		if want := reference(peer, trusted, line1+","+line2); got != want {
 			t.Fatalf("%q: %v, want %v", theirs, got, want)
 		}
@@ -259,7 +326,7 @@ func FuzzForwardedFor(f *testing.F) {
 		if how&4 != 0 {
 			add("10.0.0.2")
 		}
-		if got := addr.Client(peer, trusted, addr.ForwardedFor(theirs)); got != from {
+		if got, _ := addr.Client(peer, trusted, addr.ForwardedFor, theirs); got != from {
 			t.Fatalf("%q: %v, want %v", theirs, got, from)
 		}
 	})

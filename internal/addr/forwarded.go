@@ -1,7 +1,6 @@
 package addr
 
 import (
-	"iter"
 	"strings"
 )
 
@@ -9,28 +8,26 @@ import (
 // ones: more proxies than that do not stand behind each other.
 const maxElements = 32
 
-// Forwarded yields the "for" parameters of Forwarded (RFC 7239), over all of its
+// forwarded visits the "for" parameters of Forwarded (RFC 7239), over all of its
 // lines from the last to the first and in each from the last element to the first.
-// An element without one, or with one that is malformed, yields "".
-func Forwarded(lines []string) iter.Seq[string] {
-	return func(yield func(string) bool) {
-		for i := len(lines) - 1; i >= 0; i-- {
-			// Quoted strings can only be told from the left, elements are wanted from
-			// the right: keep the last few.
-			var last [maxElements]string
-			n, rest := 0, lines[i]
-			for more := true; more; n++ {
-				last[n%maxElements], rest, more = forwardedElement(rest)
-			}
-			for k := range min(n, maxElements) {
-				if !yield(last[(n-1-k)%maxElements]) {
-					return
-				}
-			}
-			if n > maxElements {
-				yield("")
+// An element without one, or with one that is malformed, is visited as "".
+func forwarded(lines []string, visit func(string) bool) {
+	for i := len(lines) - 1; i >= 0; i-- {
+		// Quoted strings can only be told from the left, elements are wanted from
+		// the right: keep the last few.
+		var last [maxElements]string
+		n, rest := 0, lines[i]
+		for more := true; more; n++ {
+			last[n%maxElements], rest, more = forwardedElement(rest)
+		}
+		for k := range min(n, maxElements) {
+			if !visit(last[(n-1-k)%maxElements]) {
 				return
 			}
+		}
+		if n > maxElements {
+			visit("")
+			return
 		}
 	}
 }

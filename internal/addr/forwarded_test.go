@@ -61,7 +61,7 @@ func TestForwarded(t *testing.T) {
 		{"white space in a name", []string{"for =a"}, []string{""}},
 		{"the line before a malformed one", []string{"for=a", "for=b;junk"}, []string{"", "a"}},
 	} {
-		if got := slices.Collect(addr.Forwarded(test.lines)); !slices.Equal(got, test.want) {
+		if got := slices.Collect(addr.Hops(addr.Forwarded, test.lines)); !slices.Equal(got, test.want) {
 			t.Errorf("%s: %q: %q, want %q", test.name, test.lines, got, test.want)
 		}
 	}
@@ -74,7 +74,7 @@ func TestForwardedLong(t *testing.T) {
 	for i := range 100 {
 		line += fmt.Sprintf("for=10.0.0.%d,", i)
 	}
-	got := slices.Collect(addr.Forwarded([]string{"for=203.0.113.66", line + "for=10.0.0.100"}))
+	got := slices.Collect(addr.Hops(addr.Forwarded, []string{"for=203.0.113.66", line + "for=10.0.0.100"}))
 	if len(got) != 33 || got[0] != "10.0.0.100" || got[31] != "10.0.0.69" || got[32] != "" {
 		t.Errorf("%d: %q", len(got), got)
 	}
@@ -117,7 +117,7 @@ func FuzzForwarded(f *testing.F) {
 		if how&2 != 0 {
 			add("for=" + first.String() + `;by="[fd00::1]:_x"`)
 		}
-		got := addr.Client(peer, trusted, addr.Forwarded(lines))
+		got, _ := addr.Client(peer, trusted, addr.Forwarded, lines)
 		if got != from && !(sameLine && (got == first || got == peer)) {
 			t.Fatalf("%q: %v, want %v", lines, got, from)
 		}
@@ -140,7 +140,7 @@ func FuzzForwardedReadsWhatIsWritten(f *testing.F) {
 		if !split {
 			elements = []string{strings.Join(elements, " ,\t")}
 		}
-		if got := slices.Collect(addr.Forwarded(elements)); !slices.Equal(got, []string{second, node}) {
+		if got := slices.Collect(addr.Hops(addr.Forwarded, elements)); !slices.Equal(got, []string{second, node}) {
 			t.Fatalf("%q: %q", elements, got)
 		}
 	})

@@ -1,0 +1,266 @@
+package ratelimit_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+)
+
+// failures is an Options.Count for failed requests alone.
+func failures(_ *http.Request, status int) bool { return status >= 400 }
+
+// TestRespondedAppliesCount uses Check and Responded as a framework's adapter does.
+func TestRespondedAppliesCount(t *testing.T) {
+	log := new(logged)
+	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(3, time.Hour)}, Count: failures, Logger: log.logger()})
+	check := func() *http.Request {
+		ctx, cancel := context.WithCancel(t.Context())
+		t.Cleanup(cancel)
+		r := httpRequest("GET").WithContext(ctx)
+		require.True(t, l.Check(httptest.NewRecorder(), r))
+		return r
+	}
+	left := func(want int64) {
+		t.Helper()
+		require.Equal(t, want, leftOf(t, l, httpKey))
+	}
+	r := check()
+	left(2)
+	require.NoError(t, l.Responded(r.Context(), 200))
+	left(3)
+	require.NoError(t, l.Responded(r.Context(), 401), "the second call does nothing")
+	require.NoError(t, l.Responded(r.Context(), 200))
+	left(3)
+
+	r = check()
+	require.NoError(t, l.Responded(r.Context(), 401))
+	require.NoError(t, l.Responded(r.Context(), 200), "the second call does nothing")
+	left(2)
+	require.NoError(t, l.AddCost(r.Context(), 1), "a request that is over can still cost more")
+	left(1)
+	require.NoError(t, l.Responded(context.WithValue(check().Context(), anyKey{}, 1), 500))
+	left(0)
+	denied := httpRequest("GET")
+	require.False(t, l.Check(httptest.NewRecorder(), denied))
+	require.NoError(t, l.Responded(denied.Context(), 429), "a denied request has taken nothing")
+	left(0)
+	require.ErrorContains(t, l.Responded(context.Background(), 200),
+		`ratelimit: limiter "TestRespondedAppliesCount": Responded: the limiter has not decided the request of this context`)
+	assert.Empty(t, log.text())
+}
+
+// TestRespondedIsForTheRequestOfItsContext has requests in requests, two keys of one
+// request, and Middleware, which reports the status itself.
+func TestRespondedIsForTheRequestOfItsContext(t *testing.T) {
+	t.Run("a handler's own request", func(t *testing.T) {
+		l := httpLimiter(t, Options{Limits: []Limit{hour}, Count: failures})
+		r := httptest.NewRequest("GET", "/batch", nil)
+		require.True(t, l.Check(httptest.NewRecorder(), r))
+		sub := httptest.NewRequest("GET", "/login", nil).WithContext(r.Context())
+		require.True(t, l.Check(httptest.NewRecorder(), sub))
+		require.NoError(t, l.Responded(sub.Context(), 200))
+		assert.EqualValues(t, 4, leftOf(t, l, httpKey), "the batch is not over")
+		require.NoError(t, l.Responded(r.Context(), 200))
+		assert.EqualValues(t, 5, leftOf(t, l, httpKey))
+	})
+	t.Run("two keys", func(t *testing.T) {
+		key := "1"
+		l := httpLimiter(t, Options{Limits: []Limit{hour}, Count: failures, Key: func(*http.Request) (string, error) { return key, nil }})
+		w, r := httptest.NewRecorder(), httpRequest("GET")
+		require.True(t, l.Check(w, r))
+		key = "2"
+		require.True(t, l.Check(w, r))
+		require.NoError(t, l.Responded(r.Context(), 200))
+		assert.EqualValues(t, 5, leftOf(t, l, "1"))
+		assert.EqualValues(t, 5, leftOf(t, l, "2"))
+	})
+	t.Run("Middleware", func(t *testing.T) {
+		l := httpLimiter(t, Options{Limits: []Limit{hour}, Count: failures})
+		l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			assert.NoError(t, l.Responded(r.Context(), 401))
+			w.WriteHeader(200)
+		})).ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
+		assert.EqualValues(t, 4, leftOf(t, l, httpKey), "the first status holds")
+	})
+	t.Run("a client that has left", func(t *testing.T) {
+		l := httpLimiter(t, Options{Limits: []Limit{hour}, Count: func(*http.Request, int) bool { return false }})
+		for status, left := range map[int]int64{503: 4, 200: 5} {
+			ctx, leave := context.WithCancel(t.Context())
+			r := httpRequest("GET").WithContext(ctx)
+			require.True(t, l.Check(httptest.NewRecorder(), r))
+			leave()
+			require.NoError(t, l.Responded(r.Context(), status))
+			assert.Equal(t, left, leftOf(t, l, httpKey), status)
+			require.NoError(t, l.Reset(t.Context(), httpKey))
+		}
+	})
+	t.Run("no Count", func(t *testing.T) {
+		l := httpLimiter(t, Options{Limits: []Limit{hour}})
+		r := httpRequest("GET")
+		require.True(t, l.Check(httptest.NewRecorder(), r))
+		require.NoError(t, l.Responded(r.Context(), 200))
+		assert.EqualValues(t, 4, leftOf(t, l, httpKey))
+	})
+	t.Run("a store that fails", func(t *testing.T) {
+		log := new(logged)
+		store := memory(t, "x")
+		l := httpLimiter(t, Options{Limits: []Limit{hour}, Count: failures, Store: &unsteadyStore{store}, Logger: log.logger()})
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		r := httpRequest("GET").WithContext(ctx)
+		require.True(t, l.Check(httptest.NewRecorder(), r))
+		require.NoError(t, l.Responded(r.Context(), 200))
+		assert.Equal(t, []string{CodeStoreFailed}, log.codes(), "as with Middleware")
+	})
+	t.Run("from many goroutines", func(t *testing.T) {
+		l := httpLimiter(t, Options{Limits: []Limit{hour}, Count: failures})
+		r := httpRequest("GET")
+		require.True(t, l.Check(httptest.NewRecorder(), r))
+		var all sync.WaitGroup
+		for range 20 {
+			all.Go(func() { l.Responded(r.Context(), 200) })
+		}
+		all.Wait()
+		assert.EqualValues(t, 5, leftOf(t, l, httpKey))
+	})
+}
+
+// TestCheckWithoutRespondedIsWarnedAbout has requests that end, and Count set. The
+// warning comes when a request is over whose status nobody has reported.
+func TestCheckWithoutRespondedIsWarnedAbout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := new(logged)
+		l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(50, time.Hour)}, Count: failures, Logger: log.logger()})
+		serve := func(responded bool) {
+			ctx, end := context.WithCancel(context.Background())
+			r := httpRequest("GET").WithContext(ctx)
+			require.True(t, l.Check(httptest.NewRecorder(), r))
+			if responded {
+				require.NoError(t, l.Responded(r.Context(), 200))
+			}
+			end()
+			synctest.Wait()
+		}
+		serve(false)
+		serve(false)
+		assert.Equal(t, []string{CodeCountIgnored}, log.codes())
+		assert.Contains(t, log.text(), "call Responded with the status")
+
+		careful := new(logged)
+		l = httpLimiterNamed(t, "careful", Options{Limits: []Limit{FixedWindow(50, time.Hour)}, Count: failures, Logger: careful.logger()})
+		serve(true)
+		serve(true)
+		assert.Empty(t, careful.codes())
+	})
+}
+
+// TestHandlerThatWritesNothingIsWarnedAbout uses Middleware in a framework that
+// writes its errors after the middleware has returned.
+func TestHandlerThatWritesNothingIsWarnedAbout(t *testing.T) {
+	for name, test := range map[string]struct {
+		opts   Options
+		handle http.HandlerFunc
+		want   []string
+	}{
+		"nothing":           {Options{Count: failures}, func(w http.ResponseWriter, r *http.Request) {}, []string{CodeNoResponse}},
+		"early hints alone": {Options{Count: failures}, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(103) }, []string{CodeNoResponse}},
+		"fields alone":      {Options{Count: failures}, func(w http.ResponseWriter, r *http.Request) { w.Header().Set("A", "b") }, []string{CodeNoResponse}},
+		"status":            {Options{Count: failures}, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(204) }, nil},
+		"body":              {Options{Count: failures}, func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "x") }, nil},
+		"no Count":          {Options{}, func(w http.ResponseWriter, r *http.Request) {}, nil},
+		"older fields":      {Options{Headers: HeadersLegacy}, func(w http.ResponseWriter, r *http.Request) {}, nil},
+	} {
+		log := new(logged)
+		test.opts.Limits, test.opts.Logger = []Limit{hour}, log.logger()
+		l := httpLimiterNamed(t, name, test.opts)
+		l.Middleware(test.handle).ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
+		assert.Equal(t, test.want, log.codes(), name)
+	}
+}
+
+// TestOpenStreamsHoldNoUnits has five clients with open streams of events, over a
+// network, and a limit of five failures. A sixth client is served.
+func TestOpenStreamsHoldNoUnits(t *testing.T) {
+	begin := map[string]func(w http.ResponseWriter){
+		"flushed":         func(w http.ResponseWriter) { http.NewResponseController(w).Flush() },
+		"status, flushed": func(w http.ResponseWriter) { w.WriteHeader(200); http.NewResponseController(w).Flush() },
+		"an event": func(w http.ResponseWriter) {
+			io.WriteString(w, "data: 1\n\n")
+			http.NewResponseController(w).Flush()
+		},
+	}
+	overNetwork(t, func(t *testing.T, start func(http.Handler) *httptest.Server) {
+		for name, begin := range begin {
+			t.Run(name, func(t *testing.T) {
+				l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(5, time.Hour)}, Count: failures, Key: StaticKey("k")})
+				end := make(chan struct{})
+				s := start(l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if r.URL.Path == "/fail" {
+						w.WriteHeader(403)
+						return
+					}
+					begin(w)
+					<-end
+				})))
+				defer close(end)
+				for i := range 6 {
+					answer, err := s.Client().Get(s.URL)
+					require.NoError(t, err)
+					defer answer.Body.Close()
+					require.Equal(t, 200, answer.StatusCode, "stream %d", i)
+				}
+				for i := range 6 { // the limit still holds for what it is for
+					answer, err := s.Client().Get(s.URL + "/fail")
+					require.NoError(t, err)
+					answer.Body.Close()
+					require.Equal(t, map[bool]int{true: 403, false: 429}[i < 5], answer.StatusCode, i)
+				}
+			})
+		}
+	})
+}
+
+// TestUnitsAreBackBeforeTheStatusIsSent: a client that has its answer finds its units
+// given back, also on a store that takes a moment.
+func TestUnitsAreBackBeforeTheStatusIsSent(t *testing.T) {
+	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(1, time.Hour)}, Count: failures, Key: StaticKey("k"), Store: redisStore(t, newMini(t).client(t), "rl:"), Timeout: 10 * time.Second})
+	end := make(chan struct{})
+	s := httptest.NewServer(l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(200)
+		http.NewResponseController(w).Flush()
+		<-end
+	})))
+	defer s.Close()
+	defer close(end)
+	for range 5 {
+		answer, err := http.Get(s.URL)
+		require.NoError(t, err)
+		defer answer.Body.Close()
+		require.Equal(t, 200, answer.StatusCode)
+	}
+}
+
+// TestPanicAfterTheStatusChangesNothing: the status was sent, and it has decided.
+func TestPanicAfterTheStatusChangesNothing(t *testing.T) {
+	for status, want := range map[int]int64{200: 5, 401: 4} {
+		l := httpLimiterNamed(t, http.StatusText(status), Options{Limits: []Limit{hour}, Count: failures})
+		assert.Panics(t, func() {
+			l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.WriteHeader(status)
+				panic(errors.New("no"))
+			})).ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
+		})
+		assert.Equal(t, want, leftOf(t, l, httpKey), status)
+	}
+}
