@@ -64,7 +64,7 @@ type ClientIP struct {
 // word, and another one if the settings are not valid, which [New] finds too.
 func (c ClientIP) Key(r *http.Request) (string, error) {
 	if r.RemoteAddr == probing {
-		return "", &probe{checks: []func(*http.Request, string) (warning, bool){c.mistake}, err: c.validate()}
+		return "", c.probe()
 	}
 	if err := c.validate(); err != nil {
 		return "", fmt.Errorf("ratelimit: %w", err)
@@ -80,6 +80,10 @@ func (c ClientIP) Key(r *http.Request) (string, error) {
 		return "", errNoAddress
 	}
 	return c.key(client), nil
+}
+
+func (c ClientIP) probe() *probe {
+	return &probe{checks: []func(*http.Request, string) (warning, bool){c.mistake}, usual: c.Header == "", err: c.validate()}
 }
 
 var errNoAddress = fmt.Errorf("%w: the connection has no IP address", ErrNoKey)
@@ -145,7 +149,7 @@ func (c ClientIP) validate() error {
 			"set TrustedProxies if the proxies' networks are known, and otherwise TrustedHops", c.TrustedHops, c.TrustedProxies)
 	case c.Header != "" && c.TrustedHops == 0 && len(c.TrustedProxies) == 0:
 		return fmt.Errorf("ClientIP.Header is %q, and no proxy is trusted to write it: set ClientIP.TrustedProxies or TrustedHops", c.Header)
-	case headers[c.header()] == addr.Unknown:
+	case c.Header != "" && headers[c.header()] == addr.Unknown:
 		return fmt.Errorf("ClientIP.Header is %q, and it is not known how an address is written there: "+
 			"let the proxy write X-Real-IP, or use a KeyFunc of your own. Known are %s",
 			c.Header, strings.Join(slices.Sorted(maps.Keys(headers)), ", "))
@@ -198,8 +202,8 @@ func (c ClientIP) key(client netip.Addr) string {
 }
 
 // mistake looks for a proxy whose clients all share one key.
-func (c ClientIP) mistake(r *http.Request, key string) (w warning, found bool) {
-	if !hasForwarding(r.Header) && r.Header[c.header()] == nil {
+func (c *ClientIP) mistake(r *http.Request, key string) (w warning, found bool) {
+	if !hasForwarding(r.Header) && (c.Header == "" || r.Header[c.header()] == nil) {
 		return 0, false
 	}
 	switch client, how := c.find(r); how {
@@ -214,10 +218,6 @@ func (c ClientIP) mistake(r *http.Request, key string) (w warning, found bool) {
 	default: // unless another function has found another key
 		return warnUntrustedProxy, client.IsValid() && strings.Contains(key, c.key(client))
 	}
-}
-
-func hasForwarding(h http.Header) bool {
-	return h["X-Forwarded-For"] != nil || h["Forwarded"] != nil || h["X-Real-Ip"] != nil || h["Cf-Connecting-Ip"] != nil
 }
 
 func init() { understandProbes(ClientIP{}.Key) }

@@ -123,7 +123,7 @@ func (f *fields) write(h http.Header, own Headers, outer *fields, shared bool, s
 	if f.styles = before | own; own == 0 {
 		return
 	}
-	if shared { // a handler in between may have changed them
+	if shared && (outer != nil || own&olderStyles != 0) { // a handler in between may have changed them
 		f.values = [2]string{first(h[fieldRateLimit]), first(h[fieldPolicy])}
 	}
 	if f.strictest == nil || s.bound.stricter(f.strictest) {

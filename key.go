@@ -243,7 +243,7 @@ func init() {
 
 // probeAll probes functions that what is made of.
 func probeAll(what string, fns []KeyFunc) *probe {
-	var all probe
+	all := probe{usual: true}
 	names := map[string]int{}
 	for i, fn := range fns {
 		if fn == nil {
@@ -252,6 +252,7 @@ func probeAll(what string, fns []KeyFunc) *probe {
 		}
 		p := probeKey(fn)
 		all.checks = append(all.checks, p.checks...)
+		all.usual = all.usual && (p.usual || len(p.checks) == 0)
 		all.err = cmp.Or(all.err, p.err)
 		if other := names[p.name]; p.name != "" && other > 0 && what == "FirstKey" {
 			all.err = cmp.Or(all.err, fmt.Errorf("functions %d and %d of FirstKey have the same name %q: their keys would be one client's", other, i+1, p.name))

@@ -17,6 +17,7 @@ import (
 type probe struct {
 	name   string                                        // of a NamedKey
 	checks []func(*http.Request, string) (warning, bool) // of each ClientIP: see mistake
+	usual  bool                                          // none of them reads a field that hasForwarding does not look for
 	err    error
 }
 
@@ -53,12 +54,18 @@ func probeKey(fn func(*http.Request) (string, error)) probe {
 // request, so it only does what is cheap; a mistake shows in most requests
 // anyway.
 func (p *probe) mistake(r *http.Request, key string) (w warning, found bool) {
-	for _, check := range p.checks {
-		if w, found := check(r, key); found {
-			return w, true
+	if len(p.checks) > 0 {
+		if p.usual && !hasForwarding(r.Header) {
+			return 0, false
 		}
+		for _, check := range p.checks {
+			if w, found := check(r, key); found {
+				return w, true
+			}
+		}
+		return 0, false
 	}
-	if len(p.checks) > 0 || !strings.Contains(key, ":") {
+	if !strings.Contains(key, ":") {
 		return 0, false
 	}
 	if _, marked, ok := strings.Cut(key, "="); ok { // a key of FirstKey
@@ -76,4 +83,9 @@ func (p *probe) mistake(r *http.Request, key string) (w warning, found bool) {
 		return warnWholeIPv6, true
 	}
 	return 0, false
+}
+
+// hasForwarding reports whether a proxy has written one of the fields that most write.
+func hasForwarding(h http.Header) bool {
+	return h["X-Forwarded-For"] != nil || h["Forwarded"] != nil || h["X-Real-Ip"] != nil || h["Cf-Connecting-Ip"] != nil
 }

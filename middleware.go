@@ -102,6 +102,7 @@ type verdict struct {
 	state   *requestState // nil if the request was not counted, or not decided
 	status  int           // of the answer; 0 if the request goes on to its handler
 	err     error         // why the request was not decided, for Options.Failed
+	others  bool          // handlers around the limiter have set header fields
 	results [MaxLimits]Result
 }
 
@@ -111,8 +112,8 @@ func (v *verdict) under(p *policy) []Result { return v.results[:len(p.limits)] }
 // check decides, and writes what the client gets. ok reports whether the request
 // goes on to its handler.
 func (l *Limiter) check(w http.ResponseWriter, r *http.Request) (state *requestState, ok bool) {
-	var v verdict
 	h := w.Header()
+	v := verdict{others: len(h) > 0}
 	l.decide(h, r, &v)
 	if v.state != nil {
 		v.writeFields(h)
@@ -121,7 +122,7 @@ func (l *Limiter) check(w http.ResponseWriter, r *http.Request) (state *requestS
 	case v.status == 0:
 		return v.state, true
 	case v.state == nil:
-		l.fail(w, r, v.status, v.err)
+		l.fail(w, r, &v)
 	default:
 		defer v.state.giveBackOuter()
 		l.deny(w, r, &v)
@@ -309,7 +310,7 @@ func (l *Limiter) failed(r *http.Request, err error) int {
 
 // deny answers a denied request.
 func (l *Limiter) deny(w http.ResponseWriter, r *http.Request, v *verdict) {
-	forgetSuccess(w, r)
+	forgetSuccess(w, r, v.others)
 	if retry := v.state.bound.retryAfter; retry == Never {
 		l.report.warn(warnCostTooHigh)
 	} else {
@@ -329,8 +330,9 @@ func (l *Limiter) deny(w http.ResponseWriter, r *http.Request, v *verdict) {
 
 // fail answers a request that was not decided. What it says itself does not say why:
 // the log does.
-func (l *Limiter) fail(w http.ResponseWriter, r *http.Request, status int, err error) {
-	forgetSuccess(w, r)
+func (l *Limiter) fail(w http.ResponseWriter, r *http.Request, v *verdict) {
+	forgetSuccess(w, r, v.others)
+	status, err := v.status, v.err
 	if status == http.StatusServiceUnavailable {
 		w.Header()["Retry-After"] = []string{"1"}
 	}

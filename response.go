@@ -37,18 +37,21 @@ func answer(w http.ResponseWriter, r *http.Request, status int, contentType stri
 
 // forgetSuccess removes from the response what handlers around the limiter have set
 // for the successful one, because the request is refused. Other fields stay: cookies,
-// CORS, security, request numbers.
-func forgetSuccess(w http.ResponseWriter, r *http.Request) {
+// CORS, security, request numbers. others reports whether these handlers have set any.
+func forgetSuccess(w http.ResponseWriter, r *http.Request, others bool) {
 	h := w.Header()
-	for name, values := range h {
-		if len(values) > 0 && ofSuccess(http.CanonicalHeaderKey(name)) && !(name == "Content-Encoding" && mayEncode(w, r, values)) {
-			delete(h, name)
+	if others {
+		for name, values := range h {
+			if len(values) > 0 && ofSuccess(http.CanonicalHeaderKey(name)) && !(name == "Content-Encoding" && mayEncode(w, r, values)) {
+				delete(h, name)
+			}
 		}
 	}
-	if _, ok := w.(http.Flusher); !ok {
-		// A writer that cannot flush may have a header of its own, which it copies over
-		// the one outside when the handler has returned, as http.TimeoutHandler's does. A
-		// field without values then replaces the field of that name there.
+	_, pushes := w.(http.Pusher)
+	if _, flushes := w.(http.Flusher); pushes && !flushes {
+		// The writer of http.TimeoutHandler. It has a header of its own, which it copies
+		// over the one outside when the handler has returned. A field without values then
+		// replaces the field of that name there.
 		for _, name := range successFields {
 			if h[name] == nil {
 				h[name] = nil
@@ -63,7 +66,7 @@ const noStore = "no-store"
 // its content (RFC 9110, section 8), where that is, and for how long whom it may be
 // stored by (RFC 9111, section 5; RFC 9213).
 func ofSuccess(name string) bool {
-	return slices.Contains(successFields[:], name) ||
+	return isSuccessField[name] ||
 		strings.HasPrefix(name, "Content-") && !strings.HasPrefix(name, "Content-Security-Policy") ||
 		allowsCaching(name)
 }
@@ -76,6 +79,14 @@ var successFields = [...]string{
 	"Expires", "Age", "Pragma", "Etag", "Last-Modified", "Accept-Ranges", "Digest", "Repr-Digest", "Trailer",
 	"Location", "Refresh", "X-Accel-Redirect", "X-Sendfile", "Surrogate-Key", "Cache-Tag",
 }
+
+var isSuccessField = func() map[string]bool {
+	is := map[string]bool{}
+	for _, name := range successFields {
+		is[name] = true
+	}
+	return is
+}()
 
 // allowsCaching reports whether a field of this name can allow a cache to store the
 // response, besides what Cache-Control says, or against it: those of RFC 9213 are named
@@ -129,6 +140,7 @@ func servePage(w http.ResponseWriter, status int, page func(http.ResponseWriter)
 	if response.status == 0 {
 		response.w.WriteHeader(status)
 	}
+	forbidCaching(w.Header()) // http.TimeoutHandler also sends what was set after the status
 }
 
 // A watchedResponse calls before with the status of a response, once, just before
