@@ -115,27 +115,39 @@ func (c ClientIP) header() string {
 }
 
 // headers are the fields that proxies are known to write, and how each is read.
-// docs/keys.md has who writes which, and where they say so.
+// docs/keys.md has where their makers say so, and what to switch on.
 var headers = map[string]addr.Format{
 	"X-Forwarded-For": addr.ForwardedFor,
 	"Forwarded":       addr.Forwarded,
 
-	"Cf-Connecting-Ip":          addr.Single,
-	"Cf-Connecting-Ipv6":        addr.Single,
-	"Do-Connecting-Ip":          addr.Single,
-	"Fastly-Client-Ip":          addr.Single,
-	"Fly-Client-Ip":             addr.Single,
-	"True-Client-Ip":            addr.Single,
-	"X-Appengine-User-Ip":       addr.Single,
-	"X-Azure-Clientip":          addr.Single,
-	"X-Azure-Socketip":          addr.Single,
-	"X-Client-Ip":               addr.Single,
-	"X-Cluster-Client-Ip":       addr.Single,
-	"X-Envoy-External-Address":  addr.Single,
-	"X-Nf-Client-Connection-Ip": addr.Single,
-	"X-Real-Ip":                 addr.Single,
+	"Ali-Cdn-Real-Ip":           addr.Single, // Alibaba Cloud
+	"Cf-Connecting-Ip":          addr.Single, // Cloudflare
+	"Do-Connecting-Ip":          addr.Single, // DigitalOcean
+	"Eo-Connecting-Ip":          addr.Single, // Tencent EdgeOne
+	"Fastly-Client-Ip":          addr.Single, // Fastly
+	"Fly-Client-Ip":             addr.Single, // Fly.io
+	"Incap-Client-Ip":           addr.Single, // Imperva
+	"True-Client-Ip":            addr.Single, // Cloudflare, Akamai
+	"X-Appengine-User-Ip":       addr.Single, // App Engine
+	"X-Azure-Socketip":          addr.Single, // Azure Front Door
+	"X-Client-Ip":               addr.Single, // one's own proxies
+	"X-Cluster-Client-Ip":       addr.Single, // one's own proxies
+	"X-Envoy-External-Address":  addr.Single, // Envoy
+	"X-Nf-Client-Connection-Ip": addr.Single, // Netlify
+	"X-Real-Ip":                 addr.Single, // nginx, Traefik, Vercel, and one's own
+	"X-Sucuri-Clientip":         addr.Single, // Sucuri
+	"X-Vercel-Forwarded-For":    addr.Single, // Vercel
 
-	"Cloudfront-Viewer-Address": addr.SingleWithPort,
+	"Cloudfront-Viewer-Address": addr.SingleWithPort, // Amazon CloudFront
+}
+
+// chosenByClients are fields that look like the client's address and are what the
+// client says, with what to use instead.
+var chosenByClients = map[string]string{
+	"X-Azure-Clientip":         "Azure Front Door takes it from what the client has sent: use X-Azure-SocketIP",
+	"X-Original-Forwarded-For": "it is what the client has sent: use X-Forwarded-For",
+	"Cf-Connecting-Ipv6":       "Cloudflare sends it in one mode alone, and otherwise the client can: use CF-Connecting-IP",
+	"Cf-Pseudo-Ipv4":           "it is no address of the client: use CF-Connecting-IP",
 }
 
 const maxHops = 32 // as many elements as are read of Forwarded
@@ -149,6 +161,8 @@ func (c ClientIP) validate() error {
 			"set TrustedProxies if the proxies' networks are known, and otherwise TrustedHops", c.TrustedHops, c.TrustedProxies)
 	case c.Header != "" && c.TrustedHops == 0 && len(c.TrustedProxies) == 0:
 		return fmt.Errorf("ClientIP.Header is %q, and no proxy is trusted to write it: set ClientIP.TrustedProxies or TrustedHops", c.Header)
+	case c.Header != "" && chosenByClients[c.header()] != "":
+		return fmt.Errorf("ClientIP.Header is %q: %s", c.Header, chosenByClients[c.header()])
 	case c.Header != "" && headers[c.header()] == addr.Unknown:
 		return fmt.Errorf("ClientIP.Header is %q, and it is not known how an address is written there: "+
 			"let the proxy write X-Real-IP, or use a KeyFunc of your own. Known are %s",

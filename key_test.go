@@ -175,6 +175,8 @@ func TestUnsafeClientIPIsRefused(t *testing.T) {
 		{ClientIP{TrustedHops: 33}, "ClientIP.TrustedHops is 33: want 1 to 32"},
 		{ClientIP{TrustedHops: 1, TrustedProxies: []netip.Prefix{lan}}, "ClientIP.TrustedHops is 1, and ClientIP.TrustedProxies has [10.0.0.0/8]: set TrustedProxies if"},
 		{ClientIP{TrustedHops: 1, Header: "X-Our-Client"}, `ClientIP.Header is "X-Our-Client", and it is not known how an address is written there: let the proxy write X-Real-IP`},
+		{ClientIP{TrustedHops: 1, Header: "x-azure-clientip"}, `ClientIP.Header is "x-azure-clientip": Azure Front Door takes it from what the client has sent: use X-Azure-SocketIP`},
+		{ClientIP{TrustedHops: 1, Header: "X-Original-Forwarded-For"}, `it is what the client has sent: use X-Forwarded-For`},
 		{ClientIP{TrustedHops: 1, Header: "X-Forwarded-Host"}, `ClientIP.Header is "X-Forwarded-Host"`},
 		{ClientIP{TrustedProxies: []netip.Prefix{lan}, Header: "CloudFront-Viewer-Country"}, `ClientIP.Header is "CloudFront-Viewer-Country"`},
 		{ClientIP{TrustedProxies: []netip.Prefix{lan}, Header: "a b"}, `ClientIP.Header is "a b"`},
@@ -222,4 +224,27 @@ func TestMappedProxyNetworksAreUnderstoodOrRefused(t *testing.T) {
 		assert.Equal(t, "192.0.2.1", got)
 	}
 	assert.False(t, errors.Is(err, ErrNoKey))
+}
+
+// TestHeadersOfVendorsAreRead has each header that is known to have one address.
+func TestHeadersOfVendorsAreRead(t *testing.T) {
+	for _, header := range []string{
+		"X-Real-IP", "X-Client-IP", "X-Cluster-Client-IP", "CF-Connecting-IP", "True-Client-IP", "Fastly-Client-IP", "Fly-Client-IP",
+		"X-Azure-SocketIP", "X-Appengine-User-IP", "X-Nf-Client-Connection-Ip", "X-Envoy-External-Address", "X-Vercel-Forwarded-For",
+		"Ali-Cdn-Real-Ip", "EO-Connecting-IP", "DO-Connecting-IP", "Incap-Client-IP", "X-Sucuri-ClientIP",
+	} {
+		for _, c := range []ClientIP{{Header: header, TrustedHops: 1}, {Header: header, TrustedHops: 3}, {Header: header, TrustedProxies: networksOf("192.0.2.0/24")}} {
+			for value, want := range map[string]string{"198.51.100.7": "198.51.100.7", "2001:db8:1:2::3": "2001:db8:1:2::/64", "198.51.100.7, 198.51.100.8": httpKey, "": httpKey} {
+				got, err := c.Key(from(httpKey+":1", header+": "+value, "X-Forwarded-For: 203.0.113.66"))
+				assert.NoError(t, err, header)
+				assert.Equal(t, want, got, "%s: %s", header, value)
+			}
+			var reg Registry
+			opts := quiet(hour)
+			opts.Key = c.Key
+			l, err := reg.New(header, opts)
+			require.NoError(t, err)
+			require.NoError(t, l.Close())
+		}
+	}
 }
