@@ -33,13 +33,13 @@ type ClientIP struct {
 	// A network of all addresses is refused: it would trust everybody.
 	TrustedProxies []netip.Prefix
 
-	// TrustedHops is how many proxies are in front, at most 32, if their addresses
-	// change, as those of a CDN and a load balancer do: 1 for a load balancer alone,
-	// 2 for a CDN before it. The client is then the one that the first of these
-	// proxies has named: that many members from the right of Header. If there are
-	// fewer, or that one cannot be parsed, it is the connection's own address, and
-	// [CodeTooFewHops] or [CodeUnreadableAddress] is logged. TrustedProxies must be
-	// empty.
+	// TrustedHops is for proxies whose addresses change, as those of a CDN and a load
+	// balancer do. It is how many of them are in front, at most 32: 1 for a load
+	// balancer alone, 2 for a CDN before it. The client is then the one that the first
+	// of them has named: that many members from the right of Header. (A proxy that adds
+	// two members counts as two, see docs/keys.md.) If there are fewer, or that one
+	// cannot be parsed, it is the connection's own address, and [CodeTooFewHops] or
+	// [CodeUnreadableAddress] is logged. TrustedProxies must be empty.
 	//
 	// A client that can reach the server, or one of the proxies, without passing
 	// those before it, can choose its key. Let each accept connections from the

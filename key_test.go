@@ -248,3 +248,19 @@ func TestHeadersOfVendorsAreRead(t *testing.T) {
 		}
 	}
 }
+
+// TestClientCanChooseItsKeyIfProxiesLetIt has what docs/keys.md says a library cannot
+// know: a proxy that passes a header on, and a way around a proxy.
+func TestClientCanChooseItsKeyIfProxiesLetIt(t *testing.T) {
+	for name, test := range map[string]struct {
+		c      ClientIP
+		fields []string
+	}{
+		"the proxy does not replace X-Real-IP": {ClientIP{TrustedHops: 1, Header: "X-Real-IP"}, []string{"X-Real-IP: 203.0.113.66"}},
+		"around the first of two proxies":      {ClientIP{TrustedHops: 2}, []string{"X-Forwarded-For: 203.0.113.66, 198.51.100.1"}},
+	} {
+		got, err := test.c.Key(from("192.0.2.1:1", test.fields...))
+		require.NoError(t, err)
+		assert.Equal(t, "203.0.113.66", got, name)
+	}
+}
