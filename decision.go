@@ -2,12 +2,8 @@ package ratelimit
 
 import (
 	"fmt"
-	"math"
 	"time"
 )
-
-// Never is the RetryAfter of a cost that is above what a limit can ever hold.
-const Never time.Duration = math.MaxInt64
 
 // Decision is the answer for one request.
 type Decision struct {
@@ -17,7 +13,8 @@ type Decision struct {
 	// for the longest; if none did, the one with the least remaining.
 	Limit Limit
 
-	// Remaining is what Limit still allows now.
+	// Remaining is what Limit still allows now: under [Unlimited] 999,999,999,999,999,
+	// more than any other limit allows.
 	Remaining int64
 
 	// ResetAfter is how long it takes Limit to be whole again, if nobody uses the key.
@@ -44,7 +41,7 @@ type bound struct {
 	spent      uint32 // how long the decision took at a store outside of this process, in microseconds
 }
 
-func (b *bound) limit() *Limit { return &b.policy.limits[b.index] }
+func (b *bound) limit() *Limit { return b.policy.limit(int(b.index)) }
 func (b *bound) allowed() bool { return b.retryAfter == 0 }
 
 func (b *bound) decision() Decision {

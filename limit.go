@@ -14,7 +14,7 @@ import (
 
 // Limit is a number of quota units per window under one algorithm. It is a
 // comparable value; make one with [FixedWindow], [SlidingWindow], [TokenBucket]
-// or [ParseLimit]. The zero Limit is not valid.
+// or [ParseLimit]. [Unlimited] and [Deny] are for plans. The zero Limit is not valid.
 //
 // The constructors take any numbers. Whether a Limit is valid is checked where it
 // is put to use, by [New], [Limiter.SetLimits] and [ParseLimit]: units are from 1
@@ -27,6 +27,37 @@ import (
 type Limit struct {
 	rule rule.Limit
 	name string
+}
+
+// Limits for plans that count nothing. They can have a name; their other numbers are 0.
+var (
+	// Unlimited admits everything. A request under Unlimited alone is not counted, is
+	// admitted even if the store fails, and has no header fields. Beside other
+	// limits it adds nothing.
+	Unlimited = Limit{rule: rule.Limit{Kind: kindUnlimited}}
+
+	// Deny denies everything, also a cost of 0, with a RetryAfter of [Never] and without
+	// header fields. Limits beside it are not asked.
+	Deny = Limit{rule: rule.Limit{Kind: kindDeny}}
+)
+
+// Kinds that no store gets to see: package rule numbers the others from 1.
+const (
+	kindUnlimited rule.Kind = 255
+	kindDeny      rule.Kind = 254
+)
+
+// counts reports whether a store counts under the limit.
+func (l Limit) counts() bool { return l.rule.Kind < kindDeny }
+
+// counted returns those of the limits under which a store counts.
+func counted(limits []Limit) (counted []Limit) {
+	for _, l := range limits {
+		if l.counts() {
+			counted = append(counted, l)
+		}
+	}
+	return counted
 }
 
 // MaxLimits is the most limits that a limiter may have.
@@ -101,9 +132,17 @@ func (l Limit) sameCounter(other Limit) bool {
 	return l.rule.Kind == other.rule.Kind && l.rule.Window == other.rule.Window
 }
 
-// Algorithm returns "fixed", "sliding" or "bucket", as in [ParseLimit], and ""
-// for the zero Limit.
-func (l Limit) Algorithm() string { return l.rule.Kind.String() }
+// Algorithm returns "fixed", "sliding" or "bucket", or "unlimited" or "deny", as in
+// [ParseLimit], and "" for the zero Limit.
+func (l Limit) Algorithm() string {
+	switch l.rule.Kind {
+	case kindUnlimited:
+		return "unlimited"
+	case kindDeny:
+		return "deny"
+	}
+	return l.rule.Kind.String()
+}
 
 // ParseLimit reads a limit as [Limit.String] writes it, for configuration files
 // and flags:
@@ -111,6 +150,8 @@ func (l Limit) Algorithm() string { return l.rule.Kind.String() }
 //	5/1h fixed
 //	100/1m sliding name=search
 //	10/1s bucket burst=20 name="my policy"
+//	unlimited
+//	deny name=suspended
 //
 // The window is in the form of [time.ParseDuration]. No part but the name may be
 // left out: there is no default algorithm and no default burst.
@@ -129,6 +170,12 @@ var errLimitForm = errors.New(`want a form such as "5/1h fixed", "100/1m sliding
 
 func parseLimit(s string) (l Limit, err error) {
 	rate, rest := cutSpace(s)
+	switch rate {
+	case "unlimited":
+		return parseOptions(Unlimited, rest)
+	case "deny":
+		return parseOptions(Deny, rest)
+	}
 	units, window, ok := strings.Cut(rate, "/")
 	if !ok {
 		return l, errLimitForm
@@ -155,7 +202,11 @@ func parseLimit(s string) (l Limit, err error) {
 	default:
 		return l, fmt.Errorf("algorithm %q: want fixed, sliding or bucket", algorithm)
 	}
+	return parseOptions(l, rest)
+}
 
+// parseOptions reads what follows the algorithm.
+func parseOptions(l Limit, rest string) (_ Limit, err error) {
 	seen := make(map[string]bool)
 	for rest != "" {
 		option, value, ok := strings.Cut(rest, "=")
@@ -173,7 +224,7 @@ func parseLimit(s string) (l Limit, err error) {
 				return l, fmt.Errorf("burst: %w", err)
 			}
 		case option == "burst":
-			return l, fmt.Errorf("option burst: only a bucket has one, not %s", algorithm)
+			return l, fmt.Errorf("option burst: only a bucket has one, not %s", l.Algorithm())
 		case option == "name":
 			if l.name, rest, err = cutName(value); err != nil {
 				return l, err
@@ -226,7 +277,10 @@ func cutName(s string) (name, rest string, err error) {
 
 // String returns the limit in the form that [ParseLimit] reads.
 func (l Limit) String() string {
-	s := l.rule.String()
+	s := l.Algorithm()
+	if l.counts() {
+		s = l.rule.String()
+	}
 	switch {
 	case l.name == "" || l.rule.Kind == 0:
 		return s
@@ -261,11 +315,17 @@ func (l Limit) validate() error {
 	if l.rule.Kind == 0 {
 		return errors.New("it is the zero Limit; make one with FixedWindow, SlidingWindow or TokenBucket")
 	}
+	if !l.counts() {
+		return validateName("its name", l.name, true)
+	}
 	if n := l.rule.N; n < 1 || n > rule.MaxUnits {
 		return fmt.Errorf("it allows %d units: want 1 to %d", n, int64(rule.MaxUnits))
 	}
 	if w := l.rule.Window; w < rule.MinSpan || w > rule.MaxSpan {
-		return fmt.Errorf("its window is %v: want 1ms to %v", l.Window(), time.Duration(rule.MaxSpan))
+		if w > 0 && w < rule.MinSpan {
+			return fmt.Errorf("its window is %v: want 1ms to 50 years; a number is of nanoseconds, so write %d*time.Second for %[2]d seconds", l.Window(), w)
+		}
+		return fmt.Errorf("its window is %v: want 1ms to 50 years", l.Window())
 	}
 	if l.rule.Kind == rule.Bucket {
 		if b := l.rule.Burst; b < 1 || b > rule.MaxUnits {

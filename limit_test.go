@@ -32,6 +32,10 @@ func TestLimitTextRoundTrips(t *testing.T) {
 		{FixedWindow(5, time.Hour).Named(`a"b\c`), `5/1h fixed name="a\"b\\c"`},
 		{FixedWindow(5, time.Hour).Named("a=b"), "5/1h fixed name=a=b"},
 		{FixedWindow(5, time.Hour).Named("größe"), "5/1h fixed name=größe"},
+		{Unlimited, "unlimited"},
+		{Deny, "deny"},
+		{Unlimited.Named("gold"), "unlimited name=gold"},
+		{Deny.Named("over due"), `deny name="over due"`},
 	} {
 		require.Equal(t, tc.text, tc.limit.String())
 		parsed, err := ParseLimit(tc.text)
@@ -54,6 +58,9 @@ func TestParseLimitErrorsNameTheMistake(t *testing.T) {
 		{"x/1h fixed", `"x" is not a whole number of units`},
 		{"1.5/1h fixed", `"1.5" is not a whole number`},
 		{"99999999999999999999/1h fixed", `is not a whole number`},
+		{"unlimited burst=3", "option burst: only a bucket has one, not unlimited"},
+		{"deny fixed", `option "fixed": want burst`},
+		{"deny name=", "option name: it is empty"},
 		{"5/h fixed", `window "h": want a duration such as 1s, 15m or 24h`},
 		{"5/1d fixed", `window "1d": want a duration`},
 		{"5/1h fixd", `algorithm "fixd": want fixed, sliding or bucket`},

@@ -92,7 +92,7 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 	l.engine, isRemote = engineOf(l.store)
 	if isRemote {
 		l.remote = remote.New(remote.Options{
-			Engine: l.engine, Limits: l.policy.Load().under,
+			Engine: l.engine, Limits: l.policy.Load().countedUnder(),
 			Timeout: l.opts.Timeout, Recheck: l.opts.DenyRecheck, Lease: l.opts.Lease, NearKeys: l.opts.NearKeys,
 			OnFailure: remote.Policy(l.opts.OnFailure), Report: remoteReporter{l.report, l.opts.OnFailure},
 		})
@@ -104,7 +104,7 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 func (l *Limiter) Name() string { return l.name }
 
 // Limits returns the limits in force, in a slice of the caller's own.
-func (l *Limiter) Limits() []Limit { return slices.Clone(l.policy.Load().limits) }
+func (l *Limiter) Limits() []Limit { return slices.Clone(l.policy.Load().given) }
 
 // SetLimits replaces the limits, for all requests that come after it. Keys keep
 // what was counted under limits whose algorithm and window stay the same: raising
@@ -120,7 +120,7 @@ func (l *Limiter) SetLimits(limits ...Limit) error {
 	}
 	err := validateLimits(l.name, limits)
 	if err == nil {
-		err = validateStore(l.store, limits)
+		err = validateStore(l.store, counted(limits))
 	}
 	if err != nil {
 		return fmt.Errorf("ratelimit: limiter %q: SetLimits: %w", l.name, err)
@@ -131,7 +131,7 @@ func (l *Limiter) SetLimits(limits ...Limit) error {
 	}
 	l.adoptStore()
 	if l.remote != nil {
-		l.remote.SetLimits(l.policy.Load().under)
+		l.remote.SetLimits(l.policy.Load().countedUnder())
 	}
 	return nil
 }
@@ -173,13 +173,99 @@ func (l *Limiter) Take(ctx context.Context, key string) (d Decision, err error) 
 // Remaining tells what is left. It is an error if n is negative, key is empty
 // ([ErrNoKey]), ctx is done, the limiter is closed ([ErrClosed]) or the store
 // fails; then nothing was decided, and the Decision is zero. The limits are those
-// of [Limiter.Limits]: Options.LimitsFor is for requests.
+// of [Limiter.Limits]: Options.LimitsFor is for requests, and TakeLimits has the same
+// for other callers.
 func (l *Limiter) TakeN(ctx context.Context, key string, n int64) (d Decision, err error) {
 	if n < 0 {
-		return d, fmt.Errorf("ratelimit: limiter %q: cannot take %d units: want 0 or more; Refund gives units back", l.name, n)
+		return d, l.negative(n)
 	}
 	err = l.takeInto(&d, ctx, key, n)
 	return d, err
+}
+
+// TakeLimits is [Limiter.TakeN] under other limits than [Limiter.Limits], for plans
+// and tiers outside of HTTP: what Options.LimitsFor does for requests. No limits means
+// Limiter.Limits. Everything that TakeN has for a store outside of this process goes
+// for it too, and Reset forgets its counters. As with LimitsFor, choose the limits by
+// who the key is and not by what it asks for. A limit that is not valid is an error.
+func (l *Limiter) TakeLimits(ctx context.Context, key string, n int64, limits ...Limit) (d Decision, err error) {
+	if n < 0 {
+		return d, l.negative(n)
+	}
+	p := l.policy.Load()
+	if len(limits) > 0 {
+		if p, err = l.plans.of(l.name, l.store, limits, &l.used); err != nil {
+			return d, fmt.Errorf("ratelimit: limiter %q: TakeLimits: %w", l.name, err)
+		}
+	}
+	err = l.takeAll(&d, ctx, key, n, p)
+	return d, err
+}
+
+// TakeUpTo takes as many of n units of key as fit under every limit, in one atomic
+// step, and returns how many: a batch that sends what it may. If none fits, granted is
+// 0 and the Decision is a denial whose RetryAfter is the time until one unit fits. n
+// above what a limit can hold grants what is left. It is an error if n is less than 1,
+// and where [Limiter.TakeN] has one.
+//
+// A store of another make, or a wrapper, is asked for fewer units until they fit, with
+// its Take: what is granted has fitted at one instant, but more may have come to fit
+// between these calls. While a store fails, [FailOpen] grants n.
+func (l *Limiter) TakeUpTo(ctx context.Context, key string, n int64) (granted int64, d Decision, err error) {
+	if n < 1 {
+		return 0, d, fmt.Errorf("ratelimit: limiter %q: cannot take up to %d units: want 1 or more; TakeN with 0 looks", l.name, n)
+	}
+	if err := l.ready(key); err != nil {
+		return 0, d, err
+	}
+	p, source := l.policy.Load(), SourceStore
+	var results [MaxLimits]Result
+	switch {
+	case p.always != nil:
+		if err := ctx.Err(); err != nil {
+			return 0, d, l.wrap(err)
+		}
+		if results[0] = p.decides(); results[0].RetryAfter == 0 {
+			granted = n
+		}
+	case l.memory != nil:
+		if err := l.memory.ready(ctx); err != nil {
+			return 0, d, l.wrap(err)
+		}
+		granted = l.memory.takeUpTo(key, n, p.limits, results[:p.width()])
+	default:
+		if granted, source, err = l.takeUpTo(ctx, key, n, p, results[:p.width()]); err != nil {
+			return 0, d, err
+		}
+	}
+	i := binding(results[:p.width()])
+	d.fill(p.limit(i), &results[i], source)
+	return granted, d, nil
+}
+
+// takeUpTo is TakeUpTo at an engine.
+func (l *Limiter) takeUpTo(ctx context.Context, key string, n int64, p *policy, results []Result) (granted int64, source Source, err error) {
+	buf := answers.Get().(*[MaxLimits]rule.Answer)
+	defer answers.Put(buf)
+	from := remote.FromStore
+	if l.remote != nil {
+		granted, from, err = l.remote.TakeUpTo(ctx, key, n, p.under, buf[:len(results)])
+	} else {
+		var reply engine.Reply
+		reply, err = l.engine.Take(ctx, engine.Request{Key: key, Units: n, UpTo: true, Limits: p.under}, buf[:len(results)])
+		granted = reply.Granted
+	}
+	if err != nil {
+		return 0, 0, l.wrap(publicError(err))
+	}
+	for i := range results {
+		results[i] = resultOf(buf[i])
+	}
+	return granted, Source(from), nil
+}
+
+func (l *Limiter) negative(n int64) error {
+	return fmt.Errorf("ratelimit: limiter %q: cannot take %d units: want 0 or more; Refund gives units back", l.name, n)
 }
 
 // takeInto fills in the Decision where it is to be: it is large to pass around.
@@ -205,12 +291,12 @@ func (l *Limiter) takeInto(d *Decision, ctx context.Context, key string, n int64
 // takeAll is takeInto for any number of limits and any store.
 func (l *Limiter) takeAll(d *Decision, ctx context.Context, key string, n int64, p *policy) error {
 	var results [MaxLimits]Result
-	_, source, err := l.take(ctx, key, n, p, results[:len(p.limits)])
+	_, source, err := l.take(ctx, key, n, p, results[:p.width()])
 	if err != nil {
 		return err
 	}
-	i := binding(results[:len(p.limits)])
-	d.fill(&p.limits[i], &results[i], source)
+	i := binding(results[:p.width()])
+	d.fill(p.limit(i), &results[i], source)
 	return nil
 }
 
@@ -219,6 +305,10 @@ func (l *Limiter) takeAll(d *Decision, ctx context.Context, key string, n int64,
 func (l *Limiter) take(ctx context.Context, key string, n int64, p *policy, results []Result) (at Instant, source Source, err error) {
 	if err := l.ready(key); err != nil {
 		return 0, 0, err
+	}
+	if p.always != nil {
+		results[0] = p.decides()
+		return nothingTaken, SourceStore, l.wrap(ctx.Err())
 	}
 	if l.memory != nil {
 		if err := l.memory.ready(ctx); err != nil {
@@ -261,6 +351,7 @@ func (l *Limiter) timeout() time.Duration {
 // adjust is [Store.Adjust]. It waits for a store of another make for so long at most.
 func (l *Limiter) adjust(ctx context.Context, key string, n int64, at Instant, limits *engine.Limits, wait time.Duration) (charged int64, err error) {
 	switch {
+	case len(limits.Rules) == 0: // under Unlimited or Deny
 	case l.remote != nil:
 		charged, err = l.remote.Adjust(ctx, key, n, int64(at), limits, wait)
 	case l.memory != nil:

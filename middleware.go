@@ -107,7 +107,7 @@ type verdict struct {
 }
 
 // under returns the results of a policy's limits.
-func (v *verdict) under(p *policy) []Result { return v.results[:len(p.limits)] }
+func (v *verdict) under(p *policy) []Result { return v.results[:p.width()] }
 
 // check decides, and writes what the client gets. ok reports whether the request
 // goes on to its handler.
@@ -139,6 +139,10 @@ func (v *verdict) writeFields(h http.Header) {
 		outer, shared = &s.outer.fields, sameMap(s.outer.response, h)
 	}
 	opts := &s.limiter.opts
+	if s.bound.policy.always != nil {
+		s.fields.write(h, HeadersNone, outer, shared, shown{}, nil)
+		return
+	}
 	partition := partitionParam(opts.PartitionSecret, s.limiter.name, s.key)
 	s.fields.write(h, opts.Headers, outer, shared, shown{&s.bound, partition}, v.under(s.bound.policy))
 }
@@ -238,7 +242,9 @@ func (l *Limiter) subject(r *http.Request) (key string, p *policy, err error) {
 	}
 	if l.opts.LimitsFor != nil {
 		if limits := l.opts.LimitsFor(r); len(limits) > 0 {
-			p, err = l.plans.of(l.name, limits, &l.used)
+			if p, err = l.plans.of(l.name, l.store, limits, &l.used); err != nil {
+				err = fmt.Errorf("Options.LimitsFor: %w", err)
+			}
 			return key, p, err
 		}
 	}
@@ -262,12 +268,12 @@ func (l *Limiter) Look(r *http.Request) ([]Standing, error) {
 		return nil, l.wrap(err)
 	}
 	var results [MaxLimits]Result
-	if _, _, err := l.take(r.Context(), key, 0, p, results[:len(p.limits)]); err != nil {
+	if _, _, err := l.take(r.Context(), key, 0, p, results[:p.width()]); err != nil {
 		return nil, err
 	}
-	standings := make([]Standing, len(p.limits))
+	standings := make([]Standing, p.width())
 	for i := range standings {
-		standings[i] = Standing{p.names[i], p.limits[i], results[i]}
+		standings[i] = Standing{p.names[i], *p.limit(i), results[i]}
 	}
 	return standings, nil
 }
@@ -312,7 +318,9 @@ func (l *Limiter) failed(r *http.Request, err error) int {
 func (l *Limiter) deny(w http.ResponseWriter, r *http.Request, v *verdict) {
 	forgetSuccess(w, r, v.others)
 	if retry := v.state.bound.retryAfter; retry == Never {
-		l.report.warn(warnCostTooHigh)
+		if v.state.bound.policy.always == nil { // otherwise Deny says so on purpose
+			l.report.warn(warnCostTooHigh)
+		}
 	} else {
 		w.Header()["Retry-After"] = []string{strconv.FormatInt(max(1, seconds(retry)), 10)}
 	}

@@ -37,7 +37,8 @@ type Options struct {
 	Key KeyFunc
 
 	// LimitsFor gives a request other limits than Limits, for plans and tiers. Nil
-	// or an empty result means Limits. A counter belongs to a key, an algorithm
+	// or an empty result means Limits; [Unlimited] and [Deny] are plans without a
+	// number. Outside of HTTP, [Limiter.TakeLimits] has the same. A counter belongs to a key, an algorithm
 	// and a window, so plans that differ only in their numbers share counters: a
 	// customer who upgrades keeps what was counted. Choose by who the client is and
 	// not by what it asks for: a bucket is refilled at the rate of the request that
@@ -235,7 +236,7 @@ func (o Options) validate(limiter string) error {
 			return fmt.Errorf("Options.Store is a %T, which cannot be told from another one: pass a pointer to it", s)
 		}
 	}
-	if err := validateStore(o.Store, o.Limits); err != nil {
+	if err := validateStore(o.Store, counted(o.Limits)); err != nil {
 		return err
 	}
 	for _, s := range all {
@@ -249,8 +250,8 @@ func (o Options) validate(limiter string) error {
 	if o.Lease < 0 || o.Lease > 0 && o.Lease < minLease {
 		return fmt.Errorf("Options.Lease is %v: want at least %v, or 0 for none", o.Lease, minLease)
 	}
-	if o.NearKeys > 0 && o.NearKeys < len(o.Limits) {
-		return fmt.Errorf("Options.NearKeys is %d, and one key has %d counters: raise it, or leave it out", o.NearKeys, len(o.Limits))
+	if n := len(counted(o.Limits)); o.NearKeys > 0 && o.NearKeys < n {
+		return fmt.Errorf("Options.NearKeys is %d, and one key has %d counters: raise it, or leave it out", o.NearKeys, n)
 	}
 	if o.NearKeys < 0 {
 		return fmt.Errorf("Options.NearKeys is %d: want at least 1, or 0 to share %d with the process", o.NearKeys, DefaultNearKeys)

@@ -20,13 +20,44 @@ import (
 // request is there: their counting rules, their names, and the constant parts of
 // header fields and problem details. It does not change.
 type policy struct {
-	limits   []Limit
+	given    []Limit        // as the limiter got them
+	limits   []Limit        // those of them that the store counts; none if always is set
+	always   *Limit         // Unlimited or Deny, if it decides alone
 	under    *engine.Limits // the same limits, for an engine
 	plan     bool           // made of what Options.LimitsFor returned
 	names    []string       // effective policy names
 	declared string         // RateLimit-Policy of draft 10
 	older    string         // RateLimit-Policy of drafts 7 and 6
-	members  []member
+	members  []member       // one for each result
+}
+
+// width is how many results a decision has: one for each limit that the store counts,
+// or the one of Unlimited or Deny.
+func (p *policy) width() int { return max(1, len(p.limits)) }
+
+// limit returns the limit of a result.
+func (p *policy) limit(i int) *Limit {
+	if p.always != nil {
+		return p.always
+	}
+	return &p.limits[i]
+}
+
+// decides returns the result if always is set.
+func (p *policy) decides() Result {
+	if p.always.rule.Kind == kindDeny {
+		return Result{RetryAfter: Never}
+	}
+	return Result{Remaining: rule.MaxUnits}
+}
+
+// countedUnder returns the limits for calls that only look whether the store answers:
+// any, if none are counted.
+func (p *policy) countedUnder() *engine.Limits {
+	if p.always != nil {
+		return engineLimits([]Limit{FixedWindow(1, time.Hour)})
+	}
+	return p.under
 }
 
 // member is the constant part of one limit in lists.
@@ -37,8 +68,21 @@ type member struct {
 }
 
 func newPolicy(limiter string, limits []Limit) *policy {
-	p := &policy{limits: slices.Clone(limits), names: policyNames(limiter, limits)}
+	p := &policy{given: slices.Clone(limits), limits: counted(limits)}
+	if len(p.limits) == 0 {
+		p.always = &p.given[0] // Unlimited
+	}
+	if i := slices.IndexFunc(p.given, func(l Limit) bool { return l.rule.Kind == kindDeny }); i >= 0 {
+		p.limits, p.always = nil, &p.given[i]
+	}
 	p.under = engineLimits(p.limits)
+	if p.always != nil {
+		p.names = policyNames(limiter, []Limit{*p.always})
+		asJSON, _ := json.Marshal(p.names[0])
+		p.members = []member{{problem: string(asJSON)}}
+		return p
+	}
+	p.names = policyNames(limiter, p.limits)
 	var declared, older []byte
 	for i, l := range p.limits {
 		if i > 0 {
@@ -114,12 +158,13 @@ func validateLimits(limiter string, limits []Limit) error {
 			return fmt.Errorf("number %d (%v): %w", i+1, l, err)
 		}
 		for j, other := range limits[:i] {
-			if l.sameCounter(other) {
+			if l.counts() && l.sameCounter(other) {
 				return fmt.Errorf("numbers %d (%v) and %d (%v) have the same algorithm and window, and so one counter: "+
 					"keep the stricter one", j+1, other, i+1, l)
 			}
 		}
 	}
+	limits = counted(limits)
 	names := policyNames(limiter, limits)
 	sent := make([]string, len(names))
 	for i, name := range names {
@@ -149,21 +194,24 @@ func (c *plans) all() []*policy {
 	return nil
 }
 
-// of returns the policy of limits, which need not be valid. It notes a new policy's
-// limits in used.
-func (c *plans) of(limiter string, limits []Limit, used *usedLimits) (*policy, error) {
+// of returns the policy of limits, which need not be valid, for a limiter with that
+// store. It notes a new policy's limits in used.
+func (c *plans) of(limiter string, store Store, limits []Limit, used *usedLimits) (*policy, error) {
 	made := c.made.Load()
 	if made != nil {
 		for _, p := range *made {
-			if slices.Equal(p.limits, limits) {
+			if slices.Equal(p.given, limits) {
 				return p, nil
 			}
 		}
 	}
 	if err := validateLimits(limiter, limits); err != nil {
-		return nil, fmt.Errorf("Options.LimitsFor: %w", err)
+		return nil, err
 	}
 	p := newPolicy(limiter, limits)
+	if err := validateStore(store, p.limits); err != nil {
+		return nil, err
+	}
 	p.plan = true
 	used.add(p.limits)
 	var old []*policy

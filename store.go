@@ -75,6 +75,9 @@ type Result struct {
 	state *reportedState
 }
 
+// Never is the RetryAfter of a cost that is above what a limit can ever hold.
+const Never time.Duration = math.MaxInt64
+
 // A reportedState belongs to one call of a limiter. A wrapper may copy the results,
 // and hand the copy to a call that ends later.
 type reportedState struct {

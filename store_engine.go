@@ -49,6 +49,9 @@ var results = sync.Pool{New: func() any { return new([MaxLimits]Result) }}
 // Take implements [engine.Engine]. A store may answer anything: its answers are
 // brought into bounds.
 func (e storeEngine) Take(ctx context.Context, r engine.Request, answers []rule.Answer) (engine.Reply, error) {
+	if r.UpTo {
+		return e.takeUpTo(ctx, r, answers)
+	}
 	if r.Until != 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithDeadline(ctx, clock.Time(r.Until))
@@ -80,6 +83,33 @@ func (e storeEngine) Take(ctx context.Context, r engine.Request, answers []rule.
 	}
 	results.Put(buf)
 	return engine.Reply{At: int64(at), Newest: true, Exact: exact}, nil
+}
+
+// takeUpTo asks the store for fewer and fewer units, until they fit or one does not. A
+// denied call changes nothing, so only the last one counts.
+func (e storeEngine) takeUpTo(ctx context.Context, r engine.Request, answers []rule.Answer) (engine.Reply, error) {
+	r.UpTo = false
+	for _, l := range r.Limits.Rules {
+		r.Units = min(r.Units, l.Cap())
+	}
+	for {
+		reply, err := e.Take(ctx, r, answers)
+		if err != nil {
+			return reply, err
+		}
+		least, denied := r.Units-1, false
+		for _, a := range answers {
+			least = min(least, a.Remaining)
+			denied = denied || a.Retry > 0
+		}
+		if !denied {
+			reply.Granted = r.Units
+		}
+		if !denied || r.Units == 1 {
+			return reply, nil
+		}
+		r.Units = max(1, least)
+	}
 }
 
 // Adjust implements [engine.Engine].

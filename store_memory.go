@@ -85,6 +85,17 @@ func (s *MemoryStore) take(key string, n int64, limits []Limit, results []Result
 	return Instant(at)
 }
 
+// takeUpTo takes as many of n units as fit under every limit, which are valid.
+func (s *MemoryStore) takeUpTo(key string, n int64, limits []Limit, results []Result) (granted int64) {
+	var rules [MaxLimits]rule.Limit
+	var answers [MaxLimits]rule.Answer
+	granted, _ = s.table.TakeUpToAt(s.table.Hash(key, table.Owner{}), n, clock.Now(), appendRules(rules[:0], limits), answers[:len(limits)], nil)
+	for i, a := range answers[:len(limits)] {
+		results[i] = resultOf(a)
+	}
+	return granted
+}
+
 // Adjust implements [Store].
 func (s *MemoryStore) Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (int64, error) {
 	if err := s.ready(ctx); err != nil {

@@ -44,6 +44,7 @@ type Engine interface {
 type Request struct {
 	Key    string
 	Units  int64
+	UpTo   bool // take as many of the units, which are at least 1, as fit; if none fits, the answer is that to one unit
 	Limits *Limits
 	Now    int64 // what clock.Now has just shown: reading a clock is a good part of what a shared decision costs
 	Until  int64 // a deadline by that clock, beside the one of the context; 0 is none
@@ -57,6 +58,8 @@ type Request struct {
 // A Reply is what an engine answers beside the state of the limits.
 type Reply struct {
 	At int64 // the instant of the decision, by the engine's clock
+
+	Granted int64 // how many units were taken, if Request.UpTo is set
 
 	// Newest is false if another caller gets a newer answer about the same key
 	// out of the same command, so that this one need not be remembered.

@@ -353,18 +353,39 @@ func (c *Cache) Take(key string, n, now int64, limits []rule.Limit, answers []ru
 	defer p.mu.Unlock()
 	var after [MaxLimits]rule.State
 	admitted, at = c.memory.table.TakeAt(p.Hash, n, now, limits, answers, after[:len(limits)])
-	if !admitted || n == 0 {
-		return admitted, at
+	if admitted {
+		c.took(&p, key, n, at, limits, &after, owed)
 	}
-	c.countedHere(&p, at)
-	if owed {
-		e := c.open(&p, key)
-		for i := range limits {
-			e.owe(&limits[i], after[i], after[i].T, n, at)
-		}
-		c.changed(&p, e, at)
+	return admitted, at
+}
+
+// TakeUpTo is Take for as many of n > 0 units as fit. It returns how many were taken; if
+// there are none, the answers are those of a denial of one unit.
+func (c *Cache) TakeUpTo(key string, n, now int64, limits []rule.Limit, answers []rule.Answer, owed bool) (taken, at int64) {
+	p := c.at(key)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var after [MaxLimits]rule.State
+	taken, at = c.memory.table.TakeUpToAt(p.Hash, n, now, limits, answers, after[:len(limits)])
+	c.took(&p, key, taken, at, limits, &after, owed)
+	return taken, at
+}
+
+// took notes that n units were taken here, of which an answer that is on its way does
+// not know, and which the store is owed if owed says so. The key's stripe is locked.
+func (c *Cache) took(p *place, key string, n, at int64, limits []rule.Limit, after *[MaxLimits]rule.State, owed bool) {
+	if n == 0 {
+		return
 	}
-	return true, at
+	c.countedHere(p, at)
+	if !owed {
+		return
+	}
+	e := c.open(p, key)
+	for i := range limits {
+		e.owe(&limits[i], after[i], after[i].T, n, at)
+	}
+	c.changed(p, e, at)
 }
 
 // Adjust moves the counters of a key here by n units that were taken at an instant:

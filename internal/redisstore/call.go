@@ -22,6 +22,7 @@ type call struct {
 	key   string
 	set   *limitSet
 	units int64
+	upTo  bool  // of a take: as many of the units as fit, as if each was a caller's
 	at    int64 // of an adjust: the server's instant at which the units were taken, in nanoseconds
 
 	// group is the callers that share a take with this one, from the moment
@@ -39,7 +40,7 @@ type call struct {
 // a group: what each of them gets follows from its place.
 type result struct {
 	now      int64 // the server's time, in microseconds
-	admitted int64 // of a take: how many callers of the group were admitted, the first ones
+	admitted int64 // of a take: how many callers of the group were admitted, the first ones; or units, if upTo
 	before   [rule.MaxLimits]rule.State
 	after    [rule.MaxLimits]rule.State // of an adjust
 }
@@ -57,6 +58,34 @@ func (to *result) copyFrom(r *result, op op, limits int) {
 // wasAdmitted reports whether a take was.
 func (c *call) wasAdmitted() bool { return c.place < c.admitted }
 
+// taken is how many units a take has taken for its caller.
+func (c *call) taken() int64 {
+	switch {
+	case c.upTo:
+		return max(0, c.admitted)
+	case c.wasAdmitted():
+		return c.units
+	}
+	return 0
+}
+
+// asked is what a denial is about: the call's units, or one of them.
+func (c *call) asked() int64 {
+	if c.upTo {
+		return 1
+	}
+	return c.units
+}
+
+// held is how many units of its group the caller finds in each counter, its own among
+// them.
+func (c *call) held() int64 {
+	if c.upTo {
+		return c.taken()
+	}
+	return c.units*min(c.place, c.admitted) + c.taken()
+}
+
 // answer works out the caller's answers to a take: as if the callers of the group
 // had come one after the other. So this caller has found the state before the
 // group, and in it the units of the admitted callers before it.
@@ -64,12 +93,10 @@ func (c *call) answer(answers []rule.Answer) error {
 	admitted, refused := c.wasAdmitted(), false
 	for i, l := range c.set.micros {
 		state := c.before[i]
-		state.A += c.units * min(c.place, c.admitted)
+		state.A += c.held()
 		var a rule.Answer
-		if admitted {
-			state.A += c.units
-		} else {
-			_, a = l.Take(state, c.now, c.units)
+		if !admitted {
+			_, a = l.Take(state, c.now, c.asked())
 		}
 		if a.Retry > 0 {
 			refused = true
@@ -98,10 +125,7 @@ func (c *call) states(states []rule.State) (exact bool) {
 			return false
 		}
 		s := c.before[i]
-		s.A += c.units * min(c.place, c.admitted)
-		if c.wasAdmitted() {
-			s.A += c.units
-		}
+		s.A += c.held()
 		s.T *= 1000
 		if l.Kind == rule.Bucket {
 			s.B *= 1000 // it counts parts of a window

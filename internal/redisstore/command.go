@@ -37,7 +37,7 @@ func (c *command) build(ctx context.Context, prefix string) {
 	switch f := c.groups[0].first(); f.op {
 	case take:
 		for i, g := range c.groups {
-			c.args = redisscript.AppendTake(c.args, i, g.first().units, int64(len(g.callers)))
+			c.args = redisscript.AppendTake(c.args, i, g.cost(), g.takers())
 		}
 	case adjust:
 		if f.at == engine.Now {
@@ -128,7 +128,7 @@ func (s *Store) readTakes(c *command, reply []int64) error {
 		return err
 	}
 	for i, g := range c.groups {
-		g.now, g.admitted = takes.Now, int64(len(g.callers))
+		g.now, g.admitted = takes.Now, g.takers()
 		takes.States(i, g.before[:])
 	}
 	for i, admitted := range takes.Partly() {

@@ -36,7 +36,18 @@ func (g *group) first() *call { return &g.callers[0].Value }
 // accepts reports whether one command can serve a call beside the group's.
 func (g *group) accepts(c *call) bool {
 	f := g.first()
-	return f.op == take && c.op == take && f.units == c.units && f.set == c.set
+	return f.op == take && c.op == take && f.units == c.units && f.set == c.set && !f.upTo && !c.upTo
+}
+
+// cost and callers are those of the group's take. Units of which as many are wanted as
+// fit are as many callers of one unit each: the script admits those that fit.
+func (g *group) cost() int64 { return g.first().asked() }
+
+func (g *group) takers() int64 {
+	if f := g.first(); f.upTo {
+		return f.units
+	}
+	return int64(len(g.callers))
 }
 
 // An exchange is what one round trip works with. It is reused, with its groups and

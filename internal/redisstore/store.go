@@ -130,13 +130,13 @@ func (s *Store) Take(ctx context.Context, r engine.Request, answers []rule.Answe
 		return engine.Reply{}, s.callError(err)
 	}
 	job := s.job(take, r.Key, rules)
-	job.Value.units = min(r.Units, rule.MaxUnits+1) // which no limit can hold
+	job.Value.units, job.Value.upTo = min(r.Units, rule.MaxUnits+1), r.UpTo // which no limit can hold
 	if err := s.do(ctx, r.Now, r.Until, job); err != nil {
 		return engine.Reply{}, err
 	}
 	c := &job.Value
 	err := c.answer(answers)
-	reply := engine.Reply{At: c.now * 1000, Newest: c.newest, Exact: len(r.States) > 0 && c.states(r.States)}
+	reply := engine.Reply{At: c.now * 1000, Granted: c.taken(), Newest: c.newest, Exact: len(r.States) > 0 && c.states(r.States)}
 	s.jobs.Put(job)
 	if err != nil {
 		return engine.Reply{}, s.callError(err)
@@ -185,7 +185,7 @@ func (s *Store) job(op op, key string, rules []rule.Limit) *job {
 	}
 	c := &j.Value
 	c.op, c.key, c.set = op, key, s.sets.of(rules)
-	c.group, c.err = nil, nil
+	c.upTo, c.group, c.err = false, nil, nil
 	return j
 }
 
@@ -236,10 +236,10 @@ func (s *Store) closedError() error {
 // by the queue, on the goroutine of a round trip.
 func (s *Store) giveBack(j *job) {
 	c := &j.Value
-	if !j.Cancelled || c.op != take || c.units == 0 || c.err != nil || !c.wasAdmitted() {
+	if !j.Cancelled || c.op != take || c.err != nil || c.taken() == 0 {
 		return
 	}
-	back := &job{Value: call{op: adjust, key: c.key, set: c.set, units: -c.units, at: c.now * 1000}}
+	back := &job{Value: call{op: adjust, key: c.key, set: c.set, units: -c.taken(), at: c.now * 1000}}
 	s.queueOf(c.key).Post(back) // and what cannot be given back stays counted
 }
 

@@ -49,18 +49,25 @@ func (r *Remote) consult(ctx context.Context, q *question, answers []rule.Answer
 	// A denial is not learnt then: the store may deny because of units that are on their
 	// way back to it, and what it says would replace what is known here. A store that
 	// has denied has taken nothing, so there is nothing to give back.
+	taken := q.units
+	if q.upTo {
+		taken = reply.Granted
+	}
 	admitted := !isDenial(answers)
-	if r.near.StillDenied(q.key, q.units, now, q.limits.Rules, answers) {
+	if r.near.StillDenied(q.key, q.least(), now, q.limits.Rules, answers) {
 		if admitted {
-			r.returnUnits(q, reply.At)
+			r.returnUnits(q, taken, reply.At)
 		}
 		return NothingTaken, nil
+	}
+	if q.granted = taken; !admitted {
+		q.granted = 0
 	}
 	if !reply.Newest {
 		return reply.At, nil
 	}
 	learnt := nearcache.Reply{
-		N: q.units, Limits: q.limits.Rules, Answers: answers,
+		N: max(q.least(), q.granted), Limits: q.limits.Rules, Answers: answers,
 		At: reply.At, Now: now, Recheck: int64(r.opts.Recheck), Version: q.version,
 	}
 	if reply.Exact {
@@ -72,8 +79,8 @@ func (r *Remote) consult(ctx context.Context, q *question, answers []rule.Answer
 
 // returnUnits gives back what the store has taken for a request that is denied here,
 // on a goroutine of its own.
-func (r *Remote) returnUnits(q *question, at int64) {
-	key, n, limits := strings.Clone(q.key), q.units, q.limits
+func (r *Remote) returnUnits(q *question, n, at int64) {
+	key, limits := strings.Clone(q.key), q.limits
 	r.beside(func(o *Remote) { o.move(o.closing, key, -n, at, limits, SideTimeout) })
 }
 
@@ -99,7 +106,7 @@ func (r *Remote) call(ctx context.Context, q *question, answers []rule.Answer) (
 	if q.until != 0 && q.now >= q.until {
 		return engine.Reply{}, untaken{context.DeadlineExceeded}
 	}
-	return r.opts.Engine.Take(ctx, engine.Request{Key: q.key, Units: q.units, Limits: q.limits, Now: q.now, Until: q.until, States: q.states}, answers)
+	return r.opts.Engine.Take(ctx, engine.Request{Key: q.key, Units: q.units, UpTo: q.upTo, Limits: q.limits, Now: q.now, Until: q.until, States: q.states}, answers)
 }
 
 // move adjusts units at the store, which may take so long.

@@ -30,6 +30,22 @@ func (r *Remote) takeLeased(q *question, answers []rule.Answer) (at int64, ok bo
 	return r.spend(q.key, q.units, q.limits, q.now, answers)
 }
 
+// spendUpTo takes as many of the units as the key's lease has.
+func (r *Remote) spendUpTo(q *question, answers []rule.Answer) (taken int64) {
+	if !r.leases() {
+		return 0
+	}
+	held := min(q.units, r.near.Leased(q.key, q.now, q.limits.Rules))
+	if held == 0 {
+		return 0
+	}
+	if _, ok := r.spend(q.key, held, q.limits, q.now, answers); !ok {
+		return 0
+	}
+	r.leased.Add(1)
+	return held
+}
+
 func (r *Remote) spend(key string, n int64, limits *engine.Limits, now int64, answers []rule.Answer) (at int64, ok bool) {
 	taken, ok, refill := r.near.TakeLeased(key, n, now, int64(r.opts.Lease), limits.Rules, answers)
 	if refill {

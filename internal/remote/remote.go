@@ -292,6 +292,16 @@ type question struct {
 	until   int64        // when the timeout is over; 0 is never
 	version uint64       // of what is known of the key
 	states  []rule.State // a buffer for the engine
+	upTo    bool         // take as many of the units as fit
+	granted int64        // how many of them were taken, if upTo is set and there was no error
+}
+
+// least is how many units must fit for the question not to be denied.
+func (q *question) least() int64 {
+	if q.upTo {
+		return 1
+	}
+	return q.units
 }
 
 // Take decides about n >= 0 units of key, and fills in answers, which is as long
@@ -321,10 +331,45 @@ func (r *Remote) Take(ctx context.Context, key string, n int64, limits *engine.L
 	return r.takeWithoutStore(ctx, &q, err, answers)
 }
 
+// TakeUpTo is Take for as many of n > 0 units as fit, and returns how many. What this
+// process holds as a lease comes first; the rest is asked of the store.
+func (r *Remote) TakeUpTo(ctx context.Context, key string, n int64, limits *engine.Limits, answers []rule.Answer) (granted int64, source Source, err error) {
+	if err := ctx.Err(); err != nil {
+		return 0, 0, err
+	}
+	now := clock.Now()
+	q := question{key: key, units: min(n, rule.MaxUnits), limits: limits, now: now, until: r.until(now), upTo: true}
+	leased := r.spendUpTo(&q, answers)
+	if q.units -= leased; q.units == 0 {
+		return leased, FromLease, nil
+	}
+	switch {
+	case r.isDenied(&q, answers):
+		r.cached.Add(1)
+		source = FromCache
+	default:
+		if _, err = r.takeFromStore(ctx, &q, answers); err != nil {
+			_, source, err = r.takeWithoutStore(ctx, &q, err, answers)
+		}
+	}
+	if leased > 0 {
+		if err != nil || q.granted == 0 { // what is left of the limits has been said before
+			source, err = FromLease, nil
+		}
+		for i := range answers {
+			answers[i].Retry = 0
+		}
+	}
+	if err != nil {
+		return 0, 0, err
+	}
+	return leased + q.granted, source, nil
+}
+
 // isDenied reports whether the key is known to be denied. Once in each Recheck it
 // does not, so that one caller asks the store.
 func (r *Remote) isDenied(q *question, answers []rule.Answer) (denied bool) {
-	denied, q.version = r.near.Denied(q.key, q.units, q.now, int64(r.opts.Recheck), q.limits.Rules, answers)
+	denied, q.version = r.near.Denied(q.key, q.least(), q.now, int64(r.opts.Recheck), q.limits.Rules, answers)
 	return denied
 }
 
@@ -346,13 +391,13 @@ func (r *Remote) takeFromStore(ctx context.Context, q *question, answers []rule.
 	if waited {
 		q.now = clock.Now()
 	}
-	if r.leases() && q.units > 0 {
+	if r.leases() && q.units > 0 && !q.upTo {
 		return r.takeAndLease(ctx, q, answers)
 	}
 	if at, err = r.consult(ctx, q, answers); err != nil {
 		return 0, err
 	}
-	if r.leases() { // a look: what this process holds is left, too
+	if r.leases() && q.units == 0 { // a look: what this process holds is left, too
 		addHeld(answers, q.limits.Rules, r.near.Leased(q.key, start, q.limits.Rules))
 	}
 	return at, nil
@@ -383,11 +428,17 @@ func (r *Remote) takeWithoutStore(ctx context.Context, q *question, err error, a
 		for i := range answers {
 			answers[i] = rule.Answer{Remaining: max(0, rules[i].Cap()-q.units)}
 		}
+		q.granted = q.units
 		r.failedOpen.Add(1)
 		return NothingTaken, FromFailOpen, nil
 	}
 	unchanged := r.unchanged(err)
-	_, here := r.near.Take(q.key, q.units, clock.Now(), rules, answers, unchanged)
+	var here int64
+	if q.upTo {
+		q.granted, here = r.near.TakeUpTo(q.key, q.units, clock.Now(), rules, answers, unchanged)
+	} else {
+		_, here = r.near.Take(q.key, q.units, clock.Now(), rules, answers, unchanged)
+	}
 	r.fallback.Add(1)
 	if !unchanged {
 		return NothingTaken, FromFallback, nil

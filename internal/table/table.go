@@ -121,6 +121,26 @@ func (t *Table) TakeAt(h Hash, n, now int64, limits []rule.Limit, answers []rule
 	return admitted, now
 }
 
+// TakeUpToAt is TakeAt for as many of n > 0 units as fit. It returns how many were
+// taken; if there are none, the answers are those of a denial of one unit.
+func (t *Table) TakeUpToAt(h Hash, n, now int64, limits []rule.Limit, answers []rule.Answer, after []rule.State) (taken, at int64) {
+	var d decision
+	h.fill(&d.ids, limits)
+	s, now := t.lockAt(h.keyHash, now)
+	defer s.mu.Unlock()
+	for i := range limits {
+		_, a := limits[i].Take(s.get(s.find(d.ids[i]), &limits[i]), now, 0)
+		n = min(n, a.Remaining)
+	}
+	n = max(n, 1)
+	admitted := d.take(s, &t.shapes, n, now, limits, answers)
+	copy(after, d.after[:len(limits)])
+	if !admitted {
+		n = 0
+	}
+	return n, now
+}
+
 // decision is what a Take under several limits works with.
 type decision struct {
 	ids           [MaxLimits]id
