@@ -61,7 +61,7 @@ func (e *ConflictError) Error() string {
 	case ErrNameTaken:
 		return fmt.Sprintf("ratelimit: limiter %q (%s): the name is taken by the limiter made at %s; "+
 			"give each limiter a name of its own, make it once and not inside a handler, "+
-			"and use Reload to rebuild a configuration", e.Limiter, site, heldAt)
+			"and use Reload to rebuild a configuration; in tests, make limiters with package ratelimittest, or close them", e.Limiter, site, heldAt)
 	}
 	return both + " are in conflict"
 }

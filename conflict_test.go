@@ -20,7 +20,7 @@ func TestRegistryRefusesWhatIsTaken(t *testing.T) {
 		kind          error
 		want          string
 	}{
-		{"name", with(&fakeStore{prefix: "a"}), with(&fakeStore{prefix: "b"}), "api", ErrNameTaken, "the name is taken by the limiter made at conflict_test.go:"},
+		{"name", with(&fakeStore{prefix: "a"}), with(&fakeStore{prefix: "b"}), "api", ErrNameTaken, "in tests, make limiters with package ratelimittest, or close them"},
 		{"store", with(shared), with(shared), "login", ErrStoreShared, `share one fakeStore (prefix "rl:"): a Store must not be shared across limiters; make a new fakeStore with a unique prefix for each limiter`},
 		{"store in a wrapper", with(shared), with(&wrapped{shared}), "login", ErrStoreShared, `share one wrapped (prefix "rl:")`},
 		{"store out of a wrapper", with(&wrapped{shared}), with(shared), "login", ErrStoreShared, `share one fakeStore`},

@@ -1,11 +1,16 @@
 package ratelimit
 
 import (
+	"encoding/json"
 	"fmt"
+	"log/slog"
 	"time"
 )
 
-// Decision is the answer for one request.
+// Decision is the answer for one request. It prints as a sentence, and in package slog
+// as a group of attributes. In JSON its durations are seconds, and [Never] is null:
+//
+//	{"allowed":false,"limit":"5/1h fixed","remaining":0,"reset_after":3542.5,"retry_after":3542.5,"source":"store"}
 type Decision struct {
 	Allowed bool
 
@@ -22,11 +27,62 @@ type Decision struct {
 
 	// RetryAfter is 0 if allowed. Otherwise a client that waits exactly that long,
 	// alone, is admitted, and one that waits less is not; [Never] means that the
-	// cost is above what a limit can hold.
+	// cost is above what a limit can hold. Compare it with Never before you calculate
+	// with it, or print it as a number.
 	RetryAfter time.Duration
 
 	// Source says where the decision was made.
 	Source Source
+}
+
+// String returns the decision as a sentence, such as "denied by 5/1h fixed for 59m2s".
+func (d Decision) String() string {
+	switch {
+	case d.Limit == (Limit{}):
+		return "no decision"
+	case d.Allowed && d.Limit.rule.Kind == kindUnlimited:
+		return "allowed by " + d.Limit.String()
+	case d.Allowed:
+		return fmt.Sprintf("allowed, %d left of %v", d.Remaining, d.Limit)
+	case d.RetryAfter == Never:
+		return fmt.Sprintf("denied by %v for ever", d.Limit)
+	}
+	return fmt.Sprintf("denied by %v for %v", d.Limit, d.RetryAfter)
+}
+
+// LogValue implements [slog.LogValuer].
+func (d Decision) LogValue() slog.Value {
+	if d.Limit == (Limit{}) {
+		return slog.StringValue(d.String())
+	}
+	attrs := []slog.Attr{slog.Bool("allowed", d.Allowed), slog.String("limit", d.Limit.String()), slog.Int64("remaining", d.Remaining)}
+	switch {
+	case d.RetryAfter == Never:
+		attrs = append(attrs, slog.String("retry_after", "never"))
+	case !d.Allowed:
+		attrs = append(attrs, slog.Duration("retry_after", d.RetryAfter))
+	}
+	return slog.GroupValue(append(attrs, slog.String("source", d.Source.String()))...)
+}
+
+// MarshalJSON implements [json.Marshaler].
+func (d Decision) MarshalJSON() ([]byte, error) {
+	form := struct {
+		Allowed    bool     `json:"allowed"`
+		Limit      string   `json:"limit,omitempty"`
+		Remaining  int64    `json:"remaining"`
+		ResetAfter float64  `json:"reset_after"`
+		RetryAfter *float64 `json:"retry_after"`
+		Source     Source   `json:"source"`
+	}{d.Allowed, "", d.Remaining, d.ResetAfter.Seconds(), nil, d.Source}
+	if d.Limit != (Limit{}) {
+		form.Limit = d.Limit.String()
+	}
+	if d.RetryAfter != Never {
+		seconds := d.RetryAfter.Seconds()
+		form.RetryAfter = &seconds
+	}
+	return json.Marshal(form)
 }
 
 // bound is a decision in its smallest form: the limit that binds, and how the key
@@ -96,3 +152,6 @@ func (s Source) String() string {
 	}
 	return fmt.Sprintf("Source(%d)", s)
 }
+
+// MarshalText implements [encoding.TextMarshaler] with [Source.String].
+func (s Source) MarshalText() ([]byte, error) { return []byte(s.String()), nil }

@@ -43,6 +43,9 @@ func (p FailurePolicy) String() string {
 	return fmt.Sprintf("FailurePolicy(%d)", p)
 }
 
+// MarshalText implements [encoding.TextMarshaler] with [FailurePolicy.String].
+func (p FailurePolicy) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
 // The numbers of internal packages are the public ones, so that converting them is
 // free. This does not compile if one differs.
 const _ = uint(-(int(FaultUnknown) ^ int(engine.Unknown) | int(FaultRefused) ^ int(engine.Refused) | int(FaultKey) ^ int(engine.Key) |

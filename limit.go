@@ -355,5 +355,14 @@ func validateName(what, name string, mayBeEmpty bool) error {
 	return nil
 }
 
+// validateSecret wants 128 bits: with less, somebody who knows a key can find the secret.
+func validateSecret(what string, secret []byte) error {
+	const least = 16
+	if len(secret) < least {
+		return fmt.Errorf("%s is %d bytes long: want at least %d random ones", what, len(secret), least)
+	}
+	return nil
+}
+
 // maxName keeps a name short enough to stand in every response.
 const maxName = 128

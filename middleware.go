@@ -28,10 +28,13 @@ import (
 // if an inner one denies. But a request that an inner limiter will refuse still
 // needs units of the outer one, so put the limiter per client outside and the one
 // for all clients inside. A nil next is [http.DefaultServeMux], as for
-// [http.Server].
+// [http.Server]. A nil Limiter panics here, and not with its first request.
 //
 //go:noinline
 func (l *Limiter) Middleware(next http.Handler) http.Handler {
+	if l == nil {
+		panic("ratelimit: Middleware of a nil *Limiter: check the error of New, or use Must")
+	}
 	if next == nil {
 		next = http.DefaultServeMux
 	}

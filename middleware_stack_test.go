@@ -291,6 +291,12 @@ func TestNestedLimitersAllowOtherWritersBetween(t *testing.T) {
 	}
 }
 
+func TestNilLimiterFailsWhereItIsMounted(t *testing.T) {
+	l, err := new(Registry).New("", Options{})
+	require.Error(t, err)
+	require.PanicsWithValue(t, "ratelimit: Middleware of a nil *Limiter: check the error of New, or use Must", func() { l.Middleware(httpServed) })
+}
+
 func TestNilHandlerIsTheDefaultMux(t *testing.T) {
 	h := httpLimiter(t, Options{Limits: []Limit{FixedWindow(5, time.Hour).Named("a")}}).Middleware(nil)
 	assert.True(t, strings.HasPrefix(httpAnswer(h, httpRequest("GET")), "404\n"))

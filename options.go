@@ -259,8 +259,10 @@ func (o Options) validate(limiter string) error {
 	if err := o.Headers.validate(); err != nil {
 		return err
 	}
-	if n := len(o.PartitionSecret); n > 0 && n < minSecret {
-		return fmt.Errorf("Options.PartitionSecret is %d bytes long: want at least %d random ones", n, minSecret)
+	if len(o.PartitionSecret) > 0 {
+		if err := validateSecret("Options.PartitionSecret", o.PartitionSecret); err != nil {
+			return err
+		}
 	}
 	for _, code := range o.Silence {
 		if !isCode(code) {
@@ -272,9 +274,6 @@ func (o Options) validate(limiter string) error {
 	}
 	return nil
 }
-
-// minSecret is 128 bits: below that, who knows a key can find the secret.
-const minSecret = 16
 
 func isNil(v any) bool {
 	switch rv := reflect.ValueOf(v); rv.Kind() {

@@ -75,7 +75,13 @@ type Result struct {
 	state *reportedState
 }
 
-// Never is the RetryAfter of a cost that is above what a limit can ever hold.
+// Never is the RetryAfter of a cost that is above what a limit can ever hold. It is the
+// longest Duration, some 292 years, so a sum with it overflows, and as a number of
+// milliseconds it is 9223372036854. Handle it before you calculate:
+//
+//	if d.RetryAfter == ratelimit.Never {
+//		// waiting is of no use
+//	}
 const Never time.Duration = math.MaxInt64
 
 // A reportedState belongs to one call of a limiter. A wrapper may copy the results,

@@ -3,6 +3,7 @@ package ratelimit
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/redis/go-redis/v9"
@@ -24,12 +25,11 @@ import (
 //
 // A counter's key reads "rl:login:{203.0.113.7}:fixed-1h", and a fixed window is a
 // plain number with a time to live. Every key has a time to live: until the
-// counter is as good as new, rounded up to a millisecond, so that the first
-// request of an hour gets a reset of 3601 seconds. "rl:login:owner" is a record of
+// counter is as good as new, rounded up to a millisecond. "rl:login:owner" is a record of
 // the limiter that owns the prefix, kept for an hour, and "rl:login:place", kept
 // for a minute, shows whether all keys are on one server. Braces, %, quotes, spaces
 // and bytes that are not printable ASCII are written as %XX, and a key of more than
-// 128 bytes as its SHA-256. Time has a resolution of a microsecond, and the end of
+// 128 bytes as its SHA-256. With [HashKeys] every key is a hash. Time has a resolution of a microsecond, and the end of
 // a fixed window one of a millisecond, rounded up.
 //
 // It needs Redis 6.2 or later, or a compatible server. The client's user needs
@@ -51,13 +51,28 @@ type RedisStore struct {
 // RedisOption is a setting of a [RedisStore].
 type RedisOption func(*redisOptions)
 
-type redisOptions struct{ refuseShared bool }
+type redisOptions struct {
+	refuseShared bool
+	hashKeys     bool
+	secret       []byte
+}
 
 // RefuseSharedPrefix makes a [RedisStore] refuse to count while a limiter of
 // another name, in another process, counts under its prefix: calls fail with
 // [ErrPrefixClaimed]. Without it that is logged, and counted in [RedisStats].
 func RefuseSharedPrefix() RedisOption {
 	return func(o *redisOptions) { o.refuseShared = true }
+}
+
+// HashKeys makes a [RedisStore] write keyed hashes in place of keys, so that Redis
+// holds no addresses, e-mail addresses or names: the first 128 bits of an HMAC-SHA-256
+// under the secret, which should be random, has at least 16 bytes, and is the same in
+// all processes. Without the secret nobody can find out whether a key is there.
+//
+// Under another secret, or without HashKeys, keys are other keys and start from zero.
+// A key is then found in redis-cli by its hash alone; Reset takes the key itself.
+func HashKeys(secret []byte) RedisOption {
+	return func(o *redisOptions) { o.hashKeys, o.secret = true, slices.Clone(secret) }
 }
 
 // NewRedisStore returns a store that writes to the given prefix of what client is
@@ -83,11 +98,18 @@ func NewRedisStore(client redis.UniversalClient, prefix string, opts ...RedisOpt
 			opt(&settings)
 		}
 	}
+	if settings.hashKeys {
+		if err := validateSecret("the secret of HashKeys", settings.secret); err != nil {
+			return nil, fmt.Errorf("ratelimit: RedisStore %q: %w", prefix, err)
+		}
+	}
 	return newRedisStore(client, prefix, settings), nil
 }
 
 func newRedisStore(client redis.UniversalClient, prefix string, settings redisOptions) *RedisStore {
-	return &RedisStore{engine: redisstore.New(client, prefix, redisstore.Options{RefuseClaimed: settings.refuseShared})}
+	return &RedisStore{engine: redisstore.New(client, prefix, redisstore.Options{
+		RefuseClaimed: settings.refuseShared, KeySecret: settings.secret,
+	})}
 }
 
 // limiterRedisStore makes the store of a limiter with Options.Redis.

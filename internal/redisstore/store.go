@@ -16,7 +16,12 @@ package redisstore
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
 	"fmt"
+	"hash"
+	"io"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -66,6 +71,7 @@ type Store struct {
 	sets  limitSets
 	jobs  sync.Pool // of *job, for calls that have returned without an error
 	owner owner
+	macs  sync.Pool     // of hash.Hash, for stored; without a New if keys are stored themselves
 	place atomic.Uint32 // whether all keys are on one server: see place.go
 
 	// keepsDeadlines: the client ends a call when its context is over, so that a
@@ -82,7 +88,8 @@ type Store struct {
 
 // Options are the settings of a Store.
 type Options struct {
-	RefuseClaimed bool // refuse to count while a limiter of another name counts under the prefix
+	RefuseClaimed bool   // refuse to count while a limiter of another name counts under the prefix
+	KeySecret     []byte // of the hashes that are stored in place of keys; empty for the keys themselves
 }
 
 type (
@@ -95,7 +102,24 @@ type (
 func New(client redis.UniversalClient, prefix string, options Options) *Store {
 	s := &Store{client: client, prefix: prefix, options: options, keepsDeadlines: keepsDeadlines(client)}
 	s.open(&s.queue)
+	if len(options.KeySecret) > 0 {
+		s.macs.New = func() any { return hmac.New(sha256.New, options.KeySecret) }
+	}
 	return s
+}
+
+// stored returns the key that is written to Redis in place of a caller's: the key
+// itself, or the first 128 bits of its HMAC, in 22 characters.
+func (s *Store) stored(key string) string {
+	if s.macs.New == nil {
+		return key
+	}
+	mac := s.macs.Get().(hash.Hash)
+	defer s.macs.Put(mac)
+	mac.Reset()
+	io.WriteString(mac, key)
+	var sum [sha256.Size]byte
+	return base64.RawURLEncoding.EncodeToString(mac.Sum(sum[:0])[:16])
 }
 
 func (s *Store) open(q *queue) {
@@ -184,7 +208,7 @@ func (s *Store) job(op op, key string, rules []rule.Limit) *job {
 		j = new(job)
 	}
 	c := &j.Value
-	c.op, c.key, c.set = op, key, s.sets.of(rules)
+	c.op, c.key, c.set = op, s.stored(key), s.sets.of(rules)
 	c.upTo, c.group, c.err = false, nil, nil
 	return j
 }

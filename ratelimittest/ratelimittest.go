@@ -1,0 +1,76 @@
+// Package ratelimittest makes limiters for tests: nothing that one test counts is seen
+// by another one, whether they run in parallel, one after the other, or again.
+//
+//	func TestLogin(t *testing.T) {
+//		login := ratelimittest.New(t, ratelimit.Options{
+//			Limits: []ratelimit.Limit{ratelimit.FixedWindow(5, time.Hour)},
+//		})
+//		server := httptest.NewServer(login.Middleware(handler))
+//		...
+//	}
+//
+// To test what happens when time passes, call New in a bubble of testing/synctest: a
+// limiter's time is the bubble's, and no test has to sleep.
+package ratelimittest
+
+import (
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"unicode"
+
+	"github.com/ratelimit-go/ratelimit"
+)
+
+// New returns a limiter with opts. It is in a registry of its own and has the test's
+// name, so that any number of them can be alive. It ends the test if the options are
+// not valid. When the test ends, the limiter is closed.
+//
+// If opts has neither Store nor Redis, it counts in a memory store of its own, which
+// ends with the limiter. A store or client that is given must be closed by the test.
+// Without a Logger it logs to t.
+//
+// It works in bubbles of testing/synctest and with t.Parallel.
+func New(t testing.TB, opts ratelimit.Options) *ratelimit.Limiter {
+	t.Helper()
+	name := nameOf(t)
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+	}
+	if opts.Store == nil && opts.Redis == nil {
+		store := ratelimit.Memory(fmt.Sprintf("ratelimittest %d", made.Add(1)))
+		t.Cleanup(func() { store.Close() })
+		opts.Store = store
+	}
+	registry := new(ratelimit.Registry)
+	t.Cleanup(func() { registry.Close() })
+	limiter, err := registry.New(name, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return limiter
+}
+
+// made counts the stores, so that each has a name of its own in this process.
+var made atomic.Uint64
+
+// nameOf returns the test's name, as far as it can be a limiter's: printable, and at
+// most 128 bytes.
+func nameOf(t testing.TB) string {
+	name := strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '_'
+		}
+		return r
+	}, strings.ToValidUTF8(t.Name(), "_"))
+	if name == "" { // of a testing.TB that is no test
+		return "ratelimittest"
+	}
+	const longest = 128
+	if len(name) > longest {
+		name = strings.ToValidUTF8(name[len(name)-longest:], "")
+	}
+	return name
+}
