@@ -250,3 +250,25 @@ func TestLogSaysWhetherCountersWereFound(t *testing.T) {
 	require.NotContains(t, log.String(), "203.0.113")
 	l.Close()
 }
+
+// TestCallersOfDifferentKeysDoNotWaitForEachOther makes 6,400 calls for 64 keys
+// of a store that takes a millisecond for each. The callers of a key make 100 of
+// them one after the other.
+func TestCallersOfDifferentKeysDoNotWaitForEachOther(t *testing.T) {
+	remotely(t, Options{Limits: []Limit{FixedWindow(100, time.Hour)}}, func(t *testing.T, far *farStore, l *Limiter) {
+		far.delay(time.Millisecond)
+		start := time.Now()
+		var callers sync.WaitGroup
+		for i := range 64 {
+			callers.Go(func() {
+				for range 100 {
+					if d, err := l.Take(ctx, fmt.Sprint(i)); err != nil || !d.Allowed {
+						t.Errorf("%+v, %v", d, err)
+					}
+				}
+			})
+		}
+		callers.Wait()
+		require.Equal(t, 100*time.Millisecond, time.Since(start))
+	})
+}

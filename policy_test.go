@@ -97,6 +97,25 @@ func TestCallerMayChangeItsPlans(t *testing.T) {
 	})
 }
 
+// TestPlanHoldsWhenItsCounterIsForgotten checks that a plan belongs to the
+// request. A key that comes back after a long time has the same limits.
+func TestPlanHoldsWhenItsCounterIsForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := httpLimiter(t, Options{Limits: []Limit{hour}, LimitsFor: func(*http.Request) []Limit {
+			return []Limit{FixedWindow(2, time.Hour)}
+		}})
+		h := l.Middleware(httpServed)
+		for range 3 {
+			require.Equal(t, []int{204, 204, 429}, []int{statusOf(h), statusOf(h), statusOf(h)})
+			for i := range 1000 { // new keys make the store forget old counters
+				time.Sleep(time.Hour)
+				decide(t, l, fmt.Sprint(i), 1)
+			}
+			require.Less(t, Memory(t.Name()).Stats().Counters, 100)
+		}
+	})
+}
+
 func TestResetReachesEveryLimitOfAPlan(t *testing.T) {
 	plan := []Limit{FixedWindow(1, 7*time.Hour)}
 	limits := plan

@@ -33,3 +33,20 @@ func TestRemoteStatsCountEachSource(t *testing.T) {
 	})
 	require.Zero(t, limiter(t, hour).Stats().Remote, "in this process nothing is remote")
 }
+
+// TestStatsHoldNoKeys: a flood of new keys adds nothing to the statistics but
+// to their numbers.
+func TestStatsHoldNoKeys(t *testing.T) {
+	remotely(t, Options{Limits: []Limit{hour}}, func(t *testing.T, far *farStore, l *Limiter) {
+		breakDown(t, far, l, refused)
+		for i := range 1000 {
+			decide(t, l, fmt.Sprint(secret, i), 6)
+		}
+		require.NotContains(t, fmt.Sprintf("%+v", l.Stats()), secret)
+	})
+	s := memStore(t, MemoryOptions{MaxKeys: 100})
+	for i := range 1000 {
+		memTake(t, s, fmt.Sprint(secret, i), 6, hour)
+	}
+	require.NotContains(t, fmt.Sprintf("%+v", s.Stats()), secret)
+}

@@ -246,3 +246,24 @@ func TestStoreWithoutALimiterClaimsNoPrefix(t *testing.T) {
 		require.Equal(t, []string{"rl:{k}:fixed-1h"}, m.Keys())
 	})
 }
+
+// TestNoKeyReachesTheOwnersRecord uses keys that are named like the record, or
+// that try to end the braces around a key.
+func TestNoKeyReachesTheOwnersRecord(t *testing.T) {
+	bubble(t, func(t *testing.T, m *miniredis.Miniredis, c *redis.Client) {
+		p := newProcess(t, c, "rl:", "login", hour)
+		require.NoError(t, p.use(t))
+		record, err := m.Get("rl:owner")
+		require.NoError(t, err)
+		for _, key := range []string{"owner", "rl:owner", ":owner", "}owner", "}:owner", "{owner}", "{}owner", "x}:owner\x00", "*"} {
+			decide(t, p.Limiter, key, 3)
+			require.NoError(t, p.Refund(ctx, key, 1))
+			require.EqualValues(t, 3, leftOf(t, p.Limiter, key), key)
+			require.NoError(t, p.Reset(ctx, key))
+			require.EqualValues(t, 5, leftOf(t, p.Limiter, key), key)
+			after, err := m.Get("rl:owner")
+			require.NoError(t, err, key)
+			require.Equal(t, record, after, key)
+		}
+	})
+}

@@ -40,3 +40,21 @@ func TestRedisTTLIsExact(t *testing.T) {
 		}
 	}
 }
+
+// TestEndOfAShortWindowKeepsTheLongOne lets the short one of a key's windows
+// end, again and again.
+func TestEndOfAShortWindowKeepsTheLongOne(t *testing.T) {
+	m := newMini(t)
+	s := redisStore(t, m.client(t), "rl:")
+	short, long := FixedWindow(1, time.Second), FixedWindow(3, time.Hour)
+	for i := range 3 {
+		_, admitted := take(t, s, "k", 1, short, long)
+		require.True(t, admitted, i)
+		_, admitted = take(t, s, "k", 1, short, long)
+		require.False(t, admitted, i)
+		m.advance(time.Second)
+	}
+	results, _ := take(t, s, "k", 1, short, long)
+	require.Equal(t, Result{Remaining: 1}, results[0])
+	require.Equal(t, time.Hour-3*time.Second, results[1].RetryAfter)
+}

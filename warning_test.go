@@ -178,3 +178,16 @@ func TestShadowWarningHasTheNumberOfDenials(t *testing.T) {
 		assert.EqualValues(t, 11, l.Stats().ShadowDenied)
 	})
 }
+
+// TestLaterRequestsAreCheckedToo sends sound requests before the one that shows
+// a mistake.
+func TestLaterRequestsAreCheckedToo(t *testing.T) {
+	log := new(logged)
+	h := httpLimiter(t, Options{Limits: []Limit{FixedWindow(50, time.Hour)}, Logger: log.logger()}).Middleware(httpServed)
+	for range 10 {
+		h.ServeHTTP(httptest.NewRecorder(), from("192.0.2.1:1"))
+	}
+	require.Empty(t, log.codes())
+	h.ServeHTTP(httptest.NewRecorder(), from("192.0.2.1:1", "X-Forwarded-For: 198.51.100.1"))
+	require.Equal(t, []string{CodeUntrustedProxy}, log.codes())
+}

@@ -13,7 +13,8 @@ import (
 )
 
 // This file checks the `go test` commands of the documentation: each -run and
-// -bench names something that exists in the package of the command.
+// -bench names something that exists in the package of the command, and a subtest
+// is a case of storetest's conformance suite.
 
 // TestDocumentedTestsExist reads README.md, BENCHMARKS.md, docs and the READMEs
 // of examples.
@@ -41,6 +42,7 @@ func TestMissingTestsAreFound(t *testing.T) {
 		"internal/x/sub/s_test.go": {Data: []byte("func TestSub(t *testing.T) {}\n")},
 		"examples/y/go.mod":        {},
 		"examples/y/y_test.go":     {Data: []byte("func TestY(t *testing.T) {}\n")},
+		"storetest/cases.go":       {Data: []byte("\t{\n\t\tname: \"denied\",\n\t},\n\t{\n\t\tname:  \"late-refund\",\n")},
 	}
 	for _, test := range []struct {
 		command string
@@ -55,7 +57,10 @@ func TestMissingTestsAreFound(t *testing.T) {
 		{"go test -v -run=Root -count 5 .", ""},
 		{"go test -run 'TestRoot|ExampleNew' .", ""},
 		{"go test -run 'TestRoot|TestGone' .", "TestGone"},
-		{"go test -run 'TestRoot$/a|b' .", ""},
+		{"go test -run TestRoot/denied .", ""},
+		{"go test -run TestRoot/late .", ""},
+		{"go test -run 'TestRoot$/denied|gone' .", "no case of storetest matches gone"},
+		{"go test -run xxx -bench Take/gone .", ""},
 		{"go test -run TestX .", "TestX"},
 		{"go test -run TestX ./internal/x", ""},
 		{"go test -run TestSub ./internal/x", "TestSub"},
@@ -152,8 +157,9 @@ func parseCommand(place, folder, arguments string) testCommand {
 }
 
 // check returns an error if the command runs nothing. Every alternative of -run
-// and of -bench must match, up to the first slash, which begins the names of
-// subtests. With -bench, a -run that matches nothing turns the tests off.
+// and of -bench must match, and so must every alternative of the subtests that
+// -run names after a slash. With -bench, a -run that matches nothing turns the
+// tests off.
 func (c testCommand) check(fsys fs.FS) error {
 	names, err := c.names(fsys)
 	if err != nil {
@@ -165,7 +171,35 @@ func (c testCommand) check(fsys fs.FS) error {
 	if c.bench != "" {
 		return c.matches(c.bench, "Benchmark", names)
 	}
+	if _, subtests, found := strings.Cut(c.run, "/"); found {
+		if err := c.checkCases(fsys, subtests); err != nil {
+			return err
+		}
+	}
 	return c.matches(c.run, "Test|Example|Fuzz", names)
+}
+
+// caseName matches the name of a case in storetest/cases.go.
+var caseName = regexp.MustCompile(`(?m)^\t\tname:\s+"(.+)"`)
+
+// checkCases checks that each alternative of a pattern matches a case of the
+// conformance suite.
+func (c testCommand) checkCases(fsys fs.FS, pattern string) error {
+	text, err := fs.ReadFile(fsys, "storetest/cases.go")
+	if err != nil {
+		return err
+	}
+	cases := caseName.FindAllStringSubmatch(string(text), -1)
+	for _, alternative := range strings.Split(pattern, "|") {
+		re, err := regexp.Compile(alternative)
+		if err != nil {
+			return fmt.Errorf("%s: %v", c.place, err)
+		}
+		if !slices.ContainsFunc(cases, func(m []string) bool { return re.MatchString(m[1]) }) {
+			return fmt.Errorf("%s: no case of storetest matches %s", c.place, alternative)
+		}
+	}
+	return nil
 }
 
 // matches checks that each alternative of a pattern matches a name that begins
