@@ -16,15 +16,19 @@ import (
 	"github.com/stretchr/testify/require"
 
 	. "github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/ratelimittest"
 )
 
 // httpKey is the default key of httpRequest.
 const httpKey = "192.0.2.1"
 
-// httpLimiter makes a limiter in a registry and on a memory store of the test.
+// httpLimiter makes a limiter of the test that logs nothing, unless opts has a logger.
 func httpLimiter(t testing.TB, opts Options) *Limiter {
 	t.Helper()
-	return httpLimiterNamed(t, t.Name(), opts)
+	if opts.Logger == nil {
+		opts.Logger = quietly
+	}
+	return ratelimittest.New(t, opts)
 }
 
 // httpLimiterNamed makes a limiter as httpLimiter does, under a name.

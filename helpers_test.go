@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	. "github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/ratelimittest"
 )
 
 // ctx is for calls that nothing cancels.
@@ -57,15 +58,7 @@ func memory(t *testing.T, name string) *MemoryStore {
 }
 
 // limiter makes a limiter that is gone, with its counters, when the test ends.
-func limiter(t *testing.T, limits ...Limit) *Limiter {
-	var reg Registry
-	l := Must(reg.New(t.Name(), quiet(limits...)))
-	t.Cleanup(func() {
-		l.Close()
-		Memory(t.Name()).Close()
-	})
-	return l
-}
+func limiter(t *testing.T, limits ...Limit) *Limiter { return ratelimittest.New(t, quiet(limits...)) }
 
 // decide takes n units from a limiter. An error ends the test.
 func decide(t *testing.T, l *Limiter, key string, n int64) Decision {
@@ -114,8 +107,12 @@ func counted(t *testing.T, s *MemoryStore, key string, limit Limit) (Decision, s
 	return d, log.String()
 }
 
-// goroutines returns the number of goroutines.
-func goroutines() int { return runtime.NumGoroutine() }
+// goroutines returns the number of goroutines, without those of the runtime, of which
+// runtime.NumGoroutine counts some at times.
+func goroutines() int {
+	buf := make([]byte, 1<<20)
+	return bytes.Count(buf[:runtime.Stack(buf, true)], []byte("\ngoroutine ")) + 1
+}
 
 // allocations returns the number of allocations that a call of f makes, and
 // their bytes. It is the least average of several rounds: what other goroutines
