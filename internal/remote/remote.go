@@ -232,8 +232,8 @@ func (r *Remote) Close() {
 func (r *Remote) finish() {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
-	if r.breaker.Ready(clock.Now()) {
-		r.settleKeys(ctx, r.near.OwingKeys(clock.Now()))
+	if debtors := r.near.OwingKeys(clock.Now()); len(debtors) > 0 && r.answers(ctx, debtors[0]) {
+		r.settleKeys(ctx, debtors)
 	}
 	r.endLeases(ctx)
 }

@@ -103,16 +103,24 @@ func (r *Remote) settleAll(first string) {
 		if first != "" {
 			debtors = append([]string{first}, debtors...)
 		}
-		if len(debtors) > 0 && o.breaker.Open() {
-			err := o.look(o.closing, debtors[0], o.limits.Load(), o.until(clock.Now()))
-			if err != nil && o.fault(err) != engine.Key {
-				return
-			}
+		if len(debtors) > 0 && !o.answers(o.closing, debtors[0]) {
+			return
 		}
 		if complete := o.settleKeys(o.closing, debtors); !complete || len(debtors) == 0 {
 			o.settleNot.Store(clock.Now() + settlePause)
 		}
 	})
+}
+
+// answers reports whether the store can be sent what it is owed. While the breaker is
+// open that is found out with a look: it allows one call, and several goroutines that
+// settle would be refused but for one.
+func (r *Remote) answers(ctx context.Context, key string) bool {
+	if !r.breaker.Open() {
+		return true
+	}
+	err := r.look(ctx, key, r.limits.Load(), r.until(clock.Now()))
+	return err == nil || r.fault(err) == engine.Key
 }
 
 // settleKeys sends the store what is owed for these keys, and waits for it. It
