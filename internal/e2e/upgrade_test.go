@@ -1,0 +1,150 @@
+package e2e_test
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ratelimit-go/ratelimit/internal/redistest"
+)
+
+// before is the version that this one is run beside: the last one before the packages
+// of internal were cut.
+const before = "680219c1f6ea"
+
+// versions are programs of testdata/upgrade, of that version and of this one.
+func versions(t *testing.T) (old, new string) {
+	t.Helper()
+	root, err := filepath.Abs("../..")
+	require.NoError(t, err)
+	source, err := filepath.Abs("testdata/upgrade/main.go.txt")
+	require.NoError(t, err)
+	dir := t.TempDir()
+	archive := exec.Command("git", "-C", root, "archive", before)
+	tar, err := archive.Output()
+	if err != nil {
+		if os.Getenv("RATELIMIT_REQUIRE_UPGRADE") != "" {
+			t.Fatalf("git archive %s: %v", before, err)
+		}
+		t.Skipf("the version %s is not in this checkout: clone it with its history", before)
+	}
+	unpack := exec.Command("tar", "-x", "-C", dir)
+	unpack.Stdin = bytes.NewReader(tar)
+	require.NoError(t, unpack.Run())
+	build := func(module, name string) string {
+		overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{filepath.Join(module, "cmd", "upgrade", "main.go"): source}})
+		require.NoError(t, err)
+		file, binary := filepath.Join(dir, name+".json"), filepath.Join(dir, name)
+		require.NoError(t, os.WriteFile(file, overlay, 0o600))
+		cmd := exec.Command("go", "build", "-overlay", file, "-o", binary, "./cmd/upgrade")
+		cmd.Dir = module
+		out, err := cmd.CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		return binary
+	}
+	return build(dir, "old"), build(root, "new")
+}
+
+// counting is a running program.
+type counting struct {
+	t     *testing.T
+	cmd   *exec.Cmd
+	in    io.WriteCloser
+	lines *bufio.Scanner
+}
+
+func startCounting(t *testing.T, program, kind, where string, limits []string) *counting {
+	t.Helper()
+	c := &counting{t: t, cmd: exec.Command(program, append([]string{kind, where}, limits...)...)}
+	c.cmd.Stderr = os.Stderr
+	var err error
+	c.in, err = c.cmd.StdinPipe()
+	require.NoError(t, err)
+	out, err := c.cmd.StdoutPipe()
+	require.NoError(t, err)
+	c.lines = bufio.NewScanner(out)
+	require.NoError(t, c.cmd.Start())
+	t.Cleanup(func() { c.cmd.Process.Kill(); c.cmd.Wait() })
+	require.Equal(t, "ready", c.line())
+	return c
+}
+
+func (c *counting) line() string {
+	c.t.Helper()
+	require.True(c.t, c.lines.Scan(), "the program has ended")
+	return c.lines.Text()
+}
+
+func (c *counting) do(what, key string, n int64) string {
+	c.t.Helper()
+	fmt.Fprintln(c.in, what, key, n)
+	return c.line()
+}
+
+func (c *counting) end() {
+	c.t.Helper()
+	c.in.Close()
+	require.NoError(c.t, c.cmd.Wait())
+}
+
+// upgraded are the limits of the programs. Their windows do not end during a test.
+var upgraded = [][]string{
+	{"20/1000h fixed"}, {"20/1000h sliding"}, {"20/1000h bucket burst=15"},
+	{"20/1000h fixed", "15/500h sliding", "20/700h bucket burst=18"},
+}
+
+// TestTwoVersionsShareCountersAtRedis has two versions count for the same keys on one
+// server, in turn and at random. Each answers as one limiter would.
+func TestTwoVersionsShareCountersAtRedis(t *testing.T) {
+	old, new := versions(t)
+	for _, limits := range upgraded {
+		server := redistest.Start(t)
+		memory := filepath.Join(t.TempDir(), "control")
+		one := []*counting{startCounting(t, old, "redis", server.Addr, limits), startCounting(t, new, "redis", server.Addr, limits)}
+		control := startCounting(t, new, "memory", memory, limits)
+		r := rand.New(rand.NewPCG(1, 2))
+		for i := range 600 {
+			what := []string{"take", "take", "take", "take", "refund", "reset"}[r.IntN(6)]
+			if what == "reset" && r.IntN(5) > 0 {
+				what = "take"
+			}
+			key, n := []string{"a", "192.0.2.1", "2001:db8::/64", strings.Repeat("long", 60), "{b}%20"}[r.IntN(5)], r.Int64N(4)
+			version := r.IntN(2)
+			require.Equal(t, control.do(what, key, n), one[version].do(what, key, n), "%v, operation %d, version %d: %s %s %d", limits, i, version, what, key, n)
+		}
+		for _, c := range append(one, control) {
+			c.end()
+		}
+	}
+}
+
+// TestTwoVersionsReadOneSnapshotFile has versions that take turns with a file, forwards
+// and backwards. None finds more or less than the one before it has left.
+func TestTwoVersionsReadOneSnapshotFile(t *testing.T) {
+	old, new := versions(t)
+	for _, limits := range upgraded {
+		dir := t.TempDir()
+		file, controlFile := filepath.Join(dir, "counters"), filepath.Join(dir, "control")
+		control := startCounting(t, new, "memory", controlFile, limits)
+		r := rand.New(rand.NewPCG(3, 4))
+		for turn, version := range []string{old, new, old, new, new, old} {
+			c := startCounting(t, version, "memory", file, limits)
+			for range 100 {
+				key, n := fmt.Sprint("key", r.IntN(50)), r.Int64N(4)
+				require.Equal(t, control.do("take", key, n), c.do("take", key, n), "%v, turn %d: take %s %d", limits, turn, key, n)
+			}
+			c.end()
+		}
+		control.end()
+	}
+}
