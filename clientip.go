@@ -19,8 +19,8 @@ import (
 // as translated by NAT64 (RFC 6052), is that IPv4 address; zones and ports are ignored.
 //
 // The zero ClientIP trusts the connection alone. Behind a proxy that is the proxy's
-// address: set TrustedProxies, or TrustedHops if its addresses change. docs/keys.md
-// has what to set behind which proxy.
+// address: set TrustedProxies, or TrustedHops if its addresses change. See docs/keys.md
+// for the settings behind each proxy.
 type ClientIP struct {
 	// TrustedProxies are the networks of one's own proxies. Where the
 	// connection comes from one of them, Header is read from the right, skipping
@@ -33,8 +33,8 @@ type ClientIP struct {
 	// A network of all addresses is refused: it would trust everybody.
 	TrustedProxies []netip.Prefix
 
-	// TrustedHops is for proxies whose addresses change, as those of a CDN and a load
-	// balancer do. It is how many of them are in front, at most 32: 1 for a load
+	// TrustedHops is for proxies whose addresses change, such as a CDN and a load
+	// balancer. It is how many of them are in front, at most 32: 1 for a load
 	// balancer alone, 2 for a CDN before it. The client is then the one that the first
 	// of them has named: that many members from the right of Header. (A proxy that adds
 	// two members counts as two, see docs/keys.md.) If there are fewer, or that one
@@ -52,11 +52,11 @@ type ClientIP struct {
 	// overwrite them, or a client could write them. Those that are known are in
 	// docs/keys.md, among them X-Real-IP, CF-Connecting-IP, True-Client-IP and
 	// CloudFront-Viewer-Address. Others are refused, because a field that looks like
-	// an address can hold something else.
+	// an address can have another format.
 	Header string
 
-	IPv4Prefix int // bits that tell clients apart, at least 8; 0 means 32
-	IPv6Prefix int // bits that tell clients apart, at least 16; 0 means 64
+	IPv4Prefix int // bits of the address that are in the key, at least 8; 0 means 32
+	IPv6Prefix int // bits of the address that are in the key, at least 16; 0 means 64
 }
 
 // Key is a [KeyFunc]: it returns the client's address or network as text. Its error

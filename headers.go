@@ -21,10 +21,10 @@ import (
 // should not be announced as 61 seconds. Retry-After is always rounded up. Zero means
 // HeadersDraft10.
 //
-// If a handler adds the same fields, as a reverse proxy adds its upstream's, those of
+// If a handler adds the same fields, as a reverse proxy adds its upstream's, fields of
 // draft 10 are one list with the limiter's. An upstream that writes RateLimit in an
-// older form makes that list unreadable: let the proxy remove the field. Of the older
-// styles, which have no lists, the set with the least remaining is sent.
+// older form makes that list unreadable: let the proxy remove the field. The older
+// styles have no lists, so the set with the least remaining is sent.
 //
 // Scripts of other origins see the fields only if the response also has
 // Access-Control-Expose-Headers with their names, which is CORS middleware's to say.
@@ -69,7 +69,7 @@ const (
 	HeadersNone
 )
 
-// olderStyles are those that show the binding limit alone.
+// olderStyles show the binding limit alone.
 const olderStyles = HeadersDraft7 | HeadersDraft6 | HeadersLegacy
 
 func (h Headers) validate() error {
@@ -269,7 +269,7 @@ func settleFields(h http.Header, own Headers) {
 }
 
 // remainingIn reads what remains from a field of an older style: from draft 7's
-// RateLimit, or from a field that has nothing else. Whatever it cannot read is no
+// RateLimit, or from a field that is only a number. Whatever it cannot read is no
 // limit.
 func remainingIn(value string) int64 {
 	if _, after, ok := strings.Cut(value, "remaining="); ok {

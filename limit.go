@@ -50,7 +50,7 @@ const (
 // counts reports whether a store counts under the limit.
 func (l Limit) counts() bool { return l.rule.Kind < kindDeny }
 
-// counted returns those of the limits under which a store counts.
+// counted returns the limits under which a store counts.
 func counted(limits []Limit) (counted []Limit) {
 	for _, l := range limits {
 		if l.counts() {

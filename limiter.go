@@ -16,9 +16,10 @@ import (
 )
 
 // Limiter is a named set of limits over one space of keys, counted in one store.
-// Make one for each thing that is to be limited, at start, with [New]; mount it
-// on as many routes as are to share it. All methods may be called from any
-// number of goroutines.
+// Make one for each thing that must be limited, at start, with [New]; mount it
+// on all routes that share it. A tenant, a user or an address is a key and
+// not a limiter: a limiter has tables and a store of its own, and the store stays
+// after Close. All methods may be called from any number of goroutines.
 type Limiter struct {
 	name   string
 	opts   Options // with its defaults filled in
@@ -110,7 +111,8 @@ func (l *Limiter) Limits() []Limit { return slices.Clone(l.policy.Load().given) 
 // what was counted under limits whose algorithm and window stay the same: raising
 // N or the burst is in effect at once, and lowering it leaves at least 0. Where an
 // error is returned, nothing has changed: where the limits are refused as by [New],
-// or the limiter has been closed, or replaced by a [Reload].
+// or the limiter has been closed, or replaced by a [Reload]. Other processes keep their
+// limits: call it in each of them.
 func (l *Limiter) SetLimits(limits ...Limit) error {
 	if l.closed.Load() {
 		return l.wrap(ErrClosed)
@@ -186,8 +188,8 @@ func (l *Limiter) TakeN(ctx context.Context, key string, n int64) (d Decision, e
 // TakeLimits is [Limiter.TakeN] under other limits than [Limiter.Limits], for plans
 // and tiers outside of HTTP: what Options.LimitsFor does for requests. No limits means
 // Limiter.Limits. Everything that TakeN has for a store outside of this process goes
-// for it too, and Reset forgets its counters. As with LimitsFor, choose the limits by
-// who the key is and not by what it asks for. A limit that is not valid is an error.
+// for it too, and Reset forgets its counters. As with LimitsFor, choose the limits
+// by the client and not by the request. A limit that is not valid is an error.
 func (l *Limiter) TakeLimits(ctx context.Context, key string, n int64, limits ...Limit) (d Decision, err error) {
 	if n < 0 {
 		return d, l.negative(n)
@@ -209,7 +211,7 @@ func (l *Limiter) TakeLimits(ctx context.Context, key string, n int64, limits ..
 // and where [Limiter.TakeN] has one.
 //
 // A store of another make, or a wrapper, is asked for fewer units until they fit, with
-// its Take: what is granted has fitted at one instant, but more may have come to fit
+// its Take: what is granted has fitted at one instant, but more may have been free
 // between these calls. While a store fails, [FailOpen] grants n.
 func (l *Limiter) TakeUpTo(ctx context.Context, key string, n int64) (granted int64, d Decision, err error) {
 	if n < 1 {

@@ -57,7 +57,9 @@ type Options struct {
 	Skip func(*http.Request) bool
 
 	// SkipPreflight exempts CORS preflights: OPTIONS requests with an Origin and an
-	// Access-Control-Request-Method. Browsers send them on their own account.
+	// Access-Control-Request-Method. Browsers send them on their own account. Put CORS
+	// middleware around the limiter: scripts of other origins can then read denials,
+	// and preflights are answered before they are counted.
 	SkipPreflight bool
 
 	// Count says whether a request counts, by the status of its response: for

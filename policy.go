@@ -21,7 +21,7 @@ import (
 // header fields and problem details. It does not change.
 type policy struct {
 	given    []Limit        // as the limiter got them
-	limits   []Limit        // those of them that the store counts; none if always is set
+	limits   []Limit        // the limits that the store counts; none if always is set
 	always   *Limit         // Unlimited or Deny, if it decides alone
 	under    *engine.Limits // the same limits, for an engine
 	plan     bool           // made of what Options.LimitsFor returned

@@ -89,8 +89,8 @@ var isSuccessField = func() map[string]bool {
 }()
 
 // allowsCaching reports whether a field of this name can allow a cache to store the
-// response, besides what Cache-Control says, or against it: those of RFC 9213 are named
-// "*-Cache-Control", and the others are of caches that came before it.
+// response, in addition to Cache-Control or against it. Fields of RFC 9213 are named
+// "*-Cache-Control"; the others belong to caches that came before it.
 func allowsCaching(name string) bool {
 	switch name {
 	case "Expires", "Surrogate-Control", "X-Accel-Expires", "Edge-Control":
@@ -209,7 +209,7 @@ func (x *watchedResponse) sendsBody() {
 }
 
 // failureProblem is a refusal that is no denial as problem details of RFC 9457, which
-// has the type "about:blank" for those that say no more than their status.
+// has the type "about:blank" for problems that say no more than their status.
 func failureProblem(status int) []byte {
 	return fmt.Appendf(nil, `{"type":"about:blank","title":"%s","status":%d}`, http.StatusText(status), status)
 }

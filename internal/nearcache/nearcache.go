@@ -360,7 +360,7 @@ func (c *Cache) Take(key string, n, now int64, limits []rule.Limit, answers []ru
 }
 
 // TakeUpTo is Take for as many of n > 0 units as fit. It returns how many were taken; if
-// there are none, the answers are those of a denial of one unit.
+// none fits, the answers are for a denial of one unit.
 func (c *Cache) TakeUpTo(key string, n, now int64, limits []rule.Limit, answers []rule.Answer, owed bool) (taken, at int64) {
 	p := c.at(key)
 	p.mu.Lock()

@@ -39,8 +39,9 @@ func (g *group) accepts(c *call) bool {
 	return f.op == take && c.op == take && f.units == c.units && f.set == c.set && !f.upTo && !c.upTo
 }
 
-// cost and callers are those of the group's take. Units of which as many are wanted as
-// fit are as many callers of one unit each: the script admits those that fit.
+// cost and takers are the units of each caller and the number of callers that the
+// script is given. A caller that wants as many units as fit is given as that many
+// callers of one unit each: the script admits as many of them as fit.
 func (g *group) cost() int64 { return g.first().asked() }
 
 func (g *group) takers() int64 {

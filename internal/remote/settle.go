@@ -113,8 +113,8 @@ func (r *Remote) settleAll(first string) {
 }
 
 // answers reports whether the store can be sent what it is owed. While the breaker is
-// open that is found out with a look: it allows one call, and several goroutines that
-// settle would be refused but for one.
+// open that is found out with a look: it allows one call, so all but
+// one of several goroutines that settle would be refused.
 func (r *Remote) answers(ctx context.Context, key string) bool {
 	if !r.breaker.Open() {
 		return true

@@ -122,7 +122,7 @@ func (t *Table) TakeAt(h Hash, n, now int64, limits []rule.Limit, answers []rule
 }
 
 // TakeUpToAt is TakeAt for as many of n > 0 units as fit. It returns how many were
-// taken; if there are none, the answers are those of a denial of one unit.
+// taken; if none fits, the answers are for a denial of one unit.
 func (t *Table) TakeUpToAt(h Hash, n, now int64, limits []rule.Limit, answers []rule.Answer, after []rule.State) (taken, at int64) {
 	var d decision
 	h.fill(&d.ids, limits)
