@@ -14,8 +14,8 @@ import (
 type Decision struct {
 	Allowed bool
 
-	// Limit is the one that binds: of the limits that denied, the one that denies
-	// for the longest; if none did, the one with the least remaining.
+	// Limit is the limit that binds: among the limits that denied, the one that
+	// denies for the longest; if none denied, the one with the least remaining.
 	Limit Limit
 
 	// Remaining is what Limit still allows now: under [Unlimited] 999,999,999,999,999,
@@ -85,8 +85,8 @@ func (d Decision) MarshalJSON() ([]byte, error) {
 	return json.Marshal(form)
 }
 
-// bound is a decision in its smallest form: the limit that binds, and how the key
-// stands under it.
+// bound is a decision in its smallest form: the limit that binds, and the result
+// under it.
 type bound struct {
 	policy     *policy
 	remaining  int64 // this and the next two are of the limit that binds
@@ -104,8 +104,8 @@ func (b *bound) decision() Decision {
 	return Decision{b.allowed(), *b.limit(), b.remaining, b.resetAfter, b.retryAfter, b.source}
 }
 
-// binding returns the index of the limit that binds: of those that denied, the one
-// that denies for the longest; if none did, the one with the least remaining.
+// binding returns the index of the limit that binds: among the limits that denied, the
+// one that denies for the longest; if none denied, the one with the least remaining.
 func binding(results []Result) int {
 	binding := 0
 	for i := 1; i < len(results); i++ {

@@ -11,7 +11,7 @@ import (
 )
 
 // This file has what a user sees of a store that fails: what a limiter does about
-// it, and what becomes of errors. How a store classifies its errors is in store.go,
+// it, and which errors it returns. How a store classifies its errors is in store.go,
 // and the code that acts on it, with timeout, breaker and fallback, in internal/remote.
 
 // FailurePolicy says how requests are answered while a store fails.
@@ -19,11 +19,11 @@ type FailurePolicy uint8
 
 const (
 	// FallbackLocal decides in this process, from what it last knew of each key. A
-	// blocked key stays blocked, and a half-used one half used. Keys of which this
-	// process knows nothing start from zero, so for those n processes may admit up
-	// to n times the limit. What was admitted is charged to the store when it
-	// answers again. If the store comes back without its counters, its keys start
-	// from zero.
+	// blocked key stays blocked, and a half-used key stays half used. Keys that this
+	// process does not know start from zero, so n processes together may admit up to
+	// n times the limit for such a key. What was admitted is charged to the store
+	// when it answers again. If the store returns without its counters, its keys
+	// start from zero.
 	FallbackLocal FailurePolicy = iota
 	// FailOpen admits every request. Header fields then show what would be left of a
 	// whole limit.
@@ -88,7 +88,7 @@ func publicError(err error) error {
 	case redisstore.Backend:
 		public = &RedisError{Unsent: e.Fault != engine.Unknown, cause: e}
 	case redisstore.Closed:
-		public = ErrStoreClosed
+		public = fmt.Errorf("%w: make a new one with NewRedisStore", ErrStoreClosed)
 	case redisstore.Claimed:
 		public = fmt.Errorf("%w: it is %q; give each limiter a prefix of its own", ErrPrefixClaimed, e.Other)
 	}

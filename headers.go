@@ -13,9 +13,8 @@ import (
 	"time"
 )
 
-// Headers selects the response header fields that tell clients about their
-// limits. Styles can be combined with |; where two write the same field, the
-// newest does. The draft that became each style is in its name, because the
+// Headers selects the response header fields that show clients their limits. Styles
+// can be combined with |; if two write the same field, the newest does. The draft that became each style is in its name, because the
 // draft still changes. Times are whole seconds, rounded up, except that a rest of up
 // to 2 ms is dropped: stores count in their own resolution, and a window of a minute
 // should not be announced as 61 seconds. Retry-After is always rounded up. Zero means
@@ -37,13 +36,13 @@ const (
 	//	RateLimit-Policy: "login";q=5;w=3600
 	//	RateLimit: "login";r=4;t=3600
 	//
-	// t is the time until r grows. A token bucket is told by its rate, so that r
-	// can be above q by what it allows in a burst.
+	// t is the time until r grows. For a token bucket q and w are its rate, so r can
+	// be above q by its burst.
 	HeadersDraft10 Headers = 1 << iota
 
-	// HeadersDraft7 is draft 7 of the same. RateLimit tells of the binding limit
-	// alone, as in the styles below: of all limiters on a request, that which
-	// denied, or that with the least remaining. reset is the time until it is whole.
+	// HeadersDraft7 is draft 7 of the same. RateLimit shows the binding limit alone,
+	// as in the styles below: among all limiters on a request, the one that denied,
+	// otherwise the one with the least remaining. reset is the time until it is whole.
 	//
 	//	RateLimit-Policy: 5;w=3600
 	//	RateLimit: limit=5, remaining=4, reset=3600
@@ -282,8 +281,8 @@ func remainingIn(value string) int64 {
 	return n
 }
 
-// partitionParam is the parameter pk of draft 10: it distinguishes two keys and
-// shows nothing else, being the first 128 bits of an HMAC.
+// partitionParam is the parameter pk of draft 10: the first 128 bits of an HMAC, which
+// distinguish two keys and show nothing of them.
 func partitionParam(secret []byte, limiter, key string) string {
 	if len(secret) == 0 {
 		return ""

@@ -9,8 +9,9 @@ import (
 	"strings"
 )
 
-// KeyFunc tells who is being limited by a request. Requests with the same key
-// share counters. It may be called from any number of goroutines.
+// KeyFunc returns the key of a request: the client, user or route that is limited.
+// Requests with the same key share counters. It may be called from any number of
+// goroutines.
 //
 // A request that cannot be attributed gets an error: [ErrNoKey], or one that
 // wraps it, is answered with 400; so is an empty key. [ErrExempt] lets the request
@@ -19,11 +20,11 @@ import (
 type KeyFunc func(*http.Request) (string, error)
 
 var (
-	// ErrNoKey means that there is nothing to tell the client by: it is refused,
-	// and neither let through nor put into one bucket with all others.
+	// ErrNoKey means that a request cannot be attributed to a client. The request is
+	// refused. It is not let through, and does not share a bucket with all others.
 	ErrNoKey = errors.New("ratelimit: the request has no key")
 
-	// ErrExempt is returned by a KeyFunc for a request that is not to be limited.
+	// ErrExempt is returned by a KeyFunc for a request that must not be limited.
 	ErrExempt = errors.New("ratelimit: the request is exempt")
 )
 
@@ -101,7 +102,7 @@ func CookieKey(name string) KeyFunc {
 // can spell in endless ways. It works in handlers that are registered with the mux;
 // around the mux, where no pattern is known yet, it returns an error.
 //
-// A pattern for a whole subtree, such as "/api/" or "/api/{rest...}", can be that of
+// A pattern for a whole subtree, such as "/api/" or "/api/{rest...}", can lead to
 // another router, whose routes would all share a key. So it is an error, unless the
 // path is the subtree's own, or the limiter's handler is registered with the mux itself
 // or through functions of net/http such as [http.StripPrefix]. Routers that set
@@ -136,7 +137,7 @@ func StaticKey(s string) KeyFunc {
 	}
 }
 
-// JoinKeys makes a key of the keys of all fns, for limits per route and user, say.
+// JoinKeys makes a key of the keys of all fns, for example per route and user.
 // No two lists of keys give the same: ("a,b", "c") is `a\,b,c` and ("a", "b,c") is
 // `a,b\,c`. The first error of fns is the error; [ErrExempt] exempts.
 //
@@ -169,8 +170,8 @@ func JoinKeys(fns ...KeyFunc) KeyFunc {
 	}
 }
 
-// FirstKey takes the key of the first of fns that has one: an API key, else the
-// address. The key says which of them it is from, so that an API key that reads like
+// FirstKey takes the key of the first of fns that has one: an API key, or otherwise
+// the address. The key says which of them it is from, so that an API key that reads like
 // an address is not that address: as "name=…" for functions with a name (see
 // [NamedKey]), and otherwise by its position, as "0=…" or "1=…". Errors other than
 // [ErrNoKey] are not passed over.

@@ -21,9 +21,9 @@ import (
 // to 999,999,999,999,999 (the largest Integer of a header field, RFC 9651), windows
 // from 1 ms to 50 years.
 //
-// The algorithm and the window are a counter's identity: under another window or
-// algorithm a key starts afresh. N and the burst are not: they can change while a
-// key's counter stands, and what was counted stays counted.
+// The algorithm and the window identify a counter: under another window or algorithm a
+// key starts from zero. N and the burst do not: they can change while a key is being
+// counted, and what was counted stays counted.
 type Limit struct {
 	rule rule.Limit
 	name string
@@ -77,8 +77,8 @@ func FixedWindow(n int64, window time.Duration) Limit {
 }
 
 // SlidingWindow allows n units per window as estimated from two counters: all
-// units of the current window, and those of the window before weighted by how
-// much of it a window that ends now still covers. Windows follow each other from
+// units of the current window, and the units of the window before, weighted by the
+// part of it that a window ending now still covers. Windows follow each other from
 // the key's first request on. The weighted part is rounded down, so that requests
 // just over window/n apart always fit.
 //
@@ -247,7 +247,7 @@ func parseUnits(s string) (int64, error) {
 	return n, nil
 }
 
-// cutSpace returns what stands before the first run of white space, and behind it.
+// cutSpace returns the text before the first run of white space, and the text after it.
 func cutSpace(s string) (word, rest string) {
 	s = strings.TrimSpace(s)
 	i := strings.IndexFunc(s, unicode.IsSpace)
@@ -338,7 +338,7 @@ func (l Limit) validate() error {
 	return validateName("its name", l.name, true)
 }
 
-// validateName keeps names printable: they stand in header fields, logs and keys.
+// validateName keeps names printable: they are written to header fields, logs and keys.
 func validateName(what, name string, mayBeEmpty bool) error {
 	switch {
 	case name == "" && mayBeEmpty:
@@ -364,5 +364,5 @@ func validateSecret(what string, secret []byte) error {
 	return nil
 }
 
-// maxName keeps a name short enough to stand in every response.
+// maxName keeps a name short enough for every response.
 const maxName = 128

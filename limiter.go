@@ -17,7 +17,7 @@ import (
 
 // Limiter is a named set of limits over one space of keys, counted in one store.
 // Make one for each thing that must be limited, at start, with [New]; mount it
-// on all routes that share it. A tenant, a user or an address is a key and
+// on all routes that share it. A customer, a user or an address is a key and
 // not a limiter: a limiter has tables and a store of its own, and the store stays
 // after Close. All methods may be called from any number of goroutines.
 type Limiter struct {
@@ -172,7 +172,7 @@ func (l *Limiter) Take(ctx context.Context, key string) (d Decision, err error) 
 
 // TakeN takes n units of key under every limit, or under none. A denial is a
 // Decision, not an error. n of 0 looks without taking and is always allowed:
-// Remaining tells what is left. It is an error if n is negative, key is empty
+// Remaining is what is left. (Under [Deny] a look is denied.) It is an error if n is negative, key is empty
 // ([ErrNoKey]), ctx is done, the limiter is closed ([ErrClosed]) or the store
 // fails; then nothing was decided, and the Decision is zero. The limits are those
 // of [Limiter.Limits]: Options.LimitsFor is for requests, and TakeLimits has the same
@@ -270,7 +270,7 @@ func (l *Limiter) negative(n int64) error {
 	return fmt.Errorf("ratelimit: limiter %q: cannot take %d units: want 0 or more; Refund gives units back", l.name, n)
 }
 
-// takeInto fills in the Decision where it is to be: it is large to pass around.
+// takeInto fills in the caller's Decision in place, because it is large to copy.
 func (l *Limiter) takeInto(d *Decision, ctx context.Context, key string, n int64) error {
 	p := l.policy.Load()
 	if l.memory == nil || len(p.limits) != 1 {
@@ -381,13 +381,13 @@ func (l *Limiter) Refund(ctx context.Context, key string, n int64) error {
 	return err
 }
 
-// Reset forgets what is counted for key, under the present limits and under
-// those that this limiter has used before: it unblocks a user. The key is one
+// Reset forgets what is counted for key, under the present limits and under all
+// limits that this limiter has used before: it unblocks a user. The key is one
 // that Options.Key makes, to the letter: for IPv6 "2001:db8:1:2::/64", and from
 // FirstKey with its mark, "1=203.0.113.7". It is an error if key is empty, ctx
 // is done, the limiter is closed or the store fails, but none if nothing was
-// counted. A [RemoteStore] is given 5 seconds, unless ctx ends before; where it
-// fails, the key has been forgotten in this process alone.
+// counted. It waits for a [RemoteStore] for at most 5 seconds, or until ctx ends. If
+// the store fails, the key has been forgotten in this process alone.
 //
 // A limiter remembers 1,024 algorithms and windows that it has used, by
 // SetLimits or Options.LimitsFor. If there were more, Reset forgets what is

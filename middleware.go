@@ -254,14 +254,14 @@ func (l *Limiter) subject(r *http.Request) (key string, p *policy, err error) {
 	return key, l.policy.Load(), nil
 }
 
-// Standing is how a request's key stands under one of its limits.
+// Standing is the state of a request's key under one of its limits.
 type Standing struct {
 	Name  string // the policy name, as in the header fields
 	Limit Limit
 	Result
 }
 
-// Look returns how r's key stands under each limit that holds for r, without taking
+// Look returns the state of r's key under each limit that holds for r, without taking
 // anything or answering: for a page that shows callers what they have left. It
 // applies Options.Key and LimitsFor, and returns their errors, among them [ErrNoKey]
 // and [ErrExempt]; Options.Skip plays no part.

@@ -33,17 +33,20 @@ type Options struct {
 	// the server is far away, and up to 16 while it hangs.
 	Redis redis.UniversalClient
 
-	// Key tells who is being limited. Nil means ClientIP{}.Key.
+	// Key returns the key of a request, which is what is limited. Nil means
+	// ClientIP{}.Key.
 	Key KeyFunc
 
 	// LimitsFor gives a request other limits than Limits, for plans and tiers. Nil
 	// or an empty result means Limits; [Unlimited] and [Deny] are plans without a
-	// number. Outside of HTTP, [Limiter.TakeLimits] has the same. A counter belongs to a key, an algorithm
-	// and a window, so plans that differ only in their numbers share counters: a
-	// customer who upgrades keeps what was counted. Choose by who the client is and
-	// not by what it asks for: a bucket is refilled at the rate of the request that
-	// comes upon it, and a cheap route with a fast one would fill the bucket for a
-	// dear route. Give routes windows of their own instead, or limiters.
+	// number. Outside of HTTP, [Limiter.TakeLimits] has the same.
+	//
+	// A counter belongs to a key, an algorithm and a window, so plans that differ
+	// only in their numbers share counters: a customer who upgrades keeps what was
+	// counted. Choose the plan by the client and not by the request. A bucket is
+	// refilled at the rate of the request that asks it, so a route with a fast plan
+	// would refill the bucket for a route with a slow one. Give routes windows or
+	// limiters of their own instead.
 	//
 	// Results are checked like Limits; one that is not valid is answered with 500
 	// and logged.
@@ -81,7 +84,7 @@ type Options struct {
 	Headers Headers
 
 	// PartitionSecret adds the parameter pk to the fields of draft 10, a keyed
-	// hash of the request's key, so that a client can tell its partitions apart.
+	// hash of the request's key, so that a client can distinguish its partitions.
 	// Empty means none. It should be random, at least 16 bytes, and the same in
 	// all processes.
 	PartitionSecret []byte
@@ -106,8 +109,8 @@ type Options struct {
 	Failed func(w http.ResponseWriter, r *http.Request, status int, err error)
 
 	// Shadow decides and reports, but never denies: for a limit that is being
-	// tried out. [DecisionFrom] has what would have been decided, and so have the
-	// log, at most once a minute, and [Limiter.Stats]. Header fields are sent only
+	// tried out. [DecisionFrom] returns the decision that would have been made. The
+	// log, at most once a minute, and [Limiter.Stats] have the number of denials. Header fields are sent only
 	// if Headers is set. A limiter in Shadow still counts. Take is not changed by
 	// it: what it returns is for the caller to act on.
 	Shadow bool
@@ -117,15 +120,16 @@ type Options struct {
 	// also for a Redis client that was made without ContextTimeoutEnabled.
 	Timeout time.Duration
 
-	// OnFailure says what becomes of requests while a [RemoteStore], such as a
+	// OnFailure says how requests are answered while a [RemoteStore], such as a
 	// [RedisStore], fails. Zero means [FallbackLocal]. Like the other options for a
-	// RemoteStore, it has no part in counting in memory.
+	// RemoteStore, it has no effect on counting in memory.
 	OnFailure FailurePolicy
 
-	// DenyRecheck is how long a key that a RemoteStore has denied is denied here without
-	// asking again. A Reset, a Refund or a raised limit in another process is felt
-	// that late; one in this process at once. The key is asked about once in each such time, and not after
-	// it may be admitted. Zero means a second; negative until the store's RetryAfter is over.
+	// DenyRecheck is how long this process denies a key that a RemoteStore has denied,
+	// without asking again. A Reset, a Refund or a raised limit takes effect after at
+	// most that time in other processes, and at once in this one. One request in each
+	// such time asks the store, and none is denied here longer than the store's
+	// RetryAfter. Zero means a second. A negative value means: not before RetryAfter.
 	DenyRecheck time.Duration
 
 	// NearKeys is how many counters this process remembers of a RemoteStore, some 40
@@ -141,28 +145,29 @@ type Options struct {
 
 	// Lease lets this process take units of a busy key ahead at a [RemoteStore] and hand
 	// them out without asking: for keys that are used hundreds of times a second. It is
-	// how long a unit may be held: zero leases none, and else it is at least 5 ms, 250 ms say. More than
-	// a quarter of the window is not refused, but makes little sense: a fixed window's units end with
-	// it. Units are counted when they are taken, so the limit is not exceeded; but a bucket's or a
-	// sliding window's may be used that much later than they were counted.
+	// how long a unit may be held. Zero disables leasing. The minimum is 5 ms; 250 ms is typical.
+	// More than a quarter of the window is allowed but useless: a fixed window's units end with
+	// it. Units are counted when they are taken, so the limit is not exceeded. Units of a bucket
+	// or a sliding window may be used that much later than they were counted.
 	//
-	// A process holds half of what it was asked for in such a time, and a 16th of what
-	// was left, at most: of several limits, what was left of the one with least, and until the
-	// first of the fixed windows ends. So a limit below 16 is never leased, and a bucket or a
-	// sliding window saves nothing while it is over its limit, where hardly a unit is left. What a
-	// process does not use is back for others after 1.5 times Lease, or
-	// DenyRecheck later where they have been denied; a process that is
-	// killed takes it along until the limit is whole. Decisions have [SourceLease].
-	// docs/scaling.md has what it saves. A store in this process needs none.
+	// A process holds at most half of what it was asked for in that time, and at most a 16th of
+	// what was left. With several limits, the one with the least left decides, and units are held
+	// until the first fixed window ends. So a limit below 16 is never leased, and a bucket or a
+	// sliding window that is over its limit saves nothing, because it has almost no units left.
+	// Units that a process does not use are free for others after 1.5 times Lease, plus
+	// DenyRecheck for a key that has been denied there. A process that is killed keeps its units
+	// until the limit is whole. Decisions have [SourceLease]. See docs/scaling.md for the
+	// savings. A store in this process needs no lease.
 	Lease time.Duration
 
-	// Silence has the codes of warnings that are not to be logged; see the
-	// constants that begin with Code.
+	// Silence has the codes of warnings that must not be logged; see the constants
+	// that begin with Code.
 	Silence []string
 
-	// Logger is where the limiter reports what went wrong and which store it
-	// counts in, never what clients send; but of a Redis key that holds something else than a
-	// counter the name, in which a client's key is escaped. Nil means slog.Default().
+	// Logger gets the limiter's warnings, and the store that it counts in. Nothing that
+	// a client has sent is logged, with one exception: the name of a Redis key that does
+	// not hold a counter, in which the client's key is escaped. Nil means
+	// slog.Default().
 	Logger *slog.Logger
 }
 

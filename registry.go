@@ -21,7 +21,7 @@ type Registry struct {
 	prefixes map[string]*Limiter // by their stores' prefix
 
 	// A registry that a Reload is building:
-	base   *Registry          // what it is to replace
+	base   *Registry          // the registry that it replaces
 	staged map[Store]*Limiter // its claims on stores, until it does
 	over   bool               // the Reload has ended
 
@@ -100,18 +100,18 @@ func (r *Registry) Close() error {
 	return errors.Join(errs...)
 }
 
-// Reload replaces all limiters of r by those that build makes in next, at once and
-// with their counters: a limiter takes over from the one of the same name its
-// name, its prefix and its store, which for a [MemoryStore] is found again by
-// name. Within next, all that a registry refuses is refused.
+// Reload replaces all limiters of r by the limiters that build makes in next, in one
+// step and with their counters: a limiter takes over the name, the prefix and the
+// store of the limiter with the same name. A [MemoryStore] is found again by name.
+// next refuses everything that a registry refuses.
 //
-// If build returns an error or panics, or another limiter was made in r meanwhile,
-// nothing changes, and the limiters made in next are closed. Limiters that are
-// replaced go on to serve the requests that still reach them, on the same counters
-// and by their old settings: handlers are to be rebuilt from the new limiters, and
-// swapped in after Reload has returned without an error. next is of no use then.
+// If build returns an error or panics, or if another limiter is made in r in the
+// meantime, nothing changes, and the limiters made in next are closed. Limiters that
+// are replaced go on to serve the requests that still reach them, on the same counters
+// and by their old settings. So rebuild handlers from the new limiters, and swap them
+// in after Reload has returned without an error. next must not be used then.
 //
-// Reload may be called at any time. Of two that overlap, the second to finish
+// Reload may be called at any time. If two calls overlap, the second one to finish
 // fails.
 func (r *Registry) Reload(build func(next *Registry) error) error {
 	if build == nil {
@@ -210,7 +210,7 @@ func (r *Registry) check(l *Limiter) error {
 	return nil
 }
 
-// succeeds reports whether l, of a generation being built, is to take over from holder.
+// succeeds reports whether l, of a generation being built, takes over from holder.
 func (r *Registry) succeeds(l, holder *Limiter) bool {
 	return r.base != nil && holder.registry == r.base && holder.name == l.name
 }

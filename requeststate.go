@@ -291,14 +291,14 @@ func (s *requestState) giveBackOuter() {
 	s.giveBackInTime(same)
 }
 
-// giveBackInTime returns the units of states. Where a store is outside of this process,
-// it waits for that as long as the answer may still take: net/http sends a small response
-// only when the handler has returned. If the stores are well, the client's next request
-// finds the units given back. If one is not, a goroutine goes on, and the client has its
-// answer in time.
+// giveBackInTime returns the units of states. If a store is outside of this process, it
+// waits for the store, but no longer than the answer may still take: net/http sends a
+// small response only when the handler has returned. If the stores are well, the
+// client's next request finds the units given back. Otherwise a goroutine goes on, and
+// the client has its answer in time.
 //
-// If no time is left, because the store has just let the decision wait, it is not asked
-// again: it is owed what is given back, if it may be.
+// If the decision has used up the time, the store is not asked again. With
+// FallbackLocal it is owed what is given back.
 func (s *requestState) giveBackInTime(states []*requestState) {
 	timeout := s.limiter.timeout()
 	left := timeout - time.Duration(s.bound.spent)*time.Microsecond

@@ -21,9 +21,9 @@ import (
 // differ from call to call, and what was counted stays counted (see [Limit]).
 // Keys are any bytes but never empty, and two keys never share a counter.
 //
-// Limits are valid, at most [MaxLimits], and no two of one call have the same
-// algorithm and window. A call neither keeps nor changes the slices it is given, and methods may be
-// called from any number of goroutines.
+// Limits are valid, at most [MaxLimits], and no two limits of one call have the same
+// algorithm and window. A call neither keeps nor changes the slices that it is given.
+// Methods may be called from any number of goroutines.
 //
 // An error means that no decision could be made; a denial is no error. A call
 // whose effect is not known is never repeated, by the store or by its caller: it
@@ -38,12 +38,11 @@ type Store interface {
 
 	// Take takes n >= 0 units of key under every limit, or under none if one of
 	// them does not have n left; in one atomic step. It fills results, which is
-	// as long as limits, with how key stands under each of them afterwards. It
+	// as long as limits, with the state of key under each of them afterwards. It
 	// was admitted if no result has a RetryAfter.
 	//
 	// n of 0 looks without taking and is always admitted. A denied call changes
-	// nothing. A call on an existing key allocates nothing. The Instant is that of
-	// the decision.
+	// nothing. The Instant is the time of the decision.
 	Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error)
 
 	// Adjust moves what is counted for key under each limit by n units, without
@@ -52,17 +51,17 @@ type Store interface {
 	// still count: not into a window that opened after they were taken, and in a
 	// bucket only the part that has not leaked since. Nothing falls below zero,
 	// rises above the limit, or is given back to a key that has no counter; a
-	// charge makes one. It returns how many units it has charged under every limit: the least of what
-	// there was room for under each.
+	// charge makes one. It returns how many units it has charged under every limit:
+	// the least of what each limit had room for.
 	Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (charged int64, err error)
 
-	// Reset forgets what is counted for key under each limit, of which there may
-	// be more than [MaxLimits]. To forget what is not there is no error.
+	// Reset forgets what is counted for key under each limit. There may be more
+	// limits than [MaxLimits]. To forget what is not there is no error.
 	Reset(ctx context.Context, key string, limits []Limit) error
 }
 
-// Result is how a key stands under one limit after a [Store.Take]. Durations run
-// from the moment of the decision and hold for a key that nobody uses meanwhile.
+// Result is the state of a key under one limit after a [Store.Take]. Durations run
+// from the moment of the decision, and hold for a key that nobody else uses.
 type Result struct {
 	Remaining  int64         // units that would fit now, never negative
 	RetryAfter time.Duration // until the units asked for fit: 0 if they do, [Never] if they cannot
@@ -126,8 +125,8 @@ func (r *Result) report(a rule.Answer, s rule.State) {
 // only the store knows. It is never negative, and never runs backwards for a key.
 type Instant int64
 
-// Now stands for the instant at which a store gets to see it. So does every
-// instant that is yet to come.
+// Now means the instant at which a store sees the call. Every instant in the future
+// means the same.
 const Now Instant = math.MaxInt64
 
 // RemoteStore is a [Store] whose counters are outside of this process, where they
@@ -158,8 +157,9 @@ const (
 
 // Errors of stores.
 var (
-	// ErrStoreClosed is returned by a store that has been closed.
-	ErrStoreClosed = errors.New("the store has been closed: get it anew with Memory or NewMemoryStore")
+	// ErrStoreClosed is returned by a store that has been closed. A store adds how to
+	// get an open one.
+	ErrStoreClosed = errors.New("ratelimit: the store has been closed")
 
 	// ErrPrefixClaimed is the error of a store made with [RefuseSharedPrefix] while a
 	// limiter of another name, in another process, counts under its prefix.

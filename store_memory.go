@@ -115,10 +115,12 @@ func (s *MemoryStore) Reset(ctx context.Context, key string, limits []Limit) err
 
 func (s *MemoryStore) ready(ctx context.Context) error {
 	if s.closed.Load() {
-		return ErrStoreClosed
+		return errMemoryClosed
 	}
 	return ctx.Err()
 }
+
+var errMemoryClosed = fmt.Errorf("%w: get it again with Memory or NewMemoryStore", ErrStoreClosed)
 
 // validateFor implements validatingStore.
 func (s *MemoryStore) validateFor(limits []Limit) error {
@@ -126,7 +128,7 @@ func (s *MemoryStore) validateFor(limits []Limit) error {
 	case s.table == nil:
 		return errors.New("Options.Store is a MemoryStore made by hand: get one with Memory or NewMemoryStore")
 	case s.closed.Load():
-		return fmt.Errorf("Options.Store is the MemoryStore %q, which has been closed: get it anew with Memory or NewMemoryStore", s.name)
+		return fmt.Errorf("Options.Store is the MemoryStore %q, which has been closed: get it again with Memory or NewMemoryStore", s.name)
 	case s.opts.MaxKeys < len(limits):
 		return fmt.Errorf("Options.Store is the MemoryStore %q with room for %d counters, and one key needs %d: raise MemoryOptions.MaxKeys",
 			s.name, s.opts.MaxKeys, len(limits))
@@ -164,14 +166,14 @@ func (s *MemoryStore) reportTo(report *reporter) {
 	}
 }
 
-// MemoryStats tells how full a [MemoryStore] is, and what it had to give up.
+// MemoryStats are how full a [MemoryStore] is, and how many counters it had to give up.
 type MemoryStats struct {
 	// Counters held now. Some may have expired: they go as others come.
 	Counters int
 	// Evicted counts the counters that had to go before they expired, because
-	// MaxKeys was reached. Those keys started afresh.
+	// MaxKeys was reached. Their keys start from zero.
 	Evicted uint64
-	// EvictedDenied counts those of them whose key was being denied. It moves
+	// EvictedDenied counts evicted counters whose key was being denied. It grows
 	// only while nearly every key held is being denied; then MaxKeys is too small.
 	EvictedDenied uint64
 	// SnapshotsFailed counts the times that SnapshotFile could not be written. What

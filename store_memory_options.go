@@ -17,11 +17,11 @@ type MemoryOptions struct {
 	// with a SnapshotFile. A key has one counter for each algorithm and window that it
 	// is limited under. Zero means [DefaultMaxKeys].
 	//
-	// From about 93 % of the maximum on, a new key may find no place but that of
-	// another counter: of those in its reach it takes one that has expired, else the
-	// one that will be the first to, and one whose key is being denied only if all
-	// 144 in reach are. A key that loses its counter starts from zero. So MaxKeys should be
-	// well above the number of keys in the longest window; [MemoryStats] tells.
+	// From about 93 % of the maximum on, a new key may have to replace another counter.
+	// It can reach 144 of them, and takes one that has expired, or otherwise the one
+	// that will expire first. It takes a counter whose key is being denied only if all
+	// 144 are. A key that loses its counter starts from zero. So MaxKeys should be well
+	// above the number of keys in the longest window; see [MemoryStats].
 	MaxKeys int
 
 	// SnapshotFile is a file that the counters are kept in, so that they outlive the
@@ -41,7 +41,7 @@ type MemoryOptions struct {
 	SnapshotEvery time.Duration
 
 	// SnapshotWait is how long to wait for another process that has the file, such as
-	// the one that this one is to replace. Zero means that NewMemoryStore then fails
+	// the one that this one replaces. Zero means that NewMemoryStore then fails
 	// at once.
 	SnapshotWait time.Duration
 

@@ -76,7 +76,7 @@ func HashKeys(secret []byte) RedisOption {
 }
 
 // NewRedisStore returns a store that writes to the given prefix of what client is
-// connected to. The client is lent: it may serve other stores and anything else,
+// connected to. The client is lent: it may serve other stores and other purposes,
 // and is never closed. The prefix is what the store's keys begin with, such as
 // "rl:login:". It is not empty, and has no braces and no control characters. No
 // other limiter, of any process, may have it. Nothing is sent yet: Redis may be

@@ -87,7 +87,7 @@ func (k *snapshots) read(maxKeys int) error {
 		return err
 	}
 	k.restored = true
-	if t.Stats().Counters > 0 { // else the secret and the number of shards are of no more use
+	if t.Stats().Counters > 0 { // otherwise the secret and the number of shards are of no use
 		k.table, k.header.Secret = t, contents.Secret
 	}
 	return nil

@@ -10,8 +10,8 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/clock"
 )
 
-// This file has what the library logs: the codes, the texts, and the reporter
-// that writes them. Limiters, stores and the code between them share it. How
+// This file has the log messages of the library: the codes, the texts, and the
+// reporter that writes them. Limiters, stores and the code between them share it. How
 // a mistake in the keys is recognised is in keycheck.go.
 
 // Codes of the warnings that a limiter logs, as the attribute "code". Each
@@ -25,8 +25,8 @@ const (
 	CodeStoreFailed = "store-failed"
 	// CodeStoreDown: a [RemoteStore] has failed so often that only one call at a
 	// time asks it. An outage that begins within ten seconds of the last one
-	// logged is logged when they are over, if it still lasts; "outages" also
-	// counts those that were not logged. An error.
+	// logged is logged when the ten seconds are over, if it still lasts. The attribute
+	// "outages" counts all of them. An error.
 	CodeStoreDown = "store-down"
 	// CodeStoreBack: a RemoteStore answers again after that. It is logged at once.
 	CodeStoreBack = "store-back"
@@ -145,7 +145,7 @@ var warnings = [warningCount]struct {
 	warnShadow:            {CodeShadow, slog.LevelWarn, "requests would be denied: the limiter is in Shadow and lets them through"},
 
 	warnSnapshotFailed:   {CodeSnapshotFailed, slog.LevelError, "the snapshot file could not be written: counters go on in memory, and are lost if the process ends before that works again"},
-	warnSnapshotSetAside: {CodeSnapshotSetAside, slog.LevelError, "the snapshot file could not be used and was set aside: everybody starts afresh"},
+	warnSnapshotSetAside: {CodeSnapshotSetAside, slog.LevelError, "the snapshot file could not be used and was set aside: every key starts from zero"},
 }
 
 // isCode reports whether a warning has this code.
