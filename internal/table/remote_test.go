@@ -95,7 +95,14 @@ func (m remoteModel) learn(key string, refused, now int64, limits []rule.Limit, 
 		_, there := l.Take(states[i], now, 0)
 		is := known{states[i], m.still(was, l, states[i], now)}
 		left := there
-		if older && (here.Remaining < there.Remaining || here.Remaining == there.Remaining && here.Reset > there.Reset) {
+		// Units above the limit count, too: the limit may have been higher.
+		high := l
+		if high.Burst = rule.MaxUnits; l.Kind != rule.Bucket {
+			high.N = rule.MaxUnits
+		}
+		_, a := high.Take(was.state, now, 0)
+		_, b := high.Take(states[i], now, 0)
+		if older && (a.Remaining < b.Remaining || a.Remaining == b.Remaining && a.Reset > b.Reset) {
 			is, left = was, here
 		}
 		if left.Reset == 0 {
