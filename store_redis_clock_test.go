@@ -15,6 +15,7 @@ import (
 // are years apart, as a bubble's clock is after each sleep. The server's clock
 // does not move.
 func TestRedisStoresCountByTheServersClock(t *testing.T) {
+	needMiniredis(t)
 	synctest.Test(t, func(t *testing.T) {
 		m := miniredis.NewMiniRedis()
 		now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)

@@ -23,6 +23,7 @@ import (
 // milliseconds; then all numbers of units are equal, and waits are the memory store's, rounded up
 // to a microsecond.
 func TestRedisStoreAgreesWithMemoryStore(t *testing.T) {
+	needMiniredis(t)
 	for range 20 {
 		seed := rand.Uint64()
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {

@@ -2,7 +2,6 @@ package rule_test
 
 import (
 	"math/big"
-	"sort"
 	"testing"
 
 	"github.com/ratelimit-go/ratelimit/internal/rule"
@@ -83,12 +82,19 @@ func (r reference) wait(now, n int64) int64 {
 	if n > r.Cap() {
 		return rule.Never
 	}
-	fits := func(wait int) bool { return r.remaining(now+int64(wait)) >= n }
-	enough := 1
-	for !fits(enough) {
-		enough *= 2
+	early, late := int64(-1), int64(1) // at the one they do not fit, at the other they do
+	fits := func(wait int64) bool { return r.remaining(now+wait) >= n }
+	for !fits(late) {
+		early, late = late, 2*late
 	}
-	return int64(sort.Search(enough, fits))
+	for late-early > 1 {
+		if middle := early + (late-early)/2; fits(middle) {
+			late = middle
+		} else {
+			early = middle
+		}
+	}
+	return late
 }
 
 func (r *reference) take(now, n int64) rule.Answer {

@@ -173,15 +173,15 @@ func (f *File) Save(header Header, t *table.Table, m *table.Mirror, all bool, no
 	if err := f.check(); err != nil {
 		return err
 	}
-	most := 0 // bytes of changes that there is use for
+	most := int64(0) // bytes of changes that there is use for
 	if f.whole > alwaysWhole {
-		most = int(f.whole / 4)
+		most = f.whole / 4
 	}
 	f.buf = f.buf[:0]
 	changed := f.owed
 	m.Update(all, func(changes table.Changes) {
 		changed = true
-		if len(f.buf) < most {
+		if int64(len(f.buf)) < most {
 			f.buf = AppendChanges(f.buf, changes)
 		}
 	})
@@ -189,7 +189,7 @@ func (f *File) Save(header Header, t *table.Table, m *table.Mirror, all bool, no
 		return nil
 	}
 	commit := Commit{now(), t.Shapes()}
-	if n := int64(len(f.buf)); n < int64(most) && f.size-f.whole+n < f.whole {
+	if n := int64(len(f.buf)); n < most && f.size-f.whole+n < f.whole {
 		if f.append(commit) == nil {
 			return nil
 		}

@@ -24,8 +24,8 @@ func TestSlotSize(t *testing.T) {
 			t.Errorf("a counter holds a %v", typ)
 		}
 	}
-	if size := unsafe.Sizeof(shard{}); size%64 != 0 {
-		t.Errorf("a shard has %d bytes: two of them share a cache line", size)
+	if size := unsafe.Sizeof(shard{}); size%128 != 0 {
+		t.Errorf("a shard has %d bytes: two of them share a pair of cache lines", size)
 	}
 }
 

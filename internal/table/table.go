@@ -60,7 +60,7 @@ func (t *Table) divide(max, n int) {
 		}
 	}
 	steps := n * (1 + groupsFor(t.shards[0].max)/sweepGroups)
-	t.sweep.every = int64(sweepRound / steps)
+	t.sweep.every = sweepRound / int64(steps)
 }
 
 // TakeOne takes n units of key under one limit. It is Take, without all that several
