@@ -250,7 +250,7 @@ func TestTakeUpToErrors(t *testing.T) {
 	assert.EqualValues(t, 5, leftOf(t, l, "key"))
 	require.NoError(t, l.SetLimits(Unlimited))
 	granted, d := upTo(t, l, "key", 1<<40)
-	assert.EqualValues(t, 1<<40, granted)
+	assert.Equal(t, int64(1<<40), granted)
 	assert.Equal(t, Unlimited, d.Limit)
 	require.NoError(t, l.SetLimits(Deny))
 	granted, d = upTo(t, l, "key", 1)
