@@ -46,6 +46,8 @@ type Limiter struct {
 	replaced  atomic.Bool   // by a Reload
 	responded atomic.Bool   // Responded has been called for one of its requests
 	shadow    atomic.Uint64 // requests that Shadow let through
+	decisions *decisions    // shared with the limiter that this one has replaced
+	before    LimiterStats  // what memory's table had counted before the limiter was made
 
 	registry *Registry // that it is claimed in, or nil; guarded by claims
 }
@@ -74,6 +76,7 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 		return nil, fmt.Errorf("ratelimit: limiter %q: %w", name, err)
 	}
 	l := &Limiter{name: name, opts: opts.withDefaults(), store: opts.Store}
+	l.decisions = new(decisions)
 	l.report = &reporter{name: name, logger: l.opts.Logger, silence: l.opts.Silence}
 	l.key = probeKey(l.opts.Key)
 	l.message = []byte(l.opts.Message)
@@ -86,7 +89,9 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 	case l.store == nil:
 		l.store = Memory(name)
 	}
-	l.memory, _ = l.store.(*MemoryStore)
+	if l.memory, _ = l.store.(*MemoryStore); l.memory != nil {
+		l.before.Allowed, l.before.Denied = l.memory.table.Decisions()
+	}
 	l.layers = layers(l.store)
 	l.prefixes = prefixesOf(l.layers)
 	var isRemote bool
@@ -136,6 +141,18 @@ func (l *Limiter) SetLimits(limits ...Limit) error {
 		l.remote.SetLimits(l.policy.Load().countedUnder())
 	}
 	return nil
+}
+
+// succeed takes over what a limiter has that this one is to replace: its counts and, on
+// the same store, what it knows of the store's keys.
+func (l *Limiter) succeed(old *Limiter) {
+	l.decisions = old.decisions
+	if l.memory != nil && l.memory == old.memory {
+		l.before = old.before
+	}
+	if l.remote != nil && old.remote != nil && slices.Equal(old.prefixes, l.prefixes) {
+		l.remote.Succeed(old.remote)
+	}
 }
 
 // begin is called when l owns what it counts with: by New, or when the Reload that l
@@ -230,6 +247,7 @@ func (l *Limiter) TakeUpTo(ctx context.Context, key string, n int64) (granted in
 		if results[0] = p.decides(); results[0].RetryAfter == 0 {
 			granted = n
 		}
+		l.decisions.count(n, granted > 0)
 	case l.memory != nil:
 		if err := l.memory.ready(ctx); err != nil {
 			return 0, d, l.wrap(err)
@@ -239,6 +257,7 @@ func (l *Limiter) TakeUpTo(ctx context.Context, key string, n int64) (granted in
 		if granted, source, err = l.takeUpTo(ctx, key, n, p, results[:p.width()]); err != nil {
 			return 0, d, err
 		}
+		l.decisions.count(n, granted > 0)
 	}
 	i := binding(results[:p.width()])
 	d.fill(p.limit(i), &results[i], source)
@@ -309,8 +328,12 @@ func (l *Limiter) take(ctx context.Context, key string, n int64, p *policy, resu
 		return 0, 0, err
 	}
 	if p.always != nil {
+		if err := ctx.Err(); err != nil {
+			return 0, 0, l.wrap(err)
+		}
 		results[0] = p.decides()
-		return nothingTaken, SourceStore, l.wrap(ctx.Err())
+		l.decisions.count(n, results[0].RetryAfter == 0)
+		return nothingTaken, SourceStore, nil
 	}
 	if l.memory != nil {
 		if err := l.memory.ready(ctx); err != nil {
@@ -331,9 +354,12 @@ func (l *Limiter) take(ctx context.Context, key string, n int64, p *policy, resu
 	if err != nil {
 		return 0, 0, l.wrap(publicError(err))
 	}
+	allowed := true
 	for i := range results {
 		results[i] = resultOf(buf[i])
+		allowed = allowed && buf[i].Retry == 0
 	}
+	l.decisions.count(n, allowed)
 	return Instant(instant), Source(from), nil
 }
 
@@ -415,7 +441,12 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 
 // Stats returns what the limiter has counted of itself. It may be called at any time.
 func (l *Limiter) Stats() LimiterStats {
-	stats := LimiterStats{ShadowDenied: l.shadow.Load()}
+	stats := LimiterStats{Allowed: l.decisions.allowed.Load(), Denied: l.decisions.denied.Load(), ShadowDenied: l.shadow.Load()}
+	if l.memory != nil {
+		allowed, denied := l.memory.table.Decisions()
+		stats.Allowed += allowed - l.before.Allowed
+		stats.Denied += denied - l.before.Denied
+	}
 	if l.remote != nil {
 		stats.Remote = RemoteStats(l.remote.Stats())
 	}

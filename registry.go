@@ -161,9 +161,9 @@ func (r *Registry) claim(l *Limiter) error {
 	if r.limiters == nil {
 		r.limiters, r.prefixes = make(map[string]*Limiter), make(map[string]*Limiter)
 	}
-	if r.base != nil {
-		if old := r.base.limiters[l.name]; old != nil && slices.Equal(old.prefixes, l.prefixes) && old.remote != nil && l.remote != nil {
-			l.remote.Succeed(old.remote) // nobody has seen l yet
+	if r.base != nil { // nobody has seen l yet
+		if old := r.base.limiters[l.name]; old != nil {
+			l.succeed(old)
 		}
 	}
 	r.limiters[l.name] = l

@@ -1,7 +1,15 @@
 package ratelimit
 
-// LimiterStats are counts over a limiter's life.
+import "sync/atomic"
+
+// LimiterStats are counts over a limiter's life. A limiter that a [Reload] puts in the
+// place of another one of the same name and store goes on with its counts.
 type LimiterStats struct {
+	// Allowed and Denied count decisions, of requests and of calls that asked for
+	// units, also under [Unlimited] and [Deny]. Looks, and calls that ended with an
+	// error, are not counted. A denial that Shadow has let through is in Denied.
+	Allowed, Denied uint64
+
 	ShadowDenied uint64      // requests let through by Shadow that would have been denied
 	Remote       RemoteStats // zero for a store in this process
 }
@@ -27,4 +35,18 @@ type RemoteStats struct {
 	// Evicted counts the counters that this process had to forget before they were
 	// whole again, over all limiters that share Options.NearKeys.
 	Evicted uint64
+}
+
+// decisions counts decisions that were not made in the limiter's own table, which
+// counts the others.
+type decisions struct{ allowed, denied atomic.Uint64 }
+
+func (d *decisions) count(n int64, allowed bool) {
+	switch {
+	case n == 0:
+	case allowed:
+		d.allowed.Add(1)
+	default:
+		d.denied.Add(1)
+	}
 }

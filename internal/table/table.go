@@ -77,6 +77,7 @@ func (t *Table) TakeOne(key string, n int64, l *rule.Limit) (a rule.Answer, now 
 	c := s.find(of)
 	before := s.get(c, l)
 	after, a := l.Take(before, now, n)
+	s.decided(n, a.Retry == 0)
 	if n > 0 && (c.group != nil || !after.Fresh()) {
 		if c.group == nil {
 			c = s.insert(of, nil, &t.shapes, now)
@@ -158,6 +159,7 @@ func (d *decision) take(s *shard, shapes *shapes, n, now int64, limits []rule.Li
 	if n == 0 {
 		return true
 	}
+	s.decided(n, admitted)
 	for i := range limits {
 		l := &limits[i]
 		if !admitted && answers[i].Retry == 0 {
@@ -288,7 +290,7 @@ func (s *shard) forget(h keyHash, limits []rule.Limit) {
 type Stats struct {
 	Counters      int    // held now, among them expired ones that nothing has met yet
 	Evicted       uint64 // pushed out while they still counted something
-	EvictedDenied uint64 // those of them that had no unit left
+	EvictedDenied uint64 // evicted counters that had no unit left
 }
 
 // Stats adds up the shards, each at its own instant.
@@ -303,6 +305,19 @@ func (t *Table) Stats() Stats {
 		s.mu.Unlock()
 	}
 	return sum
+}
+
+// Decisions returns how many decisions about at least one unit were made, by whether
+// they admitted the units.
+func (t *Table) Decisions() (allowed, denied uint64) {
+	for i := range t.shards {
+		s := &t.shards[i]
+		s.mu.Lock()
+		allowed += s.allowed
+		denied += s.denied
+		s.mu.Unlock()
+	}
+	return allowed, denied
 }
 
 // write puts a state into the slot of an id, which it makes if there is none.
