@@ -222,7 +222,7 @@ func (c *ClientIP) mistake(r *http.Request, key string) (w warning, found bool) 
 	}
 	switch client, how := c.find(r); how {
 	case addr.Named:
-		return 0, false
+		return warnTooManyHops, c.TrustedHops > 0 && c.passedMore(r, client)
 	case addr.Unreadable:
 		return warnUnreadableAddress, true
 	case addr.TooFew:
@@ -233,5 +233,24 @@ func (c *ClientIP) mistake(r *http.Request, key string) (w warning, found bool) 
 		return warnUntrustedProxy, client.IsValid() && strings.Contains(key, c.key(client))
 	}
 }
+
+// passedMore reports whether a request has passed more proxies than TrustedHops: the
+// address that was found is inside of a network, and the next one is not.
+func (c *ClientIP) passedMore(r *http.Request, client netip.Addr) bool {
+	if !isInside(client) {
+		return false
+	}
+	next := *c
+	next.TrustedHops++
+	outside, how := next.find(r)
+	return how == addr.Named && outside != client && !isInside(outside)
+}
+
+// isInside reports whether an address is none of the internet's (RFC 1918, 4193, 6598).
+func isInside(a netip.Addr) bool {
+	return a.IsPrivate() || a.IsLoopback() || a.IsLinkLocalUnicast() || carrierNAT.Contains(a)
+}
+
+var carrierNAT = netip.MustParsePrefix("100.64.0.0/10")
 
 func init() { understandProbes(ClientIP{}.Key) }

@@ -8,7 +8,8 @@ import (
 )
 
 // Decision is the answer for one request. It prints as a sentence, and in package slog
-// as a group of attributes. In JSON its durations are seconds, and [Never] is null:
+// as a group of attributes, in which retry_after is missing if it is 0 or [Never]. In
+// JSON its durations are seconds, and Never is null:
 //
 //	{"allowed":false,"limit":"5/1h fixed","remaining":0,"reset_after":3542.5,"retry_after":3542.5,"source":"store"}
 type Decision struct {
@@ -52,14 +53,8 @@ func (d Decision) String() string {
 
 // LogValue implements [slog.LogValuer].
 func (d Decision) LogValue() slog.Value {
-	if d.Limit == (Limit{}) {
-		return slog.StringValue(d.String())
-	}
 	attrs := []slog.Attr{slog.Bool("allowed", d.Allowed), slog.String("limit", d.Limit.String()), slog.Int64("remaining", d.Remaining)}
-	switch {
-	case d.RetryAfter == Never:
-		attrs = append(attrs, slog.String("retry_after", "never"))
-	case !d.Allowed:
+	if d.RetryAfter != 0 && d.RetryAfter != Never {
 		attrs = append(attrs, slog.Duration("retry_after", d.RetryAfter))
 	}
 	return slog.GroupValue(append(attrs, slog.String("source", d.Source.String()))...)
@@ -74,15 +69,20 @@ func (d Decision) MarshalJSON() ([]byte, error) {
 		ResetAfter float64  `json:"reset_after"`
 		RetryAfter *float64 `json:"retry_after"`
 		Source     Source   `json:"source"`
-	}{d.Allowed, "", d.Remaining, d.ResetAfter.Seconds(), nil, d.Source}
+	}{d.Allowed, "", d.Remaining, d.ResetAfter.Seconds(), orNull(d.RetryAfter), d.Source}
 	if d.Limit != (Limit{}) {
 		form.Limit = d.Limit.String()
 	}
-	if d.RetryAfter != Never {
-		seconds := d.RetryAfter.Seconds()
-		form.RetryAfter = &seconds
-	}
 	return json.Marshal(form)
+}
+
+// orNull is a wait in seconds for JSON, or nil for Never.
+func orNull(wait time.Duration) *float64 {
+	if wait == Never {
+		return nil
+	}
+	seconds := wait.Seconds()
+	return &seconds
 }
 
 // bound is a decision in its smallest form: the limit that binds, and the result

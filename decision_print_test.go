@@ -34,7 +34,7 @@ func TestDecisionsPrintWell(t *testing.T) {
 		},
 		{
 			Decision{Limit: login, Remaining: 5, RetryAfter: Never}, "denied by 5/1h fixed name=login for ever",
-			`d.allowed=false d.limit="5/1h fixed name=login" d.remaining=5 d.retry_after=never d.source=store`,
+			`d.allowed=false d.limit="5/1h fixed name=login" d.remaining=5 d.source=store`,
 			`{"allowed":false,"limit":"5/1h fixed name=login","remaining":5,"reset_after":0,"retry_after":null,"source":"store"}`,
 		},
 		{
@@ -42,8 +42,8 @@ func TestDecisionsPrintWell(t *testing.T) {
 			`d.allowed=true d.limit=unlimited d.remaining=999999999999999 d.source=store`,
 			`{"allowed":true,"limit":"unlimited","remaining":999999999999999,"reset_after":0,"retry_after":0,"source":"store"}`,
 		},
-		{Decision{Limit: Deny, RetryAfter: Never}, "denied by deny for ever", `d.allowed=false d.limit=deny d.remaining=0 d.retry_after=never d.source=store`, `{"allowed":false,"limit":"deny","remaining":0,"reset_after":0,"retry_after":null,"source":"store"}`},
-		{Decision{}, "no decision", `d="no decision"`, `{"allowed":false,"remaining":0,"reset_after":0,"retry_after":0,"source":"store"}`},
+		{Decision{Limit: Deny, RetryAfter: Never}, "denied by deny for ever", `d.allowed=false d.limit=deny d.remaining=0 d.source=store`, `{"allowed":false,"limit":"deny","remaining":0,"reset_after":0,"retry_after":null,"source":"store"}`},
+		{Decision{}, "no decision", `d.allowed=false d.limit="no limit" d.remaining=0 d.source=store`, `{"allowed":false,"remaining":0,"reset_after":0,"retry_after":0,"source":"store"}`},
 	} {
 		assert.Equal(t, test.text, test.d.String())
 		assert.Equal(t, test.text, fmt.Sprint(test.d))
@@ -58,6 +58,29 @@ func TestDecisionsPrintWell(t *testing.T) {
 		assert.True(t, json.Valid(out.Bytes()), out.String())
 		assert.NotContains(t, out.String()+string(got)+test.d.String(), "9223372036854", "Never is no number")
 	}
+}
+
+// TestStandingsAreJSONForAPage has what a program shows its callers.
+func TestStandingsAreJSONForAPage(t *testing.T) {
+	got, err := json.Marshal([]Standing{
+		{"pro", FixedWindow(5, time.Hour), Result{Remaining: 4, MoreAfter: time.Hour, ResetAfter: time.Hour}},
+		{"suspended", Deny, Result{RetryAfter: Never}},
+	})
+	require.NoError(t, err)
+	assert.JSONEq(t, `[{"name":"pro","limit":"5/1h fixed","remaining":4,"retry_after":0,"more_after":3600,"reset_after":3600},
+		{"name":"suspended","limit":"deny","remaining":0,"retry_after":null,"more_after":0,"reset_after":0}]`, string(got))
+}
+
+func TestFailurePolicyTextRoundTrips(t *testing.T) {
+	for _, policy := range []FailurePolicy{FallbackLocal, FailOpen, FailClosed} {
+		text, err := policy.MarshalText()
+		require.NoError(t, err)
+		var got FailurePolicy
+		require.NoError(t, got.UnmarshalText(text))
+		assert.Equal(t, policy, got)
+	}
+	var p FailurePolicy
+	assert.EqualError(t, p.UnmarshalText([]byte("failopen")), `ratelimit: failure policy "failopen": want FallbackLocal, FailOpen or FailClosed`)
 }
 
 func TestWordsPrintWell(t *testing.T) {

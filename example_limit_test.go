@@ -17,7 +17,7 @@ func ExampleParseLimit() {
 	// Output:
 	// 5/1h fixed <nil>
 	// 10/1s bucket burst=20 name=burst <nil>
-	// no limit ratelimit: limit "5/1h": want a form such as "5/1h fixed", "100/1m sliding" or "10/1s bucket burst=20"
+	// no limit ratelimit: limit "5/1h": want a form such as "5/1h fixed", "100/1m sliding" or "10/1s bucket burst=20", or "unlimited" or "deny"
 }
 
 // Limits in a configuration file and in flags.
@@ -34,6 +34,6 @@ func ExampleLimit_UnmarshalText() {
 	fmt.Println(flags.Parse([]string{"-api", "100/1m sliding"}), api)
 	// Output:
 	// <nil> 5/1h fixed
-	// ratelimit: limit "5/1h": want a form such as "5/1h fixed", "100/1m sliding" or "10/1s bucket burst=20"
+	// ratelimit: limit "5/1h": want a form such as "5/1h fixed", "100/1m sliding" or "10/1s bucket burst=20", or "unlimited" or "deny"
 	// <nil> 100/1m sliding
 }

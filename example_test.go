@@ -192,6 +192,27 @@ func ExampleLimiter_Check() {
 	// 429 "check";r=0;t=3600 Too many requests, please try again later.
 }
 
+func ExampleLimiter_TakeUpTo() {
+	mails := ratelimit.Must(ratelimit.New("mails", ratelimit.Options{
+		Limits: []ratelimit.Limit{ratelimit.FixedWindow(500, time.Hour)},
+		Logger: discard,
+	}))
+	defer forget(mails)
+	queue := 800
+	for queue > 0 {
+		granted, d, err := mails.TakeUpTo(context.Background(), "customer 7", int64(queue))
+		if err != nil || granted == 0 {
+			fmt.Println("wait:", d.RetryAfter > 59*time.Minute, err)
+			break // and go on after d.RetryAfter
+		}
+		queue -= int(granted) // send as many
+		fmt.Println(granted, "sent,", queue, "left")
+	}
+	// Output:
+	// 500 sent, 300 left
+	// wait: true <nil>
+}
+
 func ExampleLimiter_Responded() {
 	login := ratelimit.Must(ratelimit.New("responded", ratelimit.Options{
 		Limits: []ratelimit.Limit{ratelimit.FixedWindow(1, time.Hour)},

@@ -3,6 +3,7 @@ package ratelimit
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/ratelimit-go/ratelimit/internal/engine"
@@ -45,6 +46,16 @@ func (p FailurePolicy) String() string {
 
 // MarshalText implements [encoding.TextMarshaler] with [FailurePolicy.String].
 func (p FailurePolicy) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
+// UnmarshalText implements [encoding.TextUnmarshaler] for what MarshalText writes.
+func (p *FailurePolicy) UnmarshalText(text []byte) error {
+	i := slices.Index(failurePolicies[:], string(text))
+	if i < 0 {
+		return fmt.Errorf("ratelimit: failure policy %q: want FallbackLocal, FailOpen or FailClosed", text)
+	}
+	*p = FailurePolicy(i)
+	return nil
+}
 
 // The numbers of internal packages are the public ones, so that converting them is
 // free. This does not compile if one differs.

@@ -105,8 +105,10 @@ func CookieKey(name string) KeyFunc {
 // A pattern for a whole subtree, such as "/api/" or "/api/{rest...}", can lead to
 // another router, whose routes would all share a key. So it is an error, unless the
 // path is the subtree's own, or the limiter's handler is registered with the mux itself
-// or through functions of net/http such as [http.StripPrefix]. Routers that set
-// r.Pattern, as ServeMux does, give their own patterns.
+// or through functions of net/http such as [http.StripPrefix]. So with such a pattern,
+// put other middleware inside of the limiter. Routers that set r.Pattern, as ServeMux
+// does, give their own patterns. If two of them repeat a pattern under different
+// prefixes, join it with a [StaticKey] for each.
 func PatternKey(r *http.Request) (string, error) {
 	if r.Pattern == "" {
 		return "", errors.New("ratelimit: PatternKey: the request has no pattern: " +

@@ -37,7 +37,8 @@ var (
 	Unlimited = Limit{rule: rule.Limit{Kind: kindUnlimited}}
 
 	// Deny denies everything, also a cost of 0, with a RetryAfter of [Never] and without
-	// header fields. Limits beside it are not asked.
+	// header fields. Limits beside it are not asked. The answer is that to any denial,
+	// 429: for another one, Options.Denied finds Deny in [DecisionFrom].
 	Deny = Limit{rule: rule.Limit{Kind: kindDeny}}
 )
 
@@ -166,7 +167,7 @@ func ParseLimit(s string) (Limit, error) {
 	return l, nil
 }
 
-var errLimitForm = errors.New(`want a form such as "5/1h fixed", "100/1m sliding" or "10/1s bucket burst=20"`)
+var errLimitForm = errors.New(`want a form such as "5/1h fixed", "100/1m sliding" or "10/1s bucket burst=20", or "unlimited" or "deny"`)
 
 func parseLimit(s string) (l Limit, err error) {
 	rate, rest := cutSpace(s)

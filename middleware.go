@@ -1,6 +1,7 @@
 package ratelimit
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -259,6 +260,18 @@ type Standing struct {
 	Name  string // the policy name, as in the header fields
 	Limit Limit
 	Result
+}
+
+// MarshalJSON implements [json.Marshaler]. Durations are seconds, and [Never] is null.
+func (s Standing) MarshalJSON() ([]byte, error) {
+	return json.Marshal(struct {
+		Name       string   `json:"name"`
+		Limit      string   `json:"limit"`
+		Remaining  int64    `json:"remaining"`
+		RetryAfter *float64 `json:"retry_after"`
+		MoreAfter  float64  `json:"more_after"`
+		ResetAfter float64  `json:"reset_after"`
+	}{s.Name, s.Limit.String(), s.Remaining, orNull(s.RetryAfter), s.MoreAfter.Seconds(), s.ResetAfter.Seconds()})
 }
 
 // Look returns the state of r's key under each limit that holds for r, without taking

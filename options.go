@@ -94,18 +94,20 @@ type Options struct {
 	Message string
 
 	// Denied answers denied requests in place of the limiter. The response's
-	// RateLimit fields and Retry-After are set already. A handler that writes no
-	// status answers with 429. Caches are forbidden to store the answer, whatever
-	// the handler says. [DecisionFrom] has the decision.
+	// RateLimit fields are set already, and Retry-After unless it is [Never]. A handler
+	// that writes no status answers with 429. [http.ServeFile] and [http.ServeContent]
+	// write a status of their own, 200 or 206 or 304: write a file's content instead.
+	// Caches are forbidden to store the answer, whatever the handler says.
+	// [DecisionFrom] has the decision.
 	Denied http.Handler
 
 	// Failed answers requests that were not decided, in place of the limiter: with
 	// status 400 if they have no key, 500 if one of the other functions here failed,
 	// 503 if the store failed, the limiter is closed or the client has left. err is
 	// for logs and [errors.Is]: it may hold text of the store or of those functions.
-	// If Failed writes no status, status is sent. Nil answers with the status's text,
-	// or with problem details (RFC 9457) for clients that prefer JSON, as for
-	// denials. Caches are forbidden to store the answer.
+	// If Failed writes no status, status is sent. With 503, Retry-After is a second.
+	// Nil answers with the status's text, or with problem details (RFC 9457) for
+	// clients that accept JSON no less than plain text, as for denials. Caches are forbidden to store the answer.
 	Failed func(w http.ResponseWriter, r *http.Request, status int, err error)
 
 	// Shadow decides and reports, but never denies: for a limit that is being

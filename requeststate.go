@@ -146,7 +146,8 @@ func (s *requestState) admitted() bool { return s.bound.allowed() || s.limiter.o
 // It is an error if l has not decided the request, which may be because it was
 // exempt. That units could not be given back is logged. Responded waits for the store
 // for at most what the decision has left of Options.Timeout. It may be called from
-// any goroutine.
+// any goroutine. For a stream, call it before the first byte: until then the request
+// holds its units.
 func (l *Limiter) Responded(ctx context.Context, status int) error {
 	var found *requestState
 	for s := stateOf(ctx); s != nil; s = s.outer {
@@ -353,7 +354,9 @@ func (s *requestState) watch(next http.Handler, w http.ResponseWriter, r *http.R
 		switch {
 		case response.status != 0 || !count:
 		case returned: // net/http sends 200, unless somebody around the limiter writes something else
-			s.limiter.report.warn(warnNoResponse)
+			if r.Context().Err() == nil { // otherwise the client has left, and the request counts
+				s.limiter.report.warn(warnNoResponse)
+			}
 			s.settle(r, http.StatusOK, false)
 		default:
 			s.settle(r, http.StatusInternalServerError, false)

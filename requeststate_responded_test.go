@@ -184,6 +184,10 @@ func TestHandlerThatWritesNothingIsWarnedAbout(t *testing.T) {
 		log := new(logged)
 		test.opts.Limits, test.opts.Logger = []Limit{hour}, log.logger()
 		l := httpLimiterNamed(t, name, test.opts)
+		gone, leave := context.WithCancel(t.Context())
+		leaves := l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { leave(); test.handle(w, r) }))
+		leaves.ServeHTTP(httptest.NewRecorder(), httpRequest("GET").WithContext(gone))
+		assert.Empty(t, log.codes(), "%s: the client has left, and the handler is not to blame", name)
 		l.Middleware(test.handle).ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
 		assert.Equal(t, test.want, log.codes(), name)
 	}

@@ -141,7 +141,8 @@ func (s *MemoryStore) embedded() Store { return s }
 
 // unshare implements adviceStore.
 func (s *MemoryStore) unshare() string {
-	return "give each limiter a name of its own and leave Options.Store out, or set it to Memory of another name"
+	return "give each limiter a name of its own and leave Options.Store out, or set it to Memory of another name; " +
+		"in tests, make limiters with package ratelimittest"
 }
 
 // reportTo is called for each limiter that takes the store. It logs whether the

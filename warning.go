@@ -61,6 +61,9 @@ const (
 	// CodeTooFewHops: requests carry a forwarding header with fewer members than
 	// ClientIP.TrustedHops, and are counted by the address of the connection.
 	CodeTooFewHops = "too-few-hops"
+	// CodeTooManyHops: requests have passed more proxies than ClientIP.TrustedHops, and
+	// are counted by the address of a proxy: it is private, and the one behind is not.
+	CodeTooManyHops = "too-many-hops"
 	// CodeKeyWithPort: a key reads like an address with a port, so that each
 	// connection has a key of its own.
 	CodeKeyWithPort = "key-with-port"
@@ -106,6 +109,7 @@ const (
 	warnUntrustedProxy
 	warnUnreadableAddress
 	warnTooFewHops
+	warnTooManyHops
 	warnKeyWithPort
 	warnWholeIPv6
 	warnCountedOnce
@@ -136,6 +140,7 @@ var warnings = [warningCount]struct {
 	warnUntrustedProxy:    {CodeUntrustedProxy, slog.LevelWarn, "requests carry a forwarding header and are counted by the connection's address: behind a proxy, set ClientIP.TrustedProxies to its network, or TrustedHops, and ClientIP.Header to what it writes, or all of its clients share one key; without a proxy, add CodeUntrustedProxy to Options.Silence"},
 	warnUnreadableAddress: {CodeUnreadableAddress, slog.LevelWarn, "a trusted proxy names clients by something that is no IP address, so that their requests share the key of a proxy: see what it writes into ClientIP.Header"},
 	warnTooFewHops:        {CodeTooFewHops, slog.LevelWarn, "requests have passed fewer proxies than ClientIP.TrustedHops, and are counted by the connection's address: lower it, or keep clients from reaching the server around a proxy"},
+	warnTooManyHops:       {CodeTooManyHops, slog.LevelWarn, "requests have passed more proxies than ClientIP.TrustedHops, and those of a proxy's clients share its key: raise TrustedHops"},
 	warnKeyWithPort:       {CodeKeyWithPort, slog.LevelWarn, "a key reads like an address with a port, so that every connection counts for itself: use ClientIP.Key instead of r.RemoteAddr"},
 	warnWholeIPv6:         {CodeWholeIPv6, slog.LevelWarn, "a key reads like a single IPv6 address, and a client has 2^64 of them: use ClientIP.Key, which counts by /64"},
 	warnCountedOnce:       {CodeCountedOnce, slog.LevelWarn, "a request passed this limiter twice and was counted once: mount it on the routes or around them, not both"},

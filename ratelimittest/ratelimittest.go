@@ -9,8 +9,13 @@
 //		...
 //	}
 //
-// To test what happens when time passes, call New in a bubble of testing/synctest: a
-// limiter's time is the bubble's, and no test has to sleep.
+// To test what happens when time passes, call New in a bubble of testing/synctest, and
+// its handler with httptest.NewRecorder: a limiter's time is the bubble's, and no test
+// has to sleep. The clock of a bubble stops while a goroutine waits for a real
+// connection, as the goroutines of httptest.NewServer do.
+//
+// A service that makes its limiters itself can take the function that makes them as a
+// parameter: ratelimit.New in production, and in tests one that calls New.
 package ratelimittest
 
 import (
@@ -25,8 +30,9 @@ import (
 )
 
 // New returns a limiter with opts. It is in a registry of its own and has the test's
-// name, so that any number of them can be alive. It ends the test if the options are
-// not valid. When the test ends, the limiter is closed.
+// name, so that any number of them can be alive. Header fields show that name: give the
+// limits names with [ratelimit.Limit.Named] to test them. New ends the test if the
+// options are not valid. When the test ends, the limiter is closed.
 //
 // If opts has neither Store nor Redis, it counts in a memory store of its own, which
 // ends with the limiter. A store or client that is given must be closed by the test.
