@@ -205,7 +205,8 @@ func TestAnotherKeyOfARequestCounts(t *testing.T) {
 					return
 				}
 				login(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					if l.Check(w, r) && l.Check(w, r) { // the third time it is known by the same key
+					admitted := l.Check(w, r)
+					if admitted && l.Check(w, r) { // the third time it is known by the same key
 						httpServed(w, r)
 					}
 				})).ServeHTTP(w, r)

@@ -102,7 +102,6 @@ func TestAnyNameOfATestWillDo(t *testing.T) {
 // recorder is a test that records how it has ended.
 type recorder struct {
 	testing.TB
-	out    strings.Builder
 	failed string
 }
 
