@@ -1,6 +1,7 @@
 package ratelimit
 
 import (
+	"net/http"
 	"path"
 	"reflect"
 	"runtime"
@@ -48,7 +49,7 @@ func mountedInMux() bool {
 			return inLimiter
 		case strings.HasPrefix(f.Function, packagePrefix+"(*Limiter)."):
 			inLimiter = true
-		case inLimiter && !strings.HasPrefix(f.Function, packagePrefix) && !strings.HasSuffix(path.Dir(f.File), "net/http"):
+		case inLimiter && !strings.HasPrefix(f.Function, packagePrefix) && path.Dir(f.File) != netHTTP:
 			return false
 		}
 		if !more {
@@ -56,6 +57,12 @@ func mountedInMux() bool {
 		}
 	}
 }
+
+// netHTTP is the folder of net/http's files.
+var netHTTP = func() string {
+	file, _ := runtime.FuncForPC(reflect.ValueOf(http.NotFound).Pointer()).FileLine(0)
+	return path.Dir(file)
+}()
 
 // packagePrefix begins the names of this package's functions in a stack.
 var packagePrefix = reflect.TypeFor[here]().PkgPath() + "."

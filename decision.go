@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"math"
+	"sync/atomic"
 	"time"
 )
 
@@ -94,7 +96,13 @@ type bound struct {
 	resetAfter time.Duration
 	index      uint8 // of that limit in the policy
 	source     Source
-	spent      uint32 // how long the decision took at a store outside of this process, in microseconds
+	ofTimeout  bool          // the response is of an http.TimeoutHandler: see requestState.isOf
+	spent      atomic.Uint32 // how long an answer has waited for stores outside of this process, in microseconds
+}
+
+// spend adds to what an answer has waited.
+func (b *bound) spend(microseconds int64) {
+	b.spent.Store(uint32(min(int64(b.spent.Load())+microseconds, math.MaxUint32)))
 }
 
 func (b *bound) limit() *Limit { return b.policy.limit(int(b.index)) }

@@ -248,20 +248,22 @@ var olderFields = [...]struct {
 // sent: the set with the least remaining. Two lines of draft 10 stay: they are one list.
 func settleFields(h http.Header, own Headers) {
 	lists := own&HeadersDraft10 != 0
-	theirs := false
+	least, set := int64(math.MaxInt64), 0 // the set with the least remaining; 0 is the limiter's
 	for _, f := range olderFields {
 		if values := h[f.name]; f.remains && f.styles&own != 0 && len(values) > 1 {
-			theirs = theirs || remainingIn(values[1]) < remainingIn(values[0])
+			for i, value := range values {
+				if n := remainingIn(value); n < least {
+					least, set = n, i
+				}
+			}
 		}
 	}
 	for _, f := range olderFields {
 		switch values := h[f.name]; {
 		case f.styles&own == 0, lists && f.name == fieldPolicy:
-		case len(values) > 1 && theirs:
-			h[f.name] = values[1:2:2]
-		case len(values) > 1:
-			h[f.name] = values[:1:1]
-		case theirs:
+		case len(values) > set && len(values) > 1:
+			h[f.name] = values[set : set+1 : set+1]
+		case set > 0:
 			delete(h, f.name)
 		}
 	}

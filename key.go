@@ -105,7 +105,7 @@ func CookieKey(name string) KeyFunc {
 // A pattern for a whole subtree, such as "/api/" or "/api/{rest...}", can lead to
 // another router, whose routes would all share a key. So it is an error, unless the
 // path is the subtree's own, or the limiter's handler is registered with the mux itself
-// or through functions of net/http such as [http.StripPrefix]. So with such a pattern,
+// or through [http.StripPrefix] and the like, but not [http.TimeoutHandler]. So with such a pattern,
 // put other middleware inside of the limiter. Routers that set r.Pattern, as ServeMux
 // does, give their own patterns. If two of them repeat a pattern under different
 // prefixes, join it with a [StaticKey] for each.
@@ -115,7 +115,8 @@ func PatternKey(r *http.Request) (string, error) {
 			"put the limiter around the handlers registered with a ServeMux, not around the ServeMux")
 	}
 	subtree := strings.HasSuffix(r.Pattern, "/") || strings.HasSuffix(r.Pattern, "...}")
-	if subtree && (r.URL == nil || !strings.HasSuffix(r.Pattern, r.URL.Path)) && !mountedInMux() {
+	root := r.URL != nil && (r.URL.Path == "/" || r.URL.Path == r.Pattern[strings.IndexByte(r.Pattern, '/'):]) // or as after StripPrefix
+	if subtree && !root && !mountedInMux() {
 		return "", fmt.Errorf("ratelimit: PatternKey: the pattern %q is for a whole subtree, and something stands between the ServeMux and the limiter: "+
 			"if it is a router, all of its routes would share this key. Let it set r.Pattern, or register the limiter's handler with the ServeMux itself, "+
 			"or use StaticKey if one key for all is right", r.Pattern)
@@ -183,13 +184,17 @@ func JoinKeys(fns ...KeyFunc) KeyFunc {
 //
 //go:noinline
 func FirstKey(fns ...KeyFunc) KeyFunc {
+	all := probeAll("FirstKey", fns)
 	marks := make([]string, len(fns))
 	for i, fn := range fns {
 		marks[i] = cmp.Or(probeKey(fn).name, strconv.Itoa(i)) + "="
 	}
 	return func(r *http.Request) (string, error) {
 		if r.RemoteAddr == probing {
-			return "", probeAll("FirstKey", fns)
+			return "", all
+		}
+		if all.err != nil { // New has not seen it, inside of a function
+			return "", fmt.Errorf("ratelimit: %w", all.err)
 		}
 		last := ErrNoKey
 		for i, fn := range fns {

@@ -91,7 +91,7 @@ func TestClientIPFindsTheClientsAddress(t *testing.T) {
 		{"translated clients do not share", ClientIP{}, "[64:ff9b::c000:202]:1", nil, "192.0.2.2"},
 		{"translated by /24", ClientIP{IPv4Prefix: 24}, "[64:ff9b::192.0.2.77]:1", nil, "192.0.2.0/24"},
 		{"a translated client", proxied, "10.0.0.1:1", []string{"X-Forwarded-For: 64:ff9b::198.51.100.1"}, "198.51.100.1"},
-		{"a translated peer is trusted like itself", proxied, "[64:ff9b::10.0.0.1]:1", []string{"X-Forwarded-For: 198.51.100.1"}, "198.51.100.1"},
+		{"no private address is translated", proxied, "[64:ff9b::10.0.0.1]:1", []string{"X-Forwarded-For: 198.51.100.1"}, "64:ff9b::/64"},
 		{"an IPv4 address in brackets", ClientIP{}, "[192.0.2.1]:1234", nil, "192.0.2.1"},
 		{"the same without a port", ClientIP{}, "[192.0.2.1]", nil, "192.0.2.1"},
 		{"the same from a proxy", proxied, "[10.0.0.1]:1", []string{"X-Forwarded-For: [198.51.100.1]:80"}, "198.51.100.1"},

@@ -45,9 +45,11 @@ type Limiter struct {
 	closed    atomic.Bool
 	replaced  atomic.Bool   // by a Reload
 	responded atomic.Bool   // Responded has been called for one of its requests
+	expecting atomic.Bool   // a request of Check is watched, in case that nobody calls Responded
 	shadow    atomic.Uint64 // requests that Shadow let through
 	decisions *decisions    // shared with the limiter that this one has replaced
 	before    LimiterStats  // what memory's table had counted before the limiter was made
+	succeeded *Limiter      // that this one replaces, until begin
 
 	registry *Registry // that it is claimed in, or nil; guarded by claims
 }
@@ -146,6 +148,7 @@ func (l *Limiter) SetLimits(limits ...Limit) error {
 // succeed takes over what a limiter has that this one is to replace: its counts and, on
 // the same store, what it knows of the store's keys.
 func (l *Limiter) succeed(old *Limiter) {
+	l.succeeded = old
 	l.decisions = old.decisions
 	if l.memory != nil && l.memory == old.memory {
 		l.before = old.before
@@ -159,6 +162,10 @@ func (l *Limiter) succeed(old *Limiter) {
 // was made in has succeeded.
 func (l *Limiter) begin() {
 	l.begun.Store(true)
+	if old := l.succeeded; old != nil { // its plans have counters, too
+		l.used.addAll(old.used.with(old.plans.all()))
+		l.succeeded = nil
+	}
 	l.adoptStore()
 	l.logStore()
 	if l.remote != nil {

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"net/http"
 	"strconv"
 
@@ -20,10 +19,8 @@ import (
 // It can be mounted on any number of routes. A request that passes it twice with the
 // same key counts once, also as a clone. Two requests are the same one if the second
 // has the first one's context, the same RequestURI, and the same response to write
-// to. If the response is another one, as inside [http.TimeoutHandler], they are the
-// same if their methods and queries are, and the second path is the first one or,
-// as after [http.StripPrefix], the end of it. So a request that a handler makes for
-// something else is another one, and counts.
+// to, or the response of an [http.TimeoutHandler]. So a request that a handler makes
+// for something else, with a response of its own, is another one, and counts.
 //
 // When limiters are nested, the outer one decides first. What it took is given back
 // if an inner one denies. But a request that an inner limiter will refuse still
@@ -118,7 +115,7 @@ func (v *verdict) under(p *policy) []Result { return v.results[:p.width()] }
 func (l *Limiter) check(w http.ResponseWriter, r *http.Request) (state *requestState, ok bool) {
 	h := w.Header()
 	v := verdict{others: len(h) > 0}
-	l.decide(h, r, &v)
+	l.decide(w, h, r, &v)
 	if v.state != nil {
 		v.writeFields(h)
 	}
@@ -139,7 +136,7 @@ func (v *verdict) writeFields(h http.Header) {
 	s := v.state
 	var outer *fields
 	shared := true // the response header with the limiter around this one
-	if s.outer != nil && s.outer.isOf(s.request, h) {
+	if s.outer != nil && s.outer.isOfInner(s) {
 		outer, shared = &s.outer.fields, sameMap(s.outer.response, h)
 	}
 	opts := &s.limiter.opts
@@ -151,9 +148,9 @@ func (v *verdict) writeFields(h http.Header) {
 	s.fields.write(h, opts.Headers, outer, shared, shown{&s.bound, partition}, v.under(s.bound.policy))
 }
 
-// decide takes what r costs, unless r is exempt or was decided before. h is the
-// header of the response to r, which it does not touch.
-func (l *Limiter) decide(h http.Header, r *http.Request, v *verdict) {
+// decide takes what r costs, unless r is exempt or was decided before. h is the header
+// of w. It touches neither.
+func (l *Limiter) decide(w http.ResponseWriter, h http.Header, r *http.Request, v *verdict) {
 	if l.opts.Skip != nil && l.opts.Skip(r) || l.opts.SkipPreflight && isPreflight(r) {
 		return
 	}
@@ -163,7 +160,8 @@ func (l *Limiter) decide(h http.Header, r *http.Request, v *verdict) {
 		return
 	}
 	outer := stateOf(r.Context())
-	if before := l.decidedBefore(outer, key, h, r); before != nil {
+	inTimeout := outer != nil && !sameMap(outer.response, h) && ofTimeout(w)
+	if before := l.decidedBefore(outer, key, h, r, inTimeout); before != nil {
 		l.report.warn(warnCountedOnce)
 		if !before.bound.allowed() && !l.opts.Shadow { // Options.Denied has sent it round again
 			v.status, v.err = http.StatusTooManyRequests, errDeniedBefore
@@ -183,15 +181,17 @@ func (l *Limiter) decide(h http.Header, r *http.Request, v *verdict) {
 		v.status, v.err = l.failed(r, err), err
 		return
 	}
-	var spent uint32
-	if l.remote != nil {
-		spent = uint32(min((clock.Now()-start)/1000, math.MaxUint32))
-	}
 	i := binding(results)
 	v.state = &requestState{
 		Context: r.Context(), limiter: l, request: r, response: h, outer: outer, key: key,
-		bound: bound{p, results[i].Remaining, results[i].RetryAfter, results[i].ResetAfter, uint8(i), source, spent},
-		tab:   tab{at: at},
+		bound: bound{
+			policy: p, index: uint8(i), source: source, ofTimeout: inTimeout,
+			remaining: results[i].Remaining, retryAfter: results[i].RetryAfter, resetAfter: results[i].ResetAfter,
+		},
+		tab: tab{at: at},
+	}
+	if l.remote != nil {
+		v.state.bound.spend((clock.Now() - start) / 1000)
 	}
 	switch {
 	case v.state.bound.allowed():
@@ -210,8 +210,8 @@ var errDeniedBefore = errors.New("ratelimit: the request has been denied, and wa
 // decidedBefore returns the state of r at this limiter if r has passed it with the
 // same key already. It stops at the request that a handler of this limiter has made
 // r for.
-func (l *Limiter) decidedBefore(outer *requestState, key string, h http.Header, r *http.Request) *requestState {
-	for s := outer; s != nil && s.isOf(r, h); s = s.outer {
+func (l *Limiter) decidedBefore(outer *requestState, key string, h http.Header, r *http.Request, ofTimeout bool) *requestState {
+	for s := outer; s != nil && s.isOf(r, h, ofTimeout); s = s.outer {
 		if s.limiter == l && s.key == key {
 			return s
 		}
@@ -342,6 +342,7 @@ func (l *Limiter) deny(w http.ResponseWriter, r *http.Request, v *verdict) {
 	}
 	if l.opts.Denied != nil {
 		inner := r.WithContext(v.state)
+		defer handBack(r, inner)
 		servePage(w, http.StatusTooManyRequests, func(w http.ResponseWriter) { l.opts.Denied.ServeHTTP(w, inner) })
 		return
 	}

@@ -59,7 +59,7 @@ var betweens = map[string]func(http.Handler) http.Handler{
 	"a mux":                     inMux,
 	"a writer of its own":       loggingWriter,
 	"all of them": func(next http.Handler) http.Handler {
-		return loggingWriter(cloned(timeout(inMux(http.StripPrefix("/api", cloned(loggingWriter(next)))))))
+		return loggingWriter(cloned(timeout(inMux(http.StripPrefix("/api", cloned(unwrappingWriter(next)))))))
 	},
 }
 
@@ -139,6 +139,22 @@ func TestRequestOfAHandlerIsAnotherRequest(t *testing.T) {
 		"a clone for another path": func(r *http.Request) *http.Request {
 			sub := r.Clone(r.Context())
 			sub.URL = parse("/login")
+			return sub
+		},
+		"a clone for the end of the path": func(r *http.Request) *http.Request {
+			sub := r.Clone(r.Context())
+			sub.URL = parse("/atch")
+			return sub
+		},
+		"a clone for the same path": func(r *http.Request) *http.Request { return r.Clone(r.Context()) },
+		"a copy whose path is changed in place": func(r *http.Request) *http.Request {
+			sub := r.WithContext(r.Context())
+			sub.URL.Path = "/login"
+			return sub
+		},
+		"a clone without a path": func(r *http.Request) *http.Request {
+			sub := r.Clone(r.Context())
+			sub.URL = &url.URL{Opaque: "x"}
 			return sub
 		},
 		"a clone with another method": func(r *http.Request) *http.Request {

@@ -272,6 +272,14 @@ func (u *usedLimits) add(limits []Limit) {
 	}
 }
 
+// addAll remembers what with has returned of another limiter.
+func (u *usedLimits) addAll(limits []Limit, dropped bool) {
+	u.add(limits)
+	u.mu.Lock()
+	u.dropped = u.dropped || dropped
+	u.mu.Unlock()
+}
+
 // with returns the remembered limits together with the limits of some policies,
 // one of each algorithm and window. It reports whether any were forgotten.
 func (u *usedLimits) with(policies []*policy) (limits []Limit, dropped bool) {

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"reflect"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -79,18 +78,16 @@ func stateOf(ctx context.Context) *requestState {
 //
 // Clone copies everything that r points to, so pointers say nothing. RequestURI says
 // much: only a server sets it. But a handler can also clone its request to make
-// another one. That has a response of its own; so the response decides, and if it is
-// another one, the path has to be what the first one was.
-func (s *requestState) isOf(r *http.Request, h http.Header) bool {
-	before := s.request
-	if before.RequestURI != r.RequestURI {
-		return false
-	}
-	if before == r || sameMap(s.response, h) {
-		return true
-	}
-	return before.Method == r.Method && before.URL != nil && r.URL != nil &&
-		before.URL.RawQuery == r.URL.RawQuery && strings.HasSuffix(before.URL.Path, r.URL.Path)
+// another one, whose path may even be the client's choice. That has a response of its
+// own, so the response decides. Only [http.TimeoutHandler] gives one request another
+// response: ofTimeout says that h is of one.
+func (s *requestState) isOf(r *http.Request, h http.Header, ofTimeout bool) bool {
+	return s.request.RequestURI == r.RequestURI && (s.request == r || ofTimeout || sameMap(s.response, h))
+}
+
+// isOfInner is isOf for the request of another state, further in.
+func (s *requestState) isOfInner(inner *requestState) bool {
+	return s.isOf(inner.request, inner.response, inner.bound.ofTimeout)
 }
 
 // sameMap reports whether two headers are one map.
@@ -146,12 +143,12 @@ func (s *requestState) admitted() bool { return s.bound.allowed() || s.limiter.o
 // It is an error if l has not decided the request, which may be because it was
 // exempt. That units could not be given back is logged. Responded waits for the store
 // for at most what the decision has left of Options.Timeout. It may be called from
-// any goroutine. For a stream, call it before the first byte: until then the request
+// any goroutine, but not while a handler changes the request. For a stream, call it before the first byte: until then the request
 // holds its units.
 func (l *Limiter) Responded(ctx context.Context, status int) error {
 	var found *requestState
 	for s := stateOf(ctx); s != nil; s = s.outer {
-		if s.limiter != l || found != nil && !s.isOf(found.request, found.response) {
+		if s.limiter != l || found != nil && !s.isOfInner(found) {
 			continue
 		}
 		if found == nil {
@@ -182,7 +179,11 @@ func (s *requestState) expectStatus() {
 		l.report.warn(warnCountIgnored)
 		return
 	}
+	if !l.expecting.CompareAndSwap(false, true) {
+		return // one request at a time is enough, and a context may need a goroutine for it
+	}
 	context.AfterFunc(s.Context, func() {
+		l.expecting.Store(false)
 		if !s.tab.decided.Load() && !l.responded.Load() {
 			l.report.warn(warnCountIgnored)
 		}
@@ -200,7 +201,8 @@ func (s *requestState) settle(r *http.Request, status int, written bool) {
 	}
 	counts := s.limiter.opts.Count(r, status)
 	succeeded := written && status < http.StatusBadRequest
-	if !counts && (succeeded || r.Context().Err() == nil) {
+	left := r.Context().Err() != nil || s.Context.Err() != nil
+	if !counts && (succeeded || !left) {
 		s.giveBackInTime([]*requestState{s})
 	}
 }
@@ -286,7 +288,7 @@ func (s *requestState) giveBack(closing context.Context, wait time.Duration) {
 // of its own, that limiter's units stay taken.
 func (s *requestState) giveBackOuter() {
 	same := make([]*requestState, 0, 4) // seldom are more of them nested
-	for outer := s.outer; outer != nil && outer.isOf(s.request, s.response); outer = outer.outer {
+	for outer := s.outer; outer != nil && outer.isOfInner(s); outer = outer.outer {
 		same = append(same, outer)
 	}
 	s.giveBackInTime(same)
@@ -302,7 +304,7 @@ func (s *requestState) giveBackOuter() {
 // FallbackLocal it is owed what is given back.
 func (s *requestState) giveBackInTime(states []*requestState) {
 	timeout := s.limiter.timeout()
-	left := timeout - time.Duration(s.bound.spent)*time.Microsecond
+	left := timeout - time.Duration(s.bound.spent.Load())*time.Microsecond
 	var mayBlock []*requestState
 	for _, state := range states {
 		switch {
@@ -333,7 +335,7 @@ func (s *requestState) giveBackInTime(states []*requestState) {
 	}
 	waited := time.Since(start).Microseconds()
 	for outer := s.outer; outer != nil; outer = outer.outer { // which may have to give back as well
-		outer.bound.spent = uint32(min(int64(outer.bound.spent)+waited, math.MaxUint32))
+		outer.bound.spend(waited)
 	}
 }
 

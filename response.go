@@ -26,7 +26,9 @@ func answer(w http.ResponseWriter, r *http.Request, status int, contentType stri
 	h := w.Header()
 	values := [...]string{contentType, "nosniff", noStore, strconv.Itoa(len(body))} // the response's own, in one allocation
 	h["Content-Type"], h["X-Content-Type-Options"], h["Cache-Control"] = values[0:1:1], values[1:2:2], values[2:3:3]
-	if h["Content-Encoding"] == nil { // otherwise a writer further out compresses the body, and knows its length
+	// If a writer further out may compress the body, it knows the length. In an
+	// http.TimeoutHandler, which has the whole body, net/http does: see forgetSuccess.
+	if _, removed := h["Content-Length"]; !removed && h["Content-Encoding"] == nil {
 		h["Content-Length"] = values[3:4:4]
 	}
 	w.WriteHeader(status)
@@ -47,16 +49,33 @@ func forgetSuccess(w http.ResponseWriter, r *http.Request, others bool) {
 			}
 		}
 	}
-	_, pushes := w.(http.Pusher)
-	if _, flushes := w.(http.Flusher); pushes && !flushes {
-		// The writer of http.TimeoutHandler. It has a header of its own, which it copies
-		// over the one outside when the handler has returned. A field without values then
-		// replaces the field of that name there.
-		for _, name := range successFields {
-			if h[name] == nil {
-				h[name] = nil
-			}
+	if !ofTimeout(w) {
+		return
+	}
+	// The writer has a header of its own, which is copied over the one outside when the
+	// handler has returned. A field without values then replaces the field of that name
+	// there. A compressor outside removes Accept-Encoding from the request, and its
+	// Content-Encoding must stay.
+	for _, name := range successFields {
+		if h[name] == nil && (name != "Content-Encoding" || r.Header["Accept-Encoding"] != nil) {
+			h[name] = nil
 		}
+	}
+}
+
+// ofTimeout reports whether w is the writer of [http.TimeoutHandler], or wraps it: the
+// only one of net/http that can push and cannot flush.
+func ofTimeout(w http.ResponseWriter) bool {
+	for {
+		_, pushes := w.(http.Pusher)
+		if _, flushes := w.(http.Flusher); pushes && !flushes {
+			return true
+		}
+		wrapper, ok := w.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			return false
+		}
+		w = wrapper.Unwrap()
 	}
 }
 
@@ -66,7 +85,7 @@ const noStore = "no-store"
 // its content (RFC 9110, section 8), where that is, and for how long whom it may be
 // stored by (RFC 9111, section 5; RFC 9213).
 func ofSuccess(name string) bool {
-	return isSuccessField[name] ||
+	return isSuccessField[name] || strings.HasPrefix(name, http.TrailerPrefix) ||
 		strings.HasPrefix(name, "Content-") && !strings.HasPrefix(name, "Content-Security-Policy") ||
 		allowsCaching(name)
 }
@@ -75,7 +94,8 @@ func ofSuccess(name string) bool {
 // of the patterns that are in wide use.
 var successFields = [...]string{
 	"Content-Length", "Content-Encoding", "Content-Disposition", "Content-Language", "Content-Location", "Content-Range", "Content-Md5", "Content-Digest",
-	"Cdn-Cache-Control", "Cloudflare-Cdn-Cache-Control", "Surrogate-Control", "X-Accel-Expires", "Edge-Control",
+	"Cdn-Cache-Control", "Cloudflare-Cdn-Cache-Control", "Netlify-Cdn-Cache-Control", "Vercel-Cdn-Cache-Control",
+	"Akamai-Cache-Control", "X-Litespeed-Cache-Control", "Surrogate-Control", "X-Accel-Expires", "Edge-Control",
 	"Expires", "Age", "Pragma", "Etag", "Last-Modified", "Accept-Ranges", "Digest", "Repr-Digest", "Trailer",
 	"Location", "Refresh", "X-Accel-Redirect", "X-Sendfile", "Surrogate-Key", "Cache-Tag",
 }
@@ -101,34 +121,38 @@ func allowsCaching(name string) bool {
 
 // forbidCaching keeps caches from storing a page, whatever it has set itself.
 func forbidCaching(h http.Header) {
-	forbidden := false
-	for field, values := range h {
-		switch name := http.CanonicalHeaderKey(field); {
-		case name == "Cache-Control" && strings.Contains(strings.ToLower(strings.Join(values, ",")), noStore):
-			forbidden = true
-		case allowsCaching(name):
+	for field := range h {
+		if allowsCaching(http.CanonicalHeaderKey(field)) {
 			h[field] = nil // not deleted: see forgetSuccess
 		}
 	}
-	if !forbidden {
-		h["Cache-Control"] = []string{noStore}
-	}
+	h["Cache-Control"] = []string{noStore}
 }
 
 // mayEncode reports whether w may be a writer that compresses what is written to it,
 // and that has said so by setting Content-Encoding before there is anything to
-// compress, as many do. The server's own writer does not, and a compressor chooses
-// from what the client accepts; many remove Accept-Encoding from the request.
+// compress, as many do. The server's own writer does not, nor does the one of
+// watchResponse. A compressor chooses what the client accepts, and most say so with
+// Vary; many also remove Accept-Encoding from the request.
 func mayEncode(w http.ResponseWriter, r *http.Request, encoding []string) bool {
+	if strings.Contains(strings.ToLower(strings.Join(w.Header()["Vary"], ",")), "accept-encoding") {
+		return true
+	}
 	t := reflect.TypeOf(w)
 	if t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
-	if path := t.PkgPath(); path == "net/http" || path == "net/http/httptest" {
+	switch t.PkgPath() {
+	case "net/http", "net/http/httptest", reflect.TypeFor[httpsnoop.Hooks]().PkgPath():
 		return false
 	}
-	accepted, ok := r.Header["Accept-Encoding"]
-	return !ok || strings.Contains(strings.ToLower(strings.Join(accepted, ",")), strings.ToLower(encoding[0]))
+	for item := range strings.SplitSeq(strings.Join(r.Header["Accept-Encoding"], ","), ",") {
+		name, q, _ := strings.Cut(strings.ReplaceAll(item, " ", ""), ";")
+		if strings.EqualFold(name, encoding[0]) && strings.Trim(strings.TrimPrefix(q, "q="), "0.") != "" || strings.EqualFold(name, encoding[0]) && q == "" {
+			return true
+		}
+	}
+	return false
 }
 
 // servePage lets a handler of the user answer a request that the limiter refuses. The
@@ -136,11 +160,13 @@ func mayEncode(w http.ResponseWriter, r *http.Request, encoding []string) bool {
 // caches.
 func servePage(w http.ResponseWriter, status int, page func(http.ResponseWriter)) {
 	response := watchResponse(w, status, func(int) { forbidCaching(w.Header()) })
+	// http.TimeoutHandler also sends what was set after the status; and if the page
+	// panics, somebody further out may answer with what it has set.
+	defer func() { forbidCaching(w.Header()) }()
 	page(response.w)
 	if response.status == 0 {
 		response.w.WriteHeader(status)
 	}
-	forbidCaching(w.Header()) // http.TimeoutHandler also sends what was set after the status
 }
 
 // A watchedResponse calls before with the status of a response, once, just before
@@ -156,6 +182,7 @@ type watchedResponse struct {
 // watchResponse watches the response that is written to w. Like w, the result is for
 // one goroutine at a time.
 func watchResponse(w http.ResponseWriter, implicit int, before func(status int)) *watchedResponse {
+	w = controlled(w)
 	x := &watchedResponse{under: w, implicit: implicit, before: before}
 	x.w = httpsnoop.Wrap(w, httpsnoop.Hooks{
 		WriteHeader: func(next httpsnoop.WriteHeaderFunc) httpsnoop.WriteHeaderFunc {
@@ -171,10 +198,13 @@ func watchResponse(w http.ResponseWriter, implicit int, before func(status int))
 			return func(b []byte) (int, error) { x.sendsBody(); return next(b) }
 		},
 		ReadFrom: func(next httpsnoop.ReadFromFunc) httpsnoop.ReadFromFunc {
-			return func(src io.Reader) (int64, error) { x.sendsBody(); return next(src) }
+			return func(src io.Reader) (int64, error) { return x.readFrom(src, next) }
 		},
 		Flush: func(next httpsnoop.FlushFunc) httpsnoop.FlushFunc {
 			return func() { x.sendsBody(); next() }
+		},
+		FlushError: func(next httpsnoop.FlushErrorFunc) httpsnoop.FlushErrorFunc {
+			return func() error { x.sendsBody(); return next() }
 		},
 		Hijack: func(next httpsnoop.HijackFunc) httpsnoop.HijackFunc {
 			return func() (net.Conn, *bufio.ReadWriter, error) {
@@ -187,6 +217,61 @@ func watchResponse(w http.ResponseWriter, implicit int, before func(status int))
 		},
 	})
 	return x
+}
+
+// readFrom copies src. net/http sends no header if there is nothing in src, so the
+// first bytes are read before a status is implied.
+func (x *watchedResponse) readFrom(src io.Reader, next httpsnoop.ReadFromFunc) (n int64, err error) {
+	var first [512]byte
+	for x.status == 0 {
+		read, readErr := src.Read(first[:])
+		if read > 0 {
+			x.sendsBody()
+			written, err := x.under.Write(first[:read])
+			if n += int64(written); err != nil {
+				return n, err
+			}
+		}
+		if readErr == io.EOF {
+			return n, nil
+		}
+		if readErr != nil {
+			return n, readErr
+		}
+	}
+	rest, err := next(src)
+	return n + rest, err
+}
+
+// controlled gives a writer that only has Unwrap the methods by which
+// [http.ResponseController] would go around our hooks, to the writer underneath.
+func controlled(w http.ResponseWriter) http.ResponseWriter {
+	if _, unwraps := w.(interface{ Unwrap() http.ResponseWriter }); !unwraps {
+		return w
+	}
+	flusher, flushes := w.(http.Flusher)
+	if _, hijacks := w.(http.Hijacker); flushes && hijacks {
+		return w
+	}
+	if flushes {
+		return flushingWriter{controlledWriter{w}, flusher}
+	}
+	return controlledWriter{w}
+}
+
+type controlledWriter struct{ http.ResponseWriter }
+
+func (c controlledWriter) Unwrap() http.ResponseWriter { return c.ResponseWriter }
+func (c controlledWriter) FlushError() error {
+	return http.NewResponseController(c.ResponseWriter).Flush()
+}
+func (c controlledWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	return http.NewResponseController(c.ResponseWriter).Hijack()
+}
+
+type flushingWriter struct {
+	controlledWriter
+	http.Flusher
 }
 
 func (x *watchedResponse) sends(status int) {

@@ -2,6 +2,7 @@ package ratelimit_test
 
 import (
 	"bytes"
+	"compress/gzip"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -138,6 +140,7 @@ func TestRefusalsHaveNothingOfTheSuccess(t *testing.T) {
 							name, value, _ := strings.Cut(f, ": ")
 							r.Header.Set(name, value)
 						}
+						r.Header.Set("Accept-Encoding", "gzip") // which a compressor outside would have removed
 						answer, err := s.Client().Do(r)
 						require.NoError(t, err)
 						body, err := io.ReadAll(answer.Body)
@@ -175,9 +178,9 @@ func TestPagesAreNotStored(t *testing.T) {
 		"public":          {"public, max-age=60", "no-store"},
 		"nothing":         {"", "no-store"},
 		"no-cache":        {"no-cache", "no-store"},
-		"no-store":        {"private, No-Store", "private, No-Store"},
+		"no-store":        {"private, No-Store", "no-store"},
 		"a similar word":  {"x-no-storm", "no-store"},
-		"in another case": {"NO-STORE", "NO-STORE"},
+		"for some caches": {"must-understand, no-store, max-age=600", "no-store"},
 	} {
 		page := func(w http.ResponseWriter) {
 			h := w.Header()
@@ -375,6 +378,153 @@ func loggingWriter(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		next.ServeHTTP(struct{ http.ResponseWriter }{w}, r)
 	})
+}
+
+// unwrapping is a writer that a ResponseController can go around.
+type unwrapping struct{ http.ResponseWriter }
+
+func (u unwrapping) Unwrap() http.ResponseWriter { return u.ResponseWriter }
+
+// unwrappingWriter is a middleware with such a writer.
+func unwrappingWriter(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { next.ServeHTTP(unwrapping{w}, r) })
+}
+
+// gzipped compresses in the way of gorilla/handlers: it sets the field first, and takes
+// Accept-Encoding out of the request.
+func gzipped(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Encoding", "gzip")
+		w.Header().Add("Vary", "Accept-Encoding")
+		r.Header.Del("Accept-Encoding")
+		zip := gzip.NewWriter(w)
+		defer zip.Close()
+		next.ServeHTTP(zipped{w, zip}, r)
+	})
+}
+
+// TestRefusalsAreReadableThroughCompressors has compressors around other writers. The
+// client unpacks what it gets.
+func TestRefusalsAreReadableThroughCompressors(t *testing.T) {
+	l := httpLimiter(t, Options{Limits: []Limit{hour}, Cost: func(*http.Request) int64 { return 9 }})
+	counting := httpLimiterNamed(t, "counting", Options{Limits: []Limit{FixedWindow(math.MaxInt32, time.Hour)}, Count: failures})
+	for name, between := range map[string]func(http.Handler) http.Handler{
+		"directly": gzipped, "around a timeout": func(next http.Handler) http.Handler { return gzipped(timeout(next)) },
+		"in a timeout":        func(next http.Handler) http.Handler { return timeout(gzipped(next)) },
+		"in another writer":   func(next http.Handler) http.Handler { return unwrappingWriter(gzipped(loggingWriter(next))) },
+		"between limiters":    func(next http.Handler) http.Handler { return counting.Middleware(gzipped(next)) },
+		"around two limiters": func(next http.Handler) http.Handler { return gzipped(counting.Middleware(next)) },
+	} {
+		s := httptest.NewServer(between(l.Middleware(httpServed)))
+		answer, err := s.Client().Get(s.URL)
+		require.NoError(t, err)
+		body, err := io.ReadAll(answer.Body)
+		require.NoError(t, err, name)
+		answer.Body.Close()
+		s.Close()
+		assert.Equal(t, 429, answer.StatusCode)
+		assert.Equal(t, "Too many requests, please try again later.", string(body), name)
+		assert.Equal(t, "no-store", answer.Header.Get("Cache-Control"))
+	}
+}
+
+// TestControllersDoNotGoAroundTheLimiter has writers that only have Unwrap, as many
+// do, so that a ResponseController finds the server's writer behind them.
+func TestControllersDoNotGoAroundTheLimiter(t *testing.T) {
+	flush := func(w http.ResponseWriter) {
+		w.Header().Set("Cache-Control", "public, max-age=300")
+		assert.NoError(t, http.NewResponseController(w).Flush())
+		io.WriteString(w, "wait")
+	}
+	denied := httpLimiterNamed(t, "denied", Options{Limits: []Limit{hour}, Cost: func(*http.Request) int64 { return 9 }, Key: StaticKey("k"),
+		Denied: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { flush(w) })})
+	s := httptest.NewServer(unwrappingWriter(denied.Middleware(httpServed)))
+	answer, err := http.Get(s.URL)
+	require.NoError(t, err)
+	answer.Body.Close()
+	s.Close()
+	assert.Equal(t, 429, answer.StatusCode)
+	assert.Equal(t, "no-store", answer.Header.Get("Cache-Control"))
+
+	streams := httpLimiterNamed(t, "streams", Options{Limits: []Limit{FixedWindow(1, time.Hour)}, Count: failures, Key: StaticKey("k")})
+	end := make(chan struct{})
+	s = httptest.NewServer(unwrappingWriter(streams.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.NewResponseController(w).Flush()
+		<-end
+	}))))
+	for range 3 {
+		answer, err := http.Get(s.URL)
+		require.NoError(t, err)
+		defer answer.Body.Close()
+		assert.Equal(t, 200, answer.StatusCode)
+	}
+	close(end)
+	s.Close()
+
+	var told statuses
+	hijacks := httpLimiterNamed(t, "hijacks", Options{Limits: []Limit{hour}, Count: told.count, Key: StaticKey("k")})
+	s = httptest.NewServer(unwrappingWriter(hijacks.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		conn, rw, err := http.NewResponseController(w).Hijack()
+		if assert.NoError(t, err) {
+			rw.WriteString("HTTP/1.1 204 No Content\r\n\r\n")
+			rw.Flush()
+			conn.Close()
+		}
+	}))))
+	answer, err = http.Get(s.URL)
+	require.NoError(t, err)
+	answer.Body.Close()
+	s.Close()
+	assert.Equal(t, []int{101}, told.all())
+}
+
+// TestStatusOfACopyThatSendsNothing copies from sources that fail or are empty: net/http
+// sends no header for them, and the handler's own status comes later.
+func TestStatusOfACopyThatSendsNothing(t *testing.T) {
+	overNetwork(t, func(t *testing.T, start func(http.Handler) *httptest.Server) {
+		for name, src := range map[string]io.Reader{"failing": iotest.ErrReader(errors.New("no")), "empty": strings.NewReader("")} {
+			var told statuses
+			l := httpLimiterNamed(t, name, Options{Limits: []Limit{hour}, Count: told.count, Key: StaticKey("k")})
+			s := start(l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				io.Copy(w, src)
+				http.Error(w, "no", 401)
+			})))
+			answer, err := s.Client().Get(s.URL)
+			require.NoError(t, err)
+			answer.Body.Close()
+			assert.Equal(t, 401, answer.StatusCode)
+			assert.Equal(t, []int{401}, told.all(), name)
+			require.NoError(t, l.Close())
+			Memory(name).Close()
+		}
+		large := bytes.Repeat([]byte("x"), 1<<20)
+		var told statuses
+		l := httpLimiter(t, Options{Limits: []Limit{hour}, Count: told.count, Key: StaticKey("k")})
+		s := start(l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			io.Copy(w, iotest.OneByteReader(bytes.NewReader(large[:2000])))
+		})))
+		answer, err := s.Client().Get(s.URL)
+		require.NoError(t, err)
+		body, err := io.ReadAll(answer.Body)
+		require.NoError(t, err)
+		answer.Body.Close()
+		assert.Len(t, body, 2000)
+		assert.Equal(t, []int{200}, told.all())
+	})
+}
+
+// TestPageThatPanicsAllowsNoCaching has a handler further out that answers instead.
+func TestPageThatPanicsAllowsNoCaching(t *testing.T) {
+	l := httpLimiter(t, Options{Limits: []Limit{hour}, Cost: func(*http.Request) int64 { return 9 }, Denied: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Cache-Control", "public, max-age=300")
+		panic("no")
+	})})
+	w := httptest.NewRecorder()
+	func() {
+		defer func() { recover(); w.WriteHeader(500) }()
+		l.Middleware(httpServed).ServeHTTP(w, httpRequest("GET"))
+	}()
+	assert.Equal(t, "no-store", w.Header().Get("Cache-Control"))
 }
 
 // proxyTo makes a reverse proxy to an upstream that sends fields and a status.

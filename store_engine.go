@@ -92,6 +92,7 @@ func (e storeEngine) takeUpTo(ctx context.Context, r engine.Request, answers []r
 	for _, l := range r.Limits.Rules {
 		r.Units = min(r.Units, l.Cap())
 	}
+	most := r.Units
 	for {
 		reply, err := e.Take(ctx, r, answers)
 		if err != nil {
@@ -108,7 +109,8 @@ func (e storeEngine) takeUpTo(ctx context.Context, r engine.Request, answers []r
 		if !denied || r.Units == 1 {
 			return reply, nil
 		}
-		r.Units = max(1, least)
+		r.Units = max(1, min(least, most))
+		most = r.Units / 2 // whatever the store says: others may take units, or it may not mean it
 	}
 }
 

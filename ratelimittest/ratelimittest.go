@@ -20,8 +20,10 @@ package ratelimittest
 
 import (
 	"fmt"
+	"io"
 	"log/slog"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"unicode"
@@ -43,7 +45,9 @@ func New(t testing.TB, opts ratelimit.Options) *ratelimit.Limiter {
 	t.Helper()
 	name := nameOf(t)
 	if opts.Logger == nil {
-		opts.Logger = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+		out := &output{to: t.Output()}
+		t.Cleanup(out.end) // it runs last
+		opts.Logger = slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	}
 	if opts.Store == nil && opts.Redis == nil {
 		store := ratelimit.Memory(fmt.Sprintf("ratelimittest %d", made.Add(1)))
@@ -57,6 +61,28 @@ func New(t testing.TB, opts ratelimit.Options) *ratelimit.Limiter {
 		t.Fatal(err)
 	}
 	return limiter
+}
+
+// output is a test's output until the test ends. A test that is over must not log, and
+// a warning may come from a goroutine that outlives it.
+type output struct {
+	mu sync.Mutex
+	to io.Writer // nil when the test is over
+}
+
+func (o *output) Write(line []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.to == nil {
+		return len(line), nil
+	}
+	return o.to.Write(line)
+}
+
+func (o *output) end() {
+	o.mu.Lock()
+	o.to = nil
+	o.mu.Unlock()
 }
 
 // made counts the stores, so that each has a name of its own in this process.

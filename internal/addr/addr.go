@@ -81,12 +81,15 @@ func isPort(s string) bool {
 var NAT64 = netip.MustParsePrefix("64:ff9b::/96")
 
 // canonical makes one address of several forms of it: an IPv4 address in IPv6 form is
-// that IPv4 address, as mapped and as translated by NAT64, and a zone is dropped.
+// that IPv4 address, as mapped and as translated by NAT64, and a zone is dropped. No
+// private address is translated (RFC 6052, section 3.1): it could be a trusted one.
 func canonical(a netip.Addr) netip.Addr {
 	a = a.Unmap().WithZone("")
 	if NAT64.Contains(a) {
 		bytes := a.As16()
-		return netip.AddrFrom4([4]byte(bytes[12:]))
+		if inside := netip.AddrFrom4([4]byte(bytes[12:])); inside.IsGlobalUnicast() && !inside.IsPrivate() {
+			return inside
+		}
 	}
 	return a
 }
