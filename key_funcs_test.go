@@ -390,3 +390,16 @@ type routerOfAnotherMake struct{ next http.Handler }
 func (m *routerOfAnotherMake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	m.next.ServeHTTP(w, r)
 }
+
+// TestFirstKeyInAFunctionIsChecked has a FirstKey that New cannot see into. It refuses
+// to give two functions' keys one mark.
+func TestFirstKeyInAFunctionIsChecked(t *testing.T) {
+	for _, first := range []KeyFunc{
+		FirstKey(NamedKey("1", HeaderKey("X-Key")), ClientIP{}.Key),
+		FirstKey(NamedKey("ip", HeaderKey("X-Key")), NamedKey("ip", ClientIP{}.Key)),
+		FirstKey(HeaderKey(""), ClientIP{}.Key),
+	} {
+		l := httpLimiter(t, Options{Limits: []Limit{hour}, Key: func(r *http.Request) (string, error) { return first(r) }})
+		assert.Contains(t, httpAnswer(l.Middleware(httpServed), httpRequest("GET", "X-Key: x")), "500\n")
+	}
+}

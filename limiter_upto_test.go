@@ -267,3 +267,30 @@ func TestTakeUpToAllocatesNothingInMemory(t *testing.T) {
 	count, _ := allocations(func() { l.TakeUpTo(ctx, "key", 2) })
 	assert.Zero(t, count)
 }
+
+// closedForNow is a wrapper that denies everything, and says that much is left.
+type closedForNow struct {
+	Store
+	calls atomic.Int64
+}
+
+func (c *closedForNow) Unwrap() Store { return c.Store }
+
+func (c *closedForNow) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
+	c.calls.Add(1)
+	at, err := c.Store.Take(ctx, key, 0, limits, results)
+	results[0].RetryAfter = time.Minute
+	return at, err
+}
+
+// TestTakeUpToAsksAStoreAFewTimes has a store whose answers do not fit together.
+func TestTakeUpToAsksAStoreAFewTimes(t *testing.T) {
+	store := &closedForNow{Store: memory(t, "x")}
+	l, err := new(Registry).New("x", Options{Limits: []Limit{FixedWindow(999_999_999_999_999, time.Hour)}, Store: store, Logger: quietly})
+	require.NoError(t, err)
+	granted, d := upTo(t, l, "key", math.MaxInt64)
+	assert.Zero(t, granted)
+	assert.Equal(t, time.Minute, d.RetryAfter)
+	assert.LessOrEqual(t, store.calls.Load(), int64(60))
+	require.NoError(t, l.Close())
+}

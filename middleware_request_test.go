@@ -72,3 +72,33 @@ func TestRequestServedTwiceCountsTwice(t *testing.T) {
 	}
 	assert.EqualValues(t, 6, leftOf(t, l, httpKey))
 }
+
+// TestFilesOfADeniedPagesFormAreRemoved has a page for denials that reads an upload.
+func TestFilesOfADeniedPagesFormAreRemoved(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("TMPDIR", dir)
+	during := 0
+	count := func() int {
+		entries, err := os.ReadDir(dir)
+		require.NoError(t, err)
+		return len(entries)
+	}
+	page := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		assert.NoError(t, r.ParseMultipartForm(1))
+		during = count()
+	})
+	s := httptest.NewServer(httpLimiter(t, Options{Limits: []Limit{hour}, Cost: func(*http.Request) int64 { return 9 }, Denied: page}).Middleware(httpServed))
+	var body bytes.Buffer
+	form := multipart.NewWriter(&body)
+	part, err := form.CreateFormFile("upload", "large")
+	require.NoError(t, err)
+	fmt.Fprintf(part, "%10000000d", 1)
+	require.NoError(t, form.Close())
+	answer, err := http.Post(s.URL, form.FormDataContentType(), &body)
+	require.NoError(t, err)
+	answer.Body.Close()
+	s.Close()
+	assert.Equal(t, 429, answer.StatusCode)
+	assert.Equal(t, 1, during)
+	assert.Zero(t, count())
+}

@@ -262,3 +262,28 @@ func TestCloseFailsARunningReload(t *testing.T) {
 	require.NoError(t, err, "the registry can be used again")
 	require.NoError(t, reg.Close())
 }
+
+// TestResetReachesPlansOfBeforeAReload has a key that was denied under a plan that the
+// new limiter has not seen yet.
+func TestResetReachesPlansOfBeforeAReload(t *testing.T) {
+	var reg Registry
+	defer reg.Close()
+	opts := with(memory(t, "x"))
+	l, err := reg.New("x", opts)
+	require.NoError(t, err)
+	plan := FixedWindow(1, 2*time.Hour)
+	for range 2 {
+		_, err = l.TakeLimits(ctx, "key", 1, plan)
+		require.NoError(t, err)
+	}
+	for range 2 {
+		require.NoError(t, reg.Reload(func(next *Registry) (err error) {
+			l, err = next.New("x", opts)
+			return err
+		}))
+	}
+	require.NoError(t, l.Reset(ctx, "key"))
+	d, err := l.TakeLimits(ctx, "key", 1, plan)
+	require.NoError(t, err)
+	require.True(t, d.Allowed)
+}

@@ -268,3 +268,44 @@ func TestPanicAfterTheStatusChangesNothing(t *testing.T) {
 		assert.Equal(t, want, leftOf(t, l, httpKey), status)
 	}
 }
+
+// otherContext is a context of another make, as a framework's.
+type otherContext struct {
+	context.Context
+	done chan struct{}
+}
+
+func (c otherContext) Done() <-chan struct{} { return c.done }
+func (c otherContext) Err() error {
+	select {
+	case <-c.done:
+		return context.Canceled
+	default:
+		return nil
+	}
+}
+
+// TestWaitingForAStatusNeedsOneGoroutine has requests whose contexts need a goroutine to
+// be watched, and whose status nobody reports.
+func TestWaitingForAStatusNeedsOneGoroutine(t *testing.T) {
+	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(5000, time.Hour)}, Count: failures})
+	before := goroutines()
+	done := make(chan struct{})
+	for range 1000 {
+		require.True(t, l.Check(httptest.NewRecorder(), httpRequest("GET").WithContext(otherContext{t.Context(), done})))
+	}
+	assert.LessOrEqual(t, goroutines(), before+1)
+	close(done)
+}
+
+// TestClientThatHasLeftIsKnownByTheRequest reports a status with a context that does
+// not end, as for work after the request.
+func TestClientThatHasLeftIsKnownByTheRequest(t *testing.T) {
+	l := httpLimiter(t, Options{Limits: []Limit{hour}, Count: func(*http.Request, int) bool { return false }})
+	ctx, leave := context.WithCancel(t.Context())
+	r := httpRequest("GET").WithContext(ctx)
+	require.True(t, l.Check(httptest.NewRecorder(), r))
+	leave()
+	require.NoError(t, l.Responded(context.WithoutCancel(r.Context()), 503))
+	assert.EqualValues(t, 4, leftOf(t, l, httpKey))
+}
