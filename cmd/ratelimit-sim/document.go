@@ -172,7 +172,7 @@ func manyKeys() (string, string) {
 	b.WriteString("| keys | processes | exact | deny-cached | leased |\n|---|---|---|---|---|\n")
 	for i, results := range [][]result{zipf, uniform} {
 		for j := 0; j < len(results); j += 2 * len(modes) {
-			fmt.Fprintf(&b, "| %s | %d |", [...]string{"Zipf, 1.1", "all alike"}[i], results[j].Config.Processes)
+			fmt.Fprintf(&b, "| %s | %d |", [...]string{"Zipf, 1.1", "uniform"}[i], results[j].Config.Processes)
 			for _, r := range results[j : j+len(modes)] {
 				fmt.Fprintf(&b, " %s |", small(r.PerDecision()))
 			}
@@ -180,14 +180,14 @@ func manyKeys() (string, string) {
 		}
 	}
 	return b.String(), chart("Commands a second at Redis, by number of processes: 100,000 requests a second for 10,000 keys, 1,000 a second each", "processes",
-		[]panel{{Title: "some keys much busier than others", Lines: lines(zipf, result.perSecond)}, {Title: "all alike", Lines: lines(uniform, result.perSecond)}})
+		[]panel{{Title: "some keys much busier than others", Lines: lines(zipf, result.perSecond)}, {Title: "uniform", Lines: lines(uniform, result.perSecond)}})
 }
 
 // share is what is admitted, and by whom, in windows of a second that are not used up long
 // before they end.
 func share() (string, string) {
 	var b strings.Builder
-	b.WriteString("| load | processes | mode | admitted of the limit | fairness | least and most of its requests that a process admitted |\n|---|---|---|---|---|---|\n")
+	b.WriteString("| load | processes | mode | admitted of the limit | fairness | smallest and largest share of its requests that a process admitted |\n|---|---|---|---|---|---|\n")
 	var panels []panel
 	for _, skew := range []float64{0, 0.9} {
 		c := base

@@ -42,7 +42,7 @@ func run(args []string, w io.Writer) error {
 	flags.Float64Var(&c.Share, "share", 0, "what part of all requests, from 0 to 1, the first process gets; 0: as many as each other")
 	flags.IntVar(&c.Keys.Count, "keys", 1, "how many keys there are")
 	flags.Float64Var(&c.Keys.Hot, "hot", 0, "what part of the requests, from 0 to 1, is for the first of -keys; 0: as many as for each other")
-	flags.Float64Var(&c.Keys.Zipf, "zipf", 0, "the n-th of -keys is asked for as often as 1/n^`s`, s above 1; 0: all alike")
+	flags.Float64Var(&c.Keys.Zipf, "zipf", 0, "the n-th of -keys is asked for as often as 1/n^`s`, s above 1; 0: all as often")
 	flags.DurationVar(&c.Span, "span", 3*time.Second, "how long to simulate: some windows, and of a bucket some times what its burst takes to be used up, "+
 		"or the numbers are mostly those of its beginning")
 	flags.DurationVar(&c.Lease, "lease", 250*time.Millisecond, "Options.Lease of the leased mode")

@@ -36,15 +36,15 @@ type bar struct {
 // chart draws the rows of some tables as bars, two panels side by side.
 func (r *results) chart(title string, groups ...benchmarks.Group) string {
 	var panels []panel
-	columns := [2]int{panelTop, panelTop} // how far down each is full
+	columns := [2]int{panelTop, panelTop} // the next free y in each column
 	for _, g := range groups {
 		for _, w := range r.rows(g) {
-			// The first is in the row before, the second mostly nothing, and others go with another row.
+			// req/s repeats the row before, ms/GC is mostly zero, and "— " marks a detail of another row.
 			if w.Unit == "req/s" || w.Unit == "ms/GC" || strings.HasPrefix(w.Title, "— ") {
 				continue
 			}
 			p := r.panel(w)
-			if g != benchmarks.Size { // its titles tell the unit
+			if g != benchmarks.Size { // its titles include the unit
 				_, unit, _ := strings.Cut(string(g), ", ")
 				p.Title = strings.TrimSuffix(w.Title+", "+unit, ", ")
 			}

@@ -8,7 +8,7 @@ import (
 	"github.com/ratelimit-go/ratelimit/benchmarks"
 )
 
-// verdict tells whether a row's goal was met, by each of this library's where they differ.
+// verdict returns whether a row's goal was met, for each of this library's values if they differ.
 func (r *results) verdict(w row) string {
 	if len(w.Goal) == 0 {
 		return ""
@@ -48,7 +48,7 @@ func (r *results) holds(b benchmarks.Bound, s sample, rivals []sample) bool {
 	return v <= b.At
 }
 
-// missed lists the goals that were missed, where, and why.
+// missed returns a list of the missed goals, with the case and the reason.
 func (r *results) missed() string {
 	return r.missedOf("## Missed goals", benchmarks.Cases, reasons)
 }
@@ -64,7 +64,7 @@ func (r *results) missedOf(head string, cases []benchmarks.Case, reasons map[str
 						why = "Not looked into yet."
 					}
 					title := w.Title
-					if strings.HasPrefix(title, "— ") { // it goes with the row before
+					if strings.HasPrefix(title, "— ") { // it belongs to the row before
 						title = c.Measures[0].Title + " " + title
 					}
 					section, _ := strings.CutPrefix(string(m.Group), "Redis, ")
@@ -80,28 +80,29 @@ func (r *results) missedOf(head string, cases []benchmarks.Case, reasons map[str
 }
 
 const (
-	hotReason = "the clock (104 cycles), the lock (46) and two hashes (42) are as much as the goal allows before anything is counted, and " +
-		"three quarters of the whole; [docs/engine.md](docs/engine.md) has the rest, what was gained and what was tried."
-	spreadReason = "the fixed part is that of one hot key; the rest is waiting for memory, and on two cores for lines of it that the other " +
-		"one has written: a decision writes two, the shard's and the counter's, and the floor that changes one word writes one."
+	hotReason = "the clock (104 cycles), the lock (46) and two hashes (42) are three quarters of the time, and as much as the goal allows, " +
+		"before anything is counted. See [docs/engine.md](docs/engine.md) for the rest, for what helped and for what was tried."
+	spreadReason = "the fixed part is the same as for one hot key. The rest is time spent waiting for memory, and on two cores for cache lines " +
+		"that the other core has written. A decision writes two cache lines, the shard's and the counter's. The floor that changes one " +
+		"word writes one."
 )
 
-// reasons tell why the goals of a case are missed where they are, by its name.
+// reasons are why the goals of a case are missed, if they are, by the case's name.
 var reasons = map[string]string{
 	"hot":          hotReason,
 	"hot-denied":   hotReason,
-	"hot-parallel": hotReason + " Two cores hardly contend for one lock.",
-	"uniform":      spreadReason + " That floor is hardly below the goal itself; [docs/engine.md](docs/engine.md) has both in cycles of one core.",
+	"hot-parallel": hotReason + " Two cores rarely contend for one lock.",
+	"uniform":      spreadReason + " That floor is only just below the goal itself. See [docs/engine.md](docs/engine.md) for both in cycles of one core.",
 	"zipf":         spreadReason,
-	"million": "the floors, which know less and keep more memory, miss it too. A quarter of the time is growth by a fifth at a time, so that " +
-		"little memory is held for later: each counter is copied some five times on the way to a million. Doubling would do that about once, " +
-		"and hold up to 50 bytes a counter.",
-	"allowed": "the decision in the request's context (a copy of the request, and the context) and two structured fields are most of it: " +
-		"see [docs/engine.md](docs/engine.md), and the floor for three plain fields.",
-	"denied": "the decision in the request's context, two structured fields and an error's body are most of it.",
-	"server": "what is added to the bare handler is mostly net/http's own work on an answer with header fields; the floor, three of them " +
-		"with nothing counted, misses the goal too.",
-	"expiry": "a shard whose keys have gone shrinks, and grows again with new ones: copies of some thousand slots.",
-	"expiry-half": "a shard whose keys have gone shrinks, and grows again with new ones, in steps of a fifth. Each copies some thousand " +
-		"slots, and with so many new keys more than one decision in a thousand meets one.",
+	"million": "the floors, which store less per key and use more memory, miss it too. A quarter of the time is growth. The table grows by a fifth " +
+		"at a time, to hold little unused memory, so each counter is copied about five times on the way to a million. Doubling would copy it " +
+		"about once, and use up to 50 bytes per counter.",
+	"allowed": "most of the time goes into two structured fields and into the decision in the request's context (a copy of the request, and the " +
+		"context). See [docs/engine.md](docs/engine.md), and the floor for three plain fields.",
+	"denied": "most of the time goes into the decision in the request's context, two structured fields and an error's body.",
+	"server": "most of the added time is net/http's own work on a response with header fields. The floor, three fields with nothing counted, " +
+		"misses the goal too.",
+	"expiry": "a shard whose keys have expired shrinks, and grows again with new keys. Both copy some thousand slots.",
+	"expiry-half": "a shard whose keys have expired shrinks, and grows again with new keys, in steps of a fifth. Each step copies some " +
+		"thousand slots. With this number of new keys, more than one decision in a thousand meets a step.",
 }

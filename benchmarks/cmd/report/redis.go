@@ -15,7 +15,7 @@ import (
 // redisHead begins the part of the report that is about Redis. It is the last one.
 const redisHead = "\n## Redis\n"
 
-// redisPart returns what a report has on Redis, or nothing.
+// redisPart returns the part of a report that is about Redis, or an empty string.
 func redisPart(file string) string {
 	text, err := os.ReadFile(file)
 	if _, after, ok := strings.Cut(string(text), redisHead); ok && err == nil {
@@ -24,7 +24,7 @@ func redisPart(file string) string {
 	return ""
 }
 
-// compared returns what a table is of.
+// compared returns the cases and libraries of a table.
 func compared(g benchmarks.Group) (cases []benchmarks.Case, libraries []benchmarks.Library) {
 	if g != benchmarks.OnRedis && g != benchmarks.OnCluster {
 		return benchmarks.Cases, benchmarks.Libraries
@@ -39,7 +39,7 @@ func compared(g benchmarks.Group) (cases []benchmarks.Case, libraries []benchmar
 }
 
 // runRedis runs the cases on Redis and writes their part of the report. Without a
-// redis-server it says so, and leaves the file as it is.
+// redis-server it logs that, and does not change the file.
 func (r *results) runRedis(rounds int, benchtime, out, charts string, log func(string, ...any)) error {
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		log("redis-server is not installed, so what was measured on Redis is left as it is: apt-get install redis-server")
@@ -85,13 +85,19 @@ func (r *results) redisMarkdown() string {
 	var b strings.Builder
 	server, _ := exec.Command("redis-server", "--version").Output()
 	fmt.Fprintf(&b, redisHead+`
-Decisions on a redis-server of the same machine and a cluster of three, over loopback, with the numbers of several runs as above. Callers ask
-for their next decision as soon as they have the last; they, the clients and the server share the cores, which is in
-favour of what leaves most to the network. The line for one caller is timed in turn with an EVALSHA of INCR, 25 ms each, and
-the ratio to that is the median of such pairs. Commands are those of INFO commandstats. Everybody has %d connections at
-most, or a client's own choice. Floors count up a number and do not look at it. This library is a fixed window / a token bucket /
-a fixed window with a lease of 250 ms. With a lease hardly anybody waits for Redis: the p99 of 1,000 callers on one key is then what it
-takes until a goroutine that never waits has its next turn on a core, of which Go's scheduler gives out 10 ms at a time.
+Decisions on a redis-server of the same machine and on a cluster of three, over loopback. The numbers are from several
+runs, as above.
+
+- A caller asks for its next decision as soon as it has the last one. Callers, clients and servers share the cores, which
+  favors libraries that leave most of the work to the network.
+- The row for one caller is timed in turn with an EVALSHA of INCR, 25 ms each. The ratio to that is the median of these
+  pairs.
+- Commands are counted with INFO commandstats.
+- Each client has %d connections at most, or its own default.
+- Floors increment a number and do not look at it.
+- The three values of this library are for a fixed window / a token bucket / a fixed window with a lease of 250 ms.
+- With a lease, callers rarely wait for Redis. The p99 of 1,000 callers on one key is then the time until a goroutine that
+  never waits gets its next turn on a core. Go's scheduler gives out turns of 10 ms.
 
 - Machine: %s; %s
 - Server: %s
@@ -116,8 +122,8 @@ takes until a goroutine that never waits has its next turn on a core, of which G
 		module := cmp.Or(strings.TrimSpace(l.Module+" "+r.versions[l.Module]), "in this repository")
 		fmt.Fprintf(&b, "| %s | %s | %s |\n", l.Name, module, l.Setup)
 	}
-	b.WriteString("\nBefore it was timed, each was asked for 2,560 units of a limit of 1,000, by one goroutine and by 64, on the server\n" +
-		"and on the cluster. ")
+	b.WriteString("\nBefore it was timed, each library was asked for 2,560 units of a limit of 1,000, by one goroutine and by 64, on the\n" +
+		"server and on the cluster. ")
 	if len(r.inexact) == 0 {
 		b.WriteString("All admitted exactly 1,000.\n")
 	} else {
@@ -126,24 +132,24 @@ takes until a goroutine that never waits has its next turn on a core, of which G
 	return b.String()
 }
 
-const redisHotReason = "callers of one key share a command, so that what is left is to wake them up: the floor that does " +
-	"nothing else is what the goal asks for, and more, but it has both cores to itself."
+const redisHotReason = "callers of one key share a command, so most of the time is spent waking them up. A floor that only " +
+	"does that reaches the goal and more, but it has both cores to itself."
 
-// redisReasons tell why the goals of a case on Redis are missed where they are, by its name.
+// redisReasons are the same for the cases on Redis.
 var redisReasons = map[string]string{
-	"redis-serial": "the script takes some 3 µs on the server, a token bucket's 4, and one of INCR 1.5; over loopback that is most of the difference.",
-	"redis-denied": "a denial is a round trip: what Redis has denied is asked there again.",
+	"redis-serial": "the script takes about 3 µs on the server, the script of a token bucket 4, and a script of INCR 1.5. Over loopback that is most of the difference.",
+	"redis-denied": "a denial costs a round trip, because a denied key is asked for at Redis again.",
 	"redis-spread": "client and server share two cores, and both are busy all the time. The script reads a counter, its time to live and the " +
-		"clock, and writes; the rivals that come close have two calls for these four, and no header fields to know the end of a window for.",
+		"clock, and writes. The closest rivals make two calls instead of these four. They have no header fields that need the end of a window.",
 	"redis-spread-1000": "more is allocated than the goal allows.",
 	"redis-hot":         redisHotReason,
 	"redis-hot-1000":    "more is allocated than the goal allows.",
-	"cluster-spread": "a command has the keys of one slot, so that each key takes one, and a script costs a server as much as what it does: three " +
-		"servers and their clients share two cores.",
+	"cluster-spread": "a command has keys of one slot only, so each key takes its own command. Running a script costs a server as much as the " +
+		"script's work, and three servers and their clients share two cores.",
 	"cluster-hot": redisHotReason,
 }
 
-// redisVersion is what redis-server --version tells of the version, without its build.
+// redisVersion returns the version in the output of redis-server --version, without the build.
 func redisVersion(text string) string {
 	for _, field := range strings.Fields(text) {
 		if v, ok := strings.CutPrefix(field, "v="); ok {

@@ -21,10 +21,10 @@ type results struct {
 	samples  map[sample][]float64 // in the order of the rounds
 }
 
-// sample names what was measured.
+// sample identifies a measured value.
 type sample struct{ bench, library, unit string }
 
-// read takes what there is to learn from a line of go test's output.
+// read parses a line of go test's output and stores its samples.
 func (r *results) read(line string) {
 	if _, text, ok := strings.Cut(line, "not exact: "); ok {
 		r.inexact = append(r.inexact, text)
@@ -37,7 +37,7 @@ func (r *results) read(line string) {
 		return
 	}
 	_, name, _ := strings.Cut(fields[0], "/")
-	if i := strings.LastIndexByte(name, '-'); i >= 0 { // of GOMAXPROCS, unless that is 1
+	if i := strings.LastIndexByte(name, '-'); i >= 0 { // the suffix for GOMAXPROCS, absent if that is 1
 		if _, err := strconv.Atoi(name[i+1:]); err == nil {
 			name = name[:i]
 		}
@@ -49,7 +49,7 @@ func (r *results) read(line string) {
 	if r.samples == nil {
 		r.samples = make(map[sample][]float64)
 	}
-	for pair := range slices.Chunk(fields[2:], 2) { // after the number of iterations: a value and its unit each
+	for pair := range slices.Chunk(fields[2:], 2) { // pairs of value and unit, after the number of iterations
 		v, err := strconv.ParseFloat(pair[0], 64)
 		if err == nil && len(pair) == 2 {
 			s := sample{bench, library, pair[1]}
@@ -65,8 +65,8 @@ func (r *results) value(s sample) (float64, bool) {
 }
 
 // ratio is the median of the ratios of single rounds, because a machine that is
-// slower in one round is slower for both. By what is nothing but noise, as the
-// difference of two times can be, there is none.
+// slower in one round is slower for both. If b is only noise, as the difference of
+// two times can be, there is no ratio.
 func (r *results) ratio(a, b sample) (float64, bool) {
 	x, y := r.samples[a], r.samples[b]
 	var ratios []float64
@@ -79,10 +79,10 @@ func (r *results) ratio(a, b sample) (float64, bool) {
 	return benchmarks.Median(ratios), len(ratios) > 0
 }
 
-// number is a library's value as the tables show it, with its allocations if any.
+// number formats a library's value for the tables, with its allocations if there are any.
 func (r *results) number(s sample) string {
 	v, _ := r.value(s)
-	v = max(0, v) // a difference of two times can be less
+	v = max(0, v) // a difference of two times can be negative
 	text := strconv.FormatFloat(v, 'f', 0, 64)
 	switch {
 	case strings.HasPrefix(s.unit, "x/"), s.unit == "cmd/op" && v < 1:
@@ -96,17 +96,17 @@ func (r *results) number(s sample) string {
 	return text
 }
 
-// timed are the units of a case's first measure, which has the allocations beside it.
+// timed are the units of a case's first measure. Its value is shown with the allocations.
 var timed = []string{"ns/op", "us/op", "op/s"}
 
 // row is a line of a table.
 type row struct {
 	benchmarks.Case
 	benchmarks.Measure
-	ours, rivals, floors []sample // the rivals from the best on
+	ours, rivals, floors []sample // rivals are sorted, the best first
 }
 
-// rows are those of a table that were measured.
+// rows returns the rows of a table that were measured.
 func (r *results) rows(g benchmarks.Group) (all []row) {
 	cases, libraries := compared(g)
 	for _, c := range cases {
@@ -142,7 +142,7 @@ func (r *results) sort(samples []sample, higher bool) {
 	})
 }
 
-// line is the row as the table shows it.
+// line formats a row for the table.
 func (r *results) line(w row) string {
 	best := min(1, len(w.rivals))
 	var numbers, ratios []string
@@ -172,19 +172,19 @@ func (r *results) named(samples []sample) string {
 	return strings.Join(all, ", ")
 }
 
-// notes are what is to be said of a table before it.
+// notes are the texts before the tables.
 var notes = map[benchmarks.Group]string{
 	benchmarks.Speed:      "![In memory](docs/bench-memory.svg)\n\n",
 	benchmarks.Middleware: "![Middleware](docs/bench-middleware.svg)\n\n",
-	benchmarks.Server: `net/http over loopback, 64 connections that are kept alive, each with its next request as soon as it has its answer, which
-is a 204. The middleware and the bare handler are loaded in turn, 200 ms each; a value is the median of such pairs. Higher
-is better. The load comes from the same process and takes a part of the same cores.
+	benchmarks.Server: `net/http over loopback, with 64 keep-alive connections. Each sends its next request as soon as it has the response, a 204.
+The middleware and the bare handler are loaded in turn, 200 ms each, and a value is the median of these pairs. Higher is
+better. The load comes from the same process and uses a part of the same cores.
 
 `,
-	benchmarks.Stress: `Each decision is timed by itself, from one goroutine, so these include what else the machine does; where the table grows,
-they say how long an idle loop was held up just after. Expiry is about this library alone: most rivals now and then sweep
-the whole map under a lock, which is in no p99.9. Only throttled-lru has a maximum of keys as well; the others grow with a
-flood. Before the flood, 1,000 keys had used up their limit.
+	benchmarks.Stress: `Each decision is timed by itself, from one goroutine, so the times include other work of the machine. The rows on growth
+also show how long an idle loop was delayed just after. The rows on expiry are for this library only: most rivals sweep
+the whole map under a lock from time to time, and no p99.9 shows that. Only throttled-lru also has a maximum number of
+keys; the other rivals grow during a flood. Before the flood, 1,000 keys had used up their limit.
 
 `,
 }
@@ -194,11 +194,15 @@ func (r *results) markdown() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, `# Benchmarks
 
-This library beside others and beside floors: code that does only what none of them can avoid. A value is the median of
-all rounds. A ratio is this library's value by the best rival's: the median of the ratios within single rounds, in which the
-libraries are timed one right after the other, and so not the quotient of the two values beside it. Of times, this library is
-ahead where it is below 1. Where there are two of this library, they are of a fixed window / a token bucket; a third, on Redis,
-is of a fixed window with a lease. In parentheses: allocations, where there are any.
+This page compares this library with other libraries, and with floors: code that does only what no library can avoid.
+
+- A value is the median of all rounds.
+- A ratio is this library's value divided by the best rival's: the median of the ratios within single rounds, in which
+  the libraries are timed one right after the other. So it is not the quotient of the two values beside it. For times, a
+  ratio below 1 means that this library is ahead.
+- If this library has two values, they are for a fixed window / a token bucket. A third one, on Redis, is for a fixed
+  window with a lease.
+- Numbers in parentheses are allocations, if there are any.
 
 - Machine: %s; %s
 - Command, in the folder benchmarks: %s
@@ -225,9 +229,9 @@ is of a fixed window with a lease. In parentheses: allocations, where there are 
 		}
 		fmt.Fprintf(&b, "| %s | %s | %s |\n", l.Name, module, l.Setup)
 	}
-	b.WriteString("\nNobody is told the number of keys beforehand, and maxima are above it. Requests are limited by their address.\n" +
-		"Before it was timed, each was asked for 2,560 units of a limit of 1,000, by one goroutine and by 64, directly and\n" +
-		"through its middleware. ")
+	b.WriteString("\nNo library gets the number of keys in advance, and maxima are above it. Requests are limited by their address.\n" +
+		"Before it was timed, each library was asked for 2,560 units of a limit of 1,000, by one goroutine and by 64, directly\n" +
+		"and through its middleware. ")
 	if len(r.inexact) == 0 {
 		b.WriteString("All admitted exactly 1,000.\n")
 	} else {
