@@ -188,3 +188,29 @@ func TestDenialUnderOnePlanHoldsForItsPlan(t *testing.T) {
 		}
 	})
 }
+
+// TestKnownDenialsHoldUnderEachPolicy denies a key and then has the store fail. Only
+// one call in each Options.DenyRecheck is decided by the policy.
+func TestKnownDenialsHoldUnderEachPolicy(t *testing.T) {
+	for policy, allowed := range map[FailurePolicy]bool{FallbackLocal: false, FailOpen: true, FailClosed: false} {
+		opts := Options{Limits: []Limit{hour}, OnFailure: policy, DenyRecheck: 10 * time.Second}
+		remotely(t, opts, func(t *testing.T, far *farStore, l *Limiter) {
+			for range 6 {
+				decide(t, l, "key", 1)
+			}
+			far.set(refused)
+			for range 3 {
+				for range 20 {
+					d := decide(t, l, "key", 1)
+					require.Equal(t, SourceCache, d.Source, policy)
+					require.False(t, d.Allowed, policy)
+				}
+				time.Sleep(11 * time.Second)
+				d, err := l.Take(ctx, "key")
+				require.Equal(t, policy == FailClosed, err != nil, policy)
+				require.Equal(t, allowed, d.Allowed, policy)
+				require.NotEqual(t, SourceCache, d.Source, policy)
+			}
+		})
+	}
+}

@@ -14,7 +14,8 @@ import (
 
 // This file checks the `go test` commands of the documentation: each -run and
 // -bench names something that exists in the package of the command, and a subtest
-// is a case of storetest's conformance suite.
+// is a case of storetest's conformance suite. It also checks that the functions that
+// the documentation names are in their files.
 
 // TestDocumentedTestsExist reads README.md, BENCHMARKS.md, docs and the READMEs
 // of examples.
@@ -91,6 +92,66 @@ func TestMissingTestsAreFound(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestDocumentedFunctionsExist reads docs, where "internal/x/x.go:f" in a code span
+// names a function or a variable.
+func TestDocumentedFunctionsExist(t *testing.T) {
+	found, missing, err := functionsOf(os.DirFS(".."), "docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if found < 30 {
+		t.Errorf("found %d functions: the documents have more", found)
+	}
+	for _, m := range missing {
+		t.Error(m)
+	}
+}
+
+// TestMissingFunctionsAreFound checks the check.
+func TestMissingFunctionsAreFound(t *testing.T) {
+	module := fstest.MapFS{
+		"internal/x/x.go": {Data: []byte("var Settings = 1\nfunc f() {}\nfunc (x *X) Do(n int) {}\nfunc form() { gone() }\n")},
+		"take.lua":        {Data: []byte("local function shift(n) end\n")},
+	}
+	for name, isThere := range map[string]bool{
+		"internal/x/x.go:f": true, "internal/x/x.go:Do": true, "internal/x/x.go:Settings": true, "take.lua:shift": true,
+		"internal/x/x.go:gone": false, "internal/x/x.go:fo": false, "internal/y.go:f": false, "take.lua:n": false,
+	} {
+		module["a.md"] = &fstest.MapFile{Data: []byte("It waits (`" + name + "`, or not).")}
+		found, missing, err := functionsOf(module, "*.md")
+		if err != nil || found != 1 || (len(missing) == 0) != isThere {
+			t.Errorf("%s: found %d, missing %v, %v", name, found, missing, err)
+		}
+	}
+}
+
+// inFile matches a code span that is a file and the name of a function in it.
+var inFile = regexp.MustCompile("`([\\w./]+\\.(?:go|lua)):(\\w+)`")
+
+// functionsOf counts the functions that are named in the files of a pattern, and returns
+// the missing ones.
+func functionsOf(fsys fs.FS, pattern string) (found int, missing []string, err error) {
+	files, err := fs.Glob(fsys, pattern)
+	if err != nil {
+		return 0, nil, err
+	}
+	for _, file := range files {
+		text, err := fs.ReadFile(fsys, file)
+		if err != nil {
+			return 0, nil, err
+		}
+		for _, m := range inFile.FindAllStringSubmatch(string(text), -1) {
+			found++
+			source, _ := fs.ReadFile(fsys, m[1]) // no text if the file is missing
+			declared := regexp.MustCompile(`(?m)^\s*(?:local )?(?:var |func(?:tion)? (?:\([^)]*\) )?)` + m[2] + `\b`)
+			if !declared.Match(source) {
+				missing = append(missing, fmt.Sprintf("%s: %s has no %s", file, m[1], m[2]))
+			}
+		}
+	}
+	return found, missing, nil
 }
 
 // testCommand is a `go test` command in a document.
