@@ -40,6 +40,9 @@ func (s *MemoryStore) Take(ctx context.Context, key string, n int64, limits []Li
 	if err := s.ready(ctx); err != nil {
 		return 0, err
 	}
+	if n < 0 {
+		return 0, fmt.Errorf("ratelimit: MemoryStore %q: Take of %d units: want 0 units or more", s.name, n)
+	}
 	for i := range limits {
 		if limits[i].rule.N < 1 || limits[i].rule.Window < rule.MinSpan {
 			return 0, fmt.Errorf("ratelimit: MemoryStore %q: limit %v is not valid", s.name, limits[i])

@@ -23,6 +23,19 @@ func TestMemoryStoreRefusesInvalidLimits(t *testing.T) {
 	require.Zero(t, s.Stats().Counters)
 }
 
+// TestMemoryStoreRefusesToTakeLessThanNothing checks that such a call does not give
+// units back: under several limits it would, under some of them.
+func TestMemoryStoreRefusesToTakeLessThanNothing(t *testing.T) {
+	s := memory(t, "s")
+	limits := []Limit{SlidingWindow(3, time.Hour), TokenBucket(3, time.Hour, 3)}
+	memTake(t, s, "key", 3, limits...)
+	_, err := s.Take(ctx, "key", -3, limits, make([]Result, 2))
+	require.ErrorContains(t, err, "Take of -3 units: want 0 units or more")
+	for i, l := range limits {
+		require.Zero(t, memTake(t, s, "key", 0, limits...)[i].Remaining, l)
+	}
+}
+
 // TestMemoryStatsCountsCountersAndEvictions checks that there is one counter
 // for each key, algorithm and window, and never more than MaxKeys.
 func TestMemoryStatsCountsCountersAndEvictions(t *testing.T) {
