@@ -49,10 +49,14 @@ type Store interface {
 	// asking, for units that were taken at an instant that Take returned, or
 	// [Now]: n < 0 gives back, n > 0 charges. Both reach only as far as those units
 	// still count: not into a window that opened after they were taken, and in a
-	// bucket only the part that has not leaked since. Nothing falls below zero,
-	// rises above the limit, or is given back to a key that has no counter; a
-	// charge makes one. It returns how many units it has charged under every limit:
-	// the least of what each limit had room for.
+	// bucket only the part that has not leaked since. There is one exception: a charge
+	// of units that were taken less than a fixed window ago counts in the window that
+	// is open, because these units would have opened one that is still open, too.
+	//
+	// Nothing falls below zero, rises above the limit, or is given back to a key that
+	// has no counter. A charge makes a counter, with a window that opened when the units
+	// were taken. Adjust returns how many whole units it has charged under every limit:
+	// the least of what there was room for under each.
 	Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (charged int64, err error)
 
 	// Reset forgets what is counted for key under each limit. There may be more

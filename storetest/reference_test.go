@@ -1,0 +1,381 @@
+package storetest
+
+import (
+	"context"
+	"fmt"
+	"math/big"
+	"math/bits"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/ratelimit-go/ratelimit"
+)
+
+// A server has the counters of all references of one test. It is as simple as the
+// contract allows, and shares no code with the stores of the library.
+type server struct {
+	mu       sync.Mutex
+	clock    func() int64  // nanoseconds
+	delay    time.Duration // of a call, there and back
+	counters map[string]counter
+
+	calls     int
+	processes int64 // for a fault: stores that were made
+}
+
+// A counter is the units in a window that opened at t, and in the window before. For
+// a bucket, it is the level at t, in parts: a unit has as many as the limit's window
+// has nanoseconds.
+type counter struct {
+	t             int64
+	units, before int64
+	level         *big.Int // nil is 0
+}
+
+func newServer() *server {
+	return &server{clock: func() int64 { return time.Now().UnixNano() }, counters: map[string]counter{}}
+}
+
+// A reference is a store on a server. Its parts are fields, so that a test can break
+// any of them.
+type reference struct {
+	*server
+	clock  func() int64 // the server's
+	prefix string
+	closed bool
+
+	onTake   func(c *call) error
+	onAdjust func(c *call) (charged int64, err error)
+	onReset  func(c *call) error
+
+	// The counting, by a counter that aged has brought to now.
+	name func(key string, l ratelimit.Limit) string                          // of a counter at the server
+	aged func(l ratelimit.Limit, c counter, now int64) counter               // the counter as it is now
+	used func(l ratelimit.Limit, c counter, now int64) int64                 // the units that have no room now
+	move func(l ratelimit.Limit, c counter, n int64, now, age int64) counter // Adjust by n units of this age
+}
+
+// A call is the arguments of one, and the instant that it returns.
+type call struct {
+	ctx     context.Context
+	key     string
+	n       int64
+	at      ratelimit.Instant
+	limits  []ratelimit.Limit
+	results []ratelimit.Result
+}
+
+func (s *server) store(prefix string) *reference {
+	r := &reference{server: s, clock: s.clock, prefix: prefix}
+	r.onTake, r.onAdjust, r.onReset = r.take, r.adjust, r.reset
+	r.name = func(key string, l ratelimit.Limit) string {
+		return r.begins(key) + fmt.Sprint(l.Algorithm(), int64(l.Window()))
+	}
+	r.aged, r.used, r.move = aged, used, move
+	return r
+}
+
+// begins is what the names of all counters of a key begin with.
+func (r *reference) begins(key string) string {
+	return fmt.Sprintf("%d:%s%d:%s", len(r.prefix), r.prefix, len(key), key)
+}
+
+func (r *reference) Prefix() string { return r.prefix }
+
+func (r *reference) Take(ctx context.Context, key string, n int64, limits []ratelimit.Limit, results []ratelimit.Result) (ratelimit.Instant, error) {
+	c := &call{ctx: ctx, key: key, n: n, limits: limits, results: results}
+	err := r.onTake(c)
+	return c.at, err
+}
+
+func (r *reference) Adjust(ctx context.Context, key string, n int64, at ratelimit.Instant, limits []ratelimit.Limit) (int64, error) {
+	return r.onAdjust(&call{ctx: ctx, key: key, n: n, at: at, limits: limits})
+}
+
+func (r *reference) Reset(ctx context.Context, key string, limits []ratelimit.Limit) error {
+	return r.onReset(&call{ctx: ctx, key: key, limits: limits})
+}
+
+func (r *reference) Fault(error) ratelimit.Fault { return ratelimit.FaultUnknown }
+
+func (r *reference) Close() error {
+	r.closed = true
+	return nil
+}
+
+// begin takes the way to the server and locks it. The caller unlocks.
+func (r *reference) begin(ctx context.Context) error {
+	if r.closed {
+		return ratelimit.ErrStoreClosed
+	}
+	if err := r.travel(ctx); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.calls++
+	return nil
+}
+
+func (r *reference) travel(ctx context.Context) error {
+	if r.delay > 0 && ctx.Err() == nil {
+		select {
+		case <-time.After(r.delay / 2):
+		case <-ctx.Done():
+		}
+	}
+	return ctx.Err()
+}
+
+func (r *reference) get(key string, l ratelimit.Limit, now int64) counter {
+	return r.aged(l, r.counters[r.name(key, l)], now)
+}
+
+func (r *reference) take(c *call) error {
+	if err := r.begin(c.ctx); err != nil {
+		return err
+	}
+	now, fits := r.clock(), true
+	for _, l := range c.limits {
+		fits = fits && (c.n == 0 || c.n <= l.Burst()-r.used(l, r.get(c.key, l, now), now))
+	}
+	for i, l := range c.limits {
+		counted, asked := r.get(c.key, l, now), c.n
+		if fits {
+			asked = 0
+			if c.n > 0 {
+				counted = add(l, counted, c.n)
+				r.counters[r.name(c.key, l)] = counted
+			}
+		}
+		left := max(0, l.Burst()-r.used(l, counted, now))
+		c.results[i] = ratelimit.Result{Remaining: left}
+		if asked > left {
+			c.results[i].RetryAfter = r.wait(l, counted, now, asked)
+		}
+		if left < l.Burst() {
+			c.results[i].MoreAfter, c.results[i].ResetAfter = r.wait(l, counted, now, left+1), r.wait(l, counted, now, l.Burst())
+		}
+	}
+	c.at = ratelimit.Instant(now)
+	r.mu.Unlock()
+	return r.travel(c.ctx)
+}
+
+// wait searches for the time after which n units fit.
+func (r *reference) wait(l ratelimit.Limit, c counter, now, n int64) time.Duration {
+	if n > l.Burst() {
+		return ratelimit.Never
+	}
+	fits := func(d int64) bool { return n <= l.Burst()-r.used(l, r.aged(l, c, now+d), now+d) }
+	short, long := int64(0), int64(l.Window()) // not long enough, and long enough
+	for long < 1<<61 && !fits(long) {
+		short, long = long, 2*long
+	}
+	for long-short > 1 {
+		if d := short + (long-short)/2; fits(d) {
+			long = d
+		} else {
+			short = d
+		}
+	}
+	return time.Duration(long)
+}
+
+func (r *reference) adjust(c *call) (charged int64, err error) {
+	if err := r.begin(c.ctx); err != nil {
+		return 0, err
+	}
+	now := r.clock()
+	age := now - max(0, min(now, int64(c.at)))
+	charged = max(0, c.n)
+	for _, l := range c.limits {
+		before := r.get(c.key, l, now)
+		after := r.move(l, before, c.n, now, age)
+		if _, ok := r.counters[r.name(c.key, l)]; ok || !after.empty() {
+			r.counters[r.name(c.key, l)] = after
+		}
+		charged = min(charged, max(0, grown(l, before, after)))
+	}
+	r.mu.Unlock()
+	return charged, r.travel(c.ctx)
+}
+
+func (r *reference) reset(c *call) error {
+	if err := r.begin(c.ctx); err != nil {
+		return err
+	}
+	for _, l := range c.limits {
+		delete(r.counters, r.name(c.key, l))
+	}
+	r.mu.Unlock()
+	return r.travel(c.ctx)
+}
+
+func (c counter) empty() bool { return c.units == 0 && c.before == 0 && parts(c.level).Sign() == 0 }
+
+func parts(level *big.Int) *big.Int {
+	if level == nil {
+		return new(big.Int)
+	}
+	return level
+}
+
+// product is a*b.
+func product(a, b int64) *big.Int { return new(big.Int).Mul(big.NewInt(a), big.NewInt(b)) }
+
+// least and most of two numbers.
+func least(a, b *big.Int) *big.Int {
+	if a.Cmp(b) < 0 {
+		return a
+	}
+	return b
+}
+
+func most(a, b *big.Int) *big.Int {
+	if a.Cmp(b) > 0 {
+		return a
+	}
+	return b
+}
+
+func aged(l ratelimit.Limit, c counter, now int64) counter {
+	w, passed := int64(l.Window()), now-c.t
+	switch {
+	case c.empty():
+		return counter{t: now}
+	case l.Algorithm() == "bucket":
+		level := new(big.Int).Sub(parts(c.level), product(l.N(), max(0, passed)))
+		return counter{t: now, level: most(level, new(big.Int))}
+	case l.Algorithm() == "sliding" && passed >= w && passed < 2*w:
+		c = counter{t: c.t + w, before: c.units}
+	case passed >= w:
+		return counter{t: now}
+	}
+	if used(l, c, now) == 0 {
+		return counter{t: now}
+	}
+	return c
+}
+
+func used(l ratelimit.Limit, c counter, now int64) int64 {
+	w := int64(l.Window())
+	if l.Algorithm() == "bucket" {
+		up := new(big.Int).Add(parts(c.level), big.NewInt(w-1))
+		return up.Div(up, big.NewInt(w)).Int64()
+	}
+	hi, lo := bits.Mul64(uint64(c.before), uint64(max(0, w-max(0, now-c.t))))
+	older, _ := bits.Div64(hi, lo, uint64(w))
+	return c.units + int64(older)
+}
+
+func add(l ratelimit.Limit, c counter, n int64) counter {
+	if l.Algorithm() == "bucket" {
+		c.level = new(big.Int).Add(parts(c.level), product(n, int64(l.Window())))
+	} else {
+		c.units += n
+	}
+	return c
+}
+
+func move(l ratelimit.Limit, c counter, n int64, now, age int64) counter {
+	const units = 1 << 50 // more than any limit
+	n = max(-units, min(n, units))
+	w, open := int64(l.Window()), !c.empty()
+	switch since := age - (now - c.t); { // from the units to the window
+	case n == 0 || n < 0 && !open:
+	case l.Algorithm() == "bucket":
+		still := most(new(big.Int).Sub(product(max(n, -n), w), product(l.N(), age)), new(big.Int))
+		if n > 0 {
+			full := most(product(l.Burst(), w), parts(c.level))
+			c.level = least(full, new(big.Int).Add(parts(c.level), still))
+		} else {
+			c.level = most(new(big.Int), new(big.Int).Sub(parts(c.level), still))
+		}
+	case !open:
+		return aged(l, counter{t: now - age, units: min(n, l.N())}, now)
+	case since <= 0 || l.Algorithm() == "fixed" && n > 0 && age < w:
+		c.units = shifted(c.units, n, l.N())
+	case l.Algorithm() == "sliding" && since <= w:
+		c.before = shifted(c.before, n, l.N())
+	}
+	return c
+}
+
+// shifted is count moved by n, between 0 and the limit. A count that is above the
+// limit stays.
+func shifted(count, n, limit int64) int64 {
+	if n < 0 {
+		return max(0, count+n)
+	}
+	return max(count, min(count+n, limit))
+}
+
+// grown is how many whole units a counter has grown by.
+func grown(l ratelimit.Limit, before, after counter) int64 {
+	level := new(big.Int).Sub(parts(after.level), parts(before.level))
+	level.Div(level, big.NewInt(int64(l.Window())))
+	return after.units + after.before - before.units - before.before + level.Int64()
+}
+
+// TestReferenceConforms runs the suite on the store that the broken ones are made of,
+// with each clock that a test can set.
+func TestReferenceConforms(t *testing.T) {
+	var now time.Duration
+	advance := func(d time.Duration) { now += d }
+	for _, tc := range []struct {
+		clock  string
+		set    func(*reference)
+		option Option
+	}{
+		{"bubble", func(*reference) {}, func(*config) {}},
+		{"nanoseconds", func(s *reference) { s.clock = func() int64 { return int64(now) } }, Clock(advance, 1)},
+		{"milliseconds", func(s *reference) {
+			s.clock = func() int64 { return int64(now.Truncate(time.Millisecond)) }
+			rounded(func(d time.Duration) time.Duration { return (d + time.Millisecond - 1).Truncate(time.Millisecond) })(s)
+		}, Clock(advance, time.Millisecond)},
+	} {
+		t.Run(tc.clock, func(t *testing.T) {
+			servers := map[string]*server{} // one for each case
+			Run(t, func(t *testing.T, prefix string) ratelimit.Store {
+				if servers[t.Name()] == nil {
+					servers[t.Name()] = newServer()
+				}
+				s := servers[t.Name()].store(prefix)
+				tc.set(s)
+				return s
+			}, tc.option)
+		})
+	}
+}
+
+// TestReferenceConformsInRealTime runs the suite on a server with slow calls and a clock
+// that goes on by itself, and checks what the package comment says of its time.
+func TestReferenceConformsInRealTime(t *testing.T) {
+	const slow = 5 * time.Millisecond
+	window := onOwnClock().window
+	var waited time.Duration
+	calls := 0
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				server := newServer()
+				server.delay = slow
+				began := time.Now()
+				for _, p := range c.run(t, onOwnClock(), func(_ *testing.T, prefix string) ratelimit.Store { return server.store(prefix) }) {
+					t.Error(p)
+				}
+				if calls += server.calls; c.waits {
+					took := time.Since(began)
+					waited += took
+					t.Logf("%.1f windows", float64(took)/float64(window))
+				}
+			})
+		})
+	}
+	if windows := float64(waited) / float64(window); windows > 38 || windows < 36 {
+		t.Errorf("the cases that wait take %.1f windows; the package comment says 38 at most", windows)
+	}
+	t.Logf("%d calls", calls)
+}

@@ -1,0 +1,364 @@
+package storetest
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"math"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/ratelimit-go/ratelimit"
+)
+
+// A run is a case that is running. It collects problems instead of failing a test, so
+// that the suite itself can be tested with stores that are broken.
+type run struct {
+	config
+	t        *testing.T
+	newStore func(t *testing.T, prefix string) ratelimit.Store
+	store    ratelimit.Store
+	at       ratelimit.Instant // of the last take
+	began    time.Time
+	waited   time.Duration
+	*findings
+}
+
+// findings are what all lanes of a run have found.
+type findings struct {
+	problems []string
+	slowest  time.Duration // the longest call
+}
+
+func (c testCase) run(t *testing.T, cfg config, newStore func(*testing.T, string) ratelimit.Store) []string {
+	r := &run{config: cfg, newStore: newStore, findings: new(findings)}
+	if cfg.slack > 0 && !c.waits {
+		r.window, r.slack = 1000*time.Hour, time.Minute // the time that the case takes makes no difference
+	}
+	check := func(t *testing.T) {
+		r.t = t
+		if r.store = newStore(t, "storetest:"); r.store == nil {
+			t.Fatal("newStore returned no store")
+		}
+		if r.slack > 0 && c.waits {
+			r.connect()
+		}
+		r.began = time.Now()
+		c.check(r)
+	}
+	if cfg.bubble {
+		synctest.Test(t, check)
+	} else {
+		check(t)
+	}
+	if len(r.problems) > 0 && r.slack > 0 && r.slowest > r.slack {
+		r.problem("a call took %v, which is longer than the slack of %v: connect in newStore, or give RealTime more slack and a longer window",
+			r.slowest, r.slack)
+	}
+	return r.problems
+}
+
+// connect calls every method under each algorithm, in a way that changes nothing.
+// The case reports errors.
+func (r *run) connect() {
+	ctx := context.Background()
+	for _, l := range r.three(1) {
+		limits := []ratelimit.Limit{l}
+		r.store.Take(ctx, "storetest: connect", 0, limits, make([]ratelimit.Result, 1))
+		r.store.Adjust(ctx, "storetest: connect", 0, ratelimit.Now, limits)
+		r.store.Reset(ctx, "storetest: connect", limits)
+	}
+}
+
+func (r *run) problem(format string, args ...any) {
+	r.problems = append(r.problems, fmt.Sprintf(format, args...))
+}
+
+// sleep lets some time pass. No store that is right makes a case wait for longer than
+// four windows at a time.
+func (r *run) sleep(d time.Duration) {
+	switch {
+	case d > 4*r.window:
+		r.problem("a wait of %v is too long for windows of %v", d, r.window)
+	case d > 0:
+		r.waited += d
+		r.advance(d)
+	}
+}
+
+// until sleeps until this time has passed since the case, or its lane, began.
+func (r *run) until(d time.Duration) {
+	passed := r.waited
+	if r.slack > 0 {
+		passed = time.Since(r.began)
+	}
+	r.sleep(d - passed)
+}
+
+// eighths is a part of the window.
+func (r *run) eighths(n int64) time.Duration { return time.Duration(n) * r.window / 8 }
+
+// lanes runs parts of a case that do not depend on each other. If time passes on its
+// own, the parts wait at the same time: a part runs while the others wait. The store
+// gets one call at a time in any case.
+func (r *run) lanes(parts ...func(r *run)) {
+	if r.slack == 0 {
+		for _, part := range parts {
+			lane := *r
+			lane.waited = 0
+			part(&lane)
+		}
+		return
+	}
+	type lane struct {
+		until  time.Time
+		resume func() (sleeps time.Duration, ok bool)
+	}
+	var waiting []lane
+	for _, part := range parts {
+		resume, stop := iter.Pull(func(yield func(time.Duration) bool) {
+			lane := *r
+			lane.began, lane.advance = time.Now(), func(d time.Duration) { yield(d) }
+			part(&lane)
+		})
+		defer stop()
+		waiting = append(waiting, lane{time.Now(), resume})
+	}
+	for len(waiting) > 0 {
+		first := 0
+		for i, l := range waiting {
+			if l.until.Before(waiting[first].until) {
+				first = i
+			}
+		}
+		l := &waiting[first]
+		if d := time.Until(l.until); d > 0 {
+			r.advance(d)
+		}
+		if d, ok := l.resume(); ok {
+			l.until = time.Now().Add(d)
+		} else {
+			waiting = append(waiting[:first], waiting[first+1:]...)
+		}
+	}
+}
+
+// laneFor runs the part for each limit, in lanes.
+func (r *run) laneFor(limits []ratelimit.Limit, part func(r *run, l ratelimit.Limit)) {
+	var parts []func(r *run)
+	for _, l := range limits {
+		parts = append(parts, func(r *run) { part(r, l) })
+	}
+	r.lanes(parts...)
+}
+
+// timed notes how long a call takes.
+func (r *run) timed(call func()) {
+	began := time.Now()
+	call()
+	r.slowest = max(r.slowest, time.Since(began))
+}
+
+// junk is what the buffers for results hold before a call.
+var junk = ratelimit.Result{Remaining: -7, RetryAfter: -7, MoreAfter: -7, ResetAfter: -7}
+
+// take takes n units of key and returns the results. It is a problem if there is an
+// error, or if the results contradict each other.
+func (r *run) take(key string, n int64, limits ...ratelimit.Limit) []ratelimit.Result {
+	results := make([]ratelimit.Result, len(limits))
+	for i := range results {
+		results[i] = junk
+	}
+	var err error
+	r.timed(func() { r.at, err = r.store.Take(context.Background(), key, n, limits, results) })
+	if err != nil {
+		r.problem("Take(%.40q, %d, %v): error: %v", key, n, limits, err)
+		return make([]ratelimit.Result, len(limits))
+	}
+	all := admitted(results)
+	for i, res := range results {
+		if wrong := contradiction(res, limits[i], n, all); wrong != "" {
+			r.problem("Take(%.40q, %d, %v): %s: %+v", key, n, limits[i], wrong, res)
+		}
+	}
+	if n == 0 && !all {
+		r.problem("a look at %.40q was denied under %v: %+v", key, limits, results)
+	}
+	return results
+}
+
+// contradiction returns what is wrong with a result by itself, or "".
+func contradiction(res ratelimit.Result, l ratelimit.Limit, n int64, admitted bool) string {
+	whole := res.Remaining == l.Burst()
+	waits := res.RetryAfter > 0 && res.RetryAfter != ratelimit.Never
+	switch {
+	case res.Remaining < 0 || res.RetryAfter < 0 || res.MoreAfter < 0 || res.ResetAfter < 0:
+		return "a field is negative, or was not set"
+	case res.Remaining > l.Burst():
+		return "more remains than the limit holds"
+	case (res.MoreAfter == 0) != whole || (res.ResetAfter == 0) != whole:
+		return "MoreAfter and ResetAfter must be 0 if the limit is whole, and only then"
+	case res.MoreAfter > res.ResetAfter:
+		return "ResetAfter is before MoreAfter"
+	case !admitted && (res.RetryAfter > 0) != (n > res.Remaining):
+		return "RetryAfter must be 0 if the units fit, and only then"
+	case !admitted && (res.RetryAfter == ratelimit.Never) != (n > l.Burst()):
+		return "RetryAfter must be Never if the limit can never hold the units, and only then"
+	case waits && (res.RetryAfter < res.MoreAfter || res.RetryAfter > res.ResetAfter):
+		return "RetryAfter must be from MoreAfter to ResetAfter"
+	}
+	return ""
+}
+
+func admitted(results []ratelimit.Result) bool {
+	for _, res := range results {
+		if res.RetryAfter != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// admits takes. It is a problem if that is denied.
+func (r *run) admits(key string, n int64, limits ...ratelimit.Limit) {
+	if results := r.take(key, n, limits...); !admitted(results) {
+		r.problem("%d units of %.40q were denied under %v: %+v", n, key, limits, results)
+	}
+}
+
+// denies takes. It is a problem if that is admitted.
+func (r *run) denies(key string, n int64, limits ...ratelimit.Limit) {
+	if admitted(r.take(key, n, limits...)) {
+		r.problem("%d units of %.40q were admitted under %v", n, key, limits)
+	}
+}
+
+// remains looks. It is a problem if another number of units is left.
+func (r *run) remains(key string, want int64, limit ratelimit.Limit) {
+	if got := r.take(key, 0, limit)[0].Remaining; got != want {
+		r.problem("%d units of %.40q are left under %v, want %d", got, key, limit, want)
+	}
+}
+
+// resets looks. It is a problem if the limit is not whole again after this time.
+func (r *run) resets(key string, want time.Duration, limit ratelimit.Limit) {
+	r.about(fmt.Sprintf("ResetAfter of %.40q under %v", key, limit), r.take(key, 0, limit)[0].ResetAfter, want)
+}
+
+// adjust adjusts and returns what was charged. An error is a problem.
+func (r *run) adjust(key string, n int64, at ratelimit.Instant, limits ...ratelimit.Limit) (charged int64) {
+	var err error
+	r.timed(func() { charged, err = r.store.Adjust(context.Background(), key, n, at, limits) })
+	if err != nil {
+		r.problem("Adjust(%.40q, %d, %d, %v): error: %v", key, n, at, limits, err)
+	}
+	return charged
+}
+
+// charges adjusts. It is a problem if another number of units is charged.
+func (r *run) charges(key string, n, want int64, at ratelimit.Instant, limits ...ratelimit.Limit) {
+	if got := r.adjust(key, n, at, limits...); got != want {
+		r.problem("Adjust(%.40q, %d, %d, %v) returned %d units charged, want %d", key, n, at, limits, got, want)
+	}
+}
+
+// refunds gives n units back. It is a problem if units are charged.
+func (r *run) refunds(key string, n int64, at ratelimit.Instant, limits ...ratelimit.Limit) {
+	r.charges(key, -n, 0, at, limits...)
+}
+
+// reset resets. An error is a problem.
+func (r *run) reset(key string, limits ...ratelimit.Limit) {
+	var err error
+	r.timed(func() { err = r.store.Reset(context.Background(), key, limits) })
+	if err != nil {
+		r.problem("Reset(%.40q, %v): error: %v", key, limits, err)
+	}
+}
+
+// about reports a problem if a wait is not as wanted: longer by more than a step of the
+// clock, or shorter by more than the time that has passed on its own.
+func (r *run) about(what string, got, want time.Duration) {
+	if got > want+max(r.resolution, 1) || got < want-r.slack-r.resolution {
+		r.problem("%s is %v, want %v", what, got, want)
+	}
+}
+
+// three returns a limit of each algorithm: n units at once, and n in a window.
+func (r *run) three(n int64) []ratelimit.Limit {
+	return []ratelimit.Limit{
+		ratelimit.FixedWindow(n, r.window),
+		ratelimit.SlidingWindow(n, r.window),
+		ratelimit.TokenBucket(n, r.window, n),
+	}
+}
+
+// withN returns l with another n, and the same burst if it has one.
+func withN(l ratelimit.Limit, n int64) ratelimit.Limit {
+	switch l.Algorithm() {
+	case "fixed":
+		return ratelimit.FixedWindow(n, l.Window())
+	case "sliding":
+		return ratelimit.SlidingWindow(n, l.Window())
+	}
+	return ratelimit.TokenBucket(n, l.Window(), l.Burst())
+}
+
+// withSize returns l with another n, which is also the burst if it has one.
+func withSize(l ratelimit.Limit, n int64) ratelimit.Limit {
+	if l.Algorithm() == "bucket" {
+		return ratelimit.TokenBucket(n, l.Window(), n)
+	}
+	return withN(l, n)
+}
+
+// goroutines is how many call the store at once, and rounds how often each does.
+const goroutines, rounds = 64, 4
+
+// inParallel calls f on many goroutines, several times on each. It is a problem if
+// f returns an error.
+func (r *run) inParallel(f func(number int) error) {
+	var failed atomic.Pointer[error]
+	var wg sync.WaitGroup
+	for i := range goroutines {
+		wg.Go(func() {
+			for range rounds {
+				if err := f(i); err != nil {
+					failed.Store(&err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if err := failed.Load(); err != nil {
+		r.problem("a call from one of %d goroutines: error: %v", goroutines, *err)
+	}
+}
+
+// hammer takes n units of a key at a time, from many goroutines, in turn on each of
+// the stores, and with the limits in both orders. It returns how many of the takes
+// were admitted.
+func (r *run) hammer(stores []ratelimit.Store, key string, n int64, limits ...ratelimit.Limit) int64 {
+	reversed := slices.Clone(limits)
+	slices.Reverse(reversed)
+	orders := [][]ratelimit.Limit{limits, reversed}
+	var count atomic.Int64
+	r.inParallel(func(number int) error {
+		results := make([]ratelimit.Result, len(limits))
+		_, err := stores[number%len(stores)].Take(context.Background(), key, n, orders[number/2%2], results)
+		if err == nil && admitted(results) {
+			count.Add(1)
+		}
+		return err
+	})
+	return count.Load()
+}
+
+// later is an instant that is still to come.
+func (r *run) later() ratelimit.Instant {
+	return min(r.at, math.MaxInt64/2) + ratelimit.Instant(100*r.window)
+}
