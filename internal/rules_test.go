@@ -1,0 +1,137 @@
+package internal_test
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/fstest"
+)
+
+// This file checks docs/rules.md: its rules are numbered from 1 without a gap, each
+// one has a command that names tests, and the numbers in storetest are rules of the
+// page. commands_test.go checks that the named tests exist.
+
+func TestRulesAreNumberedAndShown(t *testing.T) {
+	if err := checkRules(os.DirFS("..")); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestWrongRulesAreFound checks the check.
+func TestWrongRulesAreFound(t *testing.T) {
+	const (
+		one = "### 1. First\n\nText.\n\n- `go test -run TestX .`: this.\n- `go test ./internal/x`: that.\n\n"
+		two = "## Other\n\n### 2. Second\n\n- `cd internal/e2e && RATELIMIT_FAULTS=1 go test -run 'TestX|TestY' .`\n"
+	)
+	cases := func(text string) map[string]string { return map[string]string{"storetest/cases_x.go": text} }
+	for _, test := range []struct {
+		name, page string
+		storetest  map[string]string
+		want       string // part of the error; empty for none
+	}{
+		{"all right", one + two, nil, ""},
+		{"no rules", "# Rules\n", nil, "no rules"},
+		{"a gap", one + strings.Replace(two, "### 2.", "### 3.", 1), nil, "rule 3 follows rule 1"},
+		{"a number twice", one + one, nil, "rule 1 follows rule 1"},
+		{"not from 1", two, nil, "rule 2 follows rule 0"},
+		{"no command", one + "### 2. Second\n\nText.\n", nil, "rule 2 has no command"},
+		{"no command in the first", "### 1. First\n\n" + two, nil, "rule 1 has no command"},
+		{"a command without a name", one + "### 2. Second\n\n- `go test ./internal/x`\n", nil, "rule 2 has no command"},
+		{"a command for a benchmark", one + "### 2. Second\n\n- `go test -run xxx -bench X .`\n", nil, "rule 2 has no command"},
+		{"a command after the next heading", one + "### 2. Second\n\n## Other\n\n- `go test -run TestX .`\n", nil, "rule 2 has no command"},
+		{"storetest without numbers", one + two, cases("\t\tname: \"a\",\n\t\trule: \"it holds\",\n"), ""},
+		{"known numbers", one + two, cases("\t\trules: []int{1, 2},\n"), ""},
+		{"a number that is no rule", one + two, cases("\t\trules: []int{1},\n\t\trules: []int{2, 13},\n"), "cases_x.go: rule 13"},
+	} {
+		fsys := fstest.MapFS{rulesPage: {Data: []byte(test.page)}}
+		for name, text := range test.storetest {
+			fsys[name] = &fstest.MapFile{Data: []byte(text)}
+		}
+		err := checkRules(fsys)
+		if got := fmt.Sprint(err); (err == nil) != (test.want == "") || !strings.Contains(got, test.want) {
+			t.Errorf("%s: %v, want %q", test.name, err, test.want)
+		}
+	}
+}
+
+const rulesPage = "docs/rules.md"
+
+var (
+	// heading matches a heading of the page, with the number if it is a rule's.
+	heading = regexp.MustCompile(`^##+ (?:(\d+)\.)?`)
+
+	// ruleNumbers matches the list of rules of a case in storetest.
+	ruleNumbers = regexp.MustCompile(`\brules:\s*\[\]int\{([^}]*)\}`)
+)
+
+// checkRules returns an error for each fault of the page and of the numbers in
+// storetest.
+func checkRules(fsys fs.FS) error {
+	text, err := fs.ReadFile(fsys, rulesPage)
+	if err != nil {
+		return err
+	}
+	commands, err := commandsOf(fsys, rulesPage)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	last, current := 0, 0 // the last rule, and the one of the present section; 0 for none
+	shown := make(map[int]bool)
+	for i, line := range strings.Split(string(text), "\n") {
+		if m := heading.FindStringSubmatch(line); m != nil {
+			current, _ = strconv.Atoi(m[1])
+			if current != 0 {
+				if current != last+1 {
+					errs = append(errs, fmt.Errorf("%s: rule %d follows rule %d", rulesPage, current, last))
+				}
+				last = current
+			}
+		}
+		place := fmt.Sprintf("%s:%d", rulesPage, i+1)
+		if slices.ContainsFunc(commands, func(c testCommand) bool { return c.place == place && c.run != "" && c.bench == "" }) {
+			shown[current] = true
+		}
+	}
+	if last == 0 {
+		errs = append(errs, fmt.Errorf("%s has no rules", rulesPage))
+	}
+	for number := 1; number <= last; number++ {
+		if !shown[number] {
+			errs = append(errs, fmt.Errorf("%s: rule %d has no command that names a test", rulesPage, number))
+		}
+	}
+	return errors.Join(append(errs, checkCaseRules(fsys, last))...)
+}
+
+// checkCaseRules returns an error for each number in the sources of storetest that
+// is no rule from 1 to last.
+func checkCaseRules(fsys fs.FS, last int) error {
+	files, err := fs.Glob(fsys, "storetest/*.go")
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, file := range files {
+		text, err := fs.ReadFile(fsys, file)
+		if err != nil {
+			return err
+		}
+		for _, m := range ruleNumbers.FindAllStringSubmatch(string(text), -1) {
+			for field := range strings.SplitSeq(m[1], ",") {
+				number, err := strconv.Atoi(strings.TrimSpace(field))
+				if err != nil || number < 1 || number > last {
+					errs = append(errs, fmt.Errorf("%s: rule %s is not in %s", path.Base(file), strings.TrimSpace(field), rulesPage))
+				}
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
