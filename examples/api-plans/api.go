@@ -12,8 +12,8 @@ import (
 	"github.com/ratelimit-go/ratelimit"
 )
 
-// plan is what a customer pays for. All plans have the same algorithms and windows,
-// so they have the same counters: to change plans is not to start afresh.
+// plan is what a customer pays for. All plans have the same algorithms and windows, so
+// they share their counters: a customer who changes plans does not start from zero.
 type plan struct {
 	name   string
 	limits []ratelimit.Limit
@@ -27,7 +27,7 @@ func newPlan(name string, perMinute, burst, perDay int64) *plan {
 }
 
 var (
-	anonymous = newPlan("anonymous", 10, 10, 50) // of an address
+	anonymous = newPlan("anonymous", 10, 10, 50) // for an address
 	free      = newPlan("free", 60, 20, 1_000)
 	pro       = newPlan("pro", 600, 100, 50_000)
 )
@@ -37,7 +37,7 @@ type customer struct {
 	plan atomic.Pointer[plan]
 }
 
-// api serves the customers it was given, and strangers under the anonymous plan.
+// api serves its customers under their plans, and everybody else under the anonymous plan.
 type api struct {
 	customers map[[sha256.Size]byte]*customer // by the hash of their API key
 	costs     map[string]int64                // by route, filled in by handler
@@ -61,7 +61,7 @@ func newAPI(registry *ratelimit.Registry, store ratelimit.Store) (*api, error) {
 	return a, err
 }
 
-// add gives a customer an API key. To be called before the API serves.
+// add gives a customer an API key. It must be called before the API serves.
 func (a *api) add(apiKey, name string, p *plan) {
 	c := &customer{name: name}
 	c.plan.Store(p)
@@ -70,8 +70,8 @@ func (a *api) add(apiKey, name string, p *plan) {
 
 var apiKey = ratelimit.HeaderKey("X-API-Key")
 
-// caller returns the customer that r comes from, or nil. invented reports that r
-// has an API key that nobody was given.
+// caller returns the customer that sent r, or nil. invented reports whether r has an API
+// key that no customer has.
 func (a *api) caller(r *http.Request) (c *customer, invented bool) {
 	key, err := apiKey(r)
 	if err != nil {
@@ -81,9 +81,9 @@ func (a *api) caller(r *http.Request) (c *customer, invented bool) {
 	return c, c == nil
 }
 
-// customerKey counts by customer and not by API key: a new key is no new quota,
-// and keys do not end up in the store. An invented key is no key. What it costs is
-// taken from the address, so that inventing more of them gains nothing.
+// customerKey counts by customer and not by API key. So a new API key does not bring a new
+// quota, and the store contains no API keys. A request with an invented API key is counted by
+// address, so that inventing more API keys gains nothing.
 func (a *api) customerKey(r *http.Request) (string, error) {
 	if c, _ := a.caller(r); c != nil {
 		return c.name, nil
@@ -99,9 +99,9 @@ func (a *api) plan(r *http.Request) *plan {
 }
 
 func (a *api) cost(r *http.Request) int64 {
-	cost := a.costs[r.Pattern] // known, as the limiter is behind the mux
+	cost := a.costs[r.Pattern] // the mux has set Pattern, because it is outside of the limiter
 	if _, invented := a.caller(r); invented {
-		return max(1, cost) // or free routes would be a place to guess keys at
+		return max(1, cost) // otherwise a client could guess API keys at free routes
 	}
 	return cost
 }
@@ -112,14 +112,14 @@ func (a *api) handler() http.Handler {
 		a.costs[pattern] = cost
 		mux.Handle(pattern, a.limiter.Middleware(a.refuseInvented(h)))
 	}
-	handle("GET /search", 1, a.search) // and more, when it is done
+	handle("GET /search", 1, a.search) // and more when it is done
 	handle("POST /reports", 10, a.report)
 	handle("GET /me/limits", 0, a.showLimits)
 	handle("POST /me/upgrade", 0, a.upgrade)
 	return mux
 }
 
-// refuseInvented is behind the limiter, because a refusal is to cost something.
+// refuseInvented is behind the limiter, because its refusal must cost something.
 func (a *api) refuseInvented(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, invented := a.caller(r); invented {
@@ -134,7 +134,7 @@ var corpus = strings.Fields(`bufio bytes context crypto/sha256 crypto/tls encodi
 	log/slog maps math net net/http net/http/cookiejar net/http/httptest net/http/httptrace net/http/httputil net/http/pprof
 	net/netip net/url os reflect runtime slices sort strconv strings sync testing time unicode`)
 
-// search knows only at its end what it has cost.
+// search knows only at its end what it costs.
 func (a *api) search(w http.ResponseWriter, r *http.Request) {
 	results := []string{}
 	for _, doc := range corpus {
@@ -144,7 +144,7 @@ func (a *api) search(w http.ResponseWriter, r *http.Request) {
 	}
 	more := int64(len(results) / 5)
 	if err := a.limiter.AddCost(r.Context(), more); err != nil {
-		slog.Warn("a search was not charged for", "error", err) // the work is done: the caller may have it
+		slog.Warn("a search was not charged for", "error", err) // the work is done, so the caller gets the result
 	}
 	reply(w, http.StatusOK, map[string]any{"results": results, "cost": 1 + more})
 }
@@ -176,5 +176,5 @@ func unauthorized(w http.ResponseWriter) {
 func reply(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	json.NewEncoder(w).Encode(body) // an error here is the client's connection
+	json.NewEncoder(w).Encode(body) // fails only if the client's connection does
 }

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// standing is how a caller stands under one limit.
+// standing is the state of a caller under one limit.
 type standing struct {
 	Limit        string `json:"limit"`
 	Rule         string `json:"rule"`
@@ -17,8 +17,8 @@ type standing struct {
 	WholeSeconds int64  `json:"whole_in_seconds"` // if nothing more is used
 }
 
-// showLimits shows a caller what is left under each limit. It is mounted at no
-// cost, so that it answers those who have nothing left.
+// showLimits shows a caller what is left under each limit. Its route costs nothing, so that
+// a caller who has nothing left gets an answer, too.
 func (a *api) showLimits(w http.ResponseWriter, r *http.Request) {
 	plan := a.plan(r)
 	standings, err := a.look(r)
@@ -35,7 +35,7 @@ func (a *api) showLimits(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Vary", "Accept, X-API-Key")
 	if strings.Contains(r.Header.Get("Accept"), "text/html") { // a browser
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		limitsPage.Execute(w, page) // an error here is the client's connection
+		limitsPage.Execute(w, page) // fails only if the client's connection does
 		return
 	}
 	reply(w, http.StatusOK, page)

@@ -1,6 +1,6 @@
-// Command api-plans is an HTTP API that is sold in plans: each customer has a rate,
-// a burst and a daily quota, some requests cost more than others, and everybody can
-// see what they have left.
+// Command api-plans is an HTTP API that is sold in plans. Each customer has a rate, a burst
+// and a daily quota. Some requests cost more than others. All callers can see what they have
+// left.
 package main
 
 import (

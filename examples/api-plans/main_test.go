@@ -73,7 +73,7 @@ func TestInventedKeysCountByAddress(t *testing.T) {
 	c := start(t)
 	whole := c.daily("").Left
 	for i := int64(0); ; i++ {
-		// A free route too: it would be the place to guess keys at.
+		// A free route, too: otherwise a client could guess API keys there.
 		res := c.do("GET", []string{"/search?q=x", "/me/limits"}[i%2], fmt.Sprint("invented-", i))
 		if res.status == http.StatusTooManyRequests {
 			break
@@ -102,7 +102,8 @@ func TestCustomersOnly(t *testing.T) {
 	}
 }
 
-// A caller who has nothing left under one limit still sees all limits.
+// TestLimitsOfWhoIsDenied checks that a caller who has nothing left under one limit still
+// sees all limits.
 func TestLimitsOfWhoIsDenied(t *testing.T) {
 	c := start(t)
 	for i := 0; c.do("POST", "/reports", "ada").status != http.StatusTooManyRequests; i++ {
@@ -137,15 +138,15 @@ func TestLimitsPage(t *testing.T) {
 	}
 }
 
-// client talks to an API of its own, over a loopback socket.
+// client sends requests to its own API, over a loopback socket.
 type client struct {
 	t    *testing.T
 	base string
 	http *http.Client
 }
 
-// start serves the API to ada on the plan free and bob on pro, whose keys are
-// their names.
+// start serves the API to two customers, whose API keys are their names: ada has the plan
+// free, and bob has pro.
 func start(t *testing.T) *client {
 	t.Helper()
 	store := ratelimit.Memory(t.Name())
@@ -209,8 +210,8 @@ func (c *client) limits(apiKey string) (answer limitsAnswer) {
 	return answer
 }
 
-// daily returns how a caller stands under the daily quota: the limit that does not
-// refill while a test runs.
+// daily returns a caller's state under the daily quota, the limit that does not refill while
+// a test runs.
 func (c *client) daily(apiKey string) standing {
 	c.t.Helper()
 	for _, s := range c.limits(apiKey).Limits {

@@ -12,26 +12,26 @@ import (
 // Echo returns a middleware of echo that admits requests or answers them with the
 // limiter's denial. In handlers, ratelimit.DecisionFrom takes c.Request().Context().
 //
-// Echo writes the error that a handler returns after all middleware. So the status is
-// reported just before echo sends it: Options.Count sees 401 for
+// Echo writes an error that a handler returns only after all middleware has returned. So
+// the status is reported just before echo sends it. Options.Count gets 401 for
 // echo.NewHTTPError(http.StatusUnauthorized), and an open stream holds no units.
 func Echo(limiter *ratelimit.Limiter) echo.MiddlewareFunc {
 	return func(next echo.HandlerFunc) echo.HandlerFunc {
 		return func(c *echo.Context) error {
 			if path := c.Path(); strings.HasSuffix(path, "/") { // for ratelimit.PatternKey
-				c.Request().Pattern = c.Request().Method + " " + path + "{$}" // one path, and not all below it
+				c.Request().Pattern = c.Request().Method + " " + path + "{$}" // this path only, not the paths below it
 			} else {
 				c.Request().Pattern = c.Request().Method + " " + path
 			}
 			if !limiter.Check(c.Response(), c.Request()) {
-				return nil // it has been answered: an error would be answered again
+				return nil // Check has written the response; echo would write an error as a second one
 			}
 			res, err := echo.UnwrapResponse(c.Response())
 			if err != nil {
 				return err
 			}
 			ctx := c.Request().Context()
-			res.Before(func() { limiter.Responded(ctx, res.Status) }) // its error says that the request is exempt
+			res.Before(func() { limiter.Responded(ctx, res.Status) }) // an error means that the request is exempt
 			if err = next(c); err == nil && !res.Committed {
 				limiter.Responded(ctx, http.StatusOK) // nothing was written, and net/http sends 200
 			}

@@ -15,21 +15,23 @@ import (
 // Fiber returns a middleware of fiber that admits requests or answers them with
 // the limiter's denial. In handlers, ratelimit.DecisionFrom takes c.Context().
 //
-// Fiber stands on fasthttp, not on net/http, so the limiter sees a copy of the
-// request. Fiber's own adaptor makes one too, but reads the whole body before
-// the limiter has decided, keeps the last line of a header field that has several,
-// X-Forwarded-For among them, and its strings change when fasthttp uses their
-// memory again. This copy has no body, all lines, and strings of its own.
+// Fiber uses fasthttp and not net/http, so the limiter gets a copy of the request. The
+// copy has no body, all lines of each header field, and its own strings. Do not use fiber's
+// adaptor for it:
 //
-// The status is reported when the handlers have returned: fiber sends the response
-// after that, also the error that a handler returns.
+//   - The adaptor reads the whole body before the limiter decides.
+//   - Of a header field with several lines, such as X-Forwarded-For, it keeps only the last.
+//   - Its strings change when fasthttp uses their memory for another request.
+//
+// The status is reported when the handlers have returned. Fiber sends the response after
+// that, also for an error that a handler returns.
 func Fiber(limiter *ratelimit.Limiter) fiber.Handler {
 	return func(c fiber.Ctx) error {
 		r, err := fiberRequest(c)
 		if err != nil {
 			return fiber.ErrBadRequest
 		}
-		ctx, over := context.WithCancel(r.Context()) // to the limiter, the request is over with its handlers
+		ctx, over := context.WithCancel(r.Context()) // for the limiter, the request ends with its handlers
 		defer over()
 		r = r.WithContext(ctx)
 		w := newFiberWriter(c)
@@ -38,17 +40,17 @@ func Fiber(limiter *ratelimit.Limiter) fiber.Handler {
 		if !admitted {
 			return nil
 		}
-		c.SetContext(context.WithoutCancel(r.Context()))          // which has the decision
+		c.SetContext(context.WithoutCancel(r.Context()))          // this context has the decision
 		status := fiber.StatusInternalServerError                 // if a handler panics
-		defer func() { limiter.Responded(r.Context(), status) }() // its error says that the request is exempt
+		defer func() { limiter.Responded(r.Context(), status) }() // an error means that the request is exempt
 		err = c.Next()
 		status = statusOf(c, err)
 		return err
 	}
 }
 
-// statusOf is the status of the response if the handlers have returned err, unless
-// the app has an error handler that answers with another one.
+// statusOf returns the status of the response after the handlers have returned err. It is
+// wrong if the app has an error handler that sends another status.
 func statusOf(c fiber.Ctx, err error) int {
 	var e *fiber.Error
 	switch {
@@ -70,7 +72,7 @@ func fiberRequest(c fiber.Ctx) (*http.Request, error) {
 		Method:     c.Method(),
 		URL:        parsed,
 		RequestURI: uri,
-		Pattern:    c.Route().Path, // for ratelimit.PatternKey: the path that this is mounted on
+		Pattern:    c.Route().Path, // for ratelimit.PatternKey: the path that this middleware is mounted on
 		Host:       string(c.Request().Host()),
 		RemoteAddr: c.RequestCtx().RemoteAddr().String(),
 		TLS:        c.RequestCtx().TLSConnectionState(),
@@ -91,7 +93,7 @@ type fiberWriter struct {
 
 func newFiberWriter(c fiber.Ctx) fiberWriter {
 	w := fiberWriter{c, make(http.Header)}
-	for _, list := range []string{"RateLimit", "RateLimit-Policy"} { // of limiters around this one, which adds to them
+	for _, list := range []string{"RateLimit", "RateLimit-Policy"} { // fields of outer limiters, to which this one adds
 		if value := c.GetRespHeader(list); value != "" {
 			w.header.Set(list, value)
 		}
@@ -103,8 +105,8 @@ func (w fiberWriter) Header() http.Header         { return w.header }
 func (w fiberWriter) WriteHeader(status int)      { w.c.Status(status) }
 func (w fiberWriter) Write(p []byte) (int, error) { return w.c.Write(p) }
 
-// sendHeader is called even where nothing was written: an admitted request's
-// response has header fields too.
+// sendHeader is called even if nothing was written, because the response of an admitted
+// request has header fields, too.
 func (w fiberWriter) sendHeader() {
 	header := &w.c.Response().Header
 	for name, values := range w.header {

@@ -72,7 +72,7 @@ func TestFrameworks(t *testing.T) {
 	}
 }
 
-// A limiter's key function reads more of a request than its address.
+// TestKeys checks that key functions can read more of a request than its address.
 func TestKeys(t *testing.T) {
 	keys := map[string]ratelimit.KeyFunc{
 		"header":  ratelimit.HeaderKey("X-API-Key"),
@@ -104,7 +104,7 @@ func TestKeys(t *testing.T) {
 					"lines":   "192.0.2.1|198.51.100.2",
 					"url":     "GET " + res.Request.Host + "/hello?q=1",
 				}[what]
-				// The routers disagree on whether a pattern begins with the method.
+				// Only some routers have the method at the beginning of a pattern.
 				if k := strings.TrimPrefix(got.Load().(string), "GET "); k != strings.TrimPrefix(want, "GET ") {
 					t.Errorf("%s: key %q, want %q", what, k, want)
 				}
@@ -116,8 +116,8 @@ func TestKeys(t *testing.T) {
 	}
 }
 
-// logins are a small program in each framework, with GET /hello behind limiter. It
-// refuses a wrong password in the way that the framework's users write it.
+// logins are small programs, one per framework, with GET /hello behind limiter. Each
+// refuses a wrong password in its framework's usual way.
 var logins = map[string]func(limiter *ratelimit.Limiter) server{
 	"chi": func(limiter *ratelimit.Limiter) server {
 		router := chi.NewRouter()
@@ -169,8 +169,8 @@ var logins = map[string]func(limiter *ratelimit.Limiter) server{
 	},
 }
 
-// TestFailuresCount has a limit of three failures. Successes give their units back,
-// also where the framework writes an error after the middleware has returned.
+// TestFailuresCount has a limit of three failures. A success gives its units back, also if
+// the framework writes errors after the middleware has returned.
 func TestFailuresCount(t *testing.T) {
 	for name, build := range logins {
 		t.Run(name, func(t *testing.T) {
@@ -207,8 +207,8 @@ func TestFailuresCount(t *testing.T) {
 	}
 }
 
-// Fiber's response is not an http.ResponseWriter, so that what a limiter finds
-// there of another one, and what it writes without a body, is this example's work.
+// TestFiberStacked nests limiters. Fiber's response is not an http.ResponseWriter, so the
+// example must pass on the fields of outer limiters and responses without a body.
 func TestFiberStacked(t *testing.T) {
 	outer, inner := newLimiter(t, "outer", nil), newLimiter(t, "inner", nil)
 	app := fiber.New()
@@ -235,14 +235,14 @@ func TestFiberStacked(t *testing.T) {
 	wantField(t, res, "Retry-After", `\d+`)
 }
 
-// newLimiter returns a limiter of 3 a minute that ends with the test, and so do
-// its counters.
+// newLimiter returns a limiter of 3 requests a minute. It is closed and its counters are
+// deleted when the test ends.
 func newLimiter(t *testing.T, name string, key ratelimit.KeyFunc) *ratelimit.Limiter {
 	t.Helper()
 	return newLimiterOf(t, name, ratelimit.Options{Key: key, Logger: slog.New(slog.DiscardHandler)})
 }
 
-// newLimiterOf does so with other options.
+// newLimiterOf does the same with other options.
 func newLimiterOf(t *testing.T, name string, opts ratelimit.Options) *ratelimit.Limiter {
 	t.Helper()
 	store := ratelimit.Memory(t.Name() + " " + name)
@@ -259,8 +259,8 @@ func newLimiterOf(t *testing.T, name string, opts ratelimit.Options) *ratelimit.
 	return limiter
 }
 
-// start serves on a loopback socket until the test ends. It returns a function
-// that requests /hello.
+// start serves on a loopback socket until the test ends. It returns a function that
+// requests /hello.
 func start(t *testing.T, s server) func(method string, header http.Header) (*http.Response, string) {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -301,8 +301,8 @@ func start(t *testing.T, s server) func(method string, header http.Header) (*htt
 	}
 }
 
-// wantField checks that a response has one line of a header field, in the form
-// of a regular expression, or none where that is empty.
+// wantField checks that a response has one line of a header field and that it matches form,
+// a regular expression. If form is empty, the response must not have the field.
 func wantField(t *testing.T, res *http.Response, name, form string) {
 	t.Helper()
 	lines := res.Header.Values(name)

@@ -12,21 +12,21 @@ import (
 // Gin returns a middleware of gin that admits requests or answers them with the
 // limiter's denial. In handlers, ratelimit.DecisionFrom takes c.Request.Context().
 //
-// The status is reported when the handlers have returned. A handler that streams can
-// call limiter.Responded itself when it begins, so that Options.Count decides then.
+// The status is reported when the handlers have returned. A handler that streams can call
+// limiter.Responded itself when it begins, so that Options.Count decides at that time.
 func Gin(limiter *ratelimit.Limiter) gin.HandlerFunc {
 	return func(c *gin.Context) {
-		c.Request.Pattern = c.Request.Method + " " + c.FullPath() // for ratelimit.PatternKey; "GET " where no route matches
+		c.Request.Pattern = c.Request.Method + " " + c.FullPath() // for ratelimit.PatternKey; "GET " if no route matches
 		if strings.HasSuffix(c.FullPath(), "/") {
-			c.Request.Pattern += "{$}" // one path, and not all below it
+			c.Request.Pattern += "{$}" // this path only, not the paths below it
 		}
 		if !limiter.Check(c.Writer, c.Request) {
-			c.Abort() // or gin would go on to the handler
+			c.Abort() // otherwise gin would call the handler
 			return
 		}
 		ctx := c.Request.Context()
 		status := http.StatusInternalServerError          // if a handler panics
-		defer func() { limiter.Responded(ctx, status) }() // its error says that the request is exempt
+		defer func() { limiter.Responded(ctx, status) }() // an error means that the request is exempt
 		c.Next()
 		status = c.Writer.Status()
 	}

@@ -1,5 +1,5 @@
-// Command frameworks serves GET /hello under a limit, in the web framework of your
-// choice. The files beside this one have, for each framework, a middleware to copy.
+// Command frameworks serves GET /hello under a limit, in a web framework that you choose.
+// For each framework, another file of this folder has a middleware to copy.
 package main
 
 import (
@@ -59,7 +59,7 @@ func run(framework, addr string) error {
 // greeting is the body of /hello.
 type greeting func(context.Context) string
 
-// greet tells what is left, by the decision that has to be in the context.
+// greet returns what is left. The decision must be in the context.
 func greet(ctx context.Context) string {
 	if d, ok := ratelimit.DecisionFrom(ctx); ok {
 		return fmt.Sprintf("hello, %d left\n", d.Remaining)
@@ -67,7 +67,7 @@ func greet(ctx context.Context) string {
 	return "hello\n"
 }
 
-// frameworks has a small program in each framework, with GET /hello behind limiter.
+// frameworks are small programs, one per framework, with GET /hello behind limiter.
 var frameworks = map[string]func(limiter *ratelimit.Limiter, hello greeting) server{
 	"chi": func(limiter *ratelimit.Limiter, hello greeting) server {
 		router := chi.NewRouter()
@@ -100,7 +100,7 @@ var frameworks = map[string]func(limiter *ratelimit.Limiter, hello greeting) ser
 	},
 }
 
-// server is what the frameworks' servers have in common.
+// server has the functions that the servers of all frameworks have.
 type server struct {
 	serve    func(net.Listener) error
 	shutdown func(context.Context) error
@@ -118,7 +118,7 @@ func fiberServer(app *fiber.App) server {
 	return server{listen, app.ShutdownWithContext}
 }
 
-// serve serves until ctx is done, and then lets the requests in flight finish.
+// serve serves until ctx is done. Then it waits for the requests in flight.
 func serve(ctx context.Context, l net.Listener, s server) error {
 	ended := make(chan error, 1)
 	go func() { ended <- s.serve(l) }()

@@ -9,14 +9,14 @@ import (
 	"github.com/ratelimit-go/ratelimit"
 )
 
-// route is a line of the configuration.
+// route is one line of the configuration.
 type route struct {
 	name   string
 	line   int
 	limits []ratelimit.Limit
 }
 
-// configError says where a configuration is wrong.
+// configError is an error with its place in the configuration.
 type configError struct {
 	line  int
 	field string
@@ -29,7 +29,7 @@ func (e *configError) Unwrap() error { return e.err }
 
 var validName = regexp.MustCompile(`^[a-z][a-z0-9-]*$`)
 
-// parse reads a configuration: all of it, or nothing.
+// parse reads a configuration. On an error it returns no routes.
 func parse(text string) ([]route, error) {
 	var routes []route
 	lines := make(map[string]int)
@@ -58,13 +58,14 @@ func parse(text string) ([]route, error) {
 		}
 		routes = append(routes, route{name, i + 1, limits})
 	}
-	if len(routes) == 0 { // as in a file that is being written
+	if len(routes) == 0 { // probably the file is being written
 		return nil, &configError{1, "name", errors.New("there is no route")}
 	}
 	return routes, nil
 }
 
-// parseLimits reads limits that are separated by commas; on an error, those before it.
+// parseLimits reads limits that are separated by commas. On an error, it returns the limits
+// before the error.
 func parseLimits(text string) (limits []ratelimit.Limit, err error) {
 	for field := range strings.SplitSeq(text, ",") {
 		limit, err := ratelimit.ParseLimit(strings.TrimSpace(field))

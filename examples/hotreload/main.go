@@ -1,5 +1,5 @@
-// Command hotreload is a server whose limits are in a file: edit it, or send SIGHUP,
-// and they change without a restart and without a counter lost.
+// Command hotreload is a server whose limits are in a file. If you edit the file or send
+// SIGHUP, the limits change without a restart, and no counter is lost.
 package main
 
 import (
@@ -76,7 +76,7 @@ const usage = `serving on %[1]s, admin on %[2]s; the limits are in %[3]s
 `
 
 // adminRoutes changes the limits of one limiter at once, without the file: PUT
-// /limits/{name} with the limits, separated by commas. What was counted stays.
+// /limits/{name} with the limits, separated by commas. The counts stay.
 func adminRoutes() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("PUT /limits/{name}", func(w http.ResponseWriter, r *http.Request) {

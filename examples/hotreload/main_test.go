@@ -17,7 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestMain lets the test binary be the program.
+// TestMain lets the test binary run as the program.
 func TestMain(m *testing.M) {
 	if config := os.Getenv("HOTRELOAD_CONFIG"); config != "" {
 		os.Args = []string{"hotreload", "-addr", "127.0.0.1:0", "-admin", "127.0.0.1:0", "-config", config}
@@ -91,7 +91,7 @@ func (p *program) expect(route string, status int, left string) {
 	require.Contains(p, resp.Header.Get("RateLimit"), `r=`+left+";")
 }
 
-// await waits for a line in the log that has all parts, and that was not there before.
+// await waits until the log, from byte since on, has a line with all parts.
 func (p *program) await(since int, parts ...string) {
 	p.Helper()
 	require.Eventually(p, func() bool {
@@ -116,8 +116,8 @@ func (p *program) logged() string {
 	return p.log.String()
 }
 
-// TestReload: the limits follow the file and SIGHUP, a broken file changes nothing, and
-// what was counted stays counted throughout.
+// TestReload checks that the limits follow the file and SIGHUP, that a broken file changes
+// nothing, and that no counts are lost.
 func TestReload(t *testing.T) {
 	p := start(t, "login: 3/1h fixed\n")
 	for _, left := range []string{"2", "1", "0"} {
@@ -147,7 +147,7 @@ func TestReload(t *testing.T) {
 	p.expect("login", 429, "0")
 	p.expect("search", 200, "8")
 
-	// As a deployment does it: the new file takes the old one's place.
+	// A deployment replaces the file by a new one.
 	mark = len(p.logged())
 	aside := p.config + ".new"
 	require.NoError(t, os.WriteFile(aside, []byte("login: 6/1h fixed\n"), 0o600))
@@ -179,7 +179,8 @@ func TestReload(t *testing.T) {
 	require.NoError(t, p.cmd.Wait())
 }
 
-// TestBrokenAtStart: without limits to keep, it does not start, and says why.
+// TestBrokenAtStart checks that the program does not start with a broken file, and that it
+// names the reason.
 func TestBrokenAtStart(t *testing.T) {
 	config := filepath.Join(t.TempDir(), "limits.conf")
 	require.NoError(t, os.WriteFile(config, []byte("login: often\n"), 0o600))
@@ -190,7 +191,7 @@ func TestBrokenAtStart(t *testing.T) {
 	require.Contains(t, string(out), "line 1: login, limit 1: ")
 }
 
-// TestExampleConfig: the file that comes with the example is right.
+// TestExampleConfig checks that the file of the example is valid.
 func TestExampleConfig(t *testing.T) {
 	text, err := os.ReadFile("limits.conf")
 	require.NoError(t, err)

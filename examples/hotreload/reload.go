@@ -19,19 +19,18 @@ import (
 	"github.com/ratelimit-go/ratelimit"
 )
 
-// app serves by the configuration that was last read without an error.
+// app serves with the configuration that was last read without an error.
 type app struct {
 	config string
-	text   string                       // as it was last read, right or wrong
-	routes atomic.Pointer[http.Handler] // by the one that was right
+	text   string                       // as it was last read, valid or not
+	routes atomic.Pointer[http.Handler] // from the last valid configuration
 }
 
 func (a *app) ServeHTTP(w http.ResponseWriter, r *http.Request) { (*a.routes.Load()).ServeHTTP(w, r) }
 
-// reload reads the configuration, and builds limiters and handlers anew. On an error
-// nothing has changed: requests go on to the old handlers, whose limiters still are
-// what the registry has. Otherwise a limiter has the counters of the one before it
-// of the same name.
+// reload reads the configuration, and builds new limiters and handlers. On an error, nothing
+// changes: the old handlers serve all requests, and their limiters stay in the registry.
+// Otherwise each limiter gets the counters of the previous limiter with the same name.
 func (a *app) reload() error {
 	text, err := os.ReadFile(a.config)
 	if err != nil {
@@ -63,11 +62,11 @@ func (a *app) reload() error {
 	return nil
 }
 
-// follow reloads for each change, and logs what came of it.
+// follow reloads for each change, and logs the result.
 func (a *app) follow(changes <-chan change) {
 	for c := range changes {
 		if text, err := os.ReadFile(a.config); err == nil && string(text) == a.text && !c.forced {
-			continue // another file of the directory, or a second event of one change
+			continue // another file of the directory, or another event of the same change
 		}
 		err := a.reload()
 		var where *configError
@@ -87,11 +86,12 @@ func (a *app) follow(changes <-chan change) {
 // change is a reason to look at the configuration.
 type change struct{ forced bool }
 
-// quiet is how long a file must not change before it is read: editors write in steps.
+// quiet is the time without a change after which a file is read, because editors write in
+// steps.
 const quiet = 100 * time.Millisecond
 
-// watch tells of SIGHUP and of changes to a file, until ctx is done. What is watched is
-// the file's directory: editors and deployments put a new file in the place of the old.
+// watch sends SIGHUPs and changes of a file to a channel until ctx is done. It watches the
+// file's directory, because editors and deployments replace the file by a new one.
 func watch(ctx context.Context, config string) (<-chan change, error) {
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {

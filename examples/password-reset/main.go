@@ -1,7 +1,6 @@
-// Command password-reset is a page on which people ask for a code by e-mail: three an
-// hour for each address that they come from, and three for each mailbox. Neither a
-// refresh of the page nor a restart of the program, however it comes about, gives
-// anybody a fourth.
+// Command password-reset serves a page on which people ask for a code by e-mail. Each
+// client address gets three codes an hour, and so does each mailbox. A refresh of the page
+// or a restart of the program for any reason does not give anybody a fourth code.
 //
 //	go run ./examples/password-reset
 package main
@@ -44,7 +43,7 @@ func run(addr, limit, dir string, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, r.close()) }() // when no request can come any more
+	defer func() { err = errors.Join(err, r.close()) }() // after the last request
 
 	listener, err := net.Listen("tcp", addr)
 	if err != nil {

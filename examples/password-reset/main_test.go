@@ -19,8 +19,8 @@ import (
 	"github.com/ratelimit-go/ratelimit"
 )
 
-// TestMain lets the test binary be the program, so that the tests can start it as
-// a user does, in a process of its own.
+// TestMain lets the test binary run as the program, so that the tests can start it like a
+// user, in a separate process.
 func TestMain(m *testing.M) {
 	if dir := os.Getenv("EXAMPLE_DIR"); dir != "" {
 		os.Args = []string{"password-reset", "-addr", "127.0.0.1:0", "-dir", dir}
@@ -30,15 +30,15 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// program is the program, to count in a directory.
+// program returns a command that runs the program with its counters in dir.
 func program(dir string) *exec.Cmd {
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), "EXAMPLE_DIR="+dir)
 	return cmd
 }
 
-// TestNoDirectory: without its directory the program ends with what the library says,
-// and so does what it is made of.
+// TestNoDirectory checks that without its directory the program ends with the library's
+// error, and that its parts return that error, too.
 func TestNoDirectory(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "none")
 	r, err := newReset(ratelimit.FixedWindow(3, time.Hour), dir)
@@ -53,8 +53,8 @@ func TestNoDirectory(t *testing.T) {
 	require.Equal(t, 1, strings.Count(string(out), "\n"), "%s", out)
 }
 
-// TestSecondProcess: one that comes to the directory of another waits for it, and then says
-// whose it is.
+// TestSecondProcess checks that a second process waits for the directory of the first, and
+// then returns an error that names the first.
 func TestSecondProcess(t *testing.T) {
 	dir := t.TempDir()
 	first := program(dir)
@@ -83,7 +83,7 @@ func TestSecondProcess(t *testing.T) {
 	require.NoError(t, r.close())
 }
 
-// ask asks for a code from an address, or with no e-mail whether there is one.
+// ask asks for a code from an address. Without an e-mail, it asks whether a code is left.
 func ask(r *reset, address, email string) *httptest.ResponseRecorder {
 	req := httptest.NewRequest("GET", "/codes", nil)
 	if email != "" {
@@ -96,8 +96,8 @@ func ask(r *reset, address, email string) *httptest.ResponseRecorder {
 	return w
 }
 
-// TestCodes: three for an address and three for a mailbox, whichever is spent first;
-// an hour from the first one on, whatever happens to the program in between.
+// TestCodes checks that an address and a mailbox get three codes each, within an hour of
+// the first code, whatever happens to the program in between.
 func TestCodes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
@@ -136,7 +136,8 @@ func TestCodes(t *testing.T) {
 	})
 }
 
-// TestPage: it is there, and other sites cannot ask on a visitor's behalf.
+// TestPage checks that the page is served, and that other sites cannot ask for codes on a
+// visitor's behalf.
 func TestPage(t *testing.T) {
 	r, err := newReset(ratelimit.FixedWindow(3, time.Hour), t.TempDir())
 	require.NoError(t, err)

@@ -19,7 +19,7 @@ import (
 //go:embed page.html
 var page []byte
 
-// reset hands out codes.
+// reset sends codes.
 type reset struct {
 	limiters  ratelimit.Registry
 	stores    []*ratelimit.MemoryStore
@@ -52,8 +52,8 @@ func (r *reset) make(codes ratelimit.Limit, dir string) (err error) {
 }
 
 // limiter makes a limiter whose counters outlive the process. A tool that reloads the
-// program starts the new process while the old one ends, or kills it: hence the
-// wait, and the short interval.
+// program may start the new process while the old one ends, so SnapshotWait is set. Or it
+// may kill the old process, so SnapshotEvery is short.
 func (r *reset) limiter(name, dir string, opts ratelimit.Options) (*ratelimit.Limiter, error) {
 	store, err := ratelimit.NewMemoryStore(name, ratelimit.MemoryOptions{
 		MaxKeys:       100_000,
@@ -88,11 +88,11 @@ func (r *reset) handler() http.Handler {
 	mux.HandleFunc("GET /codes", r.look)
 	send := r.byAddress.Middleware(r.byEmail.Middleware(http.HandlerFunc(send)))
 	mux.Handle("POST /codes", withEmail(send))
-	return http.NewCrossOriginProtection().Handler(mux) // no other site may spend a visitor's codes
+	return http.NewCrossOriginProtection().Handler(mux) // other sites cannot use up a visitor's codes
 }
 
-// look tells whether the caller's address has a code left, and takes none: 204, or as
-// it would be if it asked for one.
+// look answers with 204 if the caller's address has a code left, and otherwise like a denied
+// request for a code. It takes no code.
 func (r *reset) look(w http.ResponseWriter, req *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	standings, err := r.byAddress.Look(req)
@@ -108,7 +108,7 @@ func (r *reset) look(w http.ResponseWriter, req *http.Request) {
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// withEmail refuses what is no e-mail address before anything is counted.
+// withEmail refuses requests without a valid e-mail address, before anything is counted.
 func withEmail(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.Body = http.MaxBytesReader(w, r.Body, 4<<10)
@@ -121,8 +121,8 @@ func withEmail(next http.Handler) http.Handler {
 	})
 }
 
-// send sends a code, which here is to log it. The answer is the same whether or not
-// there is an account.
+// send sends a code; in this example it logs the code. The response does not depend on
+// whether there is an account.
 func send(w http.ResponseWriter, r *http.Request) {
 	n, err := rand.Int(rand.Reader, big.NewInt(1_000_000))
 	if err != nil {

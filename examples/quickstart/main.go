@@ -35,13 +35,13 @@ func main() {
 	}
 }
 
-// run serves until ctx is done, and then lets the requests under way finish.
+// run serves until ctx is done. Then it waits for the requests in flight.
 func run(ctx context.Context, addr, redisAddr string, out io.Writer) error {
 	var client redis.UniversalClient // one for all limiters
 	if redisAddr != "" {
 		client = redis.NewUniversalClient(&redis.UniversalOptions{
 			Addrs:         []string{redisAddr},
-			DialerRetries: 1, // or the log knows of timeouts only, where the cause is a refused connection
+			DialerRetries: 1, // with more, the log shows a timeout and not the refused connection behind it
 		})
 		defer client.Close()
 	}
@@ -70,8 +70,8 @@ func run(ctx context.Context, addr, redisAddr string, out io.Writer) error {
 	return errors.Join(err, ratelimit.DefaultRegistry.Close())
 }
 
-// routes wires one limiter per route, and each counts in a store of its own: without
-// a client in this process's memory, with one on Redis, for all processes together.
+// routes makes one limiter per route. Each has its own store. Without a client, the store is
+// in this process's memory. With a client it is on Redis, for all processes together.
 func routes(client redis.UniversalClient) (http.Handler, error) {
 	api, err := ratelimit.New("api", ratelimit.Options{
 		Limits: []ratelimit.Limit{ratelimit.FixedWindow(100, 15*time.Minute)},
@@ -107,8 +107,8 @@ func text(s string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, s) })
 }
 
-// logDenials logs each request that is answered with 429. It logs the route's
-// pattern and not the path, which is the client's to choose.
+// logDenials logs each request that is answered with 429. It logs the route's pattern and
+// not the path, because the client chooses the path.
 func logDenials(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		status := &statusWriter{ResponseWriter: w}
@@ -129,7 +129,7 @@ func (w *statusWriter) WriteHeader(code int) {
 	w.ResponseWriter.WriteHeader(code)
 }
 
-// Unwrap lets http.ResponseController find what the wrapped writer can do.
+// Unwrap lets http.ResponseController use the methods of the wrapped writer.
 func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func usage(out io.Writer, addr net.Addr) {

@@ -17,8 +17,8 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/redistest"
 )
 
-// TestMain lets the test binary be the program, so that the test can start it as
-// a user does, in a process of its own.
+// TestMain lets the test binary run as the program, so that the test can start it like a
+// user, in a separate process.
 func TestMain(m *testing.M) {
 	if os.Getenv("QUICKSTART_ADDR") != "" {
 		os.Args = []string{"quickstart", "-addr", os.Getenv("QUICKSTART_ADDR"), "-redis", os.Getenv("QUICKSTART_REDIS")}
@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// process is the program at work.
+// process is a running program.
 type process struct {
 	*testing.T
 	cmd    *exec.Cmd
@@ -37,7 +37,7 @@ type process struct {
 	url    string
 }
 
-// start starts the program with a Redis server's address, or none, and waits until it serves.
+// start starts the program and waits until it serves. redisAddr is empty for no Redis.
 func start(t *testing.T, redisAddr string) *process {
 	p := &process{T: t, cmd: exec.Command(os.Args[0])}
 	p.cmd.Env = append(os.Environ(), "QUICKSTART_ADDR=127.0.0.1:0", "QUICKSTART_REDIS="+redisAddr)
@@ -66,7 +66,7 @@ func (p *process) do(method, path string) (*http.Response, string) {
 	return resp, string(body)
 }
 
-// signIn uses up the limit of one address, and one more.
+// signIn uses up the limit of one address, and sends one more request.
 func (p *process) signIn(left ...string) {
 	for _, left := range left {
 		resp, _ := p.do("POST", "/api/auth/signin")
@@ -100,7 +100,7 @@ func TestQuickstart(t *testing.T) {
 	require.Contains(t, p.logged.String(), `denied route="POST /api/auth/signin"`)
 }
 
-// On Redis, what was counted is there when the program has been started again.
+// TestQuickstartOnRedis checks that the counts survive a restart of the program.
 func TestQuickstartOnRedis(t *testing.T) {
 	server := redistest.Start(t)
 	p := start(t, server.Addr)
@@ -114,7 +114,8 @@ func TestQuickstartOnRedis(t *testing.T) {
 	require.Equal(t, 200, resp.StatusCode, "/api/ counts apart")
 }
 
-// TestAddressInUse: that is all that is said, before a limiter is made or Redis asked.
+// TestAddressInUse checks that the program reports only this error. It has not made a
+// limiter or asked Redis before.
 func TestAddressInUse(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -125,7 +126,7 @@ func TestAddressInUse(t *testing.T) {
 	require.False(t, made)
 }
 
-// TestNoRedis: the log has the cause, and not only that time was up.
+// TestNoRedis checks that the log has the cause, and not only a timeout.
 func TestNoRedis(t *testing.T) {
 	p := start(t, "127.0.0.1:1")
 	resp, _ := p.do("GET", "/api/")

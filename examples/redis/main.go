@@ -1,5 +1,5 @@
-// Redis is a server that is run more than once, and whose processes share their
-// limits on a Redis server:
+// Redis is a server that runs in several processes. They share their limits on a Redis
+// server:
 //
 //	go run ./examples/redis -addr 127.0.0.1:8081
 //	go run ./examples/redis -addr 127.0.0.1:8082
@@ -35,12 +35,12 @@ func main() {
 	}
 }
 
-// run serves until ctx is done, and then lets the requests under way finish.
+// run serves until ctx is done. Then it waits for the requests in flight.
 func run(ctx context.Context, addr, redisAddr string, out io.Writer) error {
-	// One client for all limiters, and whatever else the program does with Redis.
+	// One client for all limiters, and for everything else that the program does with Redis.
 	client := redis.NewUniversalClient(&redis.UniversalOptions{
 		Addrs:         []string{redisAddr},
-		DialerRetries: 1, // or the log knows of timeouts only, where the cause is a refused connection
+		DialerRetries: 1, // with more, the log shows a timeout and not the refused connection behind it
 	})
 	defer client.Close()
 
@@ -68,8 +68,8 @@ func run(ctx context.Context, addr, redisAddr string, out io.Writer) error {
 	return errors.Join(server.Shutdown(shutdown), ratelimit.DefaultRegistry.Close())
 }
 
-// routes wires one limiter per route. Each makes a store of its own on the client,
-// with a prefix of its own: "rl:login:" and "rl:api:".
+// routes makes one limiter per route. Each makes its own store on the client, with its own
+// prefix: "rl:login:" and "rl:api:".
 func routes(client redis.UniversalClient, who string) (http.Handler, error) {
 	login, err := ratelimit.New("login", ratelimit.Options{
 		Limits:  []ratelimit.Limit{ratelimit.FixedWindow(5, time.Hour)},

@@ -20,8 +20,8 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/redistest"
 )
 
-// TestMain lets the test binary be the program, so that the tests can start it as
-// a user does, in processes of its own.
+// TestMain lets the test binary run as the program, so that the tests can start it like a
+// user, in separate processes.
 func TestMain(m *testing.M) {
 	if os.Getenv("EXAMPLE_REDIS") != "" {
 		os.Args = []string{"redis", "-addr", "127.0.0.1:0", "-redis", os.Getenv("EXAMPLE_REDIS")}
@@ -60,7 +60,8 @@ func TestTwoProcesses(t *testing.T) {
 	require.Equal(t, 429, resp.StatusCode, "a process that is new knows what was counted")
 }
 
-// Both processes are asked by many at once, and together admit the limit.
+// TestTwoProcessesAtOnce sends many requests to both processes at once. Together they admit
+// the limit.
 func TestTwoProcessesAtOnce(t *testing.T) {
 	server := redistest.Start(t)
 	all := []*process{start(t, server.Addr), start(t, server.Addr)}
@@ -88,7 +89,8 @@ func TestTwoProcessesAtOnce(t *testing.T) {
 	require.EqualValues(t, 35, denied.Load())
 }
 
-// TestAddressInUse: that is all that is said, before a limiter is made or Redis asked.
+// TestAddressInUse checks that the program reports only this error. It has not made a
+// limiter or asked Redis before.
 func TestAddressInUse(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -99,7 +101,7 @@ func TestAddressInUse(t *testing.T) {
 	require.False(t, made)
 }
 
-// TestNoRedis: the log has the cause, and not only that time was up.
+// TestNoRedis checks that the log has the cause, and not only a timeout.
 func TestNoRedis(t *testing.T) {
 	p := start(t, "127.0.0.1:1")
 	resp, _ := p.do("GET", "/api/")
@@ -109,7 +111,7 @@ func TestNoRedis(t *testing.T) {
 	require.NotContains(t, p.logged.String(), "deadline exceeded")
 }
 
-// process is the program at work.
+// process is a running program.
 type process struct {
 	*testing.T
 	cmd    *exec.Cmd

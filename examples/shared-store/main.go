@@ -1,5 +1,5 @@
-// Shared-store shows a mistake that this library refuses: one store behind two
-// limiters, so that API calls would count as login attempts.
+// Shared-store shows a mistake that this library refuses: two limiters with one store, so
+// that API calls would count as login attempts.
 //
 //	go run ./examples/shared-store
 package main
@@ -30,7 +30,7 @@ func run(out io.Writer) error {
 	apiLimit := []ratelimit.Limit{ratelimit.FixedWindow(100, 15*time.Minute)}
 	loginLimit := []ratelimit.Limit{ratelimit.FixedWindow(5, time.Hour)}
 
-	// Wrong: one store for both. The second limiter is not built.
+	// Wrong: one store for both. New returns an error for the second limiter.
 	shared := ratelimit.Memory("rl")
 	api, err := registry.New("api", ratelimit.Options{Limits: apiLimit, Store: shared, Logger: logger})
 	if err != nil {
@@ -42,7 +42,7 @@ func run(out io.Writer) error {
 	}
 	fmt.Fprintf(out, "one store for two limiters is refused:\n\n  %v\n\n", err)
 
-	// Right: each limiter has its own, which is what it gets if Store is left out.
+	// Right: each limiter has its own store, which is the default if Store is not set.
 	login, err := registry.New("login", ratelimit.Options{Limits: loginLimit, Logger: logger})
 	if err != nil {
 		return err
