@@ -10,12 +10,12 @@ import (
 	"time"
 )
 
-// Benchmark prints each row as case/library. The libraries of one case follow
-// each other, so that a ratio between two of them is of the same few seconds.
+// Benchmark prints each row as case/library. The libraries of a case run one after
+// the other, so that a ratio between two of them comes from the same few seconds.
 func Benchmark(b *testing.B) { all(b, false) }
 
-// BenchmarkLong is those that take seconds each: once is enough, as they have
-// rounds of their own. With -short they are a hundred times smaller.
+// BenchmarkLong runs the cases that take seconds each. One run is enough, because
+// they repeat their own measurements. With -short they are a hundred times smaller.
 func BenchmarkLong(b *testing.B) { all(b, true) }
 
 func all(b *testing.B, long bool) {
@@ -36,8 +36,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestLong runs the long cases and the server's, small, and checks what does not
-// depend on the machine.
+// TestLong runs small versions of the long cases and of the server's. It checks the
+// results that do not depend on the machine.
 func TestLong(t *testing.T) {
 	for _, c := range Cases {
 		if !c.Long && c.Name != "server" {
@@ -67,8 +67,8 @@ func TestLong(t *testing.T) {
 	}
 }
 
-// TestExact checks that exactly the limit is admitted. A rival that fails is
-// named in the log, and in the report, and timed all the same.
+// TestExact checks that each library admits exactly the limit. A rival that fails is
+// named in the log and in the report. It is timed nevertheless.
 func TestExact(t *testing.T) {
 	const limit, asked = 1000, 2560
 	for _, l := range Libraries {
@@ -87,7 +87,7 @@ func TestExact(t *testing.T) {
 	}
 }
 
-// entries are the ways to ask l for a unit of a limit of its own.
+// entries returns the ways to ask l for a unit. Each way has its own limit.
 func entries(t *testing.T, l Library, limit int64) map[string]func(*writer, *http.Request) bool {
 	all := make(map[string]func(*writer, *http.Request) bool)
 	open := func(fields bool) subject {
@@ -96,7 +96,7 @@ func entries(t *testing.T, l Library, limit int64) map[string]func(*writer, *htt
 		return s
 	}
 	take := open(true).take
-	if take == nil { // it does not count
+	if take == nil { // this library does not count
 		return nil
 	}
 	all["take"] = func(*writer, *http.Request) bool { return take(key(0)) }
@@ -109,7 +109,8 @@ func entries(t *testing.T, l Library, limit int64) map[string]func(*writer, *htt
 	return all
 }
 
-// count returns how much all goroutines got that each ask so many times at once.
+// count has goroutines ask concurrently, each of them times times. It returns how
+// many units they got together.
 func count(goroutines, times int, ask func(*writer, *http.Request) bool) int64 {
 	var wg sync.WaitGroup
 	var got atomic.Int64

@@ -5,25 +5,25 @@ import (
 	"testing"
 )
 
-// Case is one benchmark, run on every library that has what it is about.
+// Case is one benchmark. It runs on every library that has the feature it measures.
 type Case struct {
 	Name     string
 	Measures []Measure
-	Long     bool     // it takes seconds, and is run once: see BenchmarkLong
-	only     []string // the libraries that take part, if not all
+	Long     bool     // takes seconds, and runs once: see BenchmarkLong
+	only     []string // the libraries that take part; empty means all
 	nofields bool     // the middleware's header fields are off
-	http     bool     // it is about middleware
+	http     bool     // measures middleware
 	run      func(b *testing.B, open opener)
 }
 
 // opener sets up a library for a case.
 type opener func(quota) subject
 
-// Measure is one number of a case: a line of the report.
+// Measure is one number of a case: one line of the report.
 type Measure struct {
 	Group  Group
 	Title  string
-	Unit   string // as in the benchmark's output
+	Unit   string // in the benchmark's output
 	Goal   Goal
 	Higher bool // higher is better
 }
@@ -39,9 +39,9 @@ const (
 	Stress     Group = "Expiry, growth and flooding"
 )
 
-// Cases is all that is measured.
+// Cases are all benchmarks in memory.
 var Cases = []Case{
-	// First, while the heap holds nothing else.
+	// This case is the first because the heap must not hold anything of other cases.
 	{Name: "million", run: million, Measures: []Measure{
 		{Group: Size, Title: "insert, ns per new key", Unit: "ns/key", Goal: Goal{{ByRival, 0.5}}},
 		{Group: Size, Title: "live heap, bytes per 15-byte key", Unit: "B/key", Goal: Goal{{AtMost, 32}}},

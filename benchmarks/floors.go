@@ -11,20 +11,21 @@ import (
 	"github.com/puzpuzpuz/xsync/v4"
 )
 
-// The floors of the memory cases read the clock, find a word and count in it: a
-// fixed window, of which they tell nothing but whether a unit was left. Nothing
-// expires, nothing is bounded, and keys are as long as clients make them.
+// The floors of the memory cases read the clock, find a word and count in it. They
+// are a fixed window, and report only whether a unit was left. Nothing expires,
+// nothing is bounded, and keys are as long as clients make them.
 
-// word is when a window opened, in milliseconds, and below that its units.
+// word holds the opening time of a window in milliseconds, and its units in the lower
+// bits.
 type word = uint64
 
 const unitBits = 32
 
-// started is when the milliseconds of a word began: reading the monotonic clock
-// alone is the cheapest that package time has.
+// started is the zero of a word's milliseconds. The time since then needs the
+// monotonic clock only, which is the cheapest to read in package time.
 var started = time.Now()
 
-// admit counts one unit in w, unless there is none left.
+// admit counts one unit in w if there is one left.
 func admit(w word, q quota) (word, bool) {
 	now := word(time.Since(started) / time.Millisecond)
 	if w == 0 || now-w>>unitBits >= word(q.window/time.Millisecond) {
@@ -76,9 +77,9 @@ func openShardedFloor(q quota, _ bool) subject {
 	}}
 }
 
-// openFieldsFloor tells of a limit without having one: the constant field from a
-// slice made beforehand, the others in one allocation for the text and one for
-// both slices.
+// openFieldsFloor writes the fields of a limit without having a limit. The constant
+// field is a slice that exists already. The other two fields take one allocation for
+// their text and one for both slices.
 func openFieldsFloor(q quota, fields bool) subject {
 	if !fields {
 		return subject{middleware: func(next http.Handler) http.Handler { return next }}

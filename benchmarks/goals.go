@@ -6,24 +6,24 @@ import (
 	"strings"
 )
 
-// Goal is what this library aims at in one measure: all of its bounds.
+// Goal is what this library should reach in one measure: all of these bounds.
 type Goal []Bound
 
-// Bound is one of them.
+// Bound is one bound of a goal.
 type Bound struct {
 	Of Of
 	At float64
 }
 
-// Of tells what a Bound is of.
+// An Of is the quantity that a Bound applies to.
 type Of int
 
 const (
-	ByRival    Of = iota // at most so many times the best rival's value
-	AtMost               // the value
-	AtLeast              // the value
-	Allocs               // at most so many allocations
-	TimesRival           // at least so many times the best rival's value
+	ByRival    Of = iota // the value is at most At times the best rival's
+	AtMost               // the value is at most At
+	AtLeast              // the value is at least At
+	Allocs               // at most At allocations
+	TimesRival           // the value is at least At times the best rival's
 )
 
 func (g Goal) String() string {

@@ -17,7 +17,7 @@ func openGoLimiter(q quota, fields bool) subject {
 		},
 		close: func() { store.Close(ctx) },
 	}
-	if fields { // they cannot be turned off
+	if fields { // fields of this library cannot be turned off
 		s.middleware = must(httplimit.NewMiddleware(store, httplimit.IPKeyFunc())).Handle
 	}
 	return s

@@ -12,8 +12,8 @@ func openHTTPRate(q quota, fields bool) subject {
 	if !fields {
 		options = append(options, noFields)
 	}
-	// OnLimit is the decision alone. It asks for a request only for its context,
-	// and without fields to write it leaves the writer alone.
+	// OnLimit only decides. It needs the request only for its context. Without fields
+	// to write, it does not use the writer.
 	l := httprate.NewRateLimiter(int(q.units), q.window, noFields)
 	r := newRequest()
 	return subject{

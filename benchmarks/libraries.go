@@ -1,6 +1,6 @@
-// Package benchmarks measures this library beside its rivals and beside floors:
-// code that does only what none of them can avoid. It is a module of its own so
-// that nobody who uses the library depends on its rivals.
+// Package benchmarks compares this library with its rivals and with floors: code that
+// does only what no library can avoid. It is a separate module, so that users of the
+// library do not depend on its rivals.
 //
 //	go test -bench .        # check each library for exactness, then time it
 //	go run ./cmd/report     # the same in several rounds, written to ../BENCHMARKS.md
@@ -15,16 +15,16 @@ import (
 	"github.com/ratelimit-go/ratelimit"
 )
 
-// Library is one of the things that are compared.
+// Library is one of the compared libraries or floors.
 type Library struct {
 	Name   string
 	Kind   Kind
-	Module string // its path; empty for what is part of this module
-	Setup  string // the configuration it was given, for the report
+	Module string // its path; empty for a part of this repository
+	Setup  string // its configuration, for the report
 	open   func(q quota, fields bool) subject
 }
 
-// Kind tells what a Library is there for.
+// Kind is the role of a Library in the comparison.
 type Kind int
 
 const (
@@ -33,7 +33,7 @@ const (
 	Floor
 )
 
-// Libraries are all that is compared, in the order in which they are timed.
+// Libraries are all compared libraries and floors, in the order in which they are timed.
 var Libraries = []Library{
 	{"fixed", Ours, "", "FixedWindow, default key and header fields (draft 10)", openFixed},
 	{"bucket", Ours, "", "TokenBucket, default key and header fields (draft 10)", openBucket},
@@ -50,11 +50,12 @@ var Libraries = []Library{
 	{"three-fields", Floor, "", "three header fields set, nothing counted; with fields off, nothing at all", openFieldsFloor},
 }
 
-// maxKeys is given to libraries that want a maximum, unless the case is about that:
-// above all that is inserted, so that nobody is timed while evicting.
+// maxKeys is the maximum for libraries that need one, unless the case sets another. It
+// is above the number of inserted keys, so that no library is timed while it evicts.
 const maxKeys = 2 << 20
 
-// subject is a library set up for one case. What it does not have is nil.
+// subject is a library set up for one case. A field is nil if the library does not have
+// the feature.
 type subject struct {
 	take       func(key string) bool
 	middleware func(next http.Handler) http.Handler
@@ -62,35 +63,36 @@ type subject struct {
 	close      func()
 }
 
-// quota is the limit of a case in terms that all libraries have: windows admit
-// so many units, and buckets hold as many and get one back after each refill.
+// quota is the limit of a case in terms that all libraries have. A window admits units,
+// and a bucket holds units and gets one back after each refill.
 type quota struct {
 	units  int64
 	window time.Duration
 	refill time.Duration
-	keys   int // the maximum, if not maxKeys
+	keys   int // the maximum number of keys; 0 means maxKeys
 }
 
-// most is the maximum of keys.
+// most returns the maximum number of keys.
 func (q quota) most() int { return cmp.Or(q.keys, maxKeys) }
 
 var (
-	// plenty admits whatever a benchmark can ask for. Buckets drain slowly even
-	// so, because a counter that is whole again by the next request could be
-	// dropped and would cost nothing.
+	// plenty admits everything that a benchmark can ask for. Its buckets drain slowly
+	// nevertheless: a library could drop a counter that is whole again by the next
+	// request, and would not pay for it.
 	plenty = quota{units: 1e9, window: time.Hour, refill: time.Second}
-	// single denies from the second request on.
+	// single denies every request after the first.
 	single = quota{units: 1, window: time.Hour, refill: time.Hour}
 )
 
-// address is the key of a request for libraries that leave that to their users:
-// the address without its port, which is what the others take by themselves.
+// address is the key function for libraries that leave the key to their users. It
+// returns the address without the port, which is the default key of other libraries.
 func address(r *http.Request) (string, error) {
 	host, _, err := net.SplitHostPort(r.RemoteAddr)
 	return host, err
 }
 
-// must is for constructors that fail only on settings that are wrong.
+// must returns v. It panics on an error, for constructors that fail only on wrong
+// settings.
 func must[T any](v T, err error) T {
 	if err != nil {
 		panic(err)

@@ -17,7 +17,7 @@ func openFixed(q quota, fields bool) subject { return openOurs(q, fields, fixedW
 
 func openBucket(q quota, fields bool) subject { return openOurs(q, fields, tokenBucket(q)) }
 
-// opened makes the names of stores, which live as long as the process, differ.
+// opened makes the names of stores unique. The stores live as long as the process.
 var opened atomic.Int64
 
 func openOurs(q quota, fields bool, limit ratelimit.Limit) subject {

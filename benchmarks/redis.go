@@ -9,17 +9,19 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/redistest"
 )
 
-// RedisLibrary is one of the things that are compared on a Redis server.
+// RedisLibrary is one of the libraries or floors that are compared on a Redis server.
 type RedisLibrary struct {
 	Library
 	open func(where target, q quota) subject
 
-	// sent tells from INFO commandstats, where a script's own calls are counted as
-	// well, how many commands the client has sent. Nil: those that run a script.
+	// sent returns how many commands the client has sent, from the numbers of INFO
+	// commandstats, which include the calls that scripts make. If it is nil, the
+	// commands that run a script are counted.
 	sent func(calls map[string]int64) int64
 }
 
-// RedisLibraries are all that is compared, in the order in which they are timed.
+// RedisLibraries are all compared libraries and floors, in the order in which they are
+// timed.
 var RedisLibraries = []RedisLibrary{
 	{Library{"fixed", Ours, "", "FixedWindow, Options.Redis with ContextTimeoutEnabled, Timeout 3s as in go-redis", nil}, openOursOnRedis(fixedWindow, 0), nil},
 	{Library{"bucket", Ours, "", "TokenBucket, Options.Redis with ContextTimeoutEnabled, Timeout 3s as in go-redis", nil}, openOursOnRedis(tokenBucket, 0), nil},
@@ -36,7 +38,7 @@ var RedisLibraries = []RedisLibrary{
 	{Library{wake, Floor, "", "nothing is sent: a goroutine answers all who wait for it, by a channel each", nil}, openWake, func(map[string]int64) int64 { return 0 }},
 }
 
-// target is what a library counts on.
+// target is the server or the cluster that a library counts on.
 type target struct {
 	addrs   []string
 	cluster bool
@@ -46,8 +48,8 @@ func onServer(s *redistest.Server) target { return target{[]string{s.Addr}, fals
 
 func onCluster(c *redistest.Cluster) target { return target{c.Addrs(), true} }
 
-// goRedis returns a client with a connection for each of 64 callers, which is a little
-// better for those that use one each than the ten for each core that it has unless told.
+// goRedis returns a client with a connection for each of 64 callers. For libraries whose
+// callers use a connection each, that is a little better than the default of ten per core.
 func (t target) goRedis(set ...func(*redis.UniversalOptions)) redis.UniversalClient {
 	o := &redis.UniversalOptions{Addrs: t.addrs, IsClusterMode: t.cluster, PoolSize: RedisConnections}
 	for _, f := range set {
@@ -56,7 +58,7 @@ func (t target) goRedis(set ...func(*redis.UniversalOptions)) redis.UniversalCli
 	return redis.NewUniversalClient(o)
 }
 
-// RedisConnections is how many each client of go-redis has at most.
+// RedisConnections is the maximum number of connections of each go-redis client.
 const RedisConnections = 64
 
 var background = context.Background()

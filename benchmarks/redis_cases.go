@@ -18,17 +18,17 @@ const (
 // RedisCase is one benchmark on Redis.
 type RedisCase struct {
 	Case
-	skip []string // the libraries that it says nothing of
+	skip []string // the libraries that do not take part
 	run  func(b *testing.B, on *redisServers, l RedisLibrary)
 }
 
-// redisServers are what the cases run on.
+// redisServers are the servers that the cases run on.
 type redisServers struct {
 	server  *redistest.Server
 	cluster *redistest.Cluster
 }
 
-// RedisCases is all that is measured on Redis.
+// RedisCases are all benchmarks on Redis.
 var RedisCases = []RedisCase{
 	{Case: Case{Name: "redis-serial", Measures: []Measure{
 		{Group: OnRedis, Title: "one caller, µs", Unit: "us/op", Goal: Goal{{Allocs, 8}}},
@@ -51,7 +51,8 @@ var RedisCases = []RedisCase{
 	{Case: Case{Name: "cluster-hot", Measures: perSecond(OnCluster, "64 callers, one key, decisions/s", 8)}, run: inCluster(64, 1), skip: []string{wake}},
 }
 
-// perSecond is a measure whose goal is so many times the best rival's, unless that is 0.
+// perSecond returns a measure of decisions per second. The goal is times times the best
+// rival's value; there is none if times is 0.
 func perSecond(g Group, title string, times float64) []Measure {
 	goal := Goal{{Allocs, 8}}
 	if times > 0 {
@@ -68,7 +69,7 @@ const (
 	redisTurn = 100 * time.Millisecond
 )
 
-// turn is what came of some callers' decisions in a while.
+// turn is the result of the decisions that callers made within some time.
 type turn struct {
 	took    time.Duration
 	done    int
@@ -79,13 +80,13 @@ type turn struct {
 
 func (t turn) perSecond() float64 { return float64(t.done) / t.took.Seconds() }
 
-// micros is how long a decision took if there was but one caller.
+// micros returns the time of a decision in microseconds, if there was only one caller.
 func (t turn) micros() float64 { return t.took.Seconds() * 1e6 / float64(t.done) }
 
-// decide has so many callers ask for decisions for d, each for its next one as soon as
-// it has the last.
+// decide has callers ask for decisions during d. Each caller asks for its next decision as
+// soon as it has the last one.
 func decide(s subject, callers int, keys []string, d time.Duration, want bool) (t turn) {
-	runtime.GC() // of what the one before has left
+	runtime.GC() // collects the garbage of the previous library
 	each := make([]turn, callers)
 	for i := range each {
 		each[i].waits = make(latencies, 0, 1+1_000_000/callers)
@@ -97,7 +98,7 @@ func decide(s subject, callers int, keys []string, d time.Duration, want bool) (
 	for i := range each {
 		wg.Go(func() {
 			t := &each[i]
-			// Callers start far apart, or they would meet in each key.
+			// Callers start far apart. Otherwise they would compete for each key.
 			at := len(keys) / callers * i
 			for last := time.Since(begin); last < d; {
 				if s.take(keys[at%len(keys)]) == want {
@@ -125,8 +126,8 @@ func decide(s subject, callers int, keys []string, d time.Duration, want bool) (
 	return t
 }
 
-// report reports the turns, and fails if this library did not get what it wanted. Of
-// others, only what they did get is counted.
+// report reports the turns. It fails if this library did not get the decisions that it
+// should get. For other libraries, it only counts the decisions that they did get.
 func report(b *testing.B, l RedisLibrary, turns []turn) {
 	var allocs, rates, waits []float64
 	for _, t := range turns {
@@ -145,7 +146,7 @@ func report(b *testing.B, l RedisLibrary, turns []turn) {
 }
 
 // serially times single decisions in turn with the floor, so that a slow moment of the
-// machine is one of both.
+// machine affects both.
 func serially(b *testing.B, on *redisServers, l RedisLibrary) {
 	where, all := onServer(on.server), keys(1)
 	s, floor := l.open(where, plenty), openEvalsha(where, plenty)
@@ -185,7 +186,7 @@ func deniedSerially(b *testing.B, on *redisServers, l RedisLibrary) {
 	b.ReportMetric(commands(on.server, l, s, 1, all, false), "cmd/op")
 }
 
-// commands counts what a decision sends.
+// commands returns the number of commands that a decision sends.
 func commands(server *redistest.Server, l RedisLibrary, s subject, callers int, all []string, want bool) float64 {
 	server.ResetStats()
 	t := decide(s, callers, all, redisTurn/4, want)

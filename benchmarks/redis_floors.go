@@ -6,12 +6,12 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// The floors on Redis count up a number without looking at it.
+// The floors on Redis increment a number and do not look at it.
 
-// evalsha is the name of the floor that single decisions are held against.
+// evalsha is the name of the floor that single decisions are compared with.
 const evalsha = "evalsha"
 
-// wake is the name of the floor that knows no Redis.
+// wake is the name of the floor that does not use Redis.
 const wake = "wake-up"
 
 func openIncr(where target, _ quota) subject {
@@ -50,8 +50,8 @@ func openIncrPipelined(where target, _ quota) subject {
 	}
 }
 
-// openWake sends nothing: a goroutine answers all who wait for it, by a channel each. It is what
-// callers who share a command have to do beside that.
+// openWake sends nothing. A goroutine answers all callers that wait for it, by a channel each.
+// Callers that share a command have to do this in addition to the command.
 func openWake(target, quota) subject {
 	var mu sync.Mutex
 	var waiting []chan struct{}

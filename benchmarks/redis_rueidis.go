@@ -11,8 +11,8 @@ func (t target) rueidis() rueidis.Client {
 	return must(rueidis.NewClient(rueidis.ClientOption{InitAddress: t.addrs}))
 }
 
-// rueidisWindow does what rueidislimiter does on the server, call for call: a window is
-// one key for its units and one for its end. It counts what it denies.
+// rueidisWindow makes the same calls on the server as rueidislimiter. A window has one key
+// for its units and one for its end. Denied units are counted, too.
 var rueidisWindow = rueidis.NewLuaScript(`
 local ends = tonumber(redis.call('GET', KEYS[2]))
 if not ends or ends < tonumber(ARGV[3]) then

@@ -31,7 +31,7 @@ func TestRedisExact(t *testing.T) {
 		"cluster": onCluster(redistest.StartCluster(t, redistest.ClusterOptions{})),
 	}
 	for j, l := range RedisLibraries {
-		if l.Kind == Floor { // it does not look
+		if l.Kind == Floor { // floors do not look at the number
 			continue
 		}
 		for name, where := range servers {
@@ -51,7 +51,7 @@ func TestRedisExact(t *testing.T) {
 	}
 }
 
-// TestRedisCommands checks the count of commands that the report has.
+// TestRedisCommands checks the number of commands in the report.
 func TestRedisCommands(t *testing.T) {
 	server := redistest.Start(t)
 	for _, l := range RedisLibraries {
@@ -65,11 +65,11 @@ func TestRedisCommands(t *testing.T) {
 			least = 0.9
 		case wake:
 			least = 0
-		case "incr-pipelined": // what the pipe still holds is not sent
+		case "incr-pipelined": // commands that are still in the pipeline are not sent
 			least, most = 0, 1.01
 		}
 		s := l.open(onServer(server), plenty)
-		s.take(key(0)) // a script may be unknown, a key new
+		s.take(key(0)) // loads the script and creates the key
 		if got := commands(server, l, s, 1, keys(1), true); got < least || got > most {
 			t.Errorf("%s: %v commands per decision, want %v to %v", l.Name, got, least, most)
 		}

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// key is 15 bytes long, as an IPv4 address is at most.
+// key returns the i-th key. It has 15 bytes, like the longest IPv4 address.
 func key(i int) string { return fmt.Sprintf("user:%010d", i) }
 
 func keys(n int) []string {
@@ -46,18 +46,18 @@ func hotDenied(b *testing.B, open opener) {
 	}
 }
 
-// order is the order in which keys are used: made beforehand, so that its making
-// is not timed, and without pointers, so that it is nothing to the collector.
+// order is the order in which keys are used. It is made in advance, so that making it is
+// not timed. It has no pointers, so that the garbage collector does not scan it.
 type order []uint32
 
 const (
 	spread   = 100_000 // keys
-	orderLen = 1 << 20 // a power of two, and many times as many
+	orderLen = 1 << 20 // a power of two, and many times as large as spread
 )
 
 func makeOrder(next func(r *rand.Rand) uint64) func() order {
 	return sync.OnceValue(func() order {
-		r := rand.New(rand.NewPCG(1, 2)) // the same for all, and in each run
+		r := rand.New(rand.NewPCG(1, 2)) // the same for all libraries and in each run
 		o := make(order, orderLen)
 		for i := range o {
 			o[i] = uint32(next(r))
@@ -75,7 +75,7 @@ var (
 		var z *rand.Zipf
 		return makeOrder(func(r *rand.Rand) uint64 {
 			if z == nil {
-				// 1.1 is about what the popularity of clients and pages follows.
+				// The popularity of clients and pages has an exponent of about 1.1.
 				z = rand.NewZipf(r, 1.1, 1, spread-1)
 			}
 			return z.Uint64()
@@ -83,7 +83,7 @@ var (
 	})
 )
 
-// parallel takes n keys from all cores, after each of them has been there once.
+// parallel takes units of n keys from all cores, after each key has been used once.
 func parallel(n int, made func() order) func(*testing.B, opener) {
 	return func(b *testing.B, open opener) {
 		s, all, order := open(plenty), spreadKeys()[:n], made()
@@ -97,7 +97,7 @@ func parallel(n int, made func() order) func(*testing.B, opener) {
 		b.ReportAllocs()
 		b.ResetTimer()
 		b.RunParallel(func(pb *testing.PB) {
-			// Goroutines start far apart, or they would meet in each key.
+			// Goroutines start far apart. Otherwise they would compete for each key.
 			at := goroutines.Add(1) * (orderLen / 7)
 			for pb.Next() {
 				if !s.take(all[order[at&(orderLen-1)]]) {
@@ -112,8 +112,8 @@ func parallel(n int, made func() order) func(*testing.B, opener) {
 	}
 }
 
-// million inserts a million keys, and then measures what they weigh: in bytes,
-// with what the library keeps of the keys themselves, and in collection time.
+// million inserts a million keys. Then it measures their cost in bytes, including what the
+// library keeps of the keys themselves, and in garbage collection time.
 func million(b *testing.B, open opener) {
 	const n = 1_000_000
 	var insert, collect time.Duration
@@ -133,19 +133,19 @@ func million(b *testing.B, open opener) {
 		heapAfter, gcAfter := collected()
 		bytes += float64(heapAfter) - float64(heapBefore)
 		collect += gcAfter - gcBefore
-		s.take(key(0)) // it has to live until here
+		s.take(key(0)) // keeps the library alive until here
 		s.end()
 	}
 	runs := float64(b.N)
-	b.ReportMetric(0, "ns/op") // that of the whole, with the making of the keys
+	b.ReportMetric(0, "ns/op") // removes the time of the whole run, which includes making the keys
 	b.ReportMetric(float64(insert.Nanoseconds())/n/runs, "ns/key")
 	b.ReportMetric(bytes/n/runs, "B/key")
 	b.ReportMetric(collect.Seconds()*1000/runs, "ms/GC")
 }
 
-// collected returns the live heap and how long a full collection of it takes: the
-// fastest of five, as all else that the machine does can only add to it. The first
-// are also for what waits for a finalizer.
+// collected returns the live heap and the time of a full collection: the fastest of five,
+// as other work of the machine can only add to it. The first collections also free objects
+// that wait for a finalizer.
 func collected() (heap uint64, took time.Duration) {
 	took = time.Hour
 	for range 5 {
@@ -158,7 +158,7 @@ func collected() (heap uint64, took time.Duration) {
 	return m.HeapAlloc, took
 }
 
-// writer is a ResponseWriter whose header is used again for each response.
+// writer is a ResponseWriter that uses the same header map for each response.
 type writer struct {
 	header http.Header
 	status int
@@ -193,7 +193,7 @@ func serve(b *testing.B, s subject, want int) {
 	w, r := newWriter(), newRequest()
 	defer s.end()
 	h := s.middleware(noContent)
-	w.serve(h, r) // takes the unit that there is before a denial
+	w.serve(h, r) // takes the only unit, so that all later requests are denied
 	b.ReportAllocs()
 	for b.Loop() {
 		if got := w.serve(h, r); got != want {

@@ -16,9 +16,9 @@ const (
 	slice       = 200 * time.Millisecond
 )
 
-// underLoad runs two servers on the loopback interface, one with the middleware and
-// one without, and loads them in turn: a slow moment of the machine is one of both.
-// The load comes from this process, so that it takes a part of the cores.
+// underLoad runs two servers on the loopback interface, one with the middleware and one
+// without. It loads them in turn, so that a slow moment of the machine affects both. The
+// load comes from this process and uses a part of the cores.
 func underLoad(b *testing.B, open opener) {
 	s := open(plenty)
 	defer s.end()
@@ -56,8 +56,8 @@ func listen(b *testing.B, h http.Handler) []net.Conn {
 	return all
 }
 
-// load sends requests for a while, each connection the next one as soon as it has
-// its answer, and returns how many were answered in a second.
+// load sends requests during d. Each connection sends its next request as soon as it has
+// the response. It returns the responses per second.
 func load(b *testing.B, conns []net.Conn, d time.Duration) float64 {
 	var wg sync.WaitGroup
 	var answered atomic.Int64
@@ -84,7 +84,7 @@ func load(b *testing.B, conns []net.Conn, d time.Duration) float64 {
 
 var request = []byte("GET /items/42 HTTP/1.1\r\nHost: localhost\r\n\r\n")
 
-// ask sends a request and reads its answer, which is to be one without a body.
+// ask sends a request and reads the response, which must not have a body.
 func ask(c net.Conn, buf []byte) error {
 	if _, err := c.Write(request); err != nil {
 		return err

@@ -15,8 +15,8 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// BenchmarkSharing compares the ways in which 64 callers can share what goes to one
-// server: the same script, of a fixed window, for 10,000 keys. docs/scaling.md has what it says.
+// BenchmarkSharing compares the ways in which 64 callers can share commands to one server:
+// the same script, of a fixed window, for 10,000 keys. See docs/scaling.md for the results.
 func BenchmarkSharing(b *testing.B) {
 	server := redistest.Start(b)
 	client := server.Client(func(o *redis.Options) { o.PoolSize = RedisConnections })

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// smaller divides the keys of the cases below: tests do with fewer.
+// smaller divides the number of keys of the cases below. Tests set it above 1.
 var smaller = 1
 
 const (
@@ -18,8 +18,8 @@ const (
 	held     = 1_000_000
 )
 
-// text is the keys of all cases below, one after the other: no pointers for a
-// collection to follow, which is not to be timed.
+// text has the keys of all cases below, one after the other. It has no pointers, so that
+// garbage collections, which should not be timed, need not scan it.
 var text = sync.OnceValue(func() string {
 	all := make([]byte, 0, (inserted+held)*len(key(0)))
 	for i := range (inserted + held) / smaller {
@@ -30,10 +30,10 @@ var text = sync.OnceValue(func() string {
 
 func textKey(all string, i int) string { return all[i*15:][:15] }
 
-// latencies are those of single decisions, in nanoseconds, sorted.
+// latencies are the times of single decisions, in nanoseconds, sorted.
 type latencies []uint32
 
-// timed has s decide on n keys.
+// timed has s decide on n keys, and returns the time of each decision.
 func timed(n int, s subject, key func(i int) string) latencies {
 	all := make(latencies, n)
 	runtime.GC()
@@ -48,13 +48,13 @@ func timed(n int, s subject, key func(i int) string) latencies {
 	return all
 }
 
-// quantile returns the q-th, in microseconds.
+// quantile returns the q-quantile in microseconds.
 func (l latencies) quantile(q float64) float64 {
 	return float64(l[min(int(q*float64(len(l))), len(l)-1)]) / 1e3
 }
 
-// expiry compares a store in which a million keys have just expired with one in
-// which they have not, on the same million decisions: one in so many is on a new
+// expiry compares a store in which a million keys have just expired with a store in which
+// they have not. Both make the same million decisions. One decision in newIn is on a new
 // key, the others are on one of the million.
 func expiry(newIn int) func(*testing.B, opener) {
 	return func(b *testing.B, open opener) { expire(b, open, newIn) }
@@ -99,8 +99,8 @@ func expire(b *testing.B, open opener, newIn int) {
 	b.ReportMetric(Median(without), "us/p99.9-without")
 }
 
-// growth inserts ten million keys, none of them known beforehand, and then does
-// nothing for a while, to see how still the machine is.
+// growth inserts ten million new keys. Then it does nothing for a while, and measures how
+// long the idle loop is delayed.
 func growth(b *testing.B, open opener) {
 	var slowest, most, idle []float64
 	all := text()
@@ -123,8 +123,8 @@ func growth(b *testing.B, open opener) {
 	b.ReportMetric(Median(idle), "ms/idle")
 }
 
-// flood fills a store to its maximum, with a thousand keys among them that are
-// being denied, and then sends ten times as many new ones.
+// flood fills a store to its maximum, including a thousand keys that are denied. Then it
+// sends ten times as many new keys.
 func flood(b *testing.B, open opener) {
 	const blocked = 1000
 	n, all := held/smaller, text()
@@ -162,7 +162,7 @@ func flood(b *testing.B, open opener) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// Median returns the median, or 0 of nothing.
+// Median returns the median of all, or 0 if all is empty.
 func Median(all []float64) float64 {
 	if len(all) == 0 {
 		return 0

@@ -7,7 +7,7 @@ import (
 	"github.com/throttled/throttled/v2/store/memstore"
 )
 
-// openThrottled opens a plain map, or an LRU with a maximum of keys.
+// openThrottled uses a plain map, or an LRU with a maximum number of keys.
 func openThrottled(lru bool) func(quota, bool) subject {
 	return func(q quota, fields bool) subject {
 		most := 0
@@ -16,9 +16,9 @@ func openThrottled(lru bool) func(quota, bool) subject {
 		}
 		l := must(throttled.NewGCRARateLimiterCtx(must(memstore.NewCtx(most)), throttled.RateQuota{
 			MaxRate:  throttled.PerDuration(1, q.refill),
-			MaxBurst: int(q.units - 1), // on top of the one that is always there
+			MaxBurst: int(q.units - 1), // in addition to the unit that is always there
 		}))
-		// With the default of 10, calls fail where many goroutines share a key.
+		// With the default of 10, calls fail if many goroutines share a key.
 		l.SetMaxCASAttemptsLimit(1000)
 		ctx := context.Background()
 		s := subject{
@@ -27,7 +27,7 @@ func openThrottled(lru bool) func(quota, bool) subject {
 				return err == nil && !limited
 			},
 		}
-		if fields { // they cannot be turned off
+		if fields { // fields of this library cannot be turned off
 			h := throttled.HTTPRateLimiterCtx{RateLimiter: l, VaryBy: &throttled.VaryBy{RemoteAddr: true}}
 			s.middleware = h.RateLimit
 		}

@@ -14,7 +14,7 @@ func openTollbooth(q quota, fields bool) subject {
 		SetIPLookups([]string{"RemoteAddr"}).
 		SetIgnoreURL(true)
 	s := subject{take: func(key string) bool { return !l.LimitReached(key) }}
-	if fields { // they cannot be turned off
+	if fields { // fields of this library cannot be turned off
 		s.middleware = func(next http.Handler) http.Handler { return tollbooth.LimitHandler(l, next) }
 	}
 	return s

@@ -17,7 +17,7 @@ func openUlule(q quota, fields bool) subject {
 			return err == nil && !c.Reached
 		},
 	}
-	if fields { // they cannot be turned off
+	if fields { // fields of this library cannot be turned off
 		s.middleware = stdlib.NewMiddleware(l).Handler
 	}
 	return s

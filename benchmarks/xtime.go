@@ -7,9 +7,9 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Package rate has no keys and no middleware, so its users write both, mostly in
-// one of the two ways below. Most of them also sweep out old limiters now and
-// then; that is left out, in their favour.
+// Package rate has no keys and no middleware, so its users write both, mostly in one of
+// the two ways below. Most of them also remove old limiters from time to time. The
+// benchmarks do not, which favors package rate.
 
 func openXTimeMutex(q quota, fields bool) subject {
 	var mu sync.Mutex
@@ -41,7 +41,7 @@ func newXTime(q quota) *rate.Limiter { return rate.NewLimiter(rate.Every(q.refil
 
 func xTime(fields bool, take func(string) bool) subject {
 	s := subject{take: take}
-	if fields { // Allow does not tell what they would say
+	if fields { // Allow does not return the numbers for the fields
 		return s
 	}
 	s.middleware = func(next http.Handler) http.Handler {

@@ -88,7 +88,7 @@ func FuzzPolicyNames(f *testing.F) {
 }
 
 // TestUnnamedPoliciesGetDistinctNames checks limits without a name. Their policies are
-// named after the limiter, and after as much of the limit as is needed to distinguish it.
+// named after the limiter, followed by as much of the limit as is needed to distinguish them.
 func TestUnnamedPoliciesGetDistinctNames(t *testing.T) {
 	for _, test := range []struct {
 		limits []Limit

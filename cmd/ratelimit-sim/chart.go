@@ -9,10 +9,10 @@ import (
 
 type panel struct {
 	Title    string
-	Linear   bool // upwards; else logarithmic
+	Linear   bool // the y axis is linear; otherwise it is logarithmic
 	From, To float64
-	Bottom   float64   // of a logarithmic one
-	Ticks    []float64 // of a linear axis of x; none: logarithmic, 1 to 1000
+	Bottom   float64   // the lowest value of a logarithmic y axis
+	Ticks    []float64 // of a linear x axis; empty means logarithmic, 1 to 1000
 	Lines    []line
 }
 
@@ -31,7 +31,7 @@ const (
 	columns                 = 3
 )
 
-// drawn is a panel in the units of the picture.
+// drawn is a panel in the coordinates of the picture.
 type drawn struct {
 	X, Y        int
 	Title       string

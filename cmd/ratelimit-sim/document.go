@@ -12,13 +12,13 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/sim"
 )
 
-// document writes the charts of scaling.md to dir, and its tables between their marks. It
-// takes its time, in which somebody may edit the page: it is read again in the end, and all
-// else that is in it stays.
+// document writes the charts of scaling.md to dir, and its tables between their marks. That
+// takes a while, and somebody may edit the page in the meantime. So document reads the page
+// again before it writes, and changes only the tables.
 func document(dir string, scenarios []scenario) error {
 	path := filepath.Join(dir, "scaling.md")
 	tables := make([]string, len(scenarios))
-	if _, err := fill(path, scenarios, tables); err != nil { // before it takes time
+	if _, err := fill(path, scenarios, tables); err != nil { // fails early if the page has no marks
 		return err
 	}
 	for i, s := range scenarios {
@@ -51,7 +51,7 @@ func fill(path string, scenarios []scenario, tables []string) (string, error) {
 	return page, err
 }
 
-// replace writes a file in one go, so that nobody finds half of it.
+// replace writes a file atomically: a reader never sees half of it.
 func replace(path, text string) error {
 	aside := path + ".new"
 	if err := os.WriteFile(aside, []byte(text), 0o666); err != nil {
@@ -60,7 +60,7 @@ func replace(path, text string) error {
 	return os.Rename(aside, path)
 }
 
-// between puts text between the marks of a name.
+// between replaces the text between the marks of a name.
 func between(page, name, text string) (string, error) {
 	begin, end := "<!-- "+name+" -->\n", "<!-- end of "+name+" -->"
 	before, rest, ok := strings.Cut(page, begin)
@@ -73,14 +73,14 @@ func between(page, name, text string) (string, error) {
 
 type scenario struct {
 	name string
-	run  func() (table, chart string) // the chart may be empty: there is none
+	run  func() (table, chart string) // chart is empty if there is none
 }
 
 var scenarios = []scenario{{"commands", commands}, {"algorithms", algorithms}, {"keys", manyKeys}, {"share", share}, {"outage", outage}}
 
 var fleets = []int{1, 3, 10, 30, 100, 300, 1000}
 
-// base is what scenarios have in common: a Redis nearby.
+// base is the common part of all scenarios: Redis is nearby.
 var base = sim.Config{Seed: 1, Jitter: 100 * time.Microsecond, Span: 2 * time.Second}
 
 func perSecond(n int64) rule.Limit {
@@ -135,7 +135,7 @@ func commands() (string, string) {
 	return b.String(), chart("Commands a second at Redis, by number of processes: one hot key, a fixed window, half of its requests admitted", "processes", panels)
 }
 
-// algorithms has one hot key that is asked for less than its limit, more, and far more. The
+// algorithms has one hot key with a load below its limit, above it, and far above it. The
 // first two seconds, in which a bucket's burst is used up, do not count.
 func algorithms() (string, string) {
 	var b strings.Builder
@@ -183,8 +183,8 @@ func manyKeys() (string, string) {
 		[]panel{{Title: "some keys much busier than others", Lines: lines(zipf, result.perSecond)}, {Title: "uniform", Lines: lines(uniform, result.perSecond)}})
 }
 
-// share is what is admitted, and by whom, in windows of a second that are not used up long
-// before they end.
+// share measures how much each process admits, in windows of a second that are not used up
+// long before they end.
 func share() (string, string) {
 	var b strings.Builder
 	b.WriteString("| load | processes | mode | admitted of the limit | fairness | smallest and largest share of its requests that a process admitted |\n|---|---|---|---|---|---|\n")

@@ -1,9 +1,9 @@
-// Ratelimit-sim tells what limits that many processes share on one Redis would cost and
-// admit, without any of them. See docs/scaling.md.
+// Ratelimit-sim simulates many processes that share limits on one Redis. It prints what the
+// limits cost and how much they admit. See docs/scaling.md.
 //
 //	go run ./cmd/ratelimit-sim -processes 1,100,1000 -rate 1000000 -limit "500000/1s fixed"
 //
-// prints a table with a row for each mode and number of processes. With -out docs it writes the
+// prints a table with a row for each mode and number of processes. With -out docs, it writes the
 // charts and tables of docs/scaling.md instead.
 package main
 
@@ -116,7 +116,7 @@ func validate(c sim.Config) error {
 	return nil
 }
 
-// settings are all flags that are not empty, as they can be given again.
+// settings returns all flags that are not empty, in the form of a command line.
 func settings(flags *flag.FlagSet) string {
 	var b strings.Builder
 	flags.VisitAll(func(f *flag.Flag) {
@@ -142,7 +142,7 @@ func ruleOf(l ratelimit.Limit) rule.Limit {
 	return r
 }
 
-// result is what came of a simulation.
+// result is the result of a simulation.
 type result struct {
 	sim.Config
 	*sim.Report
@@ -176,7 +176,7 @@ func table(results []result) string {
 
 func (r result) perSecond() float64 { return float64(r.Commands) / r.Span.Seconds() }
 
-// number is a number as people read it: 12,300.
+// number formats a number for readers, such as 12,300.
 func number(f float64) string {
 	s := strconv.FormatFloat(f, 'f', 0, 64)
 	for i := len(s) - 3; i > 0; i -= 3 {

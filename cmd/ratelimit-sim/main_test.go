@@ -45,7 +45,7 @@ func TestChartIsXML(t *testing.T) {
 	}
 }
 
-// TestPage: every scenario has its place in docs/scaling.md, and its chart.
+// TestPage checks that docs/scaling.md has marks and a chart for every scenario.
 func TestPage(t *testing.T) {
 	page, err := os.ReadFile("../../docs/scaling.md")
 	require.NoError(t, err)
@@ -62,8 +62,8 @@ func TestPage(t *testing.T) {
 	require.Error(t, err)
 }
 
-// TestDocument: only what is between the marks is another then, and what somebody has
-// written elsewhere in the meantime stays; a page without marks is refused at once.
+// TestDocument checks that only the text between the marks changes, that edits elsewhere in
+// the meantime stay, and that a page without marks is refused before anything runs.
 func TestDocument(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "scaling.md")
@@ -97,7 +97,7 @@ func TestDocument(t *testing.T) {
 	require.Equal(t, 2, ran)
 }
 
-// TestHelp: who asks for help has not failed.
+// TestHelp checks that a request for help is not an error.
 func TestHelp(t *testing.T) {
 	require.NoError(t, run([]string{"-h"}, io.Discard))
 	require.NoError(t, run([]string{"-rate", "5", "--help"}, io.Discard))
