@@ -16,7 +16,7 @@ func TestRegistryRefusesWhatIsTaken(t *testing.T) {
 	for _, tc := range []struct {
 		what          string
 		first, second Options
-		name          string // of the second limiter; the first is "api"
+		name          string // of the second limiter; the first has "api"
 		kind          error
 		want          string
 	}{
@@ -49,7 +49,7 @@ func TestRegistryRefusesWhatIsTaken(t *testing.T) {
 				require.Equal(t, kind == tc.kind, errors.Is(err, kind))
 			}
 
-			// What was refused claims nothing, and what is closed frees everything.
+			// A refused limiter claims nothing, and a closed limiter frees everything.
 			require.NoError(t, first.Close())
 			require.NoError(t, first.Close())
 			_, err = reg.New(tc.name, tc.second)
@@ -127,8 +127,8 @@ func TestReloadRefusesToHandOverToAnotherName(t *testing.T) {
 	require.True(t, ok)
 }
 
-// TestPrefixesAreClaimedThroughEveryLayer uses wrappers with a prefix of their
-// own. They do not hide the prefix of the store inside.
+// TestPrefixesAreClaimedThroughEveryLayer uses wrappers that have their own
+// prefix. They do not hide the prefix of the store inside.
 func TestPrefixesAreClaimedThroughEveryLayer(t *testing.T) {
 	m := newMini(t)
 	client := m.client(t)

@@ -15,7 +15,7 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestDecisionsPrintWell prints decisions as a program does that logs them.
+// TestDecisionsPrintWell prints decisions like a program that logs them.
 func TestDecisionsPrintWell(t *testing.T) {
 	login := FixedWindow(5, time.Hour).Named("login")
 	for _, test := range []struct {

@@ -20,14 +20,14 @@ func ExampleClientIP() {
 	// Output: 2001:db8:1:2::/64 <nil>
 }
 
-// Behind a CDN and a load balancer whose addresses change, the second member from the
-// right is what the CDN has written.
+// Behind a CDN and a load balancer whose addresses change, the CDN has written the second
+// member from the right.
 func ExampleClientIP_trustedHops() {
 	key := ratelimit.ClientIP{TrustedHops: 2}.Key
 	r := httptest.NewRequest("GET", "/", nil)
-	r.Header.Set("X-Forwarded-For", "192.0.2.66, 198.51.100.7, 203.0.113.9") // the first is made up, the last is the CDN's
+	r.Header.Set("X-Forwarded-For", "192.0.2.66, 198.51.100.7, 203.0.113.9") // the client invented the first, the last is the CDN's address
 	fmt.Println(key(r))
-	r.Header.Set("X-Forwarded-For", "192.0.2.66") // from somebody who went around the CDN
+	r.Header.Set("X-Forwarded-For", "192.0.2.66") // from a client that bypasses the CDN
 	fmt.Println(key(r))
 	// Output:
 	// 198.51.100.7 <nil>
@@ -36,7 +36,7 @@ func ExampleClientIP_trustedHops() {
 
 func ExampleNamedKey() {
 	key := ratelimit.FirstKey(
-		ratelimit.NamedKey("user", ratelimit.HeaderKey("X-User")), // set by the authentication in front
+		ratelimit.NamedKey("user", ratelimit.HeaderKey("X-User")), // set by the authentication proxy in front
 		ratelimit.NamedKey("ip", ratelimit.ClientIP{}.Key),
 	)
 	r := httptest.NewRequest("GET", "/", nil)
@@ -54,7 +54,7 @@ func ExampleFirstKey() {
 		if name, ok := issued[r.Header.Get("X-API-Key")]; ok {
 			return name, nil
 		}
-		return "", ratelimit.ErrNoKey // also for an invented key, which is not to get a bucket
+		return "", ratelimit.ErrNoKey // also for an invented key, which must not get a bucket
 	}
 	key := ratelimit.FirstKey(apiKey, ratelimit.ClientIP{}.Key)
 	r := httptest.NewRequest("GET", "/", nil)

@@ -16,7 +16,7 @@ import (
 	"github.com/ratelimit-go/ratelimit"
 )
 
-// serve starts a Redis for an example; a program has one.
+// serve starts a Redis for an example. A program uses its real one.
 func serve() (addr string, stop func()) {
 	server, err := miniredis.Run()
 	if err != nil {
@@ -25,7 +25,7 @@ func serve() (addr string, stop func()) {
 	return server.Addr(), server.Close
 }
 
-// Any number of limiters count on one client, each under a prefix of its own.
+// Any number of limiters can use one client, each under its own prefix.
 func ExampleOptions_redis() {
 	addr, stop := serve()
 	defer stop()
@@ -35,7 +35,7 @@ func ExampleOptions_redis() {
 	login := ratelimit.Must(ratelimit.New("login", ratelimit.Options{
 		Limits:    []ratelimit.Limit{ratelimit.FixedWindow(5, time.Hour)},
 		Redis:     client,
-		OnFailure: ratelimit.FailClosed, // where nobody may log in unless it is counted
+		OnFailure: ratelimit.FailClosed, // nobody may log in without being counted
 		Logger:    discard,
 	}))
 	defer login.Close()
@@ -49,7 +49,7 @@ func ExampleOptions_redis() {
 	// 1
 }
 
-// While Redis is away, a limiter goes on from what it last knew of each key.
+// While Redis is away, a limiter continues from the last known state of each key.
 func ExampleFailurePolicy() {
 	addr, stop := serve()
 	client := redis.NewClient(&redis.Options{Addr: addr, DialerRetries: 1})
@@ -78,8 +78,8 @@ func ExampleFailurePolicy() {
 	// false fallback <nil>
 }
 
-// A store with a prefix of one's own: for two services on one Redis whose limiters
-// may have the same names.
+// A store with another prefix, for two services on one Redis whose limiters may have the
+// same names.
 func ExampleNewRedisStore() {
 	addr, stop := serve()
 	defer stop()

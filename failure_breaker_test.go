@@ -28,7 +28,7 @@ func TestBreakerBoundsCallsToADeadStore(t *testing.T) {
 		}
 		require.Zero(t, time.Since(start), "nobody waits")
 		time.Sleep(100 * time.Millisecond)
-		for range 64 { // one of them probes
+		for range 64 { // one of the 64 calls is the probe
 			go l.Take(ctx, "another key")
 		}
 		synctest.Wait()
@@ -168,8 +168,9 @@ func TestPanickingStoreKeepsNoPlaces(t *testing.T) {
 	})
 }
 
-// TestCallersWithShortDeadlinesAreDecided: deadlines that are shorter than Timeout say
-// nothing of the store, but they do not keep a limiter from noticing that it hangs.
+// TestCallersWithShortDeadlinesAreDecided has callers with deadlines shorter than Timeout.
+// When these deadlines expire, that is no failure of the store. But the limiter still
+// notices that the store hangs.
 func TestCallersWithShortDeadlinesAreDecided(t *testing.T) {
 	for _, deadline := range []time.Duration{150 * time.Millisecond, 50 * time.Millisecond} {
 		remotely(t, Options{Limits: []Limit{FixedWindow(1_000_000, 24*time.Hour)}}, func(t *testing.T, far *farStore, l *Limiter) {

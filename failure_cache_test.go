@@ -14,8 +14,8 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestDeniedKeyIsAnsweredWithoutACall compares the answers with those of the
-// store, until the instant at which the store would admit the key.
+// TestDeniedKeyIsAnsweredWithoutACall compares the limiter's answers with the
+// store's, until the instant at which the store would admit the key.
 func TestDeniedKeyIsAnsweredWithoutACall(t *testing.T) {
 	for _, limit := range algorithms(5, time.Minute) {
 		t.Run(limit.Algorithm(), func(t *testing.T) {
@@ -92,8 +92,8 @@ func TestOneCallerRechecksADenial(t *testing.T) {
 	}
 }
 
-// TestDenialHoldsForItsCost takes different costs. A denial says nothing about
-// smaller costs, and not how long a larger cost is denied.
+// TestDenialHoldsForItsCost takes different costs. A denial does not apply to
+// smaller costs, and does not show how long a larger cost is denied.
 func TestDenialHoldsForItsCost(t *testing.T) {
 	for _, limits := range [][]Limit{
 		algorithms(10, 10*time.Second)[:1], algorithms(10, 10*time.Second)[1:2], algorithms(10, 10*time.Second)[2:],

@@ -12,8 +12,8 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestRecheckOverAJumpMintsNothing: the answer in which the jump of the store's
-// clock is first seen is a denial. Nothing was taken, so nothing may be given back.
+// TestRecheckOverAJumpMintsNothing has the store's clock jump. The first answer after
+// the jump is a denial. It took no units, so no units may be given back.
 func TestRecheckOverAJumpMintsNothing(t *testing.T) {
 	m := newMini(t)
 	store := redisStore(t, m.client(t), "rl:")
@@ -24,7 +24,7 @@ func TestRecheckOverAJumpMintsNothing(t *testing.T) {
 		require.True(t, decide(t, l, "key", 1).Allowed)
 	}
 	require.False(t, decide(t, l, "key", 1).Allowed)
-	m.advance(10 * time.Second) // as after a failover; the window is open for 59 min 50 s
+	m.advance(10 * time.Second) // like a failover; the window still has 59 min 50 s
 	require.False(t, decide(t, l, "key", 3).Allowed)
 	time.Sleep(300 * time.Millisecond)
 	results, _ := take(t, store, "key", 0, limit)
@@ -32,8 +32,8 @@ func TestRecheckOverAJumpMintsNothing(t *testing.T) {
 	require.Zero(t, results[0].Remaining, "the store has taken 5 of 5, and nobody has given back")
 }
 
-// TestCallersInFlightOverAJumpMintNothing: none of 20 callers who are denied by the store at
-// the time of the jump gives back a unit.
+// TestCallersInFlightOverAJumpMintNothing has 20 callers in flight during the jump. The
+// store denies them, and none of them gives back a unit.
 func TestCallersInFlightOverAJumpMintNothing(t *testing.T) {
 	m := newMini(t)
 	limit := FixedWindow(5, time.Hour)
@@ -41,7 +41,7 @@ func TestCallersInFlightOverAJumpMintNothing(t *testing.T) {
 	gate := &gated{Store: inner, pass: make(chan struct{})}
 	l, err := new(Registry).New("login", Options{Limits: []Limit{limit}, Store: gate, Timeout: 10 * time.Second, Logger: quietly})
 	require.NoError(t, err)
-	require.True(t, decide(t, l, "other", 1).Allowed) // shows the clock
+	require.True(t, decide(t, l, "other", 1).Allowed) // the limiter learns the store's clock
 	require.True(t, decide(t, l, "key", 5).Allowed)
 	gate.hold.Store(true)
 	m.advance(10 * time.Second)
@@ -84,8 +84,9 @@ func (g *gated) Take(ctx context.Context, key string, n int64, limits []Limit, r
 	return at, err
 }
 
-// TestJumpLeavesTheRecheck: after a failover to a server whose clock is 10 s ahead, a Reset
-// by another process holds here as well, also for a key whose window was opened before.
+// TestJumpLeavesTheRecheck fails over to a server whose clock is 10 s ahead. A Reset by
+// another process then takes effect in this process, too, also for a key whose window
+// began before the failover.
 func TestJumpLeavesTheRecheck(t *testing.T) {
 	for _, jump := range []time.Duration{0, 10 * time.Second} {
 		m := newMini(t)
@@ -98,7 +99,7 @@ func TestJumpLeavesTheRecheck(t *testing.T) {
 		require.True(t, decide(t, l, "key", 1).Allowed)
 		m.advance(jump)
 		require.True(t, decide(t, l, "other", 1).Allowed)
-		for range 4 { // most of it after the jump
+		for range 4 { // most of the four calls are after the jump
 			require.True(t, decide(t, l, "key", 1).Allowed)
 		}
 		require.False(t, decide(t, l, "key", 1).Allowed, "denied by the store, after the jump")
@@ -116,7 +117,7 @@ func TestJumpLeavesTheRecheck(t *testing.T) {
 	}
 }
 
-// lateReply is a store whose answers are late on the way back, and which has no state to report.
+// lateReply is a store that decides in time but returns its answers late, and without states.
 type lateReply struct {
 	farStore
 	back atomic.Int64
@@ -144,8 +145,8 @@ func (s *lateReply) Reset(ctx context.Context, key string, limits []Limit) error
 	return s.Store.Reset(ctx, key, limits)
 }
 
-// TestOneLateAnswerIsNoJump: one answer is late by 6 s, as when a process is stopped with a
-// call in flight. Keys are as well off as if it had not been.
+// TestOneLateAnswerIsNoJump delays one answer by 6 s, like a process that is stopped with a
+// call in flight. That changes nothing for any key.
 func TestOneLateAnswerIsNoJump(t *testing.T) {
 	for _, late := range []time.Duration{0, 6 * time.Second} {
 		synctest.Test(t, func(t *testing.T) {
@@ -168,7 +169,7 @@ func TestOneLateAnswerIsNoJump(t *testing.T) {
 	}
 }
 
-// TestTwoClocksMintNothing: a Ring or Cluster whose servers differ by 10 s.
+// TestTwoClocksMintNothing has a Ring or Cluster of servers whose clocks differ by 10 s.
 func TestTwoClocksMintNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limit := FixedWindow(5, time.Hour)
@@ -197,8 +198,7 @@ func TestTwoClocksMintNothing(t *testing.T) {
 	})
 }
 
-// perKey is a store of two servers, whose clocks differ by 10 s. Answers take 5 ms to
-// come back.
+// perKey is a store of two servers whose clocks differ by 10 s. Answers take 5 ms.
 type perKey struct{ lateReply }
 
 func (s *perKey) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
@@ -209,8 +209,8 @@ func (s *perKey) Take(ctx context.Context, key string, n int64, limits []Limit, 
 	return at, err
 }
 
-// TestTwoClocksAndManyCallersMintNothing: in each of ten processes many callers use up a key
-// together. Its units stay taken for the next process.
+// TestTwoClocksAndManyCallersMintNothing has many callers in each of ten processes use up a
+// key together. Its units stay taken for the next process.
 func TestTwoClocksAndManyCallersMintNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limit := FixedWindow(5, time.Hour)
@@ -238,7 +238,7 @@ func TestTwoClocksAndManyCallersMintNothing(t *testing.T) {
 	})
 }
 
-// slowToAdjust holds what moves units until pass is closed.
+// slowToAdjust blocks Adjust until pass is closed.
 type slowToAdjust struct {
 	Store
 	pass chan struct{}

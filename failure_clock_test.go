@@ -9,9 +9,9 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestServerClockThatJumpsAheadFreesNobody: keys that this process knows to be
-// denied stay denied by its own clock, also if Redis has let their counters expire.
-// Units that Redis has counted in the meantime are given back to it.
+// TestServerClockThatJumpsAheadFreesNobody has Redis's clock jump ahead, so that counters
+// expire at Redis. Keys that this process knows to be denied stay denied by the process's
+// own clock. Units that Redis has counted in the meantime are given back.
 func TestServerClockThatJumpsAheadFreesNobody(t *testing.T) {
 	for _, limit := range algorithms(5, time.Hour) {
 		for _, wrapped := range []bool{false, true} {

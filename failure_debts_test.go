@@ -72,11 +72,11 @@ func TestStoreReceivesUnitsThatStillCount(t *testing.T) {
 			remotely(t, Options{Limits: []Limit{tc.limit}}, func(t *testing.T, far *farStore, l *Limiter) {
 				breakDown(t, far, l, refused)
 				decide(t, l, "key", 6)
-				for range 5 { // wide of the probes
+				for range 5 { // at times when the breaker sends no probe
 					decide(t, l, "other", 1)
 				}
 				time.Sleep(tc.after - 1300*time.Millisecond)
-				comeBack(t, far, l) // which takes that long
+				comeBack(t, far, l) // returns when the limiter has sent all that it owes
 				require.Equal(t, tc.want, far.there(t, "key", tc.limit))
 				require.Zero(t, l.Stats().Remote.Forgotten)
 			})

@@ -11,8 +11,8 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestHugeRefundsDoNotOverflow: refunds in an outage, in each combination, give back what was
-// taken and no more.
+// TestHugeRefundsDoNotOverflow makes refunds in an outage, in each combination. They give back
+// the units that were taken, and no more.
 func TestHugeRefundsDoNotOverflow(t *testing.T) {
 	for _, limit := range algorithms(5, 24*time.Hour) {
 		for _, refunds := range [][]int64{{1, 1}, {math.MaxInt64}, {math.MaxInt64, math.MaxInt64}, {math.MaxInt64, 1}, {math.MaxInt64/2 + 1, math.MaxInt64/2 + 1}} {
@@ -33,8 +33,8 @@ func TestHugeRefundsDoNotOverflow(t *testing.T) {
 	}
 }
 
-// TestReloadToFailOpenAdmitsNothingThatIsOwed: the key is used up by units that the store does
-// not know of yet. As long as it does not, the key is denied, whatever the policy.
+// TestReloadToFailOpenAdmitsNothingThatIsOwed uses up a key with units that the store does
+// not know of yet. Until it knows them, the key is denied under every policy.
 func TestReloadToFailOpenAdmitsNothingThatIsOwed(t *testing.T) {
 	for _, policy := range []FailurePolicy{FallbackLocal, FailOpen} {
 		inRealTime(t, Options{Limits: []Limit{FixedWindow(5, time.Hour)}}, func(t *testing.T, _ *farStore, _ *Limiter) {
@@ -55,7 +55,7 @@ func TestReloadToFailOpenAdmitsNothingThatIsOwed(t *testing.T) {
 			opts.OnFailure = policy
 			require.NoError(t, reg.Reload(func(next *Registry) error { l, err = next.New("l", opts); return err }))
 			far2.set(up)
-			far2.delay(60 * time.Millisecond) // slower than half of Timeout, and well
+			far2.delay(60 * time.Millisecond) // more than half of Timeout, but without errors
 			for range 20 {
 				if d := decide(t, l, "key", 1); d.Allowed {
 					admitted++
@@ -68,7 +68,7 @@ func TestReloadToFailOpenAdmitsNothingThatIsOwed(t *testing.T) {
 	}
 }
 
-// TestSetLimitsInAnOutageKeepsTheBound: lowered and raised again.
+// TestSetLimitsInAnOutageKeepsTheBound lowers the limit during an outage and raises it again.
 func TestSetLimitsInAnOutageKeepsTheBound(t *testing.T) {
 	for _, kind := range []func(int64) Limit{
 		func(n int64) Limit { return FixedWindow(n, 24*time.Hour) },
@@ -90,7 +90,7 @@ func TestSetLimitsInAnOutageKeepsTheBound(t *testing.T) {
 			require.NoError(t, l.SetLimits(kind(5)))
 			try(3)
 			require.NoError(t, l.Refund(ctx, "key", 4))
-			try(3) // 4 used, so one more
+			try(3) // 4 units are used, so one more is admitted
 			require.NoError(t, l.SetLimits(limit))
 			net := admitted - 4
 			comeBack(t, far, l)

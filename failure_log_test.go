@@ -35,7 +35,7 @@ func TestOutagesAreLoggedWithTheirLength(t *testing.T) {
 				synctest.Wait()
 			}
 			require.Equal(t, 1, count(CodeStoreFailed))
-			lines := 3 // one in each 10 s of 25
+			lines := 3 // one per 10 s, in 25 s
 			if outage > time.Second {
 				lines = 50
 			}
@@ -49,7 +49,7 @@ func TestOutagesAreLoggedWithTheirLength(t *testing.T) {
 	})
 }
 
-// TestLogEndsWithTheStateOfTheStore begins outages soon after another.
+// TestLogEndsWithTheStateOfTheStore has outages that begin soon after another outage.
 func TestLogEndsWithTheStateOfTheStore(t *testing.T) {
 	var log syncBuffer
 	remotely(t, Options{Limits: []Limit{hour}, Logger: slog.New(slog.NewTextHandler(&log, nil))}, func(t *testing.T, far *farStore, l *Limiter) {

@@ -24,7 +24,7 @@ func TestFallbackContinuesFromWhatIsKnown(t *testing.T) {
 					decide(t, l, "blocked", 6)
 					decide(t, l, "half", 3)
 					breakDown(t, far, l, m)
-					for range 5 { // also past the time for a recheck
+					for range 5 { // also after the time for a recheck
 						time.Sleep(time.Second)
 						require.False(t, decide(t, l, "blocked", 1).Allowed)
 					}

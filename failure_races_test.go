@@ -20,7 +20,8 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestHugeRefundsInAnOutageDoNotOverflow: the sum of two refunds of math.MaxInt64 is clamped, too.
+// TestHugeRefundsInAnOutageDoNotOverflow makes two refunds of math.MaxInt64. Their sum must
+// not overflow.
 func TestHugeRefundsInAnOutageDoNotOverflow(t *testing.T) {
 	limit := FixedWindow(5, time.Hour)
 	remotely(t, Options{Limits: []Limit{limit}, DenyRecheck: -1}, func(t *testing.T, far *farStore, l *Limiter) {
@@ -34,7 +35,7 @@ func TestHugeRefundsInAnOutageDoNotOverflow(t *testing.T) {
 	})
 }
 
-// shifted is a store whose clock is off, and that reports no states.
+// shifted is a store that has another clock and reports no states.
 type shifted struct {
 	*farStore
 	by int64
@@ -56,8 +57,8 @@ func (s shifted) Adjust(ctx context.Context, key string, n int64, at Instant, li
 	return s.farStore.Adjust(ctx, key, n, at, limits)
 }
 
-// TestInstantsOfAnyStoreGiveBackNoMore: stores whose clocks begin at 0, below, or near the end, in and
-// after an outage, with units that are given back.
+// TestInstantsOfAnyStoreGiveBackNoMore has stores whose clocks begin at 0, below 0, or near the
+// largest instant. Units are given back during and after an outage.
 func TestInstantsOfAnyStoreGiveBackNoMore(t *testing.T) {
 	for _, alg := range algorithms(10, time.Hour) {
 		for _, begin := range []int64{0, 1, -int64(time.Hour), math.MaxInt64 - int64(100*time.Hour)} {
@@ -97,8 +98,8 @@ func TestInstantsOfAnyStoreGiveBackNoMore(t *testing.T) {
 	}
 }
 
-// TestSetLimitsInAFailedReloadChangesNoRecord: SetLimits on a limiter of a Reload that fails
-// leaves the record of who owns the prefix as it is.
+// TestSetLimitsInAFailedReloadChangesNoRecord calls SetLimits on a limiter of a Reload that
+// fails. The prefix's owner record does not change.
 func TestSetLimitsInAFailedReloadChangesNoRecord(t *testing.T) {
 	m := newMini(t)
 	store := redisStore(t, m.client(t), "rl:")
@@ -124,10 +125,11 @@ func TestSetLimitsInAFailedReloadChangesNoRecord(t *testing.T) {
 	require.Contains(t, text, `"5/1h fixed"`)
 }
 
-// TestCloseInEveryOrderMintsNothing: limiter, registry, store and client, while requests run.
+// TestCloseInEveryOrderMintsNothing closes limiter, registry, store and client in every order
+// while requests run.
 func TestCloseInEveryOrderMintsNothing(t *testing.T) {
 	m := newMini(t)
-	rounds := 10 // 150 hold as well, and take 25 s
+	rounds := 10 // 150 rounds pass as well, and take 25 s
 	for round := range rounds {
 		before := runtime.NumGoroutine()
 		client := redis.NewClient(&redis.Options{Addr: m.Addr(), MaxRetries: -1})
@@ -202,8 +204,9 @@ func TestCloseInEveryOrderMintsNothing(t *testing.T) {
 	}
 }
 
-// TestResetAndLeasesAtOnceKeepTheLimit: resets, leases and reloads at once; nothing may be admitted
-// beyond a limit for each reset, and the store ends with what was admitted since.
+// TestResetAndLeasesAtOnceKeepTheLimit resets, leases and reloads at the same time. Each reset
+// may admit one more limit, and no more. In the end the store has counted the units that were
+// admitted since the last reset.
 func TestResetAndLeasesAtOnceKeepTheLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		far := &farStore{Store: memory(t, "far")}

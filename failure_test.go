@@ -19,7 +19,7 @@ func TestFailClosedAnswers503(t *testing.T) {
 	remotely(t, Options{Limits: []Limit{hour}, OnFailure: FailClosed, Key: StaticKey("key")}, func(t *testing.T, far *farStore, l *Limiter) {
 		for _, m := range []mode{refused, silent, junk} {
 			far.set(m)
-			for range 10 { // and then the breaker is open
+			for range 10 { // the last calls find the breaker open
 				_, err := l.Take(ctx, "key")
 				require.Error(t, err)
 				w := httptest.NewRecorder()
@@ -93,7 +93,7 @@ func TestAllCallsWorkInAnOutage(t *testing.T) {
 		breakDown(t, far, l, silent)
 		decide(t, l, "key", 1)
 		time.Sleep(100 * time.Millisecond)
-		decide(t, l, "key", 1) // sends the store what it has missed
+		decide(t, l, "key", 1) // sends the store the units that it has missed
 		require.NoError(t, l.Close())
 	})
 }

@@ -275,9 +275,9 @@ func TestTimesDoNotExceedTheWindowByRounding(t *testing.T) {
 }
 
 // TestTimeoutBetweenLimitersLosesNothing puts an [http.TimeoutHandler], whose
-// responses have a header of their own, between two limiters. The fields are those
-// of the same limiters without it, whether the inner one admits or denies, and if the
-// handler is too slow, those of the outer one.
+// responses have their own header, between two limiters. The fields are the same as
+// without it, whether the inner limiter admits or denies. If the handler is too slow,
+// the response has the fields of the outer limiter only.
 func TestTimeoutBetweenLimitersLosesNothing(t *testing.T) {
 	const h10, h7, h6, old, none = HeadersDraft10, HeadersDraft7, HeadersDraft6, HeadersLegacy, HeadersNone
 	styles := []Headers{h10, h7, h6, old, none, h10 | h6 | old, h7 | h6 | old}

@@ -31,7 +31,7 @@ func httpLimiter(t testing.TB, opts Options) *Limiter {
 	return ratelimittest.New(t, opts)
 }
 
-// httpLimiterNamed makes a limiter as httpLimiter does, under a name.
+// httpLimiterNamed does the same as httpLimiter, with a name.
 func httpLimiterNamed(t testing.TB, name string, opts Options) *Limiter {
 	t.Helper()
 	if opts.Store == nil {

@@ -75,7 +75,7 @@ var memWaits = []struct {
 func memLiveHeap() int64 {
 	var m runtime.MemStats
 	runtime.GC()
-	runtime.GC() // what a finalizer or a pool held on to through the first
+	runtime.GC() // frees objects that a finalizer or a pool kept during the first collection
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc)
 }

@@ -125,8 +125,8 @@ func (s *farStore) Fault(err error) Fault {
 	return FaultUnknown
 }
 
-// there returns how many units a key has left in the store, as another process
-// sees it.
+// there returns how many units a key has left in the store, from the view of
+// another process.
 func (s *farStore) there(t *testing.T, key string, limits ...Limit) int64 {
 	t.Helper()
 	results := make([]Result, len(limits))
@@ -145,8 +145,8 @@ const (
 	lost             // applied, without a reply
 	junk             // the key holds a foreign value
 	panics           // the store panics
-	adjustsLost      // as lost, for Adjust only
-	adjustsHang      // as silent, for Adjust only
+	adjustsLost      // like lost, for Adjust only
+	adjustsHang      // like silent, for Adjust only
 )
 
 // The errors of the modes refused and junk.

@@ -27,7 +27,7 @@ func (w *wrapped) Prefix() string {
 	return w.Store.Prefix()
 }
 
-// wrapper is a wrapper that only has Unwrap, as one for metrics.
+// wrapper is a wrapper that only has Unwrap, like a wrapper for metrics.
 type wrapper struct{ Store }
 
 func (w *wrapper) Unwrap() Store { return w.Store }
@@ -57,7 +57,7 @@ func (s *brokenStore) Take(context.Context, string, int64, []Limit, []Result) (I
 	return 0, s.err
 }
 
-// renamed is a wrapper with a prefix of its own.
+// renamed is a wrapper that has its own prefix.
 type renamed struct {
 	Store
 	prefix string

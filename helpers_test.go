@@ -57,7 +57,7 @@ func memory(t *testing.T, name string) *MemoryStore {
 	return s
 }
 
-// limiter makes a limiter that is gone, with its counters, when the test ends.
+// limiter makes a limiter. It and its counters are deleted when the test ends.
 func limiter(t *testing.T, limits ...Limit) *Limiter { return ratelimittest.New(t, quiet(limits...)) }
 
 // decide takes n units from a limiter. An error ends the test.
@@ -107,8 +107,8 @@ func counted(t *testing.T, s *MemoryStore, key string, limit Limit) (Decision, s
 	return d, log.String()
 }
 
-// goroutines returns the number of goroutines, without those of the runtime, of which
-// runtime.NumGoroutine counts some at times.
+// goroutines returns the number of goroutines, without goroutines of the runtime.
+// runtime.NumGoroutine sometimes counts some of these.
 func goroutines() int {
 	buf := make([]byte, 1<<20)
 	return bytes.Count(buf[:runtime.Stack(buf, true)], []byte("\ngoroutine ")) + 1
@@ -118,7 +118,7 @@ func goroutines() int {
 // their bytes. It is the least average of several rounds: what other goroutines
 // allocate at the same time can only add to a round.
 func allocations(f func()) (count, bytes float64) {
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // as testing.AllocsPerRun
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // like testing.AllocsPerRun
 	const rounds, calls = 10, 1000
 	f()
 	count, bytes = math.Inf(1), math.Inf(1)

@@ -68,7 +68,7 @@ func TestKeyFuncsReadTheirPartOfTheRequest(t *testing.T) {
 			assert.NoError(t, err, test.name)
 		}
 
-		// An empty key, or none, is the client's error.
+		// An empty key or no key is the client's error.
 		w := httptest.NewRecorder()
 		l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(5, time.Hour)}, Key: test.key})
 		l.Middleware(httpServed).ServeHTTP(w, httpRequest("GET", test.fields...))
@@ -140,7 +140,7 @@ func TestPatternKeyIsOnePerRoute(t *testing.T) {
 	assert.NotContains(t, log.text(), "/users/1")
 }
 
-// joinedOf gives each part as the key of a function of its own.
+// joinedOf joins parts, each as the key of its own function.
 func joinedOf(t testing.TB, join func(...KeyFunc) KeyFunc, parts ...string) string {
 	var fns []KeyFunc
 	for _, part := range parts {
@@ -152,7 +152,7 @@ func joinedOf(t testing.TB, join func(...KeyFunc) KeyFunc, parts ...string) stri
 	return key
 }
 
-// split is how a person would read a joined key: at commas that stand for themselves.
+// split splits a joined key like a reader: at commas that are not escaped.
 func split(key string) []string {
 	parts := []string{""}
 	for escaped := false; key != ""; key = key[1:] {
@@ -236,8 +236,8 @@ func TestRequestCannotPassForAProbe(t *testing.T) {
 	}
 }
 
-// TestKeysThatCanNeverWorkAreRefused checks that New refuses what could not give any
-// request a key, or gives two functions' keys one mark, in any combination.
+// TestKeysThatCanNeverWorkAreRefused checks that New refuses functions that cannot give
+// any request a key, and functions whose keys would have the same mark, in any combination.
 func TestKeysThatCanNeverWorkAreRefused(t *testing.T) {
 	a := HeaderKey("A")
 	for _, test := range []struct {
@@ -280,8 +280,8 @@ func TestKeysThatCanNeverWorkAreRefused(t *testing.T) {
 	}
 }
 
-// TestNamesOfKeysStay adds a function in front of others. A client keeps its counter,
-// and no client meets another one's.
+// TestNamesOfKeysStay adds a function before others. A client keeps its counter, and no
+// client gets the counter of another.
 func TestNamesOfKeysStay(t *testing.T) {
 	user, ip := NamedKey("user", HeaderKey("User")), NamedKey("ip", ClientIP{}.Key)
 	key := FirstKey(user, ip)
@@ -295,8 +295,8 @@ func TestNamesOfKeysStay(t *testing.T) {
 	assert.Contains(t, httpAnswer(h, httpRequest("GET", "Token: "+httpKey)), ";r=4;")
 }
 
-// TestHostIsAKeyOverANetwork: net/http takes the Host header out of requests, in both
-// protocols.
+// TestHostIsAKeyOverANetwork uses the Host header as a key. net/http removes it from the
+// header fields of a request, in both protocols.
 func TestHostIsAKeyOverANetwork(t *testing.T) {
 	overNetwork(t, func(t *testing.T, start func(http.Handler) *httptest.Server) {
 		l := httpLimiter(t, Options{Limits: []Limit{hour}, Key: HeaderKey("Host")})
@@ -315,12 +315,12 @@ func TestHostIsAKeyOverANetwork(t *testing.T) {
 }
 
 // TestPatternKeyOfARouterInAMuxIsAnError mounts routers that do not set r.Pattern in a
-// ServeMux, whose pattern all of their routes would share. Routers that do set it, and
-// a limiter that is registered with the mux itself, have their own patterns.
+// ServeMux. All of their routes would share the mux's pattern. Routers that set it, and a
+// limiter that is registered with the mux itself, have their own patterns.
 func TestPatternKeyOfARouterInAMuxIsAnError(t *testing.T) {
 	pass := func(next http.Handler) http.Handler { return next }
 	strip := func(next http.Handler) http.Handler { return http.StripPrefix("/api", next) }
-	router := func(next http.Handler) http.Handler { // of another make
+	router := func(next http.Handler) http.Handler { // not from net/http
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { next.ServeHTTP(w, r) })
 	}
 	typed := func(next http.Handler) http.Handler { return &routerOfAnotherMake{next} }
@@ -384,7 +384,7 @@ func TestPatternKeyOfARouterInAMuxIsAnError(t *testing.T) {
 	}
 }
 
-// routerOfAnotherMake does not set r.Pattern.
+// routerOfAnotherMake is a router that does not set r.Pattern.
 type routerOfAnotherMake struct{ next http.Handler }
 
 func (m *routerOfAnotherMake) ServeHTTP(w http.ResponseWriter, r *http.Request) {

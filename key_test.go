@@ -249,8 +249,8 @@ func TestHeadersOfVendorsAreRead(t *testing.T) {
 	}
 }
 
-// TestClientCanChooseItsKeyIfProxiesLetIt has what docs/keys.md says a library cannot
-// know: a proxy that passes a header on, and a way around a proxy.
+// TestClientCanChooseItsKeyIfProxiesLetIt shows two cases that a library cannot detect; see
+// docs/keys.md: a proxy that passes a client's header on, and a client that bypasses it.
 func TestClientCanChooseItsKeyIfProxiesLetIt(t *testing.T) {
 	for name, test := range map[string]struct {
 		c      ClientIP

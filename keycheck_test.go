@@ -12,8 +12,8 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestMistakenKeysCauseAWarning checks the warnings about keys. They come as all
-// warnings do.
+// TestMistakenKeysCauseAWarning checks the warnings about keys. They are logged like all
+// warnings.
 func TestMistakenKeysCauseAWarning(t *testing.T) {
 	keyed := func(key string) Options { return Options{Key: StaticKey(key)} }
 	get := chatty()

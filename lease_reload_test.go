@@ -11,7 +11,7 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestReloadHandsLeasesOn checks that a replaced limiter leaves nothing
+// TestReloadHandsLeasesOn checks that a replaced limiter leaves no goroutine
 // running, however busy a key is, and that its successor uses the leased units.
 func TestReloadHandsLeasesOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

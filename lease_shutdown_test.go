@@ -38,9 +38,9 @@ func (h *closingHandler) Handle(_ context.Context, r slog.Record) error {
 }
 
 // TestCloseRightAfterAReloadLosesNothing closes the Registry after a Reload, or after the
-// Reload has put its limiters in place and before they begin: the logger's hook does what
-// another goroutine would do if it ran just then. Either way the store learns what it is
-// owed, and gets back what is leased.
+// Reload has put its limiters in place and before they begin. For the latter, the logger's
+// hook does what another goroutine could do at that time. In both cases the store receives
+// the units that it is owed, and gets the leased units back.
 func TestCloseRightAfterAReloadLosesNothing(t *testing.T) {
 	for _, when := range []string{"after", "between"} {
 		synctest.Test(t, func(t *testing.T) {
@@ -85,8 +85,8 @@ func TestCloseRightAfterAReloadLosesNothing(t *testing.T) {
 	}
 }
 
-// TestPanicDoesNotEndLeasing: after the store's panics a key is leased again, and the goroutine
-// that gives leases back ends when there are none.
+// TestPanicDoesNotEndLeasing has a store that panics. Afterwards a key is leased again, and the
+// goroutine that gives leases back ends when there are none.
 func TestPanicDoesNotEndLeasing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		far := &farStore{Store: memory(t, "far")}
@@ -119,8 +119,8 @@ func TestPanicDoesNotEndLeasing(t *testing.T) {
 	})
 }
 
-// TestLongKeyIsNotOwedForGood: what is owed of a long key under a bucket is settled or
-// forgotten within a hundred hours. It has leaked after 18 seconds.
+// TestLongKeyIsNotOwedForGood has owed units of a long key under a bucket. They leak within
+// 18 seconds. The limiter must settle or forget them within a hundred hours.
 func TestLongKeyIsNotOwedForGood(t *testing.T) {
 	remotely(t, Options{Limits: []Limit{TokenBucket(10, time.Minute, 10)}}, func(t *testing.T, far *farStore, l *Limiter) {
 		breakDown(t, far, l, refused)
@@ -135,8 +135,8 @@ func TestLongKeyIsNotOwedForGood(t *testing.T) {
 	})
 }
 
-// TestFewNearKeysAreRefusedOrEnough: if NearKeys is less than a key has limits, New refuses it or
-// the limits hold in an outage.
+// TestFewNearKeysAreRefusedOrEnough sets NearKeys below the number of limits of a key. Either New
+// refuses that, or the limits hold in an outage.
 func TestFewNearKeysAreRefusedOrEnough(t *testing.T) {
 	for _, keys := range []int{1, 2, 4} {
 		limits := []Limit{FixedWindow(5, time.Hour), FixedWindow(6, 2*time.Hour), FixedWindow(7, 3*time.Hour), FixedWindow(8, 4*time.Hour),
@@ -163,7 +163,7 @@ func TestFewNearKeysAreRefusedOrEnough(t *testing.T) {
 	}
 }
 
-// TestFourteenWindowsKeepTheirLimits: plans with 14 windows in an outage, and afterwards.
+// TestFourteenWindowsKeepTheirLimits has plans with 14 windows, during and after an outage.
 func TestFourteenWindowsKeepTheirLimits(t *testing.T) {
 	var plan []Limit
 	opts := Options{Limits: []Limit{hour}, Key: StaticKey("key"), LimitsFor: func(*http.Request) []Limit { return plan }}
@@ -191,7 +191,7 @@ func TestFourteenWindowsKeepTheirLimits(t *testing.T) {
 	})
 }
 
-// TestClosedClientsAreErrors: a client of any kind that was closed under a live limiter.
+// TestClosedClientsAreErrors closes a client of each kind under a live limiter.
 func TestClosedClientsAreErrors(t *testing.T) {
 	m := newMini(t)
 	for name, client := range map[string]redis.UniversalClient{

@@ -54,7 +54,7 @@ func TestLeasesOverShortWindowsLoseLittle(t *testing.T) {
 		least, most int64 // in 4.9 s
 	}{
 		{FixedWindow(1000, time.Second), 4700, 5000},
-		{TokenBucket(1000, time.Second, 1000), 5700, 5905}, // calls that began then take a few ms
+		{TokenBucket(1000, time.Second, 1000), 5700, 5905}, // calls that begin at the end take a few ms
 	} {
 		for _, processes := range []int{1, 4, 16} {
 			for _, share := range []float64{1 / float64(processes), 0.9} {
@@ -170,7 +170,7 @@ func TestAddCostChargesTheLease(t *testing.T) {
 		f := newFleet(t, 1, Options{Limits: []Limit{limit}, Key: func(*http.Request) (string, error) { return "key", nil }})
 		f.busy()
 		left := f.left(limit)
-		_, err := f.store.Take(ctx, "key", left, []Limit{limit}, make([]Result, 1)) // by others
+		_, err := f.store.Take(ctx, "key", left, []Limit{limit}, make([]Result, 1)) // by other processes
 		require.NoError(t, err)
 		l := f.all[0]
 		held := func() int64 {
@@ -203,7 +203,7 @@ func TestResetForgetsTheLease(t *testing.T) {
 }
 
 // TestRemainingIncludesTheLease has one process. For its callers, Remaining
-// falls one by one, whether the store decides or the lease.
+// falls by one each time, whether the store decides or the lease does.
 func TestRemainingIncludesTheLease(t *testing.T) {
 	for _, limit := range leaseLimits {
 		synctest.Test(t, func(t *testing.T) {

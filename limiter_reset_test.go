@@ -16,7 +16,7 @@ import (
 // remembered is how many algorithms and windows a limiter remembers for Reset.
 const remembered = 1024
 
-// window returns a limit of one unit whose window no other number has.
+// window returns a limit of one unit. Each number gives another window.
 func window(i int) Limit { return FixedWindow(1, time.Hour+time.Duration(i)*time.Second) }
 
 // under sets a limiter's limit to each of some windows in turn, and returns how
@@ -44,22 +44,21 @@ func eachPlace(t *testing.T, opts Options, test func(t *testing.T, l *Limiter)) 
 	})
 }
 
-// TestResetForgetsAllWindows: a key that was used under as many windows as a
-// limiter remembers is as good as new after Reset.
+// TestResetForgetsAllWindows uses a key under as many windows as a limiter
+// remembers. After Reset, it has all its units again.
 func TestResetForgetsAllWindows(t *testing.T) {
 	eachPlace(t, Options{Limits: []Limit{window(0)}}, func(t *testing.T, l *Limiter) {
 		require.Equal(t, remembered, under(t, l, 0, remembered, 1))
 		require.Zero(t, under(t, l, 0, remembered, 1))
-		for range 2 { // and windows that come again are not new ones
+		for range 2 { // windows that are used again are not counted as new
 			require.NoError(t, l.Reset(ctx, "key"))
 			require.Equal(t, remembered, under(t, l, 0, remembered, 1))
 		}
 	})
 }
 
-// TestResetOfTooManyWindows: if there were more windows than that, Reset
-// forgets what is counted under the last ones, and says that there may be
-// others.
+// TestResetOfTooManyWindows uses more windows than that. Reset forgets the
+// counts of the last windows, and returns an error that there may be more.
 func TestResetOfTooManyWindows(t *testing.T) {
 	eachPlace(t, Options{Limits: []Limit{window(0)}}, func(t *testing.T, l *Limiter) {
 		const more = 30
@@ -74,8 +73,9 @@ func TestResetOfTooManyWindows(t *testing.T) {
 	})
 }
 
-// TestResetForgetsPlans: the same for Options.LimitsFor, with the limits in
-// force and the plans that are in use all the time, however many come between.
+// TestResetForgetsPlans does the same with Options.LimitsFor. Reset always forgets
+// the current limits and the plans that are in constant use, however many other
+// plans are used in between.
 func TestResetForgetsPlans(t *testing.T) {
 	opts := Options{Limits: []Limit{window(0)}, Key: StaticKey("key"), LimitsFor: func(r *http.Request) []Limit {
 		i, err := strconv.Atoi(r.Header.Get("Plan"))
@@ -113,7 +113,7 @@ func TestResetForgetsPlans(t *testing.T) {
 	})
 }
 
-// TestResetOnRedis: all windows are forgotten in one call.
+// TestResetOnRedis checks that one call forgets all windows.
 func TestResetOnRedis(t *testing.T) {
 	l := httpLimiterNamed(t, "l", Options{Limits: []Limit{window(0)}, Redis: newMini(t).client(t), OnFailure: FailClosed, Timeout: 5 * time.Second})
 	require.Equal(t, remembered, under(t, l, 0, remembered, 1))

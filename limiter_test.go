@@ -184,7 +184,7 @@ func TestSetLimitsKeepsCounters(t *testing.T) {
 			l.Limits()[0] = Limit{}
 			require.Equal(t, []Limit{FixedWindow(7, time.Minute)}, l.Limits(), "a copy is handed out")
 
-			// Reset forgets what was counted under limits of before, too.
+			// Reset also forgets the counts under earlier limits.
 			require.NoError(t, l.Reset(ctx, kind(1).Algorithm()))
 			require.NoError(t, l.SetLimits(kind(5)))
 			require.EqualValues(t, 5, look())

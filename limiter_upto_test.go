@@ -45,7 +45,7 @@ func upToStores(t *testing.T, m *miniredis.Miniredis) map[string]func() Store {
 }
 
 // TestTakeUpToGrantsWhatFits takes random numbers of units, with TakeUpTo and TakeN in
-// turn, and waits in between. It compares with what a look has found before.
+// turn, and waits in between. It compares the grants with a look just before.
 func TestTakeUpToGrantsWhatFits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := miniredis.NewMiniRedis()
@@ -158,8 +158,8 @@ func TestTakeUpToIsAtomic(t *testing.T) {
 	}
 }
 
-// TestTakeUpToFollowsTheFailurePolicy has a store that does not answer, and one that
-// is back.
+// TestTakeUpToFollowsTheFailurePolicy has a store that does not answer, and later does
+// again.
 func TestTakeUpToFollowsTheFailurePolicy(t *testing.T) {
 	for _, policy := range []FailurePolicy{FallbackLocal, FailOpen, FailClosed} {
 		remotely(t, Options{Limits: []Limit{FixedWindow(10, time.Hour)}, OnFailure: policy, DenyRecheck: time.Minute}, func(t *testing.T, far *farStore, l *Limiter) {
@@ -188,7 +188,7 @@ func TestTakeUpToFollowsTheFailurePolicy(t *testing.T) {
 			time.Sleep(5 * time.Second)
 			synctest.Wait()
 			if policy == FallbackLocal {
-				require.True(t, decide(t, l, "other", 1).Allowed) // pays what is owed
+				require.True(t, decide(t, l, "other", 1).Allowed) // sends the owed units
 				time.Sleep(5 * time.Second)
 				require.Zero(t, far.there(t, "key", FixedWindow(10, time.Hour)), "what was granted is charged to the store")
 			}
@@ -198,7 +198,7 @@ func TestTakeUpToFollowsTheFailurePolicy(t *testing.T) {
 			calls := far.calls.Load()
 			granted, d = upTo(t, l, "new", 99)
 			require.Zero(t, granted)
-			if d.Source == SourceStore { // what is known to be denied is denied here from then on
+			if d.Source == SourceStore { // from now on this process denies the key itself
 				calls = far.calls.Load()
 				_, d = upTo(t, l, "new", 99)
 			}
@@ -261,7 +261,7 @@ func TestTakeUpToErrors(t *testing.T) {
 	assert.ErrorIs(t, err, ErrClosed)
 }
 
-// TestTakeUpToAllocatesNothingInMemory: it is as cheap as TakeN.
+// TestTakeUpToAllocatesNothingInMemory checks that TakeUpTo allocates nothing, like TakeN.
 func TestTakeUpToAllocatesNothingInMemory(t *testing.T) {
 	l := limiter(t, FixedWindow(math.MaxInt32, time.Hour))
 	count, _ := allocations(func() { l.TakeUpTo(ctx, "key", 2) })

@@ -16,8 +16,8 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestCheckAnswersDenials uses Check as a framework does that has its own
-// writer, request and handlers.
+// TestCheckAnswersDenials uses Check like a framework that has its own writer,
+// request and handlers.
 func TestCheckAnswersDenials(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(2, time.Hour).Named("x")}})
@@ -32,7 +32,7 @@ func TestCheckAnswersDenials(t *testing.T) {
 			> Too many requests, please try again later.`),
 		} {
 			r := httpRequest("GET")
-			same := r // frameworks hold on to the pointer
+			same := r // frameworks keep the pointer
 			var admitted bool
 			got := httpAnswer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { admitted = l.Check(w, r) }), r)
 			assert.Equal(t, want, got)
@@ -71,7 +71,7 @@ func TestCheckKeepsTheRequest(t *testing.T) {
 }
 
 // TestShadowNeverDenies has requests that fail in different ways. Stats counts
-// those that it would have denied.
+// the requests that would have been denied.
 func TestShadowNeverDenies(t *testing.T) {
 	gone, cancel := context.WithCancel(context.Background())
 	cancel()

@@ -18,7 +18,7 @@ import (
 
 type anyKey struct{}
 
-// betweens are handlers that hand on the request that they were given, or a copy.
+// betweens are handlers that pass on their request or a copy.
 var betweens = map[string]func(http.Handler) http.Handler{
 	"nothing": func(next http.Handler) http.Handler { return next },
 	"a clone": changed(func(r *http.Request) *http.Request {
@@ -30,7 +30,7 @@ var betweens = map[string]func(http.Handler) http.Handler{
 		clone.Header.Set("X-User", "alice")
 		return clone
 	}),
-	"a clone with another address": changed(func(r *http.Request) *http.Request { // as behind a middleware that reads X-Real-IP
+	"a clone with another address": changed(func(r *http.Request) *http.Request { // like a middleware that reads X-Real-IP
 		clone := r.Clone(r.Context())
 		clone.RemoteAddr = "198.51.100.1:1"
 		return clone
@@ -46,7 +46,7 @@ var betweens = map[string]func(http.Handler) http.Handler{
 	"a clone by hand":  changed(func(r *http.Request) *http.Request { other := *r; other.Header = r.Header.Clone(); return &other }),
 	"a new header map": changed(func(r *http.Request) *http.Request { r.Header = r.Header.Clone(); return r }),
 	"another method":   changed(func(r *http.Request) *http.Request { r.Method = "DELETE"; return r }),
-	"another path": changed(func(r *http.Request) *http.Request { // as by middleware that rewrites
+	"another path": changed(func(r *http.Request) *http.Request { // like a middleware that rewrites paths
 		clone := r.Clone(r.Context())
 		clone.URL.Path, clone.URL.RawQuery = "/v2/elsewhere", "y=z"
 		return clone
@@ -113,9 +113,9 @@ func TestCopyOfARequestIsTheSameRequest(t *testing.T) {
 	}
 }
 
-// TestRequestOfAHandlerIsAnotherRequest has a handler behind a limiter that makes
-// requests of its own, as a batch endpoint does, with the context of its request.
-// Each of them counts, and what its request took is not given back if one is denied.
+// TestRequestOfAHandlerIsAnotherRequest has a handler behind a limiter that makes its own
+// requests, like a batch endpoint, with the context of its request. Each of them counts.
+// If one of them is denied, the units of the handler's request are not given back.
 func TestRequestOfAHandlerIsAnotherRequest(t *testing.T) {
 	parse := func(s string) *url.URL { u, _ := url.Parse(s); return u }
 	for name, make := range map[string]func(r *http.Request) *http.Request{
@@ -250,8 +250,8 @@ func TestAnotherKeyOfARequestCounts(t *testing.T) {
 	}
 }
 
-// TestAdapterCanTellADenialFromAFailure uses Check as an adapter does that answers
-// itself what Check has refused.
+// TestAdapterCanTellADenialFromAFailure uses Check like an adapter that writes the
+// responses to refused requests itself.
 func TestAdapterCanTellADenialFromAFailure(t *testing.T) {
 	for name, test := range map[string]struct {
 		opts    Options

@@ -52,7 +52,7 @@ func TestDeniedHandlerCannotServeTheRequest(t *testing.T) {
 }
 
 // TestNestedLimitersShareHeaderFields checks that lists have the limits of
-// both, first those of the outer limiter. A field that cannot hold a list
+// both, and that the outer limiter's come first. A field that cannot hold a list
 // reports the binding limit of both.
 func TestNestedLimitersShareHeaderFields(t *testing.T) {
 	const h10, h7, h6, old, none = HeadersDraft10, HeadersDraft7, HeadersDraft6, HeadersLegacy, HeadersNone

@@ -27,7 +27,7 @@ func TestAnswersAreAsDocumented(t *testing.T) {
 	costs := func(n int64) func(*http.Request) int64 { return func(*http.Request) int64 { return n } }
 	get, head := httpRequest("GET"), httpRequest("HEAD")
 	preflight := httpRequest("OPTIONS", "Origin: https://example.org", "Access-Control-Request-Method: PUT")
-	const ( // what the client is told where nothing was decided
+	const ( // the response if no decision was made
 		badRequest = "400\nCache-Control: no-store\nContent-Length: 11\nContent-Type: text/plain; charset=utf-8\nX-Content-Type-Options: nosniff\n> Bad Request"
 		internal   = "500\nCache-Control: no-store\nContent-Length: 21\nContent-Type: text/plain; charset=utf-8\nX-Content-Type-Options: nosniff\n> Internal Server Error"
 		noService  = "503\nCache-Control: no-store\nContent-Length: 19\nContent-Type: text/plain; charset=utf-8\nRetry-After: 1\nX-Content-Type-Options: nosniff\n> Service Unavailable"
@@ -35,7 +35,7 @@ func TestAnswersAreAsDocumented(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		opts   Options
-		before int // requests that came before
+		before int // earlier requests
 		r      *http.Request
 		want   string
 	}{

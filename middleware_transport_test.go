@@ -48,8 +48,8 @@ func overNetwork(t *testing.T, test func(t *testing.T, start func(http.Handler) 
 	}
 }
 
-// fetch returns the answer of a server in the form of httpAnswer, without a Date, and
-// as if no time had passed.
+// fetch returns the response of a server in the form of httpAnswer, without a Date. Times
+// in it are as if no time had passed.
 func fetch(t *testing.T, client *http.Client, method, url string) string {
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), method, url, nil)
@@ -71,7 +71,7 @@ func fetch(t *testing.T, client *http.Client, method, url string) string {
 	return aboutAnHour.ReplaceAllString(same, "${1}3600")
 }
 
-// aboutAnHour is what is left of an hour after a moment of real time.
+// aboutAnHour matches the seconds left of an hour after a moment of real time.
 var aboutAnHour = regexp.MustCompile(`(t=|Retry-After: )35[0-9][0-9]`)
 
 func TestAnswersOverANetworkAreTheSame(t *testing.T) {
@@ -98,8 +98,8 @@ func TestAnswersOverANetworkAreTheSame(t *testing.T) {
 	})
 }
 
-// powers are what a ResponseWriter can do beyond the interface, and what a
-// ResponseController can make of it.
+// powers returns the optional interfaces of a ResponseWriter, and the methods that a
+// ResponseController can use on it.
 func powers(w http.ResponseWriter) string {
 	var can []string
 	add := func(name string, ok bool) {
@@ -303,8 +303,8 @@ func TestPushReachesTheServersPusher(t *testing.T) {
 }
 
 // TestUnixPeerIsAProxyIfProxiesAreTrusted has peers without an address. If no
-// proxy is trusted they cannot be told apart, whatever their own socket is
-// called.
+// proxy is trusted, they cannot be distinguished, whatever the name of their
+// socket.
 func TestUnixPeerIsAProxyIfProxiesAreTrusted(t *testing.T) {
 	t.Chdir(t.TempDir())
 	limits := []Limit{FixedWindow(9, time.Hour).Named("x")}

@@ -44,7 +44,7 @@ const blanks = "\u2800\ufffc\U00013441\U00013442\U00016fe4\U0001d159"
 
 // isDropped is a second definition of what Normalize drops.
 func isDropped(r rune) bool {
-	return !unicode.In(r, unicode.L, unicode.M, unicode.N, unicode.P, unicode.S) || // so also what is not assigned
+	return !unicode.In(r, unicode.L, unicode.M, unicode.N, unicode.P, unicode.S) || // so also unassigned code points
 		unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector) || strings.ContainsRune(blanks, r)
 }
 
@@ -94,7 +94,7 @@ func TestNormalizeDropsAnyNumberOfBlanks(t *testing.T) {
 	require.Equal(t, "\u00e9", Normalize("e\u200b\u0301"), "the mark belongs to the letter before the blank")
 }
 
-// caseVariants are what package strings and package cases make of s.
+// caseVariants returns s in the cases of package strings and package cases.
 func caseVariants(s string) []string {
 	return []string{
 		strings.ToUpper(s), strings.ToLower(s), strings.ToTitle(s),
@@ -180,7 +180,7 @@ func TestNormalizeHasOneResultForAllFormsOfAText(t *testing.T) {
 			return 0x300 + random.Int32N(0x70) // a mark
 		case 2: // a part of a Hangul syllable, or a syllable
 			return among(0x1100+random.Int32N(0x100), 0xac00+random.Int32N(11172), 0x3131+random.Int32N(94), 0xffa1+random.Int32N(60))
-		default: // a letter, or what is or has a blank
+		default: // a letter, or a character that is or contains a blank
 			return among('a', 'S', 'ß', 'ı', 'İ', 'ς', 'α', 'Ꭰ', 'ꭰ', 0x345, ' ', 0x34f, 0xa8, 0x37a, 0xfdfa, 0x2800, 0xff9e, 0x3099, 0x378)
 		}
 	}
@@ -203,7 +203,7 @@ func TestNormalizeHasOneResultForAllFormsOfAText(t *testing.T) {
 	require.Equal(t, Normalize("a"+strings.Repeat("\u0301\u0316", 20)), Normalize("a"+strings.Repeat("\u0316", 20)+strings.Repeat("\u0301", 20)))
 }
 
-// sha is the key of a text that is too long to be a name.
+// sha returns the key of a text that is too long to be a name.
 func sha(s string) string { return fmt.Sprintf("sha256:%x", sha256.Sum256([]byte(s))) }
 
 func TestNormalizeHashesTextThatIsTooLong(t *testing.T) {
@@ -224,10 +224,10 @@ func TestNormalizeHashesTextThatIsTooLong(t *testing.T) {
 	require.Equal(t, Normalize(strings.Repeat("\ufdfa", 300)), Normalize(strings.Repeat(norm.NFKD.String("\ufdfa"), 300)), "few bytes with a long normal form")
 }
 
-// Each name is repeated as often as a key that is not a hash can have it, and spelled
-// with as many bytes as there can be.
+// Each name is repeated as often as fits into a key that is not a hash. It is spelled with
+// the largest possible number of bytes.
 func TestNormalizeHashesNoSpellingOfANameThatIsShortEnough(t *testing.T) {
-	widest := map[string]string{} // by what each character becomes
+	widest := map[string]string{} // by each character's normal form
 	for _, s := range runes() {
 		if key := Normalize(s); len(s) > len(widest[key]) {
 			widest[key] = s

@@ -96,8 +96,8 @@ func TestPlansCanHaveNoLimitOrNothing(t *testing.T) {
 	assert.Len(t, standings, 1)
 }
 
-// TestUnlimitedAsksNoStore has a store that fails. Options around the decision go on
-// as they do for other plans.
+// TestUnlimitedAsksNoStore has a store that fails. The other options apply like for other
+// plans.
 func TestUnlimitedAsksNoStore(t *testing.T) {
 	plans := map[string][]Limit{"gold": {Unlimited}, "bad": {Deny}}
 	broken := planned(t, t.Name(), Options{Store: &brokenStore{err: errors.New("no")}}, plans)
@@ -126,7 +126,7 @@ func TestUnlimitedBetweenLimitersHasNoFields(t *testing.T) {
 	for _, styles := range []Headers{HeadersDraft10, HeadersDraft7, HeadersDraft6 | HeadersLegacy} {
 		for name, between := range betweens {
 			if strings.Contains(name, "another address") {
-				continue // and so another key
+				continue // this handler changes the key
 			}
 			out, in := stacked(t, Options{Headers: styles}, Options{Headers: styles}, 9, 9)
 			mid := httpLimiterNamed(t, "mid", Options{Headers: styles, Limits: []Limit{Unlimited}})
@@ -134,7 +134,7 @@ func TestUnlimitedBetweenLimitersHasNoFields(t *testing.T) {
 			require.NoError(t, out.Reset(ctx, httpKey))
 			require.NoError(t, in.Reset(ctx, httpKey))
 			got := httpFields(out.Middleware(between(mid.Middleware(between(in.Middleware(httpServed))))), httptest.NewRequest("GET", "/api/x", nil))
-			if !strings.Contains(name, "shorter path") && name != "all of them" { // twice is too short
+			if !strings.Contains(name, "shorter path") && name != "all of them" { // the path is shortened twice, which is too short
 				assert.Equal(t, want, got, "%v, %s", styles, name)
 			}
 			for _, l := range []*Limiter{out, in, mid} {
@@ -145,8 +145,8 @@ func TestUnlimitedBetweenLimitersHasNoFields(t *testing.T) {
 	}
 }
 
-// TestLimiterCanBeUnlimited has a limiter without a limit of its own, on each kind of
-// store, and limits that change.
+// TestLimiterCanBeUnlimited has a limiter without limits on each kind of store, and changes
+// its limits.
 func TestLimiterCanBeUnlimited(t *testing.T) {
 	for name, store := range map[string]Store{
 		"memory": memory(t, "a"), "Redis": redisStore(t, newMini(t).client(t), "rl:"), "wrapped": &wrapper{memory(t, "b")},
@@ -177,7 +177,7 @@ func TestLimiterCanBeUnlimited(t *testing.T) {
 	}
 }
 
-// TestTakeLimitsIsLimitsForOutsideOfHTTP takes under plans, beside requests of the
+// TestTakeLimitsIsLimitsForOutsideOfHTTP takes units under plans, while requests use the
 // same plans.
 func TestTakeLimitsIsLimitsForOutsideOfHTTP(t *testing.T) {
 	pro := []Limit{FixedWindow(5, time.Hour).Named("pro"), SlidingWindow(4, time.Minute).Named("burst")}
@@ -193,7 +193,7 @@ func TestTakeLimitsIsLimitsForOutsideOfHTTP(t *testing.T) {
 			require.NoError(t, err)
 			assert.False(t, d.Allowed)
 			assert.Equal(t, "burst", d.Limit.Name())
-			d, err = l.TakeLimits(ctx, "other", 1) // no limits: the limiter's
+			d, err = l.TakeLimits(ctx, "other", 1) // without limits, the limiter's apply
 			require.NoError(t, err)
 			assert.Equal(t, FixedWindow(2, time.Hour).Named("free"), d.Limit)
 			d, err = l.TakeLimits(ctx, "other", 0, pro...)

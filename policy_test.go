@@ -55,7 +55,7 @@ func TestPlansOfOneWindowShareACounter(t *testing.T) {
 		assert.Equal(t, []string{CodeOptionFailed}, log.codes())
 		assert.Contains(t, log.text(), "Options.LimitsFor: ")
 
-		require.NoError(t, l.Reset(context.Background(), httpKey)) // under all that it was ever limited by
+		require.NoError(t, l.Reset(context.Background(), httpKey)) // under all limits that the key was ever used with
 		for name := range plan {
 			if d, err := l.Look(httpRequest("GET", "Plan: "+name)); name != "broken" {
 				require.NoError(t, err)

@@ -16,9 +16,9 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestPasswordResetStaysLimitedThroughReloads is about the failure that this
-// library exists for: a page refresh, a hot reload or a rebuilt handler tree
-// must not unlock a form that is blocked.
+// TestPasswordResetStaysLimitedThroughReloads checks the failure that led to this
+// library: a page refresh, a hot reload or a rebuilt handler tree must not
+// unlock a form that is blocked.
 func TestPasswordResetStaysLimitedThroughReloads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var reg Registry
@@ -130,7 +130,7 @@ func TestReloadThatFailsChangesNothing(t *testing.T) {
 	require.PanicsWithValue(t, "boom", func() { reg.Reload(func(next *Registry) error { partly(next); panic("boom") }) })
 	unchanged()
 	done := make(chan struct{})
-	go func() { // as t.FailNow does it
+	go func() { // like t.FailNow
 		defer close(done)
 		reg.Reload(func(next *Registry) error { partly(next); runtime.Goexit(); return nil })
 	}()

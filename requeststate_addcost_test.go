@@ -57,7 +57,7 @@ func TestAddCostChargesAndGivesBack(t *testing.T) {
 
 // TestAddCostAboveTheLimitGivesNoOtherUnitsBack charges more than there is room
 // for. The units beyond the limit were not taken, so they must not be given
-// back: they would be units of others, who have taken 5 of 20.
+// back: they would be units of other callers, which have taken 5 of 20.
 func TestAddCostAboveTheLimitGivesNoOtherUnitsBack(t *testing.T) {
 	const huge, least = math.MaxInt64, math.MinInt64
 	for name, steps := range map[string][]int64{
@@ -104,7 +104,7 @@ func TestAddCostChargesEachLimitWhatFits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		narrow, wide := FixedWindow(10, time.Minute), FixedWindow(100, time.Hour)
 		l := httpLimiter(t, Options{Limits: []Limit{narrow, wide}})
-		_, err := l.TakeN(t.Context(), httpKey, 5) // of others
+		_, err := l.TakeN(t.Context(), httpKey, 5) // by other callers
 		require.NoError(t, err)
 		look := func(r *http.Request) (narrow, wide int64) {
 			standings, err := l.Look(r)
@@ -229,7 +229,7 @@ func TestAddCostFillsAtTheRateInForce(t *testing.T) {
 	})
 }
 
-// lying is a store that says it charged what nobody asked it to.
+// lying is a store that reports a charge that nobody asked for.
 type lying struct{ *MemoryStore }
 
 func (s *lying) Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (int64, error) {

@@ -17,10 +17,10 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// failures is an Options.Count for failed requests alone.
+// failures is an Options.Count that counts only failed requests.
 func failures(_ *http.Request, status int) bool { return status >= 400 }
 
-// TestRespondedAppliesCount uses Check and Responded as a framework's adapter does.
+// TestRespondedAppliesCount uses Check and Responded like a framework's adapter.
 func TestRespondedAppliesCount(t *testing.T) {
 	log := new(logged)
 	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(3, time.Hour)}, Count: failures, Logger: log.logger()})
@@ -60,7 +60,7 @@ func TestRespondedAppliesCount(t *testing.T) {
 	assert.Empty(t, log.text())
 }
 
-// TestRespondedIsForTheRequestOfItsContext has requests in requests, two keys of one
+// TestRespondedIsForTheRequestOfItsContext has requests within requests, two keys of one
 // request, and Middleware, which reports the status itself.
 func TestRespondedIsForTheRequestOfItsContext(t *testing.T) {
 	t.Run("a handler's own request", func(t *testing.T) {
@@ -224,7 +224,7 @@ func TestOpenStreamsHoldNoUnits(t *testing.T) {
 					defer answer.Body.Close()
 					require.Equal(t, 200, answer.StatusCode, "stream %d", i)
 				}
-				for i := range 6 { // the limit still holds for what it is for
+				for i := range 6 { // the limit still applies to failures
 					answer, err := s.Client().Get(s.URL + "/fail")
 					require.NoError(t, err)
 					answer.Body.Close()
@@ -235,8 +235,8 @@ func TestOpenStreamsHoldNoUnits(t *testing.T) {
 	})
 }
 
-// TestUnitsAreBackBeforeTheStatusIsSent: a client that has its answer finds its units
-// given back, also on a store that takes a moment.
+// TestUnitsAreBackBeforeTheStatusIsSent checks that a client's units have been given back
+// when the client has the response, also on a slow store.
 func TestUnitsAreBackBeforeTheStatusIsSent(t *testing.T) {
 	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(1, time.Hour)}, Count: failures, Key: StaticKey("k"), Store: redisStore(t, newMini(t).client(t), "rl:"), Timeout: 10 * time.Second})
 	end := make(chan struct{})
@@ -255,7 +255,8 @@ func TestUnitsAreBackBeforeTheStatusIsSent(t *testing.T) {
 	}
 }
 
-// TestPanicAfterTheStatusChangesNothing: the status was sent, and it has decided.
+// TestPanicAfterTheStatusChangesNothing panics after the status was sent, which decides
+// whether the request counts.
 func TestPanicAfterTheStatusChangesNothing(t *testing.T) {
 	for status, want := range map[int]int64{200: 5, 401: 4} {
 		l := httpLimiterNamed(t, http.StatusText(status), Options{Limits: []Limit{hour}, Count: failures})

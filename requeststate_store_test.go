@@ -14,8 +14,8 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// inRealTime is remotely without a bubble: a caller that waits for a mutex stops a
-// bubble's clock.
+// inRealTime does the same as remotely, but without a bubble: in a bubble, a caller that
+// waits for a mutex stops the clock.
 func inRealTime(t *testing.T, opts Options, test func(t *testing.T, far *farStore, l *Limiter)) {
 	far := &farStore{Store: memory(t, "far")}
 	test(t, far, processOf(t, far, opts))
@@ -27,11 +27,12 @@ func serveOnce(h http.Handler) (*httptest.ResponseRecorder, time.Duration) {
 	return w, time.Since(start)
 }
 
-// TestAddCostOfAnOwingKeyIsInTime: the wait for what is owed is part of AddCost's timeout.
+// TestAddCostOfAnOwingKeyIsInTime checks that AddCost's timeout includes the wait for owed
+// units.
 func TestAddCostOfAnOwingKeyIsInTime(t *testing.T) {
 	opts := Options{Limits: []Limit{FixedWindow(100, time.Hour)}, Key: StaticKey("key")}
 	remotely(t, opts, func(t *testing.T, far *farStore, l *Limiter) {
-		far.setFor("key", junk) // the key's errors only: the breaker stays closed
+		far.setFor("key", junk) // only this key has errors, so the breaker stays closed
 		handler := l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			far.set(up)
 			far.delay(45 * time.Millisecond)
@@ -47,7 +48,7 @@ func TestAddCostOfAnOwingKeyIsInTime(t *testing.T) {
 	})
 }
 
-// TestTwoAddCostsAreInTime: each of two calls for one request, at a store that hangs, takes no
+// TestTwoAddCostsAreInTime makes two calls for one request while the store hangs. Neither takes
 // longer than the timeout.
 func TestTwoAddCostsAreInTime(t *testing.T) {
 	opts := Options{Limits: []Limit{FixedWindow(100, time.Hour)}, Key: StaticKey("key")}
@@ -70,8 +71,8 @@ func TestTwoAddCostsAreInTime(t *testing.T) {
 	})
 }
 
-// TestClosedOuterLimitersDoNotHoldUpADenial: the outer limiters were closed while the request
-// was under way, and their stores hang. The denial is in time all the same.
+// TestClosedOuterLimitersDoNotHoldUpADenial closes the outer limiters while a request is in
+// flight, and their stores hang. The denial is in time nevertheless.
 func TestClosedOuterLimitersDoNotHoldUpADenial(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var outers []*Limiter
@@ -109,8 +110,8 @@ func TestClosedOuterLimitersDoNotHoldUpADenial(t *testing.T) {
 	})
 }
 
-// TestNestedCountsShareOneTimeout: several limiters with Count hold the answer up for one
-// timeout together.
+// TestNestedCountsShareOneTimeout nests several limiters with Count. Together they delay the
+// response by one timeout at most.
 func TestNestedCountsShareOneTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var handler http.Handler = http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
@@ -127,15 +128,15 @@ func TestNestedCountsShareOneTimeout(t *testing.T) {
 	})
 }
 
-// TestResetDuringSettlingForgetsAll: a Reset also forgets what is admitted while the store is
-// being sent what it is owed.
+// TestResetDuringSettlingForgetsAll resets a key while the store is sent the units that it is
+// owed. Reset also forgets units that are admitted at that time.
 func TestResetDuringSettlingForgetsAll(t *testing.T) {
 	limit := FixedWindow(100, time.Hour)
 	remotely(t, Options{Limits: []Limit{limit}}, func(t *testing.T, far *farStore, l *Limiter) {
 		breakDown(t, far, l, refused)
 		decide(t, l, "key", 40)
 		far.set(up)
-		far.delay(70 * time.Millisecond) // a settling takes longer than callers wait for it
+		far.delay(70 * time.Millisecond) // settling takes longer than callers wait
 		time.Sleep(1100 * time.Millisecond)
 		decide(t, l, "comes back", 0)
 		var stop atomic.Bool

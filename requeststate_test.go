@@ -144,8 +144,8 @@ func TestUnitsGoBackIntoTheirWindow(t *testing.T) {
 	for _, test := range []struct {
 		name  string
 		limit Limit
-		slow  time.Duration // the handler
-		other time.Duration // when another request takes 2, after the start
+		slow  time.Duration // the time that the handler takes
+		other time.Duration // after this time, another request takes 2 units
 		want  int64         // what is left when the handler has returned
 	}{
 		{"the same window", FixedWindow(n, time.Minute), 30 * time.Second, 10 * time.Second, 2},

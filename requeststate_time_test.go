@@ -16,9 +16,9 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// These tests look at when an answer arrives, and at clients that do not wait for
-// it, over real connections: net/http sends a small response only when the handler
-// has returned, which a recorder cannot show.
+// These tests check when a response arrives, and clients that do not wait for it. They use
+// real connections: net/http sends a small response only when the handler has returned, and
+// a recorder does not show that.
 
 // TestAnswersDoNotWaitForUnitsToBeGivenBack checks denials, whose outer
 // limiters get their units back, and responses that do not count.
@@ -71,7 +71,7 @@ func TestAnswersDoNotWaitForUnitsToBeGivenBack(t *testing.T) {
 	}
 }
 
-// hanging is a store that answers no Adjust before its context is done.
+// hanging is a store whose Adjust returns only when its context is done.
 type hanging struct{ *MemoryStore }
 
 func (s *hanging) Adjust(ctx context.Context, _ string, _ int64, _ Instant, _ []Limit) (int64, error) {
@@ -109,7 +109,7 @@ func TestGuessesOfClientsThatHangUpCount(t *testing.T) {
 	began := make(chan struct{}, 1)
 	login := func(w http.ResponseWriter, r *http.Request) {
 		began <- struct{}{}
-		<-r.Context().Done() // and by then the password has been checked
+		<-r.Context().Done() // by then, the handler has checked the password
 		switch r.URL.Query().Get("then") {
 		case "":
 			w.WriteHeader(http.StatusServiceUnavailable)

@@ -24,7 +24,7 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// successFields are what handlers set for the response that is not sent.
+// successFields are fields that handlers set for a successful response.
 var successFields = http.Header{
 	"Cache-Control": {"public, max-age=300", "s-maxage=600"}, "Expires": {"Thu, 01 Dec 2050 16:00:00 GMT"}, "Pragma": {"public"}, "Age": {"1"},
 	"Cdn-Cache-Control": {"max-age=300"}, "Cloudflare-Cdn-Cache-Control": {"max-age=300"},
@@ -42,13 +42,13 @@ var unusualFields = http.Header{
 	"CDN-Cache-Control": {"max-age=300"},
 }
 
-// otherFields are for any response.
+// otherFields are fields for any response.
 var otherFields = http.Header{
 	"Set-Cookie": {"s=1"}, "Access-Control-Allow-Origin": {"*"}, "Strict-Transport-Security": {"max-age=300"}, "X-Request-Id": {"7"},
 	"Content-Security-Policy": {"default-src 'self'"}, "Vary": {"Origin"}, "X-Frame-Options": {"DENY"}, "Link": {"</x>; rel=help"},
 }
 
-// hopeful is a handler that sets fields and goes on.
+// hopeful is a handler that sets fields and calls the next one.
 func hopeful(next http.Handler, sets ...http.Header) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		for _, fields := range sets {
@@ -68,7 +68,7 @@ type refusal struct {
 	body   string
 }
 
-// refusals are all of them.
+// refusals are all ways to refuse a request.
 func refusals() map[string]refusal {
 	fails := func(err error) KeyFunc { return func(*http.Request) (string, error) { return "", err } }
 	dear := func(*http.Request) int64 { return 10 }
@@ -106,8 +106,8 @@ func refusals() map[string]refusal {
 }
 
 // TestRefusalsHaveNothingOfTheSuccess puts handlers around a limiter that set fields
-// for the successful response. Over a network, a refusal has none of them, is not for
-// caches to store, and its body is complete.
+// for the successful response. Over a network, a refusal has none of them. It forbids
+// caches to store it, and its body is complete.
 func TestRefusalsHaveNothingOfTheSuccess(t *testing.T) {
 	all := func(next http.Handler) http.Handler { return hopeful(next, successFields, unusualFields, otherFields) }
 	around := map[string]func(http.Handler) http.Handler{
@@ -171,8 +171,8 @@ func TestRefusalsHaveNothingOfTheSuccess(t *testing.T) {
 	})
 }
 
-// TestPagesAreNotStored has pages that allow caches to store them. What they say of
-// their content stays.
+// TestPagesAreNotStored has pages that allow caches to store them. Their other fields
+// about their content stay.
 func TestPagesAreNotStored(t *testing.T) {
 	for name, test := range map[string]struct{ says, want string }{
 		"public":          {"public, max-age=60", "no-store"},
@@ -215,7 +215,7 @@ func TestPageWithoutAStatusHasTheLimiters(t *testing.T) {
 	const limiters = 0
 	pages := map[string]struct {
 		write func(w http.ResponseWriter)
-		want  int // the status; 0 for that of the limiter
+		want  int // the status; 0 means the limiter's
 		body  string
 	}{
 		"body":                    {func(w http.ResponseWriter) { w.Write([]byte("x")) }, limiters, "x"},
@@ -373,7 +373,7 @@ func TestCompressorsKeepTheirField(t *testing.T) {
 	}
 }
 
-// loggingWriter is a middleware with a writer of its own.
+// loggingWriter is a middleware that has its own writer.
 func loggingWriter(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		next.ServeHTTP(struct{ http.ResponseWriter }{w}, r)
@@ -541,8 +541,8 @@ func proxyTo(t *testing.T, fields http.Header, status int) http.Handler {
 	return httputil.NewSingleHostReverseProxy(target)
 }
 
-// TestFieldsOfAnUpstreamMakeOneSet has a limiter around a reverse proxy. Of styles
-// without lists, the set with the least remaining is sent, and all of it.
+// TestFieldsOfAnUpstreamMakeOneSet has a limiter around a reverse proxy. For styles
+// without lists, the complete set with the least remaining is sent.
 func TestFieldsOfAnUpstreamMakeOneSet(t *testing.T) {
 	theirs := http.Header{
 		"X-Ratelimit-Limit": {"70"}, "X-Ratelimit-Remaining": {"7"}, "X-Ratelimit-Reset": {"1700000000"},

@@ -17,8 +17,8 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestProblemNamesTheLimitsThatDenied reads the body of a denial as a client
-// does, as JSON.
+// TestProblemNamesTheLimitsThatDenied reads the body of a denial as JSON, like a
+// client.
 func TestProblemNamesTheLimitsThatDenied(t *testing.T) {
 	hostile := `a"b\c é </script>`
 	limits := []Limit{FixedWindow(2, time.Hour).Named(hostile), FixedWindow(9, time.Minute).Named("calm"), FixedWindow(1, time.Second).Named("s")}
@@ -49,7 +49,7 @@ func TestProblemNamesTheLimitsThatDenied(t *testing.T) {
 	}
 }
 
-// zipped is the gzip wrapper that everybody has written once.
+// zipped is a common gzip wrapper.
 type zipped struct {
 	http.ResponseWriter
 	zip *gzip.Writer
@@ -70,7 +70,7 @@ func TestDenialIsReadableThroughACompressor(t *testing.T) {
 	}))
 	defer server.Close()
 	for range 2 {
-		resp, err := http.Get(server.URL) // the client's transport unpacks it
+		resp, err := http.Get(server.URL) // the client's transport decompresses the body
 		require.NoError(t, err)
 		defer resp.Body.Close()
 		if resp.StatusCode != http.StatusTooManyRequests {

@@ -40,8 +40,8 @@ func TestRemoteStatsCountEachSource(t *testing.T) {
 	require.Zero(t, limiter(t, hour).Stats().Remote, "in this process nothing is remote")
 }
 
-// TestStatsHoldNoKeys: a flood of new keys adds nothing to the statistics but
-// to their numbers.
+// TestStatsHoldNoKeys sends a flood of new keys. Only the numbers of the statistics
+// change.
 func TestStatsHoldNoKeys(t *testing.T) {
 	remotely(t, Options{Limits: []Limit{hour}}, func(t *testing.T, far *farStore, l *Limiter) {
 		breakDown(t, far, l, refused)

@@ -74,7 +74,7 @@ func (s *late) Take(_ context.Context, key string, _ int64, _ []Limit, results [
 		return 0, errors.New("timeout")
 	}
 	for _, r := range s.results {
-		clear(r) // which admits
+		clear(r) // an admission
 	}
 	results[0] = Result{RetryAfter: time.Second}
 	for _, r := range s.results {

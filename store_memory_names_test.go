@@ -70,7 +70,7 @@ func TestNewMemoryStoreRefusesInvalidNames(t *testing.T) {
 		t.Fatalf("a name of 128 bytes: %v", err)
 	}
 	longest.Close()
-	memStore(t, MemoryOptions{MaxKeys: 3}) // no refusal has left a store of other options behind
+	memStore(t, MemoryOptions{MaxKeys: 3}) // no refused call has made a store with other options
 }
 
 // TestMemoryCloseForgetsNameAndCounters also closes the store twice.
@@ -94,7 +94,7 @@ func TestMemoryCloseForgetsNameAndCounters(t *testing.T) {
 		t.Errorf("Reset: %v, want %v", err, ErrStoreClosed)
 	}
 
-	next := memStore(t, MemoryOptions{MaxKeys: 20}) // other options are no conflict any more
+	next := memStore(t, MemoryOptions{MaxKeys: 20}) // other options are no longer a conflict
 	if next == closed || next.Stats() != (MemoryStats{}) {
 		t.Errorf("the next store is the closed one: %v, or not empty: %+v", next == closed, next.Stats())
 	}

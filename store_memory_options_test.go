@@ -8,7 +8,7 @@ import (
 )
 
 // TestOpenMemoryStoreKeepsItsOptions asks for an open store with the same
-// options and with other ones. Other options are an error.
+// options, and with others, which is an error.
 func TestOpenMemoryStoreKeepsItsOptions(t *testing.T) {
 	for _, row := range []struct {
 		name        string

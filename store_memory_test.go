@@ -95,7 +95,7 @@ func TestMemoryCallWithADoneContextChangesNothing(t *testing.T) {
 }
 
 // TestMemoryWaitsAreExact waits for a nanosecond less than the store says, and
-// for exactly as long. The clock is that of package time.
+// for exactly as long. The clock is package time's.
 func TestMemoryWaitsAreExact(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := memStore(t, MemoryOptions{})
@@ -151,7 +151,7 @@ func TestMemoryKeysNeverShare(t *testing.T) {
 		"a:b", "b", "{a}", "a\n", long, long + "a", long + "b", "b" + long[1:], long[1:], "203.0.113.7", "::ffff:203.0.113.7",
 	}
 	s, l := memStore(t, MemoryOptions{}), FixedWindow(100, time.Hour)
-	for i, key := range keys { // each takes a number of units that is its own
+	for i, key := range keys { // each key takes another number of units
 		memTake(t, s, key, int64(i)+1, l)
 	}
 	for i, key := range keys {

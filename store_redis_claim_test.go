@@ -18,7 +18,7 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/redistest"
 )
 
-// process is what one process has: a limiter on a store of its own.
+// process is a process: a limiter with its own store.
 type process struct {
 	*Limiter
 	store *RedisStore
@@ -33,12 +33,12 @@ func newProcess(t *testing.T, client redis.UniversalClient, prefix, name string,
 		Logger: slog.New(slog.NewTextHandler(p.log, nil)),
 	}
 	p.Limiter = Must(reg.New(name, o))
-	p.log.Reset() // of what it counts in
+	p.log.Reset() // removes the line about the store
 	t.Cleanup(func() { p.Close() })
 	return p
 }
 
-// use takes a unit, and waits until what comes of it beside the decision is over.
+// use takes a unit, and waits until the store's other calls have ended.
 func (p *process) use(t *testing.T) error {
 	t.Helper()
 	err := takeErr(p.store, "k", 1, p.Limits())
@@ -54,8 +54,8 @@ func TestRedisStoreKeepsARecordOfItsOwner(t *testing.T) {
 	bubble(t, func(t *testing.T, m *miniredis.Miniredis, c *redis.Client) {
 		sent := make(map[string]int)
 		c.AddHook(redistest.Hook(func(ctx context.Context, cmd redis.Cmder, next redis.ProcessHook) error {
-			if name := cmd.Name(); name != "hello" && name != "client" { // as each connection begins
-				sent[name]++ // never two at once in this test
+			if name := cmd.Name(); name != "hello" && name != "client" { // sent at the beginning of each connection
+				sent[name]++ // this test never sends two commands at once
 			}
 			return next(ctx, cmd)
 		}))
@@ -80,7 +80,7 @@ func TestRedisStoreKeepsARecordOfItsOwner(t *testing.T) {
 			require.NoError(t, p.use(t))
 		}
 		require.Equal(t, map[string]int{"evalsha": 1001, "eval": 1, "set": 1}, sent, "and it costs nothing more for a while")
-		for range 100 { // of ten hours
+		for range 100 { // ten hours
 			time.Sleep(6 * time.Minute)
 			require.NoError(t, p.use(t))
 			require.Greater(t, m.TTL("rl:login:owner"), 30*time.Minute, "it does not expire while the limiter is used")
@@ -121,7 +121,7 @@ func TestDecisionsDoNotWaitForTheOwnersRecord(t *testing.T) {
 	})
 }
 
-// TestOtherOwnerIsReportedOnce has a limiter of another name under the prefix.
+// TestOtherOwnerIsReportedOnce has a limiter with another name under the prefix.
 // It goes on counting.
 func TestOtherOwnerIsReportedOnce(t *testing.T) {
 	bubble(t, func(t *testing.T, m *miniredis.Miniredis, c *redis.Client) {
@@ -148,8 +148,8 @@ func TestOtherOwnerIsReportedOnce(t *testing.T) {
 	})
 }
 
-// TestOtherLimitsOfTheOwnerAreANotice has the same limiter with other limits,
-// as in a rolling deploy.
+// TestOtherLimitsOfTheOwnerAreANotice has the same limiter with other limits, like
+// in a rolling deploy.
 func TestOtherLimitsOfTheOwnerAreANotice(t *testing.T) {
 	bubble(t, func(t *testing.T, m *miniredis.Miniredis, c *redis.Client) {
 		old := newProcess(t, c, "rl:", "api", plenty, RefuseSharedPrefix())
@@ -168,7 +168,7 @@ func TestOtherLimitsOfTheOwnerAreANotice(t *testing.T) {
 		require.Contains(t, text, hour.String())
 		require.NoError(t, old.use(t))
 
-		// So it is when a process changes them itself.
+		// The record also follows a process that changes its limits.
 		require.NoError(t, next.SetLimits(plenty))
 		require.NoError(t, next.use(t))
 		text, _ = m.Get("rl:owner")
@@ -197,21 +197,21 @@ func TestRefuseSharedPrefixStopsTheSecondLimiter(t *testing.T) {
 		time.Sleep(time.Minute)
 		require.Error(t, login.use(t))
 
-		// An error is no leave to count.
+		// After an error from Redis, the store must not count either.
 		m.SetError("ERR broken")
 		time.Sleep(time.Minute)
 		require.ErrorIs(t, login.use(t), ErrPrefixClaimed)
 		require.ErrorIs(t, login.use(t), ErrPrefixClaimed)
 		m.SetError("")
 
-		m.Del("rl:owner") // as when it expires
+		m.Del("rl:owner") // like an expiry
 		time.Sleep(time.Minute)
 		require.Error(t, login.use(t), "this one finds out")
 		require.NoError(t, login.use(t))
 		text, _ := m.Get("rl:owner")
 		require.Contains(t, text, `"login"`)
 
-		// Now the other one is told.
+		// Now the other limiter's statistics report it.
 		time.Sleep(time.Hour - time.Minute)
 		require.NoError(t, login.use(t))
 		require.NoError(t, api.use(t))
@@ -232,7 +232,7 @@ func TestForeignOwnersRecordIsReportedOnOneLine(t *testing.T) {
 		require.Equal(t, 1, bytes.Count([]byte(p.log.String()), []byte("\n")))
 
 		m.Del("rl:owner")
-		m.HSet("rl:owner", "f", "v") // it fails, quietly: decisions do not need it
+		m.HSet("rl:owner", "f", "v") // reading it fails without an error, because decisions do not need it
 		time.Sleep(time.Hour)
 		require.NoError(t, p.use(t))
 	})
@@ -247,8 +247,8 @@ func TestStoreWithoutALimiterClaimsNoPrefix(t *testing.T) {
 	})
 }
 
-// TestNoKeyReachesTheOwnersRecord uses keys that are named like the record, or
-// that try to end the braces around a key.
+// TestNoKeyReachesTheOwnersRecord uses keys that are named like the record, or that
+// try to close the braces around a key.
 func TestNoKeyReachesTheOwnersRecord(t *testing.T) {
 	bubble(t, func(t *testing.T, m *miniredis.Miniredis, c *redis.Client) {
 		p := newProcess(t, c, "rl:", "login", hour)

@@ -12,7 +12,7 @@ import (
 )
 
 // TestRedisStoresCountByTheServersClock makes stores in processes whose clocks
-// are years apart, as a bubble's clock is after each sleep. The server's clock
+// are years apart, like the clock of a bubble after each sleep. The server's clock
 // does not move.
 func TestRedisStoresCountByTheServersClock(t *testing.T) {
 	needMiniredis(t)
@@ -45,8 +45,8 @@ func TestRedisStoresCountByTheServersClock(t *testing.T) {
 	})
 }
 
-// TestOlderServerClockNeitherMintsNorBans is about a failover to a server whose
-// clock is behind.
+// TestOlderServerClockNeitherMintsNorBans fails over to a server whose clock is
+// behind.
 func TestOlderServerClockNeitherMintsNorBans(t *testing.T) {
 	for _, back := range []time.Duration{time.Millisecond, time.Minute, 59 * time.Minute, time.Hour, 61 * time.Minute, 3 * time.Hour, 365 * 24 * time.Hour} {
 		for _, l := range algorithms(3, time.Hour) {

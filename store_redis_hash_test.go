@@ -12,13 +12,13 @@ import (
 )
 
 // TestHashedKeysShowNothing counts addresses and e-mail addresses, under all
-// algorithms, and reads everything that is at Redis afterwards.
+// algorithms. Afterwards it reads everything at Redis.
 func TestHashedKeysShowNothing(t *testing.T) {
 	m := newMini(t)
 	client := m.client(t)
 	secret := []byte("0123456789abcdef")
 	store := redisStore(t, client, "rl:", HashKeys(secret))
-	clear(secret) // it is the caller's again
+	clear(secret) // the store has its own copy
 	keys := []string{"203.0.113.7", "ann@example.com", strings.Repeat("long", 100), "{brace}", "\x00\xff"}
 	opts := quiet(algorithms(5, time.Hour)...)
 	opts.Store = store
@@ -42,8 +42,8 @@ func TestHashedKeysShowNothing(t *testing.T) {
 	}
 	assert.Equal(t, 15, counters)
 
-	// Everything finds its counters again: the same secret in another process, refunds
-	// and resets. Another secret is another counter.
+	// Another process with the same secret finds the counters, and so do refunds and
+	// resets. Another secret means another counter.
 	other := quiet(algorithms(5, time.Hour)...)
 	other.Store = redisStore(t, client, "rl:", HashKeys([]byte("0123456789abcdef")))
 	again, err := new(Registry).New("login", other)

@@ -11,7 +11,7 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestRedisStoreRefusesInvalidCalls checks that no script gets such arguments.
+// TestRedisStoreRefusesInvalidCalls checks that no script gets invalid arguments.
 func TestRedisStoreRefusesInvalidCalls(t *testing.T) {
 	s, err := NewRedisStore(redis.NewClient(&redis.Options{}), "rl:", nil)
 	require.NoError(t, err)

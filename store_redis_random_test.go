@@ -15,13 +15,12 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// TestRedisStoreAgreesWithMemoryStore: the same random operations, under controlled time, on a memory
-// store and on Redis give the same decisions.
+// TestRedisStoreAgreesWithMemoryStore does the same random operations, under controlled time, on
+// a memory store and on Redis. The decisions are the same.
 //
-// Redis tells the time in microseconds and ends a fixed window on a whole millisecond,
-// rounded up. So that what was decided does not hang on that, time moves in whole
-// milliseconds; then all numbers of units are equal, and waits are the memory store's, rounded up
-// to a microsecond.
+// The clock of Redis counts microseconds, and a fixed window ends on a whole millisecond, rounded
+// up. Decisions must not depend on that, so time moves in whole milliseconds. Then all numbers of
+// units are equal, and waits are the memory store's, rounded up to a microsecond.
 func TestRedisStoreAgreesWithMemoryStore(t *testing.T) {
 	needMiniredis(t)
 	for range 20 {
@@ -44,7 +43,7 @@ func agree(t *testing.T, r *rand.Rand) {
 	units := func() int64 {
 		return among(1, 2, 3, 5, 10, 1000, 1<<40, 999_999_999_999_999, 1+r.Int64N(100), 1+r.Int64N(999_999_999_999_999))
 	}
-	rates := make(map[time.Duration]Limit) // of buckets, which expire by the rate they were last used at
+	rates := make(map[time.Duration]Limit) // buckets expire by the rate of their last use
 	for _, w := range windows {
 		n, burst := units(), units()
 		if float64(burst)/float64(n)*float64(w) > float64(years)*0.99 {
@@ -85,13 +84,13 @@ func agree(t *testing.T, r *rand.Rand) {
 		const ms = int64(time.Millisecond)
 		w := int64(l.Window())
 		sleep := among(0, 0, 0, 0, 1, 2*ms, w-ms, w, w+ms, w/l.N(), r.Int64N(w), 2*w-ms, 2*w, r.Int64N(3*w))
-		if d := time.Duration((sleep + ms - 1) / ms * ms); time.Since(begin)+d < years+years/8 { // a memory store's clock is good for 73 years
+		if d := time.Duration((sleep + ms - 1) / ms * ms); time.Since(begin)+d < years+years/8 { // a memory store's clock lasts for 73 years
 			time.Sleep(d)
 		}
 		n := among(0, 0, 1, 1, 1, 2, l.Burst(), l.Burst()/2, l.Burst()+1, math.MaxInt64, r.Int64N(l.Burst())+1)
 		at := instants[r.IntN(len(instants))]
-		// Units that were taken up to two milliseconds before a fixed window opened may have
-		// opened it, for all that Redis can say.
+		// Redis cannot exclude that units taken up to two milliseconds before a fixed window
+		// began were the ones that began it.
 		if slices.ContainsFunc(ops, func(op time.Time) bool { return op.After(at.when) && op.Sub(at.when) <= 2*time.Millisecond }) {
 			at = instants[0]
 		}

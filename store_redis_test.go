@@ -28,9 +28,9 @@ func TestRedisStoreConformsOnMiniredis(t *testing.T) {
 	}, storetest.Clock(func(d time.Duration) { m.advance(d) }, 2*time.Millisecond))
 }
 
-// TestFailedCommandIsNotSentAgain: the script may have counted before an error,
-// or before the reply was lost. The store returns the error and sends no second
-// command.
+// TestFailedCommandIsNotSentAgain has commands that fail and replies that are lost.
+// The script may have counted before that. So the store returns the error and does
+// not send the command again.
 func TestFailedCommandIsNotSentAgain(t *testing.T) {
 	for _, failure := range []error{
 		io.EOF, context.DeadlineExceeded, errors.New("ERR of any kind"), errors.New("OOM command not allowed"), errors.New("READONLY replica"),
@@ -73,7 +73,7 @@ func TestClosedLimitersLeaveNoGoroutines(t *testing.T) {
 			require.NoError(t, l.Close())
 			synctest.Wait()
 		}
-		use() // also connects
+		use() // the first use connects
 		before := goroutines()
 		for range 20 {
 			use()

@@ -41,8 +41,8 @@ func TestRedisTTLIsExact(t *testing.T) {
 	}
 }
 
-// TestEndOfAShortWindowKeepsTheLongOne lets the short one of a key's windows
-// end, again and again.
+// TestEndOfAShortWindowKeepsTheLongOne lets the shorter of a key's two windows end,
+// again and again.
 func TestEndOfAShortWindowKeepsTheLongOne(t *testing.T) {
 	m := newMini(t)
 	s := redisStore(t, m.client(t), "rl:")

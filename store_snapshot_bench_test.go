@@ -12,8 +12,8 @@ import (
 )
 
 // BenchmarkSnapshotLatency times single decisions on a million live keys, for ten
-// seconds at some 20,000 a second, with and without a SnapshotFile, and tells how much
-// memory a counter has.
+// seconds at about 20,000 a second, with and without a SnapshotFile. It also reports the
+// memory per counter.
 func BenchmarkSnapshotLatency(b *testing.B) {
 	const keys = 1_000_000
 	names := make([]string, keys)

@@ -44,7 +44,7 @@ func TestSnapshotFileIsOneByAnyPath(t *testing.T) {
 
 // TestSnapshotRestoresCountersExactly closes a store and makes it again.
 // Counters are exact to the nanosecond, and the time in between has passed for
-// them. The log says each time what was found.
+// them. The log reports each time what the store found.
 func TestSnapshotRestoresCountersExactly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		opts := inFile(t)
@@ -113,7 +113,7 @@ func TestSnapshotIsWrittenAtItsInterval(t *testing.T) {
 		again, err := NewMemoryStore(t.Name(), opts)
 		require.NoError(t, err)
 		require.Equal(t, s, again)
-	}) // and the bubble ends, for the goroutine has
+	}) // the bubble ends only because the goroutine has ended
 }
 
 // TestSnapshotHoldsNoKeys looks for addresses and API keys in the file.
@@ -221,7 +221,7 @@ func TestSnapshotFilesOfTwoStoresDiffer(t *testing.T) {
 	}
 }
 
-// TestSnapshotKeepsForeignFiles has other things under the name of the lock.
+// TestSnapshotKeepsForeignFiles has other files and folders under the name of the lock.
 func TestSnapshotKeepsForeignFiles(t *testing.T) {
 	const content = "something else, and more than a line of it\n"
 	for _, row := range []struct {
@@ -254,7 +254,7 @@ func TestSnapshotKeepsForeignFiles(t *testing.T) {
 			memStore(t, opts)
 		})
 	}
-	opts := inFile(t) // what a power cut may leave
+	opts := inFile(t) // a power cut may leave such a file
 	require.NoError(t, os.WriteFile(opts.SnapshotFile+".lock", make([]byte, 20), 0o600))
 	memStore(t, opts)
 }
@@ -350,7 +350,7 @@ func TestSnapshotFailsWithoutStoppingDecisions(t *testing.T) {
 }
 
 // TestSnapshotHasOneOwnerAtATime makes and closes stores of one file at the
-// same time. Each one finds what the last one has left.
+// same time. Each store finds the counters of the one before.
 func TestSnapshotHasOneOwnerAtATime(t *testing.T) {
 	opts := inFile(t)
 	limit := FixedWindow(1_000_000, time.Hour)
@@ -377,7 +377,8 @@ func TestSnapshotHasOneOwnerAtATime(t *testing.T) {
 	}
 }
 
-// TestSnapshotTakeAllocatesNothing: a decision costs the collector nothing here, either.
+// TestSnapshotTakeAllocatesNothing checks that decisions of a store with a file allocate
+// nothing.
 func TestSnapshotTakeAllocatesNothing(t *testing.T) {
 	s, results := memStore(t, inFile(t)), make([]Result, 1)
 	memTake(t, s, "k", 1, hour)

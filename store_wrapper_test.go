@@ -14,8 +14,8 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// sharded spreads each key over two counters of half the limit, as one does for a hot
-// key: the units go to whichever counter has more left.
+// sharded spreads each key over two counters of half the limit, which is common for a hot
+// key. Units are taken from the counter that has more left.
 type sharded struct{ *farStore }
 
 func (s sharded) Unwrap() Store { return s.farStore }
@@ -40,8 +40,8 @@ func (s sharded) Take(ctx context.Context, key string, n int64, limits []Limit, 
 	return at, nil
 }
 
-// TestWrapperOverTwoCounters: what the wrapper has denied stays denied in an outage. The state
-// of one of its two counters says nothing of the key.
+// TestWrapperOverTwoCounters checks that a key that the wrapper has denied stays denied in an
+// outage. The state of one of its two counters is not the state of the key.
 func TestWrapperOverTwoCounters(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		far := &farStore{Store: memory(t, "far")}
@@ -64,8 +64,8 @@ func TestWrapperOverTwoCounters(t *testing.T) {
 	})
 }
 
-// strict denies what the inner store admits for a list of keys. It hands on results
-// of its own for these.
+// strict denies a list of keys that the inner store admits. For these keys it returns its
+// own results.
 type strict struct{ *farStore }
 
 func (s strict) Unwrap() Store { return s.farStore }
@@ -81,7 +81,7 @@ func (s strict) Take(ctx context.Context, key string, n int64, limits []Limit, r
 	return at, err
 }
 
-// TestWrapperThatDenies: the same holds for a wrapper that replaces the results.
+// TestWrapperThatDenies checks the same for a wrapper that replaces the results.
 func TestWrapperThatDenies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		far := &farStore{Store: memory(t, "far")}
@@ -118,7 +118,7 @@ func (s finer) Adjust(ctx context.Context, key string, n int64, at Instant, limi
 	return charged / 10, err
 }
 
-// TestWrapperOfFinerUnits: a key of which 9 of 10 are left is admitted in an outage.
+// TestWrapperOfFinerUnits checks that a key with 9 of 10 units left is admitted in an outage.
 func TestWrapperOfFinerUnits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		far := &farStore{Store: memory(t, "far")}
@@ -129,8 +129,8 @@ func TestWrapperOfFinerUnits(t *testing.T) {
 	})
 }
 
-// hedged asks two times and takes the first answer. Each of the calls has a copy of the
-// results, so nothing that it was given is changed after it has returned.
+// hedged asks twice and uses the first answer. Each call gets its own copy of the results, so
+// the caller's results do not change after hedged has returned.
 type hedged struct {
 	Store
 	RemoteStore
@@ -157,8 +157,8 @@ func (h *hedged) Take(ctx context.Context, key string, n int64, limits []Limit, 
 	return h.Store.Take(ctx, key, n, limits, results)
 }
 
-// TestWrapperThatAsksTwice, with -race: no late answer for one key is written into the buffer
-// of a call for another one.
+// TestWrapperThatAsksTwice needs -race. It checks that a late answer for one key is not written
+// into the buffer of a call for another key.
 func TestWrapperThatAsksTwice(t *testing.T) {
 	store := memory(t, "far")
 	h := &hedged{Store: store, late: make(chan struct{})}
@@ -184,8 +184,8 @@ func TestWrapperThatAsksTwice(t *testing.T) {
 	h.second.Wait()
 }
 
-// TestWrapperThatAsksTwiceForAnotherKey: the late answer for a key that is used up says nothing of
-// another key. Unlike the test above it needs no race detector.
+// TestWrapperThatAsksTwiceForAnotherKey has a late answer for a key that is used up. It does not
+// affect another key. Unlike the test above, it does not need the race detector.
 func TestWrapperThatAsksTwiceForAnotherKey(t *testing.T) {
 	far := &farStore{Store: memory(t, "far")}
 	lag := &lagging{farStore: far}
@@ -196,7 +196,7 @@ func TestWrapperThatAsksTwiceForAnotherKey(t *testing.T) {
 		lag.finish = nil
 		decide(t, l, "used up", 0) // leaves a copy
 		finish := lag.finish
-		lag.after = finish // the late answer comes while another key is asked about
+		lag.after = finish // the late answer arrives during a call for another key
 		key := fmt.Sprint("fresh", i)
 		decide(t, l, key, 1)
 		lag.after = nil
@@ -244,7 +244,7 @@ func TestWrapperThatIsNoMapKey(t *testing.T) {
 			l.Close()
 		}
 	})
-	require.NotPanics(t, func() { // is the registry still usable?
+	require.NotPanics(t, func() { // the registry is still usable
 		done := make(chan bool)
 		go func() {
 			new(Registry).New("b", Options{Limits: []Limit{hour}, Store: memory(t, "w"), Logger: quietly})

@@ -18,7 +18,7 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// warningCase is a limiter that has reason to warn, and the request that shows it.
+// warningCase is a limiter that should warn, and the request that causes the warning.
 type warningCase struct {
 	opts Options
 	r    *http.Request
@@ -179,8 +179,8 @@ func TestShadowWarningHasTheNumberOfDenials(t *testing.T) {
 	})
 }
 
-// TestLaterRequestsAreCheckedToo sends sound requests before the one that shows
-// a mistake.
+// TestLaterRequestsAreCheckedToo sends correct requests before the one that shows a
+// mistake.
 func TestLaterRequestsAreCheckedToo(t *testing.T) {
 	log := new(logged)
 	h := httpLimiter(t, Options{Limits: []Limit{FixedWindow(50, time.Hour)}, Logger: log.logger()}).Middleware(httpServed)
