@@ -76,7 +76,7 @@ func TestStoreReceivesUnitsThatStillCount(t *testing.T) {
 					decide(t, l, "other", 1)
 				}
 				time.Sleep(tc.after - 1300*time.Millisecond)
-				comeBack(t, far, l) // returns when the limiter has sent all that it owes
+				comeBack(t, far, l) // takes 1300 ms
 				require.Equal(t, tc.want, far.there(t, "key", tc.limit))
 				require.Zero(t, l.Stats().Remote.Forgotten)
 			})

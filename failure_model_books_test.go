@@ -34,9 +34,9 @@ type counterID struct {
 	window    time.Duration
 }
 
-// An account is what was admitted of a key under one algorithm and window.
+// An account has the admissions of a key under one algorithm and window.
 type account struct {
-	limit   Limit // the largest that it was used under
+	limit   Limit // the largest limit that the key was used under
 	stale   bool  // the store's windows may have begun before the account
 	entries []*entry
 	excess  []excess
@@ -46,7 +46,7 @@ type account struct {
 	back    int64 // units given back since then
 }
 
-// An entry is units that were admitted together. An entry of no units says that
+// An entry has units that were admitted together. An entry without units means that
 // a window may have begun.
 type entry struct {
 	account  *account
@@ -58,14 +58,14 @@ type entry struct {
 	alone    bool          // admitted without the store
 }
 
-// An excess is units that may be above the bound, in every interval that
+// An excess has units that may be above the bound, in every interval that
 // contains this instant.
 type excess struct {
 	at time.Duration
 	n  int64
 }
 
-// A level is how full a bucket is that all admitted units go through. It counts
+// A level is the level of a bucket that all admitted units go through. It counts
 // units times the length of the window.
 type level struct {
 	at    time.Duration
@@ -96,7 +96,7 @@ func (b *books) account(key string, l Limit) *account {
 	return a
 }
 
-// An admission is what is known of units that were admitted.
+// An admission describes units that were admitted.
 type admission struct {
 	at     time.Duration // see entry.at
 	window time.Duration // when the window ends, if there is only one; 0 if not known
@@ -128,8 +128,8 @@ func (b *books) admit(key string, limits []Limit, n int64, how admission) (entri
 		}
 		// Units fit the limit that they were admitted under, unless it has been
 		// lowered since they were leased. If another process has admitted units
-		// alone, the store counts them only up to that process's limit: then
-		// the largest one has to do.
+		// alone, the store counts them only up to that process's limit. Then
+		// the check uses the largest limit.
 		if how.leased || b.shared && len(a.excess) > 0 {
 			l = a.limit
 		}
@@ -170,8 +170,8 @@ func (b *books) mayExceed(key string, limits []Limit, n int64) {
 	}
 }
 
-// exceeded checks all intervals that end with the last entry, which was
-// admitted under l.
+// exceeded checks all intervals that end with the last entry, which was admitted
+// under l.
 func (b *books) exceeded(a *account, last *entry, l Limit) string {
 	n, window := l.N(), l.Window()
 	var units, allowed int64
@@ -242,8 +242,8 @@ func (l *level) leak(limit Limit, now time.Duration) {
 	l.full -= int64(leaked)
 }
 
-// cap lowers the level to the brim: the store does not count what it has no
-// room for.
+// cap lowers the level to the brim, because the store does not count units for
+// which it has no room.
 func (l *level) cap(limit Limit) { l.full = min(l.full, limit.Burst()*int64(limit.Window())) }
 
 // sync enters that the store now knows of all units that processes have

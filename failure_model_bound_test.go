@@ -15,20 +15,20 @@ import (
 )
 
 // This file has the second model: what limiters admit while their store comes
-// and goes. What is promised, and checked in every interval:
+// and goes. It checks these promises, in every interval:
 //
 //   - One process admits no more than the algorithm's documented bound, less
 //     what is given back. Only a call that the store has not carried out and
 //     not answered may be above it, because the limiter cannot know that it
 //     must count it.
-//   - Several processes on one store admit no more than that bound and what
-//     each of them has admitted alone. When the store has counted that, no more
-//     is admitted.
+//   - Several processes on one store admit no more than that bound, plus the
+//     units that each of them has admitted alone. When the store has counted
+//     those, nothing more is admitted.
 //   - No decision is an error or takes longer than Options.Timeout.
 //   - When nothing is counted any more, each key has all of its units.
 
-// unreached is a mode that farStore does not have: a call hangs until its time
-// is over, and has certainly changed nothing.
+// unreached is a mode that farStore does not have: a call hangs until its
+// timeout, and has certainly changed nothing.
 const unreached mode = 100
 
 // linkStore is a process's link to a store that keeps its counters.
@@ -40,7 +40,7 @@ type linkStore struct {
 	missed []missedCharge
 }
 
-// A missedCharge is units that the limiter has charged to the store beside its
+// A missedCharge has units that the limiter has charged to the store outside of
 // decisions, in a call that was not carried out and not answered.
 type missedCharge struct {
 	key    string
@@ -48,7 +48,7 @@ type missedCharge struct {
 	n      int64
 }
 
-// A callRecord is what happened to the last take of a caller. The caller's
+// A callRecord describes the last take of a caller. The caller's
 // context has it, and contexts of the limiter's own calls do not.
 type callRecord struct {
 	unanswered bool
@@ -133,8 +133,8 @@ var boundScript = script{
 	exact: 8,
 }
 
-// boundModes are by a history's seed. Only in the last one may units be above
-// the bound of a single process.
+// boundModes are chosen by a history's seed. Only in the last one may units be
+// above the bound of a single process.
 var boundModes = [][]mode{
 	{up, up, refused},
 	{up, lost},
@@ -143,7 +143,7 @@ var boundModes = [][]mode{
 }
 
 // boundFamilies are the families of histories of stores that come and go,
-// without and with leases. A lease takes larger limits.
+// without and with leases. Leases need larger limits.
 func boundFamilies() map[string]worldSpec {
 	families := map[string]worldSpec{}
 	for name, spec := range neverFamilies() {
@@ -239,7 +239,7 @@ func runShared(t *testing.T, h history) *wrong {
 	for i, s := range h.steps {
 		if s.do == doReset {
 			if owed, requests := pending(); owed+requests > 0 {
-				continue // the store would count or get back units of before the Reset
+				continue // the store would count or get back units from before the Reset
 			}
 			time.Sleep(2 * h.world.opts.Lease) // until none are leased
 		}
@@ -276,7 +276,7 @@ type bounded struct {
 }
 
 func newBounded(w *world, store Store, b *books) *bounded {
-	w.opts.Shadow = false // or requests that are denied would be served
+	w.opts.Shadow = false // otherwise denied requests would be served
 	link := &linkStore{Store: store}
 	return &bounded{
 		subject: newSubject(w, func() Store { return link }),
@@ -303,7 +303,7 @@ func (p *bounded) step(s step) string {
 	case doReset:
 		for _, f := range p.requests {
 			if f.key == key {
-				return "" // units of before the Reset are given back after it
+				return "" // units from before the Reset are given back after it
 			}
 		}
 	case doRefund:
@@ -425,8 +425,8 @@ func (p *bounded) drainAll() string {
 }
 
 // startOver restarts the process, if the store knows of all units. The new
-// limiter looks at each key: what it does not know of is admitted again in an
-// outage.
+// limiter looks at each key. Otherwise it would not know the units of the key,
+// and admit them again in an outage.
 func (p *bounded) startOver(s step) {
 	stats := p.limiter.Stats().Remote
 	if mode(p.link.mode.Load()) != up || stats.Owed > 0 || stats.BreakerOpen {
@@ -453,8 +453,8 @@ func (p *bounded) comeBack() string {
 	return ""
 }
 
-// wholeAgain waits until nothing is counted, and looks whether each key has all
-// of its units.
+// wholeAgain waits until nothing is counted, and checks that each key has all of
+// its units.
 func (p *bounded) wholeAgain() string {
 	for len(p.requests) > 0 {
 		p.do(context.Background(), step{do: doEnd, status: http.StatusUnauthorized})

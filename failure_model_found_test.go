@@ -8,8 +8,8 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// handWorld returns a world for a history that is written by hand. Plan 0 is
-// the limits in force.
+// handWorld returns a world for a history that is written by hand. Plan 0 has
+// the current limits.
 func handWorld(limit Limit, plans ...[]Limit) *world {
 	w := &world{keys: []string{"key", "other"}, counters: []Limit{limit}, start: []Limit{limit}, outer: []Limit{limit}}
 	w.plans = append([][]Limit{nil}, plans...)
@@ -17,8 +17,8 @@ func handWorld(limit Limit, plans ...[]Limit) *world {
 	return w
 }
 
-// TestFoundByModels has the shortest histories of faults that the models have
-// found.
+// TestFoundByModels runs the shortest histories of the faults that the models
+// have found.
 func TestFoundByModels(t *testing.T) {
 	three, six := FixedWindow(3, time.Hour), FixedWindow(6, time.Hour)
 	var nine [][]Limit // one window each

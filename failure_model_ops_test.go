@@ -93,7 +93,7 @@ type step struct {
 	mode   mode
 }
 
-// until names a duration of the last decision.
+// An until is a duration of the last decision.
 type until uint8
 
 const (
@@ -125,7 +125,8 @@ func (s step) String() string {
 	return text
 }
 
-// modeNames are of the modes that the models use; see farStore and linkStore.
+// modeNames are the names of the modes that the models use; see farStore and
+// linkStore.
 var modeNames = map[mode]string{up: "up", refused: "refused", silent: "silent", lost: "lost", unreached: "unreached"}
 
 // String leaves out keys and plans that no step uses.
@@ -195,8 +196,8 @@ var hostileKeys = func() []string {
 	}
 }()
 
-// A worldSpec is what the worlds of a family of histories have in common. Of
-// each list, a world has one element.
+// A worldSpec has the common properties of the worlds of a family of histories.
+// A world has one element of each list.
 type worldSpec struct {
 	algorithms []string
 	windows    []int           // how many
@@ -253,7 +254,7 @@ func (w *world) options(opts Options) Options {
 	opts.LimitsFor = func(r *http.Request) []Limit { return w.plans[inflightOf(r).plan] }
 	opts.Cost = func(r *http.Request) int64 { return inflightOf(r).cost }
 	opts.Count = func(_ *http.Request, status int) bool { return counts(status) }
-	opts.NearKeys = 4096 // not a cache that is shared with tests in other bubbles, where the time is another one
+	opts.NearKeys = 4096 // its own cache: the shared one is used by tests in other bubbles, which have another time
 	opts.Logger = slog.New(slog.DiscardHandler)
 	return opts
 }
@@ -298,7 +299,7 @@ func (w *world) tooMany() (limits []Limit) {
 	return limits
 }
 
-// A script says how frequent each action is, and which arguments it may have.
+// A script determines how frequent each action is, and which arguments it may have.
 type script struct {
 	steps     int
 	weights   [actions]int
@@ -409,5 +410,5 @@ func newWait(c choices, w *world, sc script) (until, time.Duration) {
 	return untilNothing, oneOf(c, 1, window/64, window/16, window/4) * time.Duration(1+c.pick(4))
 }
 
-// least and most are the ends of int64.
+// least and most are the smallest and the largest int64.
 const least, most = math.MinInt64, math.MaxInt64

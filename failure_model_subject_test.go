@@ -13,7 +13,7 @@ import (
 )
 
 // This file runs a limiter through a history, one step at a time, and returns
-// what a caller sees of each step. It has no opinion on whether that is right.
+// what a caller sees of each step. It does not check whether that is correct.
 
 // An inflight is one request that has not ended.
 type inflight struct {
@@ -30,7 +30,7 @@ type inflight struct {
 	// After Check:
 	request *http.Request
 
-	// Behind Middleware, a handler runs on a goroutine of its own:
+	// Behind Middleware, a handler runs on its own goroutine:
 	entered chan Decision
 	orders  chan order
 	replies chan error
@@ -83,7 +83,7 @@ type subject struct {
 	registry *Registry
 	limiter  *Limiter
 	outer    *Limiter
-	replaced *Limiter // what the last Reload has replaced, unless it is closed
+	replaced *Limiter // the limiter that the last Reload has replaced, unless it is closed
 	requests []*inflight
 	made     []*Limiter // all limiters, to be closed at the end
 }

@@ -17,8 +17,8 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// This file has the first model: a limiter whose store never answers decides as
-// one on memory does. It also runs the histories of the other models.
+// This file has the first model: a limiter whose store never answers decides like
+// a limiter on memory. It also runs the histories of the other models.
 
 // runSeeds runs a test with n seeds, or as many as RATELIMIT_MODEL_SEEDS says.
 // It ends with the first seed that fails. To run one seed again:
@@ -39,7 +39,7 @@ func runSeeds(t *testing.T, n int, test func(t *testing.T, seed int)) {
 }
 
 // deadStore is a store that no call reaches. A call fails at once or hangs
-// until its time is over, and has certainly changed nothing.
+// until its timeout, and has certainly changed nothing.
 type deadStore struct{ hangs *atomic.Bool }
 
 var errDead = errors.New("nothing reaches the store")
@@ -99,7 +99,7 @@ var neverScript = script{
 }
 
 // TestStoreNeverAnswers compares a limiter whose store never answers with one
-// on memory: all that callers see is equal, to the nanosecond.
+// on memory: callers see the same results, to the nanosecond.
 func TestStoreNeverAnswers(t *testing.T) {
 	for name, spec := range neverFamilies() {
 		t.Run(name, func(t *testing.T) {
@@ -211,7 +211,7 @@ func runNeverAnswers(t *testing.T, h history) (found *wrong) {
 		}
 		got := far.do(ctx, s)
 		if errors.Is(got.err, context.DeadlineExceeded) {
-			<-ctx.Done() // the limiter may have looked at the clock before
+			<-ctx.Done() // the limiter may have read the clock before
 		}
 		want := near.do(ctx, s)
 		synctest.Wait()
@@ -233,7 +233,7 @@ func runNeverAnswers(t *testing.T, h history) (found *wrong) {
 			continue
 		case doMode:
 			hangs.Store(s.mode == unreached)
-			time.Sleep(10 * time.Second) // until no call of before hangs any more
+			time.Sleep(10 * time.Second) // until no earlier call hangs any more
 			continue
 		}
 		if what := both(s); what != "" {

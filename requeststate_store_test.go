@@ -71,8 +71,8 @@ func TestTwoAddCostsAreInTime(t *testing.T) {
 	})
 }
 
-// TestClosedOuterLimitersDoNotHoldUpADenial closes the outer limiters while a request is in
-// flight, and their stores hang. The denial is in time nevertheless.
+// TestClosedOuterLimitersDoNotHoldUpADenial closes the outer limiters, whose stores hang,
+// during a request. The denial is in time nevertheless.
 func TestClosedOuterLimitersDoNotHoldUpADenial(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var outers []*Limiter

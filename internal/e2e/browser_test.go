@@ -17,7 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// resetServer is examples/password-reset, built and run as a reloading tool does it.
+// resetServer is examples/password-reset, built and run like with a reloading tool.
 type resetServer struct {
 	*testing.T
 	dir, addr, limit string
@@ -123,7 +123,7 @@ func (p *page) do(actions ...chromedp.Action[chromedp.Void]) {
 
 type css = chromedp.CSS
 
-// get runs an action and returns its value. An error ends the test.
+// get runs an action in the page and returns its value. An error ends the test.
 func get[T any](p *page, action chromedp.Action[T]) T {
 	p.Helper()
 	v, err := chromedp.Run(p.ctx, action)
@@ -131,7 +131,7 @@ func get[T any](p *page, action chromedp.Action[T]) T {
 	return v
 }
 
-// openModal opens the modal, when the page has loaded.
+// openModal opens the modal after the page has loaded.
 func (p *page) openModal() {
 	p.Helper()
 	p.do(chromedp.Click(css("#open")), chromedp.WaitVisible(css("#modal")))

@@ -90,7 +90,7 @@ func lostReplies(p *redistest.Proxy, on bool) { p.LoseReplies(on) }
 func paused(s *stage) {
 	server := redistest.Start(s)
 	s.strike = func() { server.Do("CLIENT", "PAUSE", 400) }
-	s.mend = func() { server.Do("PING") } // which waits for the end of the pause
+	s.mend = func() { server.Do("PING") } // waits for the end of the pause
 	s.connect(server.Addr)
 }
 
@@ -118,7 +118,8 @@ func unsaved(s *stage) {
 	s.connect(server.Addr)
 }
 
-// busy runs a script for ever, and answers others with BUSY after 10 ms.
+// busy has the server run a script forever. It answers other commands with BUSY
+// after 10 ms.
 func busy(s *stage) {
 	server := redistest.Start(s)
 	server.Do("CONFIG", "SET", "lua-time-limit", "10")
@@ -136,7 +137,7 @@ func wrappedAndHung(s *stage) {
 	s.wrap = func(store Store) Store { return &wrappingStore{store} }
 }
 
-// wrappingStore is a store around another one, as for metrics.
+// wrappingStore is a store around another one, like a wrapper for metrics.
 type wrappingStore struct{ Store }
 
 func (w *wrappingStore) Unwrap() Store { return w.Store }
@@ -183,7 +184,7 @@ func noDNS(s *stage) {
 
 func promoted(s *stage) {
 	sentinel := redistest.StartSentinel(s, redistest.SentinelOptions{})
-	s.strike = sentinel.Master.Hang // like a partition: it still takes itself for the master
+	s.strike = sentinel.Master.Hang // like a partition: the old master still acts as a master
 	s.mend = func() { sentinel.AwaitPromoted(sentinel.Replica) }
 	s.after = sentinel.Master.Continue
 	s.client = sentinel.Client(func(o *redis.FailoverOptions) { o.Dialer = s.dial })

@@ -41,7 +41,7 @@ func TestFaultsWithLeasesKeepLimitsWithinBounds(t *testing.T) {
 	runFaults(t, 250*time.Millisecond)
 }
 
-// slowFaults is set if the faults that take seconds are wanted.
+// slowFaults reports whether to run the faults that take seconds.
 var slowFaults = os.Getenv("RATELIMIT_FAULTS") != ""
 
 // runFaults injects all faults and returns their rows of the table.
@@ -75,7 +75,7 @@ type fault struct {
 	loss  loss
 }
 
-// loss says which counters Redis has lost when it is back.
+// loss is the part of the counters that Redis has lost when it is back.
 type loss string
 
 const (
@@ -154,7 +154,7 @@ const (
 	faultTimeout = 100 * time.Millisecond
 	// faultPatience is how long the test waits for anything that must happen.
 	faultPatience = 30 * time.Second
-	// faultHangs is a time to answer that even a busy machine does not need.
+	// faultHangs is a response time that even a busy machine does not reach.
 	faultHangs = 30 * faultTimeout
 )
 
@@ -336,7 +336,7 @@ func (l *faultLimits) statsOrNone() (s RemoteStats) {
 	return s
 }
 
-// faultCalls are callers that keep calling, and what they have seen.
+// faultCalls are callers that keep calling, and their results.
 type faultCalls struct {
 	limits             faultLimits
 	done               chan struct{}

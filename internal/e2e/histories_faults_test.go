@@ -57,16 +57,17 @@ var scenarios = []scenario{
 	{name: "Cluster, a slot moves there and back", limits: oneLimit, onFailure: FailClosed, refunds: true, setup: onCluster(0, moveSlot)},
 	{name: "Cluster, a slot moves there and back, two limits", limits: twoLimits, onFailure: FailClosed, refunds: true, setup: onCluster(0, moveSlot)},
 	{name: "Cluster, CLUSTER FAILOVER", slow: true, limits: twoLimits, onFailure: FailClosed, refunds: true, setup: once(onCluster(1, failOver))},
-	// Nobody is admitted above the limit. What may be counted without being admitted is
-	// what the killed process held.
+	// Nobody is admitted above the limit. The units that the killed process held are
+	// counted, but not admitted.
 	{name: "process with a lease killed", limits: bigLimit, lease: time.Second, onFailure: FailClosed, setup: func(t *testing.T) site {
 		s := onServer(killProcess)(t)
 		s.extra = bigLimit[0].N() / 16
 		return s
 	}},
 
-	// The excess is what the replica has not got yet. The model takes that for what was in
-	// flight, which holds on a machine that has time: Redis promises no such bound.
+	// The excess is what the replica has not received yet. The model assumes that these are
+	// the calls in flight. Redis promises no such bound, but it holds on a machine that is
+	// not overloaded.
 	{name: "Cluster, master killed", slow: true, lags: true, limits: bigLimit, onFailure: FailClosed, refunds: true, setup: onCluster(1, killMaster)},
 	{name: "Sentinel, master killed", slow: true, lags: true, limits: bigLimit, onFailure: FailClosed, refunds: true, setup: once(onSentinel)},
 }
@@ -117,8 +118,8 @@ func onCluster(replicas int, strike func(*run, *redistest.Cluster)) func(t *test
 	}
 }
 
-// once returns a setup of which only one history is recorded: the next failover would
-// have to wait until the old master is a replica again.
+// once returns a setup for which only one history is recorded. Otherwise the next failover
+// would have to wait until the old master is a replica again.
 func once(setup func(t *testing.T) site) func(t *testing.T) site {
 	return func(t *testing.T) site {
 		s := setup(t)
@@ -164,7 +165,7 @@ func failOver(r *run, c *redistest.Cluster) {
 		if c.Owner(slot) == replica {
 			return true
 		}
-		// The nodes may ignore the wish of a replica that they do not know yet.
+		// The nodes may ignore the request of a replica that they do not know yet.
 		if time.Since(asked) > 2*time.Second && strings.Contains(fmt.Sprint(replica.Do("INFO", "replication")), "role:slave") {
 			asked = time.Now()
 			replica.Do("CLUSTER", "FAILOVER")
@@ -206,7 +207,7 @@ func awaitReplicating(r *run, replica *redistest.Server) {
 	}, time.Minute, 10*time.Millisecond)
 }
 
-// onSentinel is the setup in which the master is killed that sentinels watch.
+// onSentinel is the setup in which a master is killed that sentinels watch.
 func onSentinel(t *testing.T) site {
 	s := redistest.StartSentinel(t, redistest.SentinelOptions{Sentinels: 3})
 	client := func() redis.UniversalClient { return s.Client() }

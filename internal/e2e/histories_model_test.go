@@ -62,11 +62,11 @@ type outcome struct {
 // maxLimits is the most limits that a history's keys have.
 const maxLimits = 2
 
-// keyState is a state of the model: what is known of one key.
+// keyState is a state of the model, for one key.
 type keyState struct {
 	used [maxLimits]int64 // units counted under each limit
-	// unanswered are the calls of which nobody knows whether Redis has carried them
-	// out, or will: by their units, from -maxTaken for refunds to maxTaken.
+	// unanswered are the calls that Redis may have carried out, or may still carry
+	// out: by their units, from -maxTaken for refunds to maxTaken.
 	unanswered [2*maxTaken + 1]uint8
 	admitted   [maxProcesses]int64 // units of each process; counted with FallbackLocal only
 }
@@ -185,7 +185,7 @@ func (m keyModel) apply(s keyState, o operation, out outcome) []keyState {
 		s.admitted[o.process] += o.units
 		return []keyState{m.forget(s)}
 	}
-	if !m.fits(s, o.units) { // which is the property: never more than the limit
+	if !m.fits(s, o.units) { // the property: never more than the limit
 		return nil
 	}
 	s = m.count(s, o.units)
@@ -238,7 +238,7 @@ func (m keyModel) count(s keyState, units int64) keyState {
 	return s
 }
 
-// forget leaves out of a state what its model does not look at, so that there are
+// forget removes from a state the parts that its model does not use, so that there are
 // fewer states.
 func (m keyModel) forget(s keyState) keyState {
 	if !m.fallback {
@@ -247,8 +247,8 @@ func (m keyModel) forget(s keyState) keyState {
 	return s
 }
 
-// lose returns the states after Redis has lost at most that many units, or all
-// of them if most is negative. Lost commands may be refunds, too. A call that was not
+// lose returns the states after Redis has lost at most most units, or all of them
+// if most is negative. Lost commands may be refunds, too. A call that was not
 // answered before the fault has no effect after it: its server is gone.
 func (m keyModel) lose(s keyState, most int64) (next []keyState) {
 	clear(s.unanswered[:])
@@ -269,8 +269,8 @@ func (m keyModel) check(history []porcupine.Operation) porcupine.CheckResult {
 	return porcupine.CheckOperationsTimeout(m.porcupine(), history, time.Minute)
 }
 
-// inOrder returns a history of operations of which each one ends before the next
-// one begins. It has operations and outcomes in turns.
+// inOrder returns a history in which each operation ends before the next one begins.
+// Its arguments are operations and outcomes in turn.
 func inOrder(steps ...any) (history []porcupine.Operation) {
 	for i := 0; i < len(steps); i += 2 {
 		history = append(history, porcupine.Operation{Input: steps[i], Output: steps[i+1], Call: int64(i), Return: int64(i + 1)})
@@ -278,8 +278,8 @@ func inOrder(steps ...any) (history []porcupine.Operation) {
 	return history
 }
 
-// TestModelRefusesHistories feeds the checker histories that break the limit, or
-// that say something wrong about it, and others next to them that do not.
+// TestModelRefusesHistories checks histories that break the limit or report it
+// wrongly, and similar histories that are correct.
 func TestModelRefusesHistories(t *testing.T) {
 	takes := func(units int64) operation { return operation{action: actTake, units: units} }
 	refunds := func(units int64) operation { return operation{action: actRefund, units: units} }
@@ -297,7 +297,7 @@ func TestModelRefusesHistories(t *testing.T) {
 		name string
 		keyModel
 		allowed []any
-		refused []any // what is added to make the checker refuse it
+		refused []any // operations that make the checker refuse it
 	}{
 		{"one unit too many", five, []any{takes(3), admits, takes(2), admits}, []any{takes(1), admits}},
 		{"a denial of what fits", five, []any{takes(3), admits, takes(3), outcome{verdict: denied, remaining: 2}}, []any{takes(2), outcome{verdict: denied, remaining: 2}}},

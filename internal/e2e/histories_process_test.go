@@ -59,14 +59,13 @@ func killProcess(r *run, s *redistest.Server) {
 	}
 }
 
-// addChildCall adds a call of the child process. It ended before the line arrived
-// here.
+// addChildCall adds a call of the child process. The call ended before its line arrived.
 func (r *run) addChildCall(call childCall) {
 	o := operation{action: actTake, process: historyProcesses, units: call.Units}
 	r.add(call.Key, o, outcome{verdict: call.Verdict, remaining: -1}, call.Began-r.start.UnixNano())
 }
 
-// takeUntilKilled is what the child process does.
+// takeUntilKilled is the role of the child process.
 func takeUntilKilled() error {
 	client := redis.NewClient(&redis.Options{Addr: os.Getenv(redisAddrEnv)})
 	o := redisOptions(client, bigLimit...)

@@ -27,7 +27,7 @@ import (
 // modelSeeds is how many histories are recorded of each fault, if it is set.
 var modelSeeds, _ = strconv.Atoi(os.Getenv("RATELIMIT_MODEL_SEEDS"))
 
-// scenario is a fault, and the limiters that it happens to.
+// scenario is a fault, and the limiters that it affects.
 type scenario struct {
 	name      string
 	slow      bool // takes more than about a second
@@ -43,8 +43,8 @@ type scenario struct {
 // site is a Redis setup on which a scenario's histories are recorded, one after
 // the other. Their limiters have different names, and so different counters.
 type site struct {
-	client func() redis.UniversalClient // of one process
-	reader redis.UniversalClient        // that no fault gets in the way of
+	client func() redis.UniversalClient // returns the client of one process
+	reader redis.UniversalClient        // not affected by the fault
 	strike func(*run)                   // the fault
 	once   bool                         // the fault cannot happen again
 	extra  int64                        // units that may be counted in the end without being admitted
@@ -138,7 +138,7 @@ func (r *run) record() {
 				for !stop.Load() {
 					pause := time.Duration(rng.IntN(2000)) * time.Microsecond
 					if r.call(p, keys[rng.IntN(len(keys))], rng) == unsent {
-						pause *= 10 // or the history would be full of calls that change nothing
+						pause *= 10 // otherwise most calls of the history would change nothing
 					}
 					time.Sleep(pause)
 				}
@@ -178,8 +178,8 @@ func (r *run) add(key string, o operation, out outcome, call int64) {
 	r.finished.Add(1)
 }
 
-// lose adds to some keys that Redis loses at most that many units while fault runs,
-// or everything if most is negative.
+// lose adds to some keys' histories that Redis loses at most most units while fault
+// runs, or everything if most is negative.
 func (r *run) lose(keys []string, most int64, fault func()) {
 	call := r.now()
 	fault()
@@ -243,8 +243,8 @@ func (r *run) check() (operations int) {
 	return operations
 }
 
-// show logs a history that the model does not allow, and writes porcupine's picture
-// of it, which shows how far the model went along.
+// show logs a history that the model does not allow. It also writes porcupine's picture
+// of it, which shows how far the model allows it.
 func (r *run) show(key string, history []porcupine.Operation) {
 	slices.SortFunc(history, func(a, b porcupine.Operation) int { return int(a.Call - b.Call) })
 	for _, o := range history {
@@ -257,18 +257,18 @@ func (r *run) show(key string, history []porcupine.Operation) {
 	}
 }
 
-// historyProcess is a limiter and what its process knows. Limiters in registries of
-// their own share no counters, as limiters in different processes do not.
+// historyProcess is a limiter, with the knowledge of its process. Limiters in different
+// registries share no counters, like limiters in different processes.
 type historyProcess struct {
 	*Limiter
 	id      int
 	refunds bool
-	// coarse: the model says nothing about denials and about what is left.
+	// coarse: the model does not check denials and what is left.
 	coarse bool
 
 	mu       sync.Mutex
 	admitted map[string]int64 // units that have not been given back, by key
-	known    map[string]int64 // when the latest call began that the store has answered, by key
+	known    map[string]int64 // start of the latest call that the store has answered, by key
 }
 
 func newHistoryProcess(l *Limiter, id int, s scenario) *historyProcess {
@@ -278,8 +278,8 @@ func newHistoryProcess(l *Limiter, id int, s scenario) *historyProcess {
 	}
 }
 
-// next returns the next call of a worker. It only gives back units that the process
-// has been admitted with.
+// next returns the next call of a worker. It only gives back units that were admitted
+// in this process.
 func (p *historyProcess) next(key string, rng *rand.Rand) operation {
 	o := operation{action: actTake, process: p.id, units: rng.Int64N(maxTaken + 1)}
 	p.mu.Lock()
@@ -324,7 +324,7 @@ func (p *historyProcess) do(key string, o operation) outcome {
 	return out
 }
 
-// verdictOf returns what an error says about a call.
+// verdictOf returns the verdict of a call that ended with an error.
 func verdictOf(err error) verdict {
 	var e *RedisError
 	switch {

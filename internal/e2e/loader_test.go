@@ -40,7 +40,7 @@ type loader struct {
 // loadsEnv is the environment variable with a loader's loads in JSON.
 const loadsEnv = "RATELIMIT_E2E_LOADS"
 
-// startLoader starts a process for some loads, of which each has a limiter of its own.
+// startLoader starts a process for some loads. Each load has its own limiter.
 func startLoader(t *testing.T, loads []load) *loader {
 	t.Helper()
 	text, err := json.Marshal(loads)
@@ -103,7 +103,7 @@ func sendLoads() error {
 		if err != nil {
 			return err
 		}
-		if _, err := l.TakeN(ctx, "key", 0); err != nil { // which connects
+		if _, err := l.TakeN(ctx, "key", 0); err != nil { // connects to the server
 			return err
 		}
 		limiters[i] = l

@@ -15,7 +15,7 @@ import (
 // [startChild].
 const roleEnv = "RATELIMIT_E2E_ROLE"
 
-// roles are what this test binary does in child processes.
+// roles are the functions that this test binary runs in child processes.
 var roles = map[string]func() error{
 	"compete": competeAtRedis,
 	"count":   countInFile,
@@ -73,7 +73,7 @@ func (c *child) line(t *testing.T) string {
 	return line
 }
 
-// proceed lets a process go on that waits for a line of input.
+// proceed sends a line of input to a process that waits for it.
 func (c *child) proceed(t *testing.T) {
 	t.Helper()
 	_, err := fmt.Fprintln(c.in, "go on")

@@ -88,7 +88,7 @@ func nginxCache(t *testing.T, upstream string) string {
 // gets its answer from the limiter, and the next client is served.
 func TestSharedCacheStoresNoRefusal(t *testing.T) {
 	page := func(w http.ResponseWriter) {
-		w.Header().Set("Cache-Control", "public, max-age=300") // as a template for all pages sets it
+		w.Header().Set("Cache-Control", "public, max-age=300") // set for all pages, like by a template
 		w.Header().Set("X-Accel-Expires", "300")
 		io.WriteString(w, "wait")
 	}
@@ -158,7 +158,7 @@ func TestSharedCacheStoresNoRefusal(t *testing.T) {
 					assert.Equal(t, test.status, status)
 					assert.Equal(t, "MISS", from, "a refusal must not come from the cache")
 				}
-				for _, want := range []string{"MISS", "HIT"} { // the cache does store what it may
+				for _, want := range []string{"MISS", "HIT"} { // the cache stores what it may store
 					status, body, from := get("good")
 					assert.Equal(t, 200, status)
 					assert.Equal(t, "the page", body)

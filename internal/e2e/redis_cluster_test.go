@@ -27,7 +27,7 @@ func hostileKeys() []string {
 		"%", "%7B", "%7b", "%257B", "%%", "%00", "%sha256:", `"`, `\`, `\x00`, "*", "?", "[a]",
 		k(127), k(128), k(129), k(1 << 20), k(1<<20) + "!", strings.Repeat("{", 128), strings.Repeat("\x00", 128), strings.Repeat("{", 129),
 		"%sha256:" + strings.Repeat("0", 64), "sha256:" + strings.Repeat("0", 64),
-		// The 129 bytes above are stored as a hash. These are keys that look like it.
+		// The key of 129 bytes above is stored as a hash. These keys look like that hash.
 		"%sha256:" + sha256Hex(k(129)), "sha256:" + sha256Hex(k(129)), sha256Hex(k(129)),
 	}
 }
@@ -95,7 +95,7 @@ func TestShardsCountExactly(t *testing.T) {
 			require.NotZero(t, server.Do("DBSIZE"), "keys spread over all servers")
 		}
 
-		// As exact as on one server, also in its pipelines.
+		// Counts are as exact as on one server, also in pipelines.
 		for _, limits := range contestedSets(150) {
 			key := fmt.Sprint(limits)
 			n, err := compete(s, key, 16, 20, limits...)
@@ -191,9 +191,9 @@ func TestLimitsInTwoPlacesAreAnError(t *testing.T) {
 	}
 }
 
-// TestMovingSlotIsNoOutage: while a slot of a Cluster moves, calls for its
-// keys may fail. The store goes on deciding about all other keys, and the
-// breaker stays closed.
+// TestMovingSlotIsNoOutage moves a slot of a Cluster. Calls for its keys may fail in
+// the meantime. The store goes on deciding about all other keys, and the breaker stays
+// closed.
 func TestMovingSlotIsNoOutage(t *testing.T) {
 	t.Parallel()
 	c := redistest.StartCluster(t, redistest.ClusterOptions{})
@@ -225,8 +225,8 @@ func TestMovingSlotIsNoOutage(t *testing.T) {
 	require.EqualValues(t, 28, decide("moves").Remaining)
 }
 
-// TestSentinelFailoverKeepsReplicatedCounts replaces a master by its replica. What had been
-// replicated is still counted.
+// TestSentinelFailoverKeepsReplicatedCounts replaces a master by its replica. Replicated units
+// are still counted.
 func TestSentinelFailoverKeepsReplicatedCounts(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes some seconds")
@@ -283,7 +283,7 @@ func TestHangingMasterDelaysOnlyItsKeys(t *testing.T) {
 			}
 		})
 	}
-	for i := range 4 { // one more would open the breaker
+	for i := range 4 { // a fifth call would open the breaker
 		waiting.Go(func() {
 			_, err := l.Take(ctx, its[i])
 			require.ErrorIs(t, err, context.DeadlineExceeded)

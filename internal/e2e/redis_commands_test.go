@@ -59,12 +59,12 @@ func TestLimiterCallIsOneEvalsha(t *testing.T) {
 		require.NoError(t, err)
 		require.True(t, d.Allowed)
 	}
-	require.NoError(t, l.Close()) // after which its record has been written
+	require.NoError(t, l.Close()) // its record has been written when Close returns
 	sent := server.Commands()
 	require.EqualValues(t, 1, sent["eval"])
 	require.LessOrEqual(t, sent["evalsha"], int64(501))
 	require.GreaterOrEqual(t, sent["evalsha"], int64(500))
-	// The scripts' own commands are counted, too. The first unit is a SET, and so is the record.
+	// The server also counts the scripts' own commands. The first unit is a SET, and so is the record.
 	require.EqualValues(t, 2, sent["set"])
 	require.EqualValues(t, 499, sent["incrby"])
 }
@@ -111,7 +111,8 @@ func TestSimultaneousCallersShareCommands(t *testing.T) {
 	}
 }
 
-// TestScriptFlushUnderTrafficIsNotSeen makes the server forget the scripts all the time.
+// TestScriptFlushUnderTrafficIsNotSeen makes the server forget the scripts all the time. Callers
+// do not notice it.
 func TestScriptFlushUnderTrafficIsNotSeen(t *testing.T) {
 	server := redistest.Start(t)
 	client := server.Client()
@@ -141,7 +142,7 @@ func TestScriptFlushUnderTrafficIsNotSeen(t *testing.T) {
 	require.Greater(t, server.Commands()["eval"], int64(4), "it did forget")
 }
 
-// TestClientHooksSeeEachCommand uses a client with a hook, such as one that traces.
+// TestClientHooksSeeEachCommand uses a client with a hook, such as a hook for tracing.
 func TestClientHooksSeeEachCommand(t *testing.T) {
 	for _, prompt := range []bool{false, true} {
 		client := redistest.Start(t).Client(func(o *redis.Options) { o.ContextTimeoutEnabled = prompt })

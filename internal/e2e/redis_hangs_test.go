@@ -115,7 +115,7 @@ func TestTimeoutBoundsEveryStage(t *testing.T) {
 					server.Hang()
 				case "reconnecting":
 					hangDials()
-					proxy.Refuse(true) // which also resets connections that it has not accepted yet
+					proxy.Refuse(true) // this also resets connections that it has not accepted yet
 				default:
 					hangDials()
 				}
@@ -129,7 +129,7 @@ func TestTimeoutBoundsEveryStage(t *testing.T) {
 }
 
 // TestTimeoutIncludesTheHandshake checks that a call has one timeout for everything that it
-// has to wait for.
+// waits for.
 func TestTimeoutIncludesTheHandshake(t *testing.T) {
 	server := redistest.Start(t)
 	proxy := redistest.NewProxy(t, server.Addr)
@@ -162,7 +162,7 @@ func TestTimeoutSaysWhetherCommandWasSent(t *testing.T) {
 		require.ErrorContains(t, err, `RedisStore (prefix "rl:"): timed out`)
 		return e
 	}
-	const batches = 14 // that may be in flight
+	const batches = 14 // that can be in flight
 	for i := range batches {
 		require.False(t, fails(fmt.Sprint("sent", i)).Unsent)
 	}
@@ -191,7 +191,7 @@ func TestLongestTimeoutDoesNotOverflow(t *testing.T) {
 }
 
 // TestCallersWithShorterDeadlinesAreNoStoreFailures has callers whose own deadlines are shorter
-// than the limiter's timeout. That they expire says nothing about the store.
+// than the limiter's timeout. When they expire, that is no failure of the store.
 func TestCallersWithShorterDeadlinesAreNoStoreFailures(t *testing.T) {
 	t.Parallel()
 	for _, callers := range []int{1, 8} {

@@ -133,7 +133,7 @@ func TestKeysOfSeveralSlotsAreNotSentTogether(t *testing.T) {
 	require.Zero(t, failed.Load())
 }
 
-// mangle is a client's hook that changes the replies of scripts.
+// mangle is a hook of a client that changes the replies of scripts.
 type mangle struct {
 	numbers int // changes replies of this many numbers or more
 	change  func(reply []int64) []int64

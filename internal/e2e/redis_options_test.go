@@ -15,14 +15,14 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/redistest"
 )
 
-// TestLimitersOnOneClientCountApart gives two limiters the same client. Each has a store of its
-// own, which is closed with the limiter. The client is not.
+// TestLimitersOnOneClientCountApart gives two limiters the same client. Each has its own store,
+// which is closed with the limiter. The client stays open.
 func TestLimitersOnOneClientCountApart(t *testing.T) {
 	client := redistest.Start(t).Client()
 	var reg Registry
 	defer reg.Close()
 	api := Must(reg.New("api", redisOptions(client, hour)))
-	login := Must(reg.New("login", redisOptions(client, hour))) // which once was a shared store
+	login := Must(reg.New("login", redisOptions(client, hour))) // this was once a shared store
 	for range 5 {
 		for _, l := range []*Limiter{api, login} {
 			d, err := l.Take(ctx, "k")
@@ -50,8 +50,8 @@ func TestLimitersOnOneClientCountApart(t *testing.T) {
 	require.Zero(t, d.Remaining, "counters outlive limiters")
 }
 
-// TestReloadKeepsRedisCounters reloads limiters with a store of their own and with a store that
-// they are given.
+// TestReloadKeepsRedisCounters reloads limiters that make their own store, and limiters with
+// Options.Store.
 func TestReloadKeepsRedisCounters(t *testing.T) {
 	client := redistest.Start(t).Client()
 	var reg Registry
@@ -81,8 +81,8 @@ func TestReloadKeepsRedisCounters(t *testing.T) {
 	}
 }
 
-// TestReloadInAnOutageKeepsBlocks reloads while Redis is down. The next generation knows what the
-// last one knew of each key.
+// TestReloadInAnOutageKeepsBlocks reloads while Redis is down. The next generation knows the same
+// state of each key as the last one.
 func TestReloadInAnOutageKeepsBlocks(t *testing.T) {
 	server := redistest.Start(t)
 	client := server.Client(func(o *redis.Options) { o.DialerRetries = 1 })
@@ -140,8 +140,8 @@ func TestSimilarNamesAndKeysCountApart(t *testing.T) {
 	require.Equal(t, len(limiters)*4*3, admitted)
 }
 
-// TestErrorsNameCauseAndRemedy checks that errors and the log name what is wrong and what to do,
-// and that no response does.
+// TestErrorsNameCauseAndRemedy checks that errors and the log name the cause and the remedy, and
+// that no response does.
 func TestErrorsNameCauseAndRemedy(t *testing.T) {
 	locked := redistest.Start(t, "--requirepass", "secret")
 	open := redistest.Start(t)

@@ -125,7 +125,7 @@ func TestCommandWithLostReplyIsNotSentAgain(t *testing.T) {
 			call("alone1") // each is sent at once, on a connection of its own
 			call("alone2")
 			arrived("alone1", "alone2")
-			lose(false) // which cuts the connections
+			lose(false) // this cuts the connections
 			wg.Wait()
 			require.EqualValues(t, 2, failed.Load())
 
@@ -150,7 +150,7 @@ func TestCommandWithLostReplyIsNotSentAgain(t *testing.T) {
 					}
 				})
 				arrived(key)
-				time.Sleep(time.Millisecond) // or the third batch would wait
+				time.Sleep(time.Millisecond) // otherwise the third batch would wait
 			}
 			var together []string
 			for i := range 20 {

@@ -79,8 +79,8 @@ func callAll(s *RedisStore) (err error) {
 	return err
 }
 
-// TestDocumentedRightsSuffice uses the users of docs/production.md. They are refused nothing, and
-// each of the rights for a Cluster and for sentinels is needed.
+// TestDocumentedRightsSuffice uses the users of docs/production.md. Redis refuses them nothing.
+// Each of the rights for a Cluster and for sentinels is needed.
 func TestDocumentedRightsSuffice(t *testing.T) {
 	t.Parallel()
 	limiter := documentedUser(t, "limiter")

@@ -52,7 +52,7 @@ func TestStoreConformsInRealTime(t *testing.T) {
 	}
 }
 
-// conform runs the cases of the conformance suite whose numbers are chosen.
+// conform runs some cases of the conformance suite, chosen by their numbers.
 func conform(t *testing.T, client redis.UniversalClient, choose func(number int) bool, window time.Duration) {
 	number := 0
 	storetest.Run(t, func(t *testing.T, prefix string) Store {

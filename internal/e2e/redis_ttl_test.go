@@ -22,7 +22,7 @@ func requireTTL(t *testing.T, c redis.UniversalClient, s Store, key string, limi
 	for _, k := range found {
 		pttl, err := c.PTTL(ctx, k).Result()
 		require.NoError(t, err)
-		if pttl == -2 { // gone since
+		if pttl == -2 { // it has expired in the meantime
 			continue
 		}
 		require.Positive(t, pttl, k)
@@ -92,8 +92,8 @@ func TestMissingTTLIsRepaired(t *testing.T) {
 	}
 }
 
-// TestForeignValuesAreKeptAndReported puts other values in the place of counters. They are an
-// error that names the key, and they stay as they are.
+// TestForeignValuesAreKeptAndReported puts other values in the place of counters. They cause an
+// error that names the key, and they do not change.
 func TestForeignValuesAreKeptAndReported(t *testing.T) {
 	server := redistest.Start(t)
 	c := server.Client()

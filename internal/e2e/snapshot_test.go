@@ -18,8 +18,8 @@ import (
 )
 
 // TestSnapshotSurvivesKills kills a process at any instant, often in the middle of a
-// write. The file then has all that was counted before the last complete write, and never
-// more than was counted. A key that was denied is denied at once.
+// write. The file then has all units that were counted before the last complete write, and
+// never more than were counted. A key that was denied is denied at once after the restart.
 func TestSnapshotSurvivesKills(t *testing.T) {
 	file := snapshotFile(t)
 	var floor, ceiling int64
@@ -108,7 +108,7 @@ func TestSecondProcessIsKeptOutWithoutTheLock(t *testing.T) {
 		}
 		second := startCounter(t, file)
 		require.Contains(t, second.failed, "the file is in use by")
-		require.Eventually(t, func() bool { // it is made again
+		require.Eventually(t, func() bool { // the process makes it again
 			pid, err := os.ReadFile(file + ".lock")
 			return err == nil && strings.TrimSpace(string(pid)) == fmt.Sprint(first.Process.Pid)
 		}, time.Minute, time.Millisecond)

@@ -18,11 +18,11 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/redistest"
 )
 
-// before is the version that this one is run beside: the last one before the packages
-// of internal were cut.
+// before is the version that runs side by side with this one: the last version before
+// the packages in internal were split.
 const before = "680219c1f6ea"
 
-// versions are programs of testdata/upgrade, of that version and of this one.
+// versions builds testdata/upgrade with that version and with this one.
 func versions(t *testing.T) (old, new string) {
 	t.Helper()
 	root, err := filepath.Abs("../..")
@@ -128,8 +128,8 @@ func TestTwoVersionsShareCountersAtRedis(t *testing.T) {
 	}
 }
 
-// TestTwoVersionsReadOneSnapshotFile has versions that take turns with a file, forwards
-// and backwards. None finds more or less than the one before it has left.
+// TestTwoVersionsReadOneSnapshotFile has the versions take turns with a file, for upgrades and
+// downgrades. Each finds exactly the counters that the one before has left.
 func TestTwoVersionsReadOneSnapshotFile(t *testing.T) {
 	old, new := versions(t)
 	for _, limits := range upgraded {
