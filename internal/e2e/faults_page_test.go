@@ -49,7 +49,7 @@ func (f *fault) cell() string {
 	return f.name
 }
 
-// faultsIntro returns the page without its table.
+// faultsIntro returns the part of the page before its table.
 func faultsIntro() string {
 	return fmt.Sprintf(`# What happens when Redis fails
 
@@ -75,19 +75,19 @@ Numbers are rounded: counts to one digit, times up. They were measured on a smal
 `, faultsCommand, faultCallers, spreadKeys, faultTimeout, int(faultHangs/faultTimeout))
 }
 
-// faultsBeside is what other tests show of failures.
+// faultsBeside is the part of the page about other tests.
 const faultsBeside = `
 ## What other tests show
 
-` + "`go test -run`" + ` with one of these names runs a test of the root module in its folder, and a test of internal/e2e there.
+` + "`go test -run`" + ` with a name from the table runs the test: in internal/e2e if the table says so, otherwise in the folder of the root module.
 
 | what happens | what holds | test |
 |---|---|---|
-| Cluster: a slot is half moved, and a key under two limits gets TRYAGAIN | the error is about the key: it is decided in this process, other keys are decided by Redis, and the breaker stays closed | ` + "`TestMovingSlotIsNoOutage` in internal/e2e" + ` |
-| a store, or the client that it was lent, is closed under a live limiter | Take returns an error, and requests get 503: the process is shutting down, and a policy for outages does not apply | ` + "`TestClosedStoreIsAnErrorUnderEachPolicy`" + ` |
+| Cluster: a slot is half moved, and a key under two limits gets TRYAGAIN | the error is about the key, so this process decides it. Redis decides other keys, and the breaker stays closed | ` + "`TestMovingSlotIsNoOutage` in internal/e2e" + ` |
+| a store, or the client that it uses, is closed under a live limiter | Take returns an error, and requests get 503. The process is shutting down, so the policy for outages does not apply | ` + "`TestClosedStoreIsAnErrorUnderEachPolicy`" + ` |
 | a limiter is closed while requests reach it | Redis decides, or there is an error | ` + "`TestCallsDuringCloseAreDecidedOrRefused`" + ` |
 | Reload while leases are held | the next generation goes on with them. No unit is lost, and no goroutine of the old generation is left | ` + "`TestReloadHandsLeasesOn`, `TestSuccessorGivesBackLeasesOfAClosedClient`" + ` |
-| Redis's clock jumps ahead | a key that this process knows to be denied stays denied by this process's clock. What is left: a key that was half used has its whole limit again, and so has every key in a process that knows nothing of it | ` + "`TestServerClockThatJumpsAheadFreesNobody`" + ` |
+| Redis's clock jumps ahead | a key that this process knows to be denied stays denied by this process's clock. Two cases cannot be prevented: a half-used key has its whole limit again, and so has every key in a process that has not seen it before | ` + "`TestServerClockThatJumpsAheadFreesNobody`" + ` |
 | Redis hangs while units are given back | no answer waits for longer than ` + "`Timeout`" + ` | ` + "`TestAnswersDoNotWaitForUnitsToBeGivenBack`" + ` |
 `
 
