@@ -56,9 +56,9 @@ func faultsIntro() string {
 The test suite writes this page: `+"`%s`"+`.
 
 Each fault is injected into real Redis servers while %d callers keep calling three limiters, through `+"`Take`"+` and through
-`+"`Middleware`"+`. They use a key that is used up, one that is half used, one that they use up together during the fault, one
-that is never used up, and %d others. The limiters have `+"`FallbackLocal`"+`, unless the row names another policy, and a
-`+"`Timeout`"+` of %v.
+`+"`Middleware`"+`. Four of their keys have a role: one is used up, one is half used, one is used up by all callers during the
+fault, and one is never used up. There are %d other keys. The limiters have `+"`FallbackLocal`"+`, unless the row names
+another policy, and a `+"`Timeout`"+` of %v.
 
 For each row the suite checks that
 
