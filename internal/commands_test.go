@@ -193,8 +193,8 @@ func commandsOf(fsys fs.FS, patterns ...string) (commands []testCommand, err err
 }
 
 // parseCommand reads the arguments of go test. A flag may have its value after
-// a space or after "=". Of other flags, a value that is not a package's path is
-// ignored.
+// a space or after "=". If another flag has a separate value, that value is
+// ignored, unless it is a package's path.
 func parseCommand(place, folder, arguments string) testCommand {
 	c := testCommand{place: place, folder: path.Clean(folder), pattern: "."}
 	args := argument.FindAllString(arguments, -1)

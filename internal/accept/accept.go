@@ -1,14 +1,16 @@
-// Package accept reads the one thing that the library asks of an Accept header.
+// Package accept reads an Accept header, only as far as needed to choose
+// between JSON and plain text.
 package accept
 
 import (
 	"strings"
 )
 
-// PrefersJSON reports whether a client would rather have problem details in JSON
-// (RFC 9457) than plain text, by the Accept header's lines as in RFC 9110, section
-// 12.5.1. A client that names JSON and takes plain text no more gladly does; one that
-// takes anything does not, because it may well be a person.
+// PrefersJSON reports whether a client prefers problem details in JSON (RFC 9457) to
+// plain text. lines are the lines of the Accept header; see RFC 9110, section 12.5.1.
+// If a client names JSON and accepts plain text with the same weight or a lower one,
+// the result is true. If a client accepts anything, the result is false, because it
+// may be a person with a browser.
 func PrefersJSON(lines []string) bool {
 	if len(lines) == 0 {
 		return false
@@ -24,7 +26,7 @@ func PrefersJSON(lines []string) bool {
 			name, q := mediaRange(item)
 			switch {
 			case strings.EqualFold(name, "application/problem+json"):
-				json.see(named+1, q) // what would be sent; application/json may mean it
+				json.see(named+1, q) // the type that would be sent, so more precise than application/json
 			case strings.EqualFold(name, "application/json"):
 				json.see(named, q)
 			case strings.EqualFold(name, "text/plain"):
@@ -45,8 +47,9 @@ func PrefersJSON(lines []string) bool {
 // named is the precision of a range without a wildcard.
 const named = 3
 
-// offer is how much one form of answer is wanted: by the most precise range that
-// covers it, and of two that are as precise, by the better one.
+// offer is how much a client wants one form of answer. The most precise range
+// that covers the form counts. If two ranges are equally precise, the higher
+// weight counts.
 type offer struct {
 	precision int
 	q         int
@@ -58,8 +61,8 @@ func (o *offer) see(precision, q int) {
 	}
 }
 
-// mediaRange reads a range and its weight. A weight that is malformed makes it
-// unwanted; other parameters do not matter.
+// mediaRange reads a range and its weight. A malformed weight counts as 0.
+// Other parameters are ignored.
 func mediaRange(s string) (name string, q int) {
 	name, params, _ := strings.Cut(s, ";")
 	q = full
@@ -74,11 +77,11 @@ func mediaRange(s string) (name string, q int) {
 	return strings.TrimSpace(name), q
 }
 
-// full is the weight of a range that is wanted without reserve.
+// full is the weight 1, in billionths.
 const full = 1_000_000_000
 
-// weight reads a number from 0 to 1 in billionths, and anything else as 0. Further
-// decimals are not looked at; RFC 9110 has three.
+// weight reads a number from 0 to 1 in billionths. Anything else counts as 0.
+// Digits after the ninth decimal are ignored; RFC 9110 allows three.
 func weight(s string) (q int) {
 	whole, decimals, _ := strings.Cut(s, ".")
 	for unit := full / 10; decimals != ""; unit, decimals = unit/10, decimals[1:] {
@@ -96,5 +99,6 @@ func weight(s string) (q int) {
 	return 0
 }
 
-// maxLine is longer than what any browser sends. A longer line has no say.
+// maxLine is longer than any line that a browser sends. Longer lines are
+// ignored.
 const maxLine = 4096

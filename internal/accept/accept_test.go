@@ -72,7 +72,7 @@ func TestPrefersJSON(t *testing.T) {
 	}
 }
 
-// TestJunkIsNotCopied: what an attacker sends is read where it stands.
+// TestJunkIsNotCopied: reading what an attacker sends allocates nothing.
 func TestJunkIsNotCopied(t *testing.T) {
 	for _, junk := range []string{"APPLICATION/JSONX", "a/b;q=x", "a;q=1.2.3,", ";", "\xc3\x89,", ";q=1", "application/json;Q=-1,", ",", `"`} {
 		lines := []string{strings.Repeat(junk, 10_000)}
@@ -82,11 +82,11 @@ func TestJunkIsNotCopied(t *testing.T) {
 	}
 }
 
-// weights in the order of what they are worth.
+// weights, in ascending order of their value.
 var weights = []string{"0", "0.001", "0.5", "0.999", "1"}
 
-// TestPrefersJSONReference checks every small header against the rule in words:
-// the most precise range decides for each form.
+// TestPrefersJSONReference checks every small header against a simple form of
+// the rule: the most precise range decides for each form.
 func TestPrefersJSONReference(t *testing.T) {
 	const unnamed = 0
 	// How much is each range wanted, by place in weights plus 1, or not named?
@@ -121,8 +121,8 @@ func TestPrefersJSONReference(t *testing.T) {
 	}
 }
 
-// FuzzPrefersJSON: how a list is split over lines, and in which order it stands, is
-// of no meaning (RFC 9110, sections 5.3 and 12.5.1).
+// FuzzPrefersJSON: neither the split of a list over lines nor its order matters
+// (RFC 9110, sections 5.3 and 12.5.1).
 func FuzzPrefersJSON(f *testing.F) {
 	for _, s := range []string{"", "application/json, text/plain;q=0.5", "*/*;q=1,text/*;q=0.1", "a;q=\"x,y\";;,,", "application/json;q=1;q=0", "\x00\xff,é/é;q=é"} {
 		f.Add(s)

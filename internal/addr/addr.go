@@ -1,6 +1,7 @@
 // Package addr reads client addresses from connections and from the header fields
-// in which proxies pass them on. It believes nothing that it cannot parse, and
-// allocates nothing that grows with what it reads.
+// in which proxies pass them on. It ignores whatever it cannot parse. It
+// allocates no memory that grows with its input. forwarded.go parses the
+// Forwarded header; everything else is in addr.go.
 package addr
 
 import (
@@ -8,13 +9,14 @@ import (
 	"strings"
 )
 
-// maxText is longer than any address with a port or a zone that is used in
-// earnest. Longer text is not looked at.
+// maxText is longer than any address with a port or a zone in practice. Longer
+// text is rejected without parsing.
 const maxText = 96
 
 // Parse reads an IP address, with or without a port: "192.0.2.1", "192.0.2.1:80",
-// "2001:db8::1", "[2001:db8::1]", "[2001:db8::1]:80". Brackets are also read around
-// an IPv4 address. Several forms of one client are one address: see canonical.
+// "2001:db8::1", "[2001:db8::1]", "[2001:db8::1]:80". Brackets are also allowed
+// around an IPv4 address. Several forms of one client's address give the same
+// result: see canonical.
 func Parse(s string) (netip.Addr, bool) {
 	s = strings.Trim(s, " \t")
 	if len(s) > maxText || s == "" {
@@ -38,8 +40,8 @@ func Parse(s string) (netip.Addr, bool) {
 	return canonical(a), err == nil
 }
 
-// IPv4Host returns the address of "192.0.2.1:80", as it stands there: the one form
-// in which net/http writes an IPv4 peer. Of other forms it knows nothing.
+// IPv4Host returns the address part of text such as "192.0.2.1:80", which is how
+// net/http writes an IPv4 peer. For any other form it returns false.
 func IPv4Host(s string) (string, bool) {
 	n, digits, dots := uint(0), 0, 0
 	for i := range len(s) {
@@ -76,12 +78,12 @@ func isPort(s string) bool {
 	return port <= 65535
 }
 
-// NAT64 is the prefix under which translators write IPv4 addresses (RFC 6052,
-// section 2.1): all IPv4 clients of a server that has IPv6 alone are in one /64 of it.
+// NAT64 is the prefix under which translators write IPv4 addresses (RFC 6052, section
+// 2.1). On a server that only has IPv6, all IPv4 clients are in one /64 of it.
 var NAT64 = netip.MustParsePrefix("64:ff9b::/96")
 
-// canonical makes one address of several forms of it: an IPv4 address in IPv6 form is
-// that IPv4 address, as mapped and as translated by NAT64, and a zone is dropped. No
+// canonical returns the same address for all forms of it. An IPv4 address in IPv6
+// form, mapped or translated by NAT64, becomes the IPv4 address. A zone is removed. No
 // private address is translated (RFC 6052, section 3.1): it could be a trusted one.
 func canonical(a netip.Addr) netip.Addr {
 	a = a.Unmap().WithZone("")
@@ -94,23 +96,24 @@ func canonical(a netip.Addr) netip.Addr {
 	return a
 }
 
-// Found is how the address of a client was found.
+// Found says how the address of a client was found.
 type Found uint8
 
 const (
-	Direct     Found = iota // it is the connection's own: nobody is trusted to name another one
-	Untrusted               // the same, because the connection is not from a trusted proxy
-	Silent                  // the connection is from a trusted proxy, which has named nobody
+	Direct     Found = iota // the connection's own address, because no proxy is trusted
+	Untrusted               // the connection's own address, because it is not from a trusted proxy
+	Silent                  // the connection is from a trusted proxy, which has named no client
 	Named                   // a trusted proxy has named it
-	Unreadable              // a trusted proxy has named it, but has itself been given what is no address
-	TooFew                  // it is the connection's own: fewer proxies than expected have named somebody
+	Unreadable              // the next value in the header is not an address: this is the last address before it, or the connection's own
+	TooFew                  // the connection's own address, because fewer proxies than expected have named a client
 )
 
-// Client finds who a request comes from. The peer is whom the connection is from,
-// or the zero Addr for a peer that is trusted and has no address; lines are what
-// proxies have said. Each hop was vouched for by the one before it, so the walk ends
-// at the first that is not trusted, and before the first that is no address. Client
-// returns the zero Addr if that leaves nobody.
+// Client finds the client that a request comes from. peer is the address of the
+// connection, or the zero Addr for a peer that is trusted and has no address. lines
+// are the values of the header field. Each hop was reported by the hop before it,
+// starting with the nearest. So Client stops at the first hop that is not trusted,
+// and before the first hop that is not an address. It returns the zero Addr if that
+// leaves no address.
 func Client(peer netip.Addr, trusted []netip.Prefix, f Format, lines []string) (netip.Addr, Found) {
 	if peer.IsValid() && !contains(trusted, peer) {
 		return peer, Untrusted
@@ -128,10 +131,11 @@ func Client(peer netip.Addr, trusted []netip.Prefix, f Format, lines []string) (
 	return client, found
 }
 
-// ClientBehind finds who a request comes from if n proxies are in front, whatever
-// their addresses are: the nth of the hops, the nearest first, which the proxy
-// furthest away has added. If there are fewer, or the nth is no address, it is the
-// peer. In a format with one address all proxies but the furthest leave it as it is.
+// ClientBehind finds the client that a request comes from if n proxies are in front,
+// whatever their addresses are. It takes the nth hop, counted from the nearest: the
+// most distant proxy has added it. If there are fewer hops, or the nth is not an
+// address, the result is peer. In a format with one address, the most distant proxy
+// sets it and the others leave it unchanged, so n does not matter.
 func ClientBehind(peer netip.Addr, n int, f Format, lines []string) (netip.Addr, Found) {
 	client, found := peer, Silent
 	if f == Single || f == SingleWithPort {
@@ -165,14 +169,14 @@ type Format uint8
 
 const (
 	Unknown        Format = iota
-	ForwardedFor          // a list to which each proxy adds, as X-Forwarded-For
+	ForwardedFor          // a list to which each proxy adds, such as X-Forwarded-For
 	Forwarded             // RFC 7239
 	Single                // one line with one address
-	SingleWithPort        // the same with a port behind it, also an IPv6 address without brackets: "2001:db8::1:443"
+	SingleWithPort        // the same with a port after it, also for an IPv6 address without brackets: "2001:db8::1:443"
 )
 
-// walk calls visit with what each proxy has said, the nearest first, until visit
-// returns false. It allocates nothing.
+// walk calls visit with what each proxy has reported, the nearest proxy first,
+// until visit returns false. It allocates nothing.
 func (f Format) walk(lines []string, visit func(hop string) (more bool)) {
 	switch f {
 	case ForwardedFor:
@@ -192,9 +196,9 @@ func (f Format) walk(lines []string, visit func(hop string) (more bool)) {
 	}
 }
 
-// forwardedFor visits the members of X-Forwarded-For, over all of its lines from the
-// last to the first. An empty member is visited too: it is a hop that nothing is known
-// of, and not one to step over.
+// forwardedFor visits the members of X-Forwarded-For, over all lines from the last to
+// the first. It does not skip an empty member, because that is a hop whose address is
+// unknown.
 func forwardedFor(lines []string, visit func(string) bool) {
 	for i := len(lines) - 1; i >= 0; i-- {
 		line := lines[i]
@@ -211,8 +215,8 @@ func forwardedFor(lines []string, visit func(string) bool) {
 	}
 }
 
-// single visits the value of a header that must have one line with one address, and
-// something that is no address if it has several lines.
+// single visits the value of a header that must have one line with one address. If
+// there are several lines, it visits "", which is not an address.
 func single(lines []string, visit func(string) bool) {
 	switch len(lines) {
 	case 0:

@@ -276,7 +276,7 @@ func TestNothingGrowsWithJunk(t *testing.T) {
 	}
 }
 
-// reference reads X-Forwarded-For as it is told to a person: write all lines as one
+// reference reads X-Forwarded-For as one would explain it: write all lines as one
 // list, and read it backwards.
 func reference(peer netip.Addr, trusted []netip.Prefix, list string) netip.Addr {
 	believed := func(a netip.Addr) bool {
@@ -298,7 +298,8 @@ func reference(peer netip.Addr, trusted []netip.Prefix, list string) netip.Addr 
 }
 
 // FuzzForwardedFor lets a client write any lines. The proxies add its address and
-// theirs, to the last line or as lines of their own: what it wrote is never believed.
+// their own, to the last line or as separate lines. What the client wrote is never
+// trusted.
 func FuzzForwardedFor(f *testing.F) {
 	f.Add("203.0.113.66", "", "198.51.100.1", uint8(0))
 	f.Add("10.0.0.9, 203.0.113.66", "10.0.0.9", "2001:db8::7", uint8(1))
@@ -334,8 +335,8 @@ func FuzzForwardedFor(f *testing.F) {
 	})
 }
 
-// TestIPv4Host: it reads what package netip reads as an IPv4 address and a port, in the
-// one form that netip writes, and nothing else.
+// TestIPv4Host: it reads an IPv4 address and a port as package netip does, but only in
+// the form that netip writes.
 func TestIPv4Host(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	texts := []string{"", ":", "1.2.3.4", "1.2.3.4:", ":80", "1.2.3:80", "1.2.3.4.5:80", "1.2.3.4:080x", "256.1.1.1:1", "1.2.3.4:123456",

@@ -4,17 +4,17 @@ import (
 	"strings"
 )
 
-// maxElements is how many elements of one line of Forwarded are read, the last
-// ones: more proxies than that do not stand behind each other.
+// maxElements is how many elements of one line of Forwarded are read, counted
+// from the end. No chain of proxies is that long.
 const maxElements = 32
 
-// forwarded visits the "for" parameters of Forwarded (RFC 7239), over all of its
-// lines from the last to the first and in each from the last element to the first.
-// An element without one, or with one that is malformed, is visited as "".
+// forwarded visits the "for" parameters of Forwarded (RFC 7239), over all lines
+// from the last to the first, and in each line from the last element to the first.
+// An element without a "for" parameter, or with a malformed one, is visited as "".
 func forwarded(lines []string, visit func(string) bool) {
 	for i := len(lines) - 1; i >= 0; i-- {
-		// Quoted strings can only be told from the left, elements are wanted from
-		// the right: keep the last few.
+		// Quoted strings can only be parsed from the left, but the elements are
+		// visited from the right. So keep the last maxElements of them.
 		var last [maxElements]string
 		n, rest := 0, lines[i]
 		for more := true; more; n++ {
@@ -33,8 +33,8 @@ func forwarded(lines []string, visit func(string) bool) {
 }
 
 // forwardedElement reads one element, up to a comma, and returns its "for" value.
-// It returns "" for what is malformed, and then goes on at the end of the line:
-// where a quotation mark is missing, nothing behind it can be told apart.
+// If the element is malformed, it returns "" and skips the rest of the line:
+// after a missing quotation mark, the rest cannot be parsed reliably.
 func forwardedElement(s string) (node, rest string, more bool) {
 	found := 0
 	for {
@@ -58,7 +58,7 @@ func forwardedElement(s string) (node, rest string, more bool) {
 				if found++; found == 1 {
 					node = withoutHiddenPort(value)
 				} else {
-					node = "" // twice in one element: neither is to be believed
+					node = "" // "for" twice in one element: trust neither
 				}
 			}
 			tail = strings.TrimLeft(tail, " \t")
@@ -79,8 +79,9 @@ func forwardedElement(s string) (node, rest string, more bool) {
 	}
 }
 
-// forwardedValue reads a token or a quoted string. A token may have a colon and
-// brackets here, which RFC 7239 wants quoted and some proxies do not quote.
+// forwardedValue reads a token or a quoted string. It also accepts a colon and
+// brackets in a token. RFC 7239 requires quotes around them, but some proxies
+// omit the quotes.
 func forwardedValue(s string) (value, rest string, ok bool) {
 	if !strings.HasPrefix(s, `"`) {
 		end := strings.IndexAny(s, " \t;,\"")
@@ -100,8 +101,8 @@ func forwardedValue(s string) (value, rest string, ok bool) {
 	return "", "", false
 }
 
-// withoutHiddenPort cuts off the obfuscated port that RFC 7239, section 6.3, allows
-// behind an address, as in "192.0.2.1:_p1". No address has a colon before an
+// withoutHiddenPort removes the obfuscated port that RFC 7239, section 6.3, allows
+// after an address, as in "192.0.2.1:_p1". No address has a colon before an
 // underscore.
 func withoutHiddenPort(node string) string {
 	if host, _, ok := strings.Cut(node, ":_"); ok {

@@ -46,7 +46,7 @@ func TestForwarded(t *testing.T) {
 		{"three times", []string{"for=a;for=b;for=c"}, []string{""}},
 		{"twice is no reason to go on", []string{"for=x, for=a;for=b"}, []string{"", "x"}},
 
-		// What is malformed is the last thing seen of its line.
+		// Nothing of a line is read beyond a malformed element.
 		{"no value", []string{"for=, for=b"}, []string{""}},
 		{"no parameter", []string{"junk"}, []string{""}},
 		{"no parameter, then one", []string{"junk;for=b"}, []string{""}},
@@ -67,8 +67,8 @@ func TestForwarded(t *testing.T) {
 	}
 }
 
-// TestForwardedLong: of a line with more elements than proxies stand behind each
-// other, the last ones are read, and nothing before them.
+// TestForwardedLong: of a line with more elements than any chain of proxies
+// writes, only the last elements are read.
 func TestForwardedLong(t *testing.T) {
 	var line string
 	for i := range 100 {
@@ -80,11 +80,11 @@ func TestForwardedLong(t *testing.T) {
 	}
 }
 
-// FuzzForwarded lets a client write any lines and the Host header. Its proxy adds
-// the client's address, and another one that of the first, to the last line or as lines
-// of their own. Whatever the client wrote, it is either counted under its address
-// or under that of a proxy, and where it could not write into the same line under
-// its address alone.
+// FuzzForwarded lets a client write any lines and the Host header. Its proxy adds the
+// client's address, and another proxy adds the address of the first, to the last line
+// or as separate lines. Whatever the client wrote, it is counted under its own address
+// or under the address of a proxy. If it could not write into the same line, it is
+// counted under its own address.
 func FuzzForwarded(f *testing.F) {
 	for _, evil := range []string{
 		"", "for=203.0.113.66", `for="`, `for=203.0.113.66;x="`, `for=203.0.113.66;x="\`, `for=203.0.113.66;x="a\"`,

@@ -89,11 +89,10 @@ type Settings struct {
 	// late when a caller gives up on it, because a deadline has passed. It no
 	// longer counts towards MaxInFlight then, so another one can replace it.
 	//
-	// This is for a server or a connection that hangs. Then round trips in
-	// flight end only when the client's own timeouts end them, which may take
-	// seconds. If they were not replaced, all later calls would wait for them
-	// and fail without being sent, even if the server has recovered in the
-	// meantime.
+	// This is for a server or a connection that hangs. Then only the client's
+	// own timeouts end the round trips in flight, which may take seconds. If
+	// they were not replaced, all later calls would wait for them and fail
+	// without being sent, even if the server has recovered in the meantime.
 	//
 	// Each late round trip occupies a goroutine and a connection until it ends,
 	// so their number has a bound. Once MaxLate round trips are late, no other

@@ -117,8 +117,8 @@ func (s *server) do(value int, timeout time.Duration) *caller {
 	return c
 }
 
-// requireDone waits for the caller, and requires that Do took so long and
-// returned err.
+// requireDone waits for the caller, and requires that Do took the given time
+// and returned err.
 func (c *caller) requireDone(t *testing.T, took time.Duration, err error) {
 	t.Helper()
 	<-c.done

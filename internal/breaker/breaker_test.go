@@ -58,7 +58,7 @@ func TestOpens(t *testing.T) {
 	}
 }
 
-// TestRateIsOfLate: what was long ago does not count for a rate.
+// TestRateIsOfLate: only recent calls count for a rate.
 func TestRateIsOfLate(t *testing.T) {
 	var b breaker.Breaker
 	call(&b, 0, times(9, ok, bad)...)
@@ -68,7 +68,8 @@ func TestRateIsOfLate(t *testing.T) {
 	require.True(t, b.Open())
 }
 
-// TestProbes: one call at a time, after pauses that grow up to a second, until one succeeds.
+// TestProbes: an open breaker allows one call at a time, after pauses that grow up to a
+// second, until one succeeds.
 func TestProbes(t *testing.T) {
 	var b breaker.Breaker
 	call(&b, 0, times(5, bad)...)
@@ -98,7 +99,7 @@ func TestProbes(t *testing.T) {
 	require.False(t, b.Open())
 	require.EqualValues(t, 1, b.Opened())
 
-	// And it is as at first.
+	// The breaker is then like a new one.
 	call(&b, now, times(4, bad)...)
 	require.False(t, b.Open())
 	call(&b, now, bad)
@@ -107,7 +108,8 @@ func TestProbes(t *testing.T) {
 	require.True(t, b.Ready(now+100*ms))
 }
 
-// TestStragglers: calls from before it opened neither close it nor count afterwards.
+// TestStragglers: calls from before the breaker opened neither close it nor count
+// afterwards.
 func TestStragglers(t *testing.T) {
 	var b breaker.Breaker
 	for range 10 {
@@ -122,7 +124,8 @@ func TestStragglers(t *testing.T) {
 	require.True(t, b.Ready(100*ms))
 }
 
-// TestManyCallers: whatever they do, at most one probes, and in the end it closes.
+// TestManyCallers: whatever the callers do, at most one of them probes, and in the
+// end the breaker closes.
 func TestManyCallers(t *testing.T) {
 	var b breaker.Breaker
 	var now, probes atomic.Int64

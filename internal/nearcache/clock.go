@@ -6,39 +6,44 @@ import (
 	"sync/atomic"
 )
 
-// Instant is when units were taken, on both clocks, in nanoseconds.
+// Instant is the time at which units were taken, on both clocks, in
+// nanoseconds. This file has the conversion between the two clocks.
 type Instant struct {
 	Here  int64 // on this process's monotonic clock
-	Store int64 // on the store's; or unknown if the store has not counted the units
+	Store int64 // on the store's clock; or unknown, if the store has not counted the units
 }
 
-// unknown is the store's instant of units that were decided here.
+// unknown is Instant.Store for units that were decided here.
 const unknown = math.MinInt64
 
-// AnyTime is the instant of units of which it is not known when they were taken.
+// AnyTime is the Instant of units if it is not known when they were taken.
 var AnyTime = Instant{math.MaxInt64, math.MaxInt64}
 
-// Here is the Instant of units that [Cache.Take] has taken at an instant of this process.
+// Here returns the Instant of units that [Cache.Take] has taken, given the instant on our
+// clock.
 func Here(at int64) Instant { return Instant{at, unknown} }
 
-// InstantOf is the Instant of units that the store has taken at an instant of its own.
+// InstantOf returns the Instant of units that the store has taken, given the store's
+// instant.
 func (c *Cache) InstantOf(at int64) Instant { return Instant{c.clock.here(at), at} }
 
-// Observe takes note of the store's clock: it showed at when ours showed now, or a little
-// earlier. Learn does that as well. For calls that are not learnt from.
+// Observe notes that the store's clock showed at when ours showed now or slightly
+// earlier. Learn does that, too. Observe is for answers that are not learnt. It may take
+// the clock's lock.
 func (c *Cache) Observe(at, now int64) { c.clock.observe(at, now) }
 
-// StoreTime is what the store's clock shows when ours shows now. It is not known as long
-// as the store has never answered.
+// StoreTime returns what the store's clock shows when ours shows now. known is false as
+// long as the store has never answered.
 func (c *Cache) StoreTime(now int64) (at int64, known bool) { return c.clock.store(now) }
 
-// clock converts between the two clocks by an offset: the store's less ours. An answer
-// shows the offset less the time that it took to come. So the greatest offset seen is the
-// nearest to the truth, and one that does not move with each answer: what belongs into
-// one window at the store, belongs into one window here.
+// clock converts between the two clocks by an offset: the store's clock minus ours. An
+// answer shows the offset minus the time that the answer has travelled. So the greatest
+// offset seen is the most accurate one. It also does not change with each answer, so
+// units that are in one window at the store are in one window here, too.
 //
-// Clocks drift and are set. Therefore the offset is the greatest seen in this period and
-// the one before, and one that is off by more than any answer takes is replaced at once.
+// Clocks drift and are set. Therefore the offset in use is the greatest one of the
+// present period and the period before. An offset that is wrong by more than any answer
+// takes is replaced at once.
 type clock struct {
 	offset atomic.Int64 // in use
 	best   atomic.Int64 // the greatest of this period
@@ -47,7 +52,7 @@ type clock struct {
 	// When the store's clock was last seen to have jumped ahead, 0 for never, and how
 	// far it has jumped in all.
 	jumped, jumpedBy atomic.Int64
-	mu               sync.Mutex // of changing more than one of these
+	mu               sync.Mutex // held while these fields are changed; reads take no lock
 }
 
 const (
@@ -55,7 +60,9 @@ const (
 	maxLatency  = 5 * 1_000_000_000
 )
 
-// observe learns from an answer of the store's instant at that came at now.
+// observe updates the offset from an answer that the store has given at its
+// instant at and that arrived here at now. It takes the lock only if something
+// changes.
 func (k *clock) observe(at, now int64) {
 	seen, best := at-now, k.best.Load()
 	if until := k.until.Load(); until != 0 && now < until && seen <= best && seen > best-maxLatency {
@@ -85,12 +92,13 @@ func (k *clock) observe(at, now int64) {
 	k.until.Store(max(1, now+clockPeriod))
 }
 
-// here is what our clock showed when the store's showed at.
+// here returns what our clock showed when the store's clock showed at.
 func (k *clock) here(at int64) int64 {
 	return at - k.offset.Load()
 }
 
-// store is what the store's clock shows when ours shows now, if it was ever seen.
+// store returns what the store's clock shows when ours shows now. known is false
+// if the store has never answered.
 func (k *clock) store(now int64) (at int64, known bool) {
 	if k.until.Load() == 0 {
 		return 0, false

@@ -7,28 +7,31 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// A lease is units of a busy key that the store has counted already, to be handed out
-// here without asking it. Only keys with a lease, or for which one has been asked for,
-// have an entry here. How busy a key is, is known by its hash.
+// A lease has units of a busy key that the store has already counted. This process
+// hands them out without asking the store. This file decides which keys get a lease,
+// how many units it has and when it ends. Taking the units at the store and giving
+// them back is up to package remote. A key is in the map of leases only if it has a
+// lease, or if one has been requested. How busy a key is, is counted by its hash.
 
 type lease struct {
-	limits []rule.Limit // under which the units were counted
-	older  units        // what is left of earlier units
-	newer  units        // the units that came last
-	size   int64        // of both when the last ones came
-	asking bool         // a caller is on its way for more
-	asked  int64        // since then
+	limits []rule.Limit // the limits under which the store counted the units
+	older  units        // what is left of the units before the last request
+	newer  units        // what is left of the units of the last request
+	size   int64        // units of both when the last request was answered
+	asking bool         // a caller is asking the store for more
+	asked  int64        // when that caller began, on our clock
 }
 
 type units struct {
 	left  int64
-	until int64   // when what is left of them goes back
-	at    Instant // of the earliest of them
+	until int64   // when the rest of them is given back
+	at    Instant // when the store counted the earliest of them
 }
 
 func (l *lease) left() int64 { return l.older.left + l.newer.left }
 
-// oldest is what is spent next, and what the lease ends with.
+// oldest returns the units that are spent next. The lease ends when their time
+// is over.
 func (l *lease) oldest() *units {
 	if l.older.left > 0 {
 		return &l.older
@@ -36,39 +39,43 @@ func (l *lease) oldest() *units {
 	return &l.newer
 }
 
+// live reports whether the time of the lease is not over.
 func (l *lease) live(now int64) bool { return now < l.oldest().until }
 
-// serves reports whether units of the lease can be used under limits.
+// serves reports whether units of the lease can be used under limits at now. It
+// returns false for a nil lease.
 func (l *lease) serves(limits []rule.Limit, now int64) bool {
 	return l != nil && l.live(now) && slices.Equal(l.limits, limits)
 }
 
 const (
-	// A key needs this many units asked for in an age to have a lease.
+	// leaseBusy is how many units of a key must be requested in an age before
+	// the key gets a lease.
 	leaseBusy = 8
-	// A process holds at most this part of what is left of a key, so that the last units of a
-	// limit are there for everybody. It is also the most that it can take with it when it
-	// is killed.
+	// leaseShare bounds a lease to this part of the units that are left of a key (a
+	// sixteenth). So the last units of a limit are available to all processes. It also bounds
+	// how many units are lost if the process is killed.
 	leaseShare = 16
-	// More of a lease is asked for when this part of it is left.
+	// leaseLow is the part of a lease (a quarter) below which more units are
+	// requested.
 	leaseLow = 4
 )
 
 // demand is how busy one key is.
 type demand struct {
 	tag    uint64
-	since  int64 // the begin of this age
-	used   int64 // units asked for since then
-	before int64 // in the age before
+	since  int64 // when the present age began
+	used   int64 // units requested since then
+	before int64 // units requested in the age before
 }
 
-// demandSet holds the busiest of the keys whose hash names it. A newcomer takes the place
-// of the one that is asked for least, so that a flood of keys that come once displaces
-// its own kind.
+// demandSet has the busiest keys among those with the same part of the hash. A new key
+// replaces the key with the fewest requested units. So a flood of keys that are used once
+// mostly replaces keys of the same flood.
 type demandSet [4]demand
 
-// demand returns how busy a key is, in the place of another if need be. The stripe of
-// the key is locked.
+// demand returns the demand of a key. If there is none, it makes one and may replace
+// another key's. The stripe of the key must be locked.
 func (c *Cache) demand(p *place, now, age int64) *demand {
 	sets := c.demands.Load()
 	if sets == nil {
@@ -93,7 +100,7 @@ func (c *Cache) demand(p *place, now, age int64) *demand {
 
 func (d *demand) units() int64 { return max(d.used, d.before) }
 
-// turn begins a new age if the old one is over.
+// turn begins a new age if the present one is over.
 func (d *demand) turn(now, age int64) {
 	if span := now - d.since; span >= age {
 		d.before = 0
@@ -104,10 +111,10 @@ func (d *demand) turn(now, age int64) {
 	}
 }
 
-// TakeLeased takes n units of key out of its lease, if it has n left, and fills
-// answers. at is when the store counted them. If refill is true it is time to ask for
-// more, with WantLease. An age, here and below, is how long units may be held, in
-// nanoseconds.
+// TakeLeased takes n units of key out of its lease and fills answers, if n units are
+// left. at is when the store counted them. If refill is true, the lease is running
+// low, and the caller should request more with WantLease. age, here and below, is how
+// long units may be held, in nanoseconds. TakeLeased locks the key's stripe.
 func (c *Cache) TakeLeased(key string, n, now, age int64, limits []rule.Limit, answers []rule.Answer) (at Instant, ok, refill bool) {
 	p := c.at(key)
 	p.mu.Lock()
@@ -131,8 +138,9 @@ func (c *Cache) TakeLeased(key string, n, now, age int64, limits []rule.Limit, a
 	return at, true, !l.asking && l.left() < l.size/leaseLow
 }
 
-// GiveBackLeased puts n units that were taken at an instant back into the lease, if they
-// are of its time and there is room where they have come from.
+// GiveBackLeased puts n units that were taken at an instant back into the lease. It
+// reports whether it did. It does not if the units are older than the lease, or if the
+// lease has no room for them. It locks the key's stripe.
 func (c *Cache) GiveBackLeased(key string, n int64, at Instant, now int64, limits []rule.Limit) bool {
 	p := c.at(key)
 	p.mu.Lock()
@@ -145,7 +153,8 @@ func (c *Cache) GiveBackLeased(key string, n int64, at Instant, now int64, limit
 	return true
 }
 
-// Leased is how many units of key can be taken out of its lease.
+// Leased returns how many units of key can be taken out of its lease. It locks
+// the key's stripe.
 func (c *Cache) Leased(key string, now int64, limits []rule.Limit) int64 {
 	p := c.at(key)
 	p.mu.Lock()
@@ -157,7 +166,8 @@ func (c *Cache) Leased(key string, now int64, limits []rule.Limit) int64 {
 	return l.left()
 }
 
-// LeaseRequest is a question to the store for units of a lease.
+// LeaseRequest describes units that a caller must take at the store for a
+// lease.
 type LeaseRequest struct {
 	Units   int64
 	at      int64
@@ -166,8 +176,8 @@ type LeaseRequest struct {
 
 // WantLease returns how many units to take for a lease, in addition to the units that a
 // request needs. If that is more than 0, the caller must call [Cache.AddLease] with the
-// outcome. A key without a counter here is taken for whole. If it is not, the store
-// denies the lease.
+// outcome. A key without a counter here is assumed to be whole. If it is not, the store
+// denies the lease. WantLease locks the key's stripe.
 func (c *Cache) WantLease(key string, now, age int64, limits []rule.Limit) LeaseRequest {
 	p := c.at(key)
 	p.mu.Lock()
@@ -206,17 +216,18 @@ func (c *Cache) WantLease(key string, now, age int64, limits []rule.Limit) Lease
 	return LeaseRequest{wanted, now, p.forgets}
 }
 
-// AddLease takes over the units of a request when the store has counted them at its
-// instant at. If none have come, Units of the request must be 0. It returns how many units
-// can be taken now. If ok is true, what was left of a lease before has ended and must be
-// given back.
+// AddLease adds the units of a request to the lease after the store has counted them at
+// its instant at. If the store has granted none, the caller must set Units of the request
+// to 0. AddLease returns how many units can be taken now. If ok is true, the rest of an
+// earlier lease has ended, and the caller must give it back to the store. AddLease locks
+// the key's stripe.
 func (c *Cache) AddLease(r LeaseRequest, key string, at, now, age int64, limits []rule.Limit, answers []rule.Answer) (held int64, ended EndedLease, ok bool) {
 	p := c.at(key)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	l := p.leases[key]
 	if (l == nil || l.asked != r.at) && p.forgets != r.forgets {
-		return 0, EndedLease{}, false // the store has forgotten the key, and perhaps these units
+		return 0, EndedLease{}, false // the key was reset, and perhaps these units with it
 	}
 	taken := c.InstantOf(at)
 	if l == nil {
@@ -241,14 +252,14 @@ func (c *Cache) AddLease(r LeaseRequest, key string, at, now, age int64, limits 
 	l.newer = units{r.Units, r.at + age, taken}
 	l.size = l.left()
 	for i := range limits {
-		if limits[i].Kind == rule.Fixed { // they are of a window, which ends no earlier than this
+		if limits[i].Kind == rule.Fixed { // the units belong to a window, which ends no earlier than this
 			l.newer.until = min(l.newer.until, r.at+answers[i].Reset)
 		}
 	}
 	return l.left(), ended, ok
 }
 
-// EndedLease is what was left of a lease, to be given back to the store.
+// EndedLease has the rest of a lease, which must be given back to the store.
 type EndedLease struct {
 	Key    string
 	Units  int64
@@ -256,8 +267,8 @@ type EndedLease struct {
 	Limits []rule.Limit
 }
 
-// EndLeases ends the leases whose time is over, or all of them, and returns what was
-// left of each.
+// EndLeases ends the leases whose time is over, or all of them, and returns the rest
+// of each. It locks one stripe at a time.
 func (c *Cache) EndLeases(now int64, all bool) (ended []EndedLease) {
 	for i := range c.stripes {
 		s := &c.stripes[i]
@@ -278,7 +289,8 @@ func (c *Cache) EndLeases(now int64, all bool) (ended []EndedLease) {
 	return ended
 }
 
-// HasLeases reports whether a key has a lease, or one has been asked for.
+// HasLeases reports whether any key has a lease, or one has been requested. It
+// locks one stripe at a time.
 func (c *Cache) HasLeases() bool {
 	for i := range c.stripes {
 		s := &c.stripes[i]
@@ -292,6 +304,7 @@ func (c *Cache) HasLeases() bool {
 	return false
 }
 
+// end empties a lease. It returns what was left, and whether that was more than 0.
 func (l *lease) end(key string) (EndedLease, bool) {
 	ended := EndedLease{Key: key, Units: l.left(), At: l.oldest().at, Limits: l.limits}
 	l.older, l.newer, l.size = units{}, units{}, 0

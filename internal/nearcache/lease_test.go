@@ -12,8 +12,9 @@ import (
 
 const age = 200 * ms
 
-// holder is a process and a store of one key that only it uses: what is left there is
-// what it was, less all that has been asked for.
+// holder is a process and a store with one key that no other process uses. So the
+// units left at the store are the original ones minus all that this process has
+// requested.
 type holder struct {
 	t      *testing.T
 	cache  *Cache
@@ -101,7 +102,7 @@ func TestLeaseFollowsTheRate(t *testing.T) {
 }
 
 // TestLeaseIsASixteenth: at all times a process holds no more of a key than a 16th of what
-// was left when it last asked.
+// was left when it last asked the store.
 func TestLeaseIsASixteenth(t *testing.T) {
 	for _, l := range []rule.Limit{hourly(1000), {Kind: rule.Sliding, N: 1000, Window: hour},
 		{Kind: rule.Bucket, N: 1, Window: hour, Burst: 1000}} {
@@ -125,13 +126,13 @@ func TestLeaseIsASixteenth(t *testing.T) {
 	}
 }
 
-// TestLeaseEndsWithItsAge: no unit is handed out later than an age after it was asked for,
-// also if a refill came in between.
+// TestLeaseEndsWithItsAge: no unit is handed out later than an age after it was requested,
+// even if the lease was refilled in between.
 func TestLeaseEndsWithItsAge(t *testing.T) {
 	h := newHolder(t, hourly(1_000_000))
 	h.load(100)
 	h.load(100)
-	for range 3 { // refilled, and then no more than a trickle
+	for range 3 { // refilled, and then only a few requests
 		h.load(100)
 		for h.held() > 5 {
 			h.request(1)
@@ -152,7 +153,7 @@ func TestLeaseEndsWithItsWindow(t *testing.T) {
 	h := newHolder(t, rule.Limit{Kind: rule.Fixed, N: 1_000_000, Window: age / 2})
 	h.load(1000)
 	ends := h.state.T + h.limits[0].Window
-	for h.held() == 0 || h.state.T+h.limits[0].Window == ends { // in a window that has begun since
+	for h.held() == 0 || h.state.T+h.limits[0].Window == ends { // until there is a lease in a new window
 		h.request(1)
 		h.now += age / 1000
 	}
@@ -218,8 +219,8 @@ func TestResetDropsLease(t *testing.T) {
 	require.Empty(t, h.cache.EndLeases(0, true))
 }
 
-// TestLeaseOutlivesItsCounter: a flood that pushes a key out of the table takes no lease
-// with it, nor has a flood of keys that come once the demand for a key forgotten.
+// TestLeaseOutlivesItsCounter: a flood that evicts a key's counter does not end its
+// lease. A flood of keys that are used once does not erase the demand of a key.
 func TestLeaseOutlivesItsCounter(t *testing.T) {
 	h := newHolder(t, hourly(100_000))
 	h.cache = New(NewMemory(100), 1<<20)
@@ -239,8 +240,8 @@ func TestLeaseOutlivesItsCounter(t *testing.T) {
 	require.False(t, h.cache.HasLeases())
 }
 
-// TestEndWhileAsking: the units of a lease that is asked for while all leases end are
-// not lost.
+// TestEndWhileAsking: the units of a lease that is being requested while all leases
+// end are not lost.
 func TestEndWhileAsking(t *testing.T) {
 	h := newHolder(t, hourly(100_000))
 	h.load(100)

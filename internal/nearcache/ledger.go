@@ -9,16 +9,21 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/table"
 )
 
-// The ledger has the keys with units that the store is owed, and for each key records of
-// these in the order in which they came about. Like the table it knows a key by its hash.
-// It needs the key itself as well, to send it to the store. A key of more than longKey
-// bytes is not kept: what is owed of it is sent when a caller comes with it.
+// The ledger has the units that the store is owed. For each key it has records in the
+// order in which they were made. This file has the ledger and how it is settled; sending
+// the units is up to package remote. Like the table, the ledger identifies a key by its
+// hash. It also needs the key itself, to send it to the store. A key longer than longKey
+// bytes is not stored: its units are sent when a caller passes the key again.
 //
-// It is bounded in bytes. A key that would go beyond pushes out the keys that have been
-// in the ledger for the longest, and what the store was owed of these is lost: it
-// admits as many units more. That is counted, unless they do not count any more.
-// Keys of more than longKey bytes have a quarter of the ledger, and push out only each
-// other: a client that sends long keys cannot have short ones forgotten.
+// The ledger is bounded in bytes. When it is full, the keys that have been in it for
+// the longest time are dropped. The store never learns of their units, so it admits as
+// many units too many. Lost counts these keys, unless their units no longer count. Keys
+// longer than longKey bytes have a quarter of the ledger to themselves. So a client
+// that sends long keys cannot displace short ones.
+//
+// The lock of a stripe guards its ledger, with all entries and records. All functions
+// here that get a place, an entry or a ledger require that it is held. The exported
+// methods take it.
 
 type ledger struct {
 	keys   map[table.Hash]*entry
@@ -35,39 +40,42 @@ type entry struct {
 	hash         table.Hash
 	key          string // empty for a long one
 	records      []record
-	settling     *Batch   // that is being sent now, or nil
+	settling     *Batch   // the batch that is being sent now, or nil
 	sending      []record // the records of the batch, in the order of its Owed
 	older, newer *entry
-	bytes        int // that the queue has accounted for
+	bytes        int // as counted in queue.bytes
 }
 
-// record is units of one counter.
+// record has units of one counter that the store is owed.
 //
-// If units is positive, they were taken: all in one window of the counter, if it is not
-// of a bucket. If it is negative, they were given back, and first and last are the
-// Instant at which they had been taken.
+// If units is positive, the units were taken. Unless the counter is a bucket, all of
+// them belong to one window. If units is negative, they were given back. Then first and
+// last are the two fields of the Instant at which they had been taken: Here and Store.
 type record struct {
-	limit       unique.Handle[rule.Limit] // a pointer: most records have the same few
+	limit       unique.Handle[rule.Limit] // a pointer, because most records have the same few limits
 	units       int64
 	first, last int64 // when the first and the last of them were taken, on our clock
 	window      int64 // when the counter's window opened
-	level       int64 // of a bucket: the units in it after the last was taken, rounded up
+	level       int64 // for a bucket: its units after the last of these were taken, rounded up
 }
 
 const (
 	longKey = 512
-	// entryBytes is what a key costs beside its own bytes and its records: the entry
-	// and its place in the map.
+	// entryBytes is the cost of a key without its own bytes and its records: the
+	// entry and its slot in the map.
 	entryBytes  = 160
 	recordBytes = 48
-	// maxGivenBack is how many records of units given back a key has at most.
+	// maxGivenBack is the largest number of records of units given back that a
+	// key has.
 	maxGivenBack = 16
 )
 
+// owes reports whether the store is owed units of the key, including units that are
+// being sent.
 func (e *entry) owes() bool { return len(e.records) > 0 || e.settling != nil }
 
-// open returns the entry of a key, which it makes if there is none. The caller changes
-// it and then calls changed.
+// open returns the entry of a key, and creates it if there is none. The caller must
+// call changed after it has changed the entry. The stripe must be locked.
 func (c *Cache) open(p *place, key string) *entry {
 	e := p.ledger.keys[p.Hash]
 	if e == nil {
@@ -85,7 +93,9 @@ func (c *Cache) open(p *place, key string) *entry {
 	return e
 }
 
-// changed accounts for a change to an entry, drops it if it owes nothing, and makes room.
+// changed updates the size of the ledger after a change to an entry. It drops the entry
+// if it owes nothing, and drops the oldest entries if the ledger is too large. The stripe
+// must be locked.
 func (c *Cache) changed(p *place, e *entry, now int64) {
 	led := &p.ledger
 	if !e.owes() {
@@ -99,7 +109,7 @@ func (c *Cache) changed(p *place, e *entry, now int64) {
 	for q.bytes > c.share(e) {
 		oldest := q.oldest
 		if bytes > c.share(e) {
-			oldest = e // there is no room for it alone
+			oldest = e // the entry alone is too large
 		}
 		if oldest.settling != nil || slices.ContainsFunc(oldest.records, func(r record) bool { return r.counts(now) }) {
 			c.lost.Add(1)
@@ -108,7 +118,7 @@ func (c *Cache) changed(p *place, e *entry, now int64) {
 	}
 }
 
-// share is how many bytes the queue of an entry may have.
+// share returns how many bytes the queue of an entry may use.
 func (c *Cache) share(e *entry) int {
 	if e.key == "" {
 		return c.queue / 4
@@ -116,7 +126,8 @@ func (c *Cache) share(e *entry) int {
 	return c.queue - c.queue/4
 }
 
-// drop takes an entry out. Callers that wait for it to be settled wait no longer.
+// drop removes an entry, and wakes the callers that wait until it is settled. The
+// stripe must be locked.
 func (c *Cache) drop(led *ledger, e *entry) {
 	if e.settling != nil {
 		close(e.settling.done)
@@ -165,8 +176,8 @@ func (r *record) sameCounter(l *rule.Limit) bool {
 	return of.Kind == l.Kind && of.Window == l.Window
 }
 
-// counts reports whether the units still count anywhere at now. A bucket's may have
-// leaked, which Collect finds out.
+// counts reports whether the units still count at now. It returns true for a
+// bucket, whose units may have leaked: notLeaked says how many.
 func (r *record) counts(now int64) bool {
 	l, opened := r.limit.Value(), r.window
 	if r.units < 0 {
@@ -181,8 +192,9 @@ func (r *record) counts(now int64) bool {
 	return true
 }
 
-// owe adds n units that were taken here at an instant, in a window of the counter. after
-// is what the counter then holds.
+// owe adds a record of n units that were taken here at an instant, in a window of the
+// counter. after is the state of the counter after that. owe joins the units to an
+// earlier record of the same counter and window, if possible.
 func (e *entry) owe(l *rule.Limit, after rule.State, window, n, at int64) {
 	if n <= 0 {
 		return
@@ -194,8 +206,9 @@ func (e *entry) owe(l *rule.Limit, after rule.State, window, n, at int64) {
 		if !r.sameCounter(l) {
 			continue
 		}
-		// Units that were given back stay in between: a store that is full would lose
-		// units that are charged before those are given back.
+		// A record of units given back is not passed over. If later charges were sent
+		// before it, a store whose limit is full would ignore them, because the units
+		// were not given back yet.
 		if r.units > 0 && (l.Kind == rule.Bucket || r.window == window) {
 			before := rule.State{T: r.last, A: r.level}
 			r.level = min(max(level, levelOf(l, before, max(r.last, at))+n), rule.MaxUnits)
@@ -209,16 +222,19 @@ func (e *entry) owe(l *rule.Limit, after rule.State, window, n, at int64) {
 	e.records = append(e.records, record{unique.Make(*l), n, at, at, window, level})
 }
 
-// giveBack adds n < 0 units that had been taken at an instant and were given back at
-// now. move is what the table has done about its counter, if it has held one.
+// giveBack notes that n < 0 units, which had been taken at an instant, were given
+// back at now. It first takes the units out of records that have not been sent. It
+// adds a record for the rest. move is what the table has changed, and held says
+// whether the table had a counter.
 func (e *entry) giveBack(l *rule.Limit, n int64, at Instant, now int64, move table.Move, held bool) {
 	given := -move.Units
 	left := -n
 	switch at.Store {
 	case unknown:
-		// They were decided here, so the store does not know of them if they are in a
-		// record. If they are not, they have been sent to it, as long as they count here.
-		// If the counter has been evicted, that is not known, and nothing is given back.
+		// These units were decided here. As long as a record has them, the store does not
+		// know of them. If no record has them, but they still count here, they have been
+		// sent to the store. If the counter was evicted, it is not known whether they
+		// still count, and nothing is given back.
 		left = max(0, min(left, given)-e.reduce(l, left, at.Here, now))
 	case AnyTime.Store:
 		if held {
@@ -228,7 +244,8 @@ func (e *entry) giveBack(l *rule.Limit, n int64, at Instant, now int64, move tab
 		at.Store = unknown
 	}
 	if l.Kind == rule.Bucket && held && at.Store == unknown && move.After.Fresh() {
-		// Only parts of units can be left of what is owed, and those are gone, too.
+		// The counter is empty. So the records can only have fractions of units
+		// left, and these have leaked, too.
 		e.records = slices.DeleteFunc(e.records, func(r record) bool { return r.units > 0 && r.sameCounter(l) })
 	}
 	if left <= 0 {
@@ -246,7 +263,8 @@ func (e *entry) giveBack(l *rule.Limit, n int64, at Instant, now int64, move tab
 		}
 	}
 	if n > 0 && (n >= maxGivenBack || e.records[last].first == r.first && e.records[last].last == r.last) {
-		// As units of the older instant, of which the store gives back less, if anything.
+		// Join the two records with the older of their instants. The store then gives
+		// back the same or less, never more.
 		join := &e.records[last]
 		join.units = max(join.units+r.units, -rule.MaxUnits)
 		if r.first < join.first {
@@ -257,8 +275,8 @@ func (e *entry) giveBack(l *rule.Limit, n int64, at Instant, now int64, move tab
 	e.records = append(e.records, r)
 }
 
-// reduce takes up to n units that were taken at an instant out of the records, which
-// then need not be sent. It returns how many units have been found.
+// reduce takes up to n units that were taken at an instant out of the records, so
+// that they are not sent. It returns how many units it has found.
 func (e *entry) reduce(l *rule.Limit, n, at, now int64) (found int64) {
 	if l.Kind == rule.Bucket {
 		// The table has only given back the units that have not leaked.
@@ -277,7 +295,8 @@ func (e *entry) reduce(l *rule.Limit, n, at, now int64) (found int64) {
 	return found
 }
 
-// unbounded is a limit that any number of units fits into.
+// unbounded returns a limit of the same kind and rate that any number of units
+// fits into.
 func unbounded(l rule.Limit) rule.Limit {
 	if l.Kind == rule.Bucket {
 		l.Burst = rule.MaxUnits
@@ -287,15 +306,15 @@ func unbounded(l rule.Limit) rule.Limit {
 	return l
 }
 
-// Owed is units to send to the store.
+// Owed has units to send to the store.
 type Owed struct {
 	Limit rule.Limit
 	Units int64   // negative if they were given back
 	At    Instant // when they were taken; see [Cache.SendAt]
 }
 
-// SendAt is the instant, on the store's clock, to send with what it is owed. It is known
-// if the store has ever answered.
+// SendAt returns the instant on the store's clock at which the units were taken, to be
+// sent with them. known is false if it is unknown because the store has never answered.
 func (c *Cache) SendAt(o *Owed) (at int64, known bool) {
 	if o.At.Store != unknown {
 		return o.At.Store, true
@@ -303,7 +322,7 @@ func (c *Cache) SendAt(o *Owed) (at int64, known bool) {
 	return c.clock.store(o.At.Here)
 }
 
-// Batch is what the store is owed of one key, to be sent by one caller.
+// Batch has the units of one key that the store is owed. One caller sends it.
 type Batch struct {
 	Key  string
 	Owed []Owed // in the order to send them in
@@ -312,14 +331,17 @@ type Batch struct {
 	done  chan struct{}
 }
 
-// Owing is how many keys have units that the store is owed.
+// Owing returns how many keys have units that the store is owed. It takes no
+// lock.
 func (c *Cache) Owing() int { return int(c.owing.Load()) }
 
-// Lost is how many keys have been pushed out of the ledger with units that still counted.
+// Lost returns how many keys were dropped from the ledger while their units still
+// counted. It takes no lock.
 func (c *Cache) Lost() uint64 { return c.lost.Load() }
 
-// Owes reports whether the store is owed units of a key. If they are being sent just now,
-// settling is closed when that is over; otherwise it is nil.
+// Owes reports whether the store is owed units of a key. If the units are being sent,
+// settling is a channel that is closed when that has ended. Otherwise settling is nil.
+// Owes takes no lock if the ledger is empty.
 func (c *Cache) Owes(key string) (owes bool, settling <-chan struct{}) {
 	if c.owing.Load() == 0 {
 		return false, nil
@@ -337,8 +359,9 @@ func (c *Cache) Owes(key string) (owes bool, settling <-chan struct{}) {
 	return true, e.settling.done
 }
 
-// OwingKeys returns the keys of which the store is owed units that nobody is sending,
-// except for long ones.
+// OwingKeys returns the keys with owed units that no caller is sending, without keys
+// longer than longKey. It locks one stripe at a time. It also drops records whose
+// units no longer count.
 func (c *Cache) OwingKeys(now int64) (keys []string) {
 	for i := range c.stripes {
 		s := &c.stripes[i]
@@ -361,9 +384,10 @@ func (c *Cache) OwingKeys(now int64) (keys []string) {
 	return keys
 }
 
-// Collect hands out what the store is owed of a key, or nil if that is nothing or is being
-// sent by another caller. The key goes on to be owing until [Cache.Settle] is called,
-// which the caller must do.
+// Collect returns the owed units of a key as a Batch. It returns nil if there are none, or
+// if another caller is sending them. The caller must send the batch and then call
+// [Cache.Settle]. Until then the key still counts as owing. Collect locks the key's
+// stripe.
 func (c *Cache) Collect(key string, now int64) *Batch {
 	if c.owing.Load() == 0 {
 		return nil
@@ -389,7 +413,8 @@ func (c *Cache) Collect(key string, now int64) *Batch {
 	return b
 }
 
-// add puts what still counts of a record into the batch.
+// add adds the units of a record that still count to the batch. The stripe must
+// be locked.
 func (b *Batch) add(c *Cache, p *place, r *record, now int64) {
 	l := r.limit.Value()
 	send := func(units int64, at Instant) {
@@ -403,13 +428,13 @@ func (b *Batch) add(c *Cache, p *place, r *record, now int64) {
 	case r.units < 0:
 		send(r.units, Instant{r.first, r.last})
 	case l.Kind == rule.Fixed:
-		// A window that is open at the store takes them, whenever it has opened. If none
-		// is, the first of them opens one.
+		// If a window is open at the store, the units are charged to it, whenever it has
+		// opened. If none is open, the instant of the first unit opens one.
 		send(r.units, Here(r.first))
 	case l.Kind == rule.Sliding && r.first == r.window && now-r.window < l.Window:
-		// The first opened a window here, and may have to at the store. The others are
-		// sent as if all were as late as the last: so they count for long enough if
-		// another process has opened a window in between.
+		// The first unit opened a window here, and may have to open one at the store.
+		// The others are sent with the instant of the last one. So they count for long
+		// enough if another process has opened a window in between.
 		all := *r
 		r.units, r.last = 1, all.first
 		send(r.units, Here(r.first))
@@ -422,19 +447,20 @@ func (b *Batch) add(c *Cache, p *place, r *record, now int64) {
 	}
 }
 
-// notLeaked is how many units of a bucket's record may still be in the bucket. It is all
-// of the bucket that is not gone, because the units of the store leak first: what is
-// owed must not leak by itself as well, or the bucket would leak twice.
+// notLeaked returns how many units of a bucket's record may still be in the bucket. The
+// store's own units leak first, so the owed units are the last to leak, and as many of
+// them count as are left in the bucket. Otherwise the bucket would leak twice: at the
+// store, and in the ledger.
 func (c *Cache) notLeaked(p *place, l *rule.Limit, r *record, now int64) int64 {
 	state, held := c.memory.table.State(p.Hash, now, l)
-	if !held { // it is whole, or it has been evicted
+	if !held { // the bucket is whole or was evicted: use the record's own level
 		state = rule.State{T: r.last, A: r.level}
 	}
 	return levelOf(l, state, now)
 }
 
-// levelOf is how many units of a bucket's state are left at now, rounded up; 0 for other
-// kinds.
+// levelOf returns how many units of a bucket's state are left at now, rounded up. It
+// returns 0 for other kinds.
 func levelOf(l *rule.Limit, s rule.State, now int64) int64 {
 	if l.Kind != rule.Bucket {
 		return 0
@@ -443,16 +469,17 @@ func levelOf(l *rule.Limit, s rule.State, now int64) int64 {
 	return rule.MaxUnits - a.Remaining
 }
 
-// Settle ends what Collect has begun, at now. The store has, or may have, counted the
-// first elements of b.Owed: as many as sent says. It has certainly not counted the rest,
-// which the ledger takes back.
+// Settle ends at now what Collect has begun, and wakes the callers that wait for it.
+// sent is how many of the first elements of b.Owed the store has, or may have, counted.
+// The store has certainly not counted the other elements, and they go back into the
+// ledger. Settle locks the key's stripe.
 func (c *Cache) Settle(b *Batch, sent int, now int64) {
 	p := c.at(b.Key)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	e := b.entry
 	if e.settling != b {
-		return // the key has been forgotten since, or was pushed out
+		return // the key was reset or dropped in the meantime
 	}
 	close(b.done)
 	e.settling = nil

@@ -64,8 +64,8 @@ func TestSettling(t *testing.T) {
 	}
 }
 
-// TestOwedMeanwhile: units that are decided while a key is settled are owed after that,
-// behind what could not be sent.
+// TestOwedMeanwhile: units that are decided while a key is being settled are owed after
+// that, and come after the units that could not be sent.
 func TestOwedMeanwhile(t *testing.T) {
 	c, l, m := newCache(), fixed(9, minute), sliding(9, hour)
 	take(c, "key", 1, 0, true, l)
@@ -81,7 +81,7 @@ func TestOwedMeanwhile(t *testing.T) {
 	require.Zero(t, c.Owing())
 }
 
-// TestOwedEnds: what does not count any more is not owed.
+// TestOwedEnds: units that no longer count are not owed.
 func TestOwedEnds(t *testing.T) {
 	for _, row := range []struct {
 		l   rule.Limit
@@ -104,9 +104,9 @@ func TestOwedEnds(t *testing.T) {
 	}
 }
 
-// TestBucketIsSentWhatIsLeft: the units of the store leak first, so what is owed does
-// not leak by itself. A bucket that the table has dropped, because it is whole or to make
-// room, leaks from where it was.
+// TestBucketIsSentWhatIsLeft: the store's own units leak first, so owed units do not leak
+// as well. A bucket whose counter was freed or evicted continues to leak from its last
+// level.
 func TestBucketIsSentWhatIsLeft(t *testing.T) {
 	l := bucket(60, hour, 10) // one a minute
 	for _, row := range []struct {
@@ -141,7 +141,7 @@ func TestBucketIsSentWhatIsLeft(t *testing.T) {
 }
 
 // TestGivenBackAfterLeaking: if units are given back to a bucket, the part of them that
-// has leaked stays owed: the store's bucket has leaked as much of its own.
+// has leaked stays owed, because the same amount of the store's own units has leaked.
 func TestGivenBackAfterLeaking(t *testing.T) {
 	l := bucket(60, hour, 10) // one a minute
 	c, store, limits := newCache(), newRemote(hour), []rule.Limit{l}
@@ -155,8 +155,8 @@ func TestGivenBackAfterLeaking(t *testing.T) {
 	require.EqualValues(t, 5, a.Remaining)
 }
 
-// TestSlidingIsSentInTwo: the first unit opens the window at the store where it was opened
-// here, and the others count there for no shorter than they do here.
+// TestSlidingIsSentInTwo: the first unit opens the window at the store when it was opened
+// here. The other units count there for at least as long as here.
 func TestSlidingIsSentInTwo(t *testing.T) {
 	c, l := newCache(), sliding(9, minute)
 	take(c, "key", 2, hour, true, l)
@@ -168,8 +168,8 @@ func TestSlidingIsSentInTwo(t *testing.T) {
 	require.Equal(t, []Owed{{l, 1, Here(hour)}, {l, 4, Here(hour + 50*second)}}, b.Owed)
 	c.Settle(b, 2, hour+70*second)
 
-	// In the older of the two windows one unit may weigh nothing, and would open none. (A
-	// cache of its own: time does not run back in one.)
+	// In the older of the two windows one unit may weigh nothing, and would not open a
+	// window. (This uses another cache, because time never runs backwards in one.)
 	c = newCache()
 	take(c, "other", 2, hour, true, l)
 	take(c, "other", 3, hour+50*second, true, l)
@@ -177,8 +177,8 @@ func TestSlidingIsSentInTwo(t *testing.T) {
 	require.Equal(t, []Owed{{l, 5, Here(hour + 50*second)}}, b.Owed)
 }
 
-// TestLateAnswerAfterUnclearTake: an answer from before a call whose effect is not known
-// does not make its units forgotten, and one from after it decides.
+// TestLateAnswerAfterUnclearTake: units of a call with an unknown effect still count
+// after an answer from before the call. An answer from after the call replaces them.
 func TestLateAnswerAfterUnclearTake(t *testing.T) {
 	c, store, limits := newCache(), newRemote(hour), []rule.Limit{fixed(9, hour)}
 	c.Learn("key", store.take("key", 1, hour, limits))
@@ -191,8 +191,8 @@ func TestLateAnswerAfterUnclearTake(t *testing.T) {
 	require.EqualValues(t, 6, left(c, "key", hour+4*ms, limits[0]))
 }
 
-// TestLedgerIsBounded: in bytes, whatever the keys are like. The oldest are pushed out,
-// and counted as lost if they still counted.
+// TestLedgerIsBounded: the ledger is bounded in bytes, whatever the keys are. The
+// oldest keys are dropped, and counted as lost if their units still counted.
 func TestLedgerIsBounded(t *testing.T) {
 	for name, pad := range map[string]int{"short": 0, "long": 2000} {
 		const bytes = 1 << 20
@@ -219,7 +219,7 @@ func TestLedgerIsBounded(t *testing.T) {
 		require.False(t, owes, name)
 		runtime.KeepAlive(table)
 
-		// What has ended is not lost.
+		// Units that no longer count are not lost.
 		lost := c.Lost()
 		for i := range n {
 			c.Take(fmt.Sprint("new", i, strings.Repeat("x", pad)), 1, 4*hour, l, answers, true)
@@ -228,8 +228,8 @@ func TestLedgerIsBounded(t *testing.T) {
 	}
 }
 
-// TestLongKeysPushOutEachOther: a client that sends keys of a megabyte has no short key
-// forgotten.
+// TestLongKeysPushOutEachOther: keys of a megabyte never displace a short key from the
+// ledger.
 func TestLongKeysPushOutEachOther(t *testing.T) {
 	c, l := newCache(), fixed(9, hour)
 	for i := range 200 {
@@ -247,8 +247,8 @@ func TestLongKeysPushOutEachOther(t *testing.T) {
 	}
 }
 
-// TestGiveBacksAreBounded: a key to which units are given back again and again has a
-// bounded number of records, and never gives back more than was asked for.
+// TestGiveBacksAreBounded: if units of a key are given back again and again, its
+// number of records is bounded. It never gives back more than was requested.
 func TestGiveBacksAreBounded(t *testing.T) {
 	for _, l := range []rule.Limit{fixed(900, hour), sliding(900, hour), bucket(1, hour, 900)} {
 		c, store, limits := newCache(), newRemote(9*hour), []rule.Limit{l}
@@ -331,7 +331,8 @@ func TestPermissionsGrow(t *testing.T) {
 	}
 }
 
-// TestNoDenialNoPermissions: a cache that denies nothing has no memory for permissions.
+// TestNoDenialNoPermissions: a cache that denies nothing allocates no memory for
+// permissions.
 func TestNoDenialNoPermissions(t *testing.T) {
 	c, store := newCache(), newRemote(hour)
 	c.Learn("key", store.take("key", 1, hour, []rule.Limit{fixed(9, hour)}))

@@ -1,10 +1,11 @@
-// Package nearcache keeps what this process knows of the keys of a store in another
-// process, such as Redis. With it a limiter denies keys that are known to be denied
-// without asking the store, and goes on counting while the store is away.
+// Package nearcache caches what this process knows about the keys of a store in
+// another process, such as Redis. With it a limiter denies keys that are known to
+// be denied without asking the store, and continues to count while the store is
+// unavailable.
 //
-// There is one implementation of counting: the states are in a table.Table, and the rules
-// are in internal/rule. Beside the table there is only what it cannot
-// hold:
+// It does not implement counting: the states are in a table.Table, and the rules are in
+// internal/rule. It does not call the store either: package remote does. This package
+// adds what the table cannot hold:
 //
 //   - permissions: until when a known denial may be answered here ([Cache.Denied]). A
 //     permission that is lost means that the store is asked.
@@ -16,20 +17,22 @@
 //
 // # Words
 //
-// Units are owed if the store does not know of them and they must be sent to it. Settling
-// a key means to send them. A key is whole under a limit if it has as much left as an unused one.
+// Units are owed if the store does not know of them and this process must send them to it.
+// Settling a key means sending the units that are owed for it. A key is whole under a limit if it
+// has as many units left as an unused key.
 //
 // # Two clocks
 //
-// This process counts on its own monotonic clock, and the store on its own. An [Instant]
-// has both. States are converted when they are learnt, so a jump of the store's clock
-// does not change what is already known here. The conversion is this package's (see
-// clock.go): callers hand on the store's instants as they are.
+// This process counts on its own monotonic clock, and the store on another one. An
+// [Instant] has the time on both clocks. States are converted when they are learnt, so a
+// jump of the store's clock does not change what is already known here. Callers pass the
+// store's instants unchanged; clock.go converts them.
 //
 // # How a limiter uses it
 //
-// One Memory per process, or one for a limiter with a budget of its own, and one Cache for
-// each limiter. A limiter that replaces another one on the same store takes over its Cache.
+// A process has one Memory, and a limiter with its own budget has another one. Each limiter
+// has one Cache. A limiter that replaces another one on the same store takes over its
+// Cache.
 //
 // For a request:
 //
@@ -43,17 +46,19 @@
 //     back: they may be somebody else's at the store. Otherwise they are taken at
 //     [Here] of the instant that Take returned.
 //
-// When units are given back or charged later, at is the Instant at which they were taken, or
-// [AnyTime]. Tell the store, if nothing is owed for the key, and call [Cache.Adjust]: with
-// owed false if the store has done it, and with owed true if the store has certainly
-// not. If it is not known whether it has, do not call Adjust.
+// When units are given back or charged later, pass the Instant at which they were taken, or
+// [AnyTime]. If nothing is owed for the key, send the change to the store first. Then call
+// [Cache.Adjust]. Pass owed = false if the store has made the change, and owed = true if it
+// has certainly not. If that is not known, do not call Adjust.
 //
-// To settle, call [Cache.Collect] for a key, send each of what is in the batch with
-// Store.Adjust, in order and under one limit each, and call [Cache.Settle] with how many the
-// store has or may have counted. What may have been counted must not be sent again.
+// To settle a key, call [Cache.Collect]. Send each element of the batch with Store.Adjust,
+// in order and under one limit each. Then call [Cache.Settle] with the number of elements
+// that the store has or may have counted. An element that may have been counted must not be
+// sent again.
 //
-// To reset a key, wait until nobody settles it, call [Cache.Forget], reset the store, and
-// call Forget again for the answers that were on their way.
+// To reset a key, wait until no caller settles it, call [Cache.Forget], and reset the
+// store. Then call Forget again, because answers that were in flight may have been learnt
+// in the meantime.
 package nearcache
 
 import (
@@ -67,28 +72,31 @@ import (
 // MaxLimits is the most limits that one call may have.
 const MaxLimits = table.MaxLimits
 
-// Memory is what the caches of a process can share: a bounded number of counters, and
-// permissions to deny. It is safe for concurrent use.
+// Memory has the state that the caches of a process can share: a bounded number of
+// counters, and permissions to deny. It is safe for concurrent use.
 type Memory struct {
 	table       *table.Table
 	permissions permissions
 }
 
-// NewMemory returns a Memory of at most that many counters. A key has one counter for each
-// algorithm and window that it is limited under. It starts small and grows to 30 bytes
-// per counter, and up to 8 for each if that many keys are denied at once.
+// NewMemory returns a Memory of at most the given number of counters. A key has one
+// counter for each algorithm and window that it is limited under. The Memory starts small
+// and grows to 30 bytes per counter. If that many keys are denied at once, it uses up to 8
+// more bytes for each.
 func NewMemory(counters int) *Memory {
 	counters = max(counters, 1)
-	noClock := func() int64 { return 0 } // of methods that are not used here
+	noClock := func() int64 { return 0 } // only for methods that are not used here
 	return &Memory{table.New(counters, noClock), permissions{most: counters / setSize}}
 }
 
-// Evicted is how many counters have been pushed out, of all caches that share the
+// Evicted returns how many counters were evicted, from all caches that share the
 // Memory.
 func (c *Cache) Evicted() uint64 { return c.memory.table.Stats().Evicted }
 
-// Cache is what one limiter knows of its store's keys. It is safe for concurrent use;
-// none of its methods waits for anything but a lock that is held for a moment.
+// Cache has the knowledge of one limiter about its store's keys. It is safe for
+// concurrent use. Its methods never wait for the store; they only take locks that are
+// held for a short time. This file has the requests and the store's answers. The
+// ledger, the leases, the permissions and the clocks are in files of these names.
 type Cache struct {
 	memory *Memory
 	owner  table.Owner
@@ -97,53 +105,55 @@ type Cache struct {
 	marks   [marks]mark
 	stripes [stripes]stripe
 	demands atomic.Pointer[[marks]demandSet] // nil until leases are asked for
-	queue   int                              // bytes of a queue of the ledger, at most
+	queue   int                              // the most bytes of one stripe's ledger
 
 	owing atomic.Int64 // keys with units that the store is owed
 	lost  atomic.Uint64
 }
 
 const (
-	// stripes are enough that 64 callers seldom meet at one lock.
+	// stripes is large enough that 64 concurrent callers rarely need the same
+	// lock.
 	stripes = 64
-	// marks are shared by all keys whose hash names one. It does no harm: an answer is
-	// then taken for older than it is, and the stricter state stays until the next one.
+	// marks is the number of marks. All keys whose hash selects the same mark share it.
+	// That is harmless: an answer may be treated as older than it is, and then the
+	// stricter state stays until the next answer.
 	marks = 512
 )
 
-// mark puts answers in order. The lock of its stripe guards it, except for version.
+// mark orders answers. The lock of its stripe guards it, except for version.
 type mark struct {
 	newest  int64         // the store's instant of the newest answer learnt
 	learnt  int64         // when that was, on our clock
-	version atomic.Uint64 // moves on when units were given back here
+	version atomic.Uint64 // increased when units are given back here or the key is reset
 }
 
-// stripe guards the ledger and the leases of some keys. While a key's stripe is locked,
-// no other caller changes its counters in the table.
+// stripe has the ledger and the leases of some keys; mu guards them. While a key's
+// stripe is locked, no other caller changes the key's counters in the table.
 type stripe struct {
 	mu      sync.Mutex
 	ledger  ledger
 	leases  map[string]*lease
 	forgets uint64
-	_       [40]byte // two stripes' locks are not in one cache line
+	_       [40]byte // keeps the locks of two stripes out of one cache line
 }
 
-// New returns a Cache that knows nothing, with a ledger of at most ledgerBytes. The
-// keys of two caches never meet, whatever Memory they share.
+// New returns an empty Cache with a ledger of at most ledgerBytes. Two caches never
+// share keys, even if they share a Memory.
 func New(m *Memory, ledgerBytes int) *Cache {
 	return &Cache{memory: m, owner: table.NewOwner(), queue: ledgerBytes / stripes}
 }
 
-// NewSeeded returns a Cache with a Memory of its own whose behaviour depends on
-// nothing but its calls and the seed: for simulations. Keys that an attacker chooses
-// can collide in it.
+// NewSeeded returns a Cache with a Memory of its own, for simulations. Its behaviour
+// depends only on its calls and the seed. Keys that an attacker chooses can collide
+// in it.
 func NewSeeded(counters, ledgerBytes int, seed uint64) *Cache {
 	noClock := func() int64 { return 0 }
 	m := &Memory{table.NewKept(counters, noClock, table.Secret{seed, ^seed}, 1), permissions{most: max(counters, 1) / setSize}}
 	return &Cache{memory: m, queue: ledgerBytes / stripes}
 }
 
-// place is where the parts of a cache have what they know of a key.
+// place says where the parts of a cache store what they know about a key.
 type place struct {
 	table.Hash
 	bits uint64
@@ -159,10 +169,10 @@ func (c *Cache) at(key string) place {
 }
 
 // Denied reports whether n units of a key are known to be denied, and if so fills
-// answers, which must be as long as limits. When a permission to deny is over, it
-// returns false once and goes on to deny for another recheck, so that one caller asks the
-// store. With a negative recheck a permission lasts for as long as the denial. The
-// version is for [Cache.Learn].
+// answers, which must be as long as limits. When a permission to deny has expired, Denied
+// returns false to one caller, which then asks the store. It denies for all others for
+// another recheck. If recheck is negative, a permission lasts as long as the denial. The
+// version is for [Cache.Learn]. Denied does not lock the stripe.
 func (c *Cache) Denied(key string, n, now, recheck int64, limits []rule.Limit, answers []rule.Answer) (denied bool, version uint64) {
 	p := c.at(key)
 	version = p.version.Load()
@@ -177,19 +187,21 @@ func (c *Cache) Denied(key string, n, now, recheck int64, limits []rule.Limit, a
 		return true, version
 	}
 	if recheck > 0 {
-		// If another caller was first, it is the one that asks.
+		// Only the caller that extends the permission asks the store.
 		return !permission.extend(until, now+recheck), version
 	}
 	return false, version
 }
 
 // StillDenied reports whether the store's clock has jumped ahead while n units of a key
-// were denied, and the denial is not over by our clock. It is for units that the store
-// has admitted: its counter may have expired early, and a wrong clock must not free a
-// key that this process knows to be denied. If it returns true it fills answers.
+// were denied, and the denial is not over by our clock. Call it for units that the
+// store has admitted. The store's counter may have expired early, and a wrong clock
+// must not unblock a key that this process knows to be denied. If StillDenied returns
+// true, it fills answers. It does not lock the stripe.
 //
-// A jump frees a key early only if no more is left of the denial than the clock has
-// jumped. A key with more left was freed by something else, such as a reset.
+// A jump unblocks a key early only if the rest of the denial is no longer than the
+// jump. If the rest is longer, another event has unblocked the key, such as a
+// reset.
 func (c *Cache) StillDenied(key string, n, now int64, limits []rule.Limit, answers []rule.Answer) bool {
 	jumped := c.clock.jumped.Load()
 	if jumped == 0 || n == 0 {
@@ -214,7 +226,7 @@ func (c *Cache) StillDenied(key string, n, now int64, limits []rule.Limit, answe
 	return false
 }
 
-// Version returns what [Cache.Learn] has to know of the time before the store was asked.
+// Version returns the version of a key before the store is asked, for [Cache.Learn].
 func (c *Cache) Version(key string) uint64 { return c.at(key).version.Load() }
 
 // Reply is the store's answer to a Take.
@@ -229,13 +241,14 @@ type Reply struct {
 	Version uint64        // from before the store was asked
 }
 
-// Learn takes over what the store has answered for a key. Nothing is learnt while units of
-// the key are owed: the store does not know of them. An answer that may be older than
-// what is known makes the key no less denied.
+// Learn stores what the store has answered for a key. While units of the key are owed,
+// Learn ignores the answer, because the store does not know of these units. If the answer
+// may be older than what is known, the stricter state stays under each limit. Learn locks
+// the key's stripe.
 //
-// If the store does not report its states, they are guessed from the answers (see
-// [rule.Limit.Guess]). A denial by a sliding window that was guessed is used only for as many
-// units as were asked for, and only if the guess is exact for these.
+// If the store does not report its states, Learn guesses them from the answers (see
+// [rule.Limit.Guess]). If a sliding window whose state was guessed denies, the denial is only
+// used for the number of units that were asked for, and only if the guess is exact for them.
 func (c *Cache) Learn(key string, r Reply) {
 	c.clock.observe(r.At, r.Now)
 	at := c.clock.here(r.At)
@@ -248,8 +261,8 @@ func (c *Cache) Learn(key string, r Reply) {
 	}
 	refused, retry := int64(0), int64(0)
 	for i := range r.Answers {
-		// If units were given back since, the denial may be out of date already. It is
-		// learnt as a state, and the next request asks the store.
+		// If units were given back since then, the denial may already be out of date.
+		// The state is still learnt, but the next request asks the store.
 		if wait := r.Answers[i].Retry; wait > 0 && p.version.Load() == r.Version {
 			refused = r.N
 			if wait != rule.Never {
@@ -264,8 +277,9 @@ func (c *Cache) Learn(key string, r Reply) {
 	}
 	switch {
 	case retry > 0:
-		// A permission ends up to 65 µs early. One that would end with the denial may
-		// end later, because the table knows when that is.
+		// A permission ends up to 65 µs early. The permission for the whole denial
+		// may end later than the denial, because the table knows when the denial
+		// ends.
 		until := at + retry + tagMask
 		if r.Recheck >= 0 && r.Now+r.Recheck < at+retry {
 			until = r.Now + r.Recheck
@@ -280,8 +294,8 @@ func (c *Cache) Learn(key string, r Reply) {
 	}
 }
 
-// statesOf are the states of a reply on our clock. guessed is true if they are not the
-// store's own and a sliding window among them denies.
+// statesOf returns the states of a reply on our clock. guessed is true if the store
+// has not reported its states and a sliding window denies.
 func (c *Cache) statesOf(r *Reply, at int64) (states [MaxLimits]rule.State, guessed bool) {
 	for i := range r.Limits {
 		l := &r.Limits[i]
@@ -301,9 +315,9 @@ func (c *Cache) statesOf(r *Reply, at int64) (states [MaxLimits]rule.State, gues
 }
 
 // uncertain reports whether the states are guessed and may count for less than the
-// store's own: those of a sliding window, and of a counter that is at its limit. It may
-// be above it, if it was filled under a higher one. What is known here is then nearer to
-// the truth.
+// store's own. That can happen for a sliding window. It can also happen for a counter
+// that is at its limit: it may really be above the limit, if it was filled under a
+// higher one. Then the state that is known here is the better one.
 func (r *Reply) uncertain() bool {
 	for i, a := range r.Answers {
 		if r.States == nil && (a.Remaining == 0 || r.Limits[i].Kind == rule.Sliding) {
@@ -313,7 +327,8 @@ func (r *Reply) uncertain() bool {
 	return false
 }
 
-// exact reports whether guessed states deny for as long as the store has said.
+// exact reports whether the guessed states deny for exactly as long as the
+// store has answered.
 func exact(r *Reply, states []rule.State, at int64) bool {
 	for i := range r.Limits {
 		if r.Answers[i].Retry > 0 {
@@ -325,28 +340,31 @@ func exact(r *Reply, states []rule.State, at int64) bool {
 	return true
 }
 
-// maxOvertaken is by how much answers can overtake each other, in nanoseconds. A store's
-// clock that is behind by more than that belongs to another server.
+// maxOvertaken is how far answers can overtake each other, in nanoseconds. If the
+// store's clock is behind by more than that, it is the clock of another server.
 const maxOvertaken = 1_000_000_000
 
-// older reports whether an answer of the store's instant at may be older than what is known.
+// older reports whether an answer from the store's instant at may be older than what is
+// known. The key's stripe must be locked.
 func (m *mark) older(at, now int64) bool {
 	return m.learnt != 0 && at <= m.newest && now-m.learnt < maxOvertaken
 }
 
 func (m *mark) set(at, now int64) { m.newest, m.learnt = at, now }
 
-// countedHere notes that units of a key were counted at now, of which an answer that is
-// on its way does not know.
+// countedHere notes that units of a key were counted here at now. So answers that are
+// already in flight, and do not include these units, are treated as older. The key's
+// stripe must be locked.
 func (c *Cache) countedHere(p *place, now int64) {
 	if at, ok := c.clock.store(now); ok && (at > p.newest || now-p.learnt >= maxOvertaken) {
 		p.set(at, now)
 	}
 }
 
-// Take takes n units of key under every limit, or under none, while the store cannot be
-// asked. It fills answers, which must be as long as limits, and returns the instant of the
-// decision on our clock. owed says that the store does not know of the units, for certain.
+// Take takes n units of key under every limit, or under none. It is for requests that the
+// store cannot decide. It fills answers, which must be as long as limits, and returns the
+// instant of the decision on our clock. owed must be true only if the store certainly does
+// not know of the units. Take locks the key's stripe.
 func (c *Cache) Take(key string, n, now int64, limits []rule.Limit, answers []rule.Answer, owed bool) (admitted bool, at int64) {
 	p := c.at(key)
 	p.mu.Lock()
@@ -359,7 +377,7 @@ func (c *Cache) Take(key string, n, now int64, limits []rule.Limit, answers []ru
 	return admitted, at
 }
 
-// TakeUpTo is Take for as many of n > 0 units as fit. It returns how many were taken; if
+// TakeUpTo is Take for as many of n > 0 units as fit. It returns how many were taken. If
 // none fits, the answers are for a denial of one unit.
 func (c *Cache) TakeUpTo(key string, n, now int64, limits []rule.Limit, answers []rule.Answer, owed bool) (taken, at int64) {
 	p := c.at(key)
@@ -371,8 +389,8 @@ func (c *Cache) TakeUpTo(key string, n, now int64, limits []rule.Limit, answers 
 	return taken, at
 }
 
-// took notes that n units were taken here, of which an answer that is on its way does
-// not know, and which the store is owed if owed says so. The key's stripe is locked.
+// took notes that n units were taken here: answers in flight do not include them, and
+// if owed is true, the store is owed them. The key's stripe must be locked.
 func (c *Cache) took(p *place, key string, n, at int64, limits []rule.Limit, after *[MaxLimits]rule.State, owed bool) {
 	if n == 0 {
 		return
@@ -388,10 +406,11 @@ func (c *Cache) took(p *place, key string, n, at int64, limits []rule.Limit, aft
 	c.changed(p, e, at)
 }
 
-// Adjust moves the counters of a key here by n units that were taken at an instant:
-// n < 0 gives back, n > 0 charges. owed says that the store has not done so, for certain,
-// and that it must be sent. If owed is false, the store has done it. Adjust returns how
-// many units were charged here under every limit.
+// Adjust changes the counters of a key here by n units that were taken at an instant. It
+// gives units back if n < 0, and charges them if n > 0. If owed is false, the store has
+// made the change already. If owed is true, the store has certainly not made it, and
+// Adjust adds the units to the ledger. Adjust returns how many units were charged here
+// under every limit. It locks the key's stripe.
 func (c *Cache) Adjust(key string, n int64, at Instant, now int64, limits []rule.Limit, owed bool) (charged int64) {
 	p := c.at(key)
 	p.mu.Lock()
@@ -431,8 +450,8 @@ func (c *Cache) Adjust(key string, n int64, at Instant, now int64, limits []rule
 	return charged
 }
 
-// Forget forgets a key under any number of limits, and all that is owed and leased of
-// it.
+// Forget deletes the counters of a key under any number of limits, and all units of
+// the key that are owed or leased. It locks the key's stripe.
 func (c *Cache) Forget(key string, now int64, limits []rule.Limit) {
 	p := c.at(key)
 	p.mu.Lock()
@@ -447,8 +466,8 @@ func (c *Cache) Forget(key string, now int64, limits []rule.Limit) {
 	delete(p.leases, key)
 }
 
-// State returns the state of a key under a limit, and whether there is a counter of it.
-// Without one the key is unused, whole again, or has been evicted.
+// State returns the state of a key under a limit, and whether it has a counter. If not,
+// the key is unused, is whole again, or was evicted. It does not lock the stripe.
 func (c *Cache) State(key string, now int64, l *rule.Limit) (state rule.State, held bool) {
 	return c.memory.table.State(c.memory.table.Hash(key, c.owner), now, l)
 }

@@ -44,7 +44,7 @@ func left(c *Cache, key string, now int64, l rule.Limit) int64 {
 	return answers[0].Remaining
 }
 
-// remote is a store: a map under a clock of its own.
+// remote is a store: a map with its own clock.
 type remote struct {
 	states map[counter]rule.State
 	ahead  int64
@@ -111,7 +111,8 @@ func settle(c *Cache, r *remote, key string, now int64) {
 	c.Settle(b, len(b.Owed), now)
 }
 
-// TestManyWindows: every limit counts here, however many windows a key is used under.
+// TestManyWindows: every limit is enforced here, however many windows a key is used
+// under.
 func TestManyWindows(t *testing.T) {
 	c := newCache()
 	admitted := 0
@@ -133,8 +134,8 @@ func TestManyWindows(t *testing.T) {
 	}
 }
 
-// TestChargeAboveWhatIsLeft: what there was no room for was not charged, and giving it
-// back gives nothing.
+// TestChargeAboveWhatIsLeft: units without room are not charged, and giving them back
+// gives nothing.
 func TestChargeAboveWhatIsLeft(t *testing.T) {
 	for _, l := range []rule.Limit{fixed(5, hour), sliding(5, hour), bucket(1, hour, 5)} {
 		c, r := newCache(), newRemote(100*hour)
@@ -172,8 +173,8 @@ func TestGivenBackLate(t *testing.T) {
 	}
 }
 
-// TestGivenBackAfterSettling: units that were decided here, and that the store has been
-// sent since, are given back to it. Units that it never had are not.
+// TestGivenBackAfterSettling: units that were decided here and sent to the store since
+// are given back to the store. Units that the store never had are not.
 func TestGivenBackAfterSettling(t *testing.T) {
 	for _, l := range []rule.Limit{fixed(9, hour), sliding(9, hour), bucket(1, hour, 9)} {
 		limits := []rule.Limit{l}
@@ -198,8 +199,8 @@ func TestGivenBackAfterSettling(t *testing.T) {
 	}
 }
 
-// TestLongKeys: a long key shares nothing with any other key, and is settled with a
-// caller that comes with it.
+// TestLongKeys: a long key shares nothing with any other key, and is settled when a
+// caller passes it again.
 func TestLongKeys(t *testing.T) {
 	c, r, l := newCache(), newRemote(0), fixed(9, hour)
 	a := strings.Repeat("x", 700)
@@ -212,8 +213,8 @@ func TestLongKeys(t *testing.T) {
 	require.Zero(t, c.Owing())
 }
 
-// TestAwayIsMemory: while the store is away, what is decided here is what a map of states
-// would decide, to the nanosecond; under any number of windows.
+// TestAwayIsMemory: while the store is unavailable, decisions here are the same as
+// decisions by a map of states, to the nanosecond and under any number of windows.
 func TestAwayIsMemory(t *testing.T) {
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(seed, 1))
@@ -264,11 +265,12 @@ func randomLimits(r *rand.Rand) (limits []rule.Limit) {
 	return limits
 }
 
-// process is a limiter: a cache, and all that it has admitted of one key under a limit.
+// process is a limiter: a cache, and all units that it has admitted for one key under a
+// limit.
 type process struct {
 	*Cache
 	taken   []takenUnits
-	pending []Reply // answers that are still on their way
+	pending []Reply // answers that are still in flight
 }
 
 func (p *process) learnOne(r *rand.Rand, now int64) {
@@ -285,8 +287,8 @@ type takenUnits struct {
 	of Instant
 }
 
-// TestComesAndGoes: a store comes and goes, and keeps its counters. Whatever fails, what
-// each process admits keeps the limit's bound in every interval.
+// TestComesAndGoes: a store fails and recovers, and keeps its counters. Whatever fails,
+// the units that each process admits stay within the limit's bound in every interval.
 func TestComesAndGoes(t *testing.T) {
 	for seed := range uint64(*seeds) {
 		comesAndGoes(t, seed)
@@ -311,7 +313,7 @@ func comesAndGoes(t *testing.T, seed uint64) {
 		step := []int64{0, 1, r.Int64N(second / 10), r.Int64N(second), r.Int64N(4 * second)}[r.IntN(5)]
 		for _, p := range processes {
 			for step > second/4 && len(p.pending) > 0 {
-				p.learnOne(r, now) // by more than that, no answer is late
+				p.learnOne(r, now) // no answer is later than that
 			}
 		}
 		now += step
@@ -323,8 +325,9 @@ func comesAndGoes(t *testing.T, seed uint64) {
 			p.Observe(now+store.ahead, now)
 			settle(p.Cache, store, "key", now)
 		}
-		// Answers overtake each other. What is admitted here before one has come in does not
-		// know of its units, so all are in before the store is known to be away.
+		// Answers overtake each other. A decision here does not know of the units of an
+		// answer that is still in flight. So all answers arrive before the store is known to
+		// be unavailable.
 		for len(p.pending) > 0 && (!up || r.IntN(2) == 0) {
 			p.learnOne(r, now)
 		}
@@ -367,8 +370,9 @@ func comesAndGoes(t *testing.T, seed uint64) {
 				p.Learn("key", reply)
 			}
 		case !owes && r.IntN(4) == 0: // the answer is lost, on the way there or back
-			// If the store has not counted the units, nobody sends them: they might be counted
-			// twice. So much more than the bound is admitted, and left out of what is checked.
+			// If the store has not counted the units, they are not sent later, because they
+			// might be counted twice. So these units are admitted beyond the bound, and the
+			// check leaves them out.
 			counted := r.IntN(2) == 0 && !denied(store.take("key", k, now, limits))
 			if admitted, _ := p.Take("key", k, now, limits, answers, unclear); admitted && counted {
 				p.taken = append(p.taken, takenUnits{k, now, Instant{}})
@@ -387,9 +391,9 @@ func comesAndGoes(t *testing.T, seed uint64) {
 	}
 }
 
-// checkBound looks at every interval that begins and ends with a decision. A window's
-// length can meet two windows. If another process has opened one at the store in between, it
-// can meet three: that one need not end with ours.
+// checkBound checks every interval that begins and ends with a decision. An interval of a
+// window's length can overlap two windows. If another process has opened a window at the
+// store in between, it can overlap three, because that window need not end with ours.
 func checkBound(t *testing.T, seed uint64, l rule.Limit, alone bool, taken []takenUnits) {
 	t.Helper()
 	windows := int64(3)
@@ -414,8 +418,8 @@ func checkBound(t *testing.T, seed uint64, l rule.Limit, alone bool, taken []tak
 	}
 }
 
-// TestStoreIsSentAll: a process that is alone on a store which comes and goes, and whose
-// key no other process uses, leaves the store as if it had never been away.
+// TestStoreIsSentAll: a store fails and recovers, and no other process uses the key. In
+// the end the store is in the same state as if it had never failed.
 func TestStoreIsSentAll(t *testing.T) {
 	for seed := range uint64(600) {
 		r := rand.New(rand.NewPCG(seed, 5))
@@ -441,7 +445,7 @@ func TestStoreIsSentAll(t *testing.T) {
 		id := counter{"key", l.Kind, l.Window}
 		_, got := l.Take(store.states[id], now+store.ahead, 0)
 		_, want := l.Take(always.states[id], now+store.ahead, 0)
-		if l.Kind == rule.Bucket { // units are sent whole, of which a part has leaked
+		if l.Kind == rule.Bucket { // only whole units are sent, and a part of one has leaked
 			require.LessOrEqual(t, got.Remaining, want.Remaining, "seed %d", seed)
 			require.InDelta(t, want.Remaining, got.Remaining, 2, "seed %d", seed)
 			continue
@@ -450,8 +454,8 @@ func TestStoreIsSentAll(t *testing.T) {
 	}
 }
 
-// TestOvertaking: answers overtake each other, and then the stricter one counts. A server
-// with a clock that is behind is trusted after a second.
+// TestOvertaking: if answers overtake each other, the stricter one counts. A server whose
+// clock is behind is trusted after a second.
 func TestOvertaking(t *testing.T) {
 	c, l := newCache(), fixed(9, minute)
 	learn := func(remaining, at, now int64) {
@@ -472,7 +476,7 @@ func TestOvertaking(t *testing.T) {
 	require.EqualValues(t, 8, left(c, "key", 2*second+1, l))
 }
 
-// TestTwoDenialsAtOnce: a denial that comes with an answer of the same instant is known.
+// TestTwoDenialsAtOnce: a denial is learnt even if another answer has the same instant.
 func TestTwoDenialsAtOnce(t *testing.T) {
 	c, store, limits := newCache(), newRemote(hour), []rule.Limit{fixed(2, minute)}
 	c.Learn("key", store.take("key", 2, hour, limits))
@@ -481,7 +485,8 @@ func TestTwoDenialsAtOnce(t *testing.T) {
 	require.True(t, deny)
 }
 
-// TestStoreClockJumps: what is known here counts for as long as it would have.
+// TestStoreClockJumps: if the store's clock jumps, what is known here counts
+// for as long as before.
 func TestStoreClockJumps(t *testing.T) {
 	c, store, limits := newCache(), newRemote(hour), []rule.Limit{fixed(2, 10*minute)}
 	c.Learn("key", store.take("key", 2, hour, limits))
@@ -499,7 +504,7 @@ func TestStoreClockJumps(t *testing.T) {
 			require.Equal(t, hour+minute+ahead, got)
 		}
 	}
-	// A clock that was set back a little is the better one after two periods.
+	// A clock that was set back slightly is used after two periods.
 	store.ahead -= 2 * second
 	for now := hour + minute; now < hour+4*minute; now += second {
 		c.Observe(now+store.ahead, now)
@@ -508,12 +513,13 @@ func TestStoreClockJumps(t *testing.T) {
 	require.Equal(t, 2*hour+store.ahead, got)
 }
 
-// TestLatencyMovesNoWindow: answers come sooner or later, and their windows stay.
+// TestLatencyMovesNoWindow: the latency of answers varies, and the windows do not
+// move.
 func TestLatencyMovesNoWindow(t *testing.T) {
 	c, store, l := newCache(), newRemote(hour), fixed(9, minute)
 	limits := []rule.Limit{l}
 	r := rand.New(rand.NewPCG(1, 1))
-	c.Observe(2*hour-ms, hour) // one was as fast as a millisecond
+	c.Observe(2*hour-ms, hour) // one answer took only a millisecond
 	var opened int64
 	for i := range int64(20) {
 		reply := store.take("key", 1, hour+i*ms, limits)
@@ -559,8 +565,8 @@ func TestRecheck(t *testing.T) {
 	}
 }
 
-// TestDenialsByCost: of another cost than the one that was denied it is known what
-// follows from the state. A guessed state of a sliding window is not used for it.
+// TestDenialsByCost: for another cost than the denied one, the state decides. A
+// guessed state of a sliding window is not used for that.
 func TestDenialsByCost(t *testing.T) {
 	for name, states := range map[string]bool{"states": true, "guessed": false} {
 		for _, l := range []rule.Limit{fixed(9, minute), sliding(9, minute), bucket(9, minute, 9)} {
@@ -591,7 +597,7 @@ func TestDenialsByCost(t *testing.T) {
 	}
 }
 
-// TestLookKeepsDenial: a look at a denied key changes nothing of what is known of it.
+// TestLookKeepsDenial: a look at a denied key does not change what is known about it.
 func TestLookKeepsDenial(t *testing.T) {
 	c, store, limits := newCache(), newRemote(hour), []rule.Limit{fixed(1, hour)}
 	store.take("key", 1, hour, limits)
@@ -602,8 +608,8 @@ func TestLookKeepsDenial(t *testing.T) {
 	require.True(t, deny)
 }
 
-// TestRefundEndsDenial: after units were given back here the store is asked, also if a
-// denial from before comes in late.
+// TestRefundEndsDenial: after units were given back here, the next request asks the
+// store, even if a denial from before that arrives late.
 func TestRefundEndsDenial(t *testing.T) {
 	c, store, limits := newCache(), newRemote(hour), []rule.Limit{fixed(2, hour)}
 	c.Learn("key", store.take("key", 2, hour, limits))
@@ -622,7 +628,7 @@ func TestRefundEndsDenial(t *testing.T) {
 	require.False(t, known())
 }
 
-// TestAllocations pins that a known denial costs the collector nothing.
+// TestAllocations: a known denial allocates nothing.
 func TestAllocations(t *testing.T) {
 	for _, n := range []int{1, MaxLimits} {
 		c, store := newCache(), newRemote(hour)
@@ -644,7 +650,7 @@ func TestAllocations(t *testing.T) {
 	}
 }
 
-// TestConcurrently does everything at once, in little space.
+// TestConcurrently calls all methods concurrently, with little memory.
 func TestConcurrently(t *testing.T) {
 	m := NewMemory(300)
 	caches := []*Cache{New(m, 1<<16), New(m, 1<<14)}

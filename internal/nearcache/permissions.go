@@ -5,22 +5,23 @@ import (
 	"sync/atomic"
 )
 
-// permissions say until when a key that is known to be denied may be denied here without
-// asking the store. A permission that is lost, because others take its place or there is
-// more room from now on, means that the store is asked once more. So it
-// need not be exact, except that a key without a permission is not denied here.
+// permissions say until when this process may deny a key without asking the store, if
+// the key is known to be denied. A permission may get lost, because another one replaces
+// it or because units were given back. Then the store is asked once more. So the set
+// need not be exact, except that a key without a permission is not denied here. Whether
+// a key is denied is not decided here, but by the table.
 //
-// A permission is 8 bytes: an instant, with 16 bits of the key's hash in the place of its
-// last ones, which makes it up to 65 µs early. It may be in any of the 8 places of either
-// of the two sets that the hash names, each a cache line. If two keys of one set have
-// the same bits, each may be denied for as long as the other, but only if the table knows
-// it to be denied.
+// A permission is 8 bytes: an instant whose last 16 bits are replaced by 16 bits of the
+// key's hash, which makes it up to 65 µs early. The hash selects two sets, each one cache
+// line. The permission may be in any of the 8 places of either set. If two keys of one
+// set have the same 16 bits, each of them uses the permission of the other. A key is
+// still denied only if the table knows it to be denied.
 type permissions struct {
 	sets atomic.Pointer[[]permissionSet]
-	old  atomic.Pointer[[]permissionSet] // that were in use before those; nil after a while
+	old  atomic.Pointer[[]permissionSet] // the sets before the last growth; nil after a while
 	most int                             // sets
 
-	mu        sync.Mutex // of growing
+	mu        sync.Mutex // held while the sets are replaced
 	puts      atomic.Int64
 	displaced atomic.Int64
 }
@@ -30,7 +31,7 @@ const (
 	minSets   = 64 // 4 kB
 	tagBits   = 16
 	tagMask   = 1<<tagBits - 1
-	growAfter = setSize // puts for each set, before it is decided whether there is room
+	growAfter = setSize // after this many puts for each set, grow decides whether to grow
 )
 
 type (
@@ -38,8 +39,8 @@ type (
 	permissionSet [setSize]permission
 )
 
-// tag is the bits by which a permission is found in its set. A permission for n units only
-// has other bits than one for any number of units, for which n is 0.
+// tag returns the bits by which a permission is found in its set. A permission for exactly
+// n units has other bits than a permission for any number of units, for which n is 0.
 func tag(bits uint64, n int64) int64 {
 	return max(1, int64((bits^uint64(n)*0x9e3779b97f4a7c15)>>(64-tagBits)))
 }
@@ -50,7 +51,8 @@ func pair(sets *[]permissionSet, bits uint64) (a, b *permissionSet) {
 	return &(*sets)[bits%n], &(*sets)[bits*0xbf58476d1ce4e5b9>>32%n]
 }
 
-// find returns the permission to deny n units of a key, or nil, and until when it is.
+// find returns the permission to deny n units of a key, and when it ends. It returns
+// nil if there is none. It takes no lock.
 func (ps *permissions) find(bits uint64, n int64) (p *permission, until int64) {
 	any, only := tag(bits, 0), tag(bits, n)
 	for _, sets := range [2]*[]permissionSet{ps.sets.Load(), ps.old.Load()} {
@@ -69,13 +71,15 @@ func (ps *permissions) find(bits uint64, n int64) (p *permission, until int64) {
 	return nil, 0
 }
 
-// extend moves the end of a permission that is over. It reports whether it was the first
-// to do so.
+// extend moves the end of a permission that is over. It returns false if another caller
+// has changed the permission first.
 func (p *permission) extend(from, until int64) bool {
 	return p.CompareAndSwap(from, until&^tagMask|from&tagMask)
 }
 
-// put gives a permission to deny n units of a key, or any number of them if n is 0.
+// put adds a permission to deny n units of a key, or any number of units if n is 0.
+// It takes mu only to grow. If another caller changes the same place at the same
+// time, the permission is lost.
 func (ps *permissions) put(bits uint64, n, until, now int64) {
 	if until&^tagMask <= now {
 		return
@@ -95,8 +99,9 @@ func (ps *permissions) put(bits uint64, n, until, now int64) {
 	p.CompareAndSwap(have, until&^tagMask|of)
 }
 
-// place returns where a set has a permission of a tag, or would have it, what is there
-// now, and how many permissions of the set are not over.
+// place returns where a set has the permission with a tag, or would put it. It also
+// returns the value there, and how many permissions of the set are not over. That
+// count is only complete if the tag is not in the set.
 func (s *permissionSet) place(of, now int64) (p *permission, have int64, live int) {
 	p, have = &s[0], s[0].Load()
 	for i := range s {
@@ -114,7 +119,8 @@ func (s *permissionSet) place(of, now int64) (p *permission, have int64, live in
 	return p, have, live
 }
 
-// drop takes the permission to deny any number of units of a key away.
+// drop removes the permission to deny any number of units of a key. It takes no
+// lock.
 func (ps *permissions) drop(bits uint64) {
 	any := tag(bits, 0)
 	for _, sets := range [2]*[]permissionSet{ps.sets.Load(), ps.old.Load()} {
@@ -132,9 +138,9 @@ func (ps *permissions) drop(bits uint64) {
 	}
 }
 
-// grow returns the sets to put a permission into. There are twice as many from now on if
-// of the last puts one in 16 has pushed another permission out. What is in the old ones
-// can be found until it has been put often enough into the new ones.
+// grow returns the sets to put a permission into. If one in 16 of the last puts has
+// displaced another permission, grow doubles the number of sets. The old sets are still
+// searched until enough permissions were put into the new ones. grow may take mu.
 func (ps *permissions) grow() *[]permissionSet {
 	sets := ps.sets.Load()
 	if sets != nil && ps.puts.Add(1) < int64(growAfter*len(*sets)) {

@@ -47,12 +47,13 @@ func mini(t testing.TB) *redis.Client {
 // server returns a client of a real server.
 func server(t testing.TB) *redis.Client { return redistest.Start(t).Client() }
 
-// model is what the scripts must agree with: the rules, on states that expire.
+// model has the results that the scripts must agree with: the rules, on states
+// that expire.
 type model struct {
 	t      testing.TB
 	c      *redis.Client
 	now    int64
-	key    string              // the one whose counters are meant
+	key    string              // the key whose counters are used now
 	states map[string]*counter // by the names of the counters
 	log    []string
 }
@@ -121,7 +122,7 @@ func (m *model) get(l rule.Limit) *counter {
 	return c
 }
 
-// set is what a limit's counter becomes. A fixed window ends on a whole millisecond.
+// set replaces the counter of a limit. A fixed window ends on a whole millisecond.
 func (m *model) set(l rule.Limit, c *counter, s rule.State, written bool) {
 	wasFresh := m.look(l, c.State).Reset == 0
 	if m.look(l, s).Reset == 0 {
@@ -136,7 +137,7 @@ func (m *model) set(l rule.Limit, c *counter, s rule.State, written bool) {
 	}
 }
 
-// repair is for a window that was brought back to now by a clock that had been wrong.
+// repair is for a window that was moved back to now, after a clock that was wrong.
 func (m *model) repair(l rule.Limit, c *counter) {
 	if l.Kind == rule.Fixed && !c.Fresh() {
 		c.T = ceil(c.T+l.Window, 1000)*1000 - l.Window
@@ -144,7 +145,7 @@ func (m *model) repair(l rule.Limit, c *counter) {
 	}
 }
 
-// end is when a state cannot be told from a fresh one.
+// end returns when a state begins to count as a fresh one.
 func (m *model) end(l rule.Limit, s rule.State) int64 {
 	if over := min(l.N, s.A); l.Kind != rule.Bucket && over > 0 { // as if N were the units it holds
 		l.N = s.A
@@ -163,7 +164,7 @@ func (m *model) look(l rule.Limit, s rule.State) rule.Answer {
 	return a
 }
 
-// same says that two states are told apart by no question.
+// same reports whether two states give the same answer to every request.
 func (m *model) same(what string, l rule.Limit, got, want rule.State) {
 	m.t.Helper()
 	if g, w := m.look(l, got), m.look(l, want); g != w {
@@ -177,7 +178,8 @@ type asked struct {
 	cost, callers int64
 }
 
-// take runs takes of several keys as one command, and expects what they come to one by one.
+// take runs takes of several keys as one command, and expects the results that they would
+// have one by one.
 func (m *model) take(limits []rule.Limit, asks ...asked) {
 	m.t.Helper()
 	m.log = append(m.log, fmt.Sprintf("take %v of %+v", asks, limits))
@@ -224,7 +226,7 @@ func (m *model) took(limits []rule.Limit, ask asked, before []rule.State, admitt
 			}
 			far := c.T-m.now > l.Window
 			s, _ := l.Take(c.State, m.now, n)
-			if n > 0 || far { // else what there is stays as it is
+			if n > 0 || far { // otherwise the stored value stays unchanged
 				m.set(l, c, s, true)
 			}
 			if far {
@@ -263,7 +265,7 @@ func (m *model) adjust(key string, n, at int64, limits []rule.Limit) {
 			m.fail("%d units of %+v were charged, not %d", charged, l, want)
 		}
 		if near := (rule.State{T: min(c.T, m.now), A: c.A, B: c.B}); s == c.State || s == near {
-			s = before[i] // nothing was moved, but what there is was brought forward to now
+			s = before[i] // nothing was changed, but the state was brought forward to now
 		}
 		m.set(l, c, s, true)
 		m.same("state after", l, after[i], c.State)
@@ -274,8 +276,9 @@ func (m *model) adjust(key string, n, at int64, limits []rule.Limit) {
 	m.check(limits)
 }
 
-// age is how old units are. Those that opened a fixed window are in it, though its
-// rounding may have it begin later than they came, by less than two milliseconds.
+// age returns how old units are. Units that opened a fixed window are in it,
+// although the window may begin up to two milliseconds after them because of
+// rounding.
 func (m *model) age(l rule.Limit, s rule.State, n, age int64) int64 {
 	if elapsed := max(0, m.now-s.T); l.Kind == rule.Fixed && age <= elapsed+2000 {
 		return min(age, elapsed)
@@ -283,7 +286,7 @@ func (m *model) age(l rule.Limit, s rule.State, n, age int64) int64 {
 	return age
 }
 
-// check compares what the keys hold: each with an end, which is the one that it should have.
+// check compares what the keys hold. Each must expire, at the right time.
 func (m *model) check(limits []rule.Limit) {
 	m.t.Helper()
 	for _, l := range limits {
@@ -532,7 +535,7 @@ func FuzzScripts(f *testing.F) {
 	})
 }
 
-// source is random numbers from bytes, and then from a generator.
+// source returns random numbers from bytes, and then from a generator.
 type source struct {
 	b    []byte
 	rest rand.PCG

@@ -1,5 +1,5 @@
-// Package redisscript speaks with a Redis server: it has the scripts that count
-// there, and it writes their keys and arguments and reads their replies.
+// Package redisscript has the scripts that count on a Redis server. It writes
+// their keys and arguments and reads their replies. It does not send anything.
 //
 // # Scripts
 //
@@ -155,8 +155,8 @@ func AppendTake(args []any, i int, cost, callers int64) []any {
 	return append(args, i+1, cost, callers)
 }
 
-// MaxKey is the length in bytes of the longest key that is part of a counter's
-// key as it is. Longer keys are hashed.
+// MaxKey is the length in bytes of the longest key that is written unchanged
+// into a counter's key. Longer keys are hashed.
 const MaxKey = 128
 
 // AppendKey appends the begin of a counter's key, such as

@@ -35,8 +35,8 @@ func TestAppendKey(t *testing.T) {
 
 const sum129 = "9094034fb2d0ce2e407c9b260f2806ab2efb352e200722fd6296d9cf1cf7e6f5" // of sha256sum
 
-// FuzzAppendKey: the pair of prefix and key can be read back, so no two are alike; and all
-// of it is printable and one hash tag.
+// FuzzAppendKey: prefix and key can be read back from a counter's key, so no two pairs
+// have the same one. All of it is printable and has one hash tag.
 func FuzzAppendKey(f *testing.F) {
 	for _, key := range []string{"", "a", "{}", "%7B", "%", "a}:fixed-1h", "\x00\xff", "é", strings.Repeat("%", 128), strings.Repeat("k", 129), "%sha256:00"} {
 		f.Add("rl:", key)

@@ -16,8 +16,8 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// These tests have what the fast paths of Take leave to the general path. Keys
-// expire by the server's clock.
+// These tests have the takes that the fast paths of Take leave to the general
+// path. Keys expire by the server's clock.
 
 var (
 	ctx      = context.Background()
@@ -46,7 +46,7 @@ func ask(c redis.Scripter, limits []rule.Limit, asks ...asked) (redisscript.Take
 const hourly = 3_600_000_000
 
 // TestTakeFixed: what the key of a fixed window of 10 units holds before and after
-// a take, and how many callers are admitted, with every kind of time to live.
+// a take, and how many callers are admitted, for every kind of time to live.
 func TestTakeFixed(t *testing.T) {
 	limits := []rule.Limit{{Kind: rule.Fixed, N: 10, Window: hourly}}
 	const none, huge = -1, 1 << 60
@@ -168,7 +168,7 @@ func TestTakeManyStates(t *testing.T) {
 				for i, want := range []int64{0, 4, 0, 10, 0, 0, 0, 4, 4, 999999999999999, 9, 9, 9, 0, 0, 0} {
 					states := make([]rule.State, 1)
 					takes.States(i, states)
-					if states[0].B > 0 { // some has leaked meanwhile
+					if states[0].B > 0 { // a fraction has leaked in the meantime
 						states[0].A++
 					}
 					require.Equal(t, want, states[0].A, "of take %d", i)

@@ -8,6 +8,8 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
+// op says what a call asks for. This file has one caller's call, and works out its
+// answer from a result that it may share with others.
 type op uint8
 
 const (
@@ -16,20 +18,20 @@ const (
 	reset
 )
 
-// A call is one caller's question, and what is needed to answer it.
+// A call is one caller's request, and what is needed to answer it.
 type call struct {
 	op    op
 	key   string
 	set   *limitSet
 	units int64
-	upTo  bool  // of a take: as many of the units as fit, as if each was a caller's
+	upTo  bool  // of a take: take as many of the units as fit, as if each belonged to another caller
 	at    int64 // of an adjust: the server's instant at which the units were taken, in nanoseconds
 
-	// group is the callers that share a take with this one, from the moment
-	// that a round trip begins until the queue calls answered.
+	// group has the callers that share a take with this one. It is set from
+	// when a round trip begins until the queue calls answered.
 	group *group
 
-	// The rest is written by the round trip, and is the caller's after that.
+	// The round trip writes the rest. After that it belongs to the caller.
 	result
 	place  int64 // this caller's index in its group
 	newest bool  // no caller of the group that is still waiting comes after this one
@@ -37,16 +39,16 @@ type call struct {
 }
 
 // A result is what a reply says about one key. It is the same for all callers of
-// a group: what each of them gets follows from its place.
+// a group. What each of them gets follows from its place.
 type result struct {
 	now      int64 // the server's time, in microseconds
-	admitted int64 // of a take: how many callers of the group were admitted, the first ones; or units, if upTo
+	admitted int64 // of a take: how many callers of the group were admitted, the first ones; if upTo is set, how many units
 	before   [rule.MaxLimits]rule.State
 	after    [rule.MaxLimits]rule.State // of an adjust
 }
 
-// copyFrom copies the parts of r that a call with this number of limits uses: the
-// arrays are large.
+// copyFrom copies the parts of r that a call with this number of limits uses. It
+// does not copy all, because the arrays are large.
 func (to *result) copyFrom(r *result, op op, limits int) {
 	to.now, to.admitted = r.now, r.admitted
 	copy(to.before[:limits], r.before[:limits])
@@ -55,10 +57,10 @@ func (to *result) copyFrom(r *result, op op, limits int) {
 	}
 }
 
-// wasAdmitted reports whether a take was.
+// wasAdmitted reports whether a take was admitted.
 func (c *call) wasAdmitted() bool { return c.place < c.admitted }
 
-// taken is how many units a take has taken for its caller.
+// taken returns how many units a take has taken for its caller.
 func (c *call) taken() int64 {
 	switch {
 	case c.upTo:
@@ -69,7 +71,8 @@ func (c *call) taken() int64 {
 	return 0
 }
 
-// asked is what a denial is about: the call's units, or one of them.
+// asked returns how many units must fit, or the call is denied: all of its
+// units, or one if upTo is set.
 func (c *call) asked() int64 {
 	if c.upTo {
 		return 1
@@ -77,8 +80,8 @@ func (c *call) asked() int64 {
 	return c.units
 }
 
-// held is how many units of its group the caller finds in each counter, its own among
-// them.
+// held returns how many units of the group are in each counter when this caller is
+// done, including its own.
 func (c *call) held() int64 {
 	if c.upTo {
 		return c.taken()
@@ -86,9 +89,9 @@ func (c *call) held() int64 {
 	return c.units*min(c.place, c.admitted) + c.taken()
 }
 
-// answer works out the caller's answers to a take: as if the callers of the group
+// answer works out the caller's answers to a take, as if the callers of the group
 // had come one after the other. So this caller has found the state before the
-// group, and in it the units of the admitted callers before it.
+// group, plus the units of the callers that were admitted before it.
 func (c *call) answer(answers []rule.Answer) error {
 	admitted, refused := c.wasAdmitted(), false
 	for i, l := range c.set.micros {
@@ -100,7 +103,7 @@ func (c *call) answer(answers []rule.Answer) error {
 		}
 		if a.Retry > 0 {
 			refused = true
-		} else { // admitted, or another limit refuses: what this one allows
+		} else { // admitted, or denied by another limit: report what this one allows
 			_, a = l.Take(state, c.now, 0)
 		}
 		answers[i] = rule.Answer{
@@ -117,8 +120,8 @@ func (c *call) answer(answers []rule.Answer) error {
 }
 
 // states fills in the states after a take, as this caller finds them, and reports
-// whether they are exact: a window that is no whole number of microseconds is
-// another one at Redis.
+// whether they are exact. They are not if a window is not a whole number of
+// microseconds, because Redis then has another window.
 func (c *call) states(states []rule.State) (exact bool) {
 	for i, l := range c.set.rules {
 		if l.Window%1000 != 0 {
@@ -128,14 +131,14 @@ func (c *call) states(states []rule.State) (exact bool) {
 		s.A += c.held()
 		s.T *= 1000
 		if l.Kind == rule.Bucket {
-			s.B *= 1000 // it counts parts of a window
+			s.B *= 1000 // B counts Window-ths of a unit, so it scales with the window
 		}
 		states[i] = s
 	}
 	return true
 }
 
-// charged returns how many units an adjust has charged: under every limit.
+// charged returns how many units an adjust has charged under every limit.
 func (c *call) charged() int64 {
 	charged := int64(math.MaxInt64)
 	for i, l := range c.set.micros {

@@ -9,8 +9,9 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/redisscript"
 )
 
-// A command runs a script once: for one group, or for takes of several keys under
-// the same limits. Package redisscript has the format of arguments and replies.
+// A command runs a script once, for one group, or for takes of several keys under
+// the same limits. This file writes a command, sends it and reads its reply.
+// Package redisscript has the format of arguments and replies.
 type command struct {
 	groups []*group
 	args   []any // kept for the next round trip
@@ -22,11 +23,11 @@ var scripts = [...]redisscript.Script{take: redisscript.Take, adjust: redisscrip
 func (c *command) op() op         { return c.groups[0].first().op }
 func (c *command) set() *limitSet { return c.groups[0].first().set }
 
-// keys returns the names of the counters, group by group, followed by the script's
-// arguments.
+// keys returns the names of the counters, group by group. The script's arguments
+// follow them.
 func (c *command) keys() []any { return c.args[3:] }
 
-// build writes the command.
+// build makes the command from its groups.
 func (c *command) build(ctx context.Context, prefix string) {
 	set := c.set()
 	c.args = append(c.args[:0], "evalsha", scripts[c.op()].Hash, len(c.groups)*len(set.suffixes))
@@ -51,7 +52,7 @@ func (c *command) build(ctx context.Context, prefix string) {
 
 // addKeys adds the names of a key's counters.
 func (c *command) addKeys(prefix, key string, set *limitSet) {
-	var buf [redisscript.MaxKey + 2*128]byte // and a prefix and a suffix
+	var buf [redisscript.MaxKey + 2*128]byte // plus a prefix and a suffix
 	head := redisscript.AppendKey(buf[:0], prefix, key)
 	for _, suffix := range set.suffixes {
 		c.args = append(c.args, string(append(head, suffix...)))
@@ -59,15 +60,16 @@ func (c *command) addKeys(prefix, key string, set *limitSet) {
 }
 
 // once is a command that the client never sends a second time by itself, whatever
-// its MaxRetries: the first one may have been carried out. MOVED and ASK are still
-// followed, because a server that answers so has done nothing.
+// its MaxRetries is: the first one may have been carried out. The client still
+// follows MOVED and ASK, because a server that answers so has done nothing.
 type once struct{ *redis.IntSliceCmd }
 
 func (once) NoRetry() bool { return true }
 
-// run sends commands in one round trip, and in a second one those whose script the
-// server does not know, as after a restart. Those carry its text, so that the
-// server knows it from then on.
+// run sends commands in one round trip and waits for the replies. If the server
+// does not know the script of some of them, for example after a restart, it sends
+// these again in a second round trip. The second time they carry the text of the
+// script, which the server then caches.
 func (s *Store) run(ctx context.Context, commands []*command) {
 	for _, c := range commands {
 		c.build(ctx, s.prefix)
@@ -86,8 +88,8 @@ func (s *Store) run(ctx context.Context, commands []*command) {
 	}
 }
 
-// exec sends commands together: in a Cluster, those for each node. Each command
-// has its own error.
+// exec sends commands together and waits for the replies. In a Cluster the
+// client sends each node its own part. Each command has its own error.
 func (s *Store) exec(ctx context.Context, commands []*command) {
 	if len(commands) == 1 {
 		s.client.Process(ctx, once{commands[0].cmd})
@@ -100,7 +102,7 @@ func (s *Store) exec(ctx context.Context, commands []*command) {
 	pipe.Exec(ctx)
 }
 
-// read hands the reply to the command's groups.
+// read parses the reply and stores the results in the command's groups.
 func (s *Store) read(c *command) {
 	reply, err := c.cmd.Result()
 	if err == nil {
@@ -133,14 +135,15 @@ func (s *Store) readTakes(c *command, reply []int64) error {
 	}
 	for i, admitted := range takes.Partly() {
 		g := c.groups[i]
-		if g.admitted = admitted; admitted < 0 { // the number of a key that is no counter
+		if g.admitted = admitted; admitted < 0 { // -i: key i is not a counter
 			g.err = s.notCounter(c.keys()[i*len(limits)-int(admitted)-1])
 		}
 	}
 	return nil
 }
 
-// noteOutcome remembers how the last command has ended, nil for well.
+// noteOutcome records how the last command has ended. err is nil if it has
+// succeeded.
 func (s *Store) noteOutcome(err error) {
 	answered := err == nil || isReply(err)
 	s.nodes.noteOutcome(s.client, answered)

@@ -27,7 +27,7 @@ const (
 	Claimed
 )
 
-// An Error is what every failed call of a [Store] returns.
+// An Error is the error of every failed call of a [Store].
 type Error struct {
 	Cause  Cause
 	Prefix string // of the store
@@ -37,7 +37,7 @@ type Error struct {
 	Other  string // the limiter that has claimed the prefix
 }
 
-// Detail is the text without the store's name.
+// Detail returns the error text without the store's name.
 func (e *Error) Detail() string {
 	switch {
 	case e.Cause == Closed:
@@ -65,7 +65,7 @@ func (s *Store) Fault(err error) engine.Fault {
 	return engine.Unknown
 }
 
-// explain makes an Error of what the server or the client has answered to a
+// explain returns an Error for what the server or the client has answered to a
 // command with these keys.
 func (s *Store) explain(err error, keys []any) *Error {
 	if i, ok := redisscript.Junk(err); ok {
@@ -76,7 +76,8 @@ func (s *Store) explain(err error, keys []any) *Error {
 	return e
 }
 
-// notCounter is the error of a call whose key holds something else at Redis.
+// notCounter returns the error of a call whose key does not hold a counter at
+// Redis.
 func (s *Store) notCounter(key any) *Error {
 	return &Error{
 		Cause: Backend, Prefix: s.prefix, Fault: engine.Key,
@@ -92,7 +93,7 @@ func classify(err error) (engine.Fault, string) {
 	}
 	var op *net.OpError
 	switch {
-	case errors.Is(err, redis.ErrClosed): // there was no connection to send the command on
+	case errors.Is(err, redis.ErrClosed): // so the command was not sent
 		return engine.Closed, "it was closed before this store: close limiters and stores first, and then the client that they were lent"
 	case errors.As(err, &op) && op.Op == "dial", errors.Is(err, redis.ErrPoolTimeout), errors.Is(err, redis.ErrPoolExhausted):
 		return engine.Refused, ""
@@ -100,13 +101,14 @@ func classify(err error) (engine.Fault, string) {
 	return engine.Unknown, ""
 }
 
-// isReply reports whether err is what the server has answered.
+// isReply reports whether err is an error reply of the server.
 func isReply(err error) bool {
 	var reply redis.Error
 	return errors.As(err, &reply)
 }
 
-// classifyReply returns what an error means that the server has answered.
+// classifyReply returns what an error reply of the server means, and what to do
+// about it.
 func classifyReply(err error) (engine.Fault, string) {
 	text, inScript := replyText(err)
 	for _, r := range replies {
@@ -121,9 +123,9 @@ func classifyReply(err error) (engine.Fault, string) {
 	return engine.Unknown, ""
 }
 
-// replyText returns the text of a reply that is an error, without what the
-// server has put around it, and whether a command that a script has called has
-// failed with it. Redis 7 writes
+// replyText returns the text of an error reply, without what the server has put
+// around it. It also reports whether a command that a script has called has
+// failed with this error. Redis 7 writes
 //
 //	READONLY You can't write against a read only replica. script: 8f1c…, on @user_script:58.
 //
@@ -155,17 +157,17 @@ const (
 	clusterDown = "the cluster has lost so many of its masters that it serves no keys"
 )
 
-// replies are the errors of a server of which it is known whether the command
-// was carried out; prefixes are without "ERR ". With the faults Refused and Key
-// it was not: the server looks at all of this before it runs a script. Any
-// other error may come from a proxy that has not waited for the server's reply,
-// and is Unknown.
+// replies lists the errors of a server for which it is known whether the
+// command was carried out. Prefixes are without "ERR ". With the faults Refused
+// and Key it was not carried out: the server checks all of this before it runs
+// a script. Any other error may come from a proxy that has not waited for the
+// server's reply, and is Unknown.
 //
-// An error in a script, which may have written before, is Unknown, too. But
-// there are errors that the server returns for the first write of a script or
-// not at all, because a script that has written must not stop halfway (in Redis
-// 7, scriptVerifyWriteCommandAllow and scriptVerifyOOM of script.c; before
-// that, their causes do not change while a script runs).
+// An error in a script is Unknown, too, because the script may have written
+// before. But some errors are only returned for the first write of a script,
+// because a script that has written must not stop halfway. (In Redis 7, see
+// scriptVerifyWriteCommandAllow and scriptVerifyOOM in script.c. Before that,
+// the causes of these errors do not change while a script runs.)
 var replies = []struct {
 	prefix     string
 	fault      engine.Fault

@@ -115,7 +115,7 @@ func TestReplies(t *testing.T) {
 	}
 }
 
-// TestClientErrors: what is not a reply.
+// TestClientErrors: errors that are not replies.
 func TestClientErrors(t *testing.T) {
 	for _, tc := range []struct {
 		err  error
@@ -147,7 +147,7 @@ func takeOne(s *Store, key string, limits *engine.Limits) error {
 	return err
 }
 
-// requireFault checks what the store makes of an error that begins with text.
+// requireFault checks how the store classifies an error that begins with text.
 func requireFault(t *testing.T, s *Store, err error, want engine.Fault, text string) {
 	t.Helper()
 	require.ErrorContains(t, err, ": "+text)

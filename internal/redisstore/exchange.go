@@ -9,19 +9,19 @@ import (
 )
 
 // This file makes as few commands as possible of the calls that share a round
-// trip, in two steps.
+// trip, in two steps. Writing and reading a command is in command.go.
 //
-// First, callers that take the same units of one key under the same limits form a
-// group: one take with
-// a number of callers, which the script admits one after the other. A call of
-// another kind for that key ends the group, so that calls for a key keep their
-// order.
+// First, callers that take the same number of units of one key under the same
+// limits form a group. A group is one take with a number of callers, which the
+// script admits one after the other. A call of another kind for that key ends the
+// group, so that calls for a key keep their order.
 //
-// Second, where all keys are on one server, the takes of different keys under the
-// same limits become one command: to run a script costs the server as much as a
-// take does, and the client its arguments and its reply.
+// Second, if all keys are on one server, the takes of different keys under the
+// same limits become one command. Starting a script costs the server as much as a
+// take does, and the client has to write and read less.
 
-// A group is the callers of one take, or the one caller of an adjust or a reset.
+// A group has the callers of one take, or the one caller of an adjust or a
+// reset.
 type group struct {
 	callers []*job
 	shared  bool // the round trip has another group of this key, whose order against this one must stay
@@ -33,15 +33,15 @@ type group struct {
 
 func (g *group) first() *call { return &g.callers[0].Value }
 
-// accepts reports whether one command can serve a call beside the group's.
+// accepts reports whether a call can join the group.
 func (g *group) accepts(c *call) bool {
 	f := g.first()
 	return f.op == take && c.op == take && f.units == c.units && f.set == c.set && !f.upTo && !c.upTo
 }
 
-// cost and takers are the units of each caller and the number of callers that the
-// script is given. A caller that wants as many units as fit is given as that many
-// callers of one unit each: the script admits as many of them as fit.
+// cost and takers are the units per caller and the number of callers that the
+// script gets. A caller that wants as many units as fit is sent as that many
+// callers of one unit each, so the script admits as many of them as fit.
 func (g *group) cost() int64 { return g.first().asked() }
 
 func (g *group) takers() int64 {
@@ -51,8 +51,9 @@ func (g *group) takers() int64 {
 	return int64(len(g.callers))
 }
 
-// An exchange is what one round trip works with. It is reused, with its groups and
-// commands and all that they have allocated.
+// An exchange has the data of one round trip. It is reused, with its groups and
+// commands and their memory. It belongs to the goroutine of the round trip until
+// answered releases it.
 type exchange struct {
 	groups   []*group
 	commands []*command
@@ -61,13 +62,14 @@ type exchange struct {
 
 var exchanges = sync.Pool{New: func() any { return &exchange{last: make(map[string]*group)} }}
 
-// maxScriptKeys bounds how long one script keeps the server from others: some
-// 60 µs, and 150 µs where the limit is no fixed window. It is also by how much a
-// fixed window may be taken to end late.
+// maxScriptKeys bounds how long one script blocks the server: about 60 µs, or
+// 150 µs if the limit is not a fixed window. A fixed window may also seem to end
+// later than it does, by up to this time.
 const maxScriptKeys = 64
 
-// send carries out the calls of a round trip. The queue calls it, on a goroutine
-// of its own or on the goroutine of the only caller.
+// send carries out the calls of a round trip and waits for the replies. The
+// queue calls it, on a goroutine of its own or on the goroutine of the only
+// caller.
 func (s *Store) send(ctx context.Context, jobs []*job) {
 	x := exchanges.Get().(*exchange)
 	x.group(jobs)
@@ -82,7 +84,7 @@ func (s *Store) send(ctx context.Context, jobs []*job) {
 		}
 	}
 	x.handOut()
-	if len(jobs) == 1 { // a lone call is the newest; answered, if the queue calls it, skips it
+	if len(jobs) == 1 { // a lone call is the newest; answered skips it, if the queue calls it
 		jobs[0].Value.newest, jobs[0].Value.group = true, nil
 		x.release()
 	}
@@ -97,7 +99,7 @@ func (x *exchange) group(jobs []*job) {
 	var g *group
 	for _, j := range jobs {
 		c := &j.Value
-		if g == nil || g.first().key != c.key { // if one key is in demand, the map is seldom needed
+		if g == nil || g.first().key != c.key { // if most calls are for one key, the map is rarely needed
 			g = x.last[c.key]
 		}
 		if g != nil && g.accepts(c) {
@@ -122,8 +124,9 @@ func (x *exchange) newGroup(j *job) *group {
 	return g
 }
 
-// plan makes a command of each group, or of many takes if the keys are together.
-// Only takes under the same limits as the first one can be one command.
+// plan makes a command of each group, or of many takes if all keys are on one
+// server. Only takes under the same limits as the first one can share its
+// command.
 func (x *exchange) plan(together bool) {
 	var many *command
 	for _, g := range x.groups {
@@ -146,9 +149,10 @@ func (x *exchange) newCommand(g *group) *command {
 	return c
 }
 
-// splitCrossSlot makes a command of each group of those commands that the server
-// has refused because their keys are in different slots: by now it is part of a
-// Cluster. It returns the new commands, which are in the exchange, too.
+// splitCrossSlot handles commands that the server has refused because their keys
+// are in different slots: the server has become part of a Cluster. It makes a
+// command of each group of these. It returns the new commands, which it has also
+// added to the exchange.
 func (s *Store) splitCrossSlot(x *exchange) []*command {
 	sent := len(x.commands)
 	for _, c := range x.commands[:sent] {
@@ -164,8 +168,8 @@ func (s *Store) splitCrossSlot(x *exchange) []*command {
 	return x.commands[sent:]
 }
 
-// handOut gives each caller a copy of its group's result. The group is used again
-// before its callers have read theirs.
+// handOut copies its group's result to each caller, because the group may be
+// reused before its callers have read their results.
 func (x *exchange) handOut() {
 	for _, g := range x.groups {
 		op, limits := g.first().op, len(g.first().set.rules)
@@ -180,22 +184,23 @@ func (x *exchange) handOut() {
 	}
 }
 
-// answered finds the newest answer of each group: the last caller that is still
-// waiting has it. The queue calls it with the calls of a round trip whose callers
-// have waited, before it wakes them.
+// answered marks the newest answer of each group, which belongs to the last
+// caller that is still waiting. The queue calls it with the calls of a round trip
+// whose callers have waited, before it wakes them. answered releases the
+// exchange.
 func answered(jobs []*job) {
 	var x *exchange
 	for _, j := range slices.Backward(jobs) {
 		c := &j.Value
 		if c.group == nil {
-			continue // it was the only one of its round trip, or the client has panicked
+			continue // a lone call, or the client has panicked
 		}
 		if !c.group.newest {
 			c.group.newest, c.newest = true, true
 		}
 		x, c.group = c.group.exchange, nil
 	}
-	if x != nil { // otherwise nobody has waited, and it goes to the garbage collector
+	if x != nil { // otherwise no caller has waited: leave the exchange to the garbage collector
 		x.release()
 	}
 }
@@ -216,7 +221,8 @@ func (x *exchange) release() {
 	exchanges.Put(x)
 }
 
-// grow adds an element to s: the one that was there before, if there was one.
+// grow adds an element to s. It reuses the element that was at this place
+// before, if there was one.
 func grow[T any](s []*T) ([]*T, *T) {
 	if len(s) == cap(s) {
 		s = append(s, new(T))

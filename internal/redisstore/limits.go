@@ -9,14 +9,14 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// A limitSet is what the limits of a call look like in commands. It is made once
-// and used by all calls with the same limits; it never changes. Calls can share a
-// command only if they have the same set.
+// A limitSet has the limits of a call in the form that commands need. It is made
+// once, never changes, and is used by all calls with the same limits. Calls can
+// share a command only if they have the same set.
 type limitSet struct {
 	rules    []rule.Limit // as the caller gave them
 	micros   []rule.Limit // in microseconds, as the scripts count
-	suffixes []string     // of the names of the counters' keys
-	args     []any        // of the scripts
+	suffixes []string     // the ends of the names of the counters' keys
+	args     []any        // the arguments of the scripts
 }
 
 func newLimitSet(rules []rule.Limit) *limitSet {
@@ -30,18 +30,19 @@ func newLimitSet(rules []rule.Limit) *limitSet {
 	return set
 }
 
-// limitSets remembers the sets that a store has made: for its limiter's own
-// limits, and for those of its plans. Its zero value is ready to use.
+// limitSets caches the sets that a store has made: one for its limiter's own
+// limits, and one for each of its plans. Its zero value is ready to use. It
+// takes no lock.
 type limitSets struct {
 	known atomic.Pointer[[]*limitSet]
 }
 
-// maxLimitSets bounds what a limiter with ever new limits piles up. The newest
-// stay.
+// maxLimitSets bounds the cache of a limiter whose limits keep changing. The
+// newest sets stay.
 const maxLimitSets = 32
 
-// of returns the set of these limits. If two goroutines make one at the same
-// time, the second is used once and not remembered.
+// of returns the set of these limits. If two goroutines make a set at the same
+// time, the second set is not cached.
 func (s *limitSets) of(rules []rule.Limit) *limitSet {
 	known := s.known.Load()
 	if known != nil {
@@ -60,7 +61,8 @@ func (s *limitSets) of(rules []rule.Limit) *limitSet {
 	return set
 }
 
-// validate checks what a script would stumble over.
+// validate checks the limits, because a script would fail or miscount with
+// invalid ones.
 func validate(rules []rule.Limit, most int) error {
 	if len(rules) == 0 || len(rules) > most {
 		return fmt.Errorf("%d limits: want 1 to %d", len(rules), most)

@@ -10,20 +10,21 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/redisscript"
 )
 
-// nodeQueues are the queues of a Cluster, one for each master: a call to one
-// master never waits for a round trip to another, which may be slow or gone. The
-// zero value, which knows of no masters, is what every other client has.
+// nodeQueues has the queues of a Cluster, one for each master. So a call to one
+// master never waits for a round trip to another, which may be slow or gone. For
+// all other clients it stays the zero value, which knows no masters.
 type nodeQueues struct {
 	known atomic.Bool // the client has found out which master has which slots
 	all   sync.Map    // *redis.Client, of a master, to *queue
-	n     int         // of all; guarded by Store.mu
+	n     int         // the number of queues in all; guarded by Store.mu
 }
 
-// maxNodes bounds what a Cluster that changes its masters again and again leaves
-// behind.
+// maxNodes bounds the number of queues if a Cluster changes its masters again
+// and again.
 const maxNodes = 1024
 
-// queueOf returns the queue for calls of a key.
+// queueOf returns the queue for calls of a key. It takes Store.mu only to make
+// a queue.
 func (s *Store) queueOf(key string) *queue {
 	if !s.nodes.known.Load() {
 		return &s.queue
@@ -49,10 +50,10 @@ func (s *Store) queueOf(key string) *queue {
 	return made.(*queue)
 }
 
-// noteOutcome learns from the end of a command. Masters are asked for only after
-// the first answer: before that, the client would look for them on the goroutine
-// of a caller. And if a command is not answered, the client must look for a new
-// master: by itself it does so only when it sends a command again.
+// noteOutcome learns from the end of a command. Masters are used only after the
+// first answer: before that, the client would look them up on the goroutine of a
+// caller. If a command is not answered, the client must look for a new master.
+// By itself the client does so only when it sends a command again.
 func (n *nodeQueues) noteOutcome(client redis.UniversalClient, answered bool) {
 	cluster, ok := client.(*redis.ClusterClient)
 	switch {

@@ -14,9 +14,10 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/clock"
 )
 
-// A registry sees one process. So that two services do not count into each other
-// either, a store keeps a record of its limiter beside the counters, and looks
-// from time to time whether it is still its own.
+// The registry of limiters only knows its own process. A store also protects
+// different services from using one prefix by mistake. It keeps a record of its
+// limiter beside the counters, and checks from time to time that the record is
+// still its own. This file has that record; it counts nothing.
 
 // An Owner is the limiter that a store belongs to.
 type Owner struct {
@@ -25,36 +26,40 @@ type Owner struct {
 	Report  Reporter
 }
 
-// A Reporter logs what a store finds out about its prefix.
+// A Reporter logs what a store finds out about its prefix. Its methods are
+// called on a goroutine of the store.
 type Reporter interface {
 	// PrefixClaimed: a limiter of another name counts under the prefix. It is
-	// called the first time that this is found.
+	// called only the first time that the store finds this.
 	PrefixClaimed(prefix string, by Record)
-	// OtherLimits: the limiter has other limits in another process.
+	// OtherLimits: another process has a limiter of the same name, with other
+	// limits.
 	OtherLimits(prefix string, own, other []string)
 }
 
-// A Record is what a store writes to its prefix followed by "owner", as JSON.
+// A Record is the JSON value that a store writes to its prefix followed by
+// "owner".
 type Record struct {
 	Limiter string   `json:"limiter"`
 	Limits  []string `json:"limits"`
 	Version string   `json:"version"`
 }
 
-// A record lives for an hour after its limiter was last used, give or take a
-// refresh. While another limiter's record is there, it is read more often.
+// A record expires about an hour after its limiter was last used. It is read
+// every recordRefresh, or every recordRetry while it is another limiter's or
+// after an error.
 const (
 	recordLife    = time.Hour
 	recordRefresh = 20 * time.Minute
 	recordRetry   = time.Minute
 )
 
-// owner is what a store knows of the record.
+// owner is what a store knows about the record.
 type owner struct {
 	is        atomic.Pointer[claim]  // nil until a limiter takes the store
 	next      atomic.Int64           // when to look at the record again, by clock.Now
-	foreign   atomic.Uint64          // how often it was another limiter's
-	claimedBy atomic.Pointer[string] // that limiter, with Options.RefuseClaimed
+	foreign   atomic.Uint64          // how often the record was another limiter's
+	claimedBy atomic.Pointer[string] // that limiter, if Options.RefuseClaimed is set
 }
 
 type claim struct {
@@ -62,7 +67,8 @@ type claim struct {
 	report Reporter
 }
 
-// Adopt says whose store this is. The record is written with the next decision.
+// Adopt sets the limiter that the store belongs to. The record is written after
+// the next decision.
 func (s *Store) Adopt(o Owner) {
 	record := Record{Limiter: o.Limiter, Limits: slices.Sorted(slices.Values(o.Limits)), Version: version()}
 	s.owner.is.Store(&claim{record, o.Report})
@@ -72,8 +78,8 @@ func (s *Store) Adopt(o Owner) {
 // PrefixClaimed returns how often the prefix was found to be another limiter's.
 func (s *Store) PrefixClaimed() uint64 { return s.owner.foreign.Load() }
 
-// checkOwner looks after the record if it is time for that, on a goroutine of its
-// own.
+// checkOwner checks the record if it is time for that. It does so on a goroutine
+// and does not wait.
 func (s *Store) checkOwner(now int64) {
 	o := &s.owner
 	next := o.next.Load()
@@ -92,7 +98,8 @@ func (s *Store) checkOwner(now int64) {
 var errClaimed = errors.New("the record is of another limiter")
 
 // checkRecord writes the record if there is none, and refreshes it if it is the
-// limiter's own. An error means that it has to be looked at again soon.
+// limiter's own. It waits for the server. An error means that the record must
+// be checked again soon.
 func (s *Store) checkRecord(ctx context.Context, own *claim) error {
 	key := s.prefix + "owner"
 	mine, err := json.Marshal(own.record)
@@ -108,7 +115,7 @@ func (s *Store) checkRecord(ctx context.Context, own *claim) error {
 		return nil
 	}
 	text, err := s.client.Get(ctx, key).Result()
-	if err != nil { // also if it has just expired
+	if err != nil { // also if the record has just expired
 		return err
 	}
 	var other Record
@@ -131,7 +138,7 @@ func (s *Store) checkRecord(ctx context.Context, own *claim) error {
 	return s.client.Set(ctx, key, mine, recordLife).Err()
 }
 
-// version is the version of this library that the program was built with.
+// version returns the version of this library that the program was built with.
 var version = sync.OnceValue(func() string {
 	const path = "github.com/ratelimit-go/ratelimit"
 	if info, ok := debug.ReadBuildInfo(); ok {

@@ -8,21 +8,23 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// A client of a single server may be connected to a proxy in front of several. A
-// proxy may send a command to the server of the command's first key, and the
-// other keys would be counted where nobody looks for them. So a store finds out,
-// once, before the first command for several keys.
+// A client of a single server may be connected to a proxy in front of several
+// servers. A proxy may send a command to the server of the command's first key.
+// The other keys would then be counted on the wrong server. So a store finds out
+// once whether all keys are on one server, before its first command for several
+// keys. For Cluster and Ring clients it never sends such a command.
 
-// What is known of where the keys are.
+// The values of Store.place.
 const (
 	placeUnknown uint32 = iota
-	placeAsked          // and no answer yet
+	placeAsked          // findPlace is running
 	placeOne
 	placeSeveral
 )
 
-// keysAreTogether reports whether one command can be for several keys. It does
-// not wait: the first call starts to find out.
+// keysAreTogether reports whether one command can have several keys. It does
+// not wait: the first call starts a goroutine that finds out, and until that
+// has ended the result is false.
 func (s *Store) keysAreTogether() bool {
 	if _, single := s.client.(*redis.Client); !single {
 		return false
@@ -33,12 +35,12 @@ func (s *Store) keysAreTogether() bool {
 	return s.place.Load() == placeOne
 }
 
-// placeKeys is how many keys are tried. A proxy in front of two servers sends all
-// of them to one server only once in 65,536 times.
+// placeKeys is how many keys findPlace tries. A proxy in front of two servers
+// sends all of them to the same server only once in 65,536 times.
 const placeKeys = 16
 
 // findPlace writes one key, and then reads it in commands whose first key is
-// another one.
+// another one. It waits for the replies, on its own goroutine.
 func (s *Store) findPlace() {
 	ctx, cancel := context.WithTimeout(context.Background(), sideTimeout)
 	defer cancel()
@@ -62,7 +64,7 @@ func (s *Store) findPlace() {
 		}
 	}
 	if err != nil && found == placeOne {
-		found = placeUnknown // the next command for several keys asks again
+		found = placeUnknown // the next command for several keys tries again
 	}
 	s.place.Store(found)
 }

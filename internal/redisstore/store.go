@@ -1,5 +1,5 @@
 // Package redisstore counts on a Redis server, Cluster, Ring or Sentinel setup. It
-// implements [engine.Engine]; the public RedisStore is a face for it.
+// implements [engine.Engine]. The public RedisStore wraps it.
 //
 // A decision passes through these files, in this order:
 //
@@ -9,9 +9,11 @@
 //	command.go  writes one command, sends it and reads its reply
 //	call.go     works out one caller's answer from a reply that may be for several
 //
-// Beside the decisions, owner.go keeps a record of whose prefix this is, and
-// place.go finds out whether all keys are on one server. How calls wait for each
-// other is in package batch; what the scripts do, in package redisscript.
+// Three files have other tasks. owner.go keeps a record of which limiter uses
+// the prefix, place.go finds out whether all keys are on one server, and
+// errors.go classifies errors. limits.go prepares limits for commands. How calls
+// wait for each other is in package batch. What the scripts do is in package
+// redisscript.
 package redisstore
 
 import (
@@ -34,71 +36,71 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// Batching is how calls share round trips to one server, or to one master of a
-// Cluster.
+// Batching has the settings by which calls share round trips to one server, or
+// to one master of a Cluster.
 var Batching = batch.Settings{
-	// Two at once keep both client and server at work.
+	// Two round trips at a time keep both client and server busy.
 	MaxInFlight: 2,
-	// If the server is further away than two round trips can keep busy, others
-	// start as well, but only if that pays: each costs client and server some 10 µs.
+	// If latency is high, further round trips may start, but only if that pays: each
+	// costs client and server about 10 µs.
 	ExtraInFlight: 2,
 	ExtraAfter:    100 * time.Microsecond,
-	// As many more replace round trips to a server that hangs, until the client's
-	// own timeouts end those. With what is asked beside the decisions, a store
+	// Up to ten more replace round trips to a server that hangs, until the
+	// client's own timeouts end those. Together with its other commands, a store
 	// uses 16 connections at most.
 	MaxLate: 10,
-	// A batch's first caller waits for its last: some 256 scripts are a millisecond
-	// of a server's time.
+	// The first caller of a batch waits for the last one. 256 scripts take about a
+	// millisecond of a server's time.
 	MaxCalls: 256,
 }
 
-// sideTimeout bounds what a store asks beside the decisions.
+// sideTimeout is the timeout of commands that are not part of a decision.
 const sideTimeout = 5 * time.Second
 
 // maxResetLimits is the most limits of a Reset: Lua unpacks at least this
 // many arguments at once.
 const maxResetLimits = 4096
 
-// A Store counts under one prefix of what its client is connected to. Methods may
-// be called from any number of goroutines.
+// A Store counts under one prefix on the server or servers of its client. Methods
+// may be called from any number of goroutines.
 type Store struct {
 	client  redis.UniversalClient
 	prefix  string
 	options Options
 
-	queue queue      // of calls to a single server, and to any in a Cluster whose masters are not known yet
-	nodes nodeQueues // of calls to each master of a Cluster
+	queue queue      // for calls to a single server, or to a Cluster whose masters are not known yet
+	nodes nodeQueues // for calls to each master of a Cluster
 	sets  limitSets
 	jobs  sync.Pool // of *job, for calls that have returned without an error
 	owner owner
-	macs  sync.Pool     // of hash.Hash, for stored; without a New if keys are stored themselves
+	macs  sync.Pool     // of hash.Hash, for the method stored; New is nil if keys are stored unchanged
 	place atomic.Uint32 // whether all keys are on one server: see place.go
 
-	// keepsDeadlines: the client ends a call when its context is over, so that a
-	// call can be made on its caller's goroutine.
+	// keepsDeadlines means that the client ends a call when its context is done.
+	// So a call can be made on its caller's goroutine.
 	keepsDeadlines bool
-	// answering: the last command was answered, so that the next one will
-	// probably be, too.
+	// answering means that the last command was answered, so the next one
+	// probably will be, too.
 	answering atomic.Bool
 
 	closed  atomic.Bool
-	mu      sync.Mutex // orders Close against what begins
+	mu      sync.Mutex // orders Close against the start of goroutines and queues
 	running sync.WaitGroup
 }
 
 // Options are the settings of a Store.
 type Options struct {
 	RefuseClaimed bool   // refuse to count while a limiter of another name counts under the prefix
-	KeySecret     []byte // of the hashes that are stored in place of keys; empty for the keys themselves
+	KeySecret     []byte // keys the hashes that are stored in place of keys; if empty, keys are stored unchanged
 }
 
 type (
 	queue = batch.Queue[call]
-	job   = batch.Call[call] // one caller's place in a queue
+	job   = batch.Call[call] // a call in a queue
 )
 
-// New returns a store that writes to prefix, which is valid. The client is lent
-// and never closed. Nothing is sent yet.
+// New returns a store that writes to prefix, which must be valid. The store
+// never closes the client. New sends nothing and starts no goroutine.
 func New(client redis.UniversalClient, prefix string, options Options) *Store {
 	s := &Store{client: client, prefix: prefix, options: options, keepsDeadlines: keepsDeadlines(client)}
 	s.open(&s.queue)
@@ -108,8 +110,8 @@ func New(client redis.UniversalClient, prefix string, options Options) *Store {
 	return s
 }
 
-// stored returns the key that is written to Redis in place of a caller's: the key
-// itself, or the first 128 bits of its HMAC, in 22 characters.
+// stored returns the key that is written to Redis in place of a caller's key.
+// That is the key itself, or the first 128 bits of its HMAC in 22 characters.
 func (s *Store) stored(key string) string {
 	if s.macs.New == nil {
 		return key
@@ -128,8 +130,9 @@ func (s *Store) open(q *queue) {
 }
 
 // keepsDeadlines reports whether a client ends its calls when their contexts are
-// over. Other clients are called on goroutines that callers can leave behind. (A
-// clone of such a client, made to keep deadlines, would not run its hooks.)
+// done. Other clients are called on separate goroutines, so that a caller can
+// stop waiting. (A clone of such a client, made to keep deadlines, would not run
+// its hooks.)
 func keepsDeadlines(client redis.UniversalClient) bool {
 	switch c := client.(type) {
 	case *redis.Client:
@@ -154,7 +157,7 @@ func (s *Store) Take(ctx context.Context, r engine.Request, answers []rule.Answe
 		return engine.Reply{}, s.callError(err)
 	}
 	job := s.job(take, r.Key, rules)
-	job.Value.units, job.Value.upTo = min(r.Units, rule.MaxUnits+1), r.UpTo // which no limit can hold
+	job.Value.units, job.Value.upTo = min(r.Units, rule.MaxUnits+1), r.UpTo // no limit can hold more
 	if err := s.do(ctx, r.Now, r.Until, job); err != nil {
 		return engine.Reply{}, err
 	}
@@ -201,7 +204,8 @@ func (s *Store) Reset(ctx context.Context, key string, limits *engine.Limits) er
 
 func (s *Store) callError(err error) error { return &Error{Cause: Call, Prefix: s.prefix, Err: err} }
 
-// job returns a call that is ready for a queue.
+// job returns a call that is ready for a queue. It reuses a call that has
+// returned without an error.
 func (s *Store) job(op op, key string, rules []rule.Limit) *job {
 	j, _ := s.jobs.Get().(*job)
 	if j == nil {
@@ -213,9 +217,10 @@ func (s *Store) job(op op, key string, rules []rule.Limit) *job {
 	return j
 }
 
-// do has a call carried out, alone or with others, and waits for its result. It
-// waits no longer than ctx, or until an instant, if that is not 0. If it returns
-// an error the job must not be used again: a round trip may still write to it.
+// do passes a call to its queue, which carries it out alone or with others, and
+// waits for the result. It waits until ctx is done, or until the instant until
+// if that is not 0. After an error the job must not be used again, because a
+// round trip may still write to it.
 func (s *Store) do(ctx context.Context, now, until int64, j *job) error {
 	if s.closed.Load() {
 		return s.closedError()
@@ -254,21 +259,22 @@ func (s *Store) closedError() error {
 	return &Error{Cause: Closed, Prefix: s.prefix, Fault: engine.Closed}
 }
 
-// giveBack returns the units of a call that was carried out after its caller had
-// gone: a client that left has had no use of them. A caller whose time was over
-// may have admitted its request anyway, so those units stay counted. It is called
-// by the queue, on the goroutine of a round trip.
+// giveBack gives back the units of a call that was carried out after its caller
+// had gone. It does so only if the caller's context was cancelled: then its
+// client has disconnected and does not use the units. A caller whose deadline has
+// passed may have admitted its request anyway, so those units stay counted. The
+// queue calls giveBack on the goroutine of a round trip. giveBack does not wait.
 func (s *Store) giveBack(j *job) {
 	c := &j.Value
 	if !j.Cancelled || c.op != take || c.err != nil || c.taken() == 0 {
 		return
 	}
 	back := &job{Value: call{op: adjust, key: c.key, set: c.set, units: -c.taken(), at: c.now * 1000}}
-	s.queueOf(c.key).Post(back) // and what cannot be given back stays counted
+	s.queueOf(c.key).Post(back) // if that fails, the units stay counted
 }
 
-// panicked is called by the queue for each call of a round trip that a hook of the
-// client has brought down.
+// panicked sets the error of a call. The queue calls it for each call of a round
+// trip in which a hook of the client has panicked.
 func (s *Store) panicked(j *job, with any) {
 	err := fmt.Errorf("the client has panicked: %v", with)
 	j.Value.group = nil
@@ -276,9 +282,9 @@ func (s *Store) panicked(j *job, with any) {
 	s.noteOutcome(err)
 }
 
-// Close ends the store when its round trips are over, which takes as long as the
-// client's timeouts at most. Calls that come later fail with the cause Closed. The
-// counters and the client stay as they are.
+// Close closes the store and waits until its round trips and goroutines have
+// ended, which takes no longer than the client's timeouts. Later calls fail with
+// the cause Closed. The counters and the client stay as they are.
 func (s *Store) Close() {
 	s.mu.Lock()
 	s.closed.Store(true)
@@ -288,8 +294,8 @@ func (s *Store) Close() {
 	s.running.Wait()
 }
 
-// beside runs f on a goroutine of its own, unless the store has been closed.
-// Close waits for it.
+// beside runs f on its own goroutine, unless the store has been closed. Close
+// waits for it. beside takes s.mu.
 func (s *Store) beside(f func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -20,8 +20,8 @@ func Client(t testing.TB, addr string, opts ...func(*redis.Options)) *redis.Clie
 }
 
 // A Hook is called for each command of a client, alone or in a pipeline. It sends the
-// command by calling next. In a pipeline next only adds the command to those that are
-// sent together after the last call of the hook.
+// command by calling next. In a pipeline, next only adds the command to the ones that
+// are sent together after the last call of the hook.
 type Hook func(ctx context.Context, cmd redis.Cmder, next redis.ProcessHook) error
 
 // DialHook leaves dialling as it is.

@@ -13,25 +13,26 @@ import (
 
 const (
 	slots   = 16384 // of every Redis Cluster
-	masters = 3     // the least that can elect a replica when one is lost
+	masters = 3     // the smallest number that can elect a replica when one master is lost
 )
 
 // A Cluster is a Redis Cluster of three masters.
 type Cluster struct {
-	Nodes []*Server // the first three are the masters of the start; their replicas follow, in the same order
+	Nodes []*Server // the first three start as masters; their replicas follow, in the same order
 
 	t   testing.TB
 	ids map[*Server]string
 }
 
-// ClusterOptions says how a cluster is to be; zero is three masters alone.
+// ClusterOptions are the settings of a cluster. The zero value means three
+// masters without replicas.
 type ClusterOptions struct {
 	Replicas int      // of each master
 	Args     []string // more of redis-server's command line, for all nodes
 }
 
-// StartCluster runs a cluster, with the slots spread evenly over its masters, and returns
-// when every node has the same complete picture of it. A failed node is noticed after two
+// StartCluster starts a cluster, with the slots spread evenly over its masters. It waits
+// until all nodes agree on the state of the cluster. A failed node is noticed after two
 // seconds. A cluster that has lost some slots still serves the others.
 func StartCluster(t testing.TB, o ClusterOptions) *Cluster {
 	t.Helper()
@@ -50,7 +51,7 @@ func StartCluster(t testing.TB, o ClusterOptions) *Cluster {
 	for i, node := range c.Nodes {
 		node.AwaitReady()
 		c.ids[node] = fmt.Sprint(node.Do("CLUSTER", "MYID"))
-		node.Do("CLUSTER", "SET-CONFIG-EPOCH", i+1) // unequal from the start: no collision to resolve
+		node.Do("CLUSTER", "SET-CONFIG-EPOCH", i+1) // different from the start, so there is no collision to resolve
 		if i < masters {
 			node.Do("CLUSTER", "ADDSLOTSRANGE", i*slots/masters, (i+1)*slots/masters-1)
 		}
@@ -95,8 +96,8 @@ func (c *Cluster) Client(opts ...func(*redis.ClusterOptions)) *redis.ClusterClie
 	return client
 }
 
-// AwaitOK waits until all nodes that run agree that each slot is served by one of them:
-// after a Restart, or after the replica of a killed master has taken over.
+// AwaitOK waits until all running nodes agree that each slot is served by one of them.
+// Use it after a Restart, or after the replica of a killed master has taken over.
 func (c *Cluster) AwaitOK() {
 	c.t.Helper()
 	c.await("all slots to be served", func(*view) error { return nil })
@@ -108,7 +109,7 @@ func (c *Cluster) Slot(key string) int {
 	return int(c.running().Do("CLUSTER", "KEYSLOT", key).(int64))
 }
 
-// Owner returns the master of a slot, or nil if none that runs has it.
+// Owner returns the master of a slot, or nil if no running node has it.
 func (c *Cluster) Owner(slot int) *Server {
 	c.t.Helper()
 	v, err := c.view(c.running())
@@ -118,7 +119,7 @@ func (c *Cluster) Owner(slot int) *Server {
 	return v.owners[slot]
 }
 
-// running returns a node that runs.
+// running returns a running node.
 func (c *Cluster) running() *Server {
 	c.t.Helper()
 	i := slices.IndexFunc(c.Nodes, (*Server).Running)
@@ -131,8 +132,8 @@ func (c *Cluster) running() *Server {
 // A view is what one node knows about the slots.
 type view struct {
 	ok     bool      // the state that it reports
-	owners []*Server // by slot; nil where there is no owner, or it does not run
-	fewest int       // nodes of a slot, its master and the replicas that are in touch
+	owners []*Server // by slot; nil if there is no owner or it does not run
+	fewest int       // the smallest number of online nodes of a slot, its master included
 }
 
 func (c *Cluster) view(s *Server) (*view, error) {
@@ -153,7 +154,7 @@ func (c *Cluster) view(s *Server) (*view, error) {
 	})
 }
 
-// add takes up a shard: some slots, their master and its replicas.
+// add adds a shard to the view: some slots, their master and its replicas.
 func (v *view) add(shard redis.ClusterShard, nodes []*Server) {
 	online := 0
 	for _, node := range shard.Nodes {
@@ -177,8 +178,8 @@ func (v *view) add(shard redis.ClusterShard, nodes []*Server) {
 	v.fewest = min(v.fewest, online)
 }
 
-// await waits until all nodes that run see the same owners, one for each slot, and the
-// check passes on what each of them sees.
+// await waits until all running nodes see the same owners, one for each slot, and
+// check passes on the view of each node.
 func (c *Cluster) await(what string, check func(*view) error) {
 	c.t.Helper()
 	await(c.t, what, func() error {

@@ -51,7 +51,8 @@ func TestCluster(t *testing.T) {
 	require.Same(t, from, c.Owner(slot))
 	incr(key, 5)
 
-	// The others go on without a master, and all is well when it is back.
+	// The other masters continue without one of them, and all slots are served
+	// when it is back.
 	from.Kill()
 	other := c.Owner(c.Slot(key))
 	require.Nil(t, other)

@@ -2,9 +2,9 @@ package redistest
 
 import "errors"
 
-// A Migration is one slot on its way from one master to another. Until Finish the old
-// master answers for the keys that it still has, and sends clients on with ASK for all
-// others.
+// A Migration is the move of one slot from one master to another. Until Finish the old
+// master answers for the keys that it still has, and redirects clients with ASK for
+// all others.
 type Migration struct {
 	Slot     int
 	From, To *Server
@@ -12,7 +12,7 @@ type Migration struct {
 	c *Cluster
 }
 
-// Migrate moves a slot and its keys, all steps at once.
+// Migrate moves a slot and its keys, with all steps of a Migration.
 func (c *Cluster) Migrate(slot int, to *Server) {
 	c.t.Helper()
 	m := c.BeginMigration(slot, to)
@@ -33,21 +33,22 @@ func (c *Cluster) BeginMigration(slot int, to *Server) *Migration {
 	return m
 }
 
-// MoveKeys moves at most n keys, and returns how many there were to move. With 0 the slot
-// is empty, and stays so: new keys are made at the new master.
+// MoveKeys moves at most n keys, and returns how many it has found. If it has found none,
+// the slot is empty and stays empty, because the new master gets all new keys.
 func (m *Migration) MoveKeys(n int) int {
 	m.c.t.Helper()
 	keys := m.From.Do("CLUSTER", "GETKEYSINSLOT", m.Slot, n).([]any)
 	if len(keys) > 0 {
 		host, port := hostPort(m.To.Addr)
-		// A key that expires meanwhile is not an error: the reply is then NOKEY.
+		// A key that expires in the meantime is not an error: the reply is then
+		// NOKEY.
 		m.From.Do(append([]any{"MIGRATE", host, port, "", 0, patience.Milliseconds(), "AUTH2", admin, admin, "KEYS"}, keys...)...)
 	}
 	return len(keys)
 }
 
-// Finish gives the slot, which must be empty by now, to the new master, tells all others
-// so, and returns when all agree.
+// Finish gives the slot, which must be empty, to the new master and notifies all other
+// masters. It returns when all nodes agree.
 func (m *Migration) Finish() {
 	m.c.t.Helper()
 	nodes := []*Server{m.To, m.From} // in this order the slot always has a master

@@ -7,10 +7,12 @@ import (
 	"time"
 )
 
-// dieWithParent is nothing here: a server outlives a test binary that is killed.
+// dieWithParent does nothing here: a server outlives a test binary that is
+// killed.
 func dieWithParent() *syscall.SysProcAttr { return nil }
 
-// isStopped gives the signal time to arrive: there is no cheap way to see it.
+// isStopped waits 50 ms for the signal to arrive, because there is no cheap way
+// to check.
 func isStopped(int) bool {
 	time.Sleep(50 * time.Millisecond)
 	return true

@@ -4,7 +4,7 @@ package redistest
 
 import "syscall"
 
-// No process takes these here: Hang and Continue fail.
+// These signals do not exist here, so Hang and Continue fail.
 const (
 	sigStop     = syscall.Signal(-1)
 	sigContinue = syscall.Signal(-1)

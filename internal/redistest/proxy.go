@@ -9,11 +9,12 @@ import (
 	"time"
 )
 
-// A Proxy passes TCP connections on to a target, and does to them what networks do. Its
-// faults are off at first, can be switched at any time, and act on connections that are
-// there and on those to come.
+// A Proxy forwards TCP connections to a target and injects faults of a network. All
+// faults are off at first. They can be switched at any time, and act on existing
+// connections and on new ones.
 //
-// Where the target refuses a connection, the proxy resets the one that it has accepted.
+// If the target refuses a connection, the proxy resets the connection that it has
+// accepted.
 type Proxy struct {
 	Addr string // host:port
 
@@ -35,7 +36,8 @@ type faults struct {
 	clear       chan struct{} // closed unless there is a black hole
 }
 
-// A link is a connection to the proxy, with the one that it has to the target.
+// A link is a client's connection to the proxy, with the proxy's own connection
+// to the target.
 type link struct {
 	client net.Conn
 	done   chan struct{} // closed with the link
@@ -60,13 +62,13 @@ func NewProxy(t testing.TB, target string) *Proxy {
 // Latency delays what is sent, in each direction, by d: a round trip takes 2d more.
 func (p *Proxy) Latency(d time.Duration) { p.set(func(f *faults) { f.latency = d }) }
 
-// ResetRate resets the connection at a share, from 0 to 1, of the chunks that are sent,
-// in either direction. The chunk is then lost: a request, which the target has not seen,
-// or a reply, to a request that it has executed.
+// ResetRate resets the connection for a fraction, from 0 to 1, of the chunks that are
+// sent, in either direction. The chunk is lost. It may be a request that the target has
+// not seen, or the reply to a request that it has executed.
 func (p *Proxy) ResetRate(share float64) { p.set(func(f *faults) { f.resetRate = share }) }
 
-// LoseReplies passes on what clients send, and drops what the target answers. Connections
-// that have lost something are reset when this ends.
+// LoseReplies forwards what clients send, and drops what the target answers. When it is
+// turned off, connections that have lost something are reset.
 func (p *Proxy) LoseReplies(on bool) {
 	p.set(func(f *faults) { f.loseReplies = on })
 	if !on {
@@ -74,10 +76,10 @@ func (p *Proxy) LoseReplies(on bool) {
 	}
 }
 
-// Blackhole accepts and keeps connections, but lets nothing through, no end either. When
-// it ends, older connections go on where they stopped, so that the target gets requests
-// whose senders have given up, as after a network partition; those accepted meanwhile are
-// reset.
+// Blackhole accepts and keeps connections, but forwards nothing, not even their end. When
+// it is turned off, older connections continue where they stopped. So the target gets
+// requests whose senders have given up, as after a network partition. Connections that
+// were accepted in the meantime are reset.
 func (p *Proxy) Blackhole(on bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -96,8 +98,8 @@ func (p *Proxy) Blackhole(on bool) {
 	close(p.faults.clear)
 }
 
-// Refuse resets all connections and refuses new ones, as where no process listens, or
-// listens again on the same port.
+// Refuse resets all connections and refuses new ones, as if no process listened. When
+// it is turned off, the proxy listens again on the same port.
 func (p *Proxy) Refuse(on bool) {
 	p.t.Helper()
 	if !on {
@@ -113,14 +115,15 @@ func (p *Proxy) Refuse(on bool) {
 	p.cut()
 }
 
-// Cut resets all connections. New ones are welcome.
+// Cut resets all connections. It still accepts new ones.
 func (p *Proxy) Cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.cut()
 }
 
-// Retarget makes new connections go to another address. Cut moves the others.
+// Retarget forwards new connections to another address. It leaves existing ones
+// as they are; Cut ends them.
 func (p *Proxy) Retarget(addr string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -188,7 +191,7 @@ func (p *Proxy) accept(ln net.Listener) {
 		p.links[l] = struct{}{}
 		p.accepted++
 		if p.ln != ln {
-			p.reset(l) // it now refuses
+			p.reset(l) // it refuses connections by now
 		} else {
 			p.wg.Go(func() { p.connect(l) })
 		}
@@ -196,11 +199,12 @@ func (p *Proxy) accept(ln net.Listener) {
 	}
 }
 
-// connect dials the target, unless a black hole is in the way, and starts to pass bytes.
+// connect dials the target and starts to forward bytes. If Blackhole is on, it waits for
+// the end of the link instead.
 func (p *Proxy) connect(l *link) {
 	f := p.now()
 	if f.blackhole() {
-		<-l.done // with the end of the black hole, or earlier
+		<-l.done // closed at the end of the black hole, or earlier
 		return
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -231,7 +235,7 @@ func (p *Proxy) connect(l *link) {
 	}
 }
 
-// pump passes on what src sends, chunk by chunk, until the link is closed.
+// pump forwards what src sends, chunk by chunk, until the link is closed.
 func (p *Proxy) pump(l *link, src, dst net.Conn, replies bool) {
 	buf := make([]byte, 32<<10)
 	for {
@@ -258,8 +262,8 @@ func (p *Proxy) pump(l *link, src, dst net.Conn, replies bool) {
 	}
 }
 
-// wait holds up a chunk for as long as the faults want, and tells whether the link has
-// outlived that.
+// wait delays a chunk for as long as the faults require, and reports whether the link
+// is still open after that.
 func (p *Proxy) wait(l *link) bool {
 	if d := p.now().latency; d > 0 {
 		timer := time.NewTimer(d)
@@ -278,14 +282,14 @@ func (p *Proxy) wait(l *link) bool {
 	}
 }
 
-// cut resets all links. The caller holds mu.
+// cut resets all links. The caller must hold mu.
 func (p *Proxy) cut() {
 	for l := range p.links {
 		p.reset(l)
 	}
 }
 
-// reset ends a link so that both sides see a reset. The caller holds mu.
+// reset ends a link so that both sides see a reset. The caller must hold mu.
 func (p *Proxy) reset(l *link) {
 	for _, conn := range []net.Conn{l.client, l.target} {
 		if tcp, ok := conn.(*net.TCPConn); ok {
@@ -295,7 +299,7 @@ func (p *Proxy) reset(l *link) {
 	p.close(l)
 }
 
-// close ends a link, unless that has been done. The caller holds mu.
+// close ends a link if it is still open. The caller must hold mu.
 func (p *Proxy) close(l *link) {
 	if _, alive := p.links[l]; !alive {
 		return

@@ -49,7 +49,7 @@ func dial(t *testing.T, addr string) *net.TCPConn {
 	return conn.(*net.TCPConn)
 }
 
-// ask sends a line and returns what is answered within the time.
+// ask sends a line and returns the answer, if it arrives in time.
 func ask(conn net.Conn, line string, within time.Duration) (string, error) {
 	conn.SetDeadline(time.Now().Add(within))
 	if _, err := conn.Write([]byte(line + "\n")); err != nil {
@@ -59,7 +59,7 @@ func ask(conn net.Conn, line string, within time.Duration) (string, error) {
 }
 
 const (
-	soon = 100 * time.Millisecond // long enough for an answer that must not come to be likely seen
+	soon = 100 * time.Millisecond // long enough that an answer which must not arrive would most likely have arrived
 	late = 30 * time.Second       // reached by broken code only
 )
 
@@ -70,7 +70,7 @@ func requireAnswer(t *testing.T, conn net.Conn, line, want string) {
 	require.Equal(t, want+"\n", got)
 }
 
-// requireEnd asks that a connection has ended, and not just gone silent.
+// requireEnd requires that a connection has ended, and is not just silent.
 func requireEnd(t *testing.T, conn net.Conn) {
 	t.Helper()
 	_, err := ask(conn, "x", late)
@@ -189,14 +189,14 @@ func TestProxyWithoutTarget(t *testing.T) {
 	other := redistest.NewProxy(t, "") // its port is kept
 	other.Refuse(true)
 	p := redistest.NewProxy(t, other.Addr)
-	if conn, err := net.Dial("tcp", p.Addr); err == nil { // else it ended before it was seen
+	if conn, err := net.Dial("tcp", p.Addr); err == nil { // otherwise the connection has ended already
 		defer conn.Close()
 		requireEnd(t, conn)
 	}
 	require.Eventually(t, func() bool { return p.Accepted() == 1 && p.Open() == 0 }, late, time.Millisecond)
 }
 
-// TestProxyLoad: faults can be switched in full traffic, and all is well after them.
+// TestProxyLoad: faults can be switched under load, and everything works after them.
 func TestProxyLoad(t *testing.T) {
 	t.Parallel()
 	s := redistest.Start(t)
@@ -234,7 +234,8 @@ func TestProxyLoad(t *testing.T) {
 	stop()
 	clients.Wait()
 	require.NotZero(t, failed.Load())
-	// A pool that was refused often goes on failing until its own probe, once a second.
+	// A pool whose dials were refused often continues to fail until its own probe
+	// succeeds, once a second.
 	require.Eventually(t, func() bool { return c.Incr(t.Context(), "n").Err() == nil }, late, 10*time.Millisecond)
 	require.NoError(t, c.Close())
 	require.Eventually(t, func() bool { return p.Open() == 0 && s.Connections() == 0 }, late, time.Millisecond)

@@ -1,13 +1,14 @@
 // Package redistest runs real Redis servers for tests, alone, as a cluster or behind
-// Sentinel, and a TCP proxy that injects faults on the way to them.
+// Sentinel. It also has a TCP proxy that injects faults between them and their
+// clients.
 //
-// All of them listen on free loopback ports and are gone when the test is. On Linux the
-// servers also die with a test binary that is killed or panics. Where redis-server is
-// not installed a test that asks for one is skipped, or fails if the environment
-// variable RATELIMIT_REQUIRE_REDIS is set.
+// All of them listen on free loopback ports and end with the test. On Linux the servers
+// also end with a test binary that is killed or panics. If redis-server is not
+// installed, a test that asks for a server is skipped. It fails instead if the
+// environment variable RATELIMIT_REQUIRE_REDIS is set.
 //
-// What goes wrong in here ends the test with a Fatal. All methods may be called from any
-// goroutine, but such a Fatal belongs on the test's own.
+// Errors in this package end the test with Fatal. All methods may be called from any
+// goroutine, but a Fatal should happen on the test's own goroutine.
 package redistest
 
 import (
@@ -21,8 +22,8 @@ import (
 	"time"
 )
 
-// patience bounds every wait for a server to do what it always does in the end. A busy
-// machine may take its time; a broken one is found out.
+// patience bounds every wait for a server to do what it eventually does. It is long
+// enough for a busy machine.
 const patience = 60 * time.Second
 
 // binary returns the path of redis-server, or ends the test.
@@ -40,8 +41,8 @@ func binary(t testing.TB) string {
 	return ""
 }
 
-// await calls try until it returns nil, and ends the test with the last error when
-// patience is out.
+// await calls try until it returns nil. After the time in patience, it ends the
+// test with the last error.
 func await(t testing.TB, what string, try func() error) {
 	t.Helper()
 	deadline := time.Now().Add(patience)
@@ -57,19 +58,19 @@ func await(t testing.TB, what string, try func() error) {
 	}
 }
 
-// Ports lie below the range that operating systems take for outgoing connections, which
-// starts at 32768 on Linux. In that range somebody's outgoing connection could take the
-// port of a server that is down for a while, and a client that redials it could even
+// Ports are below the range that operating systems use for outgoing connections, which
+// starts at 32768 on Linux. In that range an outgoing connection could get the port of
+// a server that is down for a while. A client that redials the server could even
 // connect to itself.
 const (
 	minPort   = 11000
 	numPorts  = 5000
-	lockAbove = 5000  // who listens there owns the port
-	busAbove  = 10000 // where a cluster's node listens for others
+	lockAbove = 5000  // the process that listens there owns the port
+	busAbove  = 10000 // a cluster's node listens there for other nodes
 )
 
-// freePort returns a port that is free, as is its bus port. It is the test's until the
-// test ends, also while nobody listens there: tests in other processes keep off it too.
+// freePort returns a free port whose bus port is free, too. The test owns it until it
+// ends, even if nothing listens there: tests in other processes do not use it.
 func freePort(t testing.TB) int {
 	t.Helper()
 	for range 1000 {

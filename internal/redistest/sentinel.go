@@ -17,20 +17,21 @@ const MasterName = "mymaster"
 // A Sentinel is a master and a replica, watched by sentinels that make the replica a
 // master when the master is gone.
 type Sentinel struct {
-	Master, Replica *Server // as they are at the start: see Current
+	Master, Replica *Server // as they are at the start; see Current
 	Sentinels       []*Server
 
 	t testing.TB
 }
 
-// SentinelOptions says how it is to be; zero is one sentinel, which decides alone.
+// SentinelOptions are the settings of a Sentinel setup. The zero value means one
+// sentinel, which decides alone.
 type SentinelOptions struct {
-	Sentinels int      // zero: 1; where there are more, most of them have to agree
+	Sentinels int      // zero: 1; if there are more, most of them must agree
 	Args      []string // more of redis-server's command line, for master and replica
 }
 
-// StartSentinel runs master, replica and sentinels, and returns when a failover could
-// begin. A master that has not answered for half a second counts as down.
+// StartSentinel starts master, replica and sentinels, and waits until a failover
+// could begin. A master that has not answered for half a second counts as down.
 func StartSentinel(t testing.TB, o SentinelOptions) *Sentinel {
 	t.Helper()
 	n := max(o.Sentinels, 1)
@@ -100,7 +101,8 @@ func (s *Server) watched() (map[string]string, error) {
 	return pairs(reply), nil
 }
 
-// canFailOver tells whether a sentinel has a replica that it would choose.
+// canFailOver returns an error unless a sentinel has a replica that it would
+// choose.
 func (s *Server) canFailOver() error {
 	reply, err := s.do("SENTINEL", "REPLICAS", MasterName)
 	if err != nil {
@@ -153,9 +155,10 @@ func (s *Sentinel) Current() *Server {
 	return s.Master
 }
 
-// Failover has the sentinels promote the other server at once, without need, and returns
-// when that is done. The one deposed goes on as a second master, which still takes writes
-// and then loses them, until the sentinels make it a replica about ten seconds later.
+// Failover makes the sentinels promote the other server at once, although the master is
+// up. It waits until that is done. The old master continues as a second master, which
+// still accepts writes and then loses them. The sentinels make it a replica about ten
+// seconds later.
 func (s *Sentinel) Failover() {
 	s.t.Helper()
 	next := s.other(s.Current())
@@ -170,8 +173,8 @@ func (s *Sentinel) other(one *Server) *Server {
 	return s.Master
 }
 
-// AwaitPromoted waits until the server is a master and all sentinels name it: after Hang
-// or Kill of the other one.
+// AwaitPromoted waits until the server is a master and all sentinels name it. Use it
+// after Hang or Kill of the other server.
 func (s *Sentinel) AwaitPromoted(server *Server) {
 	s.t.Helper()
 	_, port := hostPort(server.Addr)

@@ -23,7 +23,8 @@ func TestSentinel(t *testing.T) {
 	}, late, 50*time.Millisecond, "the client finds the new master")
 }
 
-// TestSentinels: most of three sentinels find a master that hangs to be down.
+// TestSentinels: the majority of three sentinels agrees that a master that
+// hangs is down.
 func TestSentinels(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes some seconds")

@@ -20,7 +20,7 @@ import (
 // A Server is one redis-server process.
 type Server struct {
 	Addr string // host:port; the same after a Restart
-	Dir  string // the working directory, where its files and its log are
+	Dir  string // the working directory, with its files and its log
 
 	t    testing.TB
 	args []string
@@ -29,18 +29,20 @@ type Server struct {
 	proc *process // the latest; never nil once launched
 }
 
-// A process is one run of the binary.
+// A process is one run of redis-server.
 type process struct {
 	*exec.Cmd
 	exited chan struct{} // closed when it has ended and been waited for
 }
 
-// admin is a user that every server has beside its default one, so that the helpers
-// here get in also after a test has changed the password or the rights of the default.
+// admin is a user that every server has in addition to the default user. So the
+// helpers here still work after a test has changed the password or the permissions of
+// the default user.
 const admin = "redistest"
 
-// Start runs one server, without persistence, and returns when it answers. More
-// arguments are those of redis-server's command line: "--requirepass", "secret".
+// Start starts one server without persistence, and waits until it answers. args
+// are further arguments of redis-server's command line, such as "--requirepass",
+// "secret".
 func Start(t testing.TB, args ...string) *Server {
 	t.Helper()
 	s := launch(t, args...)
@@ -79,7 +81,8 @@ func launchAs(t testing.TB, args func(port, dir string) []string) *Server {
 	return s
 }
 
-// spawn starts the process. Its log is that of this run alone.
+// spawn starts the process, with a new log, and does not wait for it. A
+// goroutine waits for its end.
 func (s *Server) spawn(args []string) {
 	s.t.Helper()
 	log, err := os.Create(s.logFile())
@@ -93,7 +96,7 @@ func (s *Server) spawn(args []string) {
 		s.t.Fatalf("redistest: %v", err)
 	}
 	go func() {
-		p.Wait() // how it ended is in the log
+		p.Wait() // the log says how it ended
 		close(p.exited)
 	}()
 	s.mu.Lock()
@@ -113,8 +116,8 @@ func (s *Server) AwaitReady() {
 	s.awaitUp(func(ctx context.Context, c *redis.Client) error { return c.Ping(ctx).Err() })
 }
 
-// awaitUp waits until this server, and not another on the same port, answers and passes
-// the check. Should another process have the port, it tries again: that one may go away.
+// awaitUp waits until this server answers and passes the check. If another process has
+// the port, awaitUp tries again, because that process may end.
 func (s *Server) awaitUp(check func(context.Context, *redis.Client) error) {
 	s.t.Helper()
 	await(s.t, "redis-server "+s.Addr, func() error {
@@ -151,11 +154,11 @@ func (s *Server) Client(opts ...func(*redis.Options)) *redis.Client {
 	return Client(s.t, s.Addr, opts...)
 }
 
-// Kill ends the process with SIGKILL, also one that hangs, and waits for its end. Unless
-// the server was given persistence, its data is lost.
+// Kill ends the process with SIGKILL, even if it hangs, and waits for its end. Without
+// persistence, its data is lost.
 func (s *Server) Kill() {
 	p := s.process()
-	p.Process.Kill() // an error says that it has ended
+	p.Process.Kill() // an error means that it has ended
 	<-p.exited
 }
 
@@ -168,7 +171,7 @@ func (s *Server) Restart() {
 	s.AwaitReady()
 }
 
-// Running tells whether the process exists. One that hangs does.
+// Running reports whether the process exists, even if it hangs.
 func (s *Server) Running() bool {
 	select {
 	case <-s.process().exited:
@@ -178,8 +181,8 @@ func (s *Server) Running() bool {
 	}
 }
 
-// Hang stops the process with SIGSTOP: connections are still made, by the kernel, and
-// kept, but nothing is answered until Continue.
+// Hang stops the process with SIGSTOP. The kernel still accepts and keeps
+// connections, but nothing is answered until Continue.
 func (s *Server) Hang() {
 	s.t.Helper()
 	p := s.process()
@@ -194,7 +197,8 @@ func (s *Server) Hang() {
 	})
 }
 
-// Continue undoes Hang. What was sent meanwhile is then executed.
+// Continue undoes Hang. Commands that were sent in the meantime are then
+// executed.
 func (s *Server) Continue() {
 	s.t.Helper()
 	if err := s.process().Process.Signal(sigContinue); err != nil {
@@ -215,8 +219,8 @@ func (s *Server) logTail() string {
 	return string(log[max(0, len(log)-2000):])
 }
 
-// asAdmin runs f with a client of its own for the admin user: one connection, nothing
-// sent twice, and closed afterwards.
+// asAdmin runs f with a new client for the admin user, which has one connection and
+// sends nothing twice. It closes the client afterwards.
 func (s *Server) asAdmin(f func(context.Context, *redis.Client) error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()

@@ -14,9 +14,9 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Do sends one command as a user that may do everything, whatever has become of the
-// default user, on a connection of its own, and returns the reply: an int64, a string,
-// nil or a []any of these. An error reply ends the test.
+// Do sends one command on its own connection and returns the reply: an int64, a
+// string, nil or a []any of these. It uses the admin user, so it works whatever a test
+// has done to the default user. An error reply ends the test.
 func (s *Server) Do(args ...any) any {
 	s.t.Helper()
 	reply, err := s.do(args...)
@@ -62,9 +62,9 @@ func (s *Server) mustInfo(section string) map[string]string {
 	return fields
 }
 
-// Commands returns how often each command was called since the start or ResetStats, by
-// its name in lower case: "evalsha". A subcommand reads "config|get". Calls made by this
-// package, such as hello and info, are among them.
+// Commands returns how often each command was called since the start or ResetStats. The
+// name is in lower case, such as "evalsha", and a subcommand is written as "config|get".
+// The counts include the calls of this package, such as hello and info.
 func (s *Server) Commands() map[string]int64 {
 	s.t.Helper()
 	calls := make(map[string]int64)
@@ -106,9 +106,10 @@ func (s *Server) number(text string) int64 {
 	return n
 }
 
-// RestartLoading saves the data, restarts the server, and returns when it answers that
-// it is loading, which it does for about d. Its data is then back. In database 15, which
-// a cluster's nodes do not have, there is ballast, gone by itself a minute later.
+// RestartLoading saves the data and restarts the server. It returns when the server
+// answers that it is loading, which it does for about d. After that its data is back. To
+// make loading slow, it puts ballast into database 15, which the nodes of a cluster do
+// not have. The ballast expires a minute later.
 func (s *Server) RestartLoading(d time.Duration) {
 	s.t.Helper()
 	const ballast = 1000
@@ -123,7 +124,8 @@ func (s *Server) RestartLoading(d time.Duration) {
 	}
 	s.Do("SAVE")
 	s.Kill()
-	// Clients are answered between keys, after so many bytes of the file.
+	// While loading, the server answers clients between keys, after this many
+	// bytes of the file.
 	s.spawn(append(slices.Clip(s.args),
 		"--key-load-delay", fmt.Sprint(d.Microseconds()/keys),
 		"--loading-process-events-interval-bytes", "1024"))
@@ -137,15 +139,16 @@ func (s *Server) RestartLoading(d time.Duration) {
 		}
 		return err
 	})
-	// It has the file open. The next restart is to be an empty one again.
+	// The server has opened the file. Remove it, so that the next restart
+	// begins without data.
 	if err := os.Remove(s.dumpFile()); err != nil {
 		s.t.Fatalf("redistest: %v", err)
 	}
 }
 
 // FailSaves makes every snapshot fail as on a full disk, so that the server refuses
-// writes with MISCONF, or undoes that. It returns when writes are refused, or again
-// accepted.
+// writes with MISCONF, or undoes that. It waits until writes are refused, or
+// accepted again.
 func (s *Server) FailSaves(fail bool) {
 	s.t.Helper()
 	save, want, err := "", "ok", os.RemoveAll(s.dumpFile())

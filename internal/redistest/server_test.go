@@ -19,8 +19,8 @@ import (
 // once sends nothing twice, so that a client shows the first error.
 func once(o *redis.Options) { o.MaxRetries, o.DialerRetries = -1, 1 }
 
-// TestServer: a server keeps its address through death and stillness, and its data
-// through stillness only.
+// TestServer: a server keeps its address after Kill and after Hang, and its data
+// only after Hang.
 func TestServer(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
@@ -64,7 +64,7 @@ func TestStatistics(t *testing.T) {
 	require.Zero(t, s.Commands()["evalsha"])
 }
 
-// TestDo: the helpers get in when the default user does not.
+// TestDo: the helpers work when the default user has no access.
 func TestDo(t *testing.T) {
 	t.Parallel()
 	s := redistest.Start(t, "--requirepass", "first")

@@ -15,14 +15,17 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// Why a call was not made.
+// This file has one call to the store, from the check of the breaker to the
+// meaning of its error.
+//
+// These errors say why a call was not made.
 var (
 	errBreakerOpen = errors.New("the store has failed so often that it is asked only now and then")
 	errTooMany     = fmt.Errorf("%d callers are waiting for the store", MaxWaiting)
 )
 
-// untaken is the error of a decision for which no units can have been taken,
-// whatever its cause.
+// untaken wraps the error of a decision that has certainly taken no units at
+// the store.
 type untaken struct{ error }
 
 func (u untaken) Unwrap() error { return u.error }
@@ -31,7 +34,8 @@ type panicError struct{ with any }
 
 func (p panicError) Error() string { return fmt.Sprintf("panic: %v", p.with) }
 
-// consult asks the store and remembers its answer.
+// consult asks the store, waits for its answer, and stores the answer in the
+// near cache.
 func (r *Remote) consult(ctx context.Context, q *question, answers []rule.Answer) (at int64, err error) {
 	states := stateBuffers.Get().(*[rule.MaxLimits]rule.State)
 	defer stateBuffers.Put(states)
@@ -45,10 +49,11 @@ func (r *Remote) consult(ctx context.Context, q *question, answers []rule.Answer
 		return 0, err
 	}
 	r.near.Observe(reply.At, now)
-	// An admission is overruled if a jump of the store's clock has freed the key early.
-	// A denial is not learnt then: the store may deny because of units that are on their
-	// way back to it, and what it says would replace what is known here. A store that
-	// has denied has taken nothing, so there is nothing to give back.
+	// If a jump of the store's clock has unblocked the key early, an admission is
+	// changed to a denial, and the units are given back. A denial is not learnt then.
+	// Units that were given back may not have reached the store yet, so it may deny
+	// because of them. Learning its state would replace the better one here. A store
+	// that has denied has taken no units, so there is nothing to give back.
 	taken := q.units
 	if q.upTo {
 		taken = reply.Granted
@@ -77,17 +82,19 @@ func (r *Remote) consult(ctx context.Context, q *question, answers []rule.Answer
 	return reply.At, nil
 }
 
-// returnUnits gives back what the store has taken for a request that is denied here,
-// on a goroutine of its own.
+// returnUnits gives back what the store has taken for a request that is denied here.
+// It does so on a goroutine and does not wait.
 func (r *Remote) returnUnits(q *question, n, at int64) {
 	key, limits := strings.Clone(q.key), q.limits
 	r.beside(func(o *Remote) { o.move(o.closing, key, -n, at, limits, SideTimeout) })
 }
 
-// stateBuffers are for engines: what an interface's method is given escapes.
+// stateBuffers has the buffers for Request.States. A buffer on the stack would
+// be moved to the heap, because it is passed to a method of an interface.
 var stateBuffers = sync.Pool{New: func() any { return new([rule.MaxLimits]rule.State) }}
 
-// look asks the store for no units, to see whether it answers.
+// look asks the store for 0 units, to find out whether it answers. It waits for
+// the reply.
 func (r *Remote) look(ctx context.Context, key string, limits *engine.Limits, until int64) error {
 	q := question{key: key, limits: limits, now: clock.Now(), until: until}
 	var reply engine.Reply
@@ -109,7 +116,8 @@ func (r *Remote) call(ctx context.Context, q *question, answers []rule.Answer) (
 	return r.opts.Engine.Take(ctx, engine.Request{Key: q.key, Units: q.units, UpTo: q.upTo, Limits: q.limits, Now: q.now, Until: q.until, States: q.states}, answers)
 }
 
-// move adjusts units at the store, which may take so long.
+// move adjusts units at the store. It waits for the reply, but not longer than
+// wait.
 func (r *Remote) move(ctx context.Context, key string, n, at int64, limits *engine.Limits, wait time.Duration) (charged int64, err error) {
 	_, err = r.ask(ctx, clock.Now(), func(ctx context.Context) (err error) {
 		ctx, cancel := context.WithTimeout(ctx, wait)
@@ -120,9 +128,11 @@ func (r *Remote) move(ctx context.Context, key string, n, at int64, limits *engi
 	return charged, err
 }
 
-// ask makes a call to the store, unless that is known to be of no use, and returns
-// when it has ended. start is what the clock has just shown. It reports to the
-// breaker how the call has ended, also if the store panics.
+// ask makes a call to the store and waits until it has ended. If the breaker is
+// open or MaxWaiting callers wait, it returns an error without a call. start is
+// what the clock has just returned. ask reports to the breaker how the call has
+// ended, even if the store panics. After a success it may start a goroutine that
+// settles what is owed.
 func (r *Remote) ask(ctx context.Context, start int64, call func(context.Context) error) (end int64, err error) {
 	ok, probe := r.breaker.Allow(start)
 	if !ok {
@@ -159,14 +169,15 @@ func (r *Remote) ask(ctx context.Context, start int64, call func(context.Context
 	return end, err
 }
 
-// hastyInRow is after how many calls in a row that their callers' deadlines have ended
-// the store is looked at.
+// hastyInRow is how many calls in a row must be ended by their callers' deadlines
+// before the store is checked.
 const hastyInRow = 5
 
-// callerTooHasty is called when a caller's own deadline has ended a call, which says
-// nothing of the store. If all callers have such deadlines, and the store hangs, nothing
-// else would open the breaker. So after some of them in a row a goroutine looks at the
-// store, with the whole timeout, until it answers or the breaker opens.
+// callerTooHasty is called when a caller's own deadline has ended a call. That says
+// nothing about the store. But if all callers have such deadlines and the store hangs,
+// no other failure opens the breaker. So after hastyInRow of them a goroutine calls the
+// store with the whole timeout. It repeats this until a call succeeds or the breaker
+// opens.
 func (r *Remote) callerTooHasty() {
 	if r.hasty.Add(1) < hastyInRow || r.looking.Load() {
 		return
@@ -184,7 +195,8 @@ func (r *Remote) callerTooHasty() {
 	})
 }
 
-// outcome says what the end of a call means for the breaker, and counts failures.
+// outcome returns what the end of a call means for the breaker. It counts
+// failures.
 func (r *Remote) outcome(ctx context.Context, start int64, err error) breaker.Outcome {
 	switch {
 	case err == nil:
@@ -199,9 +211,9 @@ func (r *Remote) outcome(ctx context.Context, start int64, err error) breaker.Ou
 	return breaker.Failed
 }
 
-// callerDeadlineFirst reports whether the deadline of the caller's context is over,
-// and was before the end of the timeout. The context itself may report that a
-// little later.
+// callerDeadlineFirst reports whether the deadline of the caller's context has
+// passed, and was earlier than the end of the timeout. The context itself may
+// report that slightly later.
 func (r *Remote) callerDeadlineFirst(ctx context.Context, start int64) bool {
 	deadline, ok := ctx.Deadline()
 	if !ok || time.Until(deadline) > 0 {
@@ -211,8 +223,8 @@ func (r *Remote) callerDeadlineFirst(ctx context.Context, start int64) bool {
 	return until == 0 || deadline.Before(clock.Time(until))
 }
 
-// unchanged reports whether a call that failed has certainly left the store as it
-// was.
+// unchanged reports whether a failed call has certainly changed nothing at the
+// store.
 func (r *Remote) unchanged(err error) bool { return r.fault(err) != engine.Unknown }
 
 func (r *Remote) fault(err error) engine.Fault {

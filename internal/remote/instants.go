@@ -5,16 +5,18 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/nearcache"
 )
 
-// Units are given back into the window that they were taken in, so a decision comes
-// with its instant. Units that the store has counted have the store's instant; units
-// that were counted here have ours, because the store's clock may not be known, or
-// may be another one when the store is back. A caller keeps one number for both:
-// store instants are not negative, and ours are handed out as negative numbers.
+// Units must be given back into the window that they were taken from. So each
+// decision has an instant. Units that the store has counted have the store's
+// instant. Units that were counted here have ours, because the store's clock may be
+// unknown, or may be another one when the store is available again. A caller stores
+// one number for both: instants of the store are not negative, and ours are passed
+// as negative numbers.
 
-// takenHere is the instant of units that were counted here at an instant of ours.
+// takenHere returns the number for units that were counted here at an instant of
+// our clock.
 func takenHere(here int64) int64 { return -here }
 
-// taken is the inverse: an instant that Take has returned, on both clocks.
+// taken converts a number that Take has returned to an instant on both clocks.
 func (r *Remote) taken(at int64) nearcache.Instant {
 	switch {
 	case at == engine.Now:
@@ -25,7 +27,8 @@ func (r *Remote) taken(at int64) nearcache.Instant {
 	return r.near.InstantOf(at)
 }
 
-// sendAt is the instant to send to the store with units that were taken then.
+// sendAt returns the instant to send to the store for units that were taken
+// then.
 func (r *Remote) sendAt(taken nearcache.Instant) int64 {
 	if at, known := r.near.SendAt(&nearcache.Owed{At: taken}); known {
 		return at

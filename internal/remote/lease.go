@@ -13,16 +13,16 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// A lease is units of a busy key that the store has counted already, so that this
-// process may hand them out without asking. This file takes them at the store and
-// gives them back; which keys are busy, how many units are taken and how long they
-// are held is in package nearcache.
+// A lease has units of a busy key that the store has already counted, so that this
+// process may hand them out without asking. This file takes the units at the store
+// and gives them back. Package nearcache decides which keys are busy, how many
+// units are taken and how long they are held.
 
-// leases reports whether units are leased at all.
+// leases reports whether leases are turned on.
 func (r *Remote) leases() bool { return r.opts.Lease > 0 }
 
-// takeLeased decides out of the key's lease, if it has units enough. If the lease
-// runs low, more units are taken beside the decisions.
+// takeLeased decides from the key's lease, if the lease has enough units. If the
+// lease runs low, a goroutine takes more units at the store.
 func (r *Remote) takeLeased(q *question, answers []rule.Answer) (at int64, ok bool) {
 	if !r.leases() || q.units == 0 {
 		return 0, false
@@ -30,7 +30,8 @@ func (r *Remote) takeLeased(q *question, answers []rule.Answer) (at int64, ok bo
 	return r.spend(q.key, q.units, q.limits, q.now, answers)
 }
 
-// spendUpTo takes as many of the units as the key's lease has.
+// spendUpTo takes as many of the units as the key's lease has, and returns how
+// many.
 func (r *Remote) spendUpTo(q *question, answers []rule.Answer) (taken int64) {
 	if !r.leases() {
 		return 0
@@ -46,6 +47,8 @@ func (r *Remote) spendUpTo(q *question, answers []rule.Answer) (taken int64) {
 	return held
 }
 
+// spend takes n units out of the key's lease, and may start a refill. It does not wait
+// for the store.
 func (r *Remote) spend(key string, n int64, limits *engine.Limits, now int64, answers []rule.Answer) (at int64, ok bool) {
 	taken, ok, refill := r.near.TakeLeased(key, n, now, int64(r.opts.Lease), limits.Rules, answers)
 	if refill {
@@ -54,8 +57,9 @@ func (r *Remote) spend(key string, n int64, limits *engine.Limits, now int64, an
 	return taken.Store, ok
 }
 
-// takeAndLease takes the caller's units at the store, and for a busy key more of
-// them for a lease, so that the next requests need not ask.
+// takeAndLease takes the caller's units at the store. For a busy key it takes
+// more units for a lease, so that the next requests need not ask. It waits for
+// the store, a second time if the store has denied the larger request.
 func (r *Remote) takeAndLease(ctx context.Context, q *question, answers []rule.Answer) (at int64, err error) {
 	ask := r.near.WantLease(q.key, q.now, int64(r.opts.Lease), q.limits.Rules)
 	more := *q
@@ -81,12 +85,12 @@ func (r *Remote) takeAndLease(ctx context.Context, q *question, answers []rule.A
 	if err != nil {
 		return 0, err
 	}
-	// There is less left than was thought: the caller's units alone may fit.
+	// Fewer units are left than expected. The caller's units alone may fit.
 	q.now = clock.Now()
 	return r.consult(ctx, q, answers)
 }
 
-// addHeld counts the units that this process holds as remaining.
+// addHeld adds the units of the lease to the remaining units in answers.
 func addHeld(answers []rule.Answer, rules []rule.Limit, held int64) {
 	for i := range answers {
 		answers[i].Remaining = min(answers[i].Remaining+held, rules[i].Cap())
@@ -97,9 +101,9 @@ func isDenial(answers []rule.Answer) bool {
 	return slices.ContainsFunc(answers, func(a rule.Answer) bool { return a.Retry > 0 })
 }
 
-// adjustLease gives units back to the key's lease, or charges it, and reports
-// whether that was possible. A charge goes to the lease first, because the store
-// may have nothing left: it is all here.
+// adjustLease gives units back to the key's lease, or charges them to it, and
+// reports whether it did. A charge goes to the lease first, because the lease
+// may have all units that are left, and the store none.
 func (r *Remote) adjustLease(key string, n int64, taken nearcache.Instant, limits *engine.Limits) bool {
 	now := clock.Now()
 	if n < 0 {
@@ -109,7 +113,8 @@ func (r *Remote) adjustLease(key string, n int64, taken nearcache.Instant, limit
 	return ok
 }
 
-// refill takes units for a lease that runs low, on a goroutine of its own.
+// refill takes units at the store for a lease that runs low, on its own
+// goroutine. It does not wait.
 func (r *Remote) refill(key string, limits *engine.Limits) {
 	ask := r.near.WantLease(key, clock.Now(), int64(r.opts.Lease), limits.Rules)
 	if ask.Units == 0 {
@@ -132,8 +137,9 @@ func (r *Remote) refill(key string, limits *engine.Limits) {
 	})
 }
 
-// keep adds to the lease what the store has counted for it, which may be nothing.
-// It returns how many units the lease has now.
+// keep adds the units that the store has counted to the lease, if any. It returns
+// how many units the lease has now. It may start goroutines, which give ended
+// leases back.
 func (r *Remote) keep(key string, limits *engine.Limits, ask nearcache.LeaseRequest, at int64, answers []rule.Answer) (held int64) {
 	held, ended, ok := r.near.AddLease(ask, key, at, clock.Now(), int64(r.opts.Lease), limits.Rules, answers)
 	if ok {
@@ -146,7 +152,7 @@ func (r *Remote) keep(key string, limits *engine.Limits, ask nearcache.LeaseRequ
 }
 
 // sweep makes sure that a goroutine of the owner gives leases back when their time
-// is over. The goroutine ends when there is no lease left.
+// is over. The goroutine ends when there are no more leases.
 func (r *Remote) sweep() {
 	if r.owner.Load().sweeping.Load() {
 		return
@@ -154,11 +160,13 @@ func (r *Remote) sweep() {
 	r.beside(func(o *Remote) {
 		for o.near.HasLeases() && !o.isReplaced() && o.sweeping.CompareAndSwap(false, true) {
 			o.sweepUntilNone()
-			o.sweeping.Store(false) // a lease may have come just before: look once more
+			o.sweeping.Store(false) // a lease may have been added just before: check once more
 		}
 	})
 }
 
+// sweepUntilNone gives back expired leases twice per lease time. It returns when there
+// are no more leases, or when r is closed or replaced.
 func (r *Remote) sweepUntilNone() {
 	tick := time.NewTicker(max(r.opts.Lease/2, time.Millisecond))
 	defer tick.Stop()
@@ -172,17 +180,19 @@ func (r *Remote) sweepUntilNone() {
 	}
 }
 
-// endLeases gives all leases back: the limits have changed, or the limiter is
-// closed.
+// endLeases gives all leases back and waits for that. It is for changed limits
+// and for Close.
 func (r *Remote) endLeases(ctx context.Context) { r.giveBackAll(ctx, r.near.EndLeases(0, true)) }
 
+// giveBackAll gives ended leases back to the store, on up to settleWorkers goroutines,
+// and waits for them.
 func (r *Remote) giveBackAll(ctx context.Context, ended []nearcache.EndedLease) {
 	var workers sync.WaitGroup
 	for part := range slices.Chunk(ended, 1+len(ended)/settleWorkers) {
 		workers.Go(r.recovering(func() {
 			for _, l := range part {
 				if r.giveBack(ctx, l) != nil {
-					return // the units of the others stay counted, too
+					return // do not try the rest: their units stay counted at the store
 				}
 			}
 		}))
@@ -190,9 +200,9 @@ func (r *Remote) giveBackAll(ctx context.Context, ended []nearcache.EndedLease) 
 	workers.Wait()
 }
 
-// giveBack gives units of a lease back to the store. If another generation has
-// become the owner in the meantime, this one's client may be closed, and the owner
-// gives them back.
+// giveBack gives the units of a lease back to the store, and waits for the reply.
+// If another generation has become the owner in the meantime, the client of r may
+// be closed. Then giveBack uses the owner's client.
 func (r *Remote) giveBack(ctx context.Context, l nearcache.EndedLease) error {
 	limits := &engine.Limits{Rules: l.Limits}
 	_, err := r.move(ctx, l.Key, -l.Units, l.At.Store, limits, SideTimeout)

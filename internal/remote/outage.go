@@ -9,10 +9,11 @@ import (
 )
 
 // An outage lasts from when the breaker opens until it closes. It is reported at
-// once, unless another one was reported shortly before: then it is reported when it
-// has lasted a second. So every outage of a second is reported, and a breaker that
-// opens and closes all the time makes two lines in outageQuiet. The end of an outage
-// that was reported is reported at once.
+// once, unless another outage was reported within outageQuiet. In that case it is
+// reported when it has lasted outageLeast, a second. So every outage of at least a
+// second is reported. A breaker that opens and closes all the time causes two log
+// lines per outageQuiet. The end of an outage is reported at once if its beginning
+// was. This file decides when to call the Reporter, which formats the messages.
 const (
 	outageQuiet = int64(10 * time.Second)
 	outageLeast = int64(time.Second)
@@ -25,16 +26,17 @@ type outage struct {
 	began   int64
 	ended   int64
 	due     int64 // when the present outage is reported
-	last    int64 // when one was reported; 0 is never
+	last    int64 // when an outage was last reported; 0 means never
 	cause   error
-	changed chan struct{} // gets an element when one of the above has changed
+	changed chan struct{} // receives a value when a field above has changed
 }
 
-// breakerChanged notes that the breaker has opened or closed.
+// breakerChanged notes that the breaker has opened or closed. It takes the lock
+// of the outage, and may start a goroutine that reports it.
 func (r *Remote) breakerChanged(now int64, err error) {
 	o := &r.outage
 	o.mu.Lock()
-	open := r.breaker.Open() // two calls of this may overtake each other
+	open := r.breaker.Open() // concurrent calls of breakerChanged may run in either order
 	if open != o.open {
 		o.open = open
 		if open {
@@ -60,11 +62,11 @@ func (o *outage) isOpen() bool {
 	return o.open
 }
 
-// A report is what has to be reported next.
+// A report says what must be reported next, and when.
 type report struct {
 	kind  reportKind
-	began int64         // of the outage that is down
-	after time.Duration // until reportDown, or how long the outage lasted that is over
+	began int64         // when the outage of a reportDown began
+	after time.Duration // for reportLater: how long to wait; for reportBack: how long the outage lasted
 	cause error
 }
 
@@ -77,8 +79,8 @@ const (
 	reportBack
 )
 
-// next returns what to report, if since is when the outage began that was reported
-// last, or 0 if its end was reported, too.
+// next returns what to report. since is when the outage began that was reported
+// last, or 0 if its end was reported, too. It takes the lock.
 func (o *outage) next(since, now int64) report {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -97,7 +99,7 @@ func (o *outage) next(since, now int64) report {
 }
 
 // watchOutage makes sure that a goroutine of the owner reports the present outage,
-// if there is one.
+// if there is one. It does not wait.
 func (r *Remote) watchOutage() {
 	if !r.outage.isOpen() {
 		return
@@ -113,8 +115,9 @@ func (r *Remote) watchOutage() {
 	})
 }
 
-// reportOutage reports the present outage and its end. It returns when there is no
-// outage, or when there is another owner, which reports the outage again.
+// reportOutage reports the present outage and its end. It waits for that on the
+// goroutine that watchOutage has started. It returns when there is no outage. It
+// also returns when there is another owner, which reports the outage again.
 func (r *Remote) reportOutage() {
 	since := int64(0)
 	for {
@@ -142,7 +145,7 @@ func (r *Remote) reportOutage() {
 	}
 }
 
-// isReplaced reports whether this is no longer the owner, or closed.
+// isReplaced reports whether r was closed, or is no longer the owner.
 func (r *Remote) isReplaced() bool {
 	select {
 	case <-r.replaced:

@@ -1,6 +1,6 @@
-// Package remote is between a limiter and a store outside of this process. It adds
-// what such a store needs: a timeout, a breaker, a cache of denials, leases of units
-// for busy keys, and decisions while the store fails.
+// Package remote has the code between a limiter and a store outside of this process.
+// It adds what such a store needs: a timeout, a breaker, a cache of denials, leases
+// of units for busy keys, and decisions while the store fails.
 //
 // The files, from the outside in:
 //
@@ -10,8 +10,9 @@
 //	settle.go  units that were admitted without the store, until it knows of them
 //	outage.go  what the log says of an outage
 //
-// What is known of each key, and the counting without the store, is in package
-// nearcache. The package knows no particular store: it calls an [engine.Engine].
+// What this process knows about each key, and the counting without the store, is
+// in package nearcache. Package remote depends on no particular store: it calls
+// an [engine.Engine].
 package remote
 
 import (
@@ -43,54 +44,55 @@ type Source uint8
 const (
 	FromStore Source = iota
 	FromCache        // the key is known to be denied
-	FromLease        // out of units that the store has counted ahead
+	FromLease        // from units that the store has counted in advance
 	FromFallback
 	FromFailOpen
 )
 
-// Options are the settings of a [Remote]. All are required, except that zero has a
-// meaning for Lease and NearKeys.
+// Options are the settings of a [Remote]. All are required, except that zero is a
+// valid value of Lease and NearKeys.
 type Options struct {
 	Engine    engine.Engine
 	Limits    *engine.Limits // in force at first; see SetLimits
-	Timeout   time.Duration  // of a decision; negative is none
-	Recheck   time.Duration  // how long a denial is remembered; negative: until it is over
-	Lease     time.Duration  // how long units may be held; 0 leases none
-	NearKeys  int            // how many counters are remembered; 0 shares SharedNearKeys with the process
+	Timeout   time.Duration  // of a decision; negative means none
+	Recheck   time.Duration  // how long a denial is answered without the store; negative: until it is over
+	Lease     time.Duration  // how long units may be held; 0 turns leases off
+	NearKeys  int            // how many counters are cached; 0 shares SharedNearKeys with all limiters of the process
 	OnFailure Policy
 	Report    Reporter
 }
 
-// A Reporter logs what an operator must know. It may be called from any number of
-// goroutines.
+// A Reporter logs what an operator must know. Its methods may be called from any
+// number of goroutines.
 type Reporter interface {
 	// StoreFailed: a decision was made without the store.
 	StoreFailed(err error)
-	// StoreDown: the breaker is open. outages is how many times it has opened, and
-	// cause why it did last.
+	// StoreDown: the breaker is open. outages is how many times it has opened so
+	// far, and cause is the error that has opened it last.
 	StoreDown(outages uint64, cause error)
-	// StoreBack: it has closed, after an outage that StoreDown was called for.
+	// StoreBack: the breaker has closed, after an outage that was reported to
+	// StoreDown.
 	StoreBack(outages uint64, lasted time.Duration)
 }
 
 // Stats are counts over a Remote's life.
 type Stats struct {
-	Failures, Spared     uint64 // calls that failed, and that were not made
+	Failures, Spared     uint64 // calls that failed, and calls that were not made because of the breaker or MaxWaiting
 	BreakerOpen          bool
 	BreakerOpened        uint64
 	Cached, Leased       uint64 // decisions by their source
 	Fallback, FailedOpen uint64
 	Owed                 int    // keys with units that the store does not know of
-	Forgotten            uint64 // keys for which that could not be kept
-	Evicted              uint64 // counters that had to go, of all limiters that share the budget
+	Forgotten            uint64 // keys whose owed units were dropped before the store knew of them
+	Evicted              uint64 // evicted counters, of all limiters that share the budget
 }
 
-// SharedNearKeys is how many counters all limiters of a process remember together.
+// SharedNearKeys is how many counters all limiters of a process cache together.
 const SharedNearKeys = 1 << 18
 
-// ledgerBytes bounds what one limiter notes of units that the store does not know
-// of: some ten thousand keys. A limiter with a budget of its own has as much for
-// each key.
+// ledgerBytes bounds the memory in which one limiter notes units that the store
+// does not know of. It is enough for about ten thousand keys. A limiter with its
+// own budget has ledgerBytesPerKey for each key of it.
 const (
 	ledgerBytes       = 1 << 20
 	ledgerBytesPerKey = 128
@@ -108,35 +110,36 @@ func newNear(keys int) *nearcache.Cache {
 	return nearcache.New(sharedMemory(), ledgerBytes)
 }
 
-// What a limiter sets if its user does not.
+// Defaults for a limiter whose user has not set these options.
 const (
 	DefaultTimeout = 100 * time.Millisecond
 	DefaultRecheck = time.Second
 )
 
-// MaxWaiting bounds the callers that wait for a store: at a hundred thousand
-// decisions a second, as many arrive in 40 ms.
+// MaxWaiting is the largest number of callers that wait for a store. At a
+// hundred thousand decisions per second, that many arrive in 40 ms.
 const MaxWaiting = 4096
 
-// SideTimeout bounds a call that no request waits for. That is long for a store,
-// and short for a goroutine to be kept.
+// SideTimeout is the timeout of a call that no request waits for. It is long for
+// a store, and short for keeping a goroutine.
 const SideTimeout = 5 * time.Second
 
-// closeTimeout bounds how long Close gives leases back: some ten thousand of them.
+// closeTimeout is the longest time for which Close sends what is owed and gives
+// leases back. It is enough for about ten thousand leases.
 const closeTimeout = time.Second
 
-// NothingTaken is the instant of a decision that the store does not know of, or
-// may not know of. Nothing can be given back for it: that would be somebody else's
-// units.
+// NothingTaken is the instant of a decision of which the store does not know, or
+// may not know. Adjust does nothing for it: it could give back units that another
+// caller has taken.
 const NothingTaken = math.MinInt64
 
 // Remote decides for one limiter. Its methods may be called from any number of
 // goroutines.
 //
-// When a Reload replaces a limiter, both generations share what is known of the
-// store and its keys (state). Requests that are in flight at the old generation are
-// decided there, by its own settings and with its own client. But one generation,
-// the owner, does everything that goes on beside the decisions.
+// When a Reload replaces a limiter, both generations share what is known about the
+// store and its keys (state). A request that is in flight at the old generation is
+// decided there, with its settings and its client. All work beside the decisions is
+// done by one generation, the owner.
 type Remote struct {
 	opts   Options
 	limits atomic.Pointer[engine.Limits]
@@ -147,22 +150,22 @@ type Remote struct {
 
 	failures, spared, cached, leased, fallback, failedOpen atomic.Uint64
 
-	// What goes on beside the decisions while this is the owner:
+	// Work beside the decisions, while this generation is the owner:
 	settling  atomic.Bool  // a goroutine sends the store what it is owed
-	settleNot atomic.Int64 // before this instant
+	settleNot atomic.Int64 // no settling before this instant
 	sweeping  atomic.Bool  // a goroutine gives back leases whose time is over
 	watching  atomic.Bool  // a goroutine reports an outage
-	looking   atomic.Bool  // a goroutine looks whether the store answers
+	looking   atomic.Bool  // a goroutine checks whether the store answers
 
-	replaced chan struct{}      // closed when another one becomes the owner: loops end
-	closing  context.Context    // done with Close: calls end, too
+	replaced chan struct{}      // closed when another generation becomes the owner, or with Close: loops end
+	closing  context.Context    // cancelled by Close: calls end, too
 	cancel   context.CancelFunc // of closing
 	mu       sync.Mutex         // orders Close and replace against start
-	stopped  bool               // one of them has been called; guarded by mu
+	stopped  bool               // Close or replace was called; guarded by mu
 	running  sync.WaitGroup
 }
 
-// state is what all generations of a limiter know.
+// state is shared by all generations of a limiter.
 type state struct {
 	owner   atomic.Pointer[Remote]
 	near    *nearcache.Cache
@@ -170,7 +173,7 @@ type state struct {
 	outage  outage
 }
 
-// New returns a Remote.
+// New returns a Remote, which is its own owner. It starts no goroutine.
 func New(opts Options) *Remote {
 	r := &Remote{opts: opts, state: &state{near: newNear(opts.NearKeys)}, replaced: make(chan struct{})}
 	r.outage.changed = make(chan struct{}, 1)
@@ -180,22 +183,23 @@ func New(opts Options) *Remote {
 	return r
 }
 
-// Succeed shares what old knows of the keys, which is of the same name and prefix,
-// of the generation before. Old stays the owner until Begin. r has not been used
-// yet.
+// Succeed makes r share the state of old, the generation before it with the same
+// name and prefix. old stays the owner until Begin. Succeed must be called before
+// any other method of r.
 func (r *Remote) Succeed(old *Remote) { r.state = old.state }
 
-// Begin makes r the owner. The owner before, if there is one, ends what it does
-// beside its decisions, and r goes on with it.
+// Begin makes r the owner. The previous owner, if there is one, ends its work
+// beside the decisions, and r continues it. Begin may start goroutines.
 func (r *Remote) Begin() {
 	if before := r.owner.Swap(r); before != r {
 		before.replace()
 	}
-	if r.isReplaced() { // closed in the meantime, when it was not the owner yet
+	if r.isReplaced() { // r was closed before it was the owner
 		r.finish()
 		return
 	}
-	// What the owner before has started since then, it has started here.
+	// Start the goroutines that the previous owner was running. Work that began
+	// after the swap already runs for r.
 	if r.near.HasLeases() {
 		r.sweep()
 	}
@@ -205,8 +209,8 @@ func (r *Remote) Begin() {
 	r.watchOutage()
 }
 
-// replace ends the loops of an owner that is one no longer. Calls to the store that
-// are under way go on.
+// replace ends the loops of a generation that is no longer the owner. Calls to the
+// store that are in flight go on. It takes r.mu.
 func (r *Remote) replace() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -216,9 +220,9 @@ func (r *Remote) replace() {
 	}
 }
 
-// Close ends what goes on beside the decisions and waits for it. The owner then
-// sends the store what it is owed, and gives back what is leased, for a second at
-// most.
+// Close ends the work beside the decisions and waits for its goroutines. If r is
+// the owner, Close then sends the store what it is owed, and gives leases back.
+// It spends at most closeTimeout, a second, on that.
 func (r *Remote) Close() {
 	r.replace()
 	r.cancel()
@@ -228,7 +232,8 @@ func (r *Remote) Close() {
 	}
 }
 
-// finish sends the store what it is owed and gives back what is leased.
+// finish sends the store what it is owed and gives leases back. It waits for
+// that, for closeTimeout at most.
 func (r *Remote) finish() {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
@@ -238,14 +243,15 @@ func (r *Remote) finish() {
 	r.endLeases(ctx)
 }
 
-// Beside runs f on a goroutine of its own, and reports whether it does: not after
-// Close, which ends closing and waits for f.
+// Beside runs f on its own goroutine and reports whether it does. It does not
+// after Close. Close cancels the context that f gets, and waits for f.
 func (r *Remote) Beside(f func(closing context.Context)) bool {
 	return r.beside(func(owner *Remote) { f(owner.closing) })
 }
 
-// beside runs f on a goroutine of its own, for the owner, and reports whether it
-// does: not after the owner's Close, which waits for it.
+// beside runs f on its own goroutine, for the owner, and reports whether it
+// does. It does not after the owner's Close. Close waits for f. beside takes the
+// owner's mu.
 func (r *Remote) beside(f func(owner *Remote)) bool {
 	for {
 		owner := r.owner.Load()
@@ -258,6 +264,7 @@ func (r *Remote) beside(f func(owner *Remote)) bool {
 	}
 }
 
+// start runs f on its own goroutine, unless r was closed or replaced. It takes r.mu.
 func (r *Remote) start(f func()) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -268,8 +275,8 @@ func (r *Remote) start(f func()) bool {
 	return true
 }
 
-// recovering keeps a store that panics from ending the process: on these
-// goroutines nobody else recovers.
+// recovering returns f with a recover, so that a store that panics does not end
+// the process. Nothing else recovers on these goroutines.
 func (r *Remote) recovering(f func()) func() {
 	return func() {
 		defer func() {
@@ -281,22 +288,22 @@ func (r *Remote) recovering(f func()) func() {
 	}
 }
 
-// A question is what a caller wants to know, and what is known before the store is
-// asked. The clock is read once before the store is asked and once after: where
-// many callers share a round trip, reading it is a good part of a decision's cost.
+// A question is a caller's request, with what is known before the store is asked.
+// The clock is read once before the store is asked and once after. If many callers
+// share a round trip, reading the clock is a large part of the cost of a decision.
 type question struct {
 	key     string
 	units   int64
 	limits  *engine.Limits
 	now     int64
-	until   int64        // when the timeout is over; 0 is never
-	version uint64       // of what is known of the key
+	until   int64        // when the timeout is over; 0 means never
+	version uint64       // the cache's version of the key, for Learn
 	states  []rule.State // a buffer for the engine
 	upTo    bool         // take as many of the units as fit
 	granted int64        // how many of them were taken, if upTo is set and there was no error
 }
 
-// least is how many units must fit for the question not to be denied.
+// least returns how many units must fit, or the question is denied.
 func (q *question) least() int64 {
 	if q.upTo {
 		return 1
@@ -304,16 +311,16 @@ func (q *question) least() int64 {
 	return q.units
 }
 
-// Take decides about n >= 0 units of key, and fills in answers, which is as long
-// as the limits. It waits for the store, but not longer than the timeout. The
-// instant is for Adjust; see instants.go. If the caller has left, the error is
-// ctx.Err(). Otherwise it is, with the policy FailClosed or if this process is shutting
-// down, the store's.
+// Take decides a request for n >= 0 units of key. It fills answers, which is as long as
+// the limits. It waits for the store, but not longer than the timeout. The returned
+// instant is for Adjust; see instants.go. If the caller's context is done, the error is
+// ctx.Err(). With FailClosed, or if this process is shutting down, the error may also
+// be the store's error.
 func (r *Remote) Take(ctx context.Context, key string, n int64, limits *engine.Limits, answers []rule.Answer) (at int64, source Source, err error) {
 	if err := ctx.Err(); err != nil {
 		return 0, 0, err
 	}
-	n = min(n, rule.MaxUnits+1) // which no limit can hold, and to which a lease can be added
+	n = min(n, rule.MaxUnits+1) // no limit can hold that many, and adding a lease cannot overflow
 	now := clock.Now()
 	q := question{key: key, units: n, limits: limits, now: now, until: r.until(now)}
 	if at, ok := r.takeLeased(&q, answers); ok {
@@ -331,8 +338,9 @@ func (r *Remote) Take(ctx context.Context, key string, n int64, limits *engine.L
 	return r.takeWithoutStore(ctx, &q, err, answers)
 }
 
-// TakeUpTo is Take for as many of n > 0 units as fit, and returns how many. What this
-// process holds as a lease comes first; the rest is asked of the store.
+// TakeUpTo is Take for as many of n > 0 units as fit, and returns how many. It uses
+// the units that this process holds as a lease first, and asks the store for the
+// rest.
 func (r *Remote) TakeUpTo(ctx context.Context, key string, n int64, limits *engine.Limits, answers []rule.Answer) (granted int64, source Source, err error) {
 	if err := ctx.Err(); err != nil {
 		return 0, 0, err
@@ -353,7 +361,7 @@ func (r *Remote) TakeUpTo(ctx context.Context, key string, n int64, limits *engi
 		}
 	}
 	if leased > 0 {
-		if err != nil || q.granted == 0 { // what is left of the limits has been said before
+		if err != nil || q.granted == 0 { // the lease has already filled in answers
 			source, err = FromLease, nil
 		}
 		for i := range answers {
@@ -367,13 +375,14 @@ func (r *Remote) TakeUpTo(ctx context.Context, key string, n int64, limits *engi
 }
 
 // isDenied reports whether the key is known to be denied. Once in each Recheck it
-// does not, so that one caller asks the store.
+// returns false, so that one caller asks the store.
 func (r *Remote) isDenied(q *question, answers []rule.Answer) (denied bool) {
 	denied, q.version = r.near.Denied(q.key, q.least(), q.now, int64(r.opts.Recheck), q.limits.Rules, answers)
 	return denied
 }
 
-// takeFromStore has the store decide, if it can be asked.
+// takeFromStore asks the store for a decision. It may wait for owed units to be
+// settled, for a probe of an open breaker, and for the store's reply.
 func (r *Remote) takeFromStore(ctx context.Context, q *question, answers []rule.Answer) (at int64, err error) {
 	start := q.now
 	owes, waited := r.awaitSettled(ctx, q.key)
@@ -381,8 +390,8 @@ func (r *Remote) takeFromStore(ctx context.Context, q *question, answers []rule.
 		return 0, errOwing
 	}
 	if q.units > 0 && r.breaker.Open() && r.opts.OnFailure == FallbackLocal {
-		// The store may be back. A call that takes no units finds out: if it gets
-		// no answer, nothing was taken that this process does not know of.
+		// The store may have recovered. A call that takes no units finds out. If
+		// that call gets no reply, the store has certainly taken no units.
 		if err := r.look(ctx, q.key, q.limits, q.until); err != nil {
 			return 0, untaken{err}
 		}
@@ -397,26 +406,27 @@ func (r *Remote) takeFromStore(ctx context.Context, q *question, answers []rule.
 	if at, err = r.consult(ctx, q, answers); err != nil {
 		return 0, err
 	}
-	if r.leases() && q.units == 0 { // a look: what this process holds is left, too
+	if r.leases() && q.units == 0 { // a look: the units of the lease are available, too
 		addHeld(answers, q.limits.Rules, r.near.Leased(q.key, start, q.limits.Rules))
 	}
 	return at, nil
 }
 
-// takeWithoutStore decides after the store has failed with err.
+// takeWithoutStore decides by the failure policy, after the store has failed
+// with err. It does not wait.
 func (r *Remote) takeWithoutStore(ctx context.Context, q *question, err error, answers []rule.Answer) (int64, Source, error) {
 	if left := ctx.Err(); left != nil {
 		return 0, 0, left
 	}
-	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= 0 { // as its context is about to say
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= 0 { // its context is about to report that
 		return 0, 0, context.DeadlineExceeded
 	}
 	if r.fault(err) == engine.Closed {
-		return 0, 0, err // this process is shutting down, and the store may be well: it decides nothing in its place
+		return 0, 0, err // this process is shutting down and the store may be working: do not decide in its place
 	}
 	policy := r.opts.OnFailure
 	if err == errOwing {
-		policy = FallbackLocal // the store is there: only this process knows all that is counted
+		policy = FallbackLocal // the store is available, but only this process knows all units
 	} else {
 		r.opts.Report.StoreFailed(err)
 	}
@@ -447,8 +457,9 @@ func (r *Remote) takeWithoutStore(ctx context.Context, q *question, err error, a
 }
 
 // Adjust is [engine.Engine.Adjust]. at is the instant that Take has returned, or
-// [engine.Now], and wait how long the store may take. What cannot be sent to
-// the store now is owed to it with the policy FallbackLocal.
+// [engine.Now]. wait bounds how long Adjust waits for the store. With
+// FallbackLocal, a change that certainly did not reach the store is added to
+// what the store is owed.
 func (r *Remote) Adjust(ctx context.Context, key string, n, at int64, limits *engine.Limits, wait time.Duration) (charged int64, err error) {
 	if at == NothingTaken {
 		return 0, nil
@@ -476,12 +487,13 @@ func (r *Remote) Adjust(ctx context.Context, key string, n, at int64, limits *en
 	return charged, nil
 }
 
-// Reset is [engine.Engine.Reset]. It returns the store's error, and is tried even
-// while the breaker is open: somebody waits for a user to be unblocked.
+// Reset is [engine.Engine.Reset]. It returns the store's error. It asks the store
+// even if the breaker is open, because somebody waits for a user to be unblocked.
+// It waits for at most SideTimeout.
 func (r *Remote) Reset(ctx context.Context, key string, limits *engine.Limits) error {
 	ctx, cancel := context.WithTimeout(ctx, SideTimeout)
 	defer cancel()
-	if _, settled := r.near.Owes(key); settled != nil { // otherwise it would be charged after the reset
+	if _, settled := r.near.Owes(key); settled != nil { // otherwise units that are being sent would be charged after the reset
 		select {
 		case <-settled:
 		case <-ctx.Done():
@@ -489,18 +501,19 @@ func (r *Remote) Reset(ctx context.Context, key string, limits *engine.Limits) e
 	}
 	r.near.Forget(key, clock.Now(), limits.Rules)
 	err := r.opts.Engine.Reset(ctx, key, limits)
-	r.near.Forget(key, clock.Now(), limits.Rules) // a decision that was under way may have been learnt from
+	r.near.Forget(key, clock.Now(), limits.Rules) // a decision that was in flight may have been learnt
 	return err
 }
 
-// SetLimits says which limits are in force from now on. Leases under the limits
-// before are given back, on a goroutine of their own.
+// SetLimits replaces the limits that are in force. A goroutine gives back the
+// leases under the previous limits; SetLimits does not wait for it.
 func (r *Remote) SetLimits(limits *engine.Limits) {
 	r.limits.Store(limits)
 	r.beside(func(o *Remote) { o.endLeases(o.closing) })
 }
 
-// until is when the timeout is over for what begins now; 0 is never.
+// until returns when the timeout of a decision that begins now is over; 0 means
+// never.
 func (r *Remote) until(now int64) int64 {
 	if t := int64(r.opts.Timeout); t >= 0 && t <= math.MaxInt64-now {
 		return now + t
@@ -508,7 +521,8 @@ func (r *Remote) until(now int64) int64 {
 	return 0
 }
 
-// Stats may be called at any time.
+// Stats returns the present counts. It may be called at any time, and waits for
+// no store.
 func (r *Remote) Stats() Stats {
 	return Stats{
 		Failures: r.failures.Load(), Spared: r.spared.Load(),

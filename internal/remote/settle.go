@@ -14,25 +14,29 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// Units that were admitted while the store was away are owed to it. This file
-// charges them to the store when it answers again. Until it knows of them, it
-// cannot decide about their key: it would admit the same units again.
+// Units that were admitted while the store was unavailable are owed to it. This
+// file sends them when the store answers again. Until then the store cannot
+// decide requests for their key, because it would admit the same units again.
+// Which units are owed is in package nearcache.
 
-// errOwing is why a decision is made here although the store may answer.
+// errOwing is the reason for a decision in this process although the store may
+// be available.
 var errOwing = errors.New("the store does not know yet of units that were admitted without it")
 
 const (
-	// settleWorkers settle some 65,536 keys at a store nearby in about a second.
+	// settleWorkers is the number of goroutines that settle keys. With a store
+	// nearby, they settle 65,536 keys in about a second.
 	settleWorkers = 16
-	// settlePause is how long to wait after a failure: to find what is left takes
-	// a walk through all keys.
+	// settlePause is the pause after a failure, in nanoseconds. There is a pause
+	// because each attempt goes through all keys with owed units.
 	settlePause = int64(100 * time.Millisecond)
 )
 
-// awaitSettled reports whether units of a key are owed. If they can be sent to the
-// store, it waits for that, for half of the timeout at most, and reports that it
-// has waited. If it did not wait, a key in constant use would never get back to the
-// store: each decision made here would owe more.
+// awaitSettled reports whether units of a key are still owed. If they can be sent
+// to the store, it waits for that, for at most half of the timeout, and waited is
+// true. Without this wait, a key in constant use would never be decided by the
+// store again, because each decision here would owe more units. awaitSettled may
+// start goroutines that settle.
 func (r *Remote) awaitSettled(ctx context.Context, key string) (owes, waited bool) {
 	owes, settled := r.near.Owes(key)
 	if !owes {
@@ -52,7 +56,7 @@ func (r *Remote) awaitSettled(ctx context.Context, key string) (owes, waited boo
 	}
 	timer := time.NewTimer(most)
 	defer timer.Stop()
-	const rounds = 3 // others may decide here in the meantime, or the store may fail
+	const rounds = 3 // other callers may decide here in the meantime, or the store may fail
 	for range rounds {
 		if settled == nil {
 			r.settleKey(key)
@@ -75,7 +79,8 @@ func (r *Remote) awaitSettled(ctx context.Context, key string) (owes, waited boo
 	return owes, true
 }
 
-// settleKey sends the store what is owed for a key, on a goroutine of its own.
+// settleKey sends the store what is owed for a key, on its own goroutine. It
+// does not wait.
 func (r *Remote) settleKey(key string) {
 	owed := r.near.Collect(key, clock.Now())
 	if owed == nil {
@@ -86,8 +91,10 @@ func (r *Remote) settleKey(key string) {
 	}
 }
 
-// settleAll sends the store everything that it is owed, on goroutines of their own,
-// if it is worth a try. It begins with a key that is in use, if first is not empty.
+// settleAll sends the store everything that it is owed. It starts a goroutine for
+// that and does not wait. It does nothing during a pause, if the breaker allows no
+// call, or if settling is already running. If first is not empty, it is a key in
+// use, and is settled first.
 func (r *Remote) settleAll(first string) {
 	owner, now := r.owner.Load(), clock.Now()
 	if now < owner.settleNot.Load() || !r.breaker.Ready(now) || owner.settling.Load() {
@@ -112,9 +119,10 @@ func (r *Remote) settleAll(first string) {
 	})
 }
 
-// answers reports whether the store can be sent what it is owed. While the breaker is
-// open that is found out with a look: it allows one call, so all but
-// one of several goroutines that settle would be refused.
+// answers reports whether the store answers, so that it can be sent what it is owed.
+// If the breaker is open, answers makes one call without units and waits for it.
+// Without that, the breaker would allow one of several settling goroutines to call,
+// and refuse the others.
 func (r *Remote) answers(ctx context.Context, key string) bool {
 	if !r.breaker.Open() {
 		return true
@@ -123,9 +131,10 @@ func (r *Remote) answers(ctx context.Context, key string) bool {
 	return err == nil || r.fault(err) == engine.Key
 }
 
-// settleKeys sends the store what is owed for these keys, and waits for it. It
-// reports whether the store knows of all now. After an error that is not about a
-// single key it gives up: the others have no better chance.
+// settleKeys sends the store what is owed for these keys. It starts goroutines
+// and waits for them. It reports whether the store now knows of all units. After
+// an error that is not about a single key it stops, because the other keys would
+// most likely fail, too.
 func (r *Remote) settleKeys(ctx context.Context, debtors []string) (complete bool) {
 	var next atomic.Int64
 	var left atomic.Bool
@@ -146,8 +155,8 @@ func (r *Remote) settleKeys(ctx context.Context, debtors []string) (complete boo
 	return !left.Load()
 }
 
-// settle sends the store what was collected of a key. What the store knows, or may
-// know, is not sent twice.
+// settle sends a batch to the store and waits for the replies. It never sends an
+// element a second time if the store has counted it, or may have.
 func (r *Remote) settle(ctx context.Context, b *nearcache.Batch) (err error) {
 	if b == nil {
 		return nil

@@ -6,14 +6,15 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// What each algorithm admits at most, counted from outside: only by which units
-// were admitted when.
+// These tests check the most that each algorithm admits. They only look at
+// which units were admitted when.
 
-// admitted are units that were let through at an instant.
+// admitted are units that were admitted at an instant.
 type admitted struct{ at, n int64 }
 
 // within checks every interval of a log, from its first unit to its last. A bucket
-// lets through Burst + N*span/Window; the windows, inWindows in less than a Window.
+// admits at most Burst + N*span/Window. A window admits at most inWindows in less
+// than a Window.
 func within(t *testing.T, l rule.Limit, log []admitted, inWindows int64) {
 	t.Helper()
 	for i, first := range log {
@@ -63,8 +64,9 @@ func TestBound(t *testing.T) {
 	}
 }
 
-// TestWindowBound takes much, and counts by the key's own windows, which [rule.State]
-// tells apart by their opening: N in each, and none opens before another has ended.
+// TestWindowBound takes many units, and counts them by the key's own windows. State.T
+// distinguishes the windows. Each admits N, and none opens before another one has
+// ended.
 func TestWindowBound(t *testing.T) {
 	r := newRand(t)
 	for i := range 6000 {
@@ -120,9 +122,9 @@ func TestFixedWindows(t *testing.T) {
 	}
 }
 
-// TestSlidingWorstCase reaches the bound of a sliding window: one unit opens it,
-// all others follow in its last instant, and then as many again as early as they
-// fit, which is less than a window later.
+// TestSlidingWorstCase reaches the bound of a sliding window. One unit opens it
+// and all others follow in its last instant. Then as many follow again as early
+// as they fit, which is less than a window later.
 func TestSlidingWorstCase(t *testing.T) {
 	for _, l := range []rule.Limit{sliding(2, 6), sliding(3, 9), sliding(10, minute), sliding(1_000_000, hour)} {
 		s := after(l, takes{{0, 1}, {l.Window - 1, l.N - 1}})
@@ -155,7 +157,7 @@ func TestSlidingSearch(t *testing.T) {
 	}
 }
 
-// recent is a counter one instant after the last, seen from there, and how many
+// recent is a counter one instant after the last take. It also has how many
 // units each of the latest instants admitted, the last one first.
 type recent struct {
 	s    rule.State
@@ -177,7 +179,7 @@ func search(l rule.Limit) (open, closed int64) {
 
 			y := recent{past: [8]int8{int8(n)}}
 			copy(y.past[1:l.Window], x.past[:])
-			if look(l, s, 1).Remaining < l.N { // else it is as good as fresh
+			if look(l, s, 1).Remaining < l.N { // otherwise it is equal to a fresh one
 				y.s = rule.State{T: s.T - 1, A: s.A, B: s.B}
 			}
 			if !seen[y] {
@@ -189,10 +191,10 @@ func search(l rule.Limit) (open, closed int64) {
 	return open, closed
 }
 
-// TestBoundWithRefunds gives units back now and then, at their true age. The units
-// that are kept stay within a bucket's bound. For windows it is 2N: a unit that
-// opens a window and is given back does not close it, so that N kept units can
-// stand at its very end, and N more follow.
+// TestBoundWithRefunds gives units back from time to time, at their true age. The
+// units that are kept stay within a bucket's bound. For windows the bound is 2N. A
+// unit that opens a window and is given back does not close it. So N kept units
+// can be at its very end, and N more can follow.
 func TestBoundWithRefunds(t *testing.T) {
 	r := newRand(t)
 	for i := range 12_000 {

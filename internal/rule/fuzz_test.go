@@ -8,8 +8,8 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// The fuzz targets run short scripts on limits and at instants of any size. What
-// the rules then say may be of no use, but it has to be sound.
+// The fuzz targets run short scripts on limits and at instants of any size. The
+// answers of the rules may be useless there, but they must be consistent.
 
 // step is one line of a script; its numbers are made non-negative.
 type step struct {

@@ -2,9 +2,11 @@ package rule
 
 import "math/bits"
 
-// Guess is a state for which l answers as a did, now. It is a's own, but for a bucket where the
-// rounding of Reset hides a part of a unit, and for a sliding window. There it counts for no less than
-// a's own at any later time, for a key that nobody uses meanwhile, and may count for longer.
+// Guess returns a state for which l gives the answer a at now. For a fixed window it is exactly the
+// state behind a. For a bucket the rounding of Reset may hide a fraction of a unit. For a sliding
+// window the guess never counts for less than the real state at any later time, and may count for
+// longer. This holds if nothing uses the key in the meantime. It is for stores that report answers
+// but not their states.
 func (l Limit) Guess(a Answer, now int64) State {
 	used := l.Cap() - a.Remaining
 	if used <= 0 {
@@ -14,8 +16,9 @@ func (l Limit) Guess(a Answer, now int64) State {
 	case Fixed:
 		return State{T: now + min(a.Reset, l.Window) - l.Window, A: used}
 	case Bucket:
-		// What leaks until it is whole: with the rounding of Reset that may be a little
-		// more than there is, but not more than what is missing.
+		// These are the units that leak until the bucket is whole. Because Reset is
+		// rounded, the result may be slightly too large, but never larger than the used
+		// units.
 		if a.Reset < mulAddDivCeil(used, l.Window, 0, l.N) {
 			hi, lo := bits.Mul64(uint64(a.Reset), uint64(l.N))
 			whole, part := bits.Div64(hi, lo, uint64(l.Window))
@@ -23,8 +26,9 @@ func (l Limit) Guess(a Answer, now int64) State {
 		}
 		return State{T: now, A: used}
 	default:
-		// All of it as units of one window, which ends just before the last of them goes: how
-		// they lie in two windows an answer does not tell.
+		// The answer does not say how the units are spread over the two windows. So all of
+		// them are put into one window, which ends just before the last of them stops
+		// counting.
 		return State{T: now - max(0, l.Window+1-a.Reset), A: used}
 	}
 }

@@ -31,7 +31,7 @@ func smallStates(kind rule.Kind, f func(l rule.Limit, s rule.State)) {
 					for older := range n + 1 {
 						for age := range w {
 							s, l := rule.State{T: -age, A: newer, B: older}, sliding(n, w)
-							if look(l, s, 0).Remaining+newer <= n { // else there was no room for the newer ones
+							if look(l, s, 0).Remaining+newer <= n { // otherwise there was no room for the newer ones
 								f(l, s)
 							}
 						}
@@ -42,9 +42,9 @@ func smallStates(kind rule.Kind, f func(l rule.Limit, s rule.State)) {
 	}
 }
 
-// TestGuess: for a key that nobody uses meanwhile, a guess answers now what the real state
-// answers, and never more of it at any later instant. It is exact for a fixed window, and
-// for a bucket as far as a nanosecond of Reset tells.
+// TestGuess: if nothing uses the key in the meantime, a guess has the same answer now as
+// the real state, and leaves no more units at any later instant. It is exact for a fixed
+// window. For a bucket it is as exact as Reset, which is in whole nanoseconds.
 func TestGuess(t *testing.T) {
 	for _, kind := range kinds {
 		states := 0
@@ -78,9 +78,9 @@ func TestGuess(t *testing.T) {
 	}
 }
 
-// TestGuessInUse plays every game from every state: as long as the key is used through the guess, what
-// that admits the real state would have admitted. Sliding windows have no such guess: theirs
-// open at other times than the real ones.
+// TestGuessInUse tries every sequence of takes from every state. As long as the key is used by the
+// guess, the real state would have admitted everything that the guess admits. That does not hold
+// for sliding windows: the windows of a guess open at other times than the real ones.
 func TestGuessInUse(t *testing.T) {
 	type game struct {
 		now         int64

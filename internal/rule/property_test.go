@@ -8,9 +8,10 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// What holds of every state that a history can lead to.
+// These tests check what is true for every state that a history can lead to.
 
-// costsOf is every cost that a small limit can hold, and the edges of a large one.
+// costsOf returns every cost that fits a small limit, and the edge cases of a
+// large one.
 func costsOf(r *rand.Rand, l rule.Limit, left int64) []int64 {
 	costs := []int64{left, left + 1, l.Cap(), 1 + r.Int64N(l.Cap()), l.Cap() + 1, math.MaxInt64}
 	for n := int64(0); n <= min(l.Cap(), 8); n++ {
@@ -19,8 +20,8 @@ func costsOf(r *rand.Rand, l rule.Limit, left int64) []int64 {
 	return costs
 }
 
-// TestTakeOrNothing: what is admitted is counted in full, at once, and nothing
-// else ever changes a counter.
+// TestTakeOrNothing: admitted units are counted in full and at once. No other
+// call changes a counter.
 func TestTakeOrNothing(t *testing.T) {
 	r := newRand(t)
 	for m := range walks(r, 12_000) {
@@ -46,7 +47,7 @@ func TestTakeOrNothing(t *testing.T) {
 	}
 }
 
-// repaired is m's state, brought to now if it is more than a window ahead.
+// repaired returns m's state, moved to now if it is more than a window ahead.
 func repaired(m moment) rule.State {
 	if m.s.T-m.now > m.l.Window {
 		m.s.T = m.now
@@ -54,7 +55,7 @@ func repaired(m moment) rule.State {
 	return m.s
 }
 
-// TestWaitsAreExact tries each wait that was told, and 1 ns less.
+// TestWaitsAreExact tries each wait that was answered, and 1 ns less.
 func TestWaitsAreExact(t *testing.T) {
 	r := newRand(t)
 	for m := range walks(r, 12_000) {
@@ -88,8 +89,8 @@ func exact(t *testing.T, m moment, what string, wait, n int64) {
 	}
 }
 
-// TestRefund: units given back never lift a key above its limit, nor by more than
-// they are, now or later; a counter without units stays as it is.
+// TestRefund: units given back never raise a key above its limit, nor by more
+// than their number, now or later. A counter without units stays unchanged.
 func TestRefund(t *testing.T) {
 	r := newRand(t)
 	for m := range walks(r, 12_000) {
@@ -129,10 +130,10 @@ func TestRefundOfAll(t *testing.T) {
 	}
 }
 
-// TestRefundAmongOthers: in a bucket with other traffic, a take that was refunded
-// leaves no more than if it had never been. (A window's refund can: the others'
-// window was opened earlier by the units that were given back, so it ends earlier.
-// TestBoundWithRefunds states what holds there.)
+// TestRefundAmongOthers: in a bucket with other traffic, a take that was given
+// back leaves no more units than if it had never happened. (In a window it can:
+// the units that were given back opened the window of the others earlier, so it
+// ends earlier. TestBoundWithRefunds has the bound for that.)
 func TestRefundAmongOthers(t *testing.T) {
 	r := newRand(t)
 	for range 6000 {
@@ -162,8 +163,8 @@ func TestRefundAmongOthers(t *testing.T) {
 	}
 }
 
-// TestCharge: units charged never give room, now or later, never take more than
-// they are, and never count above the limit.
+// TestCharge: charged units never add room, now or later. They never take more
+// than their number, and never count above the limit.
 func TestCharge(t *testing.T) {
 	r := newRand(t)
 	for m := range walks(r, 12_000) {
@@ -201,8 +202,8 @@ func TestChargeIsATake(t *testing.T) {
 	}
 }
 
-// TestNewLimitMintsNothing: a new N or Burst keeps what was counted. What is used
-// stays used, whatever the limit was and is.
+// TestNewLimitMintsNothing: a new N or Burst keeps the counted units. Used units
+// stay used, whatever the limit was and is.
 func TestNewLimitMintsNothing(t *testing.T) {
 	r := newRand(t)
 	for m := range walks(r, 12_000) {
@@ -215,15 +216,15 @@ func TestNewLimitMintsNothing(t *testing.T) {
 		}
 		was, is := look(m.l, m.s, m.now).Remaining, look(next, m.s, m.now).Remaining
 		want := max(0, next.Cap()-(m.l.Cap()-was))
-		overfull := was == 0 // then more may be used than the old limit could tell
+		overfull := was == 0 // then more may be used than the old limit could show
 		if is > want || is < want && !overfull {
 			t.Fatalf("%v: %d of %d left, then %d of %d, want %d", m, was, m.l.Cap(), is, next.Cap(), want)
 		}
 	}
 }
 
-// TestClockMintsNothing: a counter looked at earlier never has more left than
-// later, however far back the clock goes.
+// TestClockMintsNothing: at an earlier instant a counter never has more units
+// left than at a later one, however far the clock goes back.
 func TestClockMintsNothing(t *testing.T) {
 	r := newRand(t)
 	for m := range walks(r, 12_000) {
@@ -239,8 +240,9 @@ func TestClockMintsNothing(t *testing.T) {
 	}
 }
 
-// TestRepair: a state up to a window ahead is a skewed clock's, and waited for. One
-// further ahead is a wrong clock's: it stays full, but starts to age at once.
+// TestRepair: a state that is up to a window ahead comes from a skewed clock, and
+// waits. A state further ahead comes from a wrong clock: it stays full, but starts
+// to age at once.
 func TestRepair(t *testing.T) {
 	for _, l := range []rule.Limit{fixed(3, minute), sliding(3, minute), bucket(3, minute, 3)} {
 		const then = hour

@@ -7,8 +7,8 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// reference counts the slow and obvious way: exact fractions, and waits found by
-// trying instants instead of by formula.
+// reference counts in a simple and slow way: with exact fractions, and with
+// waits that are found by trying instants instead of by formula.
 type reference struct {
 	rule.Limit
 	since      int64    // Fixed, Sliding: when this window opened. Bucket: when level was true
@@ -18,13 +18,13 @@ type reference struct {
 
 func newReference(l rule.Limit) reference { return reference{Limit: l, level: new(big.Rat)} }
 
-// portion is units*span/window.
+// portion returns units*span/window.
 func portion(units, span, window int64) *big.Rat {
 	x := new(big.Int).Mul(big.NewInt(units), big.NewInt(span))
 	return new(big.Rat).SetFrac(x, big.NewInt(window))
 }
 
-// weight is what the older window counts for, in whole units.
+// weight returns what the older window counts for, in whole units.
 func (r reference) weight(now int64) int64 {
 	x := portion(r.last, r.Window-max(0, now-r.since), r.Window)
 	return new(big.Int).Quo(x.Num(), x.Denom()).Int64()
@@ -118,10 +118,11 @@ func (r *reference) take(now, n int64) rule.Answer {
 	return a
 }
 
-// adjust serves clocks that go forward, and charges of no more than the limit.
+// adjust is for clocks that go forward, and for charges of no more than the
+// limit.
 func (r *reference) adjust(now, n, age int64) {
 	if n == 0 || n < 0 && r.at(now).empty() {
-		return // as it was, not as it is now: at a new rate that can tell
+		return // the state before, not the present one: they differ at a new rate
 	}
 	if *r = r.at(now); r.empty() {
 		*r = newReference(r.Limit)
@@ -141,7 +142,8 @@ func (r *reference) adjust(now, n, age int64) {
 	}
 }
 
-// move shifts a count by n, not below 0, nor by a charge above the limit.
+// move changes a count by n. It does not go below 0, and a charge does not
+// raise it above the limit.
 func move(count, n, limit int64) int64 {
 	if n < 0 {
 		return max(0, count+n)
@@ -164,8 +166,8 @@ func (r *reference) moveLevel(up bool, by *big.Rat) {
 }
 
 // TestAgainstReference compares every answer over random histories. Half of them
-// have a clock that also goes backwards, and no refunds or charges: which of two
-// clocks an age is true on is nothing that a reference could know.
+// have a clock that also goes backwards, and no refunds or charges: the
+// reference cannot know by which of the clocks an age is meant.
 func TestAgainstReference(t *testing.T) {
 	r := newRand(t)
 	for i := range 3000 {
@@ -203,7 +205,7 @@ func TestAgainstReference(t *testing.T) {
 				var a rule.Answer
 				m.s, a = m.l.Take(m.s, m.now, n)
 				if a.Retry >= decades && a.Retry != rule.Never || a.Reset >= decades {
-					break history // saturated, and beyond what a reference can try
+					break history // saturated, and too long for the reference to try
 				}
 				if want := ref.take(m.now, n); a != want {
 					t.Fatalf("%v: Take(%d units) at %d\n got %+v\nwant %+v", before, n, m.now, a, want)

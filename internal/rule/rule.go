@@ -23,10 +23,11 @@ const (
 // The bounds that a Limit must keep for the arithmetic below to be exact.
 const (
 	// MaxUnits is the largest Integer of a structured field (RFC 9651, section
-	// 3.3.1), and so the largest quota that can be told to a client.
+	// 3.3.1). It is therefore the largest quota that a header can report to a
+	// client.
 	MaxUnits = 999_999_999_999_999
-	// MaxSpan is 50 years in nanoseconds: the longest wait, three windows, and an
-	// instant to add it to still fit in an int64.
+	// MaxSpan is 50 years in nanoseconds. An int64 still holds the longest wait,
+	// three windows, plus the instant that it is added to.
 	MaxSpan = 50 * 365 * 24 * 3600 * 1_000_000_000
 	// MinSpan is a millisecond, the finest time to live that Redis keeps.
 	MinSpan = 1_000_000
@@ -39,13 +40,14 @@ const MaxLimits = 8
 // Never is the wait for units that can never fit.
 const Never = math.MaxInt64
 
-// farAway caps a wait that arithmetic alone would push past int64: it can only
-// be met where a counter was filled under a far larger limit. It is not Never.
+// farAway caps a wait that would overflow an int64. Such a wait is only
+// possible if the counter was filled under a far larger limit. It is not Never,
+// because the wait ends.
 const farAway = math.MaxInt64 / 2
 
-// Limit is N units per Window; Burst is the most a Bucket holds, and 0 elsewhere.
-// The functions below ask for 1 <= N, Burst <= MaxUnits, MinSpan <= Window <= MaxSpan
-// and a bucket that is whole again within MaxSpan.
+// Limit is N units per Window. Burst is the most that a Bucket holds, and 0 for the
+// other kinds. The functions below require 1 <= N, Burst <= MaxUnits and MinSpan <=
+// Window <= MaxSpan. An empty bucket must be whole again within MaxSpan.
 type Limit struct {
 	Kind   Kind
 	N      int64
@@ -67,8 +69,9 @@ type State struct {
 // Fresh reports whether s holds no units.
 func (s State) Fresh() bool { return s.A == 0 && s.B == 0 }
 
-// Answer tells how a key stands under a limit. Waits are spans from now on,
-// for a key that nobody else uses meanwhile, exact to the nanosecond.
+// Answer is the state of a key under a limit, as reported to a caller. Waits
+// are counted from now, in nanoseconds, and are exact if nothing else uses the
+// key in the meantime.
 type Answer struct {
 	Remaining int64 // units that would fit now
 	Retry     int64 // until the units asked for fit: 0 if they do, Never if they cannot
@@ -76,11 +79,13 @@ type Answer struct {
 	Reset     int64 // until the limit is whole
 }
 
-// Take asks for n >= 0 units. Where they fit it returns the state with them in
-// it; where they do not, it returns s as it was. No units always fit.
+// Take asks for n >= 0 units. If they fit, it returns the state with the units
+// added. If they do not fit, it returns s unchanged. A request for 0 units
+// always fits.
 //
-// A state from a clock that was more than a window ahead is the one exception to
-// that: it is brought back to now, full as it is, even where the units do not fit.
+// There is one exception: a state from a clock that was more than a window ahead
+// is moved back to now. It keeps its units, and it is moved even if the requested
+// units do not fit.
 func (l Limit) Take(s State, now, n int64) (State, Answer) {
 	s = l.repair(s, now)
 	if l.Kind == Fixed {
@@ -97,13 +102,14 @@ func (l Limit) Take(s State, now, n int64) (State, Answer) {
 		return s, l.answer(c, now, left)
 	}
 	c.A += n
-	// A sliding window's weighted part does not depend on A, and a bucket's
-	// fraction neither, so what is left falls by exactly n.
+	// The weighted part of a sliding window does not depend on A, and neither
+	// does the fraction of a bucket. So the remaining units decrease by exactly
+	// n.
 	return c, l.answer(c, now, left-n)
 }
 
-// takeFixed is what the rest of Take comes to for a fixed window, which needs no
-// division: the most common limit is the cheapest.
+// takeFixed does for a fixed window what the rest of Take does for the other
+// kinds. It needs no division, so the most common limit is the cheapest.
 func (l Limit) takeFixed(s State, now, n int64) (State, Answer) {
 	c, closes := s, l.Window-(now-s.T)
 	if s.Fresh() || closes <= 0 || closes > l.Window && s.T < now { // the last: now-s.T overflows
@@ -127,10 +133,10 @@ func (l Limit) takeFixed(s State, now, n int64) (State, Answer) {
 	return s, a
 }
 
-// Adjust moves the counter by n units without asking, for units that were taken
-// age >= 0 ago: n < 0 gives them back, n > 0 charges them, both only as far as
-// they still count now. Nothing falls below zero, and no window or bucket is charged
-// above the limit.
+// Adjust changes the counter by n units that were taken age >= 0 ago, without
+// checking that they fit. It gives back units if n < 0, and charges them if n > 0.
+// In both cases only the part that still counts now is applied. The counter never
+// falls below zero, and a charge never raises a window or bucket above the limit.
 func (l Limit) Adjust(s State, now, n, age int64) State {
 	s = l.repair(s, now)
 	c := l.at(s, now)
@@ -140,8 +146,8 @@ func (l Limit) Adjust(s State, now, n, age int64) State {
 	then, elapsed := now-age, max(0, now-c.T)
 	switch {
 	case l.Kind == Bucket:
-		// Units leak in the order they came, so of |n| units taken then
-		// this much is still in the bucket.
+		// Units leak in the order in which they came. rest is the part of the
+		// |n| units taken then that has not leaked yet.
 		rest := l.at(State{T: then, A: clampAbs(n, MaxUnits)}, now)
 		if n < 0 {
 			c = l.drain(c, rest.A, rest.B)
@@ -151,8 +157,8 @@ func (l Limit) Adjust(s State, now, n, age int64) State {
 	case c.Fresh():
 		c = l.at(State{T: then, A: min(n, l.N)}, now)
 	case age <= elapsed, l.Kind == Fixed && n > 0 && age < l.Window:
-		// A charge from shortly before the window opened would have opened it:
-		// it belongs to a window that would still be open.
+		// A charge from shortly before the window opened would have opened a
+		// window itself. That window would still be open now.
 		c.A = l.shift(c.A, n)
 	case l.Kind == Sliding && age-elapsed <= l.Window:
 		c.B = l.shift(c.B, n)
@@ -165,7 +171,8 @@ func (l Limit) Adjust(s State, now, n, age int64) State {
 	return c
 }
 
-// Charged is how many whole units an Adjust has added, when it made after of before.
+// Charged returns how many whole units an Adjust has added, given the states before
+// and after it.
 func (l Limit) Charged(before, after State, now int64) int64 {
 	before, after = l.at(l.repair(before, now), now), l.at(l.repair(after, now), now)
 	units := after.A - before.A
@@ -187,8 +194,9 @@ func (l Limit) Cap() int64 {
 }
 
 // repair moves a state that is more than a window ahead of the clock to now, with
-// all that it holds. That far is no skew between two servers but a clock that was
-// wrong, and whoever is blocked would stay so until the clock gets there.
+// all of its units. Such a distance is not skew between two servers: one of the
+// clocks was wrong. Without the repair, a blocked client would stay blocked until
+// the clock reaches the state's instant.
 func (l Limit) repair(s State, now int64) State {
 	if s.T > now && s.T-now > l.Window {
 		s.T = now
@@ -199,9 +207,10 @@ func (l Limit) repair(s State, now int64) State {
 // Refill is how long an empty bucket takes to be whole: Burst units at N per Window.
 func (l Limit) Refill() int64 { return mulAddDivCeil(l.Burst, l.Window, 0, l.N) }
 
-// at brings s forward to now. It gives back a fresh state as soon as s cannot be
-// told from one by what is left. Where the clock is behind s, as after a failover
-// to a server whose clock is late, the counter stands still: nothing is minted.
+// at brings s forward to now. It returns a fresh state as soon as s leaves as
+// many units as a fresh one. If the clock is behind s, at returns s unchanged, so
+// no units are created. This happens after a failover to a server whose clock is
+// late.
 func (l Limit) at(s State, now int64) State {
 	if s.Fresh() {
 		return State{T: now}
@@ -240,15 +249,15 @@ func (l Limit) at(s State, now int64) State {
 	return s
 }
 
-// older is the weight of a sliding window's older half: its units times the part
-// of it that a window ending now still covers, in whole units. A part of a unit
-// does not count, so that units just over Window/N apart always fit.
+// older returns the weight of a sliding window's older half in whole units: its
+// units times the fraction of it that a window ending now still covers. It
+// rounds down, so that units just over Window/N apart always fit.
 func (l Limit) older(s State, now int64) int64 {
 	return mulDiv(s.B, l.Window-max(0, now-s.T), l.Window)
 }
 
-// left is what still fits into s, which must be at now. It is 0 where a lowered
-// limit has left the counter above it.
+// left returns how many units still fit into s, which must be at now. It is 0
+// if the limit was lowered and the counter is above it.
 func (l Limit) left(s State, now int64) int64 {
 	used := s.A
 	switch l.Kind {
@@ -274,7 +283,8 @@ func (l Limit) answer(s State, now, left int64) Answer {
 	return a
 }
 
-// wait is the span until n units fit into s, which must be at now and too full for them.
+// wait returns the nanoseconds until n units fit into s. The state must be at now, and
+// must have no room for n units yet.
 func (l Limit) wait(s State, now, n int64) int64 {
 	if n > l.Cap() {
 		return Never
@@ -296,14 +306,15 @@ func (l Limit) wait(s State, now, n int64) int64 {
 	}
 }
 
-// weighsAtMost is how far into a window the units of the one before, more than
-// room of them, have aged to a weight of room: the first e for which
-// floor(units*(Window-e)/Window) <= room, that is Window-e < (room+1)*Window/units.
+// weighsAtMost returns how far into a window the units of the window before have
+// aged to a weight of room. There must be more than room of them. The result is the
+// first e for which floor(units*(Window-e)/Window) <= room, that is Window-e <
+// (room+1)*Window/units.
 func (l Limit) weighsAtMost(room, units int64) int64 {
 	return l.Window - mulDivCeil(room+1, l.Window, units) + 1
 }
 
-// drain takes whole units and part Window-ths of one out of a bucket.
+// drain takes whole units and part Window-ths of a unit out of a bucket.
 func (l Limit) drain(s State, whole, part int64) State {
 	s.A -= whole
 	s.B -= part
@@ -317,7 +328,7 @@ func (l Limit) drain(s State, whole, part int64) State {
 	return s
 }
 
-// fill puts whole units and part Window-ths of one into a bucket, up to its brim.
+// fill adds whole units and part Window-ths of a unit to a bucket, up to Burst.
 func (l Limit) fill(s State, whole, part int64) State {
 	if s.A >= l.Burst {
 		return s
@@ -334,8 +345,9 @@ func (l Limit) fill(s State, whole, part int64) State {
 	return s
 }
 
-// shift moves the count of a window by n, between zero and the limit; a count
-// that a lowered limit has left above it stays.
+// shift changes the count of a window by n, and keeps it between zero and the
+// limit. A count that is already above the limit, because the limit was
+// lowered, stays.
 func (l Limit) shift(count, n int64) int64 {
 	if n < 0 {
 		return max(0, count+max(n, -MaxUnits))

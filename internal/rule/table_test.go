@@ -8,7 +8,7 @@ import (
 
 type takes = [][2]int64 // {instant, units}
 
-// TestTake pins whole answers. Rows under one limit tell one story.
+// TestTake checks complete answers. The rows under one limit are one history.
 func TestTake(t *testing.T) {
 	var (
 		login  = fixed(3, hour)
@@ -88,7 +88,7 @@ func TestTake(t *testing.T) {
 	}
 }
 
-// TestNewLimit changes N and Burst under a standing counter.
+// TestNewLimit changes N and Burst of an existing counter.
 func TestNewLimit(t *testing.T) {
 	for _, row := range []struct {
 		name     string
@@ -118,8 +118,8 @@ func TestNewLimit(t *testing.T) {
 	}
 }
 
-// TestNewRateHoldsFromTheLastUnitOn: a state does not remember the rate that it was
-// filled under, so a new rate is that of the whole refill since the key's last
+// TestNewRateHoldsFromTheLastUnitOn: a state does not record the rate that it was
+// filled under. So a new rate applies to the whole refill since the key's last
 // unit. The key gains or loses one bucket at most.
 func TestNewRateHoldsFromTheLastUnitOn(t *testing.T) {
 	slow, fast := bucket(1, hour, 10), bucket(1000, hour, 10)
@@ -135,9 +135,10 @@ func TestNewRateHoldsFromTheLastUnitOn(t *testing.T) {
 
 // TestBucketDoesNotDrift takes one unit at a time, each at the first instant it
 // fits. An interval that is not whole nanoseconds must not add up to an error:
-// after a burst of Burst units, unit k comes at exactly ceil(k*Window/N). (The
-// bucket must not run empty in between, or what it rounds up is lost to it, as it
-// has to be: two units of a Burst of 1 are never less than Window/N apart.)
+// after a burst of Burst units, unit k is admitted at exactly ceil(k*Window/N).
+// (The bucket must not run empty in between: then it loses what it rounds up,
+// which is unavoidable, because two units of a Burst of 1 are never less than
+// Window/N apart.)
 func TestBucketDoesNotDrift(t *testing.T) {
 	for _, l := range []rule.Limit{
 		bucket(3, second, 3), bucket(3, second, 2), bucket(7, second, 2), bucket(999_999_937, second, 5),
@@ -172,8 +173,9 @@ func TestBucketOfOne(t *testing.T) {
 }
 
 // TestWaitBeyondInt64Saturates: the wait for a bucket filled under a far larger
-// limit can be any number of years. Here it is 2^63 ns, and the division behind
-// it comes to 2^64-1 and a remainder, where rounding up must not wrap to 0.
+// limit can be any number of years. Here it is 2^63 ns. The quotient of the
+// division behind it is 2^64-1 with a remainder, and rounding it up must not
+// wrap to 0.
 func TestWaitBeyondInt64Saturates(t *testing.T) {
 	const w = 1 << 60
 	big, small := bucket(241, w, 33), bucket(2, w, 1)
@@ -195,8 +197,8 @@ func TestRefill(t *testing.T) {
 	}
 }
 
-// TestRefillBeyondInt64Saturates: limits are refused by their Refill, so it must
-// not wrap to 0 where it comes to 2^64-1 ns and a remainder: 584 years.
+// TestRefillBeyondInt64Saturates: limits are validated by their Refill. So it
+// must not wrap to 0 if it is 2^64-1 ns and a remainder, which is 584 years.
 func TestRefillBeyondInt64Saturates(t *testing.T) {
 	for _, l := range []rule.Limit{bucket(3, 177_942_868_878_227_186, 311), bucket(7, 74_510_795_450_644_467, 1733)} {
 		if got := l.Refill(); got <= rule.MaxSpan {

@@ -13,7 +13,8 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// What all tests of this package share: limits, instants, and random walks.
+// This file has the helpers of all tests of this package: limits, instants, and
+// random walks.
 
 const (
 	ms     = int64(time.Millisecond)
@@ -36,8 +37,9 @@ func bucket(n, per, burst int64) rule.Limit {
 	return rule.Limit{Kind: rule.Bucket, N: n, Window: per, Burst: burst}
 }
 
-// valid is the contract of [rule.Limit], but for the window: the rules work to
-// the nanosecond, so windows of a few nanoseconds meet every edge there is.
+// valid reports whether a limit meets the requirements of [rule.Limit], except
+// for the window. The rules are exact to the nanosecond, so windows of a few
+// nanoseconds reach every edge case.
 func valid(l rule.Limit) bool {
 	if l.N < 1 || l.N > rule.MaxUnits || l.Window < 1 || l.Window > rule.MaxSpan {
 		return false
@@ -58,19 +60,20 @@ func product(a, b int64) uint128 {
 
 func (x uint128) less(y uint128) bool { return x.hi < y.hi || x.hi == y.hi && x.lo < y.lo }
 
-// wellFormed is what a store may rely on: no negative counts, and of a bucket's
-// last unit less than all of it.
+// wellFormed checks what a store may rely on: no count is negative, and the
+// fraction of a bucket's last unit is less than one.
 func wellFormed(l rule.Limit, s rule.State) bool {
 	return s.A >= 0 && s.B >= 0 && (l.Kind != rule.Bucket || s.B < l.Window) && (l.Kind != rule.Fixed || s.B == 0)
 }
 
-// look tells how a key stands without taking anything.
+// look returns the answer for a key without taking anything.
 func look(l rule.Limit, s rule.State, now int64) rule.Answer {
 	_, a := l.Take(s, now, 0)
 	return a
 }
 
-// after is a key's state after some takes: {instant, units}, {instant, units}, ...
+// after returns a key's state after some takes: {instant, units}, {instant,
+// units}, ...
 func after(l rule.Limit, takes [][2]int64) rule.State {
 	var s rule.State
 	for _, take := range takes {
@@ -87,14 +90,16 @@ func newRand(t *testing.T) *rand.Rand {
 	return rand.New(rand.NewPCG(*seed, *seed))
 }
 
-// spread draws from [1, most] with all magnitudes alike.
+// spread returns a random number from [1, most], with all magnitudes equally
+// likely.
 func spread(r *rand.Rand, most int64) int64 {
 	top := int64(1) << r.IntN(bits.Len64(uint64(most)))
 	return min(most, top+r.Int64N(top))
 }
 
-// randomLimit is tiny three times out of four, so that a short history meets
-// every edge of it, and of any size that is allowed otherwise.
+// randomLimit returns a tiny limit three times out of four, so that a short
+// history reaches every edge case of it. Otherwise it returns a limit of any
+// valid size.
 func randomLimit(r *rand.Rand, kind rule.Kind) rule.Limit {
 	for {
 		l := rule.Limit{Kind: kind, N: 1 + r.Int64N(8), Window: 1 + r.Int64N(16)}
@@ -111,7 +116,8 @@ func randomLimit(r *rand.Rand, kind rule.Kind) rule.Limit {
 	}
 }
 
-// relimit is another limit over the same counter: only N and Burst may change.
+// relimit returns another limit for the same counter: only N and Burst may
+// change.
 func relimit(r *rand.Rand, l rule.Limit) rule.Limit {
 	for {
 		next := randomLimit(r, l.Kind)
@@ -121,14 +127,15 @@ func relimit(r *rand.Rand, l rule.Limit) rule.Limit {
 	}
 }
 
-// span is a time to wait under l, most often near where something happens.
+// span returns a time to wait under l, most often close to where something
+// happens.
 func span(r *rand.Rand, l rule.Limit) int64 {
 	w := l.Window
 	spans := []int64{0, 0, 1, w / l.N, w/l.N + 1, w - 1, w, w + 1, 2*w - 1, 2 * w, r.Int64N(w), r.Int64N(w), r.Int64N(3 * w)}
 	return spans[r.IntN(len(spans))]
 }
 
-// units is a number of units to take, most often near what fits.
+// units returns a number of units to take, most often close to what fits.
 func units(r *rand.Rand, l rule.Limit, left int64) int64 {
 	costs := []int64{1, 1, 1, left, left + 1, l.Cap(), l.Cap() + 1, 1 + r.Int64N(l.Cap()), math.MaxInt64}
 	return costs[r.IntN(len(costs))]
@@ -146,12 +153,13 @@ func (m moment) String() string { return fmt.Sprintf("%+v %+v at %d", m.l, m.s, 
 // latest leaves room above an instant for the longest wait.
 const latest = math.MaxInt64 / 4
 
-// decades is where the wait for a bucket that a far larger limit has filled stops
-// being exact. No wait under the limit that filled it comes near.
+// decades is the wait at which the answer for a bucket that was filled under a
+// far larger limit stops being exact. No wait under the limit that filled it
+// comes near.
 const decades = math.MaxInt64 / 2
 
-// walks passes through n random histories of takes, refunds, charges, new limits,
-// and clocks that now and then go backwards.
+// walks goes through n random histories of takes, refunds, charges and new
+// limits, with clocks that sometimes go backwards.
 func walks(r *rand.Rand, n int) iter.Seq[moment] {
 	return func(yield func(moment) bool) {
 		for i := range n {

@@ -1,9 +1,9 @@
 package sim
 
-// event is something that is to happen to a process.
+// event is something that will happen to a process at an instant.
 type event struct {
 	at      int64
-	seq     uint64 // among those of one instant
+	seq     uint64 // orders the events of one instant
 	do      action
 	process *process
 	trip    *trip
@@ -37,14 +37,15 @@ func (e *event) run() {
 	}
 }
 
-// at has an event happen.
+// at schedules an event.
 func (r *run) at(instant int64, e event) {
 	r.events.seq++
 	e.at, e.seq = instant, r.events.seq
 	r.events.push(e)
 }
 
-// events are those to come: a heap, which container/heap would be of pointers.
+// events has the scheduled events, as a heap. container/heap would need a heap
+// of pointers.
 type events struct {
 	heap []event
 	seq  uint64

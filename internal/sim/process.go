@@ -11,18 +11,18 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// process is a limiter in a process of its own. Its methods do what those of
-// internal/remote do, in the same order; each says which one it models if its name
-// does not.
+// process models a limiter in its own process. Its methods do what the methods of
+// internal/remote do, in the same order. If the names differ, the comment says
+// which method is modelled.
 type process struct {
 	run      *run
 	source   source
 	near     *nearcache.Cache
 	breaker  breaker.Breaker
 	queue    queue
-	waiting  int              // calls
-	settling int              // debts that are being told, and 1 if that has to begin
-	told     map[int][]func() // who waits for those of a key
+	waiting  int              // calls in flight or waiting
+	settling int              // batches of owed units that are being sent; also 1 if that is about to begin
+	told     map[int][]func() // by key that is being settled: what to do when that has ended
 	sweeping bool
 	had      Share
 }
@@ -33,7 +33,7 @@ func newProcess(r *run, rnd *rand.Rand, rate float64) *process {
 	return p
 }
 
-// arrive is a request.
+// arrive models the arrival of a request.
 func (p *process) arrive() {
 	p.run.at(p.run.now+p.source.next(), event{do: arrival, process: p})
 	key := p.source.key()
@@ -47,7 +47,7 @@ func (p *process) arrive() {
 	p.take(key)
 }
 
-// decided is the end of it.
+// decided counts a decision.
 func (p *process) decided(source int, admitted bool, since int64) {
 	p.run.report.From[source]++
 	p.run.report.waits.add(p.run.now - since)
@@ -122,14 +122,15 @@ func (p *process) want(key int) nearcache.LeaseRequest {
 	return p.near.WantLease(p.run.keys[key], p.run.now, int64(p.run.Lease), p.run.limits)
 }
 
-// refill takes units for a lease that runs low.
+// refill takes units at the server for a lease that runs low.
 func (p *process) refill(key int) {
 	if ask := p.want(key); ask.Units > 0 {
 		p.consult(key, ask.Units, ask, int64(p.run.Timeout), func(*call) {})
 	}
 }
 
-// consult asks the server, and keeps what is for a lease.
+// consult asks the server, learns the answer, and adds the granted units to the
+// lease.
 func (p *process) consult(key int, n int64, ask nearcache.LeaseRequest, timeout int64, then func(*call)) {
 	r := p.run
 	p.ask(&call{op: take, key: key, n: n, then: func(c *call) {
@@ -159,7 +160,7 @@ func (p *process) consult(key int, n int64, ask nearcache.LeaseRequest, timeout 
 func (p *process) sweep() {
 	r := p.run
 	ended := p.near.EndLeases(r.now, false)
-	slices.SortFunc(ended, func(a, b nearcache.EndedLease) int { return cmp.Compare(a.Key, b.Key) }) // they come in any order
+	slices.SortFunc(ended, func(a, b nearcache.EndedLease) int { return cmp.Compare(a.Key, b.Key) }) // EndLeases returns them in random order
 	for _, l := range ended {
 		p.giveBack(r.index[l.Key], l)
 	}
@@ -172,7 +173,7 @@ func (p *process) giveBack(key int, l nearcache.EndedLease) {
 	p.ask(&call{op: adjust, key: key, n: -l.Units, at: l.At.Store, then: func(*call) {}}, int64(remote.SideTimeout))
 }
 
-// ask makes a call, unless that is known to be of no use.
+// ask makes a call, unless the breaker is open or too many calls wait.
 func (p *process) ask(c *call, timeout int64) {
 	ok, probe := p.breaker.Allow(p.run.now)
 	c.start, c.probe = p.run.now, probe
@@ -188,7 +189,7 @@ func (p *process) ask(c *call, timeout int64) {
 	p.send(c, timeout)
 }
 
-// done is the end of a call.
+// done models the end of a call.
 func (p *process) done(c *call) {
 	p.waiting--
 	outcome := breaker.Succeeded
@@ -202,13 +203,14 @@ func (p *process) done(c *call) {
 	c.then(c)
 }
 
-// fail decides where the server could not, as FallbackLocal does.
+// fail decides without the server, as FallbackLocal does.
 func (p *process) fail(key int, since int64, unchanged bool) {
 	admitted, _ := p.near.Take(p.run.keys[key], 1, p.run.now, p.run.limits, p.run.answers, unchanged)
 	p.decided(FromFallback, admitted, since)
 }
 
-// settleAll tells the server of everything that is owed, beside the decisions.
+// settleAll schedules a settlement, which sends the server everything that it
+// is owed.
 func (p *process) settleAll() {
 	if p.settling == 0 && p.breaker.Ready(p.run.now) {
 		p.settling = 1
@@ -219,7 +221,7 @@ func (p *process) settleAll() {
 func (p *process) settle() {
 	p.settling = 0
 	owing := p.near.OwingKeys(p.run.now)
-	slices.Sort(owing) // they come in any order
+	slices.Sort(owing) // OwingKeys returns them in random order
 	for _, name := range owing {
 		key, batch := p.run.index[name], p.near.Collect(name, p.run.now)
 		if batch == nil {
@@ -255,7 +257,7 @@ func (p *process) settleOne(key int, b *nearcache.Batch, i int) {
 		switch {
 		case !c.failed:
 			p.settleOne(key, b, i+1)
-		case c.unknown: // the server knows of it, or may know
+		case c.unknown: // the server knows of the units, or may know
 			end(i + 1)
 		default:
 			end(i)

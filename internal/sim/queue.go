@@ -5,7 +5,7 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// settings are what a RedisStore's round trips go by.
+// settings are the settings of a RedisStore's round trips.
 var settings = redisstore.Batching
 
 type op uint8
@@ -15,7 +15,7 @@ const (
 	adjust
 )
 
-// call is a process's, to the server.
+// call is a call of a process to the server.
 type call struct {
 	op    op
 	key   int
@@ -28,36 +28,36 @@ type call struct {
 	deadline int64
 	version  uint64
 	trip     *trip
-	over     bool // its caller does not wait for it any more
+	over     bool // its caller no longer waits for it
 
 	failed  bool
-	unknown bool // it may have been carried out nevertheless
+	unknown bool // it may have been carried out, although it has failed
 	answer  rule.Answer
-	state   rule.State // after it
+	state   rule.State // after the call
 	told    int64
 }
 
-// trip is calls that share a round trip.
+// trip has the calls that share a round trip.
 type trip struct {
 	calls   []*call
-	shared  []bool // of each: it shares a command with one before
+	shared  []bool // for each call: it shares the command of an earlier call
 	refused bool
 	late    bool // callers have given up on it
 }
 
-// queue is how a process's calls get to the server, by the rules of internal/batch:
-// a call starts a round trip if few enough are in flight, and the calls that wait
-// share the next one.
+// queue models internal/batch, by which a process's calls get to the server. A call
+// starts a round trip if few enough are in flight. The calls that wait share the
+// next one.
 type queue struct {
 	waiting        []*call
-	timed          []*call // all that have not been answered, by deadline
-	armed          bool    // there is an expiry to come
+	timed          []*call // all calls that have no answer yet, by deadline
+	armed          bool    // an expiry is scheduled
 	inFlight, late int
-	set            int64         // when the last one has set off
+	set            int64         // when the last round trip has started
 	latest         map[int]*call // by key, within share
 }
 
-// send has a call carried out, and then told what came of it.
+// send queues a call. When it has ended, done calls c.then with its result.
 func (p *process) send(c *call, timeout int64) {
 	c.version = p.near.Version(p.run.keys[c.key])
 	c.deadline = p.run.now + timeout
@@ -88,8 +88,8 @@ func (p *process) start(more bool) {
 	}
 }
 
-// share finds the calls that can do with the command of another: takes of the same units of one key,
-// with nothing else of that key between them.
+// share finds the calls that can share the command of an earlier call: takes of the same number of
+// units of one key, with no other call for that key between them.
 func (p *process) share(f *trip) {
 	f.shared = make([]bool, len(f.calls))
 	if len(f.calls) == 1 {
@@ -105,7 +105,7 @@ func (p *process) share(f *trip) {
 	}
 }
 
-// finish is the return of a trip.
+// finish models the end of a round trip.
 func (p *process) finish(f *trip) {
 	if f.late {
 		p.queue.late--
@@ -121,7 +121,7 @@ func (p *process) finish(f *trip) {
 	p.start(false)
 }
 
-// expire ends the wait of calls whose time is over.
+// expire ends the wait of calls whose deadline has passed.
 func (p *process) expire() {
 	q := &p.queue
 	q.armed = false
@@ -133,7 +133,7 @@ func (p *process) expire() {
 		}
 		c.over, c.failed, c.unknown = true, true, c.trip != nil
 		if f := c.trip; f != nil && !f.late && q.late < settings.MaxLate {
-			f.late = true // others are not to wait for it as well
+			f.late = true // so that other calls do not wait for it, too
 			q.inFlight--
 			q.late++
 		}
@@ -150,7 +150,7 @@ func (p *process) arm() {
 	}
 }
 
-// halfway is how long one way takes.
+// halfway returns the latency of one direction, in nanoseconds.
 func (p *process) halfway() int64 {
 	way := int64(p.run.RTT) / 2
 	if p.run.Jitter > 0 {

@@ -2,15 +2,16 @@ package sim
 
 import "github.com/ratelimit-go/ratelimit/internal/rule"
 
-// server carries out one command at a time, in the order in which they come.
+// server models a Redis server, which carries out one command at a time, in the
+// order of arrival.
 type server struct {
 	run    *run
 	states []rule.State // by key
-	free   int64        // when it is done with all that has come
+	free   int64        // when it has carried out all commands that have arrived
 	worked int64
 }
 
-// serve has the commands of a trip carried out, and sends the replies back.
+// serve carries out the commands of a trip and schedules its replies.
 func (s *server) serve(p *process, f *trip) {
 	if f.refused = s.run.down(); f.refused {
 		s.run.at(s.run.now+p.halfway(), event{do: reply, process: p, trip: f})
@@ -29,7 +30,7 @@ func (s *server) serve(p *process, f *trip) {
 	s.run.at(s.free+p.halfway(), event{do: reply, process: p, trip: f})
 }
 
-// carryOut is what the scripts do.
+// carryOut models the scripts.
 func (s *server) carryOut(c *call) {
 	l, state := &s.run.limits[0], &s.states[c.key]
 	c.told = s.free

@@ -1,8 +1,8 @@
-// Package sim simulates processes that share limits on one Redis server: as many as one
-// likes, in virtual time. What is counted at the server is counted by internal/rule, and what each
-// process knows, leases, denies and owes is kept by internal/nearcache, with internal/breaker:
-// the code that a limiter runs. Modelled are only what runs in between: who waits for whom on the
-// way (internal/batch, whose callers are goroutines), the way itself, and the server's time.
+// Package sim simulates any number of processes that share limits on one Redis server, in virtual
+// time. It runs the code that a limiter runs: the server counts with internal/rule, and each
+// process uses internal/nearcache and internal/breaker for what it knows, leases, denies and owes.
+// Only the parts in between are models: how calls share round trips (internal/batch, whose callers
+// are goroutines), the latency of the network, and the time that the server needs.
 //
 // The same Config gives the same Report.
 package sim
@@ -20,36 +20,37 @@ import (
 type Mode uint8
 
 const (
-	Exact  Mode = iota // nothing: each decision is the server's
+	Exact  Mode = iota // nothing: the server makes each decision
 	Cached             // it remembers denials, as a limiter does by default
-	Leased             // and takes units of busy keys ahead, as with Options.Lease
+	Leased             // and takes units of busy keys in advance, as with Options.Lease
 )
 
 func (m Mode) String() string { return [...]string{"exact", "deny-cached", "leased"}[m] }
 
-// Config is what is simulated. Limit, Processes, Rate and Span are required.
+// Config describes a simulation. Limit, Processes, Rate and Span are required.
 type Config struct {
 	Seed      uint64
 	Mode      Mode
 	Limit     rule.Limit // of each key
 	Processes int
 	Rate      float64 // requests a second, of all processes together
-	Share     float64 // what part of them the first process gets; 0: as many as the others
-	Regular   bool    // requests come evenly spaced, not at random
+	Share     float64 // the fraction of them that the first process gets; 0: as many as each other process
+	Regular   bool    // requests arrive evenly spaced, not at random
 	Keys      Keys
 	Span      time.Duration
 
-	Lease   time.Duration // as in Options, and so are the next two; 0: 250 ms
+	Lease   time.Duration // like Recheck and Timeout as in Options; 0: 250 ms
 	Recheck time.Duration // 0: a second
 	Timeout time.Duration // 0: 100 ms
 
 	RTT     time.Duration // the shortest round trip; 0: 200 µs
-	Jitter  time.Duration // what is added to it on average, exponentially distributed
-	Service time.Duration // what a command takes at the server; 0: 7 µs
+	Jitter  time.Duration // what is added to RTT on average, exponentially distributed
+	Service time.Duration // the server's time for a command; 0: 7 µs
 	Outages []Outage
 }
 
-// Outage is when the server cannot be reached. It keeps what it has.
+// Outage is a time in which the server cannot be reached. The server keeps its
+// counters.
 type Outage struct{ From, To time.Duration }
 
 func (c Config) withDefaults() Config {
@@ -68,13 +69,13 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Report is what came of it.
+// Report is the result of a simulation.
 type Report struct {
 	Requests int64
 	Admitted int64
-	Ideal    int64               // what one counter next to all processes would have admitted of the same requests
-	Commands int64               // that the server carried out
-	Busy     float64             // part of its time
+	Ideal    int64               // what one counter beside all processes would have admitted of the same requests
+	Commands int64               // the commands that the server has carried out
+	Busy     float64             // the fraction of the time in which the server was busy
 	From     [len(sources)]int64 // decisions by their source
 
 	Processes []Share
@@ -82,16 +83,16 @@ type Report struct {
 	waits     histogram
 }
 
-// Share is what one process had.
+// Share has the counts of one process.
 type Share struct{ Requests, Admitted int64 }
 
 // SliceSpan is how long a [Slice] is.
 const SliceSpan = 100 * time.Millisecond
 
-// Slice is what happened in a part of the time.
+// Slice has the counts of one part of the time.
 type Slice struct{ Requests, Admitted, Commands int64 }
 
-// Where decisions come from, as in Decision.Source.
+// The sources of decisions, as in Decision.Source.
 const (
 	FromStore = iota
 	FromCache
@@ -101,14 +102,16 @@ const (
 
 var sources = [...]string{"store", "cache", "lease", "fallback"}
 
-// PerDecision is commands for each request.
+// PerDecision returns the number of commands per request.
 func (r *Report) PerDecision() float64 { return float64(r.Commands) / float64(max(1, r.Requests)) }
 
-// OfIdeal is what part of what the limit allows was admitted.
+// OfIdeal returns which fraction of the requests that the limit allows was
+// admitted.
 func (r *Report) OfIdeal() float64 { return float64(r.Admitted) / float64(max(1, r.Ideal)) }
 
-// Jain is Jain's index of fairness (Jain, Chiu, Hawe 1984) of what part of its requests each
-// process admitted: 1 if all the same, 1/n if one alone had all.
+// Jain returns Jain's index of fairness (Jain, Chiu, Hawe 1984) for the fraction of its
+// requests that each process has admitted. It is 1 if the fractions are equal, and 1/n if
+// one of n processes has admitted all.
 func (r *Report) Jain() float64 {
 	var sum, squares, n float64
 	for _, p := range r.Processes {
@@ -123,10 +126,11 @@ func (r *Report) Jain() float64 {
 	return sum * sum / (n * squares)
 }
 
-// Wait is how long a part of the decisions took at most, to a tenth.
+// Wait returns the longest time that this fraction of the decisions took, to
+// within a tenth.
 func (r *Report) Wait(part float64) time.Duration { return r.waits.quantile(part) }
 
-// run is one simulation on its way.
+// run is a simulation that is running.
 type run struct {
 	Config
 	report    Report
@@ -141,10 +145,12 @@ type run struct {
 	answers   []rule.Answer // of one decision
 }
 
-// begin is when the simulation does: instants before it have to exist.
+// begin is the instant at which the simulation begins. It is not 0, because
+// instants before it must exist.
 const begin = int64(time.Hour)
 
-// Run simulates.
+// Run runs a simulation and returns its report. It needs no goroutine and does
+// not wait in real time.
 func Run(c Config) *Report {
 	r := &run{Config: c.withDefaults(), now: begin, limits: []rule.Limit{c.Limit}, answers: make([]rule.Answer, 1), index: make(map[string]int)}
 	for i := range r.Keys.Count {
@@ -183,7 +189,7 @@ func Run(c Config) *Report {
 
 func (r *run) slice() *Slice { return &r.report.Slices[(r.now-begin)/int64(SliceSpan)] }
 
-// down reports whether the server can be reached.
+// down reports whether the server cannot be reached now.
 func (r *run) down() bool {
 	for _, o := range r.Outages {
 		if since := time.Duration(r.now - begin); o.From <= since && since < o.To {

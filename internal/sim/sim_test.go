@@ -29,7 +29,7 @@ func TestSameSeedSameReport(t *testing.T) {
 	}
 }
 
-// TestAllOfTheLimit: over one window each mode admits all of a limit and no more, whatever the algorithm.
+// TestAllOfTheLimit: in one window each mode admits exactly the limit, whatever the algorithm is.
 func TestAllOfTheLimit(t *testing.T) {
 	for _, l := range []rule.Limit{fixed(5000, time.Hour), {Kind: rule.Sliding, N: 5000, Window: int64(time.Hour)},
 		{Kind: rule.Bucket, N: 1, Window: int64(time.Hour), Burst: 5000}} {
@@ -48,7 +48,8 @@ func TestAllOfTheLimit(t *testing.T) {
 	}
 }
 
-// TestCommands: one for each decision, unless callers meet; with leases, far fewer.
+// TestCommands: each decision needs one command, unless callers share commands.
+// With leases, far fewer are needed.
 func TestCommands(t *testing.T) {
 	c := sim.Config{Limit: fixed(100_000, time.Hour), Processes: 10, Rate: 10_000, Span: 4 * time.Second}
 	r := sim.Run(c)
@@ -62,8 +63,9 @@ func TestCommands(t *testing.T) {
 	require.InDelta(t, 1000+10*4, r.Commands, 30, "what is admitted, and a look of each process once a second")
 }
 
-// TestBusyServer: a server that is asked for more than it can do does what it can, and processes
-// wait for it, as many commands as they may have on the way and no longer.
+// TestBusyServer: a server that gets more commands than it can carry out still works at its full
+// rate. Processes wait only for the commands that they may have in flight together, and no
+// longer.
 func TestBusyServer(t *testing.T) {
 	r := sim.Run(sim.Config{Limit: fixed(1<<40, time.Hour), Processes: 100, Rate: 500_000, Span: time.Second, Service: 10 * time.Microsecond})
 	require.InDelta(t, 1, r.Busy, 0.02)
@@ -72,7 +74,8 @@ func TestBusyServer(t *testing.T) {
 	require.Less(t, r.Wait(0.99), 10*time.Millisecond)
 }
 
-// TestOutage: each process goes on from where it knew the key to be, and a new window is each one's own.
+// TestOutage: each process continues from the state in which it knew the key. In a new window each
+// process has the whole limit.
 func TestOutage(t *testing.T) {
 	for _, mode := range modes {
 		c := sim.Config{Mode: mode, Limit: fixed(1000, time.Hour), Processes: 10, Rate: 10_000, Span: 4 * time.Second,
@@ -87,8 +90,8 @@ func TestOutage(t *testing.T) {
 	}
 }
 
-// TestAfterOutage: debts are told, also of a key that nobody is denied and everybody uses, and then
-// the limit is that of all processes again.
+// TestAfterOutage: owed units are sent, also for a key that is never denied and that all processes
+// use. After that all processes share one limit again.
 func TestAfterOutage(t *testing.T) {
 	for _, mode := range modes {
 		r := sim.Run(sim.Config{Mode: mode, Limit: fixed(1000, time.Second), Processes: 50, Rate: 20_000, Span: 5 * time.Second,

@@ -7,17 +7,18 @@ import (
 	"time"
 )
 
-// Keys is how requests spread over keys: one of Count, all alike, unless Hot or Zipf is set.
+// Keys says how requests are spread over keys: evenly over Count keys, unless Hot or Zipf is
+// set.
 type Keys struct {
 	Count int     // 0: 1
-	Hot   float64 // this part of the requests is for one key
-	Zipf  float64 // the n-th key is asked for as often as 1/n^Zipf; above 1
+	Hot   float64 // this fraction of the requests is for one key
+	Zipf  float64 // the n-th key is requested in proportion to 1/n^Zipf; must be above 1
 }
 
 // source makes the requests that a process gets.
 type source struct {
 	*rand.Rand
-	gap     float64 // between two, on average
+	gap     float64 // the mean time between two requests
 	regular bool
 	keys    Keys
 	zipf    *rand.Zipf
@@ -52,7 +53,7 @@ func (s *source) key() int {
 	return s.IntN(s.keys.Count)
 }
 
-// histogram counts spans in buckets of an eighth more each.
+// histogram counts spans in buckets, each an eighth of a power of two wide.
 type histogram [64 * 8]int64
 
 func (h *histogram) add(span int64) {

@@ -14,8 +14,8 @@ import (
 )
 
 // BenchmarkSave saves a table of a million counters, of which some have changed since
-// the last time. cpu-ms/op over SnapshotEvery is its share of one core; bytes/op is what
-// is written, of which some is a file that is written anew now and then.
+// the last time. cpu-ms/op divided by SnapshotEvery is its share of one core. bytes/op
+// is what is written. It includes the files that are sometimes written completely.
 func BenchmarkSave(b *testing.B) {
 	const keys = 1_000_000
 	for _, changed := range []int{0, 1000, 10_000, 100_000, keys} {
@@ -35,7 +35,7 @@ func BenchmarkSave(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				if changed > 0 && f.size == f.whole { // anew
+				if changed > 0 && f.size == f.whole { // the whole file was written
 					was = 0
 				}
 				written += f.size - was
@@ -69,7 +69,8 @@ func BenchmarkSave(b *testing.B) {
 	}
 }
 
-// BenchmarkRestore reads a file of a million counters, as a process does that starts.
+// BenchmarkRestore reads a file of a million counters, as a process does when it
+// starts.
 func BenchmarkRestore(b *testing.B) {
 	k := open(b, filepath.Join(b.TempDir(), "file"))
 	k.take(0, 1_000_000)

@@ -14,28 +14,31 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/table"
 )
 
-// File is a snapshot file that belongs to this process. It is for one goroutine.
+// File is a snapshot file that is owned by this process. It is not safe for
+// concurrent use, except for Close. This file has how a snapshot is opened, read
+// and saved. Locks between processes are in lock.go, and the bytes of the file
+// are in format.go.
 type File struct {
 	path string
 	lock *os.File // beside the file, locked
-	data *os.File // the file itself, locked; nil if it was never there, and where locksData is false
+	data *os.File // the file itself, locked; nil if there is none yet, or if locksData is false
 	buf  []byte
 
 	size    int64     // of the file
-	whole   int64     // how much of it was written in one go; 0 if the file may not be as the last Save left it
-	owed    bool      // the file is not there, or the last Save failed: the next one writes all of it
+	whole   int64     // how much of it the last rewrite wrote; 0 if the file may differ from what the last Save left
+	owed    bool      // the file is missing or the last Save failed, so the next one writes all of it
 	closing sync.Once // of data
 }
 
 const (
 	lockSuffix  = ".lock"    // the lock beside the file
-	asideSuffix = ".tmp"     // what is being written
-	badSuffix   = ".damaged" // what was set aside
+	asideSuffix = ".tmp"     // the next version, while it is written
+	badSuffix   = ".damaged" // a file that SetAside has renamed
 )
 
-// Open takes hold of a file, which need not be there yet, for as long as the
-// process lives or until Close. It waits for another process to let go of it.
-// If that takes too long, the error is ErrInUse.
+// Open locks a snapshot file until Close or the end of the process. The file
+// need not exist yet. If another process has the file, Open polls for up to
+// wait, and then returns ErrInUse.
 func Open(path string, wait time.Duration) (*File, error) {
 	if dir := filepath.Dir(path); !isDir(dir) {
 		return nil, fmt.Errorf("its directory %s does not exist: make it", dir)
@@ -59,8 +62,8 @@ func Open(path string, wait time.Duration) (*File, error) {
 	}
 }
 
-// Beside returns what a file has in its directory that other has the path of: its
-// lock, say. It returns "" if other is none of these.
+// Beside says what other is if it is one of the files that a snapshot at path has
+// beside it, such as its lock. Otherwise it returns "".
 func Beside(path, other string) string {
 	switch other {
 	case path + lockSuffix:
@@ -73,8 +76,8 @@ func Beside(path, other string) string {
 	return ""
 }
 
-// regular reports whether there is a file, and returns an error if it is not a regular one:
-// to open a pipe may take forever.
+// regular reports whether there is a file. It returns an error if the file is not a regular
+// one, because opening a pipe may block forever.
 func regular(path string) (bool, error) {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -86,7 +89,7 @@ func regular(path string) (bool, error) {
 	return err == nil, err
 }
 
-// kindOf tells what a file is that is not a regular one.
+// kindOf names the type of a file that is not a regular one.
 func kindOf(info fs.FileInfo) string {
 	switch mode := info.Mode(); {
 	case mode.IsDir():
@@ -108,15 +111,15 @@ func isDir(path string) bool {
 	return err == nil && info.IsDir()
 }
 
-// Close lets go of the file. What was not saved is lost. It may be called again, also
-// by another goroutine.
+// Close unlocks the file. Changes that were not saved are lost. Close may be called
+// more than once, and from any goroutine.
 func (f *File) Close() error {
 	f.closing.Do(func() { f.replaceData(nil) }) // first, so that a process that gets the lock beside it gets both
 	return f.lock.Close()
 }
 
-// Read returns what is in the file, or nil if it is not there. The error is ErrDamaged
-// where its contents are to blame.
+// Read returns the contents of the file, or nil if there is no file. The error is
+// ErrDamaged if the contents are unusable.
 func (f *File) Read() (*Contents, error) {
 	if there, err := regular(f.path); !there {
 		return nil, err
@@ -132,7 +135,7 @@ func (f *File) Read() (*Contents, error) {
 		return nil, err
 	}
 	defer file.Close()
-	head := make([]byte, headerSize) // by which a file that is another program's is refused unread
+	head := make([]byte, headerSize) // enough to refuse another program's file before reading all of it
 	n, err := io.ReadFull(file, head)
 	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
 		return nil, err
@@ -159,21 +162,22 @@ func (f *File) SetAside() (string, error) {
 	return f.path + badSuffix, err
 }
 
-// alwaysWhole is a size up to which a file is written anew each time: it is then one
-// piece, and costs next to nothing.
+// alwaysWhole is the size in bytes up to which Save always rewrites the whole file.
+// That costs almost nothing, and the file stays in one piece.
 const alwaysWhole = 1 << 20
 
-// Save writes what has changed in a mirrored table; all has the same meaning as
-// in [table.Mirror.Update]. It appends to the file while the changes are few.
-// When they are as large as the file was without them, it writes a new file. So
-// the disk is written to in proportion to the changes, not to the counters. If
-// nothing has changed and the file is there, nothing is written. The error is
-// ErrInUse if somebody has removed the lock, and another process has the file.
+// Save writes the changes of a mirrored table and syncs the file. all has the
+// same meaning as in [table.Mirror.Update]. While the changes are few, Save
+// appends them to the file. When they have become as large as the file was
+// without them, it writes a new file. So the amount written is proportional to
+// the changes, not to the counters. If nothing has changed and the file exists,
+// Save writes nothing. The error is ErrInUse if somebody has removed the lock
+// and another process has the file.
 func (f *File) Save(header Header, t *table.Table, m *table.Mirror, all bool, now func() Stamp) error {
 	if err := f.check(); err != nil {
 		return err
 	}
-	most := int64(0) // bytes of changes that there is use for
+	most := int64(0) // more bytes of changes than this are not appended
 	if f.whole > alwaysWhole {
 		most = f.whole / 4
 	}
@@ -227,8 +231,8 @@ func (f *File) append(commit Commit) error {
 	return nil
 }
 
-// rewrite writes a file aside and gives it the name, so that there is always
-// one. It is locked before it has the name.
+// rewrite writes a new file under another name and renames it, so that there is
+// always a complete file. It locks the new file before the rename.
 func (f *File) rewrite(header Header, m *table.Mirror, commit Commit) (size int64, err error) {
 	aside := f.path + asideSuffix
 	os.Remove(aside) // a process may have ended while it wrote

@@ -1,5 +1,6 @@
-// Package snapshot keeps the counters of a table in a file: its format, and how it
-// is locked, read and written.
+// Package snapshot stores the counters of a table in a file. format.go has the
+// file format, file.go reads and writes files, lock.go keeps other processes out,
+// and stamp.go measures how long ago a file was written.
 //
 // All numbers are little-endian. A file begins with a header:
 //
@@ -9,8 +10,8 @@
 //	16 bytes secret that keys are hashed under
 //	uint32   checksum of all that
 //
-// Then there are parts, each with a head of its own, so that one which was not written
-// to its end can be told from one that has been damaged:
+// Parts follow. Each has its own head with a checksum, so that a part that was not
+// completely written can be distinguished from a damaged one:
 //
 //	uint32   length of the body
 //	uint32   kind of the body: 1 changes, 2 commit
@@ -18,16 +19,18 @@
 //	...      body
 //	uint32   checksum of the body
 //
-// A body of changes is a shard, the number of counters removed from it and of counters
-// set, as three uint32; the IDs of the former; of the latter ID, When and What; and
-// for each that is split its Rest (see [table.Counter]).
+// A body of kind changes has three uint32: the shard, the number of counters removed,
+// and the number of counters set. Then it has the IDs of the removed counters; ID,
+// When and What of each counter set; and Rest of each counter set that is split (see
+// [table.Counter]).
 //
 // A body of kind commit has the [Stamp] of the changes before it, and the limits that
-// counters were used under, as Kind, N, Window and Burst of 8 bytes each.
-// Changes without a commit do not count. The first commit is there before a file gets
-// its name, and others are appended: whatever comes after the last is what a process was
-// writing when it ended. File systems may leave zeros up to the end where it was not
-// written when the power went; where there is anything else after them, it is damage.
+// counters were used under: Kind, N, Window and Burst, of 8 bytes each. Changes without
+// a commit are ignored. A file gets its name only after its first commit; further
+// changes and commits are appended. So whatever follows the last commit is what a
+// process was writing when it ended. After a power failure, file systems may leave zeros
+// up to the end of the file in place of data that was not written. If other bytes follow
+// such a part, the file is damaged.
 package snapshot
 
 import (
@@ -60,15 +63,15 @@ var (
 	castagnoli = crc32.MakeTable(crc32.Castagnoli)
 )
 
-// ErrDamaged is about a file that is not what a store has written to its end, or is
-// of a version that is not known here.
+// ErrDamaged is the error for a file that a store has not completely written, or
+// that has an unknown version.
 var ErrDamaged = errors.New("the file cannot be used")
 
 func damaged(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrDamaged, fmt.Sprintf(format, args...))
 }
 
-// Header is what holds for a whole file.
+// Header has the values that apply to a whole file.
 type Header struct {
 	Secret table.Secret
 	Shards int
@@ -84,7 +87,8 @@ func (h Header) append(b []byte) []byte {
 	return order.AppendUint32(b, crc32.Checksum(b[start:], castagnoli))
 }
 
-// readHeader reads the first bytes of a file, headerSize or as many as there are.
+// readHeader decodes the first bytes of a file: headerSize of them, or fewer if
+// the file is shorter.
 func readHeader(b []byte) (h Header, err error) {
 	switch {
 	case len(b) < len(magic)+4 && string(b[:min(len(b), len(magic))]) == magic[:min(len(b), len(magic))]:
@@ -110,7 +114,7 @@ func readHeader(b []byte) (h Header, err error) {
 	return h, nil
 }
 
-// appendPart appends a part, whose body is what fill appends.
+// appendPart appends a part. fill appends its body.
 func appendPart(b []byte, kind uint32, fill func([]byte) []byte) []byte {
 	start := len(b)
 	b = fill(append(b, make([]byte, 12)...))
@@ -121,7 +125,7 @@ func appendPart(b []byte, kind uint32, fill func([]byte) []byte) []byte {
 	return order.AppendUint32(b, crc32.Checksum(body, castagnoli))
 }
 
-// AppendChanges appends changes to what is to be written.
+// AppendChanges appends a part of kind changes to b.
 func AppendChanges(b []byte, changes table.Changes) []byte {
 	return appendPart(b, kindChanges, func(b []byte) []byte {
 		b = order.AppendUint32(b, uint32(changes.Shard))
@@ -179,13 +183,13 @@ func readChanges(b []byte, shards int, changes *table.Changes) error {
 	return nil
 }
 
-// Commit ends changes.
+// Commit completes the changes before it.
 type Commit struct {
 	Stamp  Stamp
 	Shapes table.Shapes
 }
 
-// AppendCommit appends a commit to what is to be written.
+// AppendCommit appends a part of kind commit to b.
 func AppendCommit(b []byte, c Commit) []byte {
 	return appendPart(b, kindCommit, func(b []byte) []byte {
 		b = append(b, c.Stamp.Process[:]...)
@@ -224,16 +228,16 @@ func readCommit(b []byte, c *Commit) error {
 	return nil
 }
 
-// Contents are those of a file, all of which have been checked.
+// Contents are the contents of a file. All of them have been checked.
 type Contents struct {
 	Header
 	Commit // the last one
 
-	parts []byte // up to it
-	size  int    // of all that is of use
+	parts []byte // all parts up to the last commit
+	size  int    // the offset at which the last commit ends
 }
 
-// Decode checks a whole file.
+// Decode checks a whole file. All errors are ErrDamaged. Contents refers to b.
 func Decode(b []byte) (*Contents, error) {
 	header, err := readHeader(b[:min(len(b), headerSize)])
 	if err != nil {
@@ -266,9 +270,9 @@ func Decode(b []byte) (*Contents, error) {
 	}
 }
 
-// nextPart returns the body of the next part and what is after it, or no body where
-// the part has not been written to its end: the file ends there, or has nothing but
-// zeros from a checksum on.
+// nextPart returns the body of the next part and what is after it. The body is nil
+// if the part was not completely written: the file ends in it, or has only zeros
+// from one of its checksums on.
 func nextPart(b []byte) (kind uint32, body, after []byte, err error) {
 	if len(b) < 12 || zeros(b[8:]) {
 		return 0, nil, nil, nil
@@ -293,7 +297,8 @@ func nextPart(b []byte) (kind uint32, body, after []byte, err error) {
 
 func zeros(b []byte) bool { return len(bytes.TrimLeft(b, "\x00")) == 0 }
 
-// Restore puts the counters into a new table, whose clock tells now.
+// Restore loads the counters into a new table. now is the present instant, and
+// Store in it must be on the clock of the table.
 func (c *Contents) Restore(t *table.Table, now Stamp) error {
 	shift := now.Store - c.Stamp.Store - now.Since(c.Stamp)
 	var changes table.Changes

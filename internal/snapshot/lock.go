@@ -10,29 +10,30 @@ import (
 	"strings"
 )
 
-// This file keeps other processes out. The files lock_*.go have how a system
-// locks a file.
+// This file keeps other processes from using the same snapshot. How each system
+// locks a file is in lock_*.go.
 //
 // There are two locks, and a process needs both to open a snapshot. The first
-// is a file beside it, which exists from the start. The second is the snapshot
-// itself: anyone may remove the file beside it, a program that tidies up for
-// example, and another process would then make and lock a new one. Each version
-// of the snapshot is locked before it gets its name, and the version before it
-// is unlocked afterwards, so there is no moment at which it could be opened.
+// is a file beside the snapshot, which exists from the start. The second is the
+// snapshot itself. It is needed because anyone may remove the file beside it,
+// for example a program that tidies up, and another process would then create
+// and lock a new one. Each version of the snapshot is locked before it gets its
+// name, and the previous version is unlocked afterwards. So there is no moment
+// at which another process could open the snapshot.
 //
 // A process checks its locks before it writes, and again right before it
-// renames what it has written. If the file beside the snapshot is gone, it is
-// made again. Before the first Save there is no snapshot that could be locked,
-// so a second process may come in then. The first process finds the new lock
-// taken, or a snapshot that is not its own. Its Saves fail, and it does not
-// replace what the second one has written.
+// renames the new version. If the file beside the snapshot is gone, it is
+// created again. Before the first Save there is no snapshot to lock, so a
+// second process may get in then. The first process finds the new lock taken,
+// or a snapshot that is not its own. Its Saves then fail, and it never replaces
+// the second process's snapshot.
 //
-// Windows removes no file that is open, and renames none. There the lock beside
-// the snapshot is the only one.
+// Windows does not let a process remove or rename a file that is open. There
+// the lock beside the snapshot is the only one.
 
-const lockSize = 20 // a number of a process, spaces, and a newline
+const lockSize = 20 // a process id, spaces, and a newline
 
-// ErrInUse is about a file that another process has.
+// ErrInUse is the error for a file that another process has open.
 var ErrInUse = errors.New("the file is in use")
 
 var (
@@ -41,8 +42,8 @@ var (
 		"end the process that writes it, if there is one, and move it away")
 )
 
-// acquire takes both locks of f. It returns errLocked if another process has
-// one of them.
+// acquire takes both locks of f. It does not wait: it returns errLocked if
+// another process has one of them.
 func (f *File) acquire() error {
 	held, err := lockBeside(f.path)
 	if err != nil {
@@ -97,8 +98,9 @@ func (f *File) checkLock() error {
 	return writeOwner(held)
 }
 
-// replaceData makes file, which is locked and has just got the name of f, the
-// one that keeps other processes out. It may be nil.
+// replaceData makes file the lock on the snapshot itself, and closes the
+// previous one. file must be locked and must already have the name of f, or be
+// nil.
 func (f *File) replaceData(file *os.File) {
 	if f.data != nil {
 		f.data.Close()
@@ -106,9 +108,9 @@ func (f *File) replaceData(file *os.File) {
 	f.data = file
 }
 
-// lockBeside takes the lock beside a file, for as long as it is open and the
-// process lives. It returns errLocked if another process has it. It neither
-// follows a link nor writes into a file that is no lock.
+// lockBeside locks the file beside a snapshot until it is closed or the process
+// ends. It does not wait: it returns errLocked if another process has the lock.
+// It neither follows a link nor writes into a file that is not a lock.
 func lockBeside(path string) (held *os.File, err error) {
 	path += lockSuffix
 	wrong := func(what string) error {
@@ -149,8 +151,8 @@ func lockBeside(path string) (held *os.File, err error) {
 	return held, nil
 }
 
-// lockData locks the file itself. It returns nil if there is none, and
-// errLocked if another process has it.
+// lockData locks the snapshot itself. It does not wait. It returns nil if there
+// is no snapshot, and errLocked if another process has it.
 func lockData(path string) (*os.File, error) {
 	if !locksData {
 		return nil, nil
@@ -176,15 +178,15 @@ func lockData(path string) (*os.File, error) {
 	return file, nil
 }
 
-// writeOwner writes this process into a lock, in one piece, because another
-// process may be reading it.
+// writeOwner writes the id of this process into a lock, in one write because
+// another process may be reading it.
 func writeOwner(lock *os.File) error {
 	_, err := lock.WriteAt(fmt.Appendf(nil, "%-*d\n", lockSize-1, os.Getpid()), 0)
 	return err
 }
 
-// inUse is ErrInUse with the process that has the file, as far as its lock says
-// so.
+// inUse returns ErrInUse with the id of the process that has the file, if its
+// lock has one.
 func inUse(path string) error {
 	by := "another process"
 	if pid, err := os.ReadFile(path + lockSuffix); err == nil {

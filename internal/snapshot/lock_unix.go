@@ -7,18 +7,18 @@ import (
 	"syscall"
 )
 
-// locksData: the snapshot is locked, too. A file that is locked can be removed
-// and renamed.
+// locksData means that the snapshot itself is locked, too: on this system a
+// locked file can be removed and renamed.
 const locksData = true
 
-// openLock opens or makes a lock, but not through a link.
+// openLock opens a lock, or creates it. It fails if path is a symbolic link.
 func openLock(path string) (*os.File, error) {
 	return os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
 }
 
-// flock locks a file for as long as it is open and the process lives. It
-// returns errLocked if it has been locked, by another process or through
-// another open file. It does not wait.
+// flock locks a file until it is closed or the process ends. It does not wait:
+// it returns errLocked if the file is locked by another process or through
+// another open file.
 func flock(f *os.File) error {
 	for {
 		switch err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err {
@@ -33,7 +33,7 @@ func flock(f *os.File) error {
 	}
 }
 
-// syncDir makes a rename in a directory last.
+// syncDir makes a rename in a directory durable.
 func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {

@@ -5,13 +5,14 @@ import (
 	"syscall"
 )
 
-// locksData: the snapshot itself is not locked, because nobody can remove the
-// lock beside it, and a file that is open cannot be renamed.
+// locksData means that the snapshot itself is locked, too. It is not needed
+// here, because nobody can remove the open lock beside it. It is not possible
+// either, because an open file cannot be renamed.
 const locksData = false
 
-// openLock opens or makes a lock, or opens a link itself, in a way that lets
-// other processes only read it for as long as it is open and the process lives.
-// It returns errLocked if another process has it.
+// openLock opens a lock, or creates it. If path is a link, it opens the link
+// itself. Other processes can only read the file until it is closed or the
+// process ends. openLock returns errLocked if another process has it.
 func openLock(path string) (*os.File, error) {
 	name, err := syscall.UTF16PtrFromString(path)
 	if err != nil {
@@ -29,8 +30,8 @@ func openLock(path string) (*os.File, error) {
 	return nil, &os.PathError{Op: "open", Path: path, Err: err}
 }
 
-// flock has nothing to do after openLock.
+// flock does nothing: openLock has already locked the file.
 func flock(*os.File) error { return nil }
 
-// syncDir has nothing to do: a rename lasts here when it returns.
+// syncDir does nothing: on Windows a rename is durable when it returns.
 func syncDir(string) error { return nil }

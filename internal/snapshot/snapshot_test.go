@@ -21,7 +21,7 @@ const hour = int64(time.Hour)
 
 var hourly = rule.Limit{Kind: rule.Fixed, N: 5, Window: hour}
 
-// kept is a table, the file it is saved to, and its clock.
+// kept is a table, the file that it is saved to, and its clock.
 type kept struct {
 	*table.Table
 	file   *File
@@ -30,7 +30,7 @@ type kept struct {
 	now    int64
 }
 
-// open opens the file for a table with what is in it.
+// open opens the file and makes a table from its contents.
 func open(t testing.TB, path string) *kept {
 	t.Helper()
 	f, err := Open(path, 0)
@@ -59,7 +59,8 @@ func (k *kept) stamp() Stamp { return Stamp{Process: [16]byte{1}, Store: k.now} 
 
 func (k *kept) save() error { return k.file.Save(k.header, k.Table, k.mirror, false, k.stamp) }
 
-// take takes a unit of each of the keys from first on, and returns what is left to the last.
+// take takes a unit of each of the keys from first on, and returns how many are left of the
+// last key.
 func (k *kept) take(first, n int) (left int64) {
 	for i := range n {
 		left = take(k.Table, fmt.Sprint("key", first+i), 1)
@@ -87,8 +88,8 @@ func saved(t testing.TB, k *kept) []byte {
 	return b
 }
 
-// TestEveryByte: a file that has lost its end, or of which a single bit is another,
-// is refused, whichever byte it is; and so is one that goes on with something else.
+// TestEveryByte: a file that was cut off, that has a single changed bit, or that
+// has other bytes after its end is refused, whichever byte it is.
 func TestEveryByte(t *testing.T) {
 	k := open(t, filepath.Join(t.TempDir(), "file"))
 	k.take(0, 3)
@@ -120,13 +121,14 @@ func TestEveryByte(t *testing.T) {
 	}
 }
 
-// TestEveryByteAppended: of what was appended, a part that is not there to its end
-// was being written; a bit that is another one is damage there, too.
+// TestEveryByteAppended: an appended part that is incomplete was being written
+// when the process ended, and is ignored. A changed bit is damage in an appended
+// part, too.
 func TestEveryByteAppended(t *testing.T) {
 	k := open(t, filepath.Join(t.TempDir(), "file"))
 	k.take(0, 3)
 	ends := []int{len(saved(t, k))}
-	k.file.whole = 1 << 40 // as if there were a great deal, of which little changes
+	k.file.whole = 1 << 40 // as if the file were large and had few changes
 	for range 3 {
 		k.now++
 		k.take(0, 2)
@@ -168,9 +170,9 @@ func TestEveryByteAppended(t *testing.T) {
 	}
 }
 
-// TestZeros: zeros up to the end, from wherever they begin after a commit, are what was not
-// written; the last commit before them is what holds. Where anything else follows
-// them, the file is refused.
+// TestZeros: zeros up to the end, wherever they begin after a commit, are data that was not
+// written. The last commit before them counts. If anything else follows them, the file is
+// refused.
 func TestZeros(t *testing.T) {
 	k := open(t, filepath.Join(t.TempDir(), "file"))
 	k.take(0, 3)
@@ -232,8 +234,9 @@ func TestZeros(t *testing.T) {
 	}
 }
 
-// TestSaveWritesWhatChanged: nothing if nothing has; little if little has, in a big
-// table; and all of it again when that has come to as much.
+// TestSaveWritesWhatChanged: Save writes nothing if nothing has changed, and little
+// if little has changed in a big table. When the changes have become as large as
+// the file, it writes all of it again.
 func TestSaveWritesWhatChanged(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	k := open(t, path)
@@ -282,8 +285,9 @@ func TestSaveWritesWhatChanged(t *testing.T) {
 	}
 }
 
-// TestSaveAfterFailure: what could not be written is written when that is possible again,
-// though nothing else has changed; and what was written stays.
+// TestSaveAfterFailure: changes that could not be written are written when that is
+// possible again, even if nothing else has changed. The contents that were written before
+// stay.
 func TestSaveAfterFailure(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "dir")
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -341,8 +345,9 @@ func TestAppendToAnothersFile(t *testing.T) {
 	}
 }
 
-// TestOpenWaits: a file has one owner; a second one is told who, at once or after
-// it has waited in vain, and gets the file when it is free.
+// TestOpenWaits: a file has one owner. A second process gets an error that names
+// the owner, at once or after it has waited. It gets the file when the file is
+// free.
 func TestOpenWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "file")
@@ -372,7 +377,8 @@ func TestOpenWaits(t *testing.T) {
 	}
 }
 
-// TestSince: time away is told by a clock that nobody sets, where there is one.
+// TestSince: the time between two processes is measured by a clock that is
+// never set, if there is one.
 func TestSince(t *testing.T) {
 	type id = [16]byte
 	for _, row := range []struct {
@@ -400,8 +406,8 @@ func TestSince(t *testing.T) {
 	}
 }
 
-// TestClockSteps: where there is nothing but the wall clock between two processes, and it
-// is set, nobody is let in before the window is over by it, nor denied for longer than
+// TestClockSteps: two processes have only the wall clock in common, and it is set. No
+// client is admitted before the window is over by that clock, or denied for longer than
 // the window.
 func TestClockSteps(t *testing.T) {
 	const minute = int64(time.Minute)
@@ -423,7 +429,7 @@ func TestClockSteps(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		now := 300_000 * hour // of a process whose clock began elsewhere
+		now := 300_000 * hour // the clock of the next process begins at another instant
 		next := table.NewKept(100, func() int64 { return now }, c.Secret, c.Shards)
 		if err := c.Restore(next, Stamp{Process: [16]byte{2}, Wall: wall + row.away, Store: now}); err != nil {
 			t.Fatal(err)
@@ -436,7 +442,8 @@ func TestClockSteps(t *testing.T) {
 	}
 }
 
-// FuzzDecode: the reader neither panics nor asks for memory out of proportion.
+// FuzzDecode: the reader neither panics nor allocates memory out of proportion
+// to the input.
 func FuzzDecode(f *testing.F) {
 	k := open(f, filepath.Join(f.TempDir(), "file"))
 	k.take(0, 3)
@@ -450,8 +457,8 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// FuzzRestore: nor does it where all checksums match, and what it lets through does
-// no harm in a table.
+// FuzzRestore: the same if all checksums match. What the reader accepts does no
+// harm in a table.
 func FuzzRestore(f *testing.F) {
 	changes := AppendChanges(nil, table.Changes{Shard: 0, Removed: []uint64{64}, Set: []table.Counter{{ID: 1<<20 | 1, When: 1 << 61, What: 5, Rest: 6}}})
 	commit := AppendCommit(nil, Commit{Stamp{Wall: 5}, table.Shapes{{N: 1}, hourly}})

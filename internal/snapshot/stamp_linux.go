@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sinceBoot returns which boot of the system this is, and how long ago it was, time
-// asleep included.
+// sinceBoot returns the id of this boot of the system and how long ago it was,
+// including time asleep. If the system does not report them, both are zero.
 func sinceBoot() (boot [16]byte, ago int64) {
 	var t unix.Timespec
 	boot = bootID()

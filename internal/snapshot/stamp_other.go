@@ -2,5 +2,5 @@
 
 package snapshot
 
-// sinceBoot knows nothing here: there is the wall clock.
+// sinceBoot returns zeros: on this system a Stamp has only the wall clock.
 func sinceBoot() (boot [16]byte, ago int64) { return boot, 0 }

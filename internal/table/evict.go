@@ -4,7 +4,9 @@ import (
 	"slices"
 )
 
-// room finds a place for an id, or nowhere if the shard has to grow.
+// room returns a place for an id, or the zero place if the shard has to grow.
+// It frees or evicts a counter if necessary. This file has the choice of that
+// counter; the caller holds the shard's lock in all functions here.
 func (s *shard) room(of id, own []id, shapes *shapes, now int64) place {
 	a, b := s.pair(of)
 	if s.used < s.max {
@@ -16,7 +18,7 @@ func (s *shard) room(of id, own []id, shapes *shapes, now int64) place {
 	worst.considerAll(&s.groups[a], own, shapes, now)
 	worst.considerAll(&s.groups[b], own, shapes, now)
 	if worst.group != nil && worst.fresh <= now {
-		return worst.place // expired: nothing is lost, and nothing grows
+		return worst.place // it has expired: nothing is lost, and the shard need not grow
 	}
 	if s.used < s.max {
 		grows := len(s.groups) < groupsFor(s.max)
@@ -30,7 +32,7 @@ func (s *shard) room(of id, own []id, shapes *shapes, now int64) place {
 			return place{}
 		}
 	}
-	if worst.group == nil { // there is room in its groups, but not in the shard: somebody elsewhere has to go
+	if worst.group == nil { // there is room in its groups, but not in the shard: evict a counter elsewhere
 		for i := s.hand; worst.group == nil; i++ {
 			worst.considerAll(&s.groups[i%len(s.groups)], own, shapes, now)
 		}
@@ -47,7 +49,7 @@ func (s *shard) room(of id, own []id, shapes *shapes, now int64) place {
 	return worst.place
 }
 
-// count keeps account of an eviction, unless nothing is lost by it.
+// count counts an eviction, unless the counter has expired and nothing is lost.
 func (s *shard) count(v victim, now int64) {
 	if v.fresh <= now {
 		return
@@ -58,10 +60,10 @@ func (s *shard) count(v victim, now int64) {
 	}
 }
 
-// displace is for groups in which everybody would be missed. One of them leaves for
-// the other group of its own, where somebody of a lower rank has to go. That puts
-// 144 slots in reach: with nine tenths of all counters denied, one in four million
-// evictions finds nobody else.
+// displace is for groups in which each counter still matters. It moves one of them
+// to the other group of that counter, and evicts a counter of a lower rank there.
+// So an insert can choose among 144 slots. If nine tenths of all counters are
+// denied, one in four million evictions finds no counter of a lower rank.
 func (s *shard) displace(a, b int, below rank, own []id, shapes *shapes, now int64) place {
 	for _, start := range [2]int{a, b} {
 		for i := range uint(groupSize) {
@@ -82,23 +84,25 @@ func (s *shard) displace(a, b int, below rank, own []id, shapes *shapes, now int
 	return place{}
 }
 
-// victim is the counter that is missed least, so far.
+// victim is the best counter to evict among those considered so far.
 type victim struct {
 	place
 	rank  rank
 	fresh int64
 }
 
-// rank orders counters by how much they are missed, before when they are fresh.
+// rank orders counters by how much their loss would matter. Among counters of
+// the same rank, the one that becomes fresh first is evicted.
 type rank int
 
 const (
 	rankOpen    rank = iota
 	rankEmpty        // it has no unit left
-	rankRefused      // being denied: to forget it is to let somebody in
-	rankOwn          // of the key that there is to be room for: its limits are not to push each other out
+	rankRefused      // its key is being denied: evicting it would admit that client
+	rankOwn          // it belongs to the key that needs room: the limits of one key must not evict each other
 )
 
+// considerAll makes v the best counter to evict among v and the counters in b.
 func (v *victim) considerAll(b *group, own []id, shapes *shapes, now int64) {
 	for i, id := range b.ids {
 		if id == 0 {

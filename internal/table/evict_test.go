@@ -10,7 +10,7 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// flood takes a unit for each of n keys that nobody else uses.
+// flood takes a unit for each of n keys that no other call uses.
 func flood(tab *timed, n int, l rule.Limit) {
 	limits, answers := []rule.Limit{l}, make([]rule.Answer, 1)
 	for i := range n {
@@ -18,8 +18,8 @@ func flood(tab *timed, n int, l rule.Limit) {
 	}
 }
 
-// TestCap: whatever clients send, the table never holds more than its maximum. A key
-// that is being denied cannot get itself forgotten by sending others.
+// TestCap: whatever clients send, the table never holds more than its maximum. A
+// client whose key is being denied cannot get it evicted by sending other keys.
 func TestCap(t *testing.T) {
 	const most, keys = 100_000, 1_000_000
 	l := fixed(5, hour)
@@ -39,8 +39,8 @@ func TestCap(t *testing.T) {
 	checkInvariants(t, tab.Table)
 }
 
-// TestDeniedSurvive: denied keys outlive a flood also where they fill half of the
-// table, and whether they come into an empty table or into a full one.
+// TestDeniedSurvive: denied keys survive a flood, also if they fill half of the
+// table, and whether they arrive in an empty table or in a full one.
 func TestDeniedSurvive(t *testing.T) {
 	const most = 20_000
 	l := fixed(5, hour)
@@ -65,19 +65,20 @@ func TestDeniedSurvive(t *testing.T) {
 	}
 }
 
-// spend is units taken by a key of its own. A key of several rows is one counter.
+// spend is a number of units that a key takes. Rows with the same key are one
+// counter.
 type spend struct {
 	key   string
 	at, n int64
 	l     rule.Limit
 }
 
-// newcomer is denied from the start and for longer than anyone else, so that it
-// is the last to go: the others' order is seen undisturbed.
+// newcomer is denied from the start and for longer than all others, so that it
+// is evicted last and does not disturb the order of the others.
 var newcomer = fixed(1, 1000*hour)
 
-// victims sends newcomers into a full table of what was spent until none of the
-// spenders is left, and returns them in the order in which they went.
+// victims sends newcomers into a full table until no spender is left, and
+// returns the spenders in the order in which they were evicted.
 func victims(t *testing.T, tab *timed, spent []spend) []string {
 	t.Helper()
 	limits := make(map[string]rule.Limit)
@@ -103,14 +104,14 @@ func victims(t *testing.T, tab *timed, spent []spend) []string {
 	return nil
 }
 
-// TestVictims: the expired go first, then those that are the first to be fresh;
-// denied ones only when all are.
+// TestVictims: expired counters go first, then the counters that become fresh
+// first. Denied ones go only when all are denied.
 func TestVictims(t *testing.T) {
 	tenMinutes := bucket(1, 10*minute, 2)
 	for _, row := range []struct {
 		name            string
 		now             int64
-		spent           []spend // in one table that is then full; the last letter tells who is to go when
+		spent           []spend // fills one table; the last letter says which counter must go when
 		evicted, denied uint64
 	}{
 		{"earliest fresh first", 0, []spend{{"c", 0, 1, fixed(9, 3*hour)}, {"a", 0, 1, fixed(9, hour)}, {"b", 0, 1, fixed(9, 2*hour)}}, 3, 0},
@@ -152,8 +153,8 @@ func TestVictims(t *testing.T) {
 	}
 }
 
-// TestEmptyGoesBeforeRefused: who has spent all is missed more than who has not, and
-// who has been denied is missed most, whatever is fresh first.
+// TestEmptyGoesBeforeRefused: a key without units left outlives a key that has some,
+// and a key that was denied outlives both, whichever becomes fresh first.
 func TestEmptyGoesBeforeRefused(t *testing.T) {
 	tab := newTimed(3)
 	tab.take("refused", 2, fixed(2, minute))
@@ -174,8 +175,8 @@ func TestEmptyGoesBeforeRefused(t *testing.T) {
 	}
 }
 
-// TestPlansOfOneBucket: buckets of one window and several rates expire each by its
-// own, so that a slow plan does not keep the dead counters of a fast one.
+// TestPlansOfOneBucket: buckets of one window with several rates each expire by
+// their own rate. So a slow plan does not keep the dead counters of a fast one.
 func TestPlansOfOneBucket(t *testing.T) {
 	const most = 20_000
 	fast, slow, blocked := bucket(100_000, hour, 10), bucket(1, hour, 1), fixed(5, 30*minute)
@@ -199,15 +200,15 @@ func TestPlansOfOneBucket(t *testing.T) {
 	}
 }
 
-// TestVictimsTimesMovedBack: a counter that is fresh earlier than it was, or no
-// longer denied, is seen as what it is. In each row "freed" stands among the
-// denied until something frees it, and "blocked", whose denial ends before
-// freed's would have, stays denied throughout: it must not go first.
+// TestVictimsTimesMovedBack: if a counter becomes fresh earlier than before, or
+// is no longer denied, that takes effect. In each row "freed" is denied until
+// something frees it. "blocked" stays denied throughout and must not go first,
+// although its denial ends before the original denial of "freed".
 func TestVictimsTimesMovedBack(t *testing.T) {
 	l := fixed(10, 2*hour)
 	for _, row := range []struct {
 		name  string
-		spent int64 // by freed, which then is denied another 10 - spent + 1
+		spent int64 // by "freed", which is then denied another 10 - spent + 1
 		free  func(tab *timed)
 	}{
 		{"a refund", 10, func(tab *timed) { tab.Adjust("freed", -5, 0, []rule.Limit{l}) }},
@@ -219,7 +220,7 @@ func TestVictimsTimesMovedBack(t *testing.T) {
 			tab.take("blocked", 10, fixed(10, hour))
 			tab.take("freed", row.spent, l)
 			tab.take("freed", 10-row.spent+1, l)
-			tab.take("first", 1, newcomer) // meets the other two, and files them among the denied
+			tab.take("first", 1, newcomer) // meets the other two while they are denied
 			row.free(tab)
 			tab.take("second", 1, newcomer)
 			if !tab.holds("blocked", fixed(10, hour)) {
@@ -233,8 +234,8 @@ func TestVictimsTimesMovedBack(t *testing.T) {
 }
 
 // TestVictimsRandom compares each eviction of random histories with a search
-// through all counters for the one that has to go: in the order of TestVictims,
-// but after all others those of the key that there is to be room for.
+// through all counters. The order is the one of TestVictims, except that the
+// counters of the key that needs room go last.
 func TestVictimsRandom(t *testing.T) {
 	for _, row := range []struct {
 		name                 string
@@ -276,7 +277,8 @@ func TestVictimsRandom(t *testing.T) {
 	}
 }
 
-// victims in a table of one shard and two buckets at most: all of it is in reach.
+// victims in a table of one shard and at most two groups, so that all of it is
+// within reach.
 type candidate struct {
 	id             id
 	fresh          int64
@@ -334,15 +336,16 @@ func (c candidate) rank(now int64, own id) int {
 	return 1
 }
 
-// TestRoomInBucketsButNotInShard: a key whose buckets are empty in a full shard takes
-// somebody's place elsewhere, and is found again where it belongs.
+// TestRoomInBucketsButNotInShard: a key whose groups are empty in a full shard evicts
+// a counter elsewhere, and is itself stored in its own group.
 func TestRoomInBucketsButNotInShard(t *testing.T) {
 	const most = 400
 	l := fixed(1, hour)
 	for seed := range 200 {
 		tab := newTimed(most)
 		flood(tab, most, l)
-		// A quarter of them go, those of a few buckets, and others take their room.
+		// A quarter of them are freed, all in a few groups, and others take their
+		// place.
 		s := &tab.shards[0]
 		for i := range 8 {
 			b := &s.groups[(seed%4*8+i)%len(s.groups)]

@@ -6,11 +6,11 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// keyHash is what is known of a key: 64 bits to find its shard, 64 to find its slot.
-type keyHash struct{ shard, slot uint64 } // no array, which would not be returned in registers
+// keyHash identifies a key: 64 bits to find its shard, and 64 bits to find its slot.
+type keyHash struct{ shard, slot uint64 } // not an array, which would not be returned in registers
 
-// secret is what hashes keys. A client does not know it, so it can neither choose keys
-// that meet, nor fill one shard or bucket with its own.
+// secret has the seeds that keys are hashed with. A client does not know them, so it
+// can neither choose keys that collide, nor fill one shard or hash bucket.
 type secret [2]maphash.Seed
 
 func newSecret() secret { return secret{maphash.MakeSeed(), maphash.MakeSeed()} }
@@ -26,9 +26,9 @@ func (t *Table) hash(key string) keyHash {
 	return t.secret.hash(key)
 }
 
-// id is the fingerprint of a key's counter under a limit. Kind and window are folded
-// in by an odd factor, which keeps all of their bits apart; the hash is secret, and
-// so is the sum.
+// id returns the fingerprint of a key's counter under a limit. It mixes in kind and
+// window with an odd factor, which maps different pairs to different values. The
+// hash is secret, and so is the result.
 func (h keyHash) id(l *rule.Limit) id {
 	x := h.slot ^ (uint64(l.Window)<<2|uint64(l.Kind))*0x9e3779b97f4a7c15
 	return max(id(x).fingerprint(), maxShapes)

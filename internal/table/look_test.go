@@ -6,8 +6,8 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// looks are all calls for a blocked key that move no unit of it. The key "k" of the
-// zero owner has been refused under l, which has no unit left.
+// looks are all calls for a blocked key that change none of its units. The key "k"
+// of the zero owner has been refused under l, which has no unit left.
 var looks = map[string]func(tab *timed, l rule.Limit){
 	"nothing": func(tab *timed, l rule.Limit) {},
 	"TakeOne of nothing": func(tab *timed, l rule.Limit) {
@@ -70,9 +70,9 @@ var looks = map[string]func(tab *timed, l rule.Limit){
 	},
 }
 
-// TestLookKeepsProtection: no call that moves no unit of a blocked key lets a flood
-// push the key out. The flood's keys have no unit left either and stay for longer, so
-// only that "k" is marked as refused keeps it.
+// TestLookKeepsProtection: a call that changes no unit of a blocked key never lets a
+// flood evict the key. The keys of the flood have no unit left either and are fresh
+// later. So "k" stays only because it is marked as refused.
 func TestLookKeepsProtection(t *testing.T) {
 	for name, look := range looks {
 		for kind, l := range hourly(3) {
@@ -96,8 +96,8 @@ func TestLookKeepsProtection(t *testing.T) {
 	}
 }
 
-// TestLookWritesNothing: after a call that moves nothing, every slot has the bits that
-// it had before, and there is no other. A charge is excepted: it does write a bucket.
+// TestLookWritesNothing: a call that changes no unit changes no bit of any slot, and
+// uses no other slot. A charge is an exception, because it writes to a bucket.
 func TestLookWritesNothing(t *testing.T) {
 	for name, look := range looks {
 		switch name {
@@ -118,7 +118,7 @@ func TestLookWritesNothing(t *testing.T) {
 	}
 }
 
-// contents are the used slots of a table of one shard.
+// contents returns the used slots of a table of one shard.
 func contents(tab *Table) (slots []slot) {
 	for p := range places(&tab.shards[0]) {
 		if *p.id() != 0 {
@@ -128,8 +128,8 @@ func contents(tab *Table) (slots []slot) {
 	return slots
 }
 
-// TestProtectionEnds: a key that gets something is not protected as a blocked key any
-// more, whatever gives it.
+// TestProtectionEnds: a key that gets a unit is no longer protected as a blocked key,
+// whichever call gives it the unit.
 func TestProtectionEnds(t *testing.T) {
 	for name, free := range map[string]func(tab *timed, l rule.Limit){
 		"a refund":       func(tab *timed, l rule.Limit) { tab.Adjust("k", -1, tab.clock.Load(), []rule.Limit{l}) },

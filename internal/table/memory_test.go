@@ -10,8 +10,8 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// TestSlotSize pins what a counter costs, and that the garbage collector has nothing
-// to follow in it.
+// TestSlotSize checks the size of a counter, and that the garbage collector finds no
+// pointers in it.
 func TestSlotSize(t *testing.T) {
 	if size := unsafe.Sizeof(group{}); size != 24*groupSize {
 		t.Errorf("a counter has %d bytes, want 24", size/groupSize)
@@ -30,7 +30,7 @@ func TestSlotSize(t *testing.T) {
 }
 
 // TestBytesPerCounter: at any size, also right after a shard has grown, a counter
-// costs at most 32 bytes of live heap, beyond the few that an empty table has.
+// costs at most 32 bytes of live heap, plus the few bytes of an empty table.
 func TestBytesPerCounter(t *testing.T) {
 	const most = 2 << 20
 	l := fixed(5, hour)
@@ -60,9 +60,9 @@ func liveHeap() uint64 {
 }
 
 // TestFillsNearlyToItsMaximum: the keys of a table do not spread evenly over its
-// shards, and not every key finds a place in a nearly full one. Both begin to tell
-// when it is some 95 % full. (Of 256 shards the fullest is above the mean by 8 % once
-// in 100,000 tables, hence 92 here.)
+// shards, and not every key finds a place in a nearly full shard. Both effects begin
+// at about 95 % of the maximum. (The fullest of 256 shards is 8 % above the mean once
+// in 100,000 tables. So this test uses 92 %.)
 func TestFillsNearlyToItsMaximum(t *testing.T) {
 	for _, most := range []int{1, 5, 100, 1000, 5000, 20_000, 100_000, 1 << 20} {
 		tab := newTimed(most)
@@ -79,8 +79,9 @@ func TestFillsNearlyToItsMaximum(t *testing.T) {
 	}
 }
 
-// TestManyShapes: more kinds and windows than there are numbers for are still told
-// apart and kept; of those without a number it is not known when they expire.
+// TestManyShapes: if there are more kinds and windows than numbers, their counters
+// are still distinct and kept. For limits without a number, the table does not
+// know when they expire.
 func TestManyShapes(t *testing.T) {
 	tab := newTimed(10_000)
 	for i := range int64(500) {
@@ -104,8 +105,8 @@ func TestManyShapes(t *testing.T) {
 	checkInvariants(t, tab.Table)
 }
 
-// TestSplitCounters: states too large for a slot are kept exactly, in whatever way
-// they change between large and small, and leave nothing behind.
+// TestSplitCounters: states that are too large for a slot are kept exactly,
+// however they change between large and small, and leave nothing behind.
 func TestSplitCounters(t *testing.T) {
 	const huge = int64(1e14)
 	for _, l := range []rule.Limit{sliding(huge, hour), bucket(huge, hour, huge)} {
@@ -135,8 +136,8 @@ func TestSplitCounters(t *testing.T) {
 	}
 }
 
-// TestSlowestRateDecidesExpiry: where one shape is used with several rates, as by
-// plans, a bucket is not taken for empty because another plan's would be.
+// TestSlowestRateDecidesExpiry: if one shape is used with several rates, as by
+// plans, a bucket does not expire because another plan's bucket would be empty.
 func TestSlowestRateDecidesExpiry(t *testing.T) {
 	slow, fast := bucket(1, hour, 10), bucket(3600, hour, 10)
 	for _, first := range []rule.Limit{slow, fast} {
@@ -153,7 +154,7 @@ func TestSlowestRateDecidesExpiry(t *testing.T) {
 }
 
 // TestBytesPerLearnedCounter: keys that another store has refused cost no more, with
-// one limit or with eight, in a table that is sized for them.
+// one limit or with eight, in a table that is large enough for them.
 func TestBytesPerLearnedCounter(t *testing.T) {
 	for _, n := range []int{1, MaxLimits} {
 		const keys = 1 << 16

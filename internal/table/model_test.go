@@ -12,8 +12,8 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// model is the table the slow and obvious way: a map under one lock, which
-// forgets nothing until it is told to.
+// model is a simple and slow table: a map under one lock, which forgets nothing
+// before a reset.
 type model struct {
 	mu     sync.Mutex
 	states map[modelID]rule.State
@@ -68,9 +68,10 @@ func (m *model) reset(key string, limits []rule.Limit) {
 	}
 }
 
-// randomLimits is 1 to 4 limits, of ever new N and Burst over the same few
-// counters. A bucket's N is the exception: a counter expires by the rate that it
-// was last used at, and the model, which keeps it, would drain it at the next one.
+// randomLimits returns 1 to 4 limits, with random N and Burst over the same few
+// counters. The N of a bucket is fixed. A counter expires by the rate that it was
+// last used at, and the model, which keeps the counter, would drain it at the next
+// rate.
 func randomLimits(r *rand.Rand) []rule.Limit {
 	windows := []int64{4, 15, 60, 1000}
 	limits := make([]rule.Limit, 1+r.IntN(4))
@@ -89,7 +90,8 @@ func randomLimits(r *rand.Rand) []rule.Limit {
 }
 
 // TestAgainstModel: below its maximum the table answers exactly as if it never
-// forgot a counter. That it expires them, and how it keeps them, cannot be seen.
+// forgot a counter. Callers cannot see that counters expire, or how they are
+// stored.
 func TestAgainstModel(t *testing.T) {
 	for name, most := range map[string]int{"one shard": 1000, "many shards": 1 << 20} {
 		t.Run(name, func(t *testing.T) {
@@ -146,7 +148,7 @@ func randomHistory(t *testing.T, r *rand.Rand, tab *timed) {
 	}
 }
 
-// places are all places of a shard.
+// places returns all places of a shard.
 func places(s *shard) iter.Seq[place] {
 	return func(yield func(place) bool) {
 		for i := range s.groups {
@@ -159,9 +161,9 @@ func places(s *shard) iter.Seq[place] {
 	}
 }
 
-// checkInvariants looks into every shard: each counter is in one of the two buckets
-// that its id names, and once; none counts nothing; no shard is above its maximum,
-// and so neither is the table; and the rest has what split counters need, no more.
+// checkInvariants checks every shard. Each counter is in one of the two groups that
+// its id names, and only once. No counter is fresh. No shard is above its maximum,
+// and so neither is the table. The map rest has exactly the split counters.
 func checkInvariants(t *testing.T, tab *Table) {
 	t.Helper()
 	for i := range tab.shards {
@@ -225,8 +227,8 @@ func TestInvariants(t *testing.T) {
 	}
 }
 
-// TestShards: the shards' maxima add up to the table's, whatever it is, and their
-// number is a power of two, which choosing one by a mask relies on.
+// TestShards: the maxima of the shards add up to the table's maximum. The number
+// of shards is a power of two, because a mask selects one.
 func TestShards(t *testing.T) {
 	for _, most := range []int{1, 2, 3, 1000, 8191, 8192, 8193, 16_385, 100_000, 1 << 20, 1<<20 + 1} {
 		tab := New(most, func() int64 { return 0 })
@@ -240,8 +242,8 @@ func TestShards(t *testing.T) {
 	}
 }
 
-// TestHash: a key's identity has 128 bits that are the table's own, so that a
-// client cannot look for keys that meet.
+// TestHash: a key's identity has 128 bits that are different in each table, so
+// that a client cannot search for keys that collide.
 func TestHash(t *testing.T) {
 	a, b := newTimed(1), newTimed(1)
 	for _, key := range []string{"", "k", "203.0.113.7"} {
@@ -252,7 +254,7 @@ func TestHash(t *testing.T) {
 	}
 }
 
-// TestCounterIDs: all counters that a key can have are told apart.
+// TestCounterIDs: all counters that a key can have are distinct.
 func TestCounterIDs(t *testing.T) {
 	windows := map[int64]bool{rule.MaxSpan: true, rule.MaxSpan - 1: true}
 	for w := int64(1); w <= rule.MaxSpan; w *= 2 {

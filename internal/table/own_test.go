@@ -7,8 +7,8 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// What holds where a call with several limits finds the table so full that it has
-// to evict counters of its own.
+// These tests have calls with several limits in a table so full that it has to
+// evict counters of the same key.
 
 // TestFewerCountersThanLimits: a table with room for fewer counters than one call
 // needs still enforces as many limits as it has room for, whatever their order.
@@ -40,9 +40,10 @@ func TestFewerCountersThanLimits(t *testing.T) {
 	}
 }
 
-// TestOwnCountersStay: in a full table, where every counter of others is fresh
-// later, the limits of one key do not push each other out: others make room, in
-// whatever order the limits are given, and each limit binds. Nobody else calls.
+// TestOwnCountersStay: in a full table, where all other counters are fresh
+// later, the limits of one key do not evict each other. Other counters make
+// room, in whatever order the limits are given, and each limit is enforced. No
+// other key is used.
 func TestOwnCountersStay(t *testing.T) {
 	s, m, h := fixed(5, second), fixed(100, minute), fixed(1000, hour)
 	for _, limits := range [][]rule.Limit{
@@ -63,8 +64,9 @@ func TestOwnCountersStay(t *testing.T) {
 	}
 }
 
-// TestOwnCountersStayAmongDenied: the same where all others are being denied, and
-// for longer. One unit denies the key's shorter limits, so they stand among these.
+// TestOwnCountersStayAmongDenied: the same if all other keys are being denied, and
+// for longer. One unit exhausts the key's shorter limits, so their counters are
+// marked as denied, too.
 func TestOwnCountersStayAmongDenied(t *testing.T) {
 	s, m, h := fixed(1, second), fixed(2, minute), fixed(1000, hour)
 	for _, limits := range [][]rule.Limit{
@@ -81,8 +83,8 @@ func TestOwnCountersStayAmongDenied(t *testing.T) {
 	}
 }
 
-// TestAdjustReturnsCharged: it tells the least that was charged under any limit,
-// and nothing for units given back.
+// TestAdjustReturnsCharged: Adjust returns the smallest number that was charged
+// under any limit, and 0 for units given back.
 func TestAdjustReturnsCharged(t *testing.T) {
 	tab, limits := newTimed(100), []rule.Limit{fixed(5, hour), sliding(9, hour), bucket(1, hour, 7)}
 	for i, row := range []struct{ n, want int64 }{{2, 2}, {4, 3}, {1, 0}, {-3, 0}, {0, 0}, {2, 2}, {rule.MaxUnits, 1}} {
@@ -92,8 +94,8 @@ func TestAdjustReturnsCharged(t *testing.T) {
 	}
 }
 
-// TestOwnCounterEvicted: what is counted under one limit is not lost where its
-// counter is the first to go when the call needs room for another one.
+// TestOwnCounterEvicted: the units under one limit are not lost if its counter
+// is the first to be evicted when the call needs room for another one.
 func TestOwnCounterEvicted(t *testing.T) {
 	short, long := fixed(5, minute), fixed(5, hour)
 	tab := newTimed(2)
@@ -114,7 +116,8 @@ func TestOwnCounterEvicted(t *testing.T) {
 	checkInvariants(t, tab.Table)
 }
 
-// TestOwnCounterExpired: the same where the counter goes because it has expired.
+// TestOwnCounterExpired: the same if the counter is freed because it has
+// expired.
 func TestOwnCounterExpired(t *testing.T) {
 	short, long := fixed(5, minute), fixed(5, hour)
 	for _, most := range []int{1, 2, 100} {

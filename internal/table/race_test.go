@@ -12,8 +12,8 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// goroutines is far above the processors of a test machine, so that they are
-// preempted anywhere, also while they hold a lock.
+// goroutines is far larger than the number of processors of a test machine. So
+// they are preempted anywhere, also while they hold a lock.
 const goroutines = 64
 
 // together runs f in all goroutines at once.
@@ -30,8 +30,8 @@ func together(f func(g int)) {
 	done.Wait()
 }
 
-// TestExactOnOneKey: from any number of goroutines exactly the limit is
-// admitted; not one unit more, and not one less.
+// TestExactOnOneKey: with any number of goroutines, exactly the limit is
+// admitted.
 func TestExactOnOneKey(t *testing.T) {
 	const n, takes = 1000, 100
 	for name, l := range hourly(n) {
@@ -50,9 +50,9 @@ func TestExactOnOneKey(t *testing.T) {
 	}
 }
 
-// TestExactWhileEvicting: a flood that pushes other counters out all the time
-// neither loses a unit of the keys that stay nor admits one too many. They
-// stay because the flood's counters are fresh before them.
+// TestExactWhileEvicting: while a flood evicts other counters all the time, the
+// keys that stay lose no unit and get none too many. They stay because the
+// flood's counters are fresh before them.
 func TestExactWhileEvicting(t *testing.T) {
 	const n, keys, rounds = 40, 16, 20 // rounds*goroutines is well above n
 	for name, l := range hourly(n) {
@@ -82,13 +82,14 @@ func TestExactWhileEvicting(t *testing.T) {
 	}
 }
 
-// TestAllOrNone: several limits are one step. The tightest is never exceeded, and
-// the others are charged for what was admitted, and for nothing that was denied.
+// TestAllOrNone: several limits are checked in one step. The tightest is never
+// exceeded. The others are charged for the admitted units, and for nothing that
+// was denied.
 func TestAllOrNone(t *testing.T) {
 	r := newRand(t)
 	seeds := r.Uint64()
 	tightest, loose := fixed(300, hour), []rule.Limit{sliding(100_000, hour), bucket(1, hour, 100_000), fixed(1_000_000, 2*hour)}
-	for place := range MaxLimits / 2 { // the one that denies may be any of them
+	for place := range MaxLimits / 2 { // any of them may be the one that denies
 		limits := slices.Insert(slices.Clone(loose), place, tightest)
 		tab := newTimed(100)
 		var admitted atomic.Int64
@@ -112,19 +113,19 @@ func TestAllOrNone(t *testing.T) {
 	}
 }
 
-// decided is one Take, and what came of it.
+// decided is one Take and its result.
 type decided struct {
 	at, n   int64
 	limits  []rule.Limit
 	answers []rule.Answer
 }
 
-// TestDecisionsAreInOrder: while the clock moves, the decisions for a key are
-// those that one caller alone would get at the same instants, one after the other.
+// TestDecisionsAreInOrder: while the clock moves, the decisions for a key are the
+// ones that a single caller would get at the same instants.
 func TestDecisionsAreInOrder(t *testing.T) {
 	r := newRand(t)
 	seeds := r.Uint64()
-	var clock atomic.Int64 // each reading is another one, so instants tell the order
+	var clock atomic.Int64 // each reading is different, so instants give the order
 	var tab timed
 	tab.Table = New(4096, func() int64 { return clock.Add(1) })
 	all := []rule.Limit{fixed(20, 500), sliding(50, 1000), bucket(30, 700, 25)}
@@ -157,8 +158,8 @@ func TestDecisionsAreInOrder(t *testing.T) {
 	checkInvariants(t, tab.Table)
 }
 
-// TestConcurrentMix has all methods meet in a table that is too small, for the race
-// detector and the invariants; what each answers is another test's.
+// TestConcurrentMix runs all methods concurrently in a table that is too small. It
+// is for the race detector and the invariants; other tests check the answers.
 func TestConcurrentMix(t *testing.T) {
 	r := newRand(t)
 	seeds := r.Uint64()

@@ -6,39 +6,40 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// What a table offers to a cache of a store in another process: key spaces for several
-// owners, methods that take states from that store, and a look for known denials.
-// [Table.TakeAt] and [Table.AdjustAt], which such a cache counts with while the store
-// is away, are in table.go.
+// This file has the methods for package nearcache, which caches a store in another
+// process: key spaces for several owners, storing states that the store has reported,
+// and checking for known denials. [Table.TakeAt] and [Table.AdjustAt], which the cache
+// uses for counting while the store is unavailable, are in table.go.
 
 // Owner keeps the keys of one user of a table apart from the keys of all others. Methods
 // that take a key instead of a [Hash] use the zero Owner.
 type Owner struct{ shard, slot uint64 }
 
-// NewOwner returns an Owner unlike any other.
+// NewOwner returns a random Owner, which no other user of the table has.
 func NewOwner() Owner { return Owner{rand.Uint64(), rand.Uint64()} }
 
-// Hash is what a table knows a key by. A caller that makes several calls for a key
+// Hash identifies a key in a table. A caller that makes several calls for a key
 // needs to hash it only once.
 type Hash struct{ keyHash }
 
-// Hash returns what the owner's key is known by in t.
+// Hash returns the Hash of an owner's key in t.
 func (t *Table) Hash(key string, of Owner) Hash {
 	h := t.hash(key)
 	return Hash{keyHash{h.shard ^ of.shard, h.slot ^ of.slot}}
 }
 
-// Bits returns 64 bits of h, for structures that its owner keeps beside the table.
-// They say nothing about where in the table the key is.
+// Bits returns 64 bits of h, for data structures beside the table. They do not
+// reveal where in the table the key is.
 func (h Hash) Bits() uint64 { return (h.shard ^ h.slot) * 0x9e3779b97f4a7c15 }
 
-// Denied reports whether n units of a key that has been refused before are denied now,
-// and if so fills answers, which must be as long as limits. It writes no counter.
+// Denied reports whether n units of a key that has been refused before are denied now.
+// If so, it fills answers, which must be as long as limits. It writes no counter. It
+// locks the key's shard.
 //
-// A key is known to be refused under a limit if its counter there is marked so: by a
-// Take that was denied, or by Learn. So only what was refused once is denied here, and
-// never a cost that can never fit. Other limits of the same key may have no counter. They
-// are then answered as for an unused key.
+// A key is known to be refused under a limit if its counter is marked as refused, by a
+// denied Take or by Learn. So Denied never denies a key for the first time, or for a cost
+// that can never fit. Other limits of the same key may have no counter; they are answered
+// as for an unused key.
 func (t *Table) Denied(h Hash, n, now int64, limits []rule.Limit, answers []rule.Answer) bool {
 	var room [MaxLimits]id
 	ids := h.fill(&room, limits)
@@ -65,17 +66,19 @@ func (t *Table) Denied(h Hash, n, now int64, limits []rule.Limit, answers []rule
 	return true
 }
 
-// Learn replaces the counters of a key with states that another store has reported, on
-// the clock of now. A state that is whole by now frees its counter.
+// Learn replaces the counters of a key with states that another store has reported.
+// The instants in states must be on the table's clock. A state that is whole at now
+// frees its counter. Learn locks the key's shard.
 //
-// If older is true, the states may be older than what is here. Then under each limit
-// the stricter of the two stays: the one that holds more units, or the same for longer,
-// whatever the present limit leaves of it. Another limit may be a higher one. A
-// counter that is not here may have been evicted, so it is no stricter than any.
+// If older is true, the states may be older than the counters here. Then under each
+// limit the stricter one stays: the state that holds more units, or as many for longer.
+// The present limit does not matter for this comparison, because the counter may also
+// be used under a higher limit. A counter that is not here may have been evicted, so
+// the reported state is used.
 //
-// If the store has just refused units of the key, refused is how many, and zero if it has
-// admitted what it was asked for. A counter that was marked as refused before stays
-// marked unless more is left now, so that a look at the store takes no protection away.
+// refused is the number of units that the store has just refused, or 0 if it has admitted
+// the request. A counter that was marked as refused stays marked unless more units are
+// left now. So a look at the store does not remove its protection from eviction.
 func (t *Table) Learn(h Hash, refused, now int64, limits []rule.Limit, states []rule.State, older bool) {
 	var room [MaxLimits]id
 	ids := h.fill(&room, limits)
@@ -86,7 +89,7 @@ func (t *Table) Learn(h Hash, refused, now int64, limits []rule.Limit, states []
 		c := s.find(ids[i])
 		was := s.get(c, l)
 		is := states[i]
-		is.T = max(0, min(is.T, now)) // one that is yet to come would count for longer than its window
+		is.T = max(0, min(is.T, now)) // a state in the future would count for longer than its window
 		_, left := l.Take(was, now, 0)
 		_, leaves := l.Take(is, now, 0)
 		kept := s.refusedStill(c, left, leaves)
@@ -107,8 +110,7 @@ func (t *Table) Learn(h Hash, refused, now int64, limits []rule.Limit, states []
 	}
 }
 
-// holdsMore reports whether a state holds more units than another one, or the same for
-// longer.
+// holdsMore reports whether a holds more units than b, or as many for longer.
 func holdsMore(l *rule.Limit, a, b rule.State, now int64) bool {
 	most := *l
 	if most.N = rule.MaxUnits; l.Kind == rule.Bucket {
@@ -120,7 +122,8 @@ func holdsMore(l *rule.Limit, a, b rule.State, now int64) bool {
 }
 
 // State returns the state of a key under a limit, as it was last written. If held is
-// false there is no counter: the key is unused, or whole again, or it was evicted.
+// false there is no counter: the key is unused, is whole again, or was evicted. It
+// locks the key's shard.
 func (t *Table) State(h Hash, now int64, l *rule.Limit) (state rule.State, held bool) {
 	s, _ := t.lockAt(h.keyHash, now)
 	defer s.mu.Unlock()
@@ -128,7 +131,8 @@ func (t *Table) State(h Hash, now int64, l *rule.Limit) (state rule.State, held 
 	return s.get(c, l), c.group != nil
 }
 
-// Forget is [Table.Reset] for a key that has been hashed.
+// Forget is [Table.Reset] for a key that has been hashed. It locks the key's
+// shard.
 func (t *Table) Forget(h Hash, now int64, limits []rule.Limit) {
 	s, _ := t.lockAt(h.keyHash, now)
 	defer s.mu.Unlock()

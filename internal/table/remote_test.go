@@ -10,14 +10,14 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// known is what a model knows of one counter.
+// known is what the model knows about one counter.
 type known struct {
 	state   rule.State
 	refused bool
 }
 
-// remoteModel is the slow and obvious form of what remote.go adds: a map of states,
-// which are joined one by one.
+// remoteModel is a simple and slow form of remote.go: a map of states, which are
+// joined one by one.
 type remoteModel map[modelID]known
 
 func (m remoteModel) id(key string, l rule.Limit) modelID { return modelID{key, l.Kind, l.Window} }
@@ -66,8 +66,8 @@ func (m remoteModel) still(before known, l rule.Limit, after rule.State, now int
 	return before.refused && was.Reset > 0 && is.Reset > 0 && is.Remaining <= was.Remaining
 }
 
-// unitsBetween is how many units lie between two states, a part of one rounded up. A
-// part is found by looking at both in Window-ths of a unit.
+// unitsBetween returns how many units are between two states, rounded up. It finds a
+// fraction by comparing both in Window-ths of a unit.
 func unitsBetween(l rule.Limit, before, after rule.State, now int64) int64 {
 	parts := func(s rule.State) int64 {
 		whole := l
@@ -114,7 +114,7 @@ func (m remoteModel) learn(key string, refused, now int64, limits []rule.Limit, 
 	}
 }
 
-// denied is the answers of Denied, or nil.
+// denied returns the answers of Denied, or nil.
 func (m remoteModel) denied(key string, n, now int64, limits []rule.Limit) (answers []rule.Answer) {
 	denied := false
 	for _, l := range limits {
@@ -141,8 +141,8 @@ func sameState(l rule.Limit, a, b rule.State, now int64) bool {
 	return a == b || left == other
 }
 
-// exactLimits are random limits whose units a model can count: a sliding window weighs
-// its older half, so what it has left does not show what was moved.
+// exactLimits returns random limits whose units a model can count. A sliding window
+// weighs its older half, so the remaining units do not show how many were changed.
 func exactLimits(r *rand.Rand) (limits []rule.Limit) {
 	for _, l := range randomLimits(r) {
 		if l.Kind != rule.Sliding {
@@ -153,7 +153,7 @@ func exactLimits(r *rand.Rand) (limits []rule.Limit) {
 }
 
 // TestAgainstRemoteModel: the methods that take an instant and a hash answer as a map
-// of states would, also if others share the table.
+// of states would, also if several owners share the table.
 func TestAgainstRemoteModel(t *testing.T) {
 	r := newRand(t)
 	for range 150 {
@@ -252,8 +252,8 @@ func TestAgainstRemoteModel(t *testing.T) {
 	}
 }
 
-// TestAdjustAtReportsEachLimit: what one limit has no room for, the others have been
-// charged, and a part of a unit counts as one.
+// TestAdjustAtReportsEachLimit: if one limit has no room for the units, the others
+// are still charged, and a fraction of a unit counts as one.
 func TestAdjustAtReportsEachLimit(t *testing.T) {
 	tab := newTimed(100)
 	h := tab.Hash("k", NewOwner())
@@ -286,8 +286,8 @@ func TestAdjustAtReportsEachLimit(t *testing.T) {
 	}
 }
 
-// TestInstantsDoNotRunBack: what comes late is decided at the shard's last instant. An
-// instant that cannot be of the same clock is taken as it is.
+// TestInstantsDoNotRunBack: a call with an earlier instant is decided at the shard's
+// last instant. An instant that cannot be of the same clock is used unchanged.
 func TestInstantsDoNotRunBack(t *testing.T) {
 	for kind, l := range hourly(3) {
 		tab := newTimed(100)
@@ -325,8 +325,8 @@ func TestOwners(t *testing.T) {
 	}
 }
 
-// TestLearnBounds: no state of another process makes a counter that lasts for longer
-// than its window from now on, or is before all time.
+// TestLearnBounds: no state of another process makes a counter that lasts longer
+// than its window from now on, or that has a negative instant.
 func TestLearnBounds(t *testing.T) {
 	tab := newTimed(100)
 	h := tab.Hash("k", NewOwner())
@@ -343,8 +343,8 @@ func TestLearnBounds(t *testing.T) {
 	}
 }
 
-// TestRemoteAllocatesNothing pins that a known denial costs the collector nothing, nor
-// does what is learnt of a key that is known.
+// TestRemoteAllocatesNothing: a known denial allocates nothing, and neither does
+// learning the state of a known key.
 func TestRemoteAllocatesNothing(t *testing.T) {
 	for _, n := range []int{1, MaxLimits} {
 		var limits []rule.Limit
@@ -372,8 +372,8 @@ func TestRemoteAllocatesNothing(t *testing.T) {
 	}
 }
 
-// TestRemoteConcurrently has all methods meet in a table that is too small, for the
-// race detector and the invariants.
+// TestRemoteConcurrently runs all methods concurrently in a table that is too
+// small. It is for the race detector and the invariants.
 func TestRemoteConcurrently(t *testing.T) {
 	r := newRand(t)
 	seeds := r.Uint64()

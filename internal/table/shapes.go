@@ -7,19 +7,20 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// shapes numbers the limits that a table has seen, as far as it matters to when a
-// counter expires: by kind, window and, for buckets, rate. A slot has 6 bits for the
-// number. The first 56 shapes get one each. All other shapes share the numbers
-// below classes, by how long a counter of them lives at most.
+// shapes assigns numbers to the limits that a table has seen. It only distinguishes
+// what determines when a counter expires: kind, window and, for buckets, rate. A
+// slot has 6 bits for the number. The first 56 shapes get one each. All other shapes
+// share the numbers below classes, by the longest life of their counters. Methods
+// take no lock and may be called concurrently.
 type shapes [maxShapes]atomic.Pointer[rule.Limit]
 
 // classes is how many numbers are for limits without a number of their own.
 const classes = 8
 
-// classLives is the longest life of a counter in each class but the first, which has
-// all that live longer. In one class a counter is thought to live as long as the
-// longest-lived shape of the class that the table has seen. So a flood of counters with
-// short lives stays for at most ten times as long as it must, or for a second.
+// classLives is the longest life in nanoseconds of a counter in each class. The first
+// class has all counters that live longer. A counter of a class is kept as long as the
+// longest-lived shape of that class that the table has seen. So counters with short
+// lives are kept for at most ten times as long as necessary, or for a second.
 var classLives = [classes]int64{
 	math.MaxInt64, 1e9, 10e9, 60e9, 600e9, 3600e9, 6 * 3600e9, 24 * 3600e9,
 }
@@ -45,9 +46,9 @@ func (s *shapes) of(l *rule.Limit) id {
 	return s.class(2 * l.Window)
 }
 
-// class returns the number that all limits share whose counters live up to so long, and
-// that have no number of their own. The number names a limit without a kind. Its window
-// is the longest life so far.
+// class returns the shared number for limits that have no number of their own and whose
+// counters live up to life nanoseconds. The number refers to a limit without a kind,
+// whose window is the longest life so far.
 func (s *shapes) class(life int64) id {
 	c := 1
 	for c < classes && life > classLives[c] {
@@ -65,6 +66,6 @@ func (s *shapes) class(life int64) id {
 	}
 }
 
-// limit returns the limit of a slot's shape. If it has no kind, its window is how
-// long the counter lives at most.
+// limit returns the limit of a slot's shape. If it has no kind, its window is the
+// longest life of the counter.
 func (s *shapes) limit(of id) *rule.Limit { return s[of%maxShapes].Load() }

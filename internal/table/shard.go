@@ -8,14 +8,17 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// shard is a part of the table under one lock.
+// shard is a part of the table under one lock: mu guards all other fields. All
+// methods of shard require that mu is held, except expire, which takes it. This
+// file has how counters are placed in hash buckets (groups) and how a shard
+// grows and shrinks. Which counter is evicted is in evict.go.
 type shard struct {
 	mu     sync.Mutex
 	now    int64
-	groups []group // a counter is in one of the two that its id names, and may be moved to the other
+	groups []group // a counter is in one of the two that its id names, and may be moved between them
 	used   int     // slots that are not free
 	max    int     // the most that may be
-	hand   int     // the group that is looked over next for expired counters
+	hand   int     // the next group that tidy checks for expired counters
 	rest   map[id]int64
 
 	evicted       uint64
@@ -53,7 +56,7 @@ func (s *shard) pair(of id) (a, b int) {
 	return int(x), int(y)
 }
 
-// find returns the place of an id, or nowhere.
+// find returns the place of an id, or the zero place.
 func (s *shard) find(of id) place {
 	if len(s.groups) == 0 {
 		return place{}
@@ -66,7 +69,7 @@ func (s *shard) find(of id) place {
 	return p
 }
 
-// get reads the state at a place that may be nowhere.
+// get reads the state at a place. For the zero place it returns a fresh state.
 func (s *shard) get(p place, l *rule.Limit) rule.State {
 	if p.group == nil {
 		return rule.State{}
@@ -79,7 +82,8 @@ func (s *shard) get(p place, l *rule.Limit) rule.State {
 	return state
 }
 
-// flags returns flagRefused and flagEmpty of the counter at a place that may be nowhere.
+// flags returns flagRefused and flagEmpty of the counter at a place. For the zero place
+// it returns 0.
 func (s *shard) flags(p place) uint64 {
 	if p.group == nil {
 		return 0
@@ -87,12 +91,13 @@ func (s *shard) flags(p place) uint64 {
 	return p.slot().when & (flagRefused | flagEmpty)
 }
 
-// put writes a state that is not fresh to a place, of the shape that id has.
+// put writes a state that is not fresh to a place. The shape in as is the shape
+// of l.
 func (s *shard) put(p place, as id, l *rule.Limit, state rule.State, flags uint64) {
 	c := p.slot()
 	was := c.when&flagSplit != 0
 	rest, split := c.set(l, state, flags)
-	if *p.id() != as { // else its cache line stays as it is, for all cores
+	if *p.id() != as { // no write if it is the same: the cache line stays shared between cores
 		*p.id() = as
 	}
 	if split {
@@ -114,13 +119,14 @@ func (s *shard) free(p place) {
 	s.used--
 }
 
-// tidyEvery is how many inserts there are to a group that is looked over: two slots
-// for each new counter, so that a shard is through before it has filled anew.
+// tidyEvery is the number of inserts for each group that tidy checks. So two slots
+// are checked for each new counter, and the shard is checked completely before it
+// has filled up again.
 const tidyEvery = 4
 
-// insert returns a place for an id that has none. It takes one that is free or has
-// expired, grows the shard, or evicts; own are ids that are not to be evicted if
-// that can be helped.
+// insert returns a place for an id that has none. It uses a free or expired slot,
+// grows the shard, or evicts a counter. own lists ids that must not be evicted as
+// long as there is another choice.
 func (s *shard) insert(of id, own []id, shapes *shapes, now int64) place {
 	if s.inserts++; s.inserts%tidyEvery == 0 {
 		s.tidy(shapes, now)
@@ -141,7 +147,8 @@ func (s *shard) insert(of id, own []id, shapes *shapes, now int64) place {
 	return p
 }
 
-// vacant returns a free place for an id in the emptier of its two groups, or nowhere.
+// vacant returns a free place for an id in the emptier of its two groups, or the zero
+// place.
 func (s *shard) vacant(of id, a, b int) place {
 	if bits.OnesCount8(s.groups[b].free()) > bits.OnesCount8(s.groups[a].free()) {
 		a = b
@@ -149,8 +156,9 @@ func (s *shard) vacant(of id, a, b int) place {
 	return s.groups[a].vacant(of)
 }
 
-// vacate frees a place in one of two full groups, if somebody in them can leave for the
-// other group of its own; or, if need be, once somebody there has left.
+// vacate frees a place in one of two full groups. It moves a counter to the other group
+// of that counter. If that group is full too, it first moves a counter out of that
+// group in the same way.
 func (s *shard) vacate(a, b int) place {
 	for moves := 1; moves <= 2; moves++ {
 		for _, at := range [2]int{a, b} {
@@ -187,8 +195,9 @@ func (s *shard) other(of id, at int) int {
 	return a
 }
 
-// tidy looks over one group and frees what has expired. Once round, the shard has
-// let go of all that expired before, and it shrinks if little is left.
+// tidy frees the expired counters of one group. When it has gone through all
+// groups, every counter that had expired before is freed, and the shard shrinks
+// if few are left.
 func (s *shard) tidy(shapes *shapes, now int64) {
 	if s.hand >= len(s.groups) {
 		s.hand = 0
@@ -200,7 +209,7 @@ func (s *shard) tidy(shapes *shapes, now int64) {
 	}
 }
 
-// freeExpired frees what has expired in one group.
+// freeExpired frees the expired counters in one group.
 func (s *shard) freeExpired(at int, shapes *shapes, now int64) {
 	b := &s.groups[at]
 	for i, id := range b.ids {
@@ -210,8 +219,9 @@ func (s *shard) freeExpired(at int, shapes *shapes, now int64) {
 	}
 }
 
-// shrink halves the shard if less than half of it is needed. It does no more, because
-// keys that have gone may come back. An empty shard gives up all of its memory.
+// shrink halves the shard if less than half of it is needed. It does not shrink
+// further at once, because keys that are gone may come back. An empty shard releases
+// all of its memory.
 func (s *shard) shrink() {
 	if s.used == 0 {
 		s.groups, s.hand = nil, 0
@@ -220,29 +230,31 @@ func (s *shard) shrink() {
 	}
 }
 
-// crowded tells that it is cheaper to grow than to look for room: to fill the last
-// few slots takes ever longer.
+// crowded reports whether the shard is so full that growing is cheaper than
+// searching for room: filling the last few slots takes longer and longer.
 func (s *shard) crowded() bool {
 	slots := len(s.groups) * groupSize
 	return s.used > slots-slots/32
 }
 
-// groupsFor is how many groups n counters fit into, with a seventh more slots.
+// groupsFor returns how many groups n counters need. It allows for a seventh
+// more slots than counters.
 func groupsFor(n int) int { return (n+n/7)/groupSize + 1 }
 
-// grow makes the shard a fifth larger, up to what its maximum needs: by so little,
-// because memory that is held for later is memory all the same.
+// grow makes the shard a fifth larger, up to the size that its maximum needs. The
+// step is small because memory that is reserved for later is in use, too.
 func (s *shard) grow() {
 	s.resize(min(larger(len(s.groups)), groupsFor(s.max)))
 }
 
 func larger(n int) int { return n + max(1, n/5) }
 
-// resize moves all counters to so many groups, or more where one finds no place.
+// resize moves all counters to n groups, or to more if one of them finds no
+// place.
 func (s *shard) resize(n int) {
 	old := s.groups
 	for {
-		// Memory comes in sizes of its own: take all of what is handed out.
+		// The allocator rounds sizes up: use all of the memory that it returns.
 		s.groups = slices.Grow([]group(nil), n)
 		s.groups = s.groups[:cap(s.groups)]
 		s.hand = 0
@@ -253,10 +265,10 @@ func (s *shard) resize(n int) {
 	}
 }
 
-// adopt copies counters into empty groups, and reports whether all found a place.
-// Where one comes from its first group it goes to its first, and from the second to
-// the second: as those are in the order of the ids, old and new groups are gone
-// through from one end to the other, and not at random.
+// adopt copies the counters of old into empty groups, and reports whether all of
+// them found a place. A counter in its first old group goes to its first new group,
+// and likewise for the second. Groups are in the order of the ids, so old and new
+// groups are both accessed from one end to the other, and not at random.
 func (s *shard) adopt(old []group) bool {
 	before := shard{groups: old}
 	for i := range old {

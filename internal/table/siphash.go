@@ -2,7 +2,7 @@ package table
 
 import "math/bits"
 
-// Secret is what a table hashes keys under that outlive the process.
+// Secret is the key for hashes that must be the same in another process.
 type Secret [2]uint64
 
 // hash is SipHash-2-4 with 128 bits (Aumasson and Bernstein, 2012): a keyed hash

@@ -7,13 +7,14 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// groupSize ids fill a cache line. To find a counter, or that there is none, is
-// to read one or two such lines, which nobody writes while counters only count.
+// groupSize ids fill a cache line. Finding a counter, or finding that there is
+// none, reads one or two of these lines. They are not written while counters
+// only count.
 const groupSize = 8
 
-// group is eight counters: a key under one kind and window of limit each. It has no
-// pointers, so that the garbage collector passes it over, and no key: a fingerprint
-// tells a counter from the others of its shard.
+// group is a hash bucket of eight counters. It has no pointers, so the garbage
+// collector skips it. It stores no keys: a fingerprint distinguishes a counter from
+// the other counters of its shard.
 type group struct {
 	ids   [groupSize]id // 0 where the slot is free
 	slots [groupSize]slot
@@ -25,7 +26,8 @@ type slot struct {
 	what uint64 // the state's A and B
 }
 
-// place is where a counter is, or could be. The zero place is nowhere.
+// place is the position of a counter, or of a free slot. The zero place is
+// none.
 type place struct {
 	*group
 	at uint
@@ -34,13 +36,14 @@ type place struct {
 func (p place) id() *id     { return &p.ids[p.at%groupSize] }
 func (p place) slot() *slot { return &p.slots[p.at%groupSize] }
 
-// move puts the counter at p, and nothing where it was.
+// move moves the counter at from to p, and frees from.
 func (p place) move(from place) {
 	*p.id(), *p.slot() = *from.id(), *from.slot()
 	*from.id(), *from.slot() = 0, slot{}
 }
 
-// find returns the place of an id, or nowhere. It is most often the first it looks at.
+// find returns the place of an id, or the zero place. The first slot that it checks is
+// usually the right one.
 func (b *group) find(of id) place {
 	for i := range uint(groupSize) {
 		if at := of.first() + i; (b.ids[at%groupSize]^of)>>shapeBits == 0 {
@@ -50,8 +53,8 @@ func (b *group) find(of id) place {
 	return place{}
 }
 
-// free returns which slots are free, a bit each: in a full table that is a matter of
-// chance, which branches would guess wrong.
+// free returns a bit set of the free slots. It has no branches, because in a full
+// table they would be mispredicted too often.
 func (b *group) free() (set uint8) {
 	for i, id := range b.ids {
 		set |= uint8(^(id|-id)>>63) << i
@@ -59,7 +62,7 @@ func (b *group) free() (set uint8) {
 	return set
 }
 
-// vacant returns a free place for an id, or nowhere.
+// vacant returns a free place for an id, or the zero place.
 func (b *group) vacant(of id) place {
 	first := of.first()
 	if b.ids[first%groupSize] == 0 {
@@ -72,29 +75,30 @@ func (b *group) vacant(of id) place {
 	return place{b, first + uint(bits.TrailingZeros8(bits.RotateLeft8(free, -int(first%groupSize))))}
 }
 
-// id is a fingerprint of 58 bits, which is never 0. In the 6 bits below it a slot has
-// the number of the shape of limit that it was last used under; they are no part of
-// what tells it from others.
+// id is a fingerprint of 58 bits, which is never 0. The 6 bits below it hold the
+// number of the limit's shape that the slot was last used under. They are not part of
+// the identity.
 type id uint64
 
 const (
 	shapeBits = 6
 	maxShapes = 1 << shapeBits
 
-	flagRefused = 1 << 63 // its key did not get what it last asked for
-	flagEmpty   = 1 << 62 // no unit was left when it was last seen
-	flagSplit   = 1 << 61 // what is A alone: B is in the shard's rest
+	flagRefused = 1 << 63 // the last request of its key was denied
+	flagEmpty   = 1 << 62 // no unit was left after its last use
+	flagSplit   = 1 << 61 // what holds A alone, and B is in the shard's rest
 	timeMask    = flagSplit - 1
 )
 
 func (i id) fingerprint() id { return i &^ (maxShapes - 1) }
 
-// first is where a counter stands in its group if it can, in the bits above 0.
+// first returns the preferred slot of a counter in its group. It uses the bits
+// above the shape.
 func (i id) first() uint { return uint(i >> shapeBits) }
 
-// set writes a state, with the flags that go with it. It reports what did not fit
-// in: B, where A and B together are out of the ordinary. T is never negative on the
-// store's clock, and reaches flagSplit in 73 years.
+// set writes a state and its flags. If A and B together do not fit into 64 bits,
+// split is true and rest is B, which the caller must store elsewhere. T is never
+// negative on the table's clock, and reaches flagSplit after 73 years.
 func (s *slot) set(l *rule.Limit, state rule.State, flags uint64) (rest int64, split bool) {
 	s.when = uint64(max(0, state.T))&timeMask | flags
 	switch l.Kind {
@@ -106,7 +110,7 @@ func (s *slot) set(l *rule.Limit, state rule.State, flags uint64) (rest int64, s
 			s.what = uint64(state.A)<<32 | uint64(state.B)
 			return 0, false
 		}
-	default: // the level in Window-ths of a unit
+	default: // the level, in Window-ths of a unit
 		hi, lo := bits.Mul64(uint64(state.A), uint64(l.Window))
 		lo, carry := bits.Add64(lo, uint64(state.B), 0)
 		if hi+carry == 0 {
@@ -119,7 +123,7 @@ func (s *slot) set(l *rule.Limit, state rule.State, flags uint64) (rest int64, s
 	return state.B, true
 }
 
-// state reads it back; where it is split, B is still to be added.
+// state returns the state. If the slot is split, the caller must add B.
 func (s *slot) state(l *rule.Limit) rule.State {
 	state := rule.State{T: int64(s.when & timeMask)}
 	switch {
@@ -133,8 +137,8 @@ func (s *slot) state(l *rule.Limit) rule.State {
 	return state
 }
 
-// flags tells what is to be remembered of an answer. Who asks for more than there
-// can ever be is not refused by the counter.
+// flags returns the flags to store for an answer. A request for more units than
+// the limit can ever have does not mark the counter as refused.
 func flags(a rule.Answer) (f uint64) {
 	if a.Remaining == 0 {
 		f = flagEmpty
@@ -145,8 +149,8 @@ func flags(a rule.Answer) (f uint64) {
 	return f
 }
 
-// empty tells whether the counter had no unit left when it was last seen, and may
-// have none now: a bucket has one after the time that one takes to leak.
+// empty reports whether the counter had no unit left after its last use, and may
+// still have none. A bucket has one again after the time in which a unit leaks.
 func (s *slot) empty(l *rule.Limit, now int64) bool {
 	if s.when&flagEmpty == 0 {
 		return false
@@ -154,8 +158,8 @@ func (s *slot) empty(l *rule.Limit, now int64) bool {
 	return l.Kind != rule.Bucket || now-int64(s.when&timeMask) < (l.Window+l.N-1)/l.N
 }
 
-// fresh is when the counter will hold nothing worth keeping, under a limit of its
-// shape. Where it is split it may say so a little late.
+// fresh returns the instant from which on the counter need not be kept, under a
+// limit of its shape. For a split counter this may be slightly late.
 func (s *slot) fresh(l *rule.Limit) int64 {
 	t, w := int64(s.when&timeMask), l.Window
 	split := s.when&flagSplit != 0
@@ -175,5 +179,5 @@ func (s *slot) fresh(l *rule.Limit) int64 {
 	case l.Kind == rule.Bucket:
 		return t + rule.Limit{N: l.N, Window: w, Burst: int64(s.what) + 1}.Refill()
 	}
-	return t + w // a shape without a number: w is how long such a counter lives at most
+	return t + w // a shape without a number: w is the longest life of such a counter
 }

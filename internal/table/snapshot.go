@@ -8,21 +8,23 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// What lets counters outlive their table: NewKept makes a table that knows its keys
-// again in another process, a Mirror tells what has changed in it, and Apply puts
-// that into a new one.
+// This file lets counters outlive their table. NewKept makes a table whose key
+// hashes are the same in another process. A Mirror reports what has changed in a
+// table, and Apply makes these changes in a new one. The file format is in package
+// snapshot.
 
-// Counter is one counter, outside of its table.
+// Counter is the exported form of one counter.
 type Counter struct {
-	// ID tells it from the others of its shard. The low 6 bits are the number of the
+	// ID identifies the counter in its shard. The low 6 bits are the number of the
 	// limit that it was last used under.
 	ID uint64
-	// When is the T of its state, and in the high 3 bits whether it was refused, was
+	// When is the T of its state. The high 3 bits say whether it was refused, was
 	// empty, and is split.
 	When uint64
-	// What is the A and B of its state: for a fixed window the units; for a sliding
-	// one the units shifted by 32 bits, and those of the window before; for a bucket
-	// its level in Window-ths of a unit. If it is split, it is A, and Rest is B.
+	// What holds A and B of its state. For a fixed window it is the units. For a
+	// sliding window it is the units of this window shifted left by 32 bits, plus
+	// the units of the window before. For a bucket it is the level in Window-ths of
+	// a unit. If the counter is split, What is A and Rest is B.
 	What uint64
 	Rest int64
 }
@@ -30,22 +32,23 @@ type Counter struct {
 // Split reports whether Rest belongs to the counter.
 func (c *Counter) Split() bool { return c.When&flagSplit != 0 }
 
-// Changes are what has happened to the counters of one shard: those removed are
-// gone, unless they are among those that are set.
+// Changes are the changes of one shard. Apply the removals first: an ID may be
+// in both lists, and is then set.
 type Changes struct {
 	Shard   int
 	Removed []uint64 // IDs
 	Set     []Counter
 }
 
-// Shapes are limits by the number that counters have for them. The limits with the lowest
-// numbers have no kind: counters have these numbers if their limit has none of its own,
-// and their window is the longest that such a counter lives.
+// Shapes lists limits by their number in a counter's ID. The limits with the lowest
+// numbers have no kind. They are shared by counters whose limit has no number of its own,
+// and their window is the longest life of such a counter.
 type Shapes [maxShapes]rule.Limit
 
-// NewKept returns a table as New does, which finds keys by hashes under a secret and
-// has at most so many shards. Counters hold only what their shard does not tell of a
-// hash, so that they can go into a table of fewer shards, but not of more.
+// NewKept returns a table like New, but it hashes keys with the given secret and has
+// at most mostShards shards. A counter stores only the part of a hash that its shard
+// does not imply. So counters can be loaded into a table with fewer shards, but not
+// with more.
 func NewKept(max int, clock func() int64, secret Secret, mostShards int) *Table {
 	t := New(max, clock)
 	t.kept = &secret
@@ -68,11 +71,12 @@ func (t *Table) Shapes() (all Shapes) {
 	return all
 }
 
-// errCounter is about a counter that no table can have held.
+// errCounter means that no table can have stored such a counter.
 var errCounter = errors.New("a counter is out of range")
 
-// Apply makes changes to a new table, whose counters have been used under shapes.
-// What happened at t there, happened at t+shift here.
+// Apply makes changes to a new table. shapes are the limits that the numbers in
+// the counters refer to. An instant t in the changes becomes t+shift here. Apply
+// locks the shard. It returns an error if a counter is out of range.
 func (t *Table) Apply(changes Changes, shapes *Shapes, shift int64) error {
 	s := &t.shards[changes.Shard&(len(t.shards)-1)]
 	now := t.clock()
@@ -90,7 +94,8 @@ func (t *Table) Apply(changes Changes, shapes *Shapes, shift int64) error {
 		if of == 0 || min(l.N, l.Window) < 1 {
 			return errCounter
 		}
-		// Nothing has happened yet that is to come, or it would count for longer than its window.
+		// Instants in the future are moved to now: otherwise the units would count for longer
+		// than their window.
 		at := min(max(0, int64(from.When&timeMask)+shift), now)
 		c := slot{uint64(at) | from.When&^uint64(timeMask), from.What}
 		state := c.state(l)
@@ -107,7 +112,7 @@ func (t *Table) Apply(changes Changes, shapes *Shapes, shift int64) error {
 			as |= t.shapes.class(l.Window)
 		}
 		to := s.find(of)
-		if state.Fresh() || c.fresh(t.shapes.limit(as)) <= now { // its time has come while there was no table
+		if state.Fresh() || c.fresh(t.shapes.limit(as)) <= now { // it expired while there was no table
 			if to.group != nil {
 				s.free(to)
 			}
@@ -128,12 +133,12 @@ func (t *Table) Apply(changes Changes, shapes *Shapes, shift int64) error {
 	return nil
 }
 
-// maxState bounds the A and B of a state: the units of the largest limit, and the
-// Window-ths of the longest window.
+// maxState is the largest A or B of a state: the units of the largest limit, or
+// the Window-ths of the longest window.
 const maxState = max(rule.MaxUnits, rule.MaxSpan)
 
-// Mirror is a copy of a table's counters that is brought up to date from time to time.
-// It is for one goroutine.
+// Mirror is a copy of a table's counters, which Update brings up to date. It is not
+// safe for concurrent use; the table may be in use.
 type Mirror struct {
 	table  *Table
 	shards []mirrored
@@ -143,16 +148,17 @@ type Mirror struct {
 type mirrored struct {
 	groups []group
 	rest   map[id]int64
-	seen   int64 // the instant of the last call that the shard had seen
-	quiet  bool  // and it was the same one the time before
+	seen   int64 // shard.now at the last copy
+	quiet  bool  // shard.now was the same at the copy before
 }
 
 // Mirror returns an empty copy of t.
 func (t *Table) Mirror() *Mirror { return &Mirror{table: t, shards: make([]mirrored, len(t.shards))} }
 
-// Update calls yield with what has changed in each shard since the last Update. A
-// shard is locked only while its slots are copied, some 100 kB, and not at all to
-// speak of if nobody has called it; all overrules that.
+// Update calls yield with the changes of each shard since the last Update. It
+// locks a shard while it copies its slots, about 100 kB. A shard that was not
+// used since then is locked only for a comparison, unless all is true. yield runs
+// without a lock, and must not keep the slices.
 func (m *Mirror) Update(all bool, yield func(Changes)) {
 	changes := Changes{}
 	for i := range m.shards {
@@ -175,9 +181,11 @@ func (m *Mirror) Update(all bool, yield func(Changes)) {
 }
 
 // copy copies a shard's counters into m.spare, unless nothing can have changed.
+// It locks the shard.
 //
-// A call reads the clock before it has the lock, and may have read the very instant that
-// the shard had last seen: so a shard is looked at once more after it has become quiet.
+// A call reads the clock before it takes the lock. So a call may change the shard after
+// a copy without changing shard.now. Therefore a shard is copied once more after
+// shard.now has stopped changing.
 func (m *Mirror) copy(s *shard, was *mirrored, all bool) (rest map[id]int64, changed bool) {
 	for {
 		s.mu.Lock()
@@ -185,7 +193,7 @@ func (m *Mirror) copy(s *shard, was *mirrored, all bool) (rest map[id]int64, cha
 			s.mu.Unlock()
 			return nil, false
 		}
-		if n := len(s.groups); n > cap(m.spare) { // memory is not asked for under the lock
+		if n := len(s.groups); n > cap(m.spare) { // allocate without the lock
 			s.mu.Unlock()
 			m.spare = make([]group, 0, n)
 			continue
@@ -198,7 +206,7 @@ func (m *Mirror) copy(s *shard, was *mirrored, all bool) (rest map[id]int64, cha
 	}
 }
 
-// compare finds the changes between two copies of as many groups.
+// compare finds the changes between two copies with the same number of groups.
 func (ch *Changes) compare(was *mirrored, groups []group, rest map[id]int64) {
 	for g := range groups {
 		if groups[g] == was.groups[g] && len(rest) == 0 {
@@ -218,7 +226,8 @@ func (ch *Changes) compare(was *mirrored, groups []group, rest map[id]int64) {
 	}
 }
 
-// collate finds the changes where the shard has been resized, and all have moved.
+// collate finds the changes if the shard has been resized, so that counters have
+// moved.
 func (ch *Changes) collate(was *mirrored, groups []group, rest map[id]int64) {
 	type counter struct {
 		as id
@@ -252,7 +261,8 @@ func (ch *Changes) set(of id, c slot, rest map[id]int64) {
 	}
 }
 
-// All calls yield with the counters of each shard, as they were at the last Update.
+// All calls yield with all counters of each shard, as of the last Update. It takes
+// no lock.
 func (m *Mirror) All(yield func(Changes)) {
 	var changes Changes
 	for i := range m.shards {

@@ -11,8 +11,8 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// TestSipHash compares with the vectors that come with the reference implementation:
-// the secret is the bytes 0 to 15, the keys are the first n of the bytes from 0 on.
+// TestSipHash compares with the vectors of the reference implementation. The secret
+// is the bytes 0 to 15, and the keys are the first n bytes counted from 0.
 func TestSipHash(t *testing.T) {
 	secret := Secret{0x0706050403020100, 0x0f0e0d0c0b0a0908}
 	for n, want := range map[int]string{
@@ -35,7 +35,7 @@ func TestSipHash(t *testing.T) {
 	}
 }
 
-// replica is what a file would hold of a table.
+// replica has the contents that a file would have of a table.
 type replica struct {
 	mirror *Mirror
 	log    []Changes
@@ -47,8 +47,8 @@ func (r *replica) update(all bool) {
 	})
 }
 
-// successor returns a table made of what the replica holds; whole is from its copy,
-// and not from one change after the other.
+// successor returns a table made from the replica: from its full copy if whole is
+// true, and otherwise from one change after the other.
 func (r *replica) successor(t *testing.T, most, shards int, shift int64, clock func() int64, whole bool) *Table {
 	t.Helper()
 	tab, shapes, log := NewKept(most, clock, *r.mirror.table.kept, shards), r.mirror.table.Shapes(), r.log
@@ -65,8 +65,8 @@ func (r *replica) successor(t *testing.T, most, shards int, shift int64, clock f
 	return tab
 }
 
-// TestSuccessor: a table that is made of the changes to another one answers as that
-// one would have, whatever has happened, and however often it is done.
+// TestSuccessor: a table that is made from the changes of another one answers as
+// the other one would have, whatever has happened, and however often it is done.
 func TestSuccessor(t *testing.T) {
 	r := newRand(t)
 	huge := []rule.Limit{sliding(rule.MaxUnits, 1000), bucket(rule.MaxUnits, rule.MaxSpan/2, rule.MaxUnits)}
@@ -110,7 +110,7 @@ func TestSuccessor(t *testing.T) {
 	}
 }
 
-// TestSuccessorOfManyShapes: counters whose limit has no number are handed on, too.
+// TestSuccessorOfManyShapes: counters whose limit has no number are exported, too.
 func TestSuccessorOfManyShapes(t *testing.T) {
 	tab := newTimed(1)
 	tab.Table = NewKept(10_000, tab.clock.Load, Secret{1, 2}, 1)
@@ -141,8 +141,8 @@ func TestSuccessorOfManyShapes(t *testing.T) {
 	}
 }
 
-// TestSuccessorOfOtherSize: a table with fewer shards, or that does not take more,
-// finds all keys; one that is too small keeps those that are denied.
+// TestSuccessorOfOtherSize: a table with fewer shards, or with room for fewer
+// counters, finds all keys. A table that is too small keeps the denied ones.
 func TestSuccessorOfOtherSize(t *testing.T) {
 	const keys = 5000
 	for _, row := range []struct{ from, to, shards, denied int }{
@@ -174,8 +174,8 @@ func TestSuccessorOfOtherSize(t *testing.T) {
 	}
 }
 
-// TestSuccessorTime: time that went by while there was no table has gone by; a counter
-// never reaches further than its window into what is to come, whatever the shift.
+// TestSuccessorTime: time passes also while there is no table. A counter never reaches
+// further than its window into the future, whatever the shift is.
 func TestSuccessorTime(t *testing.T) {
 	for _, row := range []struct{ shift, now, retry int64 }{
 		{0, 10 * hour, hour}, {0, 10*hour + minute, hour - minute}, {0, 11 * hour, 0},
@@ -196,8 +196,9 @@ func TestSuccessorTime(t *testing.T) {
 	}
 }
 
-// TestUpdateOfNothing: what has not changed is not told, and a quiet shard is not
-// copied; a change within the instant of the last call is seen all the same.
+// TestUpdateOfNothing: counters that have not changed are not reported, and an
+// unused shard is not copied. A change at the same instant as the last call is
+// still found.
 func TestUpdateOfNothing(t *testing.T) {
 	tab := newTimed(1)
 	tab.Table = NewKept(1<<20, tab.clock.Load, Secret{7, 8}, MaxShards)
@@ -233,7 +234,7 @@ func TestUpdateOfNothing(t *testing.T) {
 	})
 }
 
-// FuzzApply: no counter that is told to a table makes it fail later.
+// FuzzApply: whatever counter Apply accepts, the table works afterwards.
 func FuzzApply(f *testing.F) {
 	f.Add(uint64(1<<20|1), uint64(flagSplit|5), uint64(1), int64(1), int64(0), uint8(2), int64(1), int64(hour), int64(1))
 	f.Add(uint64(1<<20), uint64(0), uint64(math.MaxUint64), int64(math.MinInt64), int64(math.MaxInt64), uint8(0), int64(1), int64(hour), int64(1))

@@ -5,31 +5,32 @@ import (
 	"sync/atomic"
 )
 
-// A table that is in use forgets expired counters also if no new key comes, and gives
-// their memory back. There is no goroutine for that: every now and then a call looks
-// over a few groups before it does what it was made for. A table that nobody calls
-// keeps its memory.
+// This file frees expired counters even if no new key arrives, and releases their
+// memory. There is no goroutine for it. Instead, from time to time a call checks some
+// groups before it does its own work. A table that is not called keeps its memory.
 
-// sweep is where in the table, and when, the next groups are looked over.
+// sweep says which groups are checked next, and when.
 type sweep struct {
 	due   atomic.Int64 // read by every call
 	every int64        // between two steps
-	mu    sync.Mutex   // of what is below: one caller at a time sweeps
+	mu    sync.Mutex   // guards shard and group: one caller at a time sweeps
 	shard int
 	group int
 }
 
 const (
-	// sweepRound is how long it takes until every group of a table in constant use has
-	// been looked over.
+	// sweepRound is the time in nanoseconds in which every group of a table in
+	// constant use is checked once.
 	sweepRound = 240 * 1_000_000_000
-	// sweepGroups are looked over in one step, which takes some 3 µs.
+	// sweepGroups is how many groups one step checks. A step takes about 3 µs.
 	sweepGroups = 64
-	// sweepSteps are made up for at most by the first call after a pause.
+	// sweepSteps is the largest number of steps that the first call after a
+	// pause makes up for.
 	sweepSteps = 16
 )
 
-// sweepSome looks over the groups that are due. The caller must hold no lock of a shard.
+// sweepSome checks the groups that are due. It does nothing if another caller is
+// sweeping. It locks one shard at a time, so the caller must hold no lock of a shard.
 func (t *Table) sweepSome(now int64) {
 	w := &t.sweep
 	if !w.mu.TryLock() {
@@ -51,9 +52,9 @@ func (t *Table) sweepSome(now int64) {
 	}
 }
 
-// expire frees the expired counters in some groups from one on. It reports whether
-// there are more groups after those. After the last ones, the shard shrinks if little
-// is left in it.
+// expire frees the expired counters in up to sweepGroups groups, starting at from. It
+// reports whether there are more groups after these. After the last group, the shard
+// shrinks if few counters are left. It locks the shard.
 func (s *shard) expire(from int, shapes *shapes, now int64) (more bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -68,7 +69,7 @@ func (s *shard) expire(from int, shapes *shapes, now int64) (more bool) {
 		s.shrink()
 	}
 	if s.used != used {
-		s.now = now // by which a Mirror knows that something has changed
+		s.now = now // so that a Mirror notices the change
 	}
 	return more
 }

@@ -19,8 +19,8 @@ func crowdShapes(tab *timed, shapes int, longest int64) {
 	}
 }
 
-// TestShapesWithoutANumber: counters whose limit has no number go about as soon as they
-// can, whatever other limits without a number there are.
+// TestShapesWithoutANumber: counters whose limit has no number are freed soon after
+// they expire, whatever other limits without a number there are.
 func TestShapesWithoutANumber(t *testing.T) {
 	short := bucket(150, second, 5) // a unit leaks in 7 ms
 	for _, row := range []struct {
@@ -50,8 +50,8 @@ func TestShapesWithoutANumber(t *testing.T) {
 	}
 }
 
-// TestShapeClasses: a counter of a limit without a number is not let go of early, at
-// any length of life.
+// TestShapeClasses: a counter of a limit without a number is not freed early,
+// whatever its life is.
 func TestShapeClasses(t *testing.T) {
 	tab := newTimed(1 << 16)
 	crowdShapes(tab, 100, second)
@@ -71,8 +71,8 @@ func TestShapeClasses(t *testing.T) {
 	}
 }
 
-// TestForgetsWithoutNewKeys: a table that is in use forgets expired counters and gives
-// their memory back, also if only one key comes, and only now and then.
+// TestForgetsWithoutNewKeys: a table that is in use frees expired counters and
+// releases their memory, even if only one key is used, and rarely.
 func TestForgetsWithoutNewKeys(t *testing.T) {
 	for _, row := range []struct {
 		every int64 // between two calls
@@ -112,7 +112,8 @@ func groupCount(tab *Table) (n int) {
 	return n
 }
 
-// TestSweepTakesNothing: what still counts stays, however often the table is swept.
+// TestSweepTakesNothing: counters that still count stay, however often the table is
+// swept.
 func TestSweepTakesNothing(t *testing.T) {
 	tab := newTimed(1 << 16).at(1)
 	for i := range 10_000 {
@@ -131,7 +132,7 @@ func TestSweepTakesNothing(t *testing.T) {
 	}
 }
 
-// TestSweepIsShort: one call looks over a shard's worth of counters at most.
+// TestSweepIsShort: one call checks at most as many counters as one shard has.
 func TestSweepIsShort(t *testing.T) {
 	tab := newTimed(1 << 20).at(1)
 	flood(tab, 100_000, fixed(5, minute))

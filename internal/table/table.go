@@ -1,8 +1,18 @@
 // Package table keeps counters in memory: a bounded, concurrent table from keys to
 // states, in flat memory and without a goroutine of its own.
 //
-// The exported methods are the seam to the rest of the library, which knows
-// nothing of what is behind them.
+// The rest of the library uses only the exported methods, and does not depend
+// on how the table stores its counters. The files:
+//
+//	table.go      the table and the methods that count
+//	shard.go      one shard: its groups, and how it grows and shrinks
+//	slot.go       how one counter is packed
+//	evict.go      which counter is evicted when the table is full
+//	sweep.go      how expired counters are freed
+//	hash.go       how keys are hashed, with siphash.go for a secret that outlives the process
+//	shapes.go     the limits that slots refer to by number
+//	remote.go     methods for package nearcache
+//	snapshot.go   export and import of counters for package snapshot
 package table
 
 import (
@@ -14,32 +24,32 @@ import (
 // MaxLimits is the most limits that one call may have.
 const MaxLimits = rule.MaxLimits
 
-// Table holds at most a fixed number of counters, one for each key and each kind
-// and window of limit that it is under. It is safe for concurrent use.
+// Table holds a bounded number of counters: one for each key and each kind and
+// window of limit that the key is used under. It is safe for concurrent use.
 //
-// A key is known by its shard and a fingerprint of 58 bits, of two 64-bit hashes
-// under seeds that are the table's secret: what a client sends can neither be chosen
-// to meet another key, nor to fill one shard, nor does its length matter. With n keys
-// in s shards the chance that any two of them meet is n²/(s·2^59): 7e-9 for a million
-// in 256 shards, 9e-8 for ten million in 2,048.
+// A key is identified by its shard and a fingerprint of 58 bits. Both come from two
+// 64-bit hashes under seeds that only the table knows. So a client can neither choose
+// keys that collide nor fill one shard, and the length of a key does not matter. With
+// n keys in s shards the probability that any two of them collide is n²/(s·2^59):
+// 7e-9 for a million keys in 256 shards, 9e-8 for ten million in 2,048.
 type Table struct {
 	clock  func() int64
-	secret secret  // unless kept is set
-	kept   *Secret // one that outlives the process
+	secret secret  // used if kept is nil
+	kept   *Secret // a secret that outlives the process; see NewKept
 	shards []shard
 	sweep  sweep
 	shapes shapes
 }
 
-// perShard is how many counters a shard holds at most, about: few, because a shard
-// grows in one go, and a caller waits for that.
+// perShard is roughly the largest number of counters in a shard. It is small
+// because a shard grows in one step, and a caller waits for that.
 const perShard = 4096
 
 // MaxShards is how many shards a table has at most.
 const MaxShards = 1 << 16
 
-// New returns a table of at most max counters; max is at least 1. The clock tells
-// nanoseconds, is not negative and never runs backwards.
+// New returns a table of at most max counters; max must be at least 1. The clock
+// returns nanoseconds, which are never negative and never run backwards.
 func New(max int, clock func() int64) *Table {
 	n := 1
 	for n < MaxShards && 2*n*perShard <= max {
@@ -63,12 +73,13 @@ func (t *Table) divide(max, n int) {
 	t.sweep.every = sweepRound / int64(steps)
 }
 
-// TakeOne takes n units of key under one limit. It is Take, without all that several
-// limits need: most limiters have one.
+// TakeOne takes n units of key under one limit. It is Take without the work that
+// several limits need, because most limiters have one limit.
 //
-// A lock is still held, for the caller to unlock as soon as the answer is where it is
-// to be. Whoever copies it from there would else wait 4 ns: what has just been written
-// in parts is not read as a whole before it is in the cache, and an unlock sees to that.
+// TakeOne returns with the shard locked: the caller must unlock held once it has copied
+// the answer. Copying it after the unlock is 4 ns slower. The answer has just been
+// written in parts, and the CPU cannot read it as a whole before the writes have reached
+// the cache. The unlock waits for them anyway.
 func (t *Table) TakeOne(key string, n int64, l *rule.Limit) (a rule.Answer, now int64, held *sync.Mutex) {
 	h := t.hash(key)
 	of := h.id(l)
@@ -95,9 +106,10 @@ func (t *Table) TakeOne(key string, n int64, l *rule.Limit) (a rule.Answer, now 
 
 // Take takes n units of key under every limit, or under none, in one step. It fills
 // answers, which must be as long as limits, and returns the instant of the decision.
+// It locks the key's shard.
 //
-// A call with n of 0 is a look: it writes nothing, so it neither makes a counter nor
-// takes its protection from eviction away.
+// A call with n = 0 is a look and writes nothing. It neither creates a counter nor
+// removes a counter's protection from eviction.
 func (t *Table) Take(key string, n int64, limits []rule.Limit, answers []rule.Answer) (at int64) {
 	h := t.hash(key)
 	var d decision
@@ -108,10 +120,11 @@ func (t *Table) Take(key string, n int64, limits []rule.Limit, answers []rule.An
 	return now
 }
 
-// TakeAt is Take for a key that has been hashed, at an instant that the caller has
-// read off its own clock. If the shard has seen a later one, that one is used. TakeAt returns
-// the instant used, and whether the units were admitted. If after is not nil, it must
-// be as long as limits, and is filled with the states after the call.
+// TakeAt is Take for a key that has been hashed, at an instant that the caller has read from
+// its own clock. If the shard has already seen a later instant, that one is used. TakeAt
+// returns the instant used, and whether the units were admitted. If after is not nil, it must
+// be as long as limits, and is filled with the states after the call. It locks the key's
+// shard.
 func (t *Table) TakeAt(h Hash, n, now int64, limits []rule.Limit, answers []rule.Answer, after []rule.State) (admitted bool, at int64) {
 	var d decision
 	h.fill(&d.ids, limits)
@@ -123,7 +136,7 @@ func (t *Table) TakeAt(h Hash, n, now int64, limits []rule.Limit, answers []rule
 }
 
 // TakeUpToAt is TakeAt for as many of n > 0 units as fit. It returns how many were
-// taken; if none fits, the answers are for a denial of one unit.
+// taken. If none fits, the answers are for a denial of one unit.
 func (t *Table) TakeUpToAt(h Hash, n, now int64, limits []rule.Limit, answers []rule.Answer, after []rule.State) (taken, at int64) {
 	var d decision
 	h.fill(&d.ids, limits)
@@ -142,13 +155,13 @@ func (t *Table) TakeUpToAt(h Hash, n, now int64, limits []rule.Limit, answers []
 	return n, now
 }
 
-// decision is what a Take under several limits works with.
+// decision holds the intermediate results of a Take under several limits.
 type decision struct {
 	ids           [MaxLimits]id
 	before, after [MaxLimits]rule.State
 }
 
-// take is Take in a shard that is locked, with the ids filled in.
+// take is Take in a shard that is locked. d.ids must be filled in.
 func (d *decision) take(s *shard, shapes *shapes, n, now int64, limits []rule.Limit, answers []rule.Answer) (admitted bool) {
 	admitted = true
 	for i := range limits {
@@ -170,8 +183,9 @@ func (d *decision) take(s *shard, shapes *shapes, n, now int64, limits []rule.Li
 		}
 		flags := flags(answers[i])
 		if !admitted {
-			// A denial changes nothing, so a key that was refused before still is: also if
-			// this time another limit has denied it, or for a cost that can never fit.
+			// A denial changes no units, so a key that was refused before still counts as
+			// refused. This also holds if another limit denied it this time, or if its
+			// cost can never fit.
 			flags |= s.flags(s.find(d.ids[i])) & flagRefused
 		}
 		if flags != 0 || d.after[i] != d.before[i] {
@@ -181,9 +195,9 @@ func (d *decision) take(s *shard, shapes *shapes, n, now int64, limits []rule.Li
 	return admitted
 }
 
-// Adjust moves what is counted for key by n units that were taken at an instant,
-// as [rule.Limit.Adjust] does, under every limit in one step. It returns how many
-// of them it has charged under every limit.
+// Adjust changes the counters of key by n units that were taken at an instant, as
+// [rule.Limit.Adjust] does, under every limit in one step. It returns how many of
+// the units it has charged under every limit. It locks the key's shard.
 func (t *Table) Adjust(key string, n, at int64, limits []rule.Limit) (charged int64) {
 	h := t.hash(key)
 	var room [MaxLimits]id
@@ -193,19 +207,21 @@ func (t *Table) Adjust(key string, n, at int64, limits []rule.Limit) (charged in
 	return s.adjust(ids, &t.shapes, n, at, now, limits, nil)
 }
 
-// A Move is what [Table.AdjustAt] has done under one limit.
+// A Move is the change that [Table.AdjustAt] has made under one limit.
 type Move struct {
-	// Units is how many units the counter has moved by: negative if they were given
-	// back. A part of a unit, which only buckets have, is rounded up: a part that was
-	// charged is a unit, and a part that was given back is none.
+	// Units is how many units the counter has changed by, and negative if units were
+	// given back. Only buckets change by fractions of a unit, and these are rounded
+	// up: a charged fraction counts as a unit, and a fraction given back counts as
+	// none.
 	Units int64
 	After rule.State
 }
 
 // AdjustAt is Adjust for a key that has been hashed, at an instant that the caller has
-// read off its own clock, as for [Table.TakeAt]. It returns also the instant used. It
-// fills moves, which must be as long as limits, with what was done under each of
-// them: an n that a full limit has no room for may have been charged under the others.
+// read from its own clock, as for [Table.TakeAt]. It also returns the instant used. It
+// fills moves, which must be as long as limits, with the change under each limit: if
+// one limit is full, the units may still have been charged under the others. It locks
+// the key's shard.
 func (t *Table) AdjustAt(h Hash, n, at, now int64, limits []rule.Limit, moves []Move) (charged, used int64) {
 	var room [MaxLimits]id
 	ids := h.fill(&room, limits)
@@ -241,15 +257,16 @@ func (s *shard) adjust(ids []id, shapes *shapes, n, at, now int64, limits []rule
 	return charged
 }
 
-// moved is how many units, rounded up, an Adjust by n has moved a counter by.
+// moved returns how many units, rounded up, an Adjust by n has changed a
+// counter by.
 func moved(l *rule.Limit, before, after rule.State, now, n int64) int64 {
 	if n < 0 {
 		return -l.Charged(after, before, now)
 	}
 	units := l.Charged(before, after, now)
 	if l.Kind == rule.Bucket && units < n {
-		// Only at the brim is less than a unit charged. A Take brings the state of
-		// before to now, whatever it takes.
+		// Less than a unit is charged only if the bucket became full. The Take
+		// brings the state before to now; how many units it takes does not matter.
 		whole := *l
 		whole.Burst = rule.MaxUnits
 		if before, _ = whole.Take(before, now, 1); before.B != after.B {
@@ -259,8 +276,8 @@ func moved(l *rule.Limit, before, after rule.State, now, n int64) int64 {
 	return units
 }
 
-// refusedStill returns flagRefused if the counter at c has it, and not more is left
-// than when it got it: a counter that has become whole was refused in another life.
+// refusedStill returns flagRefused if the counter at c has it and no more units are
+// left than before. A counter that has been whole in the meantime loses the flag.
 func (s *shard) refusedStill(c place, was, is rule.Answer) uint64 {
 	if was.Reset == 0 || is.Remaining > was.Remaining {
 		return 0
@@ -268,8 +285,8 @@ func (s *shard) refusedStill(c place, was, is rule.Answer) uint64 {
 	return s.flags(c) & flagRefused
 }
 
-// Reset forgets what is counted for key under every limit. The number of limits may be
-// larger than [MaxLimits].
+// Reset deletes the counters of key under every limit. The number of limits may be
+// larger than [MaxLimits]. It locks the key's shard.
 func (t *Table) Reset(key string, limits []rule.Limit) {
 	h := t.hash(key)
 	s, _ := t.lock(h)
@@ -288,12 +305,13 @@ func (s *shard) forget(h keyHash, limits []rule.Limit) {
 
 // Stats are counts over the table's life, and how full it is now.
 type Stats struct {
-	Counters      int    // held now, among them expired ones that nothing has met yet
+	Counters      int    // held now, including expired ones that are not freed yet
 	Evicted       uint64 // pushed out while they still counted something
 	EvictedDenied uint64 // evicted counters that had no unit left
 }
 
-// Stats adds up the shards, each at its own instant.
+// Stats adds up the shards. It locks one shard at a time, so each is counted at
+// its own instant.
 func (t *Table) Stats() Stats {
 	var sum Stats
 	for i := range t.shards {
@@ -320,7 +338,8 @@ func (t *Table) Decisions() (allowed, denied uint64) {
 	return allowed, denied
 }
 
-// write puts a state into the slot of an id, which it makes if there is none.
+// write puts a state into the slot of an id, and creates the counter if there
+// is none. The shard must be locked.
 func (s *shard) write(of id, own []id, shapes *shapes, l *rule.Limit, state rule.State, flags uint64, now int64) {
 	c := s.find(of)
 	if c.group == nil {
@@ -329,13 +348,15 @@ func (s *shard) write(of id, own []id, shapes *shapes, l *rule.Limit, state rule
 	s.put(c, of|shapes.of(l), l, state, flags)
 }
 
-// lock locks the shard of a key and reads the clock. That is done before the lock
-// is held, to hold it the shorter, and again where another was first and later.
-// Before that, expired counters elsewhere are forgotten if it is time, see sweep.go.
+// lock locks the shard of a key and reads the clock. It reads the clock before it
+// takes the lock, so that the lock is held for a shorter time. If another caller
+// with a later instant got the lock first, it reads the clock again. Before it takes
+// the lock, lock may free some expired counters; see sweep.go.
 //
-// A clock that is behind even then is another clock: a test's, in a bubble of
-// testing/synctest of its own. Counters stand still until it comes to where they
-// are, or start from it where that is too far (see [rule.Limit.Take]).
+// If the clock is still behind, it is a different clock: for example, a test
+// runs in its own bubble of testing/synctest. Counters then do not age until
+// that clock reaches their instants. If they are more than a window ahead, they
+// start from the new clock; see [rule.Limit.Take].
 func (t *Table) lock(h keyHash) (s *shard, now int64) {
 	s = &t.shards[h.shard&uint64(len(t.shards)-1)]
 	now = t.clock()
@@ -350,13 +371,14 @@ func (t *Table) lock(h keyHash) (s *shard, now int64) {
 	return s, now
 }
 
-// maxLate is how far an instant may be behind its shard's last one: a caller may have
-// waited for a store after it read the clock. An instant that is further behind is
-// another clock's, see [Table.lock].
+// maxLate is how far an instant may be behind its shard's last one, in nanoseconds. A
+// caller may have waited for a store after it read the clock. An instant that is
+// further behind belongs to another clock; see [Table.lock].
 const maxLate = 3600 * 1_000_000_000
 
-// lockAt is lock at an instant that the caller has read, or at the shard's last one
-// if that is later: so time does not run back for a key.
+// lockAt is lock for an instant that the caller has read. If the shard's last
+// instant is later, lockAt returns that one, so time never runs backwards for a
+// key.
 func (t *Table) lockAt(h keyHash, now int64) (*shard, int64) {
 	s := &t.shards[h.shard&uint64(len(t.shards)-1)]
 	if now >= t.sweep.due.Load() {

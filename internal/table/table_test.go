@@ -11,7 +11,7 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// What all tests of this package share. A table of fewer than two times
+// This is shared by all tests of this package. A table of fewer than two times
 // minPerShard counters has one shard, so that its order of eviction is exact.
 
 const (
@@ -42,7 +42,7 @@ func hourly(n int64) map[string]rule.Limit {
 	}
 }
 
-// timed is a table and its clock, which stands still between calls.
+// timed is a table and its clock, which does not move between calls.
 type timed struct {
 	*Table
 	clock atomic.Int64
@@ -55,8 +55,8 @@ func newTimed(most int) *timed {
 	return tab
 }
 
-// Take takes turns between the two ways to take under one limit, so that each
-// test meets both, one after the other on the same counters.
+// Take alternates between the two ways to take under one limit, so that each
+// test uses both on the same counters.
 func (tab *timed) Take(key string, n int64, limits []rule.Limit, answers []rule.Answer) (at int64) {
 	if len(limits) == 1 && tab.turn.Add(1)%2 == 0 {
 		answers[0], at = tab.TakeOne(key, n, &limits[0])
@@ -65,7 +65,7 @@ func (tab *timed) Take(key string, n int64, limits []rule.Limit, answers []rule.
 	return tab.Table.Take(key, n, limits, answers)
 }
 
-// TakeOne unlocks what the table leaves locked.
+// TakeOne unlocks the shard that the table leaves locked.
 func (tab *timed) TakeOne(key string, n int64, l *rule.Limit) (rule.Answer, int64) {
 	a, now, held := tab.Table.TakeOne(key, n, l)
 	held.Unlock()
@@ -78,7 +78,7 @@ func (tab *timed) at(now int64) *timed {
 	return tab
 }
 
-// take takes n units and tells whether they were admitted.
+// take takes n units and reports whether they were admitted.
 func (tab *timed) take(key string, n int64, limits ...rule.Limit) bool {
 	answers := make([]rule.Answer, len(limits))
 	tab.Take(key, n, limits, answers)
@@ -90,14 +90,15 @@ func (tab *timed) take(key string, n int64, limits ...rule.Limit) bool {
 	return true
 }
 
-// left looks at what remains of key under l.
+// left returns how many units remain of key under l.
 func (tab *timed) left(key string, l rule.Limit) int64 {
 	var answers [1]rule.Answer
 	tab.Take(key, 0, []rule.Limit{l}, answers[:])
 	return answers[0].Remaining
 }
 
-// holds tells whether key has a counter under l. Unlike a look it touches nothing.
+// holds reports whether key has a counter under l. Unlike a look it changes
+// nothing.
 func (tab *timed) holds(key string, l rule.Limit) bool {
 	h := tab.secret.hash(key)
 	s, _ := tab.lock(h)
@@ -117,7 +118,7 @@ func newRand(t *testing.T) *rand.Rand {
 	return rand.New(rand.NewPCG(s, s))
 }
 
-// TestLookMakesNoCounter: what takes nothing leaves nothing behind, so a client
+// TestLookMakesNoCounter: a call that takes nothing stores nothing, so a client
 // cannot fill the table with it.
 func TestLookMakesNoCounter(t *testing.T) {
 	for name, l := range hourly(3) {
@@ -133,8 +134,8 @@ func TestLookMakesNoCounter(t *testing.T) {
 	}
 }
 
-// TestRefundToZeroRemoves: a key that has been given back all that it took is as
-// good as unknown, and holds no memory.
+// TestRefundToZeroRemoves: a key that was given back all of its units uses no
+// memory, like an unused key.
 func TestRefundToZeroRemoves(t *testing.T) {
 	for name, l := range hourly(3) {
 		tab := newTimed(100)
@@ -151,8 +152,8 @@ func TestRefundToZeroRemoves(t *testing.T) {
 	}
 }
 
-// TestResetRemoves: Reset forgets the key under the limits that it is given, and
-// nothing else.
+// TestResetRemoves: Reset deletes the key's counters under the given limits, and
+// no others.
 func TestResetRemoves(t *testing.T) {
 	tab := newTimed(100)
 	a, b, c := fixed(3, hour), sliding(3, hour), bucket(1, hour, 3)
@@ -177,9 +178,9 @@ func TestResetRemoves(t *testing.T) {
 	checkInvariants(t, tab.Table)
 }
 
-// TestShrinks: without a goroutine to clean up, expired counters leave faster
-// than new ones come; also those that were denied, and so stand in the other queue.
-// In a full table, too, they make room before anything counts as evicted.
+// TestShrinks: without a goroutine to clean up, expired counters are freed faster
+// than new ones arrive, denied ones included. In a full table, too, they make room
+// before anything counts as evicted.
 func TestShrinks(t *testing.T) {
 	const n = 1000
 	for _, row := range []struct {
@@ -210,8 +211,8 @@ func TestShrinks(t *testing.T) {
 	}
 }
 
-// TestLateCaller: who reads the clock first and gets the lock last decides by the
-// time of the lock, so that time does not run backwards for a key.
+// TestLateCaller: a caller that reads the clock first and gets the lock last is
+// decided at the time of the lock. So time does not run backwards for a key.
 func TestLateCaller(t *testing.T) {
 	for turn := range int64(2) {
 		for name, l := range hourly(3) {
@@ -251,7 +252,8 @@ func TestLateCaller(t *testing.T) {
 }
 
 // TestClockBehind: a clock that is behind, as in another bubble of testing/synctest,
-// mints nothing: by it, too, a denied key stays denied for as long as it was told.
+// creates no units. A denied key stays denied for as long as the answer said, also
+// by that clock.
 func TestClockBehind(t *testing.T) {
 	for name, l := range hourly(3) {
 		for _, back := range []int64{1, minute, hour, hour + 1, 2 * hour, 100 * hour} {
@@ -261,7 +263,7 @@ func TestClockBehind(t *testing.T) {
 			behind := 200*hour - back
 			tab.at(behind).Take("k", 1, []rule.Limit{l}, answers[:])
 			retry := answers[0].Retry
-			if retry < hour || retry > 2*hour+1 { // what it was, and at most a window of standing still
+			if retry < hour || retry > 2*hour+1 { // the original wait, plus at most a window in which the counter does not age
 				t.Errorf("%s, %d ns behind: denied for %d, want an hour to two", name, back, retry)
 			}
 			if tab.at(behind+retry-1).take("k", 1, l) {
@@ -275,8 +277,8 @@ func TestClockBehind(t *testing.T) {
 	}
 }
 
-// TestTakeAllocatesNothing: a decision on an existing key, of whatever outcome, is
-// free of allocations, so a client that is denied costs the collector nothing.
+// TestTakeAllocatesNothing: a decision on an existing key allocates nothing,
+// whatever its result. So a denied client causes no garbage.
 func TestTakeAllocatesNothing(t *testing.T) {
 	few := []rule.Limit{fixed(rule.MaxUnits, hour)}
 	many := make([]rule.Limit, 0, MaxLimits)
