@@ -2,9 +2,9 @@
 // outside of this process's own table: a Redis server, a database, or a store
 // that a user of the library has written. It has no implementation.
 //
-// The contract uses the terms of package rule. So the code between a limiter and
-// its store (timeouts, breaker, near cache, leases) depends neither on the public
-// types of the library nor on a particular store.
+// The contract uses the terms of package rule. Between a limiter and its store
+// there are timeouts, a breaker, the near cache and leases. That code depends
+// neither on the public types of the library nor on a particular store.
 package engine
 
 import (
@@ -46,7 +46,7 @@ type Request struct {
 	Units  int64
 	UpTo   bool // take as many of the units as fit; Units is at least 1, and if none fits, the answer is a denial of one unit
 	Limits *Limits
-	Now    int64 // what clock.Now has just returned, because reading the clock again would be a large part of the cost of a shared decision
+	Now    int64 // what clock.Now has just returned; a second reading would be a large part of a shared decision's cost
 	Until  int64 // a deadline by that clock, in addition to the context's deadline; 0 is none
 
 	// States is a buffer for the states after the call, one for each limit, by the

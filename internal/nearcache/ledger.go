@@ -16,10 +16,10 @@ import (
 // bytes is not stored: its units are sent when a caller passes the key again.
 //
 // The ledger is bounded in bytes. When it is full, the keys that have been in it for
-// the longest time are dropped. The store never learns of their units, so it admits as
-// many units too many. Lost counts these keys, unless their units no longer count. Keys
-// longer than longKey bytes have a quarter of the ledger to themselves. So a client
-// that sends long keys cannot displace short ones.
+// the longest time are dropped. The store never learns of their units, so it may admit
+// the same number of units again. Lost counts these keys, unless their units no longer
+// count. Keys longer than longKey bytes have a quarter of the ledger to themselves. So
+// a client that sends long keys cannot displace short ones.
 //
 // The lock of a stripe guards its ledger, with all entries and records. All functions
 // here that get a place, an entry or a ledger require that it is held. The exported

@@ -247,8 +247,9 @@ type Reply struct {
 // the key's stripe.
 //
 // If the store does not report its states, Learn guesses them from the answers (see
-// [rule.Limit.Guess]). If a sliding window whose state was guessed denies, the denial is only
-// used for the number of units that were asked for, and only if the guess is exact for them.
+// [rule.Limit.Guess]). A denial by a sliding window whose state was guessed is used with
+// care. It is only used for the number of units that were asked for, and only if the guess is
+// exact for them.
 func (c *Cache) Learn(key string, r Reply) {
 	c.clock.observe(r.At, r.Now)
 	at := c.clock.here(r.At)

@@ -399,9 +399,10 @@ func TestScriptsFollowTheRules(t *testing.T) {
 	}
 }
 
-// TestScriptsRounding: a key's end is rounded up from the microsecond. What has
-// leaked from a bucket, the weight of a sliding window's older half and the end of
-// a bucket are exact, also if they are quotients of a product of 2^53 or more.
+// TestScriptsRounding: a key's end is rounded up from the microsecond. Three
+// numbers are exact, also if they are quotients of a product of 2^53 or more: what
+// has leaked from a bucket, the weight of a sliding window's older half, and the
+// end of a bucket.
 func TestScriptsRounding(t *testing.T) {
 	for name, client := range map[string]func(testing.TB) *redis.Client{"server": server, "gopher-lua": mini} {
 		t.Run(name, func(t *testing.T) {

@@ -189,9 +189,10 @@ func Tag(key string) string {
 	return key
 }
 
-// AppendEscaped appends s, with %XX for each brace, which could end a hash tag,
-// for each percent sign, and for each byte that redis-cli would not print as it
-// is: quotes, backslashes, spaces and all that is not printable ASCII.
+// AppendEscaped appends s and writes some bytes as %XX: braces, which could end
+// a hash tag, percent signs, and each byte that redis-cli would not print as it
+// is. redis-cli escapes quotes, backslashes, spaces and all that is not
+// printable ASCII.
 func AppendEscaped(b []byte, s string) []byte {
 	const digits = "0123456789ABCDEF"
 	for i := range len(s) {

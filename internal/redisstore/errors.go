@@ -12,7 +12,8 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/redisscript"
 )
 
-// Cause says where an [Error] comes from.
+// Cause says where an [Error] comes from. This file has the errors of a store,
+// and what each reply of a server means for later calls.
 type Cause uint8
 
 const (

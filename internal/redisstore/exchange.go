@@ -40,8 +40,8 @@ func (g *group) accepts(c *call) bool {
 }
 
 // cost and takers are the units per caller and the number of callers that the
-// script gets. A caller that wants as many units as fit is sent as that many
-// callers of one unit each, so the script admits as many of them as fit.
+// script gets. If a caller wants as many of n units as fit, the script gets n
+// callers of one unit each, and admits as many of them as fit.
 func (g *group) cost() int64 { return g.first().asked() }
 
 func (g *group) takers() int64 {

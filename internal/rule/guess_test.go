@@ -42,8 +42,8 @@ func smallStates(kind rule.Kind, f func(l rule.Limit, s rule.State)) {
 	}
 }
 
-// TestGuess: if nothing uses the key in the meantime, a guess has the same answer now as
-// the real state, and leaves no more units at any later instant. It is exact for a fixed
+// TestGuess: a guess has the same answer now as the real state. If nothing uses the key
+// in the meantime, it leaves no more units at any later instant. It is exact for a fixed
 // window. For a bucket it is as exact as Reset, which is in whole nanoseconds.
 func TestGuess(t *testing.T) {
 	for _, kind := range kinds {

@@ -160,7 +160,7 @@ func (p *process) consult(key int, n int64, ask nearcache.LeaseRequest, timeout 
 func (p *process) sweep() {
 	r := p.run
 	ended := p.near.EndLeases(r.now, false)
-	slices.SortFunc(ended, func(a, b nearcache.EndedLease) int { return cmp.Compare(a.Key, b.Key) }) // EndLeases returns them in random order
+	slices.SortFunc(ended, func(a, b nearcache.EndedLease) int { return cmp.Compare(a.Key, b.Key) }) // their order is random
 	for _, l := range ended {
 		p.giveBack(r.index[l.Key], l)
 	}
@@ -221,7 +221,7 @@ func (p *process) settleAll() {
 func (p *process) settle() {
 	p.settling = 0
 	owing := p.near.OwingKeys(p.run.now)
-	slices.Sort(owing) // OwingKeys returns them in random order
+	slices.Sort(owing) // their order is random
 	for _, name := range owing {
 		key, batch := p.run.index[name], p.near.Collect(name, p.run.now)
 		if batch == nil {

@@ -15,8 +15,8 @@ import (
 //
 // There are two locks, and a process needs both to open a snapshot. The first
 // is a file beside the snapshot, which exists from the start. The second is the
-// snapshot itself. It is needed because anyone may remove the file beside it,
-// for example a program that tidies up, and another process would then create
+// snapshot itself. The first is not enough, because anyone may remove that
+// file, for example a program that tidies up. Another process would then create
 // and lock a new one. Each version of the snapshot is locked before it gets its
 // name, and the previous version is unlocked afterwards. So there is no moment
 // at which another process could open the snapshot.
