@@ -26,8 +26,10 @@ const (
 	// when it answers again. If the store returns without its counters, its keys
 	// start from zero.
 	FallbackLocal FailurePolicy = iota
-	// FailOpen admits every request. Header fields then show what would be left of a
-	// whole limit.
+	// FailOpen admits every request that the store would have decided. Header fields
+	// then show what would be left of a whole limit. Keys that are known to be denied
+	// are still denied, until their time is over: only one request in each
+	// Options.DenyRecheck asks the store, and is admitted.
 	FailOpen
 	// FailClosed decides nothing: requests are answered with 503, and Take returns
 	// the error. Keys that are known to be denied are still denied, with 429: only
