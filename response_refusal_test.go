@@ -487,7 +487,7 @@ func TestStatusOfACopyThatSendsNothing(t *testing.T) {
 			l := httpLimiterNamed(t, name, Options{Limits: []Limit{hour}, Count: told.count, Key: StaticKey("k")})
 			s := start(l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				io.Copy(w, src)
-				http.Error(w, "no", 401)
+				http.Error(w, "no", http.StatusUnauthorized)
 			})))
 			answer, err := s.Client().Get(s.URL)
 			require.NoError(t, err)

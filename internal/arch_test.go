@@ -5,7 +5,7 @@
 // This file has the rules and the two tests of the module itself. The checks
 // are in arch_imports_test.go and arch_files_test.go. arch_check_test.go shows
 // that they find what they should. commands_test.go is about the go test commands
-// of the documentation.
+// of the documentation, and rules_test.go about docs/rules.md.
 package internal_test
 
 import (

@@ -43,7 +43,7 @@ func TestMissingTestsAreFound(t *testing.T) {
 		"internal/x/sub/s_test.go": {Data: []byte("func TestSub(t *testing.T) {}\n")},
 		"examples/y/go.mod":        {},
 		"examples/y/y_test.go":     {Data: []byte("func TestY(t *testing.T) {}\n")},
-		"storetest/cases.go":       {Data: []byte("\t{\n\t\tname: \"denied\",\n\t},\n\t{\n\t\tname:  \"late-refund\",\n")},
+		"storetest/cases_x.go":     {Data: []byte("\t{\n\t\tname: \"denied\",\n\t},\n\t{\n\t\tname:  \"late-refund\",\n")},
 	}
 	for _, test := range []struct {
 		command string
@@ -240,17 +240,24 @@ func (c testCommand) check(fsys fs.FS) error {
 	return c.matches(c.run, "Test|Example|Fuzz", names)
 }
 
-// caseName matches the name of a case in storetest/cases.go.
+// caseName matches the name of a case in storetest/cases_*.go.
 var caseName = regexp.MustCompile(`(?m)^\t\tname:\s+"(.+)"`)
 
 // checkCases checks that each alternative of a pattern matches a case of the
 // conformance suite.
 func (c testCommand) checkCases(fsys fs.FS, pattern string) error {
-	text, err := fs.ReadFile(fsys, "storetest/cases.go")
+	files, err := fs.Glob(fsys, "storetest/cases_*.go")
 	if err != nil {
 		return err
 	}
-	cases := caseName.FindAllStringSubmatch(string(text), -1)
+	var cases [][]string
+	for _, file := range files {
+		text, err := fs.ReadFile(fsys, file)
+		if err != nil {
+			return err
+		}
+		cases = append(cases, caseName.FindAllStringSubmatch(string(text), -1)...)
+	}
 	for _, alternative := range strings.Split(pattern, "|") {
 		re, err := regexp.Compile(alternative)
 		if err != nil {
