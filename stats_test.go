@@ -61,15 +61,15 @@ func TestStatsHoldNoKeys(t *testing.T) {
 // kind of store, across reloads.
 func TestStatsCountEachDecision(t *testing.T) {
 	gold := []Limit{Unlimited}
-	for name, store := range map[string]func() Store{
-		"memory": func() Store { return memory(t, "a") }, "wrapped": func() Store { return &wrapper{memory(t, "b")} },
-		"Redis": func() Store { return redisStore(t, newMini(t).client(t), "rl:") }, "failing": func() Store { return &farStore{Store: memory(t, "c"), mode: refused} },
+	for name, store := range map[string]func(*testing.T) Store{
+		"memory": func(t *testing.T) Store { return memory(t, "a") }, "wrapped": func(t *testing.T) Store { return &wrapper{memory(t, "b")} },
+		"Redis": func(t *testing.T) Store { return redisStore(t, newMini(t).client(t), "rl:") }, "failing": func(t *testing.T) Store { return &farStore{Store: memory(t, "c"), mode: refused} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			var reg Registry
 			defer reg.Close()
 			opts := quiet(FixedWindow(50, time.Hour))
-			opts.Store, opts.Timeout = store(), time.Minute
+			opts.Store, opts.Timeout = store(t), time.Minute
 			opts.LimitsFor = func(r *http.Request) []Limit {
 				return map[string][]Limit{"gold": gold, "bad": {Deny}, "two": {FixedWindow(40, time.Hour), SlidingWindow(9, time.Minute)}}[r.Header.Get("Plan")]
 			}

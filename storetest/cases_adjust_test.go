@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"cmp"
 	"math"
 	"slices"
 
@@ -252,7 +253,7 @@ var lateFaults = []fault{
 		}
 	}},
 	{caught: "late-under-several", does: "measures lateness by the shortest window", breaks: beforeAdjust(func(c *call) {
-		shortest := slices.MinFunc(c.limits, func(a, b ratelimit.Limit) int { return int(a.Window() - b.Window()) })
+		shortest := slices.MinFunc(c.limits, func(a, b ratelimit.Limit) int { return cmp.Compare(a.Window(), b.Window()) })
 		if c.n < 0 && len(c.limits) > 1 {
 			c.limits = []ratelimit.Limit{shortest}
 		}

@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -54,7 +55,7 @@ var callFaults = []fault{
 		s.beforeTake(func(c *call) { c.limits[0] = c.limits[0].Named("changed") })
 	}},
 	{caught: "limits-slice", does: "sorts the limits", breaks: beforeAdjust(func(c *call) {
-		slices.SortFunc(c.limits, func(a, b ratelimit.Limit) int { return int(a.Window() - b.Window()) })
+		slices.SortFunc(c.limits, func(a, b ratelimit.Limit) int { return cmp.Compare(a.Window(), b.Window()) })
 	})},
 	{caught: "limits-slice", does: "appends to the limits", breaks: func(s *reference) {
 		reset := s.onReset

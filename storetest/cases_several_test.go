@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -66,7 +67,7 @@ var severalFaults = []fault{
 		s.onTake = func(c *call) error {
 			sorted := *c
 			sorted.limits = slices.Clone(c.limits)
-			slices.SortFunc(sorted.limits, func(a, b ratelimit.Limit) int { return int(a.Window() - b.Window()) })
+			slices.SortFunc(sorted.limits, func(a, b ratelimit.Limit) int { return cmp.Compare(a.Window(), b.Window()) })
 			err := take(&sorted)
 			c.at = sorted.at
 			return err
@@ -76,7 +77,7 @@ var severalFaults = []fault{
 	{caught: "order", does: "returns the tightest limit for each", breaks: func(s *reference) {
 		s.afterTake(func(c *call) {
 			for i := range c.results {
-				c.results[i] = slices.MinFunc(c.results, func(a, b ratelimit.Result) int { return int(a.Remaining - b.Remaining) })
+				c.results[i] = slices.MinFunc(c.results, func(a, b ratelimit.Result) int { return cmp.Compare(a.Remaining, b.Remaining) })
 			}
 		})
 	}},

@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -246,7 +247,7 @@ func (r *run) check() (operations int) {
 // show logs a history that the model does not allow. It also writes porcupine's picture
 // of it, which shows how far the model allows it.
 func (r *run) show(key string, history []porcupine.Operation) {
-	slices.SortFunc(history, func(a, b porcupine.Operation) int { return int(a.Call - b.Call) })
+	slices.SortFunc(history, func(a, b porcupine.Operation) int { return cmp.Compare(a.Call, b.Call) })
 	for _, o := range history {
 		r.Logf("%9d to %9d us: %+v: %+v", o.Call/1000, o.Return/1000, o.Input, o.Output)
 	}

@@ -1,6 +1,7 @@
 package table
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -148,7 +149,7 @@ func TestDecisionsAreInOrder(t *testing.T) {
 	})
 	for _, key := range keys {
 		alone := newModel()
-		slices.SortFunc(decisions[key], func(a, b decided) int { return int(a.at - b.at) })
+		slices.SortFunc(decisions[key], func(a, b decided) int { return cmp.Compare(a.at, b.at) })
 		for _, d := range decisions[key] {
 			if want := alone.take(key, d.at, d.n, d.limits); !slices.Equal(d.answers, want) {
 				t.Fatalf("%q, %d units at %d:\n got %+v\nwant %+v", key, d.n, d.at, d.answers, want)
