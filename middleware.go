@@ -80,7 +80,9 @@ func handBack(r, inner *http.Request) {
 //
 // A request is counted once for each key, however often it is checked: a limiter
 // whose Key finds the address first, and later a user, counts both. To limit the
-// messages of one connection, use [Limiter.Take].
+// messages of one connection, use [Limiter.Take]. If w is an adapter to a framework's
+// response, its Header must return the same map for all limiters on a request: by the
+// map Check sees that it is one response.
 //
 // Check puts the decision into r's context, by changing *r, so that [DecisionFrom]
 // and [Limiter.AddCost] work afterwards; DecisionFrom also if Check returns false

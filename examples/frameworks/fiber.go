@@ -91,14 +91,24 @@ type fiberWriter struct {
 	header http.Header
 }
 
+// fiberHeader is the key of the http.Header that all limiters on a request share. By it
+// they see that they have one response: then fields of an inner limiter are added to
+// those of an outer one, and a limiter that is mounted twice counts once.
+type fiberHeader struct{}
+
 func newFiberWriter(c fiber.Ctx) fiberWriter {
-	w := fiberWriter{c, make(http.Header)}
+	header, ok := c.Locals(fiberHeader{}).(http.Header)
+	if !ok {
+		header = make(http.Header)
+		c.Locals(fiberHeader{}, header)
+	}
+	clear(header)
 	for _, list := range []string{"RateLimit", "RateLimit-Policy"} { // fields of outer limiters, to which this one adds
 		if value := c.GetRespHeader(list); value != "" {
-			w.header.Set(list, value)
+			header.Set(list, value)
 		}
 	}
-	return w
+	return fiberWriter{c, header}
 }
 
 func (w fiberWriter) Header() http.Header         { return w.header }

@@ -235,6 +235,23 @@ func TestFiberStacked(t *testing.T) {
 	wantField(t, res, "Retry-After", `\d+`)
 }
 
+// TestFiberCountsOnce mounts one limiter twice.
+func TestFiberCountsOnce(t *testing.T) {
+	limiter := newLimiter(t, "twice", nil)
+	app := fiber.New()
+	app.Use(Fiber(limiter))
+	app.Get("/hello", Fiber(limiter), func(c fiber.Ctx) error { return c.SendString("hello") })
+	get := start(t, fiberServer(app))
+
+	for remaining := range 3 {
+		res, _ := get(http.MethodGet, nil)
+		wantField(t, res, "RateLimit", fmt.Sprintf(`"twice";r=%d;t=\d+`, 2-remaining))
+	}
+	if res, _ := get(http.MethodGet, nil); res.StatusCode != http.StatusTooManyRequests {
+		t.Errorf("the fourth request: status %d, want 429", res.StatusCode)
+	}
+}
+
 // newLimiter returns a limiter of 3 requests a minute. It is closed and its counters are
 // deleted when the test ends.
 func newLimiter(t *testing.T, name string, key ratelimit.KeyFunc) *ratelimit.Limiter {
