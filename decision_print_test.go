@@ -60,7 +60,7 @@ func TestDecisionsPrintWell(t *testing.T) {
 	}
 }
 
-// TestStandingsAreJSONForAPage has what a program shows its callers.
+// TestStandingsAreJSONForAPage checks what a program shows to its callers.
 func TestStandingsAreJSONForAPage(t *testing.T) {
 	got, err := json.Marshal([]Standing{
 		{"pro", FixedWindow(5, time.Hour), Result{Remaining: 4, MoreAfter: time.Hour, ResetAfter: time.Hour}},

@@ -145,8 +145,8 @@ func (l *Limiter) SetLimits(limits ...Limit) error {
 	return nil
 }
 
-// succeed takes over what a limiter has that this one is to replace: its counts and, on
-// the same store, what it knows of the store's keys.
+// succeed takes over what the limiter has that l replaces: its counts and, on the same
+// store, what it knows of the store's keys.
 func (l *Limiter) succeed(old *Limiter) {
 	l.succeeded = old
 	l.decisions = old.decisions
@@ -218,11 +218,9 @@ func (l *Limiter) TakeLimits(ctx context.Context, key string, n int64, limits ..
 	if n < 0 {
 		return d, l.negative(n)
 	}
-	p := l.policy.Load()
-	if len(limits) > 0 {
-		if p, err = l.plans.of(l.name, l.store, limits, &l.used); err != nil {
-			return d, fmt.Errorf("ratelimit: limiter %q: TakeLimits: %w", l.name, err)
-		}
+	p, err := l.policyOf(limits)
+	if err != nil {
+		return d, fmt.Errorf("ratelimit: limiter %q: TakeLimits: %w", l.name, err)
 	}
 	err = l.takeAll(&d, ctx, key, n, p)
 	return d, err
@@ -241,55 +239,24 @@ func (l *Limiter) TakeUpTo(ctx context.Context, key string, n int64) (granted in
 	if n < 1 {
 		return 0, d, fmt.Errorf("ratelimit: limiter %q: cannot take up to %d units: want 1 or more; TakeN with 0 looks", l.name, n)
 	}
-	if err := l.ready(key); err != nil {
-		return 0, d, err
-	}
-	p, source := l.policy.Load(), SourceStore
+	p := l.policy.Load()
 	var results [MaxLimits]Result
-	switch {
-	case p.always != nil:
-		if err := ctx.Err(); err != nil {
-			return 0, d, l.wrap(err)
-		}
-		if results[0] = p.decides(); results[0].RetryAfter == 0 {
-			granted = n
-		}
-		l.decisions.count(n, granted > 0)
-	case l.memory != nil:
-		if err := l.memory.ready(ctx); err != nil {
-			return 0, d, l.wrap(err)
-		}
-		granted = l.memory.takeUpTo(key, n, p.limits, results[:p.width()])
-	default:
-		if granted, source, err = l.takeUpTo(ctx, key, n, p, results[:p.width()]); err != nil {
-			return 0, d, err
-		}
-		l.decisions.count(n, granted > 0)
+	reply, source, err := l.take(ctx, key, n, true, p, results[:p.width()])
+	if err != nil {
+		return 0, d, err
 	}
 	i := binding(results[:p.width()])
 	d.fill(p.limit(i), &results[i], source)
-	return granted, d, nil
+	return reply.Granted, d, nil
 }
 
-// takeUpTo is TakeUpTo at an engine.
-func (l *Limiter) takeUpTo(ctx context.Context, key string, n int64, p *policy, results []Result) (granted int64, source Source, err error) {
-	buf := answers.Get().(*[MaxLimits]rule.Answer)
-	defer answers.Put(buf)
-	from := remote.FromStore
-	if l.remote != nil {
-		granted, from, err = l.remote.TakeUpTo(ctx, key, n, p.under, buf[:len(results)])
-	} else {
-		var reply engine.Reply
-		reply, err = l.engine.Take(ctx, engine.Request{Key: key, Units: n, UpTo: true, Limits: p.under}, buf[:len(results)])
-		granted = reply.Granted
+// policyOf returns the policy of a plan's limits, or the limiter's own if the plan has
+// none.
+func (l *Limiter) policyOf(plan []Limit) (*policy, error) {
+	if len(plan) == 0 {
+		return l.policy.Load(), nil
 	}
-	if err != nil {
-		return 0, 0, l.wrap(publicError(err))
-	}
-	for i := range results {
-		results[i] = resultOf(buf[i])
-	}
-	return granted, Source(from), nil
+	return l.plans.of(l.name, l.store, plan, &l.used)
 }
 
 func (l *Limiter) negative(n int64) error {
@@ -319,7 +286,7 @@ func (l *Limiter) takeInto(d *Decision, ctx context.Context, key string, n int64
 // takeAll is takeInto for any number of limits and any store.
 func (l *Limiter) takeAll(d *Decision, ctx context.Context, key string, n int64, p *policy) error {
 	var results [MaxLimits]Result
-	_, source, err := l.take(ctx, key, n, p, results[:p.width()])
+	_, source, err := l.take(ctx, key, n, false, p, results[:p.width()])
 	if err != nil {
 		return err
 	}
@@ -328,38 +295,51 @@ func (l *Limiter) takeAll(d *Decision, ctx context.Context, key string, n int64,
 	return nil
 }
 
-// take decides, where this limiter counts. results does not escape: what an
-// interface is given does, so engines fill a pooled buffer.
-func (l *Limiter) take(ctx context.Context, key string, n int64, p *policy, results []Result) (at Instant, source Source, err error) {
+// take decides, where this limiter counts: about n units, or if upTo is set, about as
+// many of n > 0 units as fit. The reply has the instant, and with upTo how many were
+// granted. results does not escape: what an interface is given does, so engines fill a
+// pooled buffer.
+func (l *Limiter) take(ctx context.Context, key string, n int64, upTo bool, p *policy, results []Result) (reply engine.Reply, source Source, err error) {
 	if err := l.ready(key); err != nil {
-		return 0, 0, err
+		return reply, 0, err
 	}
 	if p.always != nil {
 		if err := ctx.Err(); err != nil {
-			return 0, 0, l.wrap(err)
+			return reply, 0, l.wrap(err)
 		}
 		results[0] = p.decides()
-		l.decisions.count(n, results[0].RetryAfter == 0)
-		return nothingTaken, SourceStore, nil
+		allowed := results[0].RetryAfter == 0
+		if allowed {
+			reply.Granted = n
+		}
+		l.decisions.count(n, allowed)
+		reply.At = int64(nothingTaken)
+		return reply, SourceStore, nil
 	}
 	if l.memory != nil {
 		if err := l.memory.ready(ctx); err != nil {
-			return 0, 0, l.wrap(err)
+			return reply, 0, l.wrap(err)
 		}
-		return l.memory.take(key, n, p.limits, results), SourceStore, nil
+		if upTo {
+			reply.Granted = l.memory.takeUpTo(key, n, p.limits, results)
+		} else {
+			reply.At = int64(l.memory.take(key, n, p.limits, results))
+		}
+		return reply, SourceStore, nil
 	}
 	buf := answers.Get().(*[MaxLimits]rule.Answer)
 	defer answers.Put(buf)
-	instant, from := int64(0), remote.FromStore
-	if l.remote != nil {
-		instant, from, err = l.remote.Take(ctx, key, n, p.under, buf[:len(results)])
-	} else {
-		var reply engine.Reply
-		reply, err = l.engine.Take(ctx, engine.Request{Key: key, Units: n, Limits: p.under}, buf[:len(results)])
-		instant = reply.At
+	from := remote.FromStore
+	switch {
+	case l.remote == nil:
+		reply, err = l.engine.Take(ctx, engine.Request{Key: key, Units: n, UpTo: upTo, Limits: p.under}, buf[:len(results)])
+	case upTo:
+		reply.Granted, from, err = l.remote.TakeUpTo(ctx, key, n, p.under, buf[:len(results)])
+	default:
+		reply.At, from, err = l.remote.Take(ctx, key, n, p.under, buf[:len(results)])
 	}
 	if err != nil {
-		return 0, 0, l.wrap(publicError(err))
+		return engine.Reply{}, 0, l.wrap(publicError(err))
 	}
 	allowed := true
 	for i := range results {
@@ -367,7 +347,7 @@ func (l *Limiter) take(ctx context.Context, key string, n int64, p *policy, resu
 		allowed = allowed && buf[i].Retry == 0
 	}
 	l.decisions.count(n, allowed)
-	return Instant(instant), Source(from), nil
+	return reply, Source(from), nil
 }
 
 var answers = sync.Pool{New: func() any { return new([MaxLimits]rule.Answer) }}

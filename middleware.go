@@ -178,7 +178,7 @@ func (l *Limiter) decide(w http.ResponseWriter, h http.Header, r *http.Request, 
 	if l.remote != nil {
 		start = clock.Now()
 	}
-	at, source, err := l.take(r.Context(), key, cost, p, results)
+	reply, source, err := l.take(r.Context(), key, cost, false, p, results)
 	if err != nil {
 		v.status, v.err = l.failed(r, err), err
 		return
@@ -190,14 +190,14 @@ func (l *Limiter) decide(w http.ResponseWriter, h http.Header, r *http.Request, 
 			policy: p, index: uint8(i), source: source, ofTimeout: inTimeout,
 			remaining: results[i].Remaining, retryAfter: results[i].RetryAfter, resetAfter: results[i].ResetAfter,
 		},
-		tab: tab{at: at},
+		tab: tab{at: Instant(reply.At)},
 	}
 	if l.remote != nil {
 		v.state.bound.spend((clock.Now() - start) / 1000)
 	}
 	switch {
 	case v.state.bound.allowed():
-		if at != nothingTaken {
+		if v.state.tab.at != nothingTaken {
 			v.state.tab.units = cost
 		}
 	case l.opts.Shadow:
@@ -246,15 +246,14 @@ func (l *Limiter) subject(r *http.Request) (key string, p *policy, err error) {
 	if key == "" {
 		return "", nil, ErrNoKey
 	}
+	var plan []Limit
 	if l.opts.LimitsFor != nil {
-		if limits := l.opts.LimitsFor(r); len(limits) > 0 {
-			if p, err = l.plans.of(l.name, l.store, limits, &l.used); err != nil {
-				err = fmt.Errorf("Options.LimitsFor: %w", err)
-			}
-			return key, p, err
-		}
+		plan = l.opts.LimitsFor(r)
 	}
-	return key, l.policy.Load(), nil
+	if p, err = l.policyOf(plan); err != nil {
+		err = fmt.Errorf("Options.LimitsFor: %w", err)
+	}
+	return key, p, err
 }
 
 // Standing is the state of a request's key under one of its limits.
@@ -286,7 +285,7 @@ func (l *Limiter) Look(r *http.Request) ([]Standing, error) {
 		return nil, l.wrap(err)
 	}
 	var results [MaxLimits]Result
-	if _, _, err := l.take(r.Context(), key, 0, p, results[:p.width()]); err != nil {
+	if _, _, err := l.take(r.Context(), key, 0, false, p, results[:p.width()]); err != nil {
 		return nil, err
 	}
 	standings := make([]Standing, p.width())

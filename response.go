@@ -148,7 +148,7 @@ func mayEncode(w http.ResponseWriter, r *http.Request, encoding []string) bool {
 	}
 	for item := range strings.SplitSeq(strings.Join(r.Header["Accept-Encoding"], ","), ",") {
 		name, q, _ := strings.Cut(strings.ReplaceAll(item, " ", ""), ";")
-		if strings.EqualFold(name, encoding[0]) && strings.Trim(strings.TrimPrefix(q, "q="), "0.") != "" || strings.EqualFold(name, encoding[0]) && q == "" {
+		if strings.EqualFold(name, encoding[0]) && (q == "" || strings.Trim(strings.TrimPrefix(q, "q="), "0.") != "") {
 			return true
 		}
 	}

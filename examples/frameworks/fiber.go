@@ -92,8 +92,8 @@ type fiberWriter struct {
 }
 
 // fiberHeader is the key of the http.Header that all limiters on a request share. By it
-// they see that they have one response: then fields of an inner limiter are added to
-// those of an outer one, and a limiter that is mounted twice counts once.
+// they see that they have one response. An inner limiter then adds its fields to the outer
+// limiter's, and a limiter that is mounted twice counts once.
 type fiberHeader struct{}
 
 func newFiberWriter(c fiber.Ctx) fiberWriter {
