@@ -112,27 +112,27 @@ type shown struct {
 //
 // shared reports whether those limiters have written to h too. Otherwise h replaces
 // what they have written when the handler has returned, so it has to say everything.
-func (f *fields) write(h http.Header, own Headers, outer *fields, shared bool, s shown, results []Result) {
+func (f *fields) write(h http.Header, styles Headers, outer *fields, shared bool, s shown, results []Result) {
 	var before Headers
 	if outer != nil {
 		before = outer.styles
 		f.strictest, f.values = outer.strictest, outer.values
 	}
-	own &^= HeadersNone
-	if f.styles = before | own; own == 0 {
+	styles &^= HeadersNone
+	if f.styles = before | styles; styles == 0 {
 		return
 	}
-	if shared && (outer != nil || own&olderStyles != 0) { // a handler in between may have changed them
+	if shared && (outer != nil || styles&olderStyles != 0) { // a handler in between may have changed them
 		f.values = [2]string{first(h[fieldRateLimit]), first(h[fieldPolicy])}
 	}
 	if f.strictest == nil || s.bound.stricter(f.strictest) {
 		f.strictest = s.bound
 	}
-	if own&HeadersDraft10 != 0 {
+	if styles&HeadersDraft10 != 0 {
 		f.writeDraft10(h, s, results, before&HeadersDraft10 != 0)
 	}
 	if f.styles&^HeadersDraft10 != 0 {
-		f.writeOlder(h, own, shared, s.bound.policy)
+		f.writeOlder(h, styles, shared, s.bound.policy)
 	}
 }
 
@@ -181,13 +181,13 @@ func (f *fields) writeDraft10(h http.Header, s shown, results []Result, add bool
 }
 
 // writeOlder writes the styles that show the binding limit alone.
-func (f *fields) writeOlder(h http.Header, own Headers, shared bool, p *policy) {
+func (f *fields) writeOlder(h http.Header, styles Headers, shared bool, p *policy) {
 	limit := strconv.FormatInt(f.strictest.limit().Burst(), 10)
 	remaining := strconv.FormatInt(f.strictest.remaining, 10)
 	resetAfter := f.strictest.resetAfter
 	reset := strconv.FormatInt(wholeSeconds(resetAfter), 10)
 	if f.styles&HeadersDraft10 == 0 {
-		lists := own & (HeadersDraft7 | HeadersDraft6)
+		lists := styles & (HeadersDraft7 | HeadersDraft6)
 		if lists != 0 {
 			f.values[1] = joined(f.values[1], p.older)
 		}
@@ -246,11 +246,11 @@ var olderFields = [...]struct {
 // settleFields leaves one set of the older fields that a limiter has written, if the
 // handler has added another one, as httputil.ReverseProxy adds what its upstream has
 // sent: the set with the least remaining. Two lines of draft 10 stay: they are one list.
-func settleFields(h http.Header, own Headers) {
-	lists := own&HeadersDraft10 != 0
+func settleFields(h http.Header, styles Headers) {
+	lists := styles&HeadersDraft10 != 0
 	least, set := int64(math.MaxInt64), 0 // the set with the least remaining; 0 is the limiter's
 	for _, f := range olderFields {
-		if values := h[f.name]; f.remains && f.styles&own != 0 && len(values) > 1 {
+		if values := h[f.name]; f.remains && f.styles&styles != 0 && len(values) > 1 {
 			for i, value := range values {
 				if n := remainingIn(value); n < least {
 					least, set = n, i
@@ -260,7 +260,7 @@ func settleFields(h http.Header, own Headers) {
 	}
 	for _, f := range olderFields {
 		switch values := h[f.name]; {
-		case f.styles&own == 0, lists && f.name == fieldPolicy:
+		case f.styles&styles == 0, lists && f.name == fieldPolicy:
 		case len(values) > set && len(values) > 1:
 			h[f.name] = values[set : set+1 : set+1]
 		case set > 0:

@@ -26,13 +26,13 @@ type Limiter struct {
 	site   string  // file:line of the call that made it
 	report *reporter
 
-	store    Store
-	layers   []Store        // store, and what it wraps
-	prefixes []string       // of all layers
-	memory   *MemoryStore   // store, if it is one: its calls need nothing on the heap
-	engine   engine.Engine  // that decides, unless memory or remote does
-	remote   *remote.Remote // that decides, if store is outside of this process
-	own      *RedisStore    // store, if it was made for Options.Redis and ends with the limiter
+	store        Store
+	layers       []Store        // store, and what it wraps
+	prefixes     []string       // of all layers
+	memory       *MemoryStore   // store, if it is one: its calls need nothing on the heap
+	engine       engine.Engine  // that decides, unless memory or remote does
+	remote       *remote.Remote // that decides, if store is outside of this process
+	createdRedis *RedisStore    // store, if it was made for Options.Redis and ends with the limiter
 
 	policy  atomic.Pointer[policy]
 	plans   plans
@@ -86,8 +86,8 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 	l.setPolicy(opts.Limits)
 	switch {
 	case opts.Redis != nil:
-		l.own = limiterRedisStore(opts.Redis, name)
-		l.store = l.own
+		l.createdRedis = limiterRedisStore(opts.Redis, name)
+		l.store = l.createdRedis
 	case l.store == nil:
 		l.store = Memory(name)
 	}
@@ -456,8 +456,8 @@ func (l *Limiter) Close() error {
 	if l.remote != nil {
 		l.remote.Close()
 	}
-	if l.own != nil {
-		l.own.Close()
+	if l.createdRedis != nil {
+		l.createdRedis.Close()
 	}
 	return nil
 }

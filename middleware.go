@@ -156,7 +156,7 @@ func (l *Limiter) decide(w http.ResponseWriter, h http.Header, r *http.Request, 
 	if l.opts.Skip != nil && l.opts.Skip(r) || l.opts.SkipPreflight && isPreflight(r) {
 		return
 	}
-	key, p, cost, err := l.question(r)
+	key, p, cost, err := l.readRequest(r)
 	if err != nil {
 		v.status, v.err = l.undecided(err), l.wrap(err)
 		return
@@ -190,15 +190,15 @@ func (l *Limiter) decide(w http.ResponseWriter, h http.Header, r *http.Request, 
 			policy: p, index: uint8(i), source: source, ofTimeout: inTimeout,
 			remaining: results[i].Remaining, retryAfter: results[i].RetryAfter, resetAfter: results[i].ResetAfter,
 		},
-		tab: tab{at: Instant(reply.At)},
+		charge: charge{at: Instant(reply.At)},
 	}
 	if l.remote != nil {
 		v.state.bound.spend((clock.Now() - start) / 1000)
 	}
 	switch {
 	case v.state.bound.allowed():
-		if v.state.tab.at != nothingTaken {
-			v.state.tab.units = cost
+		if v.state.charge.at != nothingTaken {
+			v.state.charge.units = cost
 		}
 	case l.opts.Shadow:
 		l.report.warn(warnShadow, "denied", l.shadow.Add(1))
@@ -221,8 +221,8 @@ func (l *Limiter) decidedBefore(outer *requestState, key string, h http.Header, 
 	return nil
 }
 
-// question asks the options' functions what r takes, and from whom.
-func (l *Limiter) question(r *http.Request) (key string, p *policy, cost int64, err error) {
+// readRequest asks the options' functions what r takes, and from whom.
+func (l *Limiter) readRequest(r *http.Request) (key string, p *policy, cost int64, err error) {
 	if key, p, err = l.subject(r); err != nil {
 		return "", nil, 0, err
 	}

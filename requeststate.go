@@ -28,21 +28,21 @@ type requestState struct {
 	key      string
 	bound    bound
 	fields   fields
-	tab      tab
+	charge   charge
 }
 
-// tab is what a request has taken of its key, and may give back or add to after it
+// charge is what a request has taken of its key, and may give back or add to after it
 // was admitted.
-type tab struct {
+type charge struct {
 	busy    atomic.Bool // locks the next two, also while the store is asked
 	decided atomic.Bool // Options.Count has been asked whether the request counts
 	units   int64
 	at      Instant // when they were taken
 }
 
-// lockUntil locks the tab, which is held while the store is asked. It seldom waits:
+// lockUntil locks the charge, which is held while the store is asked. It seldom waits:
 // only if the units of one request are adjusted twice at the same time.
-func (t *tab) lockUntil(deadline time.Time) bool {
+func (t *charge) lockUntil(deadline time.Time) bool {
 	for !t.busy.CompareAndSwap(false, true) {
 		if time.Until(deadline) <= 0 {
 			return false
@@ -52,7 +52,7 @@ func (t *tab) lockUntil(deadline time.Time) bool {
 	return true
 }
 
-func (t *tab) unlock() { t.busy.Store(false) }
+func (t *charge) unlock() { t.busy.Store(false) }
 
 type requestStateKey struct{}
 
@@ -184,7 +184,7 @@ func (s *requestState) expectStatus() {
 	}
 	context.AfterFunc(s.Context, func() {
 		l.expecting.Store(false)
-		if !s.tab.decided.Load() && !l.responded.Load() {
+		if !s.charge.decided.Load() && !l.responded.Load() {
 			l.report.warn(warnCountIgnored)
 		}
 	})
@@ -196,7 +196,7 @@ func (s *requestState) expectStatus() {
 // answers a cancelled context with 503 would otherwise make each guess free whose
 // client hangs up in time. written is false if the status is not the handler's.
 func (s *requestState) settle(r *http.Request, status int, written bool) {
-	if !s.tab.decided.CompareAndSwap(false, true) {
+	if !s.charge.decided.CompareAndSwap(false, true) {
 		return
 	}
 	counts := s.limiter.opts.Count(r, status)
@@ -207,10 +207,10 @@ func (s *requestState) settle(r *http.Request, status int, written bool) {
 	}
 }
 
-// beside runs f, which adjusts units at a store outside of this process, on a
+// goAdjust runs f, which adjusts units at a store outside of this process, on a
 // goroutine of its own. After Close it has Options.Timeout.
-func (l *Limiter) beside(f func(closing context.Context)) {
-	if !l.remote.Beside(f) {
+func (l *Limiter) goAdjust(f func(closing context.Context)) {
+	if !l.remote.Go(f) {
 		go func() {
 			ctx, cancel := context.WithTimeout(context.Background(), l.timeout())
 			defer cancel()
@@ -223,15 +223,15 @@ func (l *Limiter) beside(f func(closing context.Context)) {
 // and not after closing is done, and for another addCost of the same request.
 func (s *requestState) addCost(closing context.Context, n int64, wait time.Duration) error {
 	deadline := time.Now().Add(wait)
-	if !s.tab.lockUntil(deadline) {
+	if !s.charge.lockUntil(deadline) {
 		return s.limiter.wrap(errAdjusting)
 	}
-	defer s.tab.unlock()
-	n = min(max(n, -s.tab.units), math.MaxInt64-s.tab.units)
+	defer s.charge.unlock()
+	n = min(max(n, -s.charge.units), math.MaxInt64-s.charge.units)
 	if n == 0 {
 		return nil
 	}
-	at := s.tab.at
+	at := s.charge.at
 	if n > 0 {
 		at = Now
 	}
@@ -245,14 +245,14 @@ func (s *requestState) addCost(closing context.Context, n int64, wait time.Durat
 	charged, err := s.limiter.adjust(ctx, s.key, n, at, s.limits(), max(0, time.Until(deadline)))
 	if err != nil {
 		if n < 0 { // it may have been carried out, and is not sent twice
-			s.tab.units += n
+			s.charge.units += n
 		}
 		return err
 	}
 	if n > 0 { // what there was no room for was not taken, and must not be given back
 		n = max(0, min(n, charged))
 	}
-	s.tab.units += n
+	s.charge.units += n
 	return nil
 }
 
@@ -322,7 +322,7 @@ func (s *requestState) giveBackInTime(states []*requestState) {
 	var beside sync.WaitGroup
 	for _, state := range mayBlock {
 		beside.Add(1)
-		state.limiter.beside(func(closing context.Context) { defer beside.Done(); state.giveBack(closing, remote.SideTimeout) })
+		state.limiter.goAdjust(func(closing context.Context) { defer beside.Done(); state.giveBack(closing, remote.SideTimeout) })
 	}
 	done := make(chan struct{})
 	go func() { beside.Wait(); close(done) }()

@@ -179,11 +179,11 @@ func findKept(name string, opts MemoryOptions) (*MemoryStore, error) {
 			return nil, fmt.Errorf("MemoryOptions.SnapshotFile %s belongs to the MemoryStore %q: give each store a file of its own",
 				path, other.name)
 		}
-		if what := snapshot.Beside(theirs, path); what != "" {
+		if what := snapshot.Companion(theirs, path); what != "" {
 			return nil, fmt.Errorf("MemoryOptions.SnapshotFile %s is where the MemoryStore %q has the %s of its own, %s: choose another name",
 				path, other.name, what, theirs)
 		}
-		if what := snapshot.Beside(path, theirs); what != "" {
+		if what := snapshot.Companion(path, theirs); what != "" {
 			return nil, fmt.Errorf("MemoryOptions.SnapshotFile %s would have its %s at %s, which belongs to the MemoryStore %q: choose another name",
 				path, what, theirs, other.name)
 		}

@@ -20,7 +20,7 @@ import (
 func newBusyQueue(takes time.Duration) (q *batch.Queue[int], batches *atomic.Int64) {
 	q, batches = new(batch.Queue[int]), new(atomic.Int64)
 	q.Settings = batch.Settings{
-		MaxInFlight: 2, ExtraInFlight: 2, ExtraAfter: 100 * time.Microsecond, MaxLate: 10, MaxCalls: 256,
+		MaxInFlight: 2, Extra: 2, MinInterval: 100 * time.Microsecond, MaxStalled: 10, MaxCalls: 256,
 	}
 	begin := time.Now()
 	q.Now = func() int64 { return int64(time.Since(begin)) }
@@ -29,7 +29,7 @@ func newBusyQueue(takes time.Duration) (q *batch.Queue[int], batches *atomic.Int
 		for start := time.Now(); takes > 0 && time.Since(start) < takes; {
 		}
 	}
-	q.Answered, q.Abandoned = func([]*call) {}, func(*call) {}
+	q.OnDone, q.OnAbandoned = func([]*call) {}, func(*call) {}
 	return q, batches
 }
 

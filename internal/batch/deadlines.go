@@ -160,11 +160,11 @@ func (q *Queue[T]) abandon(call *Call[T], cancelled bool) {
 // are late. An inline round trip never becomes late, because Send returns by
 // its deadline. q.mu must be held. giveUpOn may start a goroutine.
 func (q *Queue[T]) giveUpOn(trip *roundTrip[T]) {
-	if trip.inline || trip.late || q.late >= q.MaxLate {
+	if trip.inline || trip.stalled || q.stalled >= q.MaxStalled {
 		return
 	}
-	trip.late = true
+	trip.stalled = true
 	q.onTime--
-	q.late++
+	q.stalled++
 	q.start(noExtra)
 }

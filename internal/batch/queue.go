@@ -64,7 +64,7 @@ type Settings struct {
 	// work.
 	MaxInFlight int
 
-	// ExtraInFlight is the number of further round trips that may be in flight.
+	// Extra is the number of further round trips that may be in flight.
 	// They are for a busy queue whose server is far away. Without them, a call
 	// that arrives just after MaxInFlight round trips have started waits for
 	// one of them to end, and then for its own. Its caller waits for almost two
@@ -76,16 +76,16 @@ type Settings struct {
 	// regular one. So extra round trips only start if latency is high, and
 	// there is no need to measure it. They need no timer either: if no further
 	// call arrives, the waiting ones go along with the next regular round trip.
-	ExtraInFlight int
+	Extra int
 
-	// ExtraAfter is the least time from the last start of a round trip to the
+	// MinInterval is the least time from the last start of a round trip to the
 	// start of an extra one. Each round trip costs client and server some work,
-	// and ExtraAfter must be well above the time that this work takes.
+	// and MinInterval must be well above the time that this work takes.
 	// Otherwise extra round trips slow down the queue that they should speed
 	// up. It must not be zero if ExtraInFlight is not.
-	ExtraAfter time.Duration
+	MinInterval time.Duration
 
-	// MaxLate is the largest number of late round trips. A round trip becomes
+	// MaxStalled is the largest number of late round trips. A round trip becomes
 	// late when a caller gives up on it, because a deadline has passed. It no
 	// longer counts towards MaxInFlight then, so another one can replace it.
 	//
@@ -95,9 +95,9 @@ type Settings struct {
 	// without being sent, even if the server has recovered in the meantime.
 	//
 	// Each late round trip occupies a goroutine and a connection until it ends,
-	// so their number has a bound. Once MaxLate round trips are late, no other
+	// so their number has a bound. Once MaxStalled round trips are late, no other
 	// one becomes late, and calls wait until one of them ends.
-	MaxLate int
+	MaxStalled int
 
 	// MaxCalls is the largest number of calls in one round trip. The first
 	// caller of a batch waits until the last call is carried out, so a batch
@@ -137,22 +137,22 @@ type Queue[T any] struct {
 	// caller. In each case the queue goes on with the calls that wait.
 	Send func(ctx context.Context, calls []*Call[T])
 
-	// Panicked gets what Send has panicked with, once for each call of the
+	// OnPanic gets what Send has panicked with, once for each call of the
 	// batch. It should store a failure in the Value of the call, which then
 	// counts as carried out. It is not called for inline calls.
-	Panicked func(call *Call[T], with any)
+	OnPanic func(call *Call[T], with any)
 
-	// Answered gets the calls of a batch that are done, in order of arrival.
+	// OnDone gets the calls of a batch that are done, in order of arrival.
 	// They are all calls of the batch except the abandoned ones, so there may
 	// be none. It runs after Send, and before Do returns to any of these
 	// callers. It must not keep the slice. It is not called for inline calls.
-	Answered func(calls []*Call[T])
+	OnDone func(calls []*Call[T])
 
-	// Abandoned gets each call whose caller has stopped waiting while the call
+	// OnAbandoned gets each call whose caller has stopped waiting while the call
 	// was in flight. It runs when Send has returned, after Answered, and before
 	// the same goroutine calls Send again. In an inline call it runs before Do
 	// returns. It may call Post. It does not get calls that were never sent.
-	Abandoned func(call *Call[T])
+	OnAbandoned func(call *Call[T])
 
 	// Now returns nanoseconds of a clock that never runs backwards, and is
 	// never negative. It is called with the lock held, so it must be fast and
@@ -164,9 +164,9 @@ type Queue[T any] struct {
 	oldest, newest *Call[T] // the ends of the list of waiting calls
 	arrivals       uint64   // how many calls have ever been in the list
 
-	trips  []*roundTrip[T] // all round trips in flight
-	onTime int             // how many of them are not late
-	late   int             // how many of them are late, at most MaxLate
+	trips   []*roundTrip[T] // all round trips in flight
+	onTime  int             // how many of them are not late
+	stalled int             // how many of them are late, at most MaxLate
 
 	// lastStart is when a round trip has last started, by Now. A goroutine that
 	// has looked for waiting calls and found none has set it, too. It is only
@@ -275,7 +275,7 @@ const noExtra int64 = 0
 // Now, or noExtra. q.mu must be held.
 func (q *Queue[T]) mayStart(now int64) bool {
 	return q.onTime < q.MaxInFlight ||
-		q.onTime < q.MaxInFlight+q.ExtraInFlight && now-q.lastStart >= int64(q.ExtraAfter)
+		q.onTime < q.MaxInFlight+q.Extra && now-q.lastStart >= int64(q.MinInterval)
 }
 
 // start starts a round trip on a new goroutine if a call waits and a round trip

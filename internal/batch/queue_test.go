@@ -122,22 +122,22 @@ func TestInlineCallDoesNotJumpTheQueue(t *testing.T) {
 func TestHighLatencyStartsExtraRoundTrips(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer(1, 0, 9)
-		s.ExtraInFlight, s.ExtraAfter = 2, 10*time.Minute
+		s.Extra, s.MinInterval = 2, 10*time.Minute
 		first := s.do(1, 0)
 		soon := s.do(2, 0) // waits, because it is too soon for an extra round trip
-		time.Sleep(s.ExtraAfter - 1)
+		time.Sleep(s.MinInterval - 1)
 		still := s.do(3, 0)
 		time.Sleep(time.Nanosecond)
 		trigger := s.do(4, 0)
 		require.Equal(t, [][]int{{1}, {2, 3, 4}}, s.sent(), "all waiting calls are taken along")
-		time.Sleep(s.ExtraAfter)
+		time.Sleep(s.MinInterval)
 		third := s.do(5, 0)
 		require.Equal(t, [][]int{{1}, {2, 3, 4}, {5}}, s.sent())
-		time.Sleep(s.ExtraAfter)
+		time.Sleep(s.MinInterval)
 		last := s.do(6, 0) // waits, because there are no more than three
 		first.requireDone(t, latency, nil)
-		last.requireDone(t, latency-3*s.ExtraAfter+latency, nil)
-		soon.requireDone(t, s.ExtraAfter+latency, nil)
+		last.requireDone(t, latency-3*s.MinInterval+latency, nil)
+		soon.requireDone(t, s.MinInterval+latency, nil)
 		still.requireDone(t, 1+latency, nil)
 		trigger.requireDone(t, latency, nil)
 		third.requireDone(t, latency, nil)
@@ -153,9 +153,9 @@ func TestHighLatencyStartsExtraRoundTrips(t *testing.T) {
 func TestExtraRoundTripEndsWhenItIsOfNoUse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer(1, 0, 9)
-		s.ExtraInFlight, s.ExtraAfter = 1, 10*time.Minute
+		s.Extra, s.MinInterval = 1, 10*time.Minute
 		one := s.do(1, 0)
-		time.Sleep(s.ExtraAfter)
+		time.Sleep(s.MinInterval)
 		two := s.do(50_002, 0)
 		three := s.do(3, 0) // waits for the first round trip to end
 		one.requireDone(t, latency, nil)
@@ -163,7 +163,7 @@ func TestExtraRoundTripEndsWhenItIsOfNoUse(t *testing.T) {
 		two.requireDone(t, latency-5*time.Minute, nil)
 		synctest.Wait()
 		require.Equal(t, [][]int{{1}, {50_002}, {3}}, s.sent())
-		three.requireDone(t, latency-s.ExtraAfter+latency, nil)
+		three.requireDone(t, latency-s.MinInterval+latency, nil)
 		four.requireDone(t, 2*latency, nil)
 		s.Wait()
 		require.Equal(t, 2, s.maxInFlight)
@@ -174,7 +174,7 @@ func TestExtraRoundTripEndsWhenItIsOfNoUse(t *testing.T) {
 func TestExtraRoundTripCanBeInline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer(1, 0, 9)
-		s.ExtraInFlight, s.ExtraAfter = 1, time.Minute
+		s.Extra, s.MinInterval = 1, time.Minute
 		one := s.do(1, 0)
 		time.Sleep(time.Minute)
 		require.NoError(t, s.Do(t.Context(), s.Now(), time.Now().Add(2*latency), &call{Value: 2}, true))
@@ -188,7 +188,7 @@ func TestCloseRefusesCallsButNotPosts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer(1, 1, 9)
 		reported := 0
-		s.Abandoned = func(*call) {
+		s.OnAbandoned = func(*call) {
 			if reported++; reported == 1 {
 				s.Post(&call{Value: 2})
 			}
@@ -223,7 +223,7 @@ func TestWaitIncludesLateRoundTrips(t *testing.T) {
 func TestEachCallIsReportedOnce(t *testing.T) {
 	var q batch.Queue[int]
 	var carriedOut, abandoned, inFlight atomic.Int64
-	q.MaxInFlight, q.MaxLate, q.MaxCalls = 2, 3, 8
+	q.MaxInFlight, q.MaxStalled, q.MaxCalls = 2, 3, 8
 	q.Send = func(_ context.Context, calls []*call) {
 		if n := inFlight.Add(1); n > 5 {
 			t.Errorf("%d round trips in flight", n)
@@ -234,7 +234,7 @@ func TestEachCallIsReportedOnce(t *testing.T) {
 		}
 		inFlight.Add(-1)
 	}
-	q.Abandoned, q.Answered = func(*call) { abandoned.Add(1) }, func([]*call) {}
+	q.OnAbandoned, q.OnDone = func(*call) { abandoned.Add(1) }, func([]*call) {}
 	var succeeded, failed atomic.Int64
 	var callers sync.WaitGroup
 	for range 16 {

@@ -21,10 +21,10 @@ type roundTrip[T any] struct {
 	calls  []*Call[T] // the batch that is in flight; empty before and after that
 	inline bool       // it runs on the goroutine of its one caller
 
-	// late is set when a caller gives up on the round trip, and stays set. A
-	// late round trip takes no further batch, because another one may have
+	// stalled is set when a caller gives up on the round trip, and stays set. A
+	// stalled round trip takes no further batch, because another one may have
 	// replaced it.
-	late bool
+	stalled bool
 
 	// lastArrival is Queue.arrivals when the goroutine last took calls, or was
 	// started. A call with a higher number arrived later, so the round trip has
@@ -44,8 +44,8 @@ func (q *Queue[T]) begin(trip *roundTrip[T], now int64) {
 // a call that has arrived during an inline round trip may have no other one to
 // go along with. q.mu must be held.
 func (q *Queue[T]) end(trip *roundTrip[T]) {
-	if trip.late {
-		q.late--
+	if trip.stalled {
+		q.stalled--
 	} else {
 		q.onTime--
 	}
@@ -72,14 +72,14 @@ func (q *Queue[T]) run(trip *roundTrip[T]) {
 
 		var answered []*Call[T]
 		answered, abandoned = q.complete(trip, batch, abandoned[:0])
-		q.Answered(answered)
+		q.OnDone(answered)
 		for _, call := range answered {
 			if call.wake != nil {
 				call.wake <- struct{}{} // from here on the caller may use it again
 			}
 		}
 		for _, call := range abandoned {
-			q.Abandoned(call)
+			q.OnAbandoned(call)
 		}
 		clear(batch) // let the garbage collector have the calls
 		clear(abandoned)
@@ -107,9 +107,9 @@ func (q *Queue[T]) run(trip *roundTrip[T]) {
 func (q *Queue[T]) takeBatch(trip *roundTrip[T], batch []*Call[T], isFirst bool) []*Call[T] {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.ExtraInFlight > 0 {
+	if q.Extra > 0 {
 		now := q.Now()
-		if !isFirst && q.onTime > q.MaxInFlight && now-q.lastStart < int64(q.ExtraAfter) {
+		if !isFirst && q.onTime > q.MaxInFlight && now-q.lastStart < int64(q.MinInterval) {
 			// There are extra round trips, and an extra one could not start
 			// now, so this one must not go on either. The waiting calls go
 			// along with another one soon. It does not matter which round trips
@@ -119,7 +119,7 @@ func (q *Queue[T]) takeBatch(trip *roundTrip[T], batch []*Call[T], isFirst bool)
 		}
 		q.lastStart = now
 	}
-	for !trip.late && q.oldest != nil && len(batch) < q.MaxCalls {
+	for !trip.stalled && q.oldest != nil && len(batch) < q.MaxCalls {
 		call := q.oldest
 		q.remove(call)
 		call.phase, call.trip = phaseInFlight, trip
@@ -135,7 +135,7 @@ func (q *Queue[T]) send(batch []*Call[T]) {
 	defer func() {
 		if with := recover(); with != nil {
 			for _, call := range batch {
-				q.Panicked(call, with)
+				q.OnPanic(call, with)
 			}
 		}
 	}()
@@ -204,7 +204,7 @@ func (q *Queue[T]) runInline(call *Call[T], expired <-chan struct{}) error {
 	q.Send(ctx, call.inlineBatch[:])
 	if err := call.ctx.Err(); errors.Is(err, context.Canceled) {
 		call.Cancelled = true
-		q.Abandoned(call)
+		q.OnAbandoned(call)
 		return err
 	}
 	return nil

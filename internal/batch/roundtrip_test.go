@@ -23,9 +23,9 @@ func TestContextOfABatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var seen []context.Context
 		q := batch.Queue[int]{
-			Settings:  batch.Settings{MaxInFlight: 1, MaxLate: 1, MaxCalls: 9},
-			Answered:  func([]*call) {},
-			Abandoned: func(*call) {},
+			Settings:    batch.Settings{MaxInFlight: 1, MaxStalled: 1, MaxCalls: 9},
+			OnDone:      func([]*call) {},
+			OnAbandoned: func(*call) {},
 		}
 		q.Send = func(ctx context.Context, _ []*call) {
 			seen = append(seen, ctx)
@@ -77,7 +77,7 @@ func TestPanicIsReportedForEachCall(t *testing.T) {
 		s := newServer(1, 0, 9)
 		works := s.Send
 		s.Send = func(context.Context, []*call) { panic("a bug") }
-		s.Panicked = func(c *call, with any) {
+		s.OnPanic = func(c *call, with any) {
 			require.Equal(t, "a bug", with)
 			c.Value = 100 * c.Value
 		}

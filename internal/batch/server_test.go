@@ -39,7 +39,7 @@ type server struct {
 
 func newServer(maxInFlight, maxLate, maxCalls int) *server {
 	s := new(server)
-	s.MaxInFlight, s.MaxLate, s.MaxCalls = maxInFlight, maxLate, maxCalls
+	s.MaxInFlight, s.MaxStalled, s.MaxCalls = maxInFlight, maxLate, maxCalls
 	begin := time.Now()
 	s.Now = func() int64 { return int64(time.Since(begin)) }
 	s.Send = func(ctx context.Context, calls []*call) {
@@ -59,14 +59,14 @@ func newServer(maxInFlight, maxLate, maxCalls int) *server {
 		s.inFlight--
 		s.mu.Unlock()
 	}
-	s.Answered = func(calls []*call) {
+	s.OnDone = func(calls []*call) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		for _, c := range calls {
 			s.answered = append(s.answered, -c.Value)
 		}
 	}
-	s.Abandoned = func(c *call) {
+	s.OnAbandoned = func(c *call) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.abandoned, s.cancelled = append(s.abandoned, -c.Value), append(s.cancelled, c.Cancelled)

@@ -64,27 +64,27 @@ const (
 // instant at and that arrived here at now. It takes the lock only if something
 // changes.
 func (k *clock) observe(at, now int64) {
-	seen, best := at-now, k.best.Load()
-	if until := k.until.Load(); until != 0 && now < until && seen <= best && seen > best-maxLatency {
+	measured, best := at-now, k.best.Load()
+	if until := k.until.Load(); until != 0 && now < until && measured <= best && measured > best-maxLatency {
 		return
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	until, best := k.until.Load(), k.best.Load()
-	if until != 0 && seen > k.offset.Load()+maxLatency {
-		k.jumpedBy.Add(seen - k.offset.Load())
+	if until != 0 && measured > k.offset.Load()+maxLatency {
+		k.jumpedBy.Add(measured - k.offset.Load())
 		k.jumped.Store(now)
 	}
 	switch {
-	case until == 0 || seen <= k.offset.Load()-maxLatency: // the first, or another clock
-		k.offset.Store(seen)
-		k.best.Store(seen)
+	case until == 0 || measured <= k.offset.Load()-maxLatency: // the first, or another clock
+		k.offset.Store(measured)
+		k.best.Store(measured)
 	case now >= until:
-		k.offset.Store(max(best, seen))
-		k.best.Store(seen)
-	case seen > best:
-		k.offset.Store(max(k.offset.Load(), seen))
-		k.best.Store(seen)
+		k.offset.Store(max(best, measured))
+		k.best.Store(measured)
+	case measured > best:
+		k.offset.Store(max(k.offset.Load(), measured))
+		k.best.Store(measured)
 		return
 	default:
 		return

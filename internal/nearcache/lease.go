@@ -76,7 +76,7 @@ type demandSet [4]demand
 
 // demand returns the demand of a key. If there is none, it makes one and may replace
 // another key's. The stripe of the key must be locked.
-func (c *Cache) demand(p *place, now, age int64) *demand {
+func (c *Cache) demand(p *keyRef, now, age int64) *demand {
 	sets := c.demands.Load()
 	if sets == nil {
 		c.demands.CompareAndSwap(nil, new([marks]demandSet))

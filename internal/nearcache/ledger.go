@@ -76,7 +76,7 @@ func (e *entry) owes() bool { return len(e.records) > 0 || e.settling != nil }
 
 // open returns the entry of a key, and creates it if there is none. The caller must
 // call changed after it has changed the entry. The stripe must be locked.
-func (c *Cache) open(p *place, key string) *entry {
+func (c *Cache) open(p *keyRef, key string) *entry {
 	e := p.ledger.keys[p.Hash]
 	if e == nil {
 		e = &entry{hash: p.Hash}
@@ -96,7 +96,7 @@ func (c *Cache) open(p *place, key string) *entry {
 // changed updates the size of the ledger after a change to an entry. It drops the entry
 // if it owes nothing, and drops the oldest entries if the ledger is too large. The stripe
 // must be locked.
-func (c *Cache) changed(p *place, e *entry, now int64) {
+func (c *Cache) changed(p *keyRef, e *entry, now int64) {
 	led := &p.ledger
 	if !e.owes() {
 		c.drop(led, e)
@@ -179,15 +179,15 @@ func (r *record) sameCounter(l *rule.Limit) bool {
 // counts reports whether the units still count at now. It returns true for a
 // bucket, whose units may have leaked: notLeaked says how many.
 func (r *record) counts(now int64) bool {
-	l, opened := r.limit.Value(), r.window
+	l, began := r.limit.Value(), r.window
 	if r.units < 0 {
-		opened = r.first
+		began = r.first
 	}
 	switch l.Kind {
 	case rule.Fixed:
-		return now-opened < l.Window
+		return now-began < l.Window
 	case rule.Sliding:
-		return now-opened < 2*l.Window
+		return now-began < 2*l.Window
 	}
 	return true
 }
@@ -367,7 +367,7 @@ func (c *Cache) OwingKeys(now int64) (keys []string) {
 		s := &c.stripes[i]
 		s.mu.Lock()
 		for _, e := range s.ledger.keys {
-			p := place{Hash: e.hash}
+			p := keyRef{Hash: e.hash}
 			e.records = slices.DeleteFunc(e.records, func(r record) bool {
 				l := r.limit.Value()
 				return !r.counts(now) || l.Kind == rule.Bucket && r.units > 0 && c.notLeaked(&p, &l, &r, now) == 0
@@ -415,7 +415,7 @@ func (c *Cache) Collect(key string, now int64) *Batch {
 
 // add adds the units of a record that still count to the batch. The stripe must
 // be locked.
-func (b *Batch) add(c *Cache, p *place, r *record, now int64) {
+func (b *Batch) add(c *Cache, p *keyRef, r *record, now int64) {
 	l := r.limit.Value()
 	send := func(units int64, at Instant) {
 		if units != 0 {
@@ -451,7 +451,7 @@ func (b *Batch) add(c *Cache, p *place, r *record, now int64) {
 // store's own units leak first, so the owed units are the last to leak, and as many of
 // them count as are left in the bucket. Otherwise the bucket would leak twice: at the
 // store, and in the ledger.
-func (c *Cache) notLeaked(p *place, l *rule.Limit, r *record, now int64) int64 {
+func (c *Cache) notLeaked(p *keyRef, l *rule.Limit, r *record, now int64) int64 {
 	state, held := c.memory.table.State(p.Hash, now, l)
 	if !held { // the bucket is whole or was evicted: use the record's own level
 		state = rule.State{T: r.last, A: r.level}

@@ -153,19 +153,19 @@ func NewSeeded(counters, ledgerBytes int, seed uint64) *Cache {
 	return &Cache{memory: m, queue: ledgerBytes / stripes}
 }
 
-// place says where the parts of a cache store what they know about a key.
-type place struct {
+// keyRef says where the parts of a cache store what they know about a key.
+type keyRef struct {
 	table.Hash
 	bits uint64
 	*stripe
 	*mark
 }
 
-func (c *Cache) at(key string) place {
+func (c *Cache) at(key string) keyRef {
 	h := c.memory.table.Hash(key, c.owner)
 	bits := h.Bits()
 	i := bits >> 32 % marks
-	return place{h, bits, &c.stripes[i%stripes], &c.marks[i]}
+	return keyRef{h, bits, &c.stripes[i%stripes], &c.marks[i]}
 }
 
 // Denied reports whether n units of a key are known to be denied, and if so fills
@@ -356,7 +356,7 @@ func (m *mark) set(at, now int64) { m.newest, m.learnt = at, now }
 // countedHere notes that units of a key were counted here at now. So answers that are
 // already in flight, and do not include these units, are treated as older. The key's
 // stripe must be locked.
-func (c *Cache) countedHere(p *place, now int64) {
+func (c *Cache) countedHere(p *keyRef, now int64) {
 	if at, ok := c.clock.store(now); ok && (at > p.newest || now-p.learnt >= maxOvertaken) {
 		p.set(at, now)
 	}
@@ -392,7 +392,7 @@ func (c *Cache) TakeUpTo(key string, n, now int64, limits []rule.Limit, answers 
 
 // took notes that n units were taken here: answers in flight do not include them, and
 // if owed is true, the store is owed them. The key's stripe must be locked.
-func (c *Cache) took(p *place, key string, n, at int64, limits []rule.Limit, after *[MaxLimits]rule.State, owed bool) {
+func (c *Cache) took(p *keyRef, key string, n, at int64, limits []rule.Limit, after *[MaxLimits]rule.State, owed bool) {
 	if n == 0 {
 		return
 	}

@@ -87,9 +87,9 @@ func (ps *permissions) put(bits uint64, n, until, now int64) {
 	sets := ps.grow()
 	of := tag(bits, n)
 	a, b := pair(sets, bits)
-	p, have, live := a.place(of, now)
+	p, have, live := a.findFor(of, now)
 	if have&tagMask != of || have == 0 {
-		if q, other, others := b.place(of, now); other&tagMask == of && other != 0 || others < live {
+		if q, other, others := b.findFor(of, now); other&tagMask == of && other != 0 || others < live {
 			p, have, live = q, other, others
 		}
 	}
@@ -99,10 +99,10 @@ func (ps *permissions) put(bits uint64, n, until, now int64) {
 	p.CompareAndSwap(have, until&^tagMask|of)
 }
 
-// place returns where a set has the permission with a tag, or would put it. It also
+// findFor returns where a set has the permission with a tag, or would put it. It also
 // returns the value there, and how many permissions of the set are not over. That
 // count is only complete if the tag is not in the set.
-func (s *permissionSet) place(of, now int64) (p *permission, have int64, live int) {
+func (s *permissionSet) findFor(of, now int64) (p *permission, have int64, live int) {
 	p, have = &s[0], s[0].Load()
 	for i := range s {
 		other := s[i].Load()

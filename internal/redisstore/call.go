@@ -33,7 +33,7 @@ type call struct {
 
 	// The round trip writes the rest. After that it belongs to the caller.
 	result
-	place  int64 // this caller's index in its group
+	index  int64 // this caller's index in its group
 	newest bool  // no caller of the group that is still waiting comes after this one
 	err    error
 }
@@ -58,7 +58,7 @@ func (to *result) copyFrom(r *result, op op, limits int) {
 }
 
 // wasAdmitted reports whether a take was admitted.
-func (c *call) wasAdmitted() bool { return c.place < c.admitted }
+func (c *call) wasAdmitted() bool { return c.index < c.admitted }
 
 // taken returns how many units a take has taken for its caller.
 func (c *call) taken() int64 {
@@ -86,7 +86,7 @@ func (c *call) held() int64 {
 	if c.upTo {
 		return c.taken()
 	}
-	return c.units*min(c.place, c.admitted) + c.taken()
+	return c.units*min(c.index, c.admitted) + c.taken()
 }
 
 // answer works out the caller's answers to a take, as if the callers of the group

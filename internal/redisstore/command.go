@@ -120,7 +120,7 @@ func (s *Store) read(c *command) {
 			g.err = s.explain(err, c.keys()[i*limits:])
 		}
 	}
-	s.noteOutcome(err)
+	s.recordOutcome(err)
 }
 
 func (s *Store) readTakes(c *command, reply []int64) error {
@@ -142,11 +142,11 @@ func (s *Store) readTakes(c *command, reply []int64) error {
 	return nil
 }
 
-// noteOutcome records how the last command has ended. err is nil if it has
+// recordOutcome records how the last command has ended. err is nil if it has
 // succeeded.
-func (s *Store) noteOutcome(err error) {
+func (s *Store) recordOutcome(err error) {
 	answered := err == nil || isReply(err)
-	s.nodes.noteOutcome(s.client, answered)
+	s.nodes.recordOutcome(s.client, answered)
 	if answered != s.answering.Load() {
 		s.answering.Store(answered)
 	}

@@ -159,7 +159,7 @@ func (s *Store) splitCrossSlot(x *exchange) []*command {
 		if len(c.groups) == 1 || !redis.HasErrorPrefix(c.cmd.Err(), "CROSSSLOT") {
 			continue
 		}
-		s.place.Store(placeSeveral)
+		s.topology.Store(severalServers)
 		for _, g := range c.groups {
 			x.newCommand(g)
 		}
@@ -179,7 +179,7 @@ func (x *exchange) handOut() {
 		for i, j := range g.callers {
 			c := &j.Value
 			c.copyFrom(&g.result, op, limits)
-			c.place, c.err, c.newest = int64(i), g.err, false
+			c.index, c.err, c.newest = int64(i), g.err, false
 		}
 	}
 }

@@ -50,11 +50,11 @@ func (s *Store) queueOf(key string) *queue {
 	return made.(*queue)
 }
 
-// noteOutcome learns from the end of a command. Masters are used only after the
+// recordOutcome learns from the end of a command. Masters are used only after the
 // first answer: before that, the client would look them up on the goroutine of a
 // caller. If a command is not answered, the client must look for a new master.
 // By itself the client does so only when it sends a command again.
-func (n *nodeQueues) noteOutcome(client redis.UniversalClient, answered bool) {
+func (n *nodeQueues) recordOutcome(client redis.UniversalClient, answered bool) {
 	cluster, ok := client.(*redis.ClusterClient)
 	switch {
 	case !ok:

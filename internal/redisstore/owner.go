@@ -86,7 +86,7 @@ func (s *Store) checkOwner(now int64) {
 	if now < next || o.is.Load() == nil || !o.next.CompareAndSwap(next, now+int64(recordRefresh)) {
 		return
 	}
-	s.beside(func() {
+	s.goUntilClose(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), sideTimeout)
 		defer cancel()
 		if err := s.checkRecord(ctx, o.is.Load()); err != nil {

@@ -43,12 +43,12 @@ var Batching = batch.Settings{
 	MaxInFlight: 2,
 	// If latency is high, further round trips may start, but only if that pays: each
 	// costs client and server about 10 µs.
-	ExtraInFlight: 2,
-	ExtraAfter:    100 * time.Microsecond,
+	Extra:       2,
+	MinInterval: 100 * time.Microsecond,
 	// Up to ten more replace round trips to a server that hangs, until the
 	// client's own timeouts end those. Together with its other commands, a store
 	// uses 16 connections at most.
-	MaxLate: 10,
+	MaxStalled: 10,
 	// The first caller of a batch waits for the last one. 256 scripts take about a
 	// millisecond of a server's time.
 	MaxCalls: 256,
@@ -68,13 +68,13 @@ type Store struct {
 	prefix  string
 	options Options
 
-	queue queue      // for calls to a single server, or to a Cluster whose masters are not known yet
-	nodes nodeQueues // for calls to each master of a Cluster
-	sets  limitSets
-	jobs  sync.Pool // of *job, for calls that have returned without an error
-	owner owner
-	macs  sync.Pool     // of hash.Hash, for the method stored; New is nil if keys are stored unchanged
-	place atomic.Uint32 // whether all keys are on one server: see place.go
+	queue    queue      // for calls to a single server, or to a Cluster whose masters are not known yet
+	nodes    nodeQueues // for calls to each master of a Cluster
+	sets     limitSets
+	jobs     sync.Pool // of *job, for calls that have returned without an error
+	owner    owner
+	macs     sync.Pool     // of hash.Hash, for the method stored; New is nil if keys are stored unchanged
+	topology atomic.Uint32 // whether all keys are on one server: see place.go
 
 	// keepsDeadlines means that the client ends a call when its context is done.
 	// So a call can be made on its caller's goroutine.
@@ -126,7 +126,7 @@ func (s *Store) stored(key string) string {
 
 func (s *Store) open(q *queue) {
 	q.Settings, q.Now = Batching, clock.Now
-	q.Send, q.Answered, q.Abandoned, q.Panicked = s.send, answered, s.giveBack, s.panicked
+	q.Send, q.OnDone, q.OnAbandoned, q.OnPanic = s.send, answered, s.giveBack, s.panicked
 }
 
 // keepsDeadlines reports whether a client ends its calls when their contexts are
@@ -279,7 +279,7 @@ func (s *Store) panicked(j *job, with any) {
 	err := fmt.Errorf("the client has panicked: %v", with)
 	j.Value.group = nil
 	j.Value.err = &Error{Cause: Backend, Prefix: s.prefix, Err: err}
-	s.noteOutcome(err)
+	s.recordOutcome(err)
 }
 
 // Close closes the store and waits until its round trips and goroutines have
@@ -294,9 +294,9 @@ func (s *Store) Close() {
 	s.running.Wait()
 }
 
-// beside runs f on its own goroutine, unless the store has been closed. Close
-// waits for it. beside takes s.mu.
-func (s *Store) beside(f func()) {
+// goUntilClose runs f on its own goroutine, unless the store has been closed. Close
+// waits for it. goUntilClose takes s.mu.
+func (s *Store) goUntilClose(f func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.closed.Load() {

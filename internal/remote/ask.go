@@ -24,11 +24,11 @@ var (
 	errTooMany     = fmt.Errorf("%d callers are waiting for the store", MaxWaiting)
 )
 
-// untaken wraps the error of a decision that has certainly taken no units at
+// nothingTakenError wraps the error of a decision that has certainly taken no units at
 // the store.
-type untaken struct{ error }
+type nothingTakenError struct{ error }
 
-func (u untaken) Unwrap() error { return u.error }
+func (u nothingTakenError) Unwrap() error { return u.error }
 
 type panicError struct{ with any }
 
@@ -36,13 +36,13 @@ func (p panicError) Error() string { return fmt.Sprintf("panic: %v", p.with) }
 
 // consult asks the store, waits for its answer, and stores the answer in the
 // near cache.
-func (r *Remote) consult(ctx context.Context, q *question, answers []rule.Answer) (at int64, err error) {
+func (r *Remote) consult(ctx context.Context, req *storeRequest, answers []rule.Answer) (at int64, err error) {
 	states := stateBuffers.Get().(*[rule.MaxLimits]rule.State)
 	defer stateBuffers.Put(states)
-	q.states = states[:len(answers)]
+	req.states = states[:len(answers)]
 	var reply engine.Reply
-	now, err := r.ask(ctx, q.now, func(ctx context.Context) (err error) {
-		reply, err = r.call(ctx, q, answers)
+	now, err := r.ask(ctx, req.now, func(ctx context.Context) (err error) {
+		reply, err = r.call(ctx, req, answers)
 		return err
 	})
 	if err != nil {
@@ -54,39 +54,39 @@ func (r *Remote) consult(ctx context.Context, q *question, answers []rule.Answer
 	// Units that were given back may not have reached the store yet, so it may deny
 	// because of them. Learning its state would replace the better one here. A store
 	// that has denied has taken no units, so there is nothing to give back.
-	taken := q.units
-	if q.upTo {
+	taken := req.units
+	if req.upTo {
 		taken = reply.Granted
 	}
 	admitted := !isDenial(answers)
-	if r.near.StillDenied(q.key, q.least(), now, q.limits.Rules, answers) {
+	if r.near.StillDenied(req.key, req.least(), now, req.limits.Rules, answers) {
 		if admitted {
-			r.returnUnits(q, taken, reply.At)
+			r.returnUnits(req, taken, reply.At)
 		}
 		return NothingTaken, nil
 	}
-	if q.granted = taken; !admitted {
-		q.granted = 0
+	if req.granted = taken; !admitted {
+		req.granted = 0
 	}
 	if !reply.Newest {
 		return reply.At, nil
 	}
 	learnt := nearcache.Reply{
-		N: max(q.least(), q.granted), Limits: q.limits.Rules, Answers: answers,
-		At: reply.At, Now: now, Recheck: int64(r.opts.Recheck), Version: q.version,
+		N: max(req.least(), req.granted), Limits: req.limits.Rules, Answers: answers,
+		At: reply.At, Now: now, Recheck: int64(r.opts.Recheck), Version: req.version,
 	}
 	if reply.Exact {
-		learnt.States = q.states
+		learnt.States = req.states
 	}
-	r.near.Learn(q.key, learnt)
+	r.near.Learn(req.key, learnt)
 	return reply.At, nil
 }
 
 // returnUnits gives back what the store has taken for a request that is denied here.
 // It does so on a goroutine and does not wait.
-func (r *Remote) returnUnits(q *question, n, at int64) {
-	key, limits := strings.Clone(q.key), q.limits
-	r.beside(func(o *Remote) { o.move(o.closing, key, -n, at, limits, SideTimeout) })
+func (r *Remote) returnUnits(req *storeRequest, n, at int64) {
+	key, limits := strings.Clone(req.key), req.limits
+	r.goOwner(func(o *Remote) { o.move(o.closing, key, -n, at, limits, SideTimeout) })
 }
 
 // stateBuffers has the buffers for Request.States. A buffer on the stack would
@@ -96,10 +96,10 @@ var stateBuffers = sync.Pool{New: func() any { return new([rule.MaxLimits]rule.S
 // look asks the store for 0 units, to find out whether it answers. It waits for
 // the reply.
 func (r *Remote) look(ctx context.Context, key string, limits *engine.Limits, until int64) error {
-	q := question{key: key, limits: limits, now: clock.Now(), until: until}
+	req := storeRequest{key: key, limits: limits, now: clock.Now(), until: until}
 	var reply engine.Reply
-	now, err := r.ask(ctx, q.now, func(ctx context.Context) (err error) {
-		reply, err = r.call(ctx, &q, make([]rule.Answer, len(limits.Rules)))
+	now, err := r.ask(ctx, req.now, func(ctx context.Context) (err error) {
+		reply, err = r.call(ctx, &req, make([]rule.Answer, len(limits.Rules)))
 		return err
 	})
 	if err == nil {
@@ -109,11 +109,11 @@ func (r *Remote) look(ctx context.Context, key string, limits *engine.Limits, un
 }
 
 // call asks the store, within what is left of the timeout.
-func (r *Remote) call(ctx context.Context, q *question, answers []rule.Answer) (engine.Reply, error) {
-	if q.until != 0 && q.now >= q.until {
-		return engine.Reply{}, untaken{context.DeadlineExceeded}
+func (r *Remote) call(ctx context.Context, req *storeRequest, answers []rule.Answer) (engine.Reply, error) {
+	if req.until != 0 && req.now >= req.until {
+		return engine.Reply{}, nothingTakenError{context.DeadlineExceeded}
 	}
-	return r.opts.Engine.Take(ctx, engine.Request{Key: q.key, Units: q.units, UpTo: q.upTo, Limits: q.limits, Now: q.now, Until: q.until, States: q.states}, answers)
+	return r.opts.Engine.Take(ctx, engine.Request{Key: req.key, Units: req.units, UpTo: req.upTo, Limits: req.limits, Now: req.now, Until: req.until, States: req.states}, answers)
 }
 
 // move adjusts units at the store. It waits for the reply, but not longer than
@@ -182,7 +182,7 @@ func (r *Remote) callerTooHasty() {
 	if r.hasty.Add(1) < hastyInRow || r.looking.Load() {
 		return
 	}
-	r.beside(func(o *Remote) {
+	r.goOwner(func(o *Remote) {
 		if !r.looking.CompareAndSwap(false, true) {
 			return
 		}
@@ -228,7 +228,7 @@ func (r *Remote) callerDeadlineFirst(ctx context.Context, start int64) bool {
 func (r *Remote) unchanged(err error) bool { return r.fault(err) != engine.Unknown }
 
 func (r *Remote) fault(err error) engine.Fault {
-	if _, ok := err.(untaken); ok || err == errBreakerOpen || err == errTooMany || err == errOwing {
+	if _, ok := err.(nothingTakenError); ok || err == errBreakerOpen || err == errTooMany || err == errOwing {
 		return engine.Refused
 	}
 	return r.opts.Engine.Fault(err)

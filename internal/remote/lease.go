@@ -23,24 +23,24 @@ func (r *Remote) leases() bool { return r.opts.Lease > 0 }
 
 // takeLeased decides from the key's lease, if the lease has enough units. If the
 // lease runs low, a goroutine takes more units at the store.
-func (r *Remote) takeLeased(q *question, answers []rule.Answer) (at int64, ok bool) {
-	if !r.leases() || q.units == 0 {
+func (r *Remote) takeLeased(req *storeRequest, answers []rule.Answer) (at int64, ok bool) {
+	if !r.leases() || req.units == 0 {
 		return 0, false
 	}
-	return r.spend(q.key, q.units, q.limits, q.now, answers)
+	return r.spend(req.key, req.units, req.limits, req.now, answers)
 }
 
 // spendUpTo takes as many of the units as the key's lease has, and returns how
 // many.
-func (r *Remote) spendUpTo(q *question, answers []rule.Answer) (taken int64) {
+func (r *Remote) spendUpTo(req *storeRequest, answers []rule.Answer) (taken int64) {
 	if !r.leases() {
 		return 0
 	}
-	held := min(q.units, r.near.Leased(q.key, q.now, q.limits.Rules))
+	held := min(req.units, r.near.Leased(req.key, req.now, req.limits.Rules))
 	if held == 0 {
 		return 0
 	}
-	if _, ok := r.spend(q.key, held, q.limits, q.now, answers); !ok {
+	if _, ok := r.spend(req.key, held, req.limits, req.now, answers); !ok {
 		return 0
 	}
 	r.leased.Add(1)
@@ -60,15 +60,15 @@ func (r *Remote) spend(key string, n int64, limits *engine.Limits, now int64, an
 // takeAndLease takes the caller's units at the store. For a busy key it takes
 // more units for a lease, so that the next requests need not ask. It waits for
 // the store, a second time if the store has denied the larger request.
-func (r *Remote) takeAndLease(ctx context.Context, q *question, answers []rule.Answer) (at int64, err error) {
-	ask := r.near.WantLease(q.key, q.now, int64(r.opts.Lease), q.limits.Rules)
-	more := *q
+func (r *Remote) takeAndLease(ctx context.Context, req *storeRequest, answers []rule.Answer) (at int64, err error) {
+	ask := r.near.WantLease(req.key, req.now, int64(r.opts.Lease), req.limits.Rules)
+	more := *req
 	more.units += ask.Units
 	asked := ask.Units > 0
 	defer func() {
 		if asked { // the store has panicked
 			ask.Units = 0
-			r.keep(q.key, q.limits, ask, 0, answers)
+			r.keep(req.key, req.limits, ask, 0, answers)
 		}
 	}()
 	at, err = r.consult(ctx, &more, answers)
@@ -77,17 +77,17 @@ func (r *Remote) takeAndLease(ctx context.Context, q *question, answers []rule.A
 	}
 	asked = false
 	if err == nil && !isDenial(answers) {
-		addHeld(answers, q.limits.Rules, r.keep(q.key, q.limits, ask, at, answers))
+		addHeld(answers, req.limits.Rules, r.keep(req.key, req.limits, ask, at, answers))
 		return at, nil
 	}
 	ask.Units = 0
-	r.keep(q.key, q.limits, ask, 0, answers)
+	r.keep(req.key, req.limits, ask, 0, answers)
 	if err != nil {
 		return 0, err
 	}
 	// Fewer units are left than expected. The caller's units alone may fit.
-	q.now = clock.Now()
-	return r.consult(ctx, q, answers)
+	req.now = clock.Now()
+	return r.consult(ctx, req, answers)
 }
 
 // addHeld adds the units of the lease to the remaining units in answers.
@@ -121,9 +121,9 @@ func (r *Remote) refill(key string, limits *engine.Limits) {
 		return
 	}
 	key = strings.Clone(key)
-	r.beside(func(o *Remote) {
+	r.goOwner(func(o *Remote) {
 		now, answers := clock.Now(), make([]rule.Answer, len(limits.Rules))
-		q := question{key: key, units: ask.Units, limits: limits, now: now, until: o.until(now), version: o.near.Version(key)}
+		req := storeRequest{key: key, units: ask.Units, limits: limits, now: now, until: o.until(now), version: o.near.Version(key)}
 		at, answered := int64(0), false
 		defer func() { // also if the store panics
 			if !answered {
@@ -132,7 +132,7 @@ func (r *Remote) refill(key string, limits *engine.Limits) {
 			o.keep(key, limits, ask, at, answers)
 		}()
 		var err error
-		at, err = o.consult(o.closing, &q, answers)
+		at, err = o.consult(o.closing, &req, answers)
 		answered = err == nil && !isDenial(answers)
 	})
 }
@@ -143,7 +143,7 @@ func (r *Remote) refill(key string, limits *engine.Limits) {
 func (r *Remote) keep(key string, limits *engine.Limits, ask nearcache.LeaseRequest, at int64, answers []rule.Answer) (held int64) {
 	held, ended, ok := r.near.AddLease(ask, key, at, clock.Now(), int64(r.opts.Lease), limits.Rules, answers)
 	if ok {
-		r.beside(func(o *Remote) { o.giveBack(o.closing, ended) })
+		r.goOwner(func(o *Remote) { o.giveBack(o.closing, ended) })
 	}
 	if held > 0 {
 		r.sweep()
@@ -157,7 +157,7 @@ func (r *Remote) sweep() {
 	if r.owner.Load().sweeping.Load() {
 		return
 	}
-	r.beside(func(o *Remote) {
+	r.goOwner(func(o *Remote) {
 		for o.near.HasLeases() && !o.isReplaced() && o.sweeping.CompareAndSwap(false, true) {
 			o.sweepUntilNone()
 			o.sweeping.Store(false) // a lease may have been added just before: check once more

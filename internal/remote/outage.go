@@ -104,7 +104,7 @@ func (r *Remote) watchOutage() {
 	if !r.outage.isOpen() {
 		return
 	}
-	r.beside(func(owner *Remote) {
+	r.goOwner(func(owner *Remote) {
 		for owner.watching.CompareAndSwap(false, true) {
 			owner.reportOutage()
 			owner.watching.Store(false)

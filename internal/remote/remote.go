@@ -243,16 +243,16 @@ func (r *Remote) finish() {
 	r.endLeases(ctx)
 }
 
-// Beside runs f on its own goroutine and reports whether it does. It does not
+// Go runs f on its own goroutine and reports whether it does. It does not
 // after Close. Close cancels the context that f gets, and waits for f.
-func (r *Remote) Beside(f func(closing context.Context)) bool {
-	return r.beside(func(owner *Remote) { f(owner.closing) })
+func (r *Remote) Go(f func(closing context.Context)) bool {
+	return r.goOwner(func(owner *Remote) { f(owner.closing) })
 }
 
-// beside runs f on its own goroutine, for the owner, and reports whether it
-// does. It does not after the owner's Close. Close waits for f. beside takes the
+// goOwner runs f on its own goroutine, for the owner, and reports whether it
+// does. It does not after the owner's Close. Close waits for f. goOwner takes the
 // owner's mu.
-func (r *Remote) beside(f func(owner *Remote)) bool {
+func (r *Remote) goOwner(f func(owner *Remote)) bool {
 	for {
 		owner := r.owner.Load()
 		if owner.start(func() { f(owner) }) {
@@ -288,10 +288,10 @@ func (r *Remote) recovering(f func()) func() {
 	}
 }
 
-// A question is a caller's request, with what is known before the store is asked.
+// A storeRequest is a caller's request, with what is known before the store is asked.
 // The clock is read once before the store is asked and once after. If many callers
 // share a round trip, reading the clock is a large part of the cost of a decision.
-type question struct {
+type storeRequest struct {
 	key     string
 	units   int64
 	limits  *engine.Limits
@@ -304,11 +304,11 @@ type question struct {
 }
 
 // least returns how many units must fit, or the question is denied.
-func (q *question) least() int64 {
-	if q.upTo {
+func (req *storeRequest) least() int64 {
+	if req.upTo {
 		return 1
 	}
-	return q.units
+	return req.units
 }
 
 // Take decides a request for n >= 0 units of key. It fills answers, which is as long as
@@ -322,20 +322,20 @@ func (r *Remote) Take(ctx context.Context, key string, n int64, limits *engine.L
 	}
 	n = min(n, rule.MaxUnits+1) // no limit can hold that many, and adding a lease cannot overflow
 	now := clock.Now()
-	q := question{key: key, units: n, limits: limits, now: now, until: r.until(now)}
-	if at, ok := r.takeLeased(&q, answers); ok {
+	req := storeRequest{key: key, units: n, limits: limits, now: now, until: r.until(now)}
+	if at, ok := r.takeLeased(&req, answers); ok {
 		r.leased.Add(1)
 		return at, FromLease, nil
 	}
-	if r.isDenied(&q, answers) {
+	if r.isDenied(&req, answers) {
 		r.cached.Add(1)
 		return NothingTaken, FromCache, nil
 	}
-	at, err = r.takeFromStore(ctx, &q, answers)
+	at, err = r.takeFromStore(ctx, &req, answers)
 	if err == nil {
 		return at, FromStore, nil
 	}
-	return r.takeWithoutStore(ctx, &q, err, answers)
+	return r.takeWithoutStore(ctx, &req, err, answers)
 }
 
 // TakeUpTo is Take for as many of n > 0 units as fit, and returns how many. It uses
@@ -346,22 +346,22 @@ func (r *Remote) TakeUpTo(ctx context.Context, key string, n int64, limits *engi
 		return 0, 0, err
 	}
 	now := clock.Now()
-	q := question{key: key, units: min(n, rule.MaxUnits), limits: limits, now: now, until: r.until(now), upTo: true}
-	leased := r.spendUpTo(&q, answers)
-	if q.units -= leased; q.units == 0 {
+	req := storeRequest{key: key, units: min(n, rule.MaxUnits), limits: limits, now: now, until: r.until(now), upTo: true}
+	leased := r.spendUpTo(&req, answers)
+	if req.units -= leased; req.units == 0 {
 		return leased, FromLease, nil
 	}
 	switch {
-	case r.isDenied(&q, answers):
+	case r.isDenied(&req, answers):
 		r.cached.Add(1)
 		source = FromCache
 	default:
-		if _, err = r.takeFromStore(ctx, &q, answers); err != nil {
-			_, source, err = r.takeWithoutStore(ctx, &q, err, answers)
+		if _, err = r.takeFromStore(ctx, &req, answers); err != nil {
+			_, source, err = r.takeWithoutStore(ctx, &req, err, answers)
 		}
 	}
 	if leased > 0 {
-		if err != nil || q.granted == 0 { // the lease has already filled in answers
+		if err != nil || req.granted == 0 { // the lease has already filled in answers
 			source, err = FromLease, nil
 		}
 		for i := range answers {
@@ -371,50 +371,50 @@ func (r *Remote) TakeUpTo(ctx context.Context, key string, n int64, limits *engi
 	if err != nil {
 		return 0, 0, err
 	}
-	return leased + q.granted, source, nil
+	return leased + req.granted, source, nil
 }
 
 // isDenied reports whether the key is known to be denied. Once in each Recheck it
 // returns false, so that one caller asks the store.
-func (r *Remote) isDenied(q *question, answers []rule.Answer) (denied bool) {
-	denied, q.version = r.near.Denied(q.key, q.least(), q.now, int64(r.opts.Recheck), q.limits.Rules, answers)
+func (r *Remote) isDenied(req *storeRequest, answers []rule.Answer) (denied bool) {
+	denied, req.version = r.near.Denied(req.key, req.least(), req.now, int64(r.opts.Recheck), req.limits.Rules, answers)
 	return denied
 }
 
 // takeFromStore asks the store for a decision. It may wait for owed units to be
 // settled, for a probe of an open breaker, and for the store's reply.
-func (r *Remote) takeFromStore(ctx context.Context, q *question, answers []rule.Answer) (at int64, err error) {
-	start := q.now
-	owes, waited := r.awaitSettled(ctx, q.key)
+func (r *Remote) takeFromStore(ctx context.Context, req *storeRequest, answers []rule.Answer) (at int64, err error) {
+	start := req.now
+	owes, waited := r.awaitSettled(ctx, req.key)
 	if owes {
 		return 0, errOwing
 	}
-	if q.units > 0 && r.breaker.Open() && r.opts.OnFailure == FallbackLocal {
+	if req.units > 0 && r.breaker.Open() && r.opts.OnFailure == FallbackLocal {
 		// The store may have recovered. A call that takes no units finds out. If
 		// that call gets no reply, the store has certainly taken no units.
-		if err := r.look(ctx, q.key, q.limits, q.until); err != nil {
-			return 0, untaken{err}
+		if err := r.look(ctx, req.key, req.limits, req.until); err != nil {
+			return 0, nothingTakenError{err}
 		}
 		waited = true
 	}
 	if waited {
-		q.now = clock.Now()
+		req.now = clock.Now()
 	}
-	if r.leases() && q.units > 0 && !q.upTo {
-		return r.takeAndLease(ctx, q, answers)
+	if r.leases() && req.units > 0 && !req.upTo {
+		return r.takeAndLease(ctx, req, answers)
 	}
-	if at, err = r.consult(ctx, q, answers); err != nil {
+	if at, err = r.consult(ctx, req, answers); err != nil {
 		return 0, err
 	}
-	if r.leases() && q.units == 0 { // a look: the units of the lease are available, too
-		addHeld(answers, q.limits.Rules, r.near.Leased(q.key, start, q.limits.Rules))
+	if r.leases() && req.units == 0 { // a look: the units of the lease are available, too
+		addHeld(answers, req.limits.Rules, r.near.Leased(req.key, start, req.limits.Rules))
 	}
 	return at, nil
 }
 
 // takeWithoutStore decides by the failure policy, after the store has failed
 // with err. It does not wait.
-func (r *Remote) takeWithoutStore(ctx context.Context, q *question, err error, answers []rule.Answer) (int64, Source, error) {
+func (r *Remote) takeWithoutStore(ctx context.Context, req *storeRequest, err error, answers []rule.Answer) (int64, Source, error) {
 	if left := ctx.Err(); left != nil {
 		return 0, 0, left
 	}
@@ -430,24 +430,24 @@ func (r *Remote) takeWithoutStore(ctx context.Context, q *question, err error, a
 	} else {
 		r.opts.Report.StoreFailed(err)
 	}
-	rules := q.limits.Rules
+	rules := req.limits.Rules
 	switch policy {
 	case FailClosed:
 		return 0, 0, err
 	case FailOpen:
 		for i := range answers {
-			answers[i] = rule.Answer{Remaining: max(0, rules[i].Cap()-q.units)}
+			answers[i] = rule.Answer{Remaining: max(0, rules[i].Cap()-req.units)}
 		}
-		q.granted = q.units
+		req.granted = req.units
 		r.failedOpen.Add(1)
 		return NothingTaken, FromFailOpen, nil
 	}
 	unchanged := r.unchanged(err)
 	var here int64
-	if q.upTo {
-		q.granted, here = r.near.TakeUpTo(q.key, q.units, clock.Now(), rules, answers, unchanged)
+	if req.upTo {
+		req.granted, here = r.near.TakeUpTo(req.key, req.units, clock.Now(), rules, answers, unchanged)
 	} else {
-		_, here = r.near.Take(q.key, q.units, clock.Now(), rules, answers, unchanged)
+		_, here = r.near.Take(req.key, req.units, clock.Now(), rules, answers, unchanged)
 	}
 	r.fallback.Add(1)
 	if !unchanged {
@@ -472,7 +472,7 @@ func (r *Remote) Adjust(ctx context.Context, key string, n, at int64, limits *en
 	if owes, _ := r.awaitSettled(ctx, key); owes {
 		err = errOwing
 	} else if wait -= time.Duration(clock.Now() - start); wait <= 0 {
-		err = untaken{context.DeadlineExceeded}
+		err = nothingTakenError{context.DeadlineExceeded}
 	} else {
 		charged, err = r.move(ctx, key, n, r.sendAt(taken), limits, wait)
 	}
@@ -509,7 +509,7 @@ func (r *Remote) Reset(ctx context.Context, key string, limits *engine.Limits) e
 // leases under the previous limits; SetLimits does not wait for it.
 func (r *Remote) SetLimits(limits *engine.Limits) {
 	r.limits.Store(limits)
-	r.beside(func(o *Remote) { o.endLeases(o.closing) })
+	r.goOwner(func(o *Remote) { o.endLeases(o.closing) })
 }
 
 // until returns when the timeout of a decision that begins now is over; 0 means

@@ -86,7 +86,7 @@ func (r *Remote) settleKey(key string) {
 	if owed == nil {
 		return
 	}
-	if !r.beside(func(o *Remote) { o.settle(o.closing, owed) }) {
+	if !r.goOwner(func(o *Remote) { o.settle(o.closing, owed) }) {
 		r.near.Settle(owed, 0, clock.Now())
 	}
 }
@@ -101,7 +101,7 @@ func (r *Remote) settleAll(first string) {
 		return
 	}
 	first = strings.Clone(first)
-	r.beside(func(o *Remote) {
+	r.goOwner(func(o *Remote) {
 		if !o.settling.CompareAndSwap(false, true) {
 			return
 		}

@@ -15,20 +15,20 @@ import (
 // internal/remote do, in the same order. If the names differ, the comment says
 // which method is modelled.
 type process struct {
-	run      *run
-	source   source
-	near     *nearcache.Cache
-	breaker  breaker.Breaker
-	queue    queue
-	waiting  int              // calls in flight or waiting
-	settling int              // batches of owed units that are being sent; also 1 if that is about to begin
-	told     map[int][]func() // by key that is being settled: what to do when that has ended
-	sweeping bool
-	had      Share
+	run           *run
+	source        source
+	near          *nearcache.Cache
+	breaker       breaker.Breaker
+	queue         queue
+	waiting       int              // calls in flight or waiting
+	settling      int              // batches of owed units that are being sent; also 1 if that is about to begin
+	afterSettling map[int][]func() // by key that is being settled: what to do when that has ended
+	sweeping      bool
+	had           Share
 }
 
 func newProcess(r *run, rnd *rand.Rand, rate float64) *process {
-	p := &process{run: r, source: newSource(&r.Config, rnd, rate), near: nearcache.NewSeeded(1<<16, 1<<24, r.Seed), told: make(map[int][]func())}
+	p := &process{run: r, source: newSource(&r.Config, rnd, rate), near: nearcache.NewSeeded(1<<16, 1<<24, r.Seed), afterSettling: make(map[int][]func())}
 	p.queue.latest = make(map[int]*call)
 	return p
 }
@@ -81,11 +81,11 @@ func (p *process) take(key int) {
 		return
 	}
 	p.settleAll()
-	if _, telling := p.told[key]; !telling {
+	if _, telling := p.afterSettling[key]; !telling {
 		p.fail(key, start, true)
 		return
 	}
-	p.told[key] = append(p.told[key], func() {
+	p.afterSettling[key] = append(p.afterSettling[key], func() {
 		if owes(p.near, name) {
 			p.fail(key, start, true)
 		} else {
@@ -137,14 +137,14 @@ func (p *process) consult(key int, n int64, ask nearcache.LeaseRequest, timeout 
 		if !c.failed {
 			p.near.Learn(r.keys[key], nearcache.Reply{
 				N: n, Limits: r.limits, Answers: []rule.Answer{c.answer}, States: []rule.State{c.state},
-				At: c.told, Now: r.now, Recheck: int64(r.Recheck), Version: c.version,
+				At: c.answeredAt, Now: r.now, Recheck: int64(r.Recheck), Version: c.version,
 			})
 		}
 		if ask.Units > 0 {
 			if c.failed || c.answer.Retry > 0 {
 				ask.Units = 0
 			}
-			held, ended, ok := p.near.AddLease(ask, r.keys[key], c.told, r.now, int64(r.Lease), r.limits, []rule.Answer{c.answer})
+			held, ended, ok := p.near.AddLease(ask, r.keys[key], c.answeredAt, r.now, int64(r.Lease), r.limits, []rule.Answer{c.answer})
 			if ok {
 				p.giveBack(key, ended)
 			}
@@ -228,7 +228,7 @@ func (p *process) settle() {
 			continue
 		}
 		p.settling++
-		p.told[key] = nil
+		p.afterSettling[key] = nil
 		p.settleOne(key, batch, 0)
 	}
 }
@@ -238,8 +238,8 @@ func (p *process) settleOne(key int, b *nearcache.Batch, i int) {
 	end := func(sent int) {
 		p.settling--
 		p.near.Settle(b, sent, p.run.now)
-		waiting := p.told[key]
-		delete(p.told, key)
+		waiting := p.afterSettling[key]
+		delete(p.afterSettling, key)
 		for _, then := range waiting {
 			then()
 		}

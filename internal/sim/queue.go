@@ -30,11 +30,11 @@ type call struct {
 	trip     *trip
 	over     bool // its caller no longer waits for it
 
-	failed  bool
-	unknown bool // it may have been carried out, although it has failed
-	answer  rule.Answer
-	state   rule.State // after the call
-	told    int64
+	failed     bool
+	unknown    bool // it may have been carried out, although it has failed
+	answer     rule.Answer
+	state      rule.State // after the call
+	answeredAt int64
 }
 
 // trip has the calls that share a round trip.
@@ -42,19 +42,19 @@ type trip struct {
 	calls   []*call
 	shared  []bool // for each call: it shares the command of an earlier call
 	refused bool
-	late    bool // callers have given up on it
+	stalled bool // callers have given up on it
 }
 
 // queue models internal/batch, by which a process's calls get to the server. A call
 // starts a round trip if few enough are in flight. The calls that wait share the
 // next one.
 type queue struct {
-	waiting        []*call
-	timed          []*call // all calls that have no answer yet, by deadline
-	armed          bool    // an expiry is scheduled
-	inFlight, late int
-	set            int64         // when the last round trip has started
-	latest         map[int]*call // by key, within share
+	waiting           []*call
+	timed             []*call // all calls that have no answer yet, by deadline
+	armed             bool    // an expiry is scheduled
+	inFlight, stalled int
+	set               int64         // when the last round trip has started
+	latest            map[int]*call // by key, within share
 }
 
 // send queues a call. When it has ended, done calls c.then with its result.
@@ -64,12 +64,12 @@ func (p *process) send(c *call, timeout int64) {
 	p.queue.waiting = append(p.queue.waiting, c)
 	p.queue.timed = append(p.queue.timed, c)
 	p.arm()
-	p.start(p.run.now-p.queue.set >= int64(settings.ExtraAfter))
+	p.start(p.run.now-p.queue.set >= int64(settings.MinInterval))
 }
 
 func (p *process) start(more bool) {
 	q := &p.queue
-	for len(q.waiting) > 0 && (q.inFlight < settings.MaxInFlight || more && q.inFlight < settings.MaxInFlight+settings.ExtraInFlight) {
+	for len(q.waiting) > 0 && (q.inFlight < settings.MaxInFlight || more && q.inFlight < settings.MaxInFlight+settings.Extra) {
 		q.set, more = p.run.now, false
 		f := new(trip)
 		for len(q.waiting) > 0 && len(f.calls) < settings.MaxCalls {
@@ -107,8 +107,8 @@ func (p *process) share(f *trip) {
 
 // finish models the end of a round trip.
 func (p *process) finish(f *trip) {
-	if f.late {
-		p.queue.late--
+	if f.stalled {
+		p.queue.stalled--
 	} else {
 		p.queue.inFlight--
 	}
@@ -132,10 +132,10 @@ func (p *process) expire() {
 			continue
 		}
 		c.over, c.failed, c.unknown = true, true, c.trip != nil
-		if f := c.trip; f != nil && !f.late && q.late < settings.MaxLate {
-			f.late = true // so that other calls do not wait for it, too
+		if f := c.trip; f != nil && !f.stalled && q.stalled < settings.MaxStalled {
+			f.stalled = true // so that other calls do not wait for it, too
 			q.inFlight--
-			q.late++
+			q.stalled++
 		}
 		p.done(c)
 	}

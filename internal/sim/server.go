@@ -33,7 +33,7 @@ func (s *server) serve(p *process, f *trip) {
 // carryOut models the scripts.
 func (s *server) carryOut(c *call) {
 	l, state := &s.run.limits[0], &s.states[c.key]
-	c.told = s.free
+	c.answeredAt = s.free
 	if c.op == adjust {
 		*state = l.Adjust(*state, s.free, c.n, max(0, s.free-c.at))
 		return

@@ -62,9 +62,9 @@ func Open(path string, wait time.Duration) (*File, error) {
 	}
 }
 
-// Beside says what other is if it is one of the files that a snapshot at path has
+// Companion says what other is if it is one of the files that a snapshot at path has
 // beside it, such as its lock. Otherwise it returns "".
-func Beside(path, other string) string {
+func Companion(path, other string) string {
 	switch other {
 	case path + lockSuffix:
 		return "lock"

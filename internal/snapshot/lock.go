@@ -45,7 +45,7 @@ var (
 // acquire takes both locks of f. It does not wait: it returns errLocked if
 // another process has one of them.
 func (f *File) acquire() error {
-	held, err := lockBeside(f.path)
+	held, err := lockCompanion(f.path)
 	if err != nil {
 		return err
 	}
@@ -86,7 +86,7 @@ func (f *File) checkLock() error {
 	if isAt(f.lock, f.path+lockSuffix) {
 		return nil
 	}
-	held, err := lockBeside(f.path)
+	held, err := lockCompanion(f.path)
 	if err == errLocked {
 		return fmt.Errorf("somebody has removed %s, and now %w", f.path+lockSuffix, inUse(f.path))
 	}
@@ -108,10 +108,10 @@ func (f *File) replaceData(file *os.File) {
 	f.data = file
 }
 
-// lockBeside locks the file beside a snapshot until it is closed or the process
+// lockCompanion locks the file beside a snapshot until it is closed or the process
 // ends. It does not wait: it returns errLocked if another process has the lock.
 // It neither follows a link nor writes into a file that is not a lock.
-func lockBeside(path string) (held *os.File, err error) {
+func lockCompanion(path string) (held *os.File, err error) {
 	path += lockSuffix
 	wrong := func(what string) error {
 		return fmt.Errorf("%s is %s, and not the lock that belongs there: remove it, or choose another name or directory", path, what)

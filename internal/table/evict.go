@@ -99,7 +99,7 @@ const (
 	rankOpen    rank = iota
 	rankEmpty        // it has no unit left
 	rankRefused      // its key is being denied: evicting it would admit that client
-	rankOwn          // it belongs to the key that needs room: the limits of one key must not evict each other
+	rankSibling      // it belongs to the key that needs room: the limits of one key must not evict each other
 )
 
 // considerAll makes v the best counter to evict among v and the counters in b.
@@ -114,7 +114,7 @@ func (v *victim) considerAll(b *group, own []id, shapes *shapes, now int64) {
 		case fresh <= now:
 			fresh = now
 		case slices.Contains(own, id.fingerprint()):
-			r = rankOwn
+			r = rankSibling
 		case c.when&flagRefused != 0:
 			r = rankRefused
 		case c.empty(l, now):

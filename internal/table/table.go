@@ -371,10 +371,10 @@ func (t *Table) lock(h keyHash) (s *shard, now int64) {
 	return s, now
 }
 
-// maxLate is how far an instant may be behind its shard's last one, in nanoseconds. A
+// maxBehind is how far an instant may be behind its shard's last one, in nanoseconds. A
 // caller may have waited for a store after it read the clock. An instant that is
 // further behind belongs to another clock; see [Table.lock].
-const maxLate = 3600 * 1_000_000_000
+const maxBehind = 3600 * 1_000_000_000
 
 // lockAt is lock for an instant that the caller has read. If the shard's last
 // instant is later, lockAt returns that one, so time never runs backwards for a
@@ -385,7 +385,7 @@ func (t *Table) lockAt(h keyHash, now int64) (*shard, int64) {
 		t.sweepSome(now)
 	}
 	s.mu.Lock()
-	if s.now-now > maxLate {
+	if s.now-now > maxBehind {
 		s.now = now
 	}
 	s.now = max(s.now, now)

@@ -14,12 +14,12 @@ import (
 // once whether all keys are on one server, before its first command for several
 // keys. For Cluster and Ring clients it never sends such a command.
 
-// The values of Store.place.
+// The values of Store.topology.
 const (
-	placeUnknown uint32 = iota
-	placeAsked          // findPlace is running
-	placeOne
-	placeSeveral
+	topologyUnknown uint32 = iota
+	topologyAsked          // findPlace is running
+	oneServer
+	severalServers
 )
 
 // keysAreTogether reports whether one command can have several keys. It does
@@ -29,42 +29,42 @@ func (s *Store) keysAreTogether() bool {
 	if _, single := s.client.(*redis.Client); !single {
 		return false
 	}
-	if s.place.Load() == placeUnknown && s.place.CompareAndSwap(placeUnknown, placeAsked) {
-		s.beside(s.findPlace)
+	if s.topology.Load() == topologyUnknown && s.topology.CompareAndSwap(topologyUnknown, topologyAsked) {
+		s.goUntilClose(s.findTopology)
 	}
-	return s.place.Load() == placeOne
+	return s.topology.Load() == oneServer
 }
 
-// placeKeys is how many keys findPlace tries. A proxy in front of two servers
+// topologyKeys is how many keys findPlace tries. A proxy in front of two servers
 // sends all of them to the same server only once in 65,536 times.
-const placeKeys = 16
+const topologyKeys = 16
 
-// findPlace writes one key, and then reads it in commands whose first key is
+// findTopology writes one key, and then reads it in commands whose first key is
 // another one. It waits for the replies, on its own goroutine.
-func (s *Store) findPlace() {
+func (s *Store) findTopology() {
 	ctx, cancel := context.WithTimeout(context.Background(), sideTimeout)
 	defer cancel()
 	key := s.prefix + "place"
 	err := s.client.Set(ctx, key, "one", time.Minute).Err()
-	var seen []*redis.Cmd
+	var replies []*redis.Cmd
 	if err == nil {
 		pipe := s.client.Pipeline()
-		for i := range placeKeys {
-			seen = append(seen, pipe.Eval(ctx, "return redis.call('GET', KEYS[2])", []string{key + ":" + strconv.Itoa(i), key}))
+		for i := range topologyKeys {
+			replies = append(replies, pipe.Eval(ctx, "return redis.call('GET', KEYS[2])", []string{key + ":" + strconv.Itoa(i), key}))
 		}
 		pipe.Exec(ctx)
 	}
-	found := placeOne
-	for _, cmd := range seen {
+	found := oneServer
+	for _, cmd := range replies {
 		switch text, failed := cmd.Text(); {
 		case failed != nil && !isReply(failed):
 			err = failed
 		case failed != nil || text != "one":
-			found = placeSeveral
+			found = severalServers
 		}
 	}
-	if err != nil && found == placeOne {
-		found = placeUnknown // the next command for several keys tries again
+	if err != nil && found == oneServer {
+		found = topologyUnknown // the next command for several keys tries again
 	}
-	s.place.Store(found)
+	s.topology.Store(found)
 }
