@@ -19,9 +19,9 @@ import (
 // TestBreakerBoundsCallsToADeadStore also checks that no caller waits, and that
 // the breaker closes again.
 func TestBreakerBoundsCallsToADeadStore(t *testing.T) {
-	remotely(t, Options{Limits: []Limit{FixedWindow(10_000, time.Hour)}}, func(t *testing.T, far *farStore, l *Limiter) {
-		breakDown(t, far, l, silent)
-		require.EqualValues(t, 5, far.calls.Load())
+	remotely(t, Options{Limits: []Limit{FixedWindow(10_000, time.Hour)}}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+		startOutage(t, backend, l, silent)
+		require.EqualValues(t, 5, backend.calls.Load())
 		start := time.Now()
 		for range 100 {
 			require.Equal(t, SourceFallback, decide(t, l, "key", 1).Source)
@@ -32,35 +32,35 @@ func TestBreakerBoundsCallsToADeadStore(t *testing.T) {
 			go l.Take(ctx, "another key")
 		}
 		synctest.Wait()
-		require.EqualValues(t, 6, far.calls.Load())
+		require.EqualValues(t, 6, backend.calls.Load())
 		time.Sleep(10 * time.Second)
-		calls := far.calls.Load()
+		calls := backend.calls.Load()
 		for range 600 {
 			decide(t, l, "key", 1)
 			time.Sleep(100 * time.Millisecond)
 		}
-		require.InDelta(t, 60, far.calls.Load()-calls, 10, "one a second")
+		require.InDelta(t, 60, backend.calls.Load()-calls, 10, "one a second")
 		require.EqualValues(t, 1, l.Stats().Remote.BreakerOpened)
-		comeBack(t, far, l)
+		endOutage(t, backend, l)
 		require.Equal(t, SourceStore, decide(t, l, "new key", 1).Source)
 	})
 }
 
 func TestCancelledProbeDoesNotBlockTheNext(t *testing.T) {
 	for _, policy := range []FailurePolicy{FallbackLocal, FailOpen, FailClosed} {
-		remotely(t, Options{Limits: []Limit{hour}, OnFailure: policy}, func(t *testing.T, far *farStore, l *Limiter) {
-			far.set(refused)
+		remotely(t, Options{Limits: []Limit{hour}, OnFailure: policy}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+			backend.set(refused)
 			for range 5 {
 				l.Take(ctx, "key")
 			}
-			far.set(silent)
+			backend.set(silent)
 			time.Sleep(time.Second)
 			leaving, leave := context.WithCancel(ctx)
 			go l.Take(leaving, "probe")
 			synctest.Wait()
 			leave()
 			synctest.Wait()
-			far.set(up)
+			backend.set(up)
 			require.Equal(t, SourceStore, decide(t, l, "new", 1).Source)
 		})
 	}
@@ -69,24 +69,24 @@ func TestCancelledProbeDoesNotBlockTheNext(t *testing.T) {
 // TestProbesTakeNothing probes a silent store many times. The store then
 // receives all units that were admitted without it.
 func TestProbesTakeNothing(t *testing.T) {
-	remotely(t, Options{Limits: []Limit{FixedWindow(100, time.Hour)}}, func(t *testing.T, far *farStore, l *Limiter) {
-		breakDown(t, far, l, silent)
-		unknown := far.unknown.Load()
+	remotely(t, Options{Limits: []Limit{FixedWindow(100, time.Hour)}}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+		startOutage(t, backend, l, silent)
+		unknown := backend.unknown.Load()
 		for range 50 {
 			require.True(t, decide(t, l, "key", 1).Allowed)
 			time.Sleep(300 * time.Millisecond)
 		}
-		require.Equal(t, unknown, far.unknown.Load())
+		require.Equal(t, unknown, backend.unknown.Load())
 		require.Greater(t, l.Stats().Remote.Failures, uint64(10), "it was looked")
 		for i := range 10 {
 			decide(t, l, fmt.Sprint("new ", i), 7)
 			time.Sleep(1100 * time.Millisecond)
 		}
 		require.Greater(t, l.Stats().Remote.Failures, uint64(20))
-		comeBack(t, far, l)
-		require.EqualValues(t, 50, far.there(t, "key", FixedWindow(100, time.Hour)))
+		endOutage(t, backend, l)
+		require.EqualValues(t, 50, backend.remaining(t, "key", FixedWindow(100, time.Hour)))
 		for i := range 10 {
-			require.EqualValues(t, 93, far.there(t, fmt.Sprint("new ", i), FixedWindow(100, time.Hour)))
+			require.EqualValues(t, 93, backend.remaining(t, fmt.Sprint("new ", i), FixedWindow(100, time.Hour)))
 		}
 	})
 }
@@ -95,8 +95,8 @@ func TestProbesTakeNothing(t *testing.T) {
 // units, and log nothing.
 func TestCancelledCallsAreNoFailures(t *testing.T) {
 	var log bytes.Buffer
-	remotely(t, Options{Limits: []Limit{hour}, Logger: slog.New(slog.NewTextHandler(&log, nil)), Key: StaticKey("key")}, func(t *testing.T, far *farStore, l *Limiter) {
-		far.delay(50 * time.Millisecond)
+	remotely(t, Options{Limits: []Limit{hour}, Logger: slog.New(slog.NewTextHandler(&log, nil)), Key: StaticKey("key")}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+		backend.delay(50 * time.Millisecond)
 		require.Contains(t, log.String(), "limiter counts in a remote store")
 		log.Reset()
 		handler := l.Middleware(http.NotFoundHandler())
@@ -125,8 +125,8 @@ func TestCancelledCallsAreNoFailures(t *testing.T) {
 // once, by Options.OnFailure.
 func TestCallersOfASlowStoreAreBounded(t *testing.T) {
 	for _, policy := range []FailurePolicy{FallbackLocal, FailOpen, FailClosed} {
-		remotely(t, Options{Limits: []Limit{hour}, OnFailure: policy, Timeout: time.Minute}, func(t *testing.T, far *farStore, l *Limiter) {
-			far.delay(10 * time.Second)
+		remotely(t, Options{Limits: []Limit{hour}, OnFailure: policy, Timeout: time.Minute}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+			backend.delay(10 * time.Second)
 			for i := range 4096 {
 				go l.Take(ctx, fmt.Sprint(i))
 			}
@@ -154,16 +154,16 @@ func TestCallersOfASlowStoreAreBounded(t *testing.T) {
 // TestPanickingStoreKeepsNoPlaces checks that a bug in a store uses up neither
 // the places of waiting callers nor the place of the probe.
 func TestPanickingStoreKeepsNoPlaces(t *testing.T) {
-	remotely(t, Options{Limits: []Limit{hour}}, func(t *testing.T, far *farStore, l *Limiter) {
-		far.set(panics)
+	remotely(t, Options{Limits: []Limit{hour}}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+		backend.set(panics)
 		for range 5000 {
 			require.Panics(t, func() { l.Take(ctx, "key") })
 		}
-		breakDown(t, far, l, refused)
-		far.set(panics)
+		startOutage(t, backend, l, refused)
+		backend.set(panics)
 		time.Sleep(time.Second)
 		require.Panics(t, func() { l.Take(ctx, "key") })
-		far.set(up)
+		backend.set(up)
 		require.Equal(t, SourceStore, decide(t, l, "key", 1).Source)
 	})
 }
@@ -173,9 +173,9 @@ func TestPanickingStoreKeepsNoPlaces(t *testing.T) {
 // notices that the store hangs.
 func TestCallersWithShortDeadlinesAreDecided(t *testing.T) {
 	for _, deadline := range []time.Duration{150 * time.Millisecond, 50 * time.Millisecond} {
-		remotely(t, Options{Limits: []Limit{FixedWindow(1_000_000, 24*time.Hour)}}, func(t *testing.T, far *farStore, l *Limiter) {
+		remotely(t, Options{Limits: []Limit{FixedWindow(1_000_000, 24*time.Hour)}}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
 			decide(t, l, "key", 1)
-			far.set(silent)
+			backend.set(silent)
 			failed := 0
 			for i := range 1000 {
 				ctx, cancel := context.WithTimeout(ctx, deadline)

@@ -19,14 +19,14 @@ import (
 func TestDeniedKeyIsAnsweredWithoutACall(t *testing.T) {
 	for _, limit := range algorithms(5, time.Minute) {
 		t.Run(limit.Algorithm(), func(t *testing.T) {
-			remotely(t, Options{Limits: []Limit{limit}, DenyRecheck: -1, Key: StaticKey("key")}, func(t *testing.T, far *farStore, l *Limiter) {
+			remotely(t, Options{Limits: []Limit{limit}, DenyRecheck: -1, Key: StaticKey("key")}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
 				control := limiter(t, limit)
 				for range 6 {
 					control.Take(ctx, "key")
 					l.Take(ctx, "key")
 				}
 				want, _ := control.Take(ctx, "key")
-				calls, retry := far.calls.Load(), want.RetryAfter
+				calls, retry := backend.calls.Load(), want.RetryAfter
 				handler := l.Middleware(http.NotFoundHandler())
 				for i := range 11 {
 					want, err := control.Take(ctx, "key")
@@ -48,7 +48,7 @@ func TestDeniedKeyIsAnsweredWithoutACall(t *testing.T) {
 						time.Sleep(want.RetryAfter - 1)
 					}
 				}
-				require.Equal(t, calls, far.calls.Load())
+				require.Equal(t, calls, backend.calls.Load())
 				require.EqualValues(t, 22, l.Stats().Remote.Cached)
 				time.Sleep(time.Nanosecond)
 				got := decide(t, l, "key", 1)
@@ -63,28 +63,28 @@ func TestDeniedKeyIsAnsweredWithoutACall(t *testing.T) {
 // is admitted after Options.DenyRecheck.
 func TestOneCallerRechecksADenial(t *testing.T) {
 	for _, recheck := range []time.Duration{0, 300 * time.Millisecond} {
-		remotely(t, Options{Limits: []Limit{hour}, DenyRecheck: recheck}, func(t *testing.T, far *farStore, l *Limiter) {
+		remotely(t, Options{Limits: []Limit{hour}, DenyRecheck: recheck}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
 			every := recheck
 			if every == 0 {
 				every = time.Second
 			}
 			decide(t, l, "key", 5)
 			decide(t, l, "key", 1)
-			far.delay(10 * time.Millisecond)
+			backend.delay(10 * time.Millisecond)
 			for range 5 {
-				calls := far.calls.Load()
+				calls := backend.calls.Load()
 				time.Sleep(every - time.Millisecond)
 				decide(t, l, "key", 1)
-				require.Equal(t, calls, far.calls.Load())
+				require.Equal(t, calls, backend.calls.Load())
 				time.Sleep(time.Millisecond)
 				for range 64 {
 					go l.Take(ctx, "key")
 				}
 				synctest.Wait()
-				require.Equal(t, calls+1, far.calls.Load())
+				require.Equal(t, calls+1, backend.calls.Load())
 				time.Sleep(10 * time.Millisecond)
 			}
-			far.Store.Reset(ctx, "key", []Limit{hour}) // by another process
+			backend.Store.Reset(ctx, "key", []Limit{hour}) // by another process
 			require.False(t, decide(t, l, "key", 1).Allowed)
 			time.Sleep(every)
 			require.True(t, decide(t, l, "key", 1).Allowed)
@@ -101,7 +101,7 @@ func TestDenialHoldsForItsCost(t *testing.T) {
 		{SlidingWindow(10, 10*time.Second), FixedWindow(12, time.Minute)},
 	} {
 		t.Run(fmt.Sprint(limits), func(t *testing.T) {
-			remotely(t, Options{Limits: limits, DenyRecheck: -1}, func(t *testing.T, far *farStore, l *Limiter) {
+			remotely(t, Options{Limits: limits, DenyRecheck: -1}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
 				control := limiter(t, limits...)
 				for _, n := range []int64{4, 4, 3, 4, 3, 1, 1, 1, 5, 3, 9, 10, 13, 3, 1, 10, 2} {
 					got, want := decide(t, l, "key", n), decide(t, control, "key", n)
@@ -125,11 +125,11 @@ func TestOwnChangesTakeEffectAtOnce(t *testing.T) {
 	} {
 		for _, racing := range []bool{false, true} {
 			t.Run(fmt.Sprint(name, racing), func(t *testing.T) {
-				remotely(t, Options{Limits: []Limit{hour}, DenyRecheck: -1, Timeout: time.Minute}, func(t *testing.T, far *farStore, l *Limiter) {
+				remotely(t, Options{Limits: []Limit{hour}, DenyRecheck: -1, Timeout: time.Minute}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
 					decide(t, l, "key", 5)
 					if racing {
 						slow := make(chan struct{})
-						far.Store = &slowReply{Store: far.Store, until: slow}
+						backend.Store = &slowReply{Store: backend.Store, until: slow}
 						go l.Take(ctx, "key")
 						synctest.Wait()
 						require.NoError(t, do(l))
@@ -171,7 +171,7 @@ func TestDenialUnderOnePlanHoldsForItsPlan(t *testing.T) {
 		}
 		return nil
 	}}
-	remotely(t, opts, func(t *testing.T, far *farStore, l *Limiter) {
+	remotely(t, opts, func(t *testing.T, backend *remoteBackend, l *Limiter) {
 		handler := l.Middleware(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 		for i, step := range []struct {
 			plan string
@@ -194,11 +194,11 @@ func TestDenialUnderOnePlanHoldsForItsPlan(t *testing.T) {
 func TestKnownDenialsHoldUnderEachPolicy(t *testing.T) {
 	for policy, allowed := range map[FailurePolicy]bool{FallbackLocal: false, FailOpen: true, FailClosed: false} {
 		opts := Options{Limits: []Limit{hour}, OnFailure: policy, DenyRecheck: 10 * time.Second}
-		remotely(t, opts, func(t *testing.T, far *farStore, l *Limiter) {
+		remotely(t, opts, func(t *testing.T, backend *remoteBackend, l *Limiter) {
 			for range 6 {
 				decide(t, l, "key", 1)
 			}
-			far.set(refused)
+			backend.set(refused)
 			for range 3 {
 				for range 20 {
 					d := decide(t, l, "key", 1)

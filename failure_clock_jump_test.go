@@ -119,7 +119,7 @@ func TestJumpLeavesTheRecheck(t *testing.T) {
 
 // lateReply is a store that decides in time but returns its answers late, and without states.
 type lateReply struct {
-	farStore
+	remoteBackend
 	back atomic.Int64
 	skew atomic.Int64
 }
@@ -150,16 +150,16 @@ func (s *lateReply) Reset(ctx context.Context, key string, limits []Limit) error
 func TestOneLateAnswerIsNoJump(t *testing.T) {
 	for _, late := range []time.Duration{0, 6 * time.Second} {
 		synctest.Test(t, func(t *testing.T) {
-			far := &lateReply{farStore: farStore{Store: memory(t, "far")}}
+			backend := &lateReply{remoteBackend: remoteBackend{Store: memory(t, "backend")}}
 			limit := FixedWindow(5, 24*time.Hour)
-			l := processOf(t, far, Options{Limits: []Limit{limit}, Timeout: 10 * time.Second, DenyRecheck: time.Second})
+			l := processOf(t, backend, Options{Limits: []Limit{limit}, Timeout: 10 * time.Second, DenyRecheck: time.Second})
 			decide(t, l, "key", 5)
 			require.False(t, decide(t, l, "key", 1).Allowed)
-			far.back.Store(int64(late))
+			backend.back.Store(int64(late))
 			decide(t, l, "other", 1)
-			far.back.Store(0)
+			backend.back.Store(0)
 			decide(t, l, "other", 1)
-			require.NoError(t, far.Store.Reset(ctx, "key", []Limit{limit})) // by another process
+			require.NoError(t, backend.Store.Reset(ctx, "key", []Limit{limit})) // by another process
 			time.Sleep(time.Hour)
 			decide(t, l, "key", 1)
 			if !decide(t, l, "key", 1).Allowed {
@@ -173,22 +173,22 @@ func TestOneLateAnswerIsNoJump(t *testing.T) {
 func TestTwoClocksMintNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limit := FixedWindow(5, time.Hour)
-		shared := memory(t, "far")
+		shared := memory(t, "backend")
 		process := func() (*lateReply, *Limiter) {
-			far := &lateReply{farStore: farStore{Store: shared}}
-			return far, processOf(t, far, Options{Limits: []Limit{limit}, DenyRecheck: time.Millisecond})
+			backend := &lateReply{remoteBackend: remoteBackend{Store: shared}}
+			return backend, processOf(t, backend, Options{Limits: []Limit{limit}, DenyRecheck: time.Millisecond})
 		}
 		admitted := 0
 		for range 10 { // processes
-			far, l := process()
+			backend, l := process()
 			for i := range 20 {
-				far.skew.Store(0)
+				backend.skew.Store(0)
 				if decide(t, l, "key", 1).Allowed {
 					admitted++
 				}
 				time.Sleep(2 * time.Millisecond)
 				if i == 10 {
-					far.skew.Store(int64(10 * time.Second)) // the other server
+					backend.skew.Store(int64(10 * time.Second)) // the other server
 					decide(t, l, "other", 0)
 				}
 			}
@@ -214,12 +214,12 @@ func (s *perKey) Take(ctx context.Context, key string, n int64, limits []Limit, 
 func TestTwoClocksAndManyCallersMintNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limit := FixedWindow(5, time.Hour)
-		shared := memory(t, "far")
+		shared := memory(t, "backend")
 		var admitted atomic.Int64
 		for range 10 { // processes
-			far := &perKey{lateReply{farStore: farStore{Store: shared}}}
-			far.back.Store(int64(5 * time.Millisecond))
-			l := processOf(t, far, Options{Limits: []Limit{limit}})
+			backend := &perKey{lateReply{remoteBackend: remoteBackend{Store: shared}}}
+			backend.back.Store(int64(5 * time.Millisecond))
+			l := processOf(t, backend, Options{Limits: []Limit{limit}})
 			decide(t, l, "warm", 0)
 			for i := range 40 {
 				go func() {

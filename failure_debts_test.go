@@ -22,24 +22,24 @@ func TestStoreThatComesAndGoesMintsNothing(t *testing.T) {
 	for _, m := range []mode{refused, silent, lost} {
 		for _, limit := range algorithms(2500, 24*time.Hour) {
 			t.Run(fmt.Sprint(limit.Algorithm(), m), func(t *testing.T) {
-				remotely(t, Options{Limits: []Limit{limit}, Timeout: 10 * time.Millisecond}, func(t *testing.T, far *farStore, l *Limiter) {
+				remotely(t, Options{Limits: []Limit{limit}, Timeout: 10 * time.Millisecond}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
 					admitted, start := int64(0), time.Now()
 					for i := range 100 {
-						far.set(m * mode(i%2))
+						backend.set(m * mode(i%2))
 						for until := time.Now().Add(600 * time.Millisecond); time.Now().Before(until); time.Sleep(20 * time.Millisecond) {
 							if decide(t, l, "key", 1).Allowed {
 								admitted++
 							}
 						}
 					}
-					bound := int64(2500) + far.unknown.Load()
+					bound := int64(2500) + backend.unknown.Load()
 					if limit.Algorithm() == "bucket" {
 						bound += int64(time.Since(start) * 2500 / (24 * time.Hour))
 					}
 					require.LessOrEqual(t, admitted, bound)
-					require.GreaterOrEqual(t, admitted, int64(2500)-far.unknown.Load())
+					require.GreaterOrEqual(t, admitted, int64(2500)-backend.unknown.Load())
 					require.Greater(t, l.Stats().Remote.BreakerOpened, uint64(20))
-					comeBack(t, far, l)
+					endOutage(t, backend, l)
 					for range 2600 {
 						if decide(t, l, "key", 1).Allowed {
 							admitted++
@@ -69,15 +69,15 @@ func TestStoreReceivesUnitsThatStillCount(t *testing.T) {
 		{TokenBucket(10, time.Minute, 10), 37 * time.Second, 10},
 	} {
 		t.Run(fmt.Sprint(tc.limit, tc.after), func(t *testing.T) {
-			remotely(t, Options{Limits: []Limit{tc.limit}}, func(t *testing.T, far *farStore, l *Limiter) {
-				breakDown(t, far, l, refused)
+			remotely(t, Options{Limits: []Limit{tc.limit}}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+				startOutage(t, backend, l, refused)
 				decide(t, l, "key", 6)
 				for range 5 { // at times when the breaker sends no probe
 					decide(t, l, "other", 1)
 				}
 				time.Sleep(tc.after - 1300*time.Millisecond)
-				comeBack(t, far, l) // takes 1300 ms
-				require.Equal(t, tc.want, far.there(t, "key", tc.limit))
+				endOutage(t, backend, l) // takes 1300 ms
+				require.Equal(t, tc.want, backend.remaining(t, "key", tc.limit))
 				require.Zero(t, l.Stats().Remote.Forgotten)
 			})
 		})
@@ -88,16 +88,16 @@ func TestStoreReceivesUnitsThatStillCount(t *testing.T) {
 // the reply. The rest is still sent.
 func TestUnansweredAdjustIsNotRepeated(t *testing.T) {
 	limits := []Limit{FixedWindow(100, time.Hour), TokenBucket(100, 1000*time.Hour, 100)}
-	remotely(t, Options{Limits: limits}, func(t *testing.T, far *farStore, l *Limiter) {
-		breakDown(t, far, l, refused)
+	remotely(t, Options{Limits: limits}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+		startOutage(t, backend, l, refused)
 		decide(t, l, "key", 30)
-		far.set(adjustsLost)
+		backend.set(adjustsLost)
 		time.Sleep(time.Second)
 		decide(t, l, "key", 0)
 		time.Sleep(time.Minute)
-		comeBack(t, far, l)
-		require.EqualValues(t, 70, far.there(t, "key", limits[0]))
-		require.EqualValues(t, 70, far.there(t, "key", limits[1]), "and the rest is told all the same")
+		endOutage(t, backend, l)
+		require.EqualValues(t, 70, backend.remaining(t, "key", limits[0]))
+		require.EqualValues(t, 70, backend.remaining(t, "key", limits[1]), "and the rest is told all the same")
 	})
 }
 
@@ -105,17 +105,17 @@ func TestUnansweredAdjustIsNotRepeated(t *testing.T) {
 // either.
 func TestUnansweredTakeIsNotRepeated(t *testing.T) {
 	for m, want := range map[mode]int64{silent: 5, lost: 3} {
-		remotely(t, Options{Limits: []Limit{hour}}, func(t *testing.T, far *farStore, l *Limiter) {
-			far.set(m)
+		remotely(t, Options{Limits: []Limit{hour}}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+			backend.set(m)
 			d := decide(t, l, "key", 2)
 			require.True(t, d.Allowed)
 			require.Equal(t, SourceFallback, d.Source)
 			require.EqualValues(t, 3, d.Remaining)
-			require.EqualValues(t, 1, far.calls.Load())
+			require.EqualValues(t, 1, backend.calls.Load())
 			require.Zero(t, l.Stats().Remote.Owed)
-			comeBack(t, far, l)
-			require.Equal(t, want, far.there(t, "key", hour))
-			require.Zero(t, far.adjusted.Load())
+			endOutage(t, backend, l)
+			require.Equal(t, want, backend.remaining(t, "key", hour))
+			require.Zero(t, backend.adjusted.Load())
 		})
 	}
 }
@@ -125,10 +125,10 @@ func TestUnansweredTakeIsNotRepeated(t *testing.T) {
 // would give back units of others.
 func TestUncertainUnitsAreNotGivenBack(t *testing.T) {
 	count := func(_ *http.Request, status int) bool { return status >= 400 }
-	remotely(t, Options{Limits: []Limit{hour}, Key: StaticKey("key"), Count: count}, func(t *testing.T, far *farStore, l *Limiter) {
+	remotely(t, Options{Limits: []Limit{hour}, Key: StaticKey("key"), Count: count}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
 		status, admitted := http.StatusUnauthorized, 0
 		handler := l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			far.set(up)
+			backend.set(up)
 			w.WriteHeader(status)
 		}))
 		serve := func() int {
@@ -145,10 +145,10 @@ func TestUncertainUnitsAreNotGivenBack(t *testing.T) {
 			}
 			status = http.StatusNoContent
 			for range 4 {
-				far.set(silent)
+				backend.set(silent)
 				serve()
 			}
-			far.set(up)
+			backend.set(up)
 		}
 		require.LessOrEqual(t, admitted, 5)
 	})
@@ -158,9 +158,9 @@ func TestUncertainUnitsAreNotGivenBack(t *testing.T) {
 // goroutines.
 func TestBusyKeyReturnsToTheStoreWithItsUnits(t *testing.T) {
 	limit := FixedWindow(1_000_000, time.Hour)
-	remotely(t, Options{Limits: []Limit{limit}}, func(t *testing.T, far *farStore, l *Limiter) {
-		far.delay(3 * time.Millisecond)
-		breakDown(t, far, l, refused)
+	remotely(t, Options{Limits: []Limit{limit}}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+		backend.delay(3 * time.Millisecond)
+		startOutage(t, backend, l, refused)
 		var admitted, atStore atomic.Int64
 		done := make(chan struct{})
 		for range 16 {
@@ -182,7 +182,7 @@ func TestBusyKeyReturnsToTheStoreWithItsUnits(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		require.Zero(t, atStore.Load())
-		far.set(up)
+		backend.set(up)
 		time.Sleep(1200 * time.Millisecond)
 		before := l.Stats().Remote.Fallback
 		atStore.Store(0)
@@ -191,7 +191,7 @@ func TestBusyKeyReturnsToTheStoreWithItsUnits(t *testing.T) {
 		require.NotZero(t, atStore.Load())
 		close(done)
 		time.Sleep(time.Second)
-		require.Equal(t, 1_000_000-admitted.Load(), far.there(t, "key", limit))
+		require.Equal(t, 1_000_000-admitted.Load(), backend.remaining(t, "key", limit))
 	})
 }
 
@@ -199,29 +199,29 @@ func TestBusyKeyReturnsToTheStoreWithItsUnits(t *testing.T) {
 // counter. Its units stay owed, the store is asked now and then, and other keys
 // are not affected.
 func TestForeignValueHoldsUpOnlyItsKey(t *testing.T) {
-	remotely(t, Options{Limits: []Limit{FixedWindow(100, time.Hour)}}, func(t *testing.T, far *farStore, l *Limiter) {
-		breakDown(t, far, l, refused)
+	remotely(t, Options{Limits: []Limit{FixedWindow(100, time.Hour)}}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+		startOutage(t, backend, l, refused)
 		for i := range 40 {
 			decide(t, l, fmt.Sprint(i), 1)
 		}
 		decide(t, l, "junk", 30)
-		far.setFor("junk", junk)
+		backend.setFor("junk", junk)
 		time.Sleep(2 * time.Second)
 		decide(t, l, "0", 0)
 		synctest.Wait()
 		decide(t, l, "0", 0)
 		time.Sleep(time.Second)
 		require.Equal(t, 1, l.Stats().Remote.Owed)
-		adjusted := far.adjusted.Load()
+		adjusted := backend.adjusted.Load()
 		for range 1000 {
 			decide(t, l, "other", 0)
 			synctest.Wait()
 			time.Sleep(time.Millisecond)
 		}
-		require.InDelta(t, 10, far.adjusted.Load()-adjusted, 2)
+		require.InDelta(t, 10, backend.adjusted.Load()-adjusted, 2)
 		require.False(t, l.Stats().Remote.BreakerOpen)
 		require.Equal(t, SourceFallback, decide(t, l, "junk", 30).Source)
-		comeBack(t, far, l)
-		require.EqualValues(t, 40, far.there(t, "junk", FixedWindow(100, time.Hour)))
+		endOutage(t, backend, l)
+		require.EqualValues(t, 40, backend.remaining(t, "junk", FixedWindow(100, time.Hour)))
 	})
 }

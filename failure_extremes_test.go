@@ -16,16 +16,16 @@ import (
 func TestHugeRefundsDoNotOverflow(t *testing.T) {
 	for _, limit := range algorithms(5, 24*time.Hour) {
 		for _, refunds := range [][]int64{{1, 1}, {math.MaxInt64}, {math.MaxInt64, math.MaxInt64}, {math.MaxInt64, 1}, {math.MaxInt64/2 + 1, math.MaxInt64/2 + 1}} {
-			remotely(t, Options{Limits: []Limit{limit}, DenyRecheck: -1}, func(t *testing.T, far *farStore, l *Limiter) {
-				far.Store.Take(ctx, "key", 3, []Limit{limit}, make([]Result, 1)) // by another process
-				breakDown(t, far, l, refused)
+			remotely(t, Options{Limits: []Limit{limit}, DenyRecheck: -1}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+				backend.Store.Take(ctx, "key", 3, []Limit{limit}, make([]Result, 1)) // by another process
+				startOutage(t, backend, l, refused)
 				sum := int64(0)
 				for _, n := range refunds {
 					require.NoError(t, l.Refund(ctx, "key", n))
 					sum = min(3, sum+min(3, n))
 				}
-				comeBack(t, far, l)
-				if left := far.there(t, "key", limit); left != 2+sum {
+				endOutage(t, backend, l)
+				if left := backend.remaining(t, "key", limit); left != 2+sum {
 					t.Errorf("%v: refunds %v: %d left of 5, want %d", limit, refunds, left, 2+sum)
 				}
 			})
@@ -37,14 +37,14 @@ func TestHugeRefundsDoNotOverflow(t *testing.T) {
 // not know of yet. Until it knows them, the key is denied under every policy.
 func TestReloadToFailOpenAdmitsNothingThatIsOwed(t *testing.T) {
 	for _, policy := range []FailurePolicy{FallbackLocal, FailOpen} {
-		inRealTime(t, Options{Limits: []Limit{FixedWindow(5, time.Hour)}}, func(t *testing.T, _ *farStore, _ *Limiter) {
+		inRealTime(t, Options{Limits: []Limit{FixedWindow(5, time.Hour)}}, func(t *testing.T, _ *remoteBackend, _ *Limiter) {
 			reg := new(Registry)
-			far2 := &farStore{Store: memory(t, fmt.Sprint("far", policy))}
-			opts := Options{Limits: []Limit{FixedWindow(5, time.Hour)}, Store: far2, Logger: quietly}
+			backend := &remoteBackend{Store: memory(t, fmt.Sprint("backend", policy))}
+			opts := Options{Limits: []Limit{FixedWindow(5, time.Hour)}, Store: backend, Logger: quietly}
 			l, err := reg.New("l", opts)
 			require.NoError(t, err)
 			defer reg.Close()
-			far2.setFor("key", junk)
+			backend.setFor("key", junk)
 			admitted := 0
 			for range 10 {
 				if decide(t, l, "key", 1).Allowed {
@@ -54,8 +54,8 @@ func TestReloadToFailOpenAdmitsNothingThatIsOwed(t *testing.T) {
 			require.Equal(t, 5, admitted)
 			opts.OnFailure = policy
 			require.NoError(t, reg.Reload(func(next *Registry) error { l, err = next.New("l", opts); return err }))
-			far2.set(up)
-			far2.delay(60 * time.Millisecond) // more than half of Timeout, but without errors
+			backend.set(up)
+			backend.delay(60 * time.Millisecond) // more than half of Timeout, but without errors
 			for range 20 {
 				if d := decide(t, l, "key", 1); d.Allowed {
 					admitted++
@@ -76,8 +76,8 @@ func TestSetLimitsInAnOutageKeepsTheBound(t *testing.T) {
 		func(n int64) Limit { return TokenBucket(n, 1000*24*time.Hour, n) },
 	} {
 		limit := kind(10)
-		remotely(t, Options{Limits: []Limit{limit}}, func(t *testing.T, far *farStore, l *Limiter) {
-			breakDown(t, far, l, refused)
+		remotely(t, Options{Limits: []Limit{limit}}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+			startOutage(t, backend, l, refused)
 			admitted := 0
 			try := func(n int) {
 				for range n {
@@ -93,8 +93,8 @@ func TestSetLimitsInAnOutageKeepsTheBound(t *testing.T) {
 			try(3) // 4 units are used, so one more is admitted
 			require.NoError(t, l.SetLimits(limit))
 			net := admitted - 4
-			comeBack(t, far, l)
-			if used := 10 - int(far.there(t, "key", limit)); used < net {
+			endOutage(t, backend, l)
+			if used := 10 - int(backend.remaining(t, "key", limit)); used < net {
 				t.Errorf("%v: %d admitted net of refunds, the store knows of %d", limit, net, used)
 			}
 		})

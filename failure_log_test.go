@@ -19,17 +19,17 @@ import (
 // logged.
 func TestOutagesAreLoggedWithTheirLength(t *testing.T) {
 	var log syncBuffer
-	remotely(t, Options{Limits: []Limit{hour}, Logger: slog.New(slog.NewTextHandler(&log, nil))}, func(t *testing.T, far *farStore, l *Limiter) {
+	remotely(t, Options{Limits: []Limit{hour}, Logger: slog.New(slog.NewTextHandler(&log, nil))}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
 		count := func(code string) int { return strings.Count(log.String(), "code="+code) }
 		for i, outage := range []time.Duration{500 * time.Millisecond, 1100 * time.Millisecond, 500 * time.Millisecond} {
 			log.Reset()
 			for range 50 {
-				far.set(refused)
+				backend.set(refused)
 				for i := range 20 {
 					decide(t, l, fmt.Sprint("evil\nkey", i), 1)
 				}
 				synctest.Wait()
-				far.set(up)
+				backend.set(up)
 				time.Sleep(outage)
 				decide(t, l, "evil\nkey", 0)
 				synctest.Wait()
@@ -52,7 +52,7 @@ func TestOutagesAreLoggedWithTheirLength(t *testing.T) {
 // TestLogEndsWithTheStateOfTheStore has outages that begin soon after another outage.
 func TestLogEndsWithTheStateOfTheStore(t *testing.T) {
 	var log syncBuffer
-	remotely(t, Options{Limits: []Limit{hour}, Logger: slog.New(slog.NewTextHandler(&log, nil))}, func(t *testing.T, far *farStore, l *Limiter) {
+	remotely(t, Options{Limits: []Limit{hour}, Logger: slog.New(slog.NewTextHandler(&log, nil))}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
 		said := func() (codes []string) {
 			synctest.Wait()
 			for _, code := range regexp.MustCompile("code=store-(down|back)").FindAllStringSubmatch(log.String(), -1) {
@@ -60,29 +60,29 @@ func TestLogEndsWithTheStateOfTheStore(t *testing.T) {
 			}
 			return codes
 		}
-		breakDown(t, far, l, refused)
+		startOutage(t, backend, l, refused)
 		require.Equal(t, []string{"down"}, said())
-		comeBack(t, far, l)
+		endOutage(t, backend, l)
 		require.Equal(t, []string{"down", "back"}, said())
-		breakDown(t, far, l, refused)
+		startOutage(t, backend, l, refused)
 		require.Equal(t, []string{"down", "back"}, said(), "it may be over soon")
 		time.Sleep(time.Second - 1)
 		require.Equal(t, []string{"down", "back"}, said())
 		time.Sleep(time.Nanosecond)
 		require.Equal(t, []string{"down", "back", "down"}, said())
-		comeBack(t, far, l)
+		endOutage(t, backend, l)
 		require.Equal(t, []string{"down", "back", "down", "back"}, said(), "at once")
-		breakDown(t, far, l, refused)
-		far.set(up)
+		startOutage(t, backend, l, refused)
+		backend.set(up)
 		time.Sleep(200 * time.Millisecond)
 		decide(t, l, "comes back", 0)
 		time.Sleep(time.Minute)
 		require.Equal(t, []string{"down", "back", "down", "back"}, said(), "one that was over soon is not told of, but counted")
-		breakDown(t, far, l, refused)
+		startOutage(t, backend, l, refused)
 		require.Len(t, said(), 5)
 		require.Contains(t, log.String(), "code=store-down outages=4 ")
-		comeBack(t, far, l)
-		breakDown(t, far, l, refused)
+		endOutage(t, backend, l)
+		startOutage(t, backend, l, refused)
 		require.NoError(t, l.Close(), "and does not wait to tell of it")
 		require.Len(t, said(), 6)
 	})

@@ -27,7 +27,7 @@ import (
 //   - No decision is an error or takes longer than Options.Timeout.
 //   - When nothing is counted any more, each key has all of its units.
 
-// unreached is a mode that farStore does not have: a call hangs until its
+// unreached is a mode that remoteBackend does not have: a call hangs until its
 // timeout, and has certainly changed nothing.
 const unreached mode = 100
 
@@ -59,7 +59,7 @@ type callRecord struct {
 type callRecordKey struct{}
 
 func (s *linkStore) Fault(err error) Fault {
-	if errors.Is(err, errFarRefused) {
+	if errors.Is(err, errBackendRefused) {
 		return FaultRefused
 	}
 	return FaultUnknown
@@ -70,10 +70,10 @@ func (s *linkStore) Fault(err error) Fault {
 func (s *linkStore) call(ctx context.Context, carryOut func(context.Context) error) (done bool, err error) {
 	switch mode(s.mode.Load()) {
 	case refused:
-		return false, errFarRefused
+		return false, errBackendRefused
 	case unreached:
 		<-ctx.Done()
-		return false, errFarRefused
+		return false, errBackendRefused
 	case silent:
 		<-ctx.Done()
 		return false, ctx.Err()
@@ -251,7 +251,7 @@ func runShared(t *testing.T, h history) *wrong {
 		}
 	}
 	for _, p := range all {
-		if what := p.comeBack(); what != "" {
+		if what := p.endOutage(); what != "" {
 			return &wrong{len(h.steps), what}
 		}
 	}
@@ -406,7 +406,7 @@ func (p *bounded) drain(key int) string {
 
 // drainAll has the store back, and drains each key under all limits.
 func (p *bounded) drainAll() string {
-	if what := p.comeBack(); what != "" {
+	if what := p.endOutage(); what != "" {
 		return what
 	}
 	for key := range p.world.keys {
@@ -436,8 +436,8 @@ func (p *bounded) startOver(s step) {
 	p.world.introduce(p.limiter, p.world.keys...)
 }
 
-// comeBack has the store back for good, and waits until it knows of all units.
-func (p *bounded) comeBack() string {
+// endOutage has the store back for good, and waits until it knows of all units.
+func (p *bounded) endOutage() string {
 	p.link.mode.Store(int32(up))
 	time.Sleep(6 * time.Second) // until no call hangs any more
 	for range 5 {
@@ -460,7 +460,7 @@ func (p *bounded) wholeAgain() string {
 		p.do(context.Background(), step{do: doEnd, status: http.StatusUnauthorized})
 	}
 	time.Sleep(2000 * time.Hour)
-	if what := p.comeBack(); what != "" {
+	if what := p.endOutage(); what != "" {
 		return what
 	}
 	time.Sleep(2000 * time.Hour)

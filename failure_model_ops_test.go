@@ -125,7 +125,7 @@ func (s step) String() string {
 	return text
 }
 
-// modeNames are the names of the modes that the models use; see farStore and
+// modeNames are the names of the modes that the models use; see remoteBackend and
 // linkStore.
 var modeNames = map[mode]string{up: "up", refused: "refused", silent: "silent", lost: "lost", unreached: "unreached"}
 

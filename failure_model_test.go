@@ -192,12 +192,12 @@ func modelMemory(t *testing.T) *MemoryStore {
 // for its store, the other one decides at the same instant.
 func runNeverAnswers(t *testing.T, h history) (found *wrong) {
 	var hangs atomic.Bool
-	far := newSubject(h.world, func() Store { return &deadStore{hangs: &hangs} })
-	far.nestIn(&deadStore{hangs: &hangs})
-	near := newSubject(h.world, func() Store { return modelMemory(t) })
-	near.nestIn(modelMemory(t))
-	defer near.end()
-	defer far.end()
+	remote := newSubject(h.world, func() Store { return &deadStore{hangs: &hangs} })
+	remote.nestIn(&deadStore{hangs: &hangs})
+	inMemory := newSubject(h.world, func() Store { return modelMemory(t) })
+	inMemory.nestIn(modelMemory(t))
+	defer inMemory.end()
+	defer remote.end()
 	var last Decision
 	both := func(s step) string {
 		ctx, cancel := modelContext(h.world, s)
@@ -209,13 +209,13 @@ func runNeverAnswers(t *testing.T, h history) (found *wrong) {
 			defer hangs.Store(true)
 			time.Sleep(10 * time.Second) // until no call hangs any more
 		}
-		got := far.do(ctx, s)
+		got := remote.do(ctx, s)
 		if errors.Is(got.err, context.DeadlineExceeded) {
 			<-ctx.Done() // the limiter may have read the clock before
 		}
-		want := near.do(ctx, s)
+		want := inMemory.do(ctx, s)
 		synctest.Wait()
-		if s.do == doReset && near.world.keys[s.key] != "" {
+		if s.do == doReset && inMemory.world.keys[s.key] != "" {
 			if !errors.Is(got.err, errDead) {
 				return fmt.Sprintf("Reset without a store returned %v", got.err)
 			}
@@ -299,5 +299,5 @@ func (o outcome) difference(want outcome) string {
 	if reflect.DeepEqual(o, want) {
 		return ""
 	}
-	return fmt.Sprintf("\nmemory: %v\n   far: %v", want, o)
+	return fmt.Sprintf("\nmemory: %v\nremote: %v", want, o)
 }

@@ -24,28 +24,28 @@ import (
 // not overflow.
 func TestHugeRefundsInAnOutageDoNotOverflow(t *testing.T) {
 	limit := FixedWindow(5, time.Hour)
-	remotely(t, Options{Limits: []Limit{limit}, DenyRecheck: -1}, func(t *testing.T, far *farStore, l *Limiter) {
-		far.Store.Take(ctx, "key", 3, []Limit{limit}, make([]Result, 1)) // by another process
-		breakDown(t, far, l, refused)
+	remotely(t, Options{Limits: []Limit{limit}, DenyRecheck: -1}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+		backend.Store.Take(ctx, "key", 3, []Limit{limit}, make([]Result, 1)) // by another process
+		startOutage(t, backend, l, refused)
 		for range 2 {
 			require.NoError(t, l.Refund(ctx, "key", math.MaxInt64))
 		}
-		comeBack(t, far, l)
-		require.EqualValues(t, 5, far.there(t, "key", limit), "3 were taken, and more than that given back")
+		endOutage(t, backend, l)
+		require.EqualValues(t, 5, backend.remaining(t, "key", limit), "3 were taken, and more than that given back")
 	})
 }
 
 // shifted is a store that has another clock and reports no states.
 type shifted struct {
-	*farStore
+	*remoteBackend
 	by int64
 }
 
-func (s shifted) Unwrap() Store { return s.farStore }
+func (s shifted) Unwrap() Store { return s.remoteBackend }
 
 func (s shifted) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
 	own := make([]Result, len(results))
-	at, err := s.farStore.Take(ctx, key, n, limits, own)
+	at, err := s.remoteBackend.Take(ctx, key, n, limits, own)
 	copy(results, own)
 	return at + Instant(s.by), err
 }
@@ -54,7 +54,7 @@ func (s shifted) Adjust(ctx context.Context, key string, n int64, at Instant, li
 	if at != Now {
 		at -= Instant(s.by)
 	}
-	return s.farStore.Adjust(ctx, key, n, at, limits)
+	return s.remoteBackend.Adjust(ctx, key, n, at, limits)
 }
 
 // TestInstantsOfAnyStoreGiveBackNoMore has stores whose clocks begin at 0, below 0, or near the
@@ -64,16 +64,16 @@ func TestInstantsOfAnyStoreGiveBackNoMore(t *testing.T) {
 		for _, begin := range []int64{0, 1, -int64(time.Hour), math.MaxInt64 - int64(100*time.Hour)} {
 			t.Run(fmt.Sprint(alg.Algorithm(), begin), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					far := &farStore{Store: memory(t, "far")}
+					backend := &remoteBackend{Store: memory(t, "backend")}
 					probe := make([]Result, 1)
-					at, err := far.Store.Take(ctx, "probe", 0, []Limit{alg}, probe)
+					at, err := backend.Store.Take(ctx, "probe", 0, []Limit{alg}, probe)
 					require.NoError(t, err)
 					count := true
-					l := processOf(t, shifted{far, begin - int64(at)}, Options{Limits: []Limit{alg}, Key: StaticKey("key"), DenyRecheck: time.Nanosecond, Count: func(*http.Request, int) bool { return count }})
+					l := processOf(t, shifted{backend, begin - int64(at)}, Options{Limits: []Limit{alg}, Key: StaticKey("key"), DenyRecheck: time.Nanosecond, Count: func(*http.Request, int) bool { return count }})
 					handler := l.Middleware(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 					kept := 0
 					for i := range 60 {
-						far.set([]mode{up, up, refused}[i/5%3])
+						backend.set([]mode{up, up, refused}[i/5%3])
 						count = i%2 == 0
 						w, _ := serveOnce(handler)
 						if w.Code == 200 && count {
@@ -81,7 +81,7 @@ func TestInstantsOfAnyStoreGiveBackNoMore(t *testing.T) {
 						}
 						time.Sleep(10 * time.Millisecond)
 					}
-					comeBack(t, far, l)
+					endOutage(t, backend, l)
 					for range 20 {
 						count = true
 						if w, _ := serveOnce(handler); w.Code == 200 {
@@ -209,15 +209,15 @@ func TestCloseInEveryOrderMintsNothing(t *testing.T) {
 // admitted since the last reset.
 func TestResetAndLeasesAtOnceKeepTheLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		far := &farStore{Store: memory(t, "far")}
+		backend := &remoteBackend{Store: memory(t, "backend")}
 		limit := FixedWindow(1000, 24*time.Hour)
-		opts := Options{Limits: []Limit{limit}, Store: far, Lease: 20 * time.Millisecond, Logger: quietly}
+		opts := Options{Limits: []Limit{limit}, Store: backend, Lease: 20 * time.Millisecond, Logger: quietly}
 		reg := new(Registry)
 		l, err := reg.New("l", opts)
 		require.NoError(t, err)
 		var now atomic.Pointer[Limiter]
 		now.Store(l)
-		far.delay(3 * time.Millisecond)
+		backend.delay(3 * time.Millisecond)
 		var admitted atomic.Int64
 		resets := int64(0)
 		stop := atomic.Bool{}
@@ -248,7 +248,7 @@ func TestResetAndLeasesAtOnceKeepTheLimit(t *testing.T) {
 		}
 		stop.Store(true)
 		callers.Wait()
-		far.delay(0)
+		backend.delay(0)
 		require.LessOrEqual(t, admitted.Load(), 1000*(resets+1))
 		require.NoError(t, now.Load().Reset(ctx, "key"))
 		before := admitted.Load()
@@ -261,6 +261,6 @@ func TestResetAndLeasesAtOnceKeepTheLimit(t *testing.T) {
 		require.EqualValues(t, 1000, admitted.Load()-before)
 		require.NoError(t, reg.Close())
 		time.Sleep(10 * time.Second)
-		require.Zero(t, far.there(t, "key", limit))
+		require.Zero(t, backend.remaining(t, "key", limit))
 	})
 }

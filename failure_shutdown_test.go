@@ -62,11 +62,11 @@ func TestClosedStoreIsAnErrorUnderEachPolicy(t *testing.T) {
 			"RedisStore":         {onRedis, onRedis.Close},
 			"MemoryStore":        {inMemory, inMemory.Close},
 			"wrapped RedisStore": {&wrapper{wrapped}, wrapped.Close},
-			"wrapped memory":     {&farStore{Store: memory(t, fmt.Sprint("far", policy))}, nil},
+			"wrapped memory":     {&remoteBackend{Store: memory(t, fmt.Sprint("backend", policy))}, nil},
 			"the client":         {redisStore(t, lent, "lent:"), lent.Close},
 		} {
 			if test.close == nil {
-				test.close = test.store.(*farStore).Store.(*MemoryStore).Close
+				test.close = test.store.(*remoteBackend).Store.(*MemoryStore).Close
 			}
 			l, err := new(Registry).New("login", Options{
 				Limits: []Limit{hour}, Store: test.store, OnFailure: policy, Key: StaticKey("k"), Logger: quietly,

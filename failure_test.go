@@ -16,9 +16,9 @@ import (
 // TestFailClosedAnswers503 checks that nothing is decided, and that the client
 // learns nothing about the store.
 func TestFailClosedAnswers503(t *testing.T) {
-	remotely(t, Options{Limits: []Limit{hour}, OnFailure: FailClosed, Key: StaticKey("key")}, func(t *testing.T, far *farStore, l *Limiter) {
+	remotely(t, Options{Limits: []Limit{hour}, OnFailure: FailClosed, Key: StaticKey("key")}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
 		for _, m := range []mode{refused, silent, junk} {
-			far.set(m)
+			backend.set(m)
 			for range 10 { // the last calls find the breaker open
 				_, err := l.Take(ctx, "key")
 				require.Error(t, err)
@@ -31,7 +31,7 @@ func TestFailClosedAnswers503(t *testing.T) {
 				_, err = l.Look(httptest.NewRequest("GET", "/", nil))
 				require.Error(t, err)
 			}
-			comeBack(t, far, l)
+			endOutage(t, backend, l)
 		}
 		require.EqualValues(t, 5, decide(t, l, "key", 0).Remaining)
 	})
@@ -41,21 +41,21 @@ func TestFailClosedAnswers503(t *testing.T) {
 // later.
 func TestFailOpenAdmitsAndTakesNothing(t *testing.T) {
 	opts := Options{Limits: []Limit{hour}, OnFailure: FailOpen, Key: StaticKey("key"), Count: func(*http.Request, int) bool { return false }}
-	remotely(t, opts, func(t *testing.T, far *farStore, l *Limiter) {
+	remotely(t, opts, func(t *testing.T, backend *remoteBackend, l *Limiter) {
 		decide(t, l, "key", 5)
 		for _, m := range []mode{refused, silent} {
-			breakDown(t, far, l, m)
+			startOutage(t, backend, l, m)
 			for range 20 {
 				d := decide(t, l, "other", 1)
 				require.Equal(t, Decision{Allowed: true, Limit: hour, Remaining: 4, Source: SourceFailOpen}, d)
 			}
 			l.Middleware(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
-				comeBack(t, far, l) // while the request is being served
+				endOutage(t, backend, l) // while the request is being served
 			})).ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
-			require.Zero(t, far.there(t, "key", hour), "nothing was given back")
+			require.Zero(t, backend.remaining(t, "key", hour), "nothing was given back")
 			require.False(t, decide(t, l, "key", 1).Allowed)
 		}
-		require.Zero(t, far.adjusted.Load())
+		require.Zero(t, backend.adjusted.Load())
 		require.NotZero(t, l.Stats().Remote.FailedOpen)
 	})
 }
@@ -63,9 +63,9 @@ func TestFailOpenAdmitsAndTakesNothing(t *testing.T) {
 // TestAllCallsWorkInAnOutage looks, adds to a cost, changes limits, resets and
 // closes.
 func TestAllCallsWorkInAnOutage(t *testing.T) {
-	remotely(t, Options{Limits: []Limit{FixedWindow(20, time.Hour)}, Key: StaticKey("key")}, func(t *testing.T, far *farStore, l *Limiter) {
+	remotely(t, Options{Limits: []Limit{FixedWindow(20, time.Hour)}, Key: StaticKey("key")}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
 		limit := FixedWindow(20, time.Hour)
-		breakDown(t, far, l, refused)
+		startOutage(t, backend, l, refused)
 		r := httptest.NewRequest("GET", "/", nil)
 		l.Middleware(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 			d, ok := DecisionFrom(r.Context())
@@ -81,16 +81,16 @@ func TestAllCallsWorkInAnOutage(t *testing.T) {
 		require.EqualValues(t, 2, decide(t, l, "key", 0).Remaining)
 		require.True(t, decide(t, l, "key", 2).Allowed)
 		require.False(t, decide(t, l, "key", 1).Allowed)
-		require.ErrorIs(t, l.Reset(ctx, "key"), errFarRefused)
+		require.ErrorIs(t, l.Reset(ctx, "key"), errBackendRefused)
 		require.EqualValues(t, 7, decide(t, l, "key", 0).Remaining, "here it is done")
 		decide(t, l, "key", 3)
-		comeBack(t, far, l)
-		require.EqualValues(t, 17, far.there(t, "key", limit))
+		endOutage(t, backend, l)
+		require.EqualValues(t, 17, backend.remaining(t, "key", limit))
 		require.NoError(t, l.Reset(ctx, "key"))
-		require.EqualValues(t, 20, far.there(t, "key", limit))
+		require.EqualValues(t, 20, backend.remaining(t, "key", limit))
 
 		// The bubble checks that no goroutine is left.
-		breakDown(t, far, l, silent)
+		startOutage(t, backend, l, silent)
 		decide(t, l, "key", 1)
 		time.Sleep(100 * time.Millisecond)
 		decide(t, l, "key", 1) // sends the store the units that it has missed
@@ -102,11 +102,11 @@ func TestAllCallsWorkInAnOutage(t *testing.T) {
 // with a long one.
 func TestBusyKeysReturnToTheStore(t *testing.T) {
 	for _, timeout := range []time.Duration{-1, -2, time.Second} {
-		remotely(t, Options{Limits: []Limit{FixedWindow(200, time.Hour)}, Timeout: timeout}, func(t *testing.T, far *farStore, l *Limiter) {
-			far2 := &farStore{Store: far.Store}
-			other := processOf(t, far2, Options{Limits: []Limit{FixedWindow(200, time.Hour)}, Timeout: timeout})
-			far.set(refused)
-			far2.set(refused)
+		remotely(t, Options{Limits: []Limit{FixedWindow(200, time.Hour)}, Timeout: timeout}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+			otherBackend := &remoteBackend{Store: backend.Store}
+			other := processOf(t, otherBackend, Options{Limits: []Limit{FixedWindow(200, time.Hour)}, Timeout: timeout})
+			backend.set(refused)
+			otherBackend.set(refused)
 			admitted := 0
 			take := func(l *Limiter) {
 				if d := decide(t, l, "key", 1); d.Allowed {
@@ -117,7 +117,7 @@ func TestBusyKeysReturnToTheStore(t *testing.T) {
 				take(l)
 				take(other)
 			}
-			for _, f := range []*farStore{far, far2} {
+			for _, f := range []*remoteBackend{backend, otherBackend} {
 				f.set(up)
 				f.delay(time.Millisecond)
 			}
@@ -135,22 +135,22 @@ func TestBusyKeysReturnToTheStore(t *testing.T) {
 // TestDecisionHasOneTimeoutForAllItsCalls has a decision that sends what the
 // store has missed, probes the store and takes units.
 func TestDecisionHasOneTimeoutForAllItsCalls(t *testing.T) {
-	remotely(t, Options{Limits: []Limit{hour}, Timeout: time.Second}, func(t *testing.T, far *farStore, l *Limiter) {
-		far.set(refused)
+	remotely(t, Options{Limits: []Limit{hour}, Timeout: time.Second}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+		backend.set(refused)
 		decide(t, l, "key", 1)
 		require.Equal(t, 1, l.Stats().Remote.Owed)
-		far.set(up)
-		far.delay(400 * time.Millisecond)
+		backend.set(up)
+		backend.delay(400 * time.Millisecond)
 		start, done := time.Now(), make(chan struct{})
 		go func() {
 			defer close(done)
 			decide(t, l, "key", 1)
 		}()
 		synctest.Wait()
-		far.delay(0)
+		backend.delay(0)
 		time.Sleep(50 * time.Millisecond)
-		breakDown(t, far, l, refused)
-		far.set(silent)
+		startOutage(t, backend, l, refused)
+		backend.set(silent)
 		<-done
 		require.LessOrEqual(t, time.Since(start), time.Second)
 	})

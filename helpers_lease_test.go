@@ -14,30 +14,30 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// leaseAge is the Options.Lease of these tests.
-const leaseAge = 200 * time.Millisecond
+// leaseTTL is the Options.Lease of these tests.
+const leaseTTL = 200 * time.Millisecond
 
 // leaseLimits are limits of which no unit comes back during a test.
 var leaseLimits = []Limit{
 	FixedWindow(8000, time.Hour), SlidingWindow(8000, time.Hour), TokenBucket(1, time.Hour, 8000),
 }
 
-// back is how long it takes until an unused unit has gone back and all
+// leaseReturnTime is how long it takes until an unused unit has gone back and all
 // processes know it.
-const back = leaseAge*3/2 + time.Second + 10*time.Millisecond
+const leaseReturnTime = leaseTTL*3/2 + time.Second + 10*time.Millisecond
 
-// farMemory is one process's connection to a shared store. A call takes a
+// storeConnection is one process's connection to a shared store. A call takes a
 // millisecond, and fails while the connection is cut.
-type farMemory struct {
+type storeConnection struct {
 	*MemoryStore
 	cut   atomic.Bool
 	calls atomic.Int64
 }
 
-func (f *farMemory) Fault(error) Fault { return FaultRefused }
+func (f *storeConnection) Fault(error) Fault { return FaultRefused }
 
 // reach waits for the latency of a call, or fails.
-func (f *farMemory) reach(ctx context.Context) error {
+func (f *storeConnection) reach(ctx context.Context) error {
 	n := f.calls.Add(1)
 	if f.cut.Load() {
 		return errCut
@@ -50,14 +50,14 @@ func (f *farMemory) reach(ctx context.Context) error {
 	}
 }
 
-func (f *farMemory) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
+func (f *storeConnection) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
 	if err := f.reach(ctx); err != nil {
 		return 0, err
 	}
 	return f.MemoryStore.Take(ctx, key, n, limits, results)
 }
 
-func (f *farMemory) Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (int64, error) {
+func (f *storeConnection) Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (int64, error) {
 	if err := f.reach(ctx); err != nil {
 		return 0, err
 	}
@@ -69,10 +69,10 @@ var errCut = errors.New("cut")
 
 // fleet is a number of processes that share a store.
 type fleet struct {
-	t     *testing.T
-	store *MemoryStore
-	far   []*farMemory
-	all   []*Limiter
+	t           *testing.T
+	store       *MemoryStore
+	connections []*storeConnection
+	all         []*Limiter
 }
 
 // drive sends requests for a while, at a rate per second. The first process
@@ -136,14 +136,14 @@ var fleets atomic.Int64
 func newFleet(t *testing.T, processes int, opts Options) *fleet {
 	store := Memory(fmt.Sprint(t.Name(), fleets.Add(1)))
 	f := &fleet{t: t, store: store}
-	opts.Lease = leaseAge
+	opts.Lease = leaseTTL
 	for range processes {
-		far := &farMemory{MemoryStore: store}
-		opts.Store = far
+		connection := &storeConnection{MemoryStore: store}
+		opts.Store = connection
 		l, err := new(Registry).New("hot", opts)
 		require.NoError(t, err)
 		t.Cleanup(func() { l.Close() })
-		f.far, f.all = append(f.far, far), append(f.all, l)
+		f.connections, f.all = append(f.connections, connection), append(f.all, l)
 	}
 	return f
 }

@@ -16,8 +16,8 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// farStore is a remote store: a memory store behind a network that can fail.
-type farStore struct {
+// remoteBackend is a remote store: a memory store behind a network that can fail.
+type remoteBackend struct {
 	Store // of the server
 
 	calls    atomic.Int64 // all calls
@@ -31,24 +31,24 @@ type farStore struct {
 }
 
 // set changes the mode for all keys.
-func (s *farStore) set(m mode) { s.setFor("", m) }
+func (s *remoteBackend) set(m mode) { s.setFor("", m) }
 
 // setFor changes the mode for one key. Calls for other keys succeed.
-func (s *farStore) setFor(key string, m mode) {
+func (s *remoteBackend) setFor(key string, m mode) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.mode, s.only = m, key
 }
 
 // delay changes the latency.
-func (s *farStore) delay(d time.Duration) {
+func (s *remoteBackend) delay(d time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.wait = d
 }
 
 // call makes a call in the mode of its key.
-func (s *farStore) call(ctx context.Context, key string, carryOut func() error) error {
+func (s *remoteBackend) call(ctx context.Context, key string, carryOut func() error) error {
 	s.calls.Add(1)
 	s.mu.Lock()
 	m, wait := s.mode, s.wait
@@ -65,9 +65,9 @@ func (s *farStore) call(ctx context.Context, key string, carryOut func() error) 
 	}
 	switch m {
 	case refused:
-		return errFarRefused
+		return errBackendRefused
 	case junk:
-		return errFarJunk
+		return errForeignValue
 	case panics:
 		panic("a bug")
 	case silent, lost:
@@ -80,7 +80,7 @@ func (s *farStore) call(ctx context.Context, key string, carryOut func() error) 
 	return carryOut()
 }
 
-func (s *farStore) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (at Instant, err error) {
+func (s *remoteBackend) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (at Instant, err error) {
 	err = s.call(ctx, key, func() (err error) {
 		at, err = s.Store.Take(context.WithoutCancel(ctx), key, n, limits, results)
 		return err
@@ -91,7 +91,7 @@ func (s *farStore) Take(ctx context.Context, key string, n int64, limits []Limit
 	return at, err
 }
 
-func (s *farStore) Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (charged int64, err error) {
+func (s *remoteBackend) Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (charged int64, err error) {
 	s.adjusted.Add(1)
 	err = s.call(ctx, key, func() (err error) {
 		s.mu.Lock()
@@ -111,23 +111,23 @@ func (s *farStore) Adjust(ctx context.Context, key string, n int64, at Instant, 
 	return charged, err
 }
 
-func (s *farStore) Reset(ctx context.Context, key string, limits []Limit) error {
+func (s *remoteBackend) Reset(ctx context.Context, key string, limits []Limit) error {
 	return s.call(ctx, key, func() error { return s.Store.Reset(context.WithoutCancel(ctx), key, limits) })
 }
 
-func (s *farStore) Fault(err error) Fault {
+func (s *remoteBackend) Fault(err error) Fault {
 	switch {
-	case errors.Is(err, errFarRefused):
+	case errors.Is(err, errBackendRefused):
 		return FaultRefused
-	case errors.Is(err, errFarJunk):
+	case errors.Is(err, errForeignValue):
 		return FaultKey
 	}
 	return FaultUnknown
 }
 
-// there returns how many units a key has left in the store, from the view of
+// remaining returns how many units a key has left in the store, from the view of
 // another process.
-func (s *farStore) there(t *testing.T, key string, limits ...Limit) int64 {
+func (s *remoteBackend) remaining(t *testing.T, key string, limits ...Limit) int64 {
 	t.Helper()
 	results := make([]Result, len(limits))
 	_, err := s.Store.Take(ctx, key, 0, limits, results)
@@ -151,17 +151,17 @@ const (
 
 // The errors of the modes refused and junk.
 var (
-	errFarRefused = errors.New("10.9.8.7:6379: refused")
-	errFarJunk    = errors.New("10.9.8.7:6379: wrong type")
+	errBackendRefused = errors.New("10.9.8.7:6379: refused")
+	errForeignValue   = errors.New("10.9.8.7:6379: wrong type")
 )
 
 // remotely runs a test in a bubble, with a limiter on a remote store.
-func remotely(t *testing.T, opts Options, test func(t *testing.T, far *farStore, l *Limiter)) {
+func remotely(t *testing.T, opts Options, test func(t *testing.T, backend *remoteBackend, l *Limiter)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		far := &farStore{Store: memory(t, "far")}
-		l := processOf(t, far, opts)
-		test(t, far, l)
+		backend := &remoteBackend{Store: memory(t, "backend")}
+		l := processOf(t, backend, opts)
+		test(t, backend, l)
 	})
 }
 
@@ -176,21 +176,21 @@ func processOf(t *testing.T, store Store, opts Options) *Limiter {
 	return l
 }
 
-// breakDown opens the breaker, with calls for other keys.
-func breakDown(t *testing.T, far *farStore, l *Limiter, m mode) {
+// startOutage opens the breaker, with calls for other keys.
+func startOutage(t *testing.T, backend *remoteBackend, l *Limiter, m mode) {
 	t.Helper()
-	far.set(m)
+	backend.set(m)
 	for i := range 5 {
 		decide(t, l, fmt.Sprint("breaks down ", i), 1)
 	}
 	require.True(t, l.Stats().Remote.BreakerOpen)
 }
 
-// comeBack lets the store answer again, and waits until the limiter knows that
+// endOutage lets the store answer again, and waits until the limiter knows that
 // and has sent everything that the store had missed.
-func comeBack(t *testing.T, far *farStore, l *Limiter) {
+func endOutage(t *testing.T, backend *remoteBackend, l *Limiter) {
 	t.Helper()
-	far.set(up)
+	backend.set(up)
 	time.Sleep(1100 * time.Millisecond)
 	decide(t, l, "comes back", 0)
 	time.Sleep(200 * time.Millisecond)

@@ -15,7 +15,7 @@ import (
 // running, however busy a key is, and that its successor uses the leased units.
 func TestReloadHandsLeasesOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		store := &farStore{Store: memory(t, "")}
+		store := &remoteBackend{Store: memory(t, "")}
 		opts := Options{Limits: []Limit{FixedWindow(100_000, time.Hour)}, Store: store, Lease: 20 * time.Millisecond, Logger: quietly}
 		reg := new(Registry)
 		l, err := reg.New("hot", opts)

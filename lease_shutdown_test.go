@@ -44,20 +44,20 @@ func (h *closingHandler) Handle(_ context.Context, r slog.Record) error {
 func TestCloseRightAfterAReloadLosesNothing(t *testing.T) {
 	for _, when := range []string{"after", "between"} {
 		synctest.Test(t, func(t *testing.T) {
-			far := &farStore{Store: memory(t, "far")}
+			backend := &remoteBackend{Store: memory(t, "backend")}
 			limit := FixedWindow(100_000, time.Hour)
 			reg := new(Registry)
 			hook := &closingHandler{at: "limiter counts in a remote store"}
-			opts := Options{Limits: []Limit{limit}, Store: far, Lease: time.Second, Logger: slog.New(hook)}
+			opts := Options{Limits: []Limit{limit}, Store: backend, Lease: time.Second, Logger: slog.New(hook)}
 			l, err := reg.New("l", opts)
 			require.NoError(t, err)
 			for range 2000 {
 				decide(t, l, "leased", 1)
 				time.Sleep(100 * time.Microsecond)
 			}
-			breakDown(t, far, l, refused)
+			startOutage(t, backend, l, refused)
 			decide(t, l, "owed", 50)
-			far.set(up)
+			backend.set(up)
 			time.Sleep(10 * time.Millisecond)
 			if when == "between" {
 				f := func() { reg.Close() }
@@ -76,7 +76,7 @@ func TestCloseRightAfterAReloadLosesNothing(t *testing.T) {
 			synctest.Wait()
 			time.Sleep(10 * time.Second)
 			synctest.Wait()
-			owed, leased := 100_000-far.there(t, "owed", limit), 100_000-far.there(t, "leased", limit)
+			owed, leased := 100_000-backend.remaining(t, "owed", limit), 100_000-backend.remaining(t, "leased", limit)
 			t.Log(when, "owed told:", owed, "of 50; leased key counts", leased, "of 2000")
 			if owed != 50 || leased != 2000 {
 				t.Errorf("%s: owed told: %d of 50; leased key counts %d of 2000", when, owed, leased)
@@ -89,8 +89,8 @@ func TestCloseRightAfterAReloadLosesNothing(t *testing.T) {
 // goroutine that gives leases back ends when there are none.
 func TestPanicDoesNotEndLeasing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		far := &farStore{Store: memory(t, "far")}
-		l := processOf(t, far, Options{Limits: []Limit{FixedWindow(1_000_000, time.Hour)}, Lease: 20 * time.Millisecond})
+		backend := &remoteBackend{Store: memory(t, "backend")}
+		l := processOf(t, backend, Options{Limits: []Limit{FixedWindow(1_000_000, time.Hour)}, Lease: 20 * time.Millisecond})
 		use := func(key string, n int) {
 			for range n {
 				func() {
@@ -103,14 +103,14 @@ func TestPanicDoesNotEndLeasing(t *testing.T) {
 		before := goroutines()
 		use("key", 300)
 		require.NotZero(t, l.Stats().Remote.Leased)
-		far.setFor("key", panics)
+		backend.setFor("key", panics)
 		use("key", 600)
-		far.set(up)
+		backend.set(up)
 		use("key", 100)
 		time.Sleep(100 * time.Millisecond)
-		calls := far.calls.Load()
+		calls := backend.calls.Load()
 		use("key", 1000)
-		if n := far.calls.Load() - calls; n > 500 {
+		if n := backend.calls.Load() - calls; n > 500 {
 			t.Errorf("1000 requests for the key made %d calls after one panic", n)
 		}
 		time.Sleep(time.Hour)
@@ -122,10 +122,10 @@ func TestPanicDoesNotEndLeasing(t *testing.T) {
 // TestLongKeyIsNotOwedForGood has owed units of a long key under a bucket. They leak within
 // 18 seconds. The limiter must settle or forget them within a hundred hours.
 func TestLongKeyIsNotOwedForGood(t *testing.T) {
-	remotely(t, Options{Limits: []Limit{TokenBucket(10, time.Minute, 10)}}, func(t *testing.T, far *farStore, l *Limiter) {
-		breakDown(t, far, l, refused)
+	remotely(t, Options{Limits: []Limit{TokenBucket(10, time.Minute, 10)}}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+		startOutage(t, backend, l, refused)
 		decide(t, l, strings.Repeat("k", 600), 3)
-		far.set(up)
+		backend.set(up)
 		for range 100 {
 			time.Sleep(time.Hour)
 			decide(t, l, "other", 1)
@@ -142,14 +142,14 @@ func TestFewNearKeysAreRefusedOrEnough(t *testing.T) {
 		limits := []Limit{FixedWindow(5, time.Hour), FixedWindow(6, 2*time.Hour), FixedWindow(7, 3*time.Hour), FixedWindow(8, 4*time.Hour),
 			FixedWindow(9, 5*time.Hour), FixedWindow(10, 6*time.Hour), FixedWindow(11, 7*time.Hour), FixedWindow(12, 8*time.Hour)}
 		synctest.Test(t, func(t *testing.T) {
-			far := &farStore{Store: memory(t, "far")}
-			l, err := new(Registry).New("l", Options{Limits: limits, Store: far, NearKeys: keys, Logger: quietly})
+			backend := &remoteBackend{Store: memory(t, "backend")}
+			l, err := new(Registry).New("l", Options{Limits: limits, Store: backend, NearKeys: keys, Logger: quietly})
 			if err != nil {
 				t.Log("refused:", err)
 				return
 			}
 			defer l.Close()
-			far.set(refused)
+			backend.set(refused)
 			admitted := 0
 			for range 100 {
 				if decide(t, l, "key", 1).Allowed {
@@ -167,7 +167,7 @@ func TestFewNearKeysAreRefusedOrEnough(t *testing.T) {
 func TestFourteenWindowsKeepTheirLimits(t *testing.T) {
 	var plan []Limit
 	opts := Options{Limits: []Limit{hour}, Key: StaticKey("key"), LimitsFor: func(*http.Request) []Limit { return plan }}
-	remotely(t, opts, func(t *testing.T, far *farStore, l *Limiter) {
+	remotely(t, opts, func(t *testing.T, backend *remoteBackend, l *Limiter) {
 		handler := l.Middleware(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 		admitted := map[int]int{}
 		ask := func(i int) {
@@ -179,7 +179,7 @@ func TestFourteenWindowsKeepTheirLimits(t *testing.T) {
 			}
 		}
 		for round := range 40 {
-			far.set([]mode{up, refused}[round/10%2])
+			backend.set([]mode{up, refused}[round/10%2])
 			for i := range 14 {
 				ask(i)
 			}

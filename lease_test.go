@@ -29,7 +29,7 @@ func TestLeasesAdmitExactlyTheLimit(t *testing.T) {
 						require.EqualValues(t, 8000, sum(admitted), "all of it, and no more")
 						var calls, leased int64
 						for i, l := range f.all {
-							calls += f.far[i].calls.Load()
+							calls += f.connections[i].calls.Load()
 							leased += int64(l.Stats().Remote.Leased)
 						}
 						require.Less(t, calls, int64(3200), "of 16,000 decisions")
@@ -82,8 +82,8 @@ func TestUnusedLeasesGoBackInTime(t *testing.T) {
 			}
 			missing := 8000 - used - f.left(limit)
 			require.Positive(t, missing)
-			require.LessOrEqual(t, missing, used/2, "half of what was asked for in an age")
-			time.Sleep(back)
+			require.LessOrEqual(t, missing, used/2, "half of what was asked for within leaseTTL")
+			time.Sleep(leaseReturnTime)
 			require.InDelta(t, 8000-used, f.left(limit), 1, "but for a unit of a bucket that has begun to leak")
 		})
 	}
@@ -95,8 +95,8 @@ func TestKilledProcessLosesAtMostASixteenth(t *testing.T) {
 		f := newFleet(t, 4, Options{Limits: []Limit{limit}, OnFailure: FailClosed})
 		used := f.busy()
 		used += sum(f.drive(time.Second, 4000, 0.9)) // leases of the first are large
-		f.far[0].cut.Store(true)                     // and never come back
-		f.far, f.all = f.far[1:], f.all[1:]
+		f.connections[0].cut.Store(true)             // and never come back
+		f.connections, f.all = f.connections[1:], f.all[1:]
 		used += sum(f.drive(5*time.Second, 4000, 1./3))
 		require.LessOrEqual(t, used, int64(8000))
 		require.GreaterOrEqual(t, used, int64(8000-8000/16))
@@ -107,7 +107,7 @@ func TestKilledProcessLosesAtMostASixteenth(t *testing.T) {
 func TestLeaseGoesBackWhenItEnds(t *testing.T) {
 	limit := FixedWindow(8000, time.Hour)
 	for name, end := range map[string]func(l *Limiter){
-		"idle":      func(*Limiter) { time.Sleep(leaseAge*3/2 + 5*time.Millisecond) },
+		"idle":      func(*Limiter) { time.Sleep(leaseTTL*3/2 + 5*time.Millisecond) },
 		"close":     func(l *Limiter) { l.Close() },
 		"SetLimits": func(l *Limiter) { l.SetLimits(FixedWindow(9000, time.Hour)); time.Sleep(5 * time.Millisecond) },
 	} {
@@ -157,7 +157,7 @@ func TestCountAndAddCostWithLeasesAreExact(t *testing.T) {
 			require.Less(t, w.Code, 300)
 		}
 		require.NotZero(t, l.Stats().Remote.Leased)
-		time.Sleep(back)
+		time.Sleep(leaseReturnTime)
 		require.EqualValues(t, 1000-100-500, f.left(limit))
 	})
 }
@@ -197,7 +197,7 @@ func TestResetForgetsTheLease(t *testing.T) {
 		d, err := f.all[0].Take(ctx, "key")
 		require.NoError(t, err)
 		require.Equal(t, SourceStore, d.Source)
-		time.Sleep(back)
+		time.Sleep(leaseReturnTime)
 		require.EqualValues(t, 999, f.left(limit), "what was leased is forgotten, and not given back")
 	})
 }
@@ -240,13 +240,13 @@ func TestLeaseIsUsedWhileTheStoreFails(t *testing.T) {
 		limit := FixedWindow(1000, time.Hour)
 		f := newFleet(t, 1, Options{Limits: []Limit{limit}})
 		used := f.busy()
-		f.far[0].cut.Store(true)
+		f.connections[0].cut.Store(true)
 		d, err := f.all[0].Take(ctx, "key")
 		require.NoError(t, err)
 		require.Equal(t, SourceLease, d.Source)
 		used++
 		used += sum(f.drive(500*time.Millisecond, 1000, 1))
-		f.far[0].cut.Store(false)
+		f.connections[0].cut.Store(false)
 		used += sum(f.drive(5*time.Second, 1000, 1))
 		require.LessOrEqual(t, used, int64(1000))
 		require.GreaterOrEqual(t, used, int64(1000-1000/16))
@@ -262,7 +262,7 @@ func TestEvictedLeaseGoesBack(t *testing.T) {
 		for i := range 1000 {
 			f.all[0].Take(ctx, fmt.Sprint(i))
 		}
-		time.Sleep(back)
+		time.Sleep(leaseReturnTime)
 		require.Equal(t, 1000-used, f.left(limit))
 	})
 }
@@ -298,7 +298,7 @@ func TestConcurrentLeasesLoseNoUnit(t *testing.T) {
 // a lease than was taken from it.
 func TestRefundIntoALeaseIsBounded(t *testing.T) {
 	limit := FixedWindow(1000, time.Hour)
-	remotely(t, Options{Limits: []Limit{limit}, Lease: 250 * time.Millisecond}, func(t *testing.T, far *farStore, l *Limiter) {
+	remotely(t, Options{Limits: []Limit{limit}, Lease: 250 * time.Millisecond}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
 		admitted := int64(0)
 		for range 100 {
 			if decide(t, l, "key", 1).Allowed {

@@ -40,7 +40,7 @@ func eachPlace(t *testing.T, opts Options, test func(t *testing.T, l *Limiter)) 
 		synctest.Test(t, func(t *testing.T) { test(t, processOf(t, memory(t, "near"), opts)) })
 	})
 	t.Run("remote", func(t *testing.T) {
-		remotely(t, opts, func(t *testing.T, _ *farStore, l *Limiter) { test(t, l) })
+		remotely(t, opts, func(t *testing.T, _ *remoteBackend, l *Limiter) { test(t, l) })
 	})
 }
 

@@ -255,8 +255,8 @@ func TestLogSaysWhetherCountersWereFound(t *testing.T) {
 // of a store that takes a millisecond for each. The callers of a key make 100 of
 // them one after the other.
 func TestCallersOfDifferentKeysDoNotWaitForEachOther(t *testing.T) {
-	remotely(t, Options{Limits: []Limit{FixedWindow(100, time.Hour)}}, func(t *testing.T, far *farStore, l *Limiter) {
-		far.delay(time.Millisecond)
+	remotely(t, Options{Limits: []Limit{FixedWindow(100, time.Hour)}}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+		backend.delay(time.Millisecond)
 		start := time.Now()
 		var callers sync.WaitGroup
 		for i := range 64 {

@@ -39,7 +39,7 @@ func upToStores(t *testing.T, m *miniredis.Miniredis) map[string]func() Store {
 		"wrapped memory":   func() Store { return &wrapper{memory(t, name())} },
 		"Redis":            func() Store { return redisStore(t, client, "rl:"+name()+":") },
 		"wrapped Redis":    func() Store { return &wrapper{redisStore(t, client, "rl:"+name()+":")} },
-		"of another make":  func() Store { return &farStore{Store: memory(t, name())} },
+		"of another make":  func() Store { return &remoteBackend{Store: memory(t, name())} },
 		"that cannot wait": func() Store { return &renamed{memory(t, name()), name()} },
 	}
 }
@@ -162,11 +162,11 @@ func TestTakeUpToIsAtomic(t *testing.T) {
 // again.
 func TestTakeUpToFollowsTheFailurePolicy(t *testing.T) {
 	for _, policy := range []FailurePolicy{FallbackLocal, FailOpen, FailClosed} {
-		remotely(t, Options{Limits: []Limit{FixedWindow(10, time.Hour)}, OnFailure: policy, DenyRecheck: time.Minute}, func(t *testing.T, far *farStore, l *Limiter) {
+		remotely(t, Options{Limits: []Limit{FixedWindow(10, time.Hour)}, OnFailure: policy, DenyRecheck: time.Minute}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
 			granted, d := upTo(t, l, "key", 4)
 			require.EqualValues(t, 4, granted)
 			require.Equal(t, SourceStore, d.Source)
-			far.set(refused)
+			backend.set(refused)
 			granted, d, err := l.TakeUpTo(ctx, "key", 20)
 			switch policy {
 			case FallbackLocal:
@@ -181,29 +181,29 @@ func TestTakeUpToFollowsTheFailurePolicy(t *testing.T) {
 				require.EqualValues(t, 20, granted)
 				require.Equal(t, SourceFailOpen, d.Source)
 			case FailClosed:
-				require.ErrorIs(t, err, errFarRefused)
+				require.ErrorIs(t, err, errBackendRefused)
 				require.Zero(t, granted)
 			}
-			far.set(up)
+			backend.set(up)
 			time.Sleep(5 * time.Second)
 			synctest.Wait()
 			if policy == FallbackLocal {
 				require.True(t, decide(t, l, "other", 1).Allowed) // sends the owed units
 				time.Sleep(5 * time.Second)
-				require.Zero(t, far.there(t, "key", FixedWindow(10, time.Hour)), "what was granted is charged to the store")
+				require.Zero(t, backend.remaining(t, "key", FixedWindow(10, time.Hour)), "what was granted is charged to the store")
 			}
 			granted, d = upTo(t, l, "new", 99)
 			require.EqualValues(t, 10, granted)
 			require.Equal(t, SourceStore, d.Source)
-			calls := far.calls.Load()
+			calls := backend.calls.Load()
 			granted, d = upTo(t, l, "new", 99)
 			require.Zero(t, granted)
 			if d.Source == SourceStore { // from now on this process denies the key itself
-				calls = far.calls.Load()
+				calls = backend.calls.Load()
 				_, d = upTo(t, l, "new", 99)
 			}
 			require.Equal(t, SourceCache, d.Source)
-			require.Equal(t, calls, far.calls.Load())
+			require.Equal(t, calls, backend.calls.Load())
 		})
 	}
 }
@@ -211,7 +211,7 @@ func TestTakeUpToFollowsTheFailurePolicy(t *testing.T) {
 // TestTakeUpToSpendsLeases has a busy key, so that this process holds units of it. All
 // of them are granted, and no more than the limit allows.
 func TestTakeUpToSpendsLeases(t *testing.T) {
-	remotely(t, Options{Limits: []Limit{FixedWindow(1000, time.Hour)}, Lease: 250 * time.Millisecond}, func(t *testing.T, far *farStore, l *Limiter) {
+	remotely(t, Options{Limits: []Limit{FixedWindow(1000, time.Hour)}, Lease: 250 * time.Millisecond}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
 		for range 100 {
 			require.True(t, decide(t, l, "key", 1).Allowed)
 			time.Sleep(time.Millisecond)

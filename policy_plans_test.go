@@ -150,7 +150,7 @@ func TestUnlimitedBetweenLimitersHasNoFields(t *testing.T) {
 func TestLimiterCanBeUnlimited(t *testing.T) {
 	for name, store := range map[string]Store{
 		"memory": memory(t, "a"), "Redis": redisStore(t, newMini(t).client(t), "rl:"), "wrapped": &wrapper{memory(t, "b")},
-		"remote": &farStore{Store: memory(t, "c")},
+		"remote": &remoteBackend{Store: memory(t, "c")},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l, err := new(Registry).New("x", Options{Limits: []Limit{Unlimited}, Store: store, Logger: quietly})

@@ -16,9 +16,9 @@ import (
 
 // inRealTime does the same as remotely, but without a bubble: in a bubble, a caller that
 // waits for a mutex stops the clock.
-func inRealTime(t *testing.T, opts Options, test func(t *testing.T, far *farStore, l *Limiter)) {
-	far := &farStore{Store: memory(t, "far")}
-	test(t, far, processOf(t, far, opts))
+func inRealTime(t *testing.T, opts Options, test func(t *testing.T, backend *remoteBackend, l *Limiter)) {
+	backend := &remoteBackend{Store: memory(t, "backend")}
+	test(t, backend, processOf(t, backend, opts))
 }
 
 func serveOnce(h http.Handler) (*httptest.ResponseRecorder, time.Duration) {
@@ -31,13 +31,13 @@ func serveOnce(h http.Handler) (*httptest.ResponseRecorder, time.Duration) {
 // units.
 func TestAddCostOfAnOwingKeyIsInTime(t *testing.T) {
 	opts := Options{Limits: []Limit{FixedWindow(100, time.Hour)}, Key: StaticKey("key")}
-	remotely(t, opts, func(t *testing.T, far *farStore, l *Limiter) {
-		far.setFor("key", junk) // only this key has errors, so the breaker stays closed
+	remotely(t, opts, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+		backend.setFor("key", junk) // only this key has errors, so the breaker stays closed
 		handler := l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			far.set(up)
-			far.delay(45 * time.Millisecond)
+			backend.set(up)
+			backend.delay(45 * time.Millisecond)
 			start := time.Now()
-			go func() { time.Sleep(46 * time.Millisecond); far.delay(0); far.set(adjustsHang) }()
+			go func() { time.Sleep(46 * time.Millisecond); backend.delay(0); backend.set(adjustsHang) }()
 			l.AddCost(r.Context(), 7)
 			if d := time.Since(start); d > 100*time.Millisecond {
 				t.Errorf("AddCost took %v with a Timeout of 100ms", d)
@@ -52,9 +52,9 @@ func TestAddCostOfAnOwingKeyIsInTime(t *testing.T) {
 // longer than the timeout.
 func TestTwoAddCostsAreInTime(t *testing.T) {
 	opts := Options{Limits: []Limit{FixedWindow(100, time.Hour)}, Key: StaticKey("key")}
-	inRealTime(t, opts, func(t *testing.T, far *farStore, l *Limiter) {
+	inRealTime(t, opts, func(t *testing.T, backend *remoteBackend, l *Limiter) {
 		handler := l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			far.set(adjustsHang)
+			backend.set(adjustsHang)
 			start := time.Now()
 			done := make(chan bool)
 			for range 4 {
@@ -76,11 +76,11 @@ func TestTwoAddCostsAreInTime(t *testing.T) {
 func TestClosedOuterLimitersDoNotHoldUpADenial(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var outers []*Limiter
-		var fars []*farStore
+		var backends []*remoteBackend
 		for i := range 3 {
-			far := &farStore{Store: memory(t, fmt.Sprint("outer", i))}
-			fars = append(fars, far)
-			outers = append(outers, processOf(t, far, Options{Limits: []Limit{hour}, Key: StaticKey("key")}))
+			backend := &remoteBackend{Store: memory(t, fmt.Sprint("outer", i))}
+			backends = append(backends, backend)
+			outers = append(outers, processOf(t, backend, Options{Limits: []Limit{hour}, Key: StaticKey("key")}))
 		}
 		inner, err := new(Registry).New("inner", Options{Limits: []Limit{hour}, Key: StaticKey("key"), Store: memory(t, "inner"), Logger: quietly})
 		require.NoError(t, err)
@@ -92,7 +92,7 @@ func TestClosedOuterLimitersDoNotHoldUpADenial(t *testing.T) {
 			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				for i := range outers {
 					outers[i].Close()
-					fars[i].set(adjustsHang)
+					backends[i].set(adjustsHang)
 				}
 				at = time.Now()
 				next.ServeHTTP(w, r)
@@ -116,9 +116,9 @@ func TestNestedCountsShareOneTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var handler http.Handler = http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
 		for range 3 {
-			far := &farStore{Store: memory(t, "")}
-			far.set(adjustsHang)
-			l := processOf(t, far, Options{Limits: []Limit{hour}, Key: StaticKey("key"), Count: func(*http.Request, int) bool { return false }})
+			backend := &remoteBackend{Store: memory(t, "")}
+			backend.set(adjustsHang)
+			l := processOf(t, backend, Options{Limits: []Limit{hour}, Key: StaticKey("key"), Count: func(*http.Request, int) bool { return false }})
 			handler = l.Middleware(handler)
 		}
 		_, d := serveOnce(handler)
@@ -132,11 +132,11 @@ func TestNestedCountsShareOneTimeout(t *testing.T) {
 // owed. Reset also forgets units that are admitted at that time.
 func TestResetDuringSettlingForgetsAll(t *testing.T) {
 	limit := FixedWindow(100, time.Hour)
-	remotely(t, Options{Limits: []Limit{limit}}, func(t *testing.T, far *farStore, l *Limiter) {
-		breakDown(t, far, l, refused)
+	remotely(t, Options{Limits: []Limit{limit}}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+		startOutage(t, backend, l, refused)
 		decide(t, l, "key", 40)
-		far.set(up)
-		far.delay(70 * time.Millisecond) // settling takes longer than callers wait
+		backend.set(up)
+		backend.delay(70 * time.Millisecond) // settling takes longer than callers wait
 		time.Sleep(1100 * time.Millisecond)
 		decide(t, l, "comes back", 0)
 		var stop atomic.Bool
@@ -151,11 +151,11 @@ func TestResetDuringSettlingForgetsAll(t *testing.T) {
 		time.Sleep(30 * time.Millisecond)
 		stop.Store(true)
 		require.NoError(t, l.Reset(ctx, "key"))
-		left := far.there(t, "key", limit)
-		far.delay(0)
+		left := backend.remaining(t, "key", limit)
+		backend.delay(0)
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
-		if now := far.there(t, "key", limit); left != 100 || now != 100 {
+		if now := backend.remaining(t, "key", limit); left != 100 || now != 100 {
 			t.Errorf("left after Reset: %d, and later %d, of 100", left, now)
 		}
 	})

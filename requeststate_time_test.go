@@ -39,9 +39,9 @@ func TestAnswersDoNotWaitForUnitsToBeGivenBack(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			inner := httpLimiterNamed(t, "inner", Options{Limits: []Limit{test.inner}, Store: memory(t, "inner"), Key: StaticKey("k")})
 			var handler http.Handler = inner.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "done") }))
-			var stores []*farStore
+			var stores []*remoteBackend
 			for i := range test.outer {
-				store := &farStore{Store: memory(t, fmt.Sprint("outer", i))}
+				store := &remoteBackend{Store: memory(t, fmt.Sprint("outer", i))}
 				stores = append(stores, store)
 				outer := httpLimiterNamed(t, fmt.Sprint("outer", i), Options{Limits: []Limit{hour}, Store: store, Key: StaticKey("k"), Timeout: timeout, Count: test.count})
 				handler = outer.Middleware(handler)

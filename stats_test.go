@@ -16,20 +16,20 @@ import (
 )
 
 func TestRemoteStatsCountEachSource(t *testing.T) {
-	remotely(t, Options{Limits: []Limit{hour}}, func(t *testing.T, far *farStore, l *Limiter) {
+	remotely(t, Options{Limits: []Limit{hour}}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
 		decide(t, l, "key", 5)
 		decide(t, l, "key", 1)
 		decide(t, l, "key", 1)
-		breakDown(t, far, l, refused)
+		startOutage(t, backend, l, refused)
 		decide(t, l, "new", 1)
 		require.Equal(t, RemoteStats{Failures: 5, Spared: 1, BreakerOpen: true, BreakerOpened: 1, Cached: 1, Fallback: 6, Owed: 6}, l.Stats().Remote)
-		comeBack(t, far, l)
+		endOutage(t, backend, l)
 		stats := l.Stats().Remote
 		require.False(t, stats.BreakerOpen)
 		require.Zero(t, stats.Owed)
 	})
-	remotely(t, Options{Limits: []Limit{hour}, NearKeys: 1}, func(t *testing.T, far *farStore, l *Limiter) {
-		breakDown(t, far, l, refused)
+	remotely(t, Options{Limits: []Limit{hour}, NearKeys: 1}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+		startOutage(t, backend, l, refused)
 		for i := range 1000 {
 			decide(t, l, fmt.Sprint(i), 1)
 		}
@@ -43,8 +43,8 @@ func TestRemoteStatsCountEachSource(t *testing.T) {
 // TestStatsHoldNoKeys sends a flood of new keys. Only the numbers of the statistics
 // change.
 func TestStatsHoldNoKeys(t *testing.T) {
-	remotely(t, Options{Limits: []Limit{hour}}, func(t *testing.T, far *farStore, l *Limiter) {
-		breakDown(t, far, l, refused)
+	remotely(t, Options{Limits: []Limit{hour}}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+		startOutage(t, backend, l, refused)
 		for i := range 1000 {
 			decide(t, l, fmt.Sprint(secret, i), 6)
 		}
@@ -63,7 +63,7 @@ func TestStatsCountEachDecision(t *testing.T) {
 	gold := []Limit{Unlimited}
 	for name, store := range map[string]func(*testing.T) Store{
 		"memory": func(t *testing.T) Store { return memory(t, "a") }, "wrapped": func(t *testing.T) Store { return &wrapper{memory(t, "b")} },
-		"Redis": func(t *testing.T) Store { return redisStore(t, newMini(t).client(t), "rl:") }, "failing": func(t *testing.T) Store { return &farStore{Store: memory(t, "c"), mode: refused} },
+		"Redis": func(t *testing.T) Store { return redisStore(t, newMini(t).client(t), "rl:") }, "failing": func(t *testing.T) Store { return &remoteBackend{Store: memory(t, "c"), mode: refused} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			var reg Registry

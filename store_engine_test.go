@@ -47,14 +47,14 @@ func TestWrappedStoreCounts(t *testing.T) {
 // package does not know, in wrappers.
 func TestForeignRemoteStoreHasAFallback(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		far := &farStore{Store: memory(t, "far")}
-		l := processOf(t, &wrapped{&wrapped{far}}, Options{Limits: []Limit{hour}})
+		backend := &remoteBackend{Store: memory(t, "backend")}
+		l := processOf(t, &wrapped{&wrapped{backend}}, Options{Limits: []Limit{hour}})
 		decide(t, l, "key", 3)
-		breakDown(t, far, l, silent)
+		startOutage(t, backend, l, silent)
 		require.True(t, decide(t, l, "key", 2).Allowed)
 		require.False(t, decide(t, l, "key", 1).Allowed)
-		comeBack(t, far, l)
-		require.Zero(t, far.there(t, "key", hour))
+		endOutage(t, backend, l)
+		require.Zero(t, backend.remaining(t, "key", hour))
 	})
 }
 

@@ -34,8 +34,8 @@ func TestRedisStoreAgreesWithMemoryStore(t *testing.T) {
 const years = 50 * 365 * 24 * time.Hour // the longest window
 
 func agree(t *testing.T, r *rand.Rand) {
-	near := memory(t, "")
-	far := redisStore(t, piped(t, miniredis.NewMiniRedis()), "rl:")
+	memoryStore := memory(t, "")
+	redis := redisStore(t, piped(t, miniredis.NewMiniRedis()), "rl:")
 	time.Sleep(time.Until(time.Now().Truncate(time.Millisecond).Add(time.Millisecond)))
 
 	windows := []time.Duration{time.Millisecond, 7 * time.Millisecond, time.Second, time.Hour, years}
@@ -66,8 +66,8 @@ func agree(t *testing.T, r *rand.Rand) {
 		return b
 	}
 	type instant struct {
-		near, far Instant
-		when      time.Time
+		memory, redis Instant
+		when          time.Time
 	}
 	begin, instants := time.Now(), []instant{{Now, Now, time.Now().Add(years)}}
 	var ops []time.Time
@@ -98,22 +98,22 @@ func agree(t *testing.T, r *rand.Rand) {
 		what := fmt.Sprintf("%d units of %q under %v", n, key, limits)
 		switch r.IntN(8) {
 		case 0:
-			require.NoError(t, near.Reset(ctx, key, limits))
-			require.NoError(t, far.Reset(ctx, key, limits))
+			require.NoError(t, memoryStore.Reset(ctx, key, limits))
+			require.NoError(t, redis.Reset(ctx, key, limits))
 		case 1, 2:
 			if r.IntN(2) == 0 {
 				n = -n
 			}
-			want, err := near.Adjust(ctx, key, n, at.near, limits)
+			want, err := memoryStore.Adjust(ctx, key, n, at.memory, limits)
 			require.NoError(t, err)
-			got, err := far.Adjust(ctx, key, n, at.far, limits)
+			got, err := redis.Adjust(ctx, key, n, at.redis, limits)
 			require.NoError(t, err)
 			require.Equal(t, want, got, "charged: %s", what)
 		default:
 			want, got := make([]Result, len(limits)), make([]Result, len(limits))
-			a, err := near.Take(ctx, key, n, limits, want)
+			a, err := memoryStore.Take(ctx, key, n, limits, want)
 			require.NoError(t, err)
-			b, err := far.Take(ctx, key, n, limits, got)
+			b, err := redis.Take(ctx, key, n, limits, got)
 			require.NoError(t, err)
 			instants = append(instants, instant{a, b, time.Now()})
 			for i := range want {

@@ -16,9 +16,9 @@ import (
 
 // sharded spreads each key over two counters of half the limit, which is common for a hot
 // key. Units are taken from the counter that has more left.
-type sharded struct{ *farStore }
+type sharded struct{ *remoteBackend }
 
-func (s sharded) Unwrap() Store { return s.farStore }
+func (s sharded) Unwrap() Store { return s.remoteBackend }
 
 func half(limits []Limit) []Limit {
 	halves := make([]Limit, len(limits))
@@ -30,7 +30,7 @@ func half(limits []Limit) []Limit {
 
 func (s sharded) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (at Instant, err error) {
 	for i := range 2 {
-		if at, err = s.farStore.Take(ctx, fmt.Sprint(key, "/", i), n, half(limits), results); err != nil {
+		if at, err = s.remoteBackend.Take(ctx, fmt.Sprint(key, "/", i), n, half(limits), results); err != nil {
 			return 0, err
 		}
 		if !slices.ContainsFunc(results, func(r Result) bool { return r.RetryAfter > 0 }) {
@@ -44,8 +44,8 @@ func (s sharded) Take(ctx context.Context, key string, n int64, limits []Limit, 
 // outage. The state of one of its two counters is not the state of the key.
 func TestWrapperOverTwoCounters(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		far := &farStore{Store: memory(t, "far")}
-		l := processOf(t, sharded{far}, Options{Limits: []Limit{FixedWindow(10, time.Hour)}})
+		backend := &remoteBackend{Store: memory(t, "backend")}
+		l := processOf(t, sharded{backend}, Options{Limits: []Limit{FixedWindow(10, time.Hour)}})
 		admitted := 0
 		for range 20 {
 			if decide(t, l, "key", 1).Allowed {
@@ -54,7 +54,7 @@ func TestWrapperOverTwoCounters(t *testing.T) {
 		}
 		require.Equal(t, 10, admitted)
 		require.False(t, decide(t, l, "key", 1).Allowed)
-		far.set(refused)
+		backend.set(refused)
 		for range 20 {
 			if decide(t, l, "key", 1).Allowed {
 				admitted++
@@ -66,14 +66,14 @@ func TestWrapperOverTwoCounters(t *testing.T) {
 
 // strict denies a list of keys that the inner store admits. For these keys it returns its
 // own results.
-type strict struct{ *farStore }
+type strict struct{ *remoteBackend }
 
-func (s strict) Unwrap() Store { return s.farStore }
+func (s strict) Unwrap() Store { return s.remoteBackend }
 
 func (s strict) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
-	at, err := s.farStore.Take(ctx, key, n, limits, results)
+	at, err := s.remoteBackend.Take(ctx, key, n, limits, results)
 	if err == nil && key == "banned" && n > 0 {
-		s.farStore.Adjust(ctx, key, -n, at, limits)
+		s.remoteBackend.Adjust(ctx, key, -n, at, limits)
 		for i := range results {
 			results[i] = Result{RetryAfter: time.Hour, MoreAfter: time.Hour, ResetAfter: time.Hour}
 		}
@@ -84,19 +84,19 @@ func (s strict) Take(ctx context.Context, key string, n int64, limits []Limit, r
 // TestWrapperThatDenies checks the same for a wrapper that replaces the results.
 func TestWrapperThatDenies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		far := &farStore{Store: memory(t, "far")}
-		l := processOf(t, strict{far}, Options{Limits: []Limit{FixedWindow(10, time.Hour)}})
+		backend := &remoteBackend{Store: memory(t, "backend")}
+		l := processOf(t, strict{backend}, Options{Limits: []Limit{FixedWindow(10, time.Hour)}})
 		require.False(t, decide(t, l, "banned", 1).Allowed)
 		require.False(t, decide(t, l, "banned", 1).Allowed)
-		far.set(refused)
+		backend.set(refused)
 		require.False(t, decide(t, l, "banned", 1).Allowed, "denied a moment ago")
 	})
 }
 
 // finer counts tenths of a unit: n and the limits times ten.
-type finer struct{ *farStore }
+type finer struct{ *remoteBackend }
 
-func (s finer) Unwrap() Store { return s.farStore }
+func (s finer) Unwrap() Store { return s.remoteBackend }
 
 func (s finer) tenths(limits []Limit) (fine []Limit) {
 	for _, l := range limits {
@@ -106,7 +106,7 @@ func (s finer) tenths(limits []Limit) (fine []Limit) {
 }
 
 func (s finer) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
-	at, err := s.farStore.Take(ctx, key, 10*n, s.tenths(limits), results)
+	at, err := s.remoteBackend.Take(ctx, key, 10*n, s.tenths(limits), results)
 	for i := range results {
 		results[i].Remaining /= 10
 	}
@@ -114,17 +114,17 @@ func (s finer) Take(ctx context.Context, key string, n int64, limits []Limit, re
 }
 
 func (s finer) Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (int64, error) {
-	charged, err := s.farStore.Adjust(ctx, key, 10*n, at, s.tenths(limits))
+	charged, err := s.remoteBackend.Adjust(ctx, key, 10*n, at, s.tenths(limits))
 	return charged / 10, err
 }
 
 // TestWrapperOfFinerUnits checks that a key with 9 of 10 units left is admitted in an outage.
 func TestWrapperOfFinerUnits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		far := &farStore{Store: memory(t, "far")}
-		l := processOf(t, finer{far}, Options{Limits: []Limit{FixedWindow(10, time.Hour)}})
+		backend := &remoteBackend{Store: memory(t, "backend")}
+		l := processOf(t, finer{backend}, Options{Limits: []Limit{FixedWindow(10, time.Hour)}})
 		require.EqualValues(t, 9, decide(t, l, "key", 1).Remaining)
-		far.set(refused)
+		backend.set(refused)
 		require.True(t, decide(t, l, "key", 1).Allowed)
 	})
 }
@@ -160,7 +160,7 @@ func (h *hedged) Take(ctx context.Context, key string, n int64, limits []Limit, 
 // TestWrapperThatAsksTwice needs -race. It checks that a late answer for one key is not written
 // into the buffer of a call for another key.
 func TestWrapperThatAsksTwice(t *testing.T) {
-	store := memory(t, "far")
+	store := memory(t, "backend")
 	h := &hedged{Store: store, late: make(chan struct{})}
 	l := processOf(t, h, Options{Limits: []Limit{FixedWindow(10, time.Hour)}, Timeout: time.Minute})
 	var callers sync.WaitGroup
@@ -187,8 +187,8 @@ func TestWrapperThatAsksTwice(t *testing.T) {
 // TestWrapperThatAsksTwiceForAnotherKey has a late answer for a key that is used up. It does not
 // affect another key. Unlike the test above, it does not need the race detector.
 func TestWrapperThatAsksTwiceForAnotherKey(t *testing.T) {
-	far := &farStore{Store: memory(t, "far")}
-	lag := &lagging{farStore: far}
+	backend := &remoteBackend{Store: memory(t, "backend")}
+	lag := &lagging{remoteBackend: backend}
 	l := processOf(t, lag, Options{Limits: []Limit{FixedWindow(10, time.Hour)}, Timeout: time.Minute})
 	decide(t, l, "used up", 10)
 	denied := 0
@@ -200,28 +200,28 @@ func TestWrapperThatAsksTwiceForAnotherKey(t *testing.T) {
 		key := fmt.Sprint("fresh", i)
 		decide(t, l, key, 1)
 		lag.after = nil
-		far.set(refused)
+		backend.set(refused)
 		if !decide(t, l, key, 1).Allowed {
 			denied++
 		}
-		far.set(up)
+		backend.set(up)
 		time.Sleep(time.Millisecond)
 	}
 	require.Zero(t, denied, "of 50 keys that have used 1 of 10")
 }
 
 type lagging struct {
-	*farStore
+	*remoteBackend
 	finish func()
 	after  func()
 }
 
-func (s *lagging) Unwrap() Store { return s.farStore }
+func (s *lagging) Unwrap() Store { return s.remoteBackend }
 
 func (s *lagging) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
 	copied := slices.Clone(results)
 	s.finish = func() { s.Store.Take(context.Background(), key, 0, slices.Clone(limits), copied) }
-	at, err := s.farStore.Take(ctx, key, n, limits, results)
+	at, err := s.remoteBackend.Take(ctx, key, n, limits, results)
 	if s.after != nil {
 		s.after()
 	}
