@@ -134,10 +134,10 @@ func TestPrefixesAreClaimedThroughEveryLayer(t *testing.T) {
 	client := m.client(t)
 	options := func(s Store) Options { return Options{Limits: []Limit{hour}, Store: s, Logger: quietly} }
 	inside := func() Store { return redisStore(t, client, "rl:inside:") }
-	for name, wrap := range map[string]func(own string) Store{
-		"once":     func(own string) Store { return &renamed{inside(), own} },
-		"twice":    func(own string) Store { return &renamed{&renamed{inside(), own + "2"}, own} },
-		"embedded": func(own string) Store { return &embeds{RedisStore: inside().(*RedisStore), prefix: own} },
+	for name, wrap := range map[string]func(prefix string) Store{
+		"once":     func(prefix string) Store { return &renamed{inside(), prefix} },
+		"twice":    func(prefix string) Store { return &renamed{&renamed{inside(), prefix + "2"}, prefix} },
+		"embedded": func(prefix string) Store { return &embeds{RedisStore: inside().(*RedisStore), prefix: prefix} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			reg := new(Registry)
@@ -183,7 +183,7 @@ func (l *loop) Prefix() string { return "loop:" }
 func TestConflictsOfRedisStoresSayWhatToDo(t *testing.T) {
 	var reg Registry
 	defer reg.Close()
-	store := redisStore(t, nowhere(t), "rl:")
+	store := redisStore(t, unreachableClient(t), "rl:")
 	Must(reg.New("api", with(store)))
 	_, err := reg.New("login", with(store))
 	require.ErrorIs(t, err, ErrStoreShared)
@@ -191,13 +191,13 @@ func TestConflictsOfRedisStoresSayWhatToDo(t *testing.T) {
 		`share one RedisStore \(prefix "rl:"\): a Store must not be shared across limiters; make a new RedisStore with a unique prefix for `+
 		`each limiter \(the Redis client may be shared\)$`, err.Error())
 
-	_, err = reg.New("login", with(redisStore(t, nowhere(t), "rl:")))
+	_, err = reg.New("login", with(redisStore(t, unreachableClient(t), "rl:")))
 	require.ErrorIs(t, err, ErrPrefixShared)
 	require.ErrorContains(t, err, `share the prefix "rl:"`)
 	require.ErrorContains(t, err, "whatever client or server it comes with; give each limiter's RedisStore a unique prefix")
 
-	_, err = reg.New("other", with(redisStore(t, nowhere(t), "rl:web:")))
+	_, err = reg.New("other", with(redisStore(t, unreachableClient(t), "rl:web:")))
 	require.NoError(t, err)
-	_, err = reg.New("web", withRedis(nowhere(t), hour))
+	_, err = reg.New("web", withRedis(unreachableClient(t), hour))
 	require.ErrorIs(t, err, ErrPrefixShared)
 }

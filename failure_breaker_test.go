@@ -55,10 +55,10 @@ func TestCancelledProbeDoesNotBlockTheNext(t *testing.T) {
 			}
 			backend.set(silent)
 			time.Sleep(time.Second)
-			leaving, leave := context.WithCancel(ctx)
-			go l.Take(leaving, "probe")
+			callCtx, cancel := context.WithCancel(ctx)
+			go l.Take(callCtx, "probe")
 			synctest.Wait()
-			leave()
+			cancel()
 			synctest.Wait()
 			backend.set(up)
 			require.Equal(t, SourceStore, decide(t, l, "new", 1).Source)
@@ -101,16 +101,16 @@ func TestCancelledCallsAreNoFailures(t *testing.T) {
 		log.Reset()
 		handler := l.Middleware(http.NotFoundHandler())
 		for range 30 {
-			leaving, leave := context.WithCancel(ctx)
+			callCtx, cancel := context.WithCancel(ctx)
 			go func() {
-				_, err := l.Take(leaving, "key")
+				_, err := l.Take(callCtx, "key")
 				require.ErrorIs(t, err, context.Canceled)
 			}()
-			go handler.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil).WithContext(leaving))
+			go handler.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil).WithContext(callCtx))
 			synctest.Wait()
-			leave()
+			cancel()
 			synctest.Wait()
-			_, err := l.Take(leaving, "key")
+			_, err := l.Take(callCtx, "key")
 			require.ErrorIs(t, err, context.Canceled)
 		}
 		stats := l.Stats().Remote

@@ -129,7 +129,7 @@ func TestOwnChangesTakeEffectAtOnce(t *testing.T) {
 					decide(t, l, "key", 5)
 					if racing {
 						slow := make(chan struct{})
-						backend.Store = &slowReply{Store: backend.Store, until: slow}
+						backend.Store = &blockedReply{Store: backend.Store, until: slow}
 						go l.Take(ctx, "key")
 						synctest.Wait()
 						require.NoError(t, do(l))
@@ -147,13 +147,13 @@ func TestOwnChangesTakeEffectAtOnce(t *testing.T) {
 	}
 }
 
-// slowReply holds the answers to takes back.
-type slowReply struct {
+// blockedReply holds the answers to takes back.
+type blockedReply struct {
 	Store
 	until chan struct{}
 }
 
-func (s *slowReply) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
+func (s *blockedReply) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
 	at, err := s.Store.Take(ctx, key, n, limits, results)
 	<-s.until
 	return at, err

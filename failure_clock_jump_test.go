@@ -117,53 +117,53 @@ func TestJumpLeavesTheRecheck(t *testing.T) {
 	}
 }
 
-// lateReply is a store that decides in time but returns its answers late, and without states.
-type lateReply struct {
+// delayedReply is a store that decides in time but returns its answers late, and without states.
+type delayedReply struct {
 	remoteBackend
-	back atomic.Int64
-	skew atomic.Int64
+	replyDelay  atomic.Int64
+	clockOffset atomic.Int64
 }
 
-func (s *lateReply) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
-	own := make([]Result, len(results))
-	at, err := s.Store.Take(context.WithoutCancel(ctx), key, n, limits, own)
-	copy(results, own)
-	if wait := s.back.Load(); wait > 0 {
+func (s *delayedReply) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
+	withoutStates := make([]Result, len(results))
+	at, err := s.Store.Take(context.WithoutCancel(ctx), key, n, limits, withoutStates)
+	copy(results, withoutStates)
+	if wait := s.replyDelay.Load(); wait > 0 {
 		time.Sleep(time.Duration(wait))
 	}
-	return at + Instant(s.skew.Load()), err
+	return at + Instant(s.clockOffset.Load()), err
 }
 
-func (s *lateReply) Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (int64, error) {
+func (s *delayedReply) Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (int64, error) {
 	if at != Now {
-		at -= Instant(s.skew.Load())
+		at -= Instant(s.clockOffset.Load())
 	}
 	return s.Store.Adjust(ctx, key, n, at, limits)
 }
 
-func (s *lateReply) Reset(ctx context.Context, key string, limits []Limit) error {
+func (s *delayedReply) Reset(ctx context.Context, key string, limits []Limit) error {
 	return s.Store.Reset(ctx, key, limits)
 }
 
 // TestOneLateAnswerIsNoJump delays one answer by 6 s, like a process that is stopped with a
 // call in flight. That changes nothing for any key.
 func TestOneLateAnswerIsNoJump(t *testing.T) {
-	for _, late := range []time.Duration{0, 6 * time.Second} {
+	for _, delay := range []time.Duration{0, 6 * time.Second} {
 		synctest.Test(t, func(t *testing.T) {
-			backend := &lateReply{remoteBackend: remoteBackend{Store: memory(t, "backend")}}
+			backend := &delayedReply{remoteBackend: remoteBackend{Store: memory(t, "backend")}}
 			limit := FixedWindow(5, 24*time.Hour)
 			l := processOf(t, backend, Options{Limits: []Limit{limit}, Timeout: 10 * time.Second, DenyRecheck: time.Second})
 			decide(t, l, "key", 5)
 			require.False(t, decide(t, l, "key", 1).Allowed)
-			backend.back.Store(int64(late))
+			backend.replyDelay.Store(int64(delay))
 			decide(t, l, "other", 1)
-			backend.back.Store(0)
+			backend.replyDelay.Store(0)
 			decide(t, l, "other", 1)
 			require.NoError(t, backend.Store.Reset(ctx, "key", []Limit{limit})) // by another process
 			time.Sleep(time.Hour)
 			decide(t, l, "key", 1)
 			if !decide(t, l, "key", 1).Allowed {
-				t.Errorf("late by %v: key is denied an hour after it was reset elsewhere", late)
+				t.Errorf("late by %v: key is denied an hour after it was reset elsewhere", delay)
 			}
 		})
 	}
@@ -174,21 +174,21 @@ func TestTwoClocksMintNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limit := FixedWindow(5, time.Hour)
 		shared := memory(t, "backend")
-		process := func() (*lateReply, *Limiter) {
-			backend := &lateReply{remoteBackend: remoteBackend{Store: shared}}
+		process := func() (*delayedReply, *Limiter) {
+			backend := &delayedReply{remoteBackend: remoteBackend{Store: shared}}
 			return backend, processOf(t, backend, Options{Limits: []Limit{limit}, DenyRecheck: time.Millisecond})
 		}
 		admitted := 0
 		for range 10 { // processes
 			backend, l := process()
 			for i := range 20 {
-				backend.skew.Store(0)
+				backend.clockOffset.Store(0)
 				if decide(t, l, "key", 1).Allowed {
 					admitted++
 				}
 				time.Sleep(2 * time.Millisecond)
 				if i == 10 {
-					backend.skew.Store(int64(10 * time.Second)) // the other server
+					backend.clockOffset.Store(int64(10 * time.Second)) // the other server
 					decide(t, l, "other", 0)
 				}
 			}
@@ -199,10 +199,10 @@ func TestTwoClocksMintNothing(t *testing.T) {
 }
 
 // perKey is a store of two servers whose clocks differ by 10 s. Answers take 5 ms.
-type perKey struct{ lateReply }
+type perKey struct{ delayedReply }
 
 func (s *perKey) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
-	at, err := s.lateReply.Take(ctx, key, n, limits, results)
+	at, err := s.delayedReply.Take(ctx, key, n, limits, results)
 	if key == "other" {
 		at += Instant(10 * time.Second)
 	}
@@ -217,8 +217,8 @@ func TestTwoClocksAndManyCallersMintNothing(t *testing.T) {
 		shared := memory(t, "backend")
 		var admitted atomic.Int64
 		for range 10 { // processes
-			backend := &perKey{lateReply{remoteBackend: remoteBackend{Store: shared}}}
-			backend.back.Store(int64(5 * time.Millisecond))
+			backend := &perKey{delayedReply{remoteBackend: remoteBackend{Store: shared}}}
+			backend.replyDelay.Store(int64(5 * time.Millisecond))
 			l := processOf(t, backend, Options{Limits: []Limit{limit}})
 			decide(t, l, "warm", 0)
 			for i := range 40 {

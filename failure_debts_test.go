@@ -97,7 +97,7 @@ func TestUnansweredAdjustIsNotRepeated(t *testing.T) {
 		time.Sleep(time.Minute)
 		endOutage(t, backend, l)
 		require.EqualValues(t, 70, backend.remaining(t, "key", limits[0]))
-		require.EqualValues(t, 70, backend.remaining(t, "key", limits[1]), "and the rest is told all the same")
+		require.EqualValues(t, 70, backend.remaining(t, "key", limits[1]), "and the store gets the rest nevertheless")
 	})
 }
 

@@ -53,7 +53,7 @@ func TestOutagesAreLoggedWithTheirLength(t *testing.T) {
 func TestLogEndsWithTheStateOfTheStore(t *testing.T) {
 	var log syncBuffer
 	remotely(t, Options{Limits: []Limit{hour}, Logger: slog.New(slog.NewTextHandler(&log, nil))}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
-		said := func() (codes []string) {
+		loggedCodes := func() (codes []string) {
 			synctest.Wait()
 			for _, code := range regexp.MustCompile("code=store-(down|back)").FindAllStringSubmatch(log.String(), -1) {
 				codes = append(codes, code[1])
@@ -61,29 +61,29 @@ func TestLogEndsWithTheStateOfTheStore(t *testing.T) {
 			return codes
 		}
 		startOutage(t, backend, l, refused)
-		require.Equal(t, []string{"down"}, said())
+		require.Equal(t, []string{"down"}, loggedCodes())
 		endOutage(t, backend, l)
-		require.Equal(t, []string{"down", "back"}, said())
+		require.Equal(t, []string{"down", "back"}, loggedCodes())
 		startOutage(t, backend, l, refused)
-		require.Equal(t, []string{"down", "back"}, said(), "it may be over soon")
+		require.Equal(t, []string{"down", "back"}, loggedCodes(), "it may be over soon")
 		time.Sleep(time.Second - 1)
-		require.Equal(t, []string{"down", "back"}, said())
+		require.Equal(t, []string{"down", "back"}, loggedCodes())
 		time.Sleep(time.Nanosecond)
-		require.Equal(t, []string{"down", "back", "down"}, said())
+		require.Equal(t, []string{"down", "back", "down"}, loggedCodes())
 		endOutage(t, backend, l)
-		require.Equal(t, []string{"down", "back", "down", "back"}, said(), "at once")
+		require.Equal(t, []string{"down", "back", "down", "back"}, loggedCodes(), "at once")
 		startOutage(t, backend, l, refused)
 		backend.set(up)
 		time.Sleep(200 * time.Millisecond)
 		decide(t, l, "comes back", 0)
 		time.Sleep(time.Minute)
-		require.Equal(t, []string{"down", "back", "down", "back"}, said(), "one that was over soon is not told of, but counted")
+		require.Equal(t, []string{"down", "back", "down", "back"}, loggedCodes(), "a short outage is not logged, but counted")
 		startOutage(t, backend, l, refused)
-		require.Len(t, said(), 5)
+		require.Len(t, loggedCodes(), 5)
 		require.Contains(t, log.String(), "code=store-down outages=4 ")
 		endOutage(t, backend, l)
 		startOutage(t, backend, l, refused)
 		require.NoError(t, l.Close(), "and does not wait to tell of it")
-		require.Len(t, said(), 6)
+		require.Len(t, loggedCodes(), 6)
 	})
 }

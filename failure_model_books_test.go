@@ -36,14 +36,14 @@ type counterID struct {
 
 // An account has the admissions of a key under one algorithm and window.
 type account struct {
-	limit   Limit // the largest limit that the key was used under
-	stale   bool  // the store's windows may have begun before the account
-	entries []*entry
-	excess  []excess
-	windows map[time.Duration]int64 // units kept, by the end of their window
-	level   level
-	untold  int64 // units admitted alone since the last sync
-	back    int64 // units given back since then
+	limit         Limit // the largest limit that the key was used under
+	stale         bool  // the store's windows may have begun before the account
+	entries       []*entry
+	excess        []excess
+	windows       map[time.Duration]int64 // units kept, by the end of their window
+	level         level
+	unsentUnits   int64 // units admitted alone since the last sync
+	returnedUnits int64 // units given back since then
 }
 
 // An entry has units that were admitted together. An entry without units means that
@@ -55,7 +55,7 @@ type entry struct {
 	charged  int64         // units that AddCost has charged, or fewer
 	refunded int64         // units, taken or charged, that Refund may have given back
 	window   time.Duration // the end of their window; 0 if that is not known
-	alone    bool          // admitted without the store
+	local    bool          // admitted without the store
 }
 
 // An excess has units that may be above the bound, in every interval that
@@ -100,7 +100,7 @@ func (b *books) account(key string, l Limit) *account {
 type admission struct {
 	at     time.Duration // see entry.at
 	window time.Duration // when the window ends, if there is only one; 0 if not known
-	alone  bool          // the store does not know of them
+	local  bool          // the store does not know of them
 	leased bool          // the store has counted them before
 }
 
@@ -108,16 +108,16 @@ type admission struct {
 func (b *books) admit(key string, limits []Limit, n int64, how admission) (entries []*entry, exceeded string) {
 	for _, l := range limits {
 		a := b.account(key, l)
-		e := &entry{account: a, at: how.at, kept: n, alone: how.alone && b.shared}
+		e := &entry{account: a, at: how.at, kept: n, local: how.local && b.shared}
 		if len(limits) == 1 && l.Algorithm() == "fixed" && how.window != 0 {
 			e.window = how.window
 			a.windows[e.window] += n
 		}
 		a.entries = append(a.entries, e)
 		entries = append(entries, e)
-		if e.alone {
+		if e.local {
 			a.excess = append(a.excess, excess{how.at, n})
-			a.untold += n
+			a.unsentUnits += n
 		}
 		if b.levels(l) {
 			a.level.leak(l, how.at)
@@ -204,7 +204,7 @@ func (b *books) exceeded(a *account, last *entry, l Limit) string {
 		return fails(kept, "in the window that ends at %v", last.window)
 	}
 	if b.shared {
-		allowed = a.untold
+		allowed = a.unsentUnits
 		if !b.lasting && len(a.excess) > 0 {
 			return "" // the store has counted them up to limits of all sizes
 		}
@@ -253,17 +253,17 @@ func (b *books) sync(processes int64) {
 	for _, a := range b.accounts {
 		a.level.leak(a.limit, now)
 		a.level.cap(a.limit)
-		if a.untold > 0 {
+		if a.unsentUnits > 0 {
 			// The store may have had no room for them before it knew of units
 			// that were given back. Also, two buckets have leaked: the store's
 			// and the process's.
 			window := int64(a.limit.Window())
-			a.level.spare += a.back * window
+			a.level.spare += a.returnedUnits * window
 			if a.limit.Algorithm() == "bucket" {
 				a.level.spare += processes * (a.limit.N()*int64(now-b.synced) + window)
 			}
 		}
-		a.untold, a.back = 0, 0
+		a.unsentUnits, a.returnedUnits = 0, 0
 	}
 	b.synced = now
 }
@@ -291,9 +291,9 @@ func (b *books) giveBack(entries []*entry, n int64) {
 		}
 		// Units that Refund has given back are given back again, at others'
 		// expense.
-		if again := min(rest, e.refunded); again > 0 {
-			e.refunded -= again
-			a.refund(again, b.now())
+		if returnedTwice := min(rest, e.refunded); returnedTwice > 0 {
+			e.refunded -= returnedTwice
+			a.refund(returnedTwice, b.now())
 		}
 	}
 }
@@ -305,7 +305,7 @@ func (a *account) drain(n int64, now time.Duration) {
 	a.level.cap(a.limit)
 	window := int64(a.limit.Window())
 	n = min(n, a.level.full/window+1)
-	a.back += n
+	a.returnedUnits += n
 	a.level.full = max(0, a.level.full-n*window)
 }
 
@@ -330,7 +330,7 @@ func (e *entry) giveBack(n int64, now time.Duration) int64 {
 	if e.window != 0 {
 		e.account.windows[e.window] -= n
 	}
-	if e.alone && n > 0 {
+	if e.local && n > 0 {
 		// The store may have been full, and not have counted these units.
 		// Giving them back then leaves room for as many of others.
 		e.account.excess = append(e.account.excess, excess{now, n})

@@ -167,7 +167,7 @@ func TestStoreComesAndGoes(t *testing.T) {
 			runSeeds(t, 50, func(t *testing.T, seed int) {
 				sc := boundScript
 				sc.modes = boundModes[seed%len(boundModes)]
-				failIfWrong(t, newHistory(seeded(name, seed), spec, sc), runComesAndGoes)
+				failIfWrong(t, newHistory(seeded(name, seed), spec, sc), runOneProcess)
 			})
 		})
 	}
@@ -200,8 +200,8 @@ func TestProcessesShareAStore(t *testing.T) {
 // lasting is the length of a window that does not end before its history does.
 const lasting = 100 * time.Hour
 
-// runComesAndGoes runs a history of one process.
-func runComesAndGoes(t *testing.T, h history) *wrong {
+// runOneProcess runs a history of one process.
+func runOneProcess(t *testing.T, h history) *wrong {
 	p := newBounded(h.world, modelMemory(t), newBooks(h.world))
 	defer p.end()
 	for i, s := range h.steps {
@@ -364,12 +364,12 @@ func (p *bounded) step(s step) string {
 func (p *bounded) enter(key string, limits []Limit, n int64, o outcome, record *callRecord) string {
 	how := admission{
 		at: p.books.now(), window: p.books.now() + o.decision.ResetAfter,
-		alone: o.decision.Source == SourceFallback, leased: o.decision.Source == SourceLease,
+		local: o.decision.Source == SourceFallback, leased: o.decision.Source == SourceLease,
 	}
 	if record.unanswered {
 		// The store has perhaps counted the units when the call reached it, and
 		// its window may have ended since.
-		how.at, how.window, how.alone = record.at.Sub(p.books.begin), 0, false
+		how.at, how.window, how.local = record.at.Sub(p.books.begin), 0, false
 		if !record.applied {
 			n = 0 // the limiter cannot know that it must count them
 		}

@@ -51,20 +51,20 @@ func TestFoundByModels(t *testing.T) {
 		{"a charge while the store hangs", runNeverAnswers, handWorld(three), []step{
 			{do: doMode, mode: unreached}, {do: doServe}, {do: doAddCost, n: 1},
 		}},
-		{"a smaller plan is asked about", runComesAndGoes, handWorld(six, []Limit{three}), []step{
+		{"a smaller plan is asked about", runOneProcess, handWorld(six, []Limit{three}), []step{
 			{do: doTake, n: 6}, {do: doCheck, n: 1, plan: 1}, {do: doMode, mode: refused}, {do: doTake, n: 3},
 		}},
-		{"more is refunded than there is", runComesAndGoes, handWorld(three), []step{
+		{"more is refunded than there is", runOneProcess, handWorld(three), []step{
 			{do: doMode, mode: refused}, {do: doRefund, n: 4}, {do: doTake, n: 2}, {do: doMode, mode: up}, {do: doDrain},
 		}},
-		{"units are given back in one window and taken in the next", runComesAndGoes, handWorld(three), []step{
+		{"units are given back in one window and taken in the next", runOneProcess, handWorld(three), []step{
 			{do: doTake, n: 3}, {do: doMode, mode: refused}, {do: doRefund, n: 3}, {do: doWait, wait: time.Hour}, {do: doTake, n: 3},
 			{do: doMode, mode: up}, {do: doDrain},
 		}},
-		{"the store is told under a smaller limit", runComesAndGoes, handWorld(three, []Limit{six}), []step{
+		{"the store gets units under a smaller limit", runOneProcess, handWorld(three, []Limit{six}), []step{
 			{do: doMode, mode: refused}, {do: doCheck, n: 6, plan: 1}, {do: doRefund, n: 1}, {do: doMode, mode: up}, {do: doCheck, n: 3, plan: 1},
 		}},
-		{"units are given back, without an answer, and again", runComesAndGoes, handWorld(three), []step{
+		{"units are given back, without an answer, and again", runOneProcess, handWorld(three), []step{
 			{do: doServe, n: 1}, {do: doTake, n: 2}, {do: doMode, mode: lost}, {do: doAddCost, n: -1}, {do: doMode, mode: up},
 			{do: doEnd, status: http.StatusOK}, {do: doDrain},
 		}},

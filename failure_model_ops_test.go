@@ -51,9 +51,9 @@ type action uint8
 const (
 	doWait action = iota
 	doTake
-	doDrain    // take single units until one is denied
-	doTakeLate // the context's deadline comes before Options.Timeout
-	doTakeGone // the context is done already
+	doDrain             // take single units until one is denied
+	doTakeShortDeadline // the context's deadline comes before Options.Timeout
+	doTakeGone          // the context is done already
 	doRefund
 	doReset
 	doLook
@@ -74,7 +74,7 @@ const (
 )
 
 var actionNames = [actions]string{
-	"wait", "take", "drain", "take late", "take gone", "refund", "reset", "look", "serve", "check", "nest", "outer", "add cost", "end",
+	"wait", "take", "drain", "take with a short deadline", "take gone", "refund", "reset", "look", "serve", "check", "nest", "outer", "add cost", "end",
 	"set limits", "reload", "fail reload", "take replaced", "close replaced", "restart", "mode",
 }
 
@@ -363,7 +363,7 @@ func newStep(c choices, w *world, spec worldSpec, sc script, total int) step {
 	switch s.do {
 	case doWait:
 		s.until, s.wait = newWait(c, w, sc)
-	case doTake, doTakeLate, doTakeGone, doTakeReplaced, doOuter, doRefund:
+	case doTake, doTakeShortDeadline, doTakeGone, doTakeReplaced, doOuter, doRefund:
 		s.n = units(sc.units)
 	case doLook:
 		s.plan = c.pick(len(w.plans))

@@ -25,7 +25,7 @@ type inflight struct {
 	outer    *Limiter // around the limiter; nil if there is none
 	limits   []Limit  // that the request was admitted under
 	recorder *httptest.ResponseRecorder
-	leave    context.CancelFunc // cancels the request's context
+	cancel   context.CancelFunc // cancels the request's context
 
 	// After Check:
 	request *http.Request
@@ -157,7 +157,7 @@ func (o outcome) String() string {
 func (p *subject) do(ctx context.Context, s step) (o outcome) {
 	key := p.world.keys[s.key%len(p.world.keys)]
 	switch s.do {
-	case doTake, doTakeLate, doTakeGone:
+	case doTake, doTakeShortDeadline, doTakeGone:
 		o.decision, o.err = p.limiter.TakeN(ctx, key, s.n)
 	case doRefund:
 		o.err = p.limiter.Refund(ctx, key, s.n)
@@ -262,8 +262,8 @@ func (f *inflight) newRequest(ctx context.Context) *http.Request {
 // serve sends a request to the limiter. If it is admitted, it stays in flight.
 func (p *subject) serve(ctx context.Context, f *inflight, check bool) (o outcome) {
 	f.recorder = httptest.NewRecorder()
-	ctx, leave := context.WithCancel(ctx)
-	f.leave = leave
+	ctx, cancel := context.WithCancel(ctx)
+	f.cancel = cancel
 	r := f.newRequest(ctx)
 	o.inflight = f
 	if check {
@@ -273,7 +273,7 @@ func (p *subject) serve(ctx context.Context, f *inflight, check bool) (o outcome
 			p.requests = append(p.requests, f)
 		} else {
 			o.status = f.recorder.Code
-			leave()
+			cancel()
 		}
 		o.header, o.body = f.recorder.Header().Clone(), f.recorder.Body.String()
 		return o
@@ -299,7 +299,7 @@ func (p *subject) serve(ctx context.Context, f *inflight, check bool) (o outcome
 		o.header = f.recorder.Header().Clone()
 	case <-f.done:
 		o.status, o.header, o.body = f.recorder.Code, f.recorder.Header(), f.recorder.Body.String()
-		leave()
+		cancel()
 	}
 	return o
 }
@@ -318,7 +318,7 @@ func (f *inflight) addCost(n int64) (o outcome) {
 // end cancels the request's context, as if the client had left, and then ends
 // the handler.
 func (f *inflight) end(status int) (o outcome) {
-	f.leave()
+	f.cancel()
 	o.inflight = f
 	if f.request == nil {
 		f.orders <- order{end: true, status: status}

@@ -88,7 +88,7 @@ func neverFamilies() map[string]worldSpec {
 var neverScript = script{
 	steps: 120,
 	weights: [actions]int{
-		doWait: 30, doTake: 24, doTakeLate: 1, doTakeGone: 1, doRefund: 5, doReset: 2, doLook: 4,
+		doWait: 30, doTake: 24, doTakeShortDeadline: 1, doTakeGone: 1, doRefund: 5, doReset: 2, doLook: 4,
 		doServe: 14, doCheck: 6, doNest: 4, doOuter: 2, doAddCost: 14, doEnd: 12, doSetLimits: 4, doReload: 2, doFailReload: 1,
 		doTakeReplaced: 2, doCloseReplaced: 1, doRestart: 1, doMode: 2,
 	},
@@ -261,7 +261,7 @@ func runNeverAnswers(t *testing.T, h history) (found *wrong) {
 // modelContext returns the context of a step.
 func modelContext(w *world, s step) (context.Context, context.CancelFunc) {
 	switch s.do {
-	case doTakeLate:
+	case doTakeShortDeadline:
 		return context.WithTimeout(context.Background(), timeoutOf(w)/2)
 	case doTakeGone:
 		ctx, cancel := context.WithCancel(context.Background())

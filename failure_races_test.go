@@ -38,21 +38,21 @@ func TestHugeRefundsInAnOutageDoNotOverflow(t *testing.T) {
 // shifted is a store that has another clock and reports no states.
 type shifted struct {
 	*remoteBackend
-	by int64
+	clockOffset int64
 }
 
 func (s shifted) Unwrap() Store { return s.remoteBackend }
 
 func (s shifted) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
-	own := make([]Result, len(results))
-	at, err := s.remoteBackend.Take(ctx, key, n, limits, own)
-	copy(results, own)
-	return at + Instant(s.by), err
+	withoutStates := make([]Result, len(results))
+	at, err := s.remoteBackend.Take(ctx, key, n, limits, withoutStates)
+	copy(results, withoutStates)
+	return at + Instant(s.clockOffset), err
 }
 
 func (s shifted) Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (int64, error) {
 	if at != Now {
-		at -= Instant(s.by)
+		at -= Instant(s.clockOffset)
 	}
 	return s.remoteBackend.Adjust(ctx, key, n, at, limits)
 }

@@ -54,7 +54,7 @@ func TestClosedStoreIsAnErrorUnderEachPolicy(t *testing.T) {
 		onRedis := redisStore(t, m.client(t), "rl:")
 		inMemory := memory(t, fmt.Sprint("closed", policy))
 		wrapped := redisStore(t, m.client(t), "wrapped:")
-		lent := m.client(t)
+		callersClient := m.client(t)
 		for name, test := range map[string]struct {
 			store Store
 			close func() error
@@ -63,7 +63,7 @@ func TestClosedStoreIsAnErrorUnderEachPolicy(t *testing.T) {
 			"MemoryStore":        {inMemory, inMemory.Close},
 			"wrapped RedisStore": {&wrapper{wrapped}, wrapped.Close},
 			"wrapped memory":     {&remoteBackend{Store: memory(t, fmt.Sprint("backend", policy))}, nil},
-			"the client":         {redisStore(t, lent, "lent:"), lent.Close},
+			"the client":         {redisStore(t, callersClient, "lent:"), callersClient.Close},
 		} {
 			if test.close == nil {
 				test.close = test.store.(*remoteBackend).Store.(*MemoryStore).Close

@@ -124,14 +124,14 @@ const denialHead = `
 // counts.
 type statuses struct {
 	mu   sync.Mutex
-	seen []int
+	list []int
 }
 
 // count is an Options.Count.
 func (s *statuses) count(_ *http.Request, status int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.seen = append(s.seen, status)
+	s.list = append(s.list, status)
 	return false
 }
 
@@ -139,7 +139,7 @@ func (s *statuses) count(_ *http.Request, status int) bool {
 func (s *statuses) all() []int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.seen
+	return s.list
 }
 
 // statusOf returns the status of h's answer.

@@ -62,8 +62,8 @@ func redisClient(t testing.TB, addr string, opts ...func(*redis.Options)) *redis
 	return c
 }
 
-// nowhere returns a client whose server does not exist.
-func nowhere(t testing.TB) *redis.Client {
+// unreachableClient returns a client whose server does not exist.
+func unreachableClient(t testing.TB) *redis.Client {
 	return redisClient(t, "127.0.0.1:1", func(o *redis.Options) { o.MaxRetries, o.DialerRetries = -1, 1 })
 }
 

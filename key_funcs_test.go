@@ -195,19 +195,19 @@ func FuzzJoinKeys(f *testing.F) {
 // TestFirstKeysOfTwoFunctionsDiffer makes keys up to look like the keys of
 // another function.
 func TestFirstKeysOfTwoFunctionsDiffer(t *testing.T) {
-	seen := make(map[string]string)
+	originOf := make(map[string]string)
 	values := []string{"192.0.2.1", "0=192.0.2.1", "1=192.0.2.1", "1", "0", "=", "10=x", "x"}
-	for place := range 12 {
+	for position := range 12 {
 		for _, value := range values {
-			fns := make([]KeyFunc, place, place+1)
+			fns := make([]KeyFunc, position, position+1)
 			for i := range fns {
 				fns[i] = HeaderKey("Absent")
 			}
 			key, err := FirstKey(append(fns, StaticKey(value))...)(httpRequest("GET"))
 			require.NoError(t, err)
-			what := strconv.Itoa(place) + " " + value
-			assert.Empty(t, seen[key], "%q of %s", key, what)
-			seen[key] = what
+			what := strconv.Itoa(position) + " " + value
+			assert.Empty(t, originOf[key], "%q of %s", key, what)
+			originOf[key] = what
 			assert.True(t, strings.HasSuffix(key, value))
 		}
 	}
@@ -267,15 +267,15 @@ func TestKeysThatCanNeverWorkAreRefused(t *testing.T) {
 		{JoinKeys(), "JoinKeys has no functions"},
 		{JoinKeys(a, nil), "function 2 of JoinKeys is nil"},
 	} {
-		for place, key := range map[string]KeyFunc{
+		for nesting, key := range map[string]KeyFunc{
 			"itself": test.key, "joined": JoinKeys(a, test.key), "first": FirstKey(a, test.key), "named": NamedKey("n", test.key),
 			"deep": JoinKeys(StaticKey("x"), FirstKey(NamedKey("m", JoinKeys(a, test.key)))),
 		} {
 			opts := quiet(hour)
 			opts.Key = key
 			_, err := new(Registry).New(t.Name(), opts)
-			assert.ErrorContains(t, err, "Options.Key: ", place)
-			assert.ErrorContains(t, err, test.want, place)
+			assert.ErrorContains(t, err, "Options.Key: ", nesting)
+			assert.ErrorContains(t, err, test.want, nesting)
 		}
 	}
 }

@@ -191,15 +191,15 @@ func TestUnsafeClientIPIsRefused(t *testing.T) {
 		{ClientIP{IPv6Prefix: -1}, "ClientIP.IPv6Prefix is -1: want 16 to 128, or 0 for 64"},
 		{ClientIP{IPv6Prefix: 129}, "ClientIP.IPv6Prefix is 129"},
 	} {
-		for place, key := range map[string]KeyFunc{
+		for nesting, key := range map[string]KeyFunc{
 			"itself": test.c.Key, "a pointer": (&test.c).Key,
 			"FirstKey": FirstKey(HeaderKey("X-API-Key"), test.c.Key), "JoinKeys": JoinKeys(PatternKey, test.c.Key),
 			"both": JoinKeys(StaticKey("x"), FirstKey(CookieKey("c"), test.c.Key)),
 		} {
 			var reg Registry
 			_, err := reg.New(t.Name(), Options{Limits: []Limit{FixedWindow(1, time.Hour)}, Key: key})
-			assert.ErrorContains(t, err, test.want, place)
-			assert.ErrorContains(t, err, `ratelimit: limiter "TestUnsafeClientIPIsRefused": Options.Key: `, place)
+			assert.ErrorContains(t, err, test.want, nesting)
+			assert.ErrorContains(t, err, `ratelimit: limiter "TestUnsafeClientIPIsRefused": Options.Key: `, nesting)
 		}
 		_, err := test.c.Key(from("192.0.2.1:1", "X-Forwarded-For: 203.0.113.66"))
 		assert.ErrorContains(t, err, test.want)

@@ -77,9 +77,9 @@ func TestCloseRightAfterAReloadLosesNothing(t *testing.T) {
 			time.Sleep(10 * time.Second)
 			synctest.Wait()
 			owed, leased := 100_000-backend.remaining(t, "owed", limit), 100_000-backend.remaining(t, "leased", limit)
-			t.Log(when, "owed told:", owed, "of 50; leased key counts", leased, "of 2000")
+			t.Log(when, "owed units sent:", owed, "of 50; leased key counts", leased, "of 2000")
 			if owed != 50 || leased != 2000 {
-				t.Errorf("%s: owed told: %d of 50; leased key counts %d of 2000", when, owed, leased)
+				t.Errorf("%s: owed units sent: %d of 50; leased key counts %d of 2000", when, owed, leased)
 			}
 		})
 	}

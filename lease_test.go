@@ -326,5 +326,5 @@ func TestLeasedTakeAllocatesNothing(t *testing.T) {
 		require.NoError(t, err)
 	}
 	allocs := testing.AllocsPerRun(10_000, func() { l.Take(ctx, "key") })
-	require.Less(t, allocs, 1.0, "but for refills, beside it")
+	require.Less(t, allocs, 1.0, "except for refills")
 }

@@ -134,9 +134,9 @@ func FuzzParseLimit(f *testing.F) {
 			}
 			return
 		}
-		back, err := ParseLimit(l.String())
-		if err != nil || back != l {
-			t.Fatalf("ParseLimit(%q) = %v, which came back as %v, %v", s, l, back, err)
+		parsed, err := ParseLimit(l.String())
+		if err != nil || parsed != l {
+			t.Fatalf("ParseLimit(%q) = %v, which came back as %v, %v", s, l, parsed, err)
 		}
 		text, err := l.MarshalText()
 		if err != nil || string(text) != l.String() {
@@ -156,8 +156,8 @@ func FuzzLimit(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if back, err := ParseLimit(string(text)); err != nil || back != l {
-			t.Fatalf("%q came back as %v, %v", text, back, err)
+		if parsed, err := ParseLimit(string(text)); err != nil || parsed != l {
+			t.Fatalf("%q came back as %v, %v", text, parsed, err)
 		}
 	})
 }

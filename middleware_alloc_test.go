@@ -11,15 +11,15 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// frugal is a ResponseWriter that allocates nothing of its own.
-type frugal struct {
+// allocationFreeWriter is a ResponseWriter that allocates nothing of its own.
+type allocationFreeWriter struct {
 	header http.Header
 	status int
 }
 
-func (f *frugal) Header() http.Header         { return f.header }
-func (f *frugal) Write(b []byte) (int, error) { return len(b), nil }
-func (f *frugal) WriteHeader(status int)      { f.status = status }
+func (f *allocationFreeWriter) Header() http.Header         { return f.header }
+func (f *allocationFreeWriter) Write(b []byte) (int, error) { return len(b), nil }
+func (f *allocationFreeWriter) WriteHeader(status int)      { f.status = status }
 
 // TestRequestStaysWithinItsAllocations measures a request on its way through a
 // limiter, with a handler that reads the decision. The names and the numbers in
@@ -58,7 +58,7 @@ func TestRequestStaysWithinItsAllocations(t *testing.T) {
 				test.opts.Limits = []Limit{FixedWindow(n, time.Hour)}
 			}
 			limited := httpLimiterNamed(t, "login", test.opts).Middleware(h)
-			w, r := &frugal{header: make(http.Header)}, httpRequest("GET", test.fields...)
+			w, r := &allocationFreeWriter{header: make(http.Header)}, httpRequest("GET", test.fields...)
 			got, bytes := allocations(func() {
 				clear(w.header)
 				limited.ServeHTTP(w, r)

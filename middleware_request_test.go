@@ -20,8 +20,8 @@ import (
 // TestOuterHandlersSeeWhatInnerOnesSet checks that the limiter does not hide
 // what the handler inside learns about the request.
 func TestOuterHandlersSeeWhatInnerOnesSet(t *testing.T) {
-	var told statuses
-	for name, opts := range map[string]Options{"plain": {}, "counting": {Count: told.count}} {
+	var countedStatuses statuses
+	for name, opts := range map[string]Options{"plain": {}, "counting": {Count: countedStatuses.count}} {
 		opts.Limits = []Limit{FixedWindow(9, time.Hour)}
 		t.Run(name+", pattern", func(t *testing.T) {
 			mux := http.NewServeMux()

@@ -131,8 +131,8 @@ func powers(w http.ResponseWriter) string {
 // that a handler gets if Count is set. Without Count it is the same writer.
 func TestWriterKeepsItsInterfaces(t *testing.T) {
 	overNetwork(t, func(t *testing.T, start func(http.Handler) *httptest.Server) {
-		var told statuses
-		counting := httpLimiterNamed(t, t.Name()+" 1", Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: told.count})
+		var countedStatuses statuses
+		counting := httpLimiterNamed(t, t.Name()+" 1", Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: countedStatuses.count})
 		plain := httpLimiterNamed(t, t.Name()+" 2", Options{Limits: []Limit{FixedWindow(9, time.Hour)}})
 		var bare, same, wrapped string
 		s := start(http.HandlerFunc(func(server http.ResponseWriter, r *http.Request) {
@@ -181,8 +181,8 @@ func TestCountGetsTheStatusOverANetwork(t *testing.T) {
 			{"panicked", func(w http.ResponseWriter, r *http.Request) { panic("no") }, 500, ""},
 		} {
 			t.Run(test.name, func(t *testing.T) {
-				var told statuses
-				l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: told.count, Key: StaticKey("k")})
+				var countedStatuses statuses
+				l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: countedStatuses.count, Key: StaticKey("k")})
 				over := make(chan struct{})
 				s := start(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					defer close(over)
@@ -202,7 +202,7 @@ func TestCountGetsTheStatusOverANetwork(t *testing.T) {
 					assert.Equal(t, 500, test.want, err)
 				}
 				<-over
-				assert.Equal(t, []int{test.want}, told.all())
+				assert.Equal(t, []int{test.want}, countedStatuses.all())
 				assert.EqualValues(t, 9, leftOf(t, l, "k"))
 			})
 		}
@@ -212,15 +212,15 @@ func TestCountGetsTheStatusOverANetwork(t *testing.T) {
 
 func TestRequestOfAClientThatLeavesCounts(t *testing.T) {
 	overNetwork(t, func(t *testing.T, start func(http.Handler) *httptest.Server) {
-		var told statuses
-		l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: told.count, Key: StaticKey("k")})
-		ctx, leave := context.WithCancel(t.Context())
+		var countedStatuses statuses
+		l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: countedStatuses.count, Key: StaticKey("k")})
+		ctx, cancel := context.WithCancel(t.Context())
 		over := make(chan struct{})
 		s := start(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			defer close(over)
 			l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				assert.EqualValues(t, 8, leftOf(t, l, "k"))
-				leave()
+				cancel()
 				<-r.Context().Done()
 				panic(http.ErrAbortHandler)
 			})).ServeHTTP(w, r)
@@ -229,7 +229,7 @@ func TestRequestOfAClientThatLeavesCounts(t *testing.T) {
 		_, err := s.Client().Do(r)
 		assert.ErrorIs(t, err, context.Canceled)
 		<-over
-		assert.Equal(t, []int{500}, told.all())
+		assert.Equal(t, []int{500}, countedStatuses.all())
 		assert.EqualValues(t, 8, leftOf(t, l, "k"), "it counts, whatever Options.Count says")
 	})
 }
@@ -242,8 +242,8 @@ func TestHijackedConnectionWorks(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var told statuses
-			l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: told.count, Key: StaticKey("k")})
+			var countedStatuses statuses
+			l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: countedStatuses.count, Key: StaticKey("k")})
 			over := make(chan struct{})
 			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				defer close(over)
@@ -261,11 +261,11 @@ func TestHijackedConnectionWorks(t *testing.T) {
 			require.NoError(t, err)
 			defer conn.Close()
 			fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
-			heard, err := io.ReadAll(conn)
+			received, err := io.ReadAll(conn)
 			require.NoError(t, err)
-			assert.True(t, strings.HasSuffix(string(heard), "\r\n\r\nhello"), "%q", heard)
+			assert.True(t, strings.HasSuffix(string(received), "\r\n\r\nhello"), "%q", received)
 			<-over
-			assert.Equal(t, []int{101}, told.all())
+			assert.Equal(t, []int{101}, countedStatuses.all())
 			assert.EqualValues(t, 9, leftOf(t, l, "k"))
 		})
 	}
@@ -273,8 +273,8 @@ func TestHijackedConnectionWorks(t *testing.T) {
 
 // TestFailedHijackDoesNotCountAsOne uses HTTP/2, which has no hijacking.
 func TestFailedHijackDoesNotCountAsOne(t *testing.T) {
-	var told statuses
-	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: told.count})
+	var countedStatuses statuses
+	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: countedStatuses.count})
 	s := httptest.NewUnstartedServer(l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _, err := http.NewResponseController(w).Hijack()
 		assert.ErrorIs(t, err, errors.ErrUnsupported)
@@ -284,13 +284,13 @@ func TestFailedHijackDoesNotCountAsOne(t *testing.T) {
 	s.StartTLS()
 	defer s.Close()
 	assert.Contains(t, fetch(t, s.Client(), "GET", s.URL), "426\n")
-	assert.Equal(t, []int{426}, told.all())
+	assert.Equal(t, []int{426}, countedStatuses.all())
 }
 
 // TestPushReachesTheServersPusher uses a client that refuses pushes.
 func TestPushReachesTheServersPusher(t *testing.T) {
-	var told statuses
-	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: told.count})
+	var countedStatuses statuses
+	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: countedStatuses.count})
 	s := httptest.NewUnstartedServer(l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		assert.ErrorIs(t, w.(http.Pusher).Push("/x", nil), http.ErrNotSupported)
 	})))
@@ -299,7 +299,7 @@ func TestPushReachesTheServersPusher(t *testing.T) {
 	s.StartTLS()
 	defer s.Close()
 	fetch(t, s.Client(), "GET", s.URL)
-	assert.Equal(t, []int{200}, told.all())
+	assert.Equal(t, []int{200}, countedStatuses.all())
 }
 
 // TestUnixPeerIsAProxyIfProxiesAreTrusted has peers without an address. If no

@@ -84,7 +84,7 @@ func TestOptionsRedisIsChecked(t *testing.T) {
 		opts Options
 		want string
 	}{
-		{"with a store", Options{Redis: nowhere(t), Store: memory(t, "")}, "Options.Redis and Options.Store are both set"},
+		{"with a store", Options{Redis: unreachableClient(t), Store: memory(t, "")}, "Options.Redis and Options.Store are both set"},
 		{"nil client", Options{Redis: (*redis.Client)(nil)}, "Options.Redis is a nil *redis.Client: leave it out to count in memory"},
 	} {
 		tc.opts.Limits = []Limit{hour}

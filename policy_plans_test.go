@@ -105,10 +105,10 @@ func TestUnlimitedAsksNoStore(t *testing.T) {
 	assert.Contains(t, httpAnswer(broken.Middleware(httpServed), httpRequest("GET", "Plan: bad")), "429\n")
 	assert.Contains(t, httpAnswer(broken.Middleware(httpServed), httpRequest("GET")), "503\n")
 
-	var told statuses
-	counting := planned(t, "counting", Options{Count: told.count}, plans)
+	var countedStatuses statuses
+	counting := planned(t, "counting", Options{Count: countedStatuses.count}, plans)
 	httpAnswer(counting.Middleware(httpServed), httpRequest("GET", "Plan: gold"))
-	assert.Equal(t, []int{204}, told.all())
+	assert.Equal(t, []int{204}, countedStatuses.all())
 
 	shadow := planned(t, "shadow", Options{Shadow: true}, plans)
 	assert.Equal(t, "204", httpAnswer(shadow.Middleware(httpServed), httpRequest("GET", "Plan: bad")))

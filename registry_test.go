@@ -53,16 +53,16 @@ func TestConcurrentNewHasOneWinner(t *testing.T) {
 	s := &fakeStore{prefix: "rl:"}
 	var wg sync.WaitGroup
 	var mu sync.Mutex
-	won := 0
+	winners := 0
 	for i := range 32 {
 		wg.Go(func() {
 			if _, err := reg.New(fmt.Sprint(i), with(s)); err == nil {
 				mu.Lock()
-				won++
+				winners++
 				mu.Unlock()
 			}
 		})
 	}
 	wg.Wait()
-	require.Equal(t, 1, won)
+	require.Equal(t, 1, winners)
 }

@@ -36,8 +36,8 @@ func TestAddCostChargesAndGivesBack(t *testing.T) {
 		for _, limit := range []Limit{FixedWindow(20, time.Hour), SlidingWindow(20, time.Hour), TokenBucket(20, time.Hour, 20)} {
 			t.Run(test.name+"/"+limit.Algorithm(), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					var told statuses
-					l := httpLimiter(t, Options{Limits: []Limit{limit}, Count: told.count, Cost: func(*http.Request) int64 { return 2 }})
+					var countedStatuses statuses
+					l := httpLimiter(t, Options{Limits: []Limit{limit}, Count: countedStatuses.count, Cost: func(*http.Request) int64 { return 2 }})
 					_, err := l.TakeN(t.Context(), httpKey, 5)
 					require.NoError(t, err)
 					var left []int64
@@ -73,8 +73,8 @@ func TestAddCostAboveTheLimitGivesNoOtherUnitsBack(t *testing.T) {
 		for _, limit := range []Limit{FixedWindow(20, time.Hour), SlidingWindow(20, time.Hour), TokenBucket(20, time.Hour, 20)} {
 			t.Run(name+"/"+limit.Algorithm(), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					var told statuses
-					l := httpLimiter(t, Options{Limits: []Limit{limit}, Count: told.count, Cost: func(*http.Request) int64 { return 2 }})
+					var countedStatuses statuses
+					l := httpLimiter(t, Options{Limits: []Limit{limit}, Count: countedStatuses.count, Cost: func(*http.Request) int64 { return 2 }})
 					_, err := l.TakeN(t.Context(), httpKey, 5)
 					require.NoError(t, err)
 					before := leftOf(t, l, httpKey)
@@ -171,17 +171,17 @@ func TestAddCostFromManyGoroutinesIsExact(t *testing.T) {
 	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(10_000, time.Hour)}, Cost: func(*http.Request) int64 { return 10 }})
 	_, err := l.TakeN(t.Context(), httpKey, 100)
 	require.NoError(t, err)
-	var late context.Context
-	l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { late = r.Context() })).
+	var requestCtx context.Context
+	l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { requestCtx = r.Context() })).
 		ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
 	var wg sync.WaitGroup
 	for range 50 {
-		wg.Go(func() { assert.NoError(t, l.AddCost(late, 3)) })
+		wg.Go(func() { assert.NoError(t, l.AddCost(requestCtx, 3)) })
 	}
 	wg.Wait()
 	assert.EqualValues(t, 10_000-100-10-150, leftOf(t, l, httpKey))
 	for range 50 {
-		wg.Go(func() { assert.NoError(t, l.AddCost(late, -7)) })
+		wg.Go(func() { assert.NoError(t, l.AddCost(requestCtx, -7)) })
 	}
 	wg.Wait()
 	assert.EqualValues(t, 10_000-100, leftOf(t, l, httpKey))
@@ -229,16 +229,16 @@ func TestAddCostFillsAtTheRateInForce(t *testing.T) {
 	})
 }
 
-// lying is a store that reports a charge that nobody asked for.
-type lying struct{ *MemoryStore }
+// wrongCharge is a store that reports a charge that nobody asked for.
+type wrongCharge struct{ *MemoryStore }
 
-func (s *lying) Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (int64, error) {
+func (s *wrongCharge) Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (int64, error) {
 	_, err := s.MemoryStore.Adjust(ctx, key, n, at, limits)
 	return -50, err
 }
 
 func TestWrongChargeOfAStoreMintsNothing(t *testing.T) {
-	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(20, time.Hour)}, Store: &lying{memory(t, "s")}})
+	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(20, time.Hour)}, Store: &wrongCharge{memory(t, "s")}})
 	_, err := l.TakeN(ctx, httpKey, 10)
 	require.NoError(t, err)
 	l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -96,10 +96,10 @@ func TestRespondedIsForTheRequestOfItsContext(t *testing.T) {
 	t.Run("a client that has left", func(t *testing.T) {
 		l := httpLimiter(t, Options{Limits: []Limit{hour}, Count: func(*http.Request, int) bool { return false }})
 		for status, left := range map[int]int64{503: 4, 200: 5} {
-			ctx, leave := context.WithCancel(t.Context())
+			ctx, cancel := context.WithCancel(t.Context())
 			r := httpRequest("GET").WithContext(ctx)
 			require.True(t, l.Check(httptest.NewRecorder(), r))
-			leave()
+			cancel()
 			require.NoError(t, l.Responded(r.Context(), status))
 			assert.Equal(t, left, leftOf(t, l, httpKey), status)
 			require.NoError(t, l.Reset(t.Context(), httpKey))
@@ -157,11 +157,11 @@ func TestCheckWithoutRespondedIsWarnedAbout(t *testing.T) {
 		assert.Equal(t, []string{CodeCountIgnored}, log.codes())
 		assert.Contains(t, log.text(), "call Responded with the status")
 
-		careful := new(logged)
-		l = httpLimiterNamed(t, "careful", Options{Limits: []Limit{FixedWindow(50, time.Hour)}, Count: failures, Logger: careful.logger()})
+		respondedLog := new(logged)
+		l = httpLimiterNamed(t, "responded", Options{Limits: []Limit{FixedWindow(50, time.Hour)}, Count: failures, Logger: respondedLog.logger()})
 		serve(true)
 		serve(true)
-		assert.Empty(t, careful.codes())
+		assert.Empty(t, respondedLog.codes())
 	})
 }
 
@@ -184,8 +184,8 @@ func TestHandlerThatWritesNothingIsWarnedAbout(t *testing.T) {
 		log := new(logged)
 		test.opts.Limits, test.opts.Logger = []Limit{hour}, log.logger()
 		l := httpLimiterNamed(t, name, test.opts)
-		gone, leave := context.WithCancel(t.Context())
-		leaves := l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { leave(); test.handle(w, r) }))
+		gone, cancel := context.WithCancel(t.Context())
+		leaves := l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { cancel(); test.handle(w, r) }))
 		leaves.ServeHTTP(httptest.NewRecorder(), httpRequest("GET").WithContext(gone))
 		assert.Empty(t, log.codes(), "%s: the client has left, and the handler is not to blame", name)
 		l.Middleware(test.handle).ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
@@ -303,10 +303,10 @@ func TestWaitingForAStatusNeedsOneGoroutine(t *testing.T) {
 // not end, as for work after the request.
 func TestClientThatHasLeftIsKnownByTheRequest(t *testing.T) {
 	l := httpLimiter(t, Options{Limits: []Limit{hour}, Count: func(*http.Request, int) bool { return false }})
-	ctx, leave := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(t.Context())
 	r := httpRequest("GET").WithContext(ctx)
 	require.True(t, l.Check(httptest.NewRecorder(), r))
-	leave()
+	cancel()
 	require.NoError(t, l.Responded(context.WithoutCancel(r.Context()), 503))
 	assert.EqualValues(t, 4, leftOf(t, l, httpKey))
 }

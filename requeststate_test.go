@@ -51,8 +51,8 @@ func TestCountGetsTheStatusOfEachResponse(t *testing.T) {
 		{"redirect", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/x", http.StatusFound) }, 302, nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			var told statuses
-			l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: told.count})
+			var countedStatuses statuses
+			l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: countedStatuses.count})
 			_, err := l.TakeN(t.Context(), httpKey, 3)
 			require.NoError(t, err)
 			during := int64(-1)
@@ -67,7 +67,7 @@ func TestCountGetsTheStatusOfEachResponse(t *testing.T) {
 				serve()
 			}
 			assert.EqualValues(t, 5, during)
-			assert.Equal(t, []int{test.want}, told.all())
+			assert.Equal(t, []int{test.want}, countedStatuses.all())
 			assert.EqualValues(t, 6, leftOf(t, l, httpKey))
 		})
 	}
@@ -76,8 +76,8 @@ func TestCountGetsTheStatusOfEachResponse(t *testing.T) {
 // TestHandlerThatExitsCountsAs500 ends the goroutine of a handler, as a failed
 // test does. Count gets the same status as after a panic.
 func TestHandlerThatExitsCountsAs500(t *testing.T) {
-	var told statuses
-	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: told.count})
+	var countedStatuses statuses
+	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: countedStatuses.count})
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -85,7 +85,7 @@ func TestHandlerThatExitsCountsAs500(t *testing.T) {
 			ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
 	}()
 	<-done
-	assert.Equal(t, []int{500}, told.all())
+	assert.Equal(t, []int{500}, countedStatuses.all())
 	assert.EqualValues(t, 9, leftOf(t, l, httpKey))
 }
 
@@ -114,24 +114,24 @@ func TestCountIsNotCalledForUncountedRequests(t *testing.T) {
 		"no key":  {Key: emptyKey},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var told statuses
-			opts.Limits, opts.Count = []Limit{FixedWindow(9, time.Hour)}, told.count
+			var countedStatuses statuses
+			opts.Limits, opts.Count = []Limit{FixedWindow(9, time.Hour)}, countedStatuses.count
 			l := httpLimiter(t, opts)
 			httpAnswer(l.Middleware(httpServed), httpRequest("GET"))
-			assert.Empty(t, told.all())
+			assert.Empty(t, countedStatuses.all())
 		})
 	}
 }
 
 // TestCountThroughCheckWarns uses Check, which does not see the response.
 func TestCountThroughCheckWarns(t *testing.T) {
-	var told statuses
+	var countedStatuses statuses
 	log := new(logged)
-	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: told.count, Logger: log.logger()})
+	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: countedStatuses.count, Logger: log.logger()})
 	for range 3 {
 		assert.True(t, l.Check(httptest.NewRecorder(), httpRequest("GET")))
 	}
-	assert.Empty(t, told.all())
+	assert.Empty(t, countedStatuses.all())
 	assert.EqualValues(t, 6, leftOf(t, l, httpKey))
 	assert.Equal(t, []string{CodeCountIgnored}, log.codes())
 }
@@ -161,8 +161,8 @@ func TestUnitsGoBackIntoTheirWindow(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var told statuses
-				l := httpLimiter(t, Options{Limits: []Limit{test.limit}, Count: told.count})
+				var countedStatuses statuses
+				l := httpLimiter(t, Options{Limits: []Limit{test.limit}, Count: countedStatuses.count})
 				l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					time.Sleep(test.other)
 					d, err := l.TakeN(r.Context(), httpKey, 2)
@@ -179,15 +179,15 @@ func TestUnitsGoBackIntoTheirWindow(t *testing.T) {
 // TestUnitsGoBackAfterTheClientHasLeft sends a success after the request's
 // context is done. The response is known, so it decides.
 func TestUnitsGoBackAfterTheClientHasLeft(t *testing.T) {
-	ctx, leave := context.WithCancel(context.Background())
-	var told statuses
-	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: told.count})
+	ctx, cancel := context.WithCancel(context.Background())
+	var countedStatuses statuses
+	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: countedStatuses.count})
 	l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		leave()
+		cancel()
 		<-r.Context().Done()
 		w.WriteHeader(204)
 	})).ServeHTTP(httptest.NewRecorder(), httpRequest("GET").WithContext(ctx))
-	assert.Equal(t, []int{204}, told.all())
+	assert.Equal(t, []int{204}, countedStatuses.all())
 	assert.EqualValues(t, 9, leftOf(t, l, httpKey))
 }
 
@@ -201,11 +201,11 @@ func (s *unsteadyStore) Adjust(context.Context, string, int64, Instant, []Limit)
 // TestUnitsThatCannotGoBackStayTaken checks that the failure is logged, and not
 // retried.
 func TestUnitsThatCannotGoBackStayTaken(t *testing.T) {
-	var told statuses
+	var countedStatuses statuses
 	log := new(logged)
 	store := Memory(t.Name())
 	defer store.Close()
-	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: told.count, Store: &unsteadyStore{store}, Logger: log.logger()})
+	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: countedStatuses.count, Store: &unsteadyStore{store}, Logger: log.logger()})
 	l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		assert.ErrorContains(t, l.AddCost(r.Context(), 1), `ratelimit: limiter "TestUnitsThatCannotGoBackStayTaken": connection lost`)
 		w.WriteHeader(http.StatusOK)
@@ -237,7 +237,7 @@ func TestDecisionFromReturnsTheDecision(t *testing.T) {
 
 func TestDecisionFromIsOfTheInnermostLimiter(t *testing.T) {
 	out, in := stacked(t, Options{}, Options{}, 2, 9)
-	seen := func(name string) http.HandlerFunc {
+	requireDecisionOf := func(name string) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
 			d, ok := DecisionFrom(r.Context())
 			assert.True(t, ok)
@@ -250,5 +250,5 @@ func TestDecisionFromIsOfTheInnermostLimiter(t *testing.T) {
 			}
 		}
 	}
-	out.Middleware(seen("out")).ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
+	out.Middleware(requireDecisionOf("out")).ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
 }

@@ -48,8 +48,8 @@ var otherFields = http.Header{
 	"Content-Security-Policy": {"default-src 'self'"}, "Vary": {"Origin"}, "X-Frame-Options": {"DENY"}, "Link": {"</x>; rel=help"},
 }
 
-// hopeful is a handler that sets fields and calls the next one.
-func hopeful(next http.Handler, sets ...http.Header) http.Handler {
+// presetFields is a handler that sets fields and calls the next one.
+func presetFields(next http.Handler, sets ...http.Header) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		for _, fields := range sets {
 			for name, values := range fields {
@@ -71,7 +71,7 @@ type refusal struct {
 // refusals are all ways to refuse a request.
 func refusals() map[string]refusal {
 	fails := func(err error) KeyFunc { return func(*http.Request) (string, error) { return "", err } }
-	dear := func(*http.Request) int64 { return 10 }
+	expensive := func(*http.Request) int64 { return 10 }
 	page := func(w http.ResponseWriter) { io.WriteString(w, "<p>wait</p>") }
 	denied := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { page(w) })
 	failed := func(w http.ResponseWriter, r *http.Request, status int, err error) { page(w) }
@@ -85,10 +85,10 @@ func refusals() map[string]refusal {
 		"denied, no fields":        {Options{Headers: HeadersNone}, nil, 429, text},
 		"denied, older fields":     {Options{Headers: HeadersDraft7 | HeadersDraft6 | HeadersLegacy}, nil, 429, text},
 		"denied, for a program":    {Options{}, []string{jsonType}, 429, problemOf + `["denied, for a program"]}`},
-		"a cost that never fits":   {Options{Cost: dear}, nil, 429, text},
-		"never fits, no fields":    {Options{Cost: dear, Headers: HeadersNone}, nil, 429, text},
+		"a cost that never fits":   {Options{Cost: expensive}, nil, 429, text},
+		"never fits, no fields":    {Options{Cost: expensive, Headers: HeadersNone}, nil, 429, text},
 		"denied, with a page":      {Options{Denied: denied}, nil, 429, wait},
-		"never fits, with a page":  {Options{Denied: denied, Cost: dear}, nil, 429, wait},
+		"never fits, with a page":  {Options{Denied: denied, Cost: expensive}, nil, 429, wait},
 		"counted, denied":          {Options{Count: func(*http.Request, int) bool { return true }}, nil, 429, text},
 		"no key":                   {Options{Key: emptyKey}, nil, 400, "Bad Request"},
 		"no key, no fields":        {Options{Key: emptyKey, Headers: HeadersNone}, nil, 400, "Bad Request"},
@@ -109,26 +109,28 @@ func refusals() map[string]refusal {
 // for the successful response. Over a network, a refusal has none of them. It forbids
 // caches to store it, and its body is complete.
 func TestRefusalsHaveNothingOfTheSuccess(t *testing.T) {
-	all := func(next http.Handler) http.Handler { return hopeful(next, successFields, unusualFields, otherFields) }
+	all := func(next http.Handler) http.Handler {
+		return presetFields(next, successFields, unusualFields, otherFields)
+	}
 	around := map[string]func(http.Handler) http.Handler{
 		"directly": all,
 		"behind a timeout": func(next http.Handler) http.Handler {
-			return hopeful(http.TimeoutHandler(next, time.Hour, ""), successFields, otherFields)
+			return presetFields(http.TimeoutHandler(next, time.Hour, ""), successFields, otherFields)
 		},
 		"in and around a timeout": func(next http.Handler) http.Handler {
-			return hopeful(http.TimeoutHandler(all(next), time.Hour, ""), successFields, otherFields)
+			return presetFields(http.TimeoutHandler(all(next), time.Hour, ""), successFields, otherFields)
 		},
 	}
 	overNetwork(t, func(t *testing.T, start func(http.Handler) *httptest.Server) {
-		for place, surround := range around {
+		for nesting, wrap := range around {
 			for name, test := range refusals() {
-				t.Run(place+", "+name, func(t *testing.T) {
+				t.Run(nesting+", "+name, func(t *testing.T) {
 					test.opts.Limits = []Limit{FixedWindow(1, time.Hour).Named(name)}
 					if test.opts.Key == nil {
 						test.opts.Key = StaticKey("k")
 					}
 					l := httpLimiter(t, test.opts)
-					s := start(surround(l.Middleware(httpServed)))
+					s := start(wrap(l.Middleware(httpServed)))
 					if test.status == 429 {
 						_, err := l.Take(t.Context(), "k")
 						require.NoError(t, err)
@@ -461,8 +463,8 @@ func TestControllersDoNotGoAroundTheLimiter(t *testing.T) {
 	close(end)
 	s.Close()
 
-	var told statuses
-	hijacks := httpLimiterNamed(t, "hijacks", Options{Limits: []Limit{hour}, Count: told.count, Key: StaticKey("k")})
+	var countedStatuses statuses
+	hijacks := httpLimiterNamed(t, "hijacks", Options{Limits: []Limit{hour}, Count: countedStatuses.count, Key: StaticKey("k")})
 	s = httptest.NewServer(unwrappingWriter(hijacks.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		conn, rw, err := http.NewResponseController(w).Hijack()
 		if assert.NoError(t, err) {
@@ -475,7 +477,7 @@ func TestControllersDoNotGoAroundTheLimiter(t *testing.T) {
 	require.NoError(t, err)
 	answer.Body.Close()
 	s.Close()
-	assert.Equal(t, []int{101}, told.all())
+	assert.Equal(t, []int{101}, countedStatuses.all())
 }
 
 // TestStatusOfACopyThatSendsNothing copies from sources that fail or are empty: net/http
@@ -483,8 +485,8 @@ func TestControllersDoNotGoAroundTheLimiter(t *testing.T) {
 func TestStatusOfACopyThatSendsNothing(t *testing.T) {
 	overNetwork(t, func(t *testing.T, start func(http.Handler) *httptest.Server) {
 		for name, src := range map[string]io.Reader{"failing": iotest.ErrReader(errors.New("no")), "empty": strings.NewReader("")} {
-			var told statuses
-			l := httpLimiterNamed(t, name, Options{Limits: []Limit{hour}, Count: told.count, Key: StaticKey("k")})
+			var countedStatuses statuses
+			l := httpLimiterNamed(t, name, Options{Limits: []Limit{hour}, Count: countedStatuses.count, Key: StaticKey("k")})
 			s := start(l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				io.Copy(w, src)
 				http.Error(w, "no", http.StatusUnauthorized)
@@ -493,13 +495,13 @@ func TestStatusOfACopyThatSendsNothing(t *testing.T) {
 			require.NoError(t, err)
 			answer.Body.Close()
 			assert.Equal(t, 401, answer.StatusCode)
-			assert.Equal(t, []int{401}, told.all(), name)
+			assert.Equal(t, []int{401}, countedStatuses.all(), name)
 			require.NoError(t, l.Close())
 			Memory(name).Close()
 		}
 		large := bytes.Repeat([]byte("x"), 1<<20)
-		var told statuses
-		l := httpLimiter(t, Options{Limits: []Limit{hour}, Count: told.count, Key: StaticKey("k")})
+		var countedStatuses statuses
+		l := httpLimiter(t, Options{Limits: []Limit{hour}, Count: countedStatuses.count, Key: StaticKey("k")})
 		s := start(l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			io.Copy(w, iotest.OneByteReader(bytes.NewReader(large[:2000])))
 		})))
@@ -509,7 +511,7 @@ func TestStatusOfACopyThatSendsNothing(t *testing.T) {
 		require.NoError(t, err)
 		answer.Body.Close()
 		assert.Len(t, body, 2000)
-		assert.Equal(t, []int{200}, told.all())
+		assert.Equal(t, []int{200}, countedStatuses.all())
 	})
 }
 

@@ -76,7 +76,7 @@ func TestStatsCountEachDecision(t *testing.T) {
 			l, err := reg.New("x", opts)
 			require.NoError(t, err)
 			var allowed, denied atomic.Uint64
-			note := func(ok bool) {
+			countDecision := func(ok bool) {
 				if ok {
 					allowed.Add(1)
 				} else {
@@ -91,18 +91,18 @@ func TestStatsCountEachDecision(t *testing.T) {
 						for i := range 25 {
 							d, err := l.TakeN(ctx, "key", 1+int64(i%3))
 							assert.NoError(t, err)
-							note(d.Allowed)
+							countDecision(d.Allowed)
 							l.TakeN(ctx, "key", 0) // a look
 							d, err = l.TakeLimits(ctx, "key", 1, gold...)
 							assert.NoError(t, err)
-							note(d.Allowed)
+							countDecision(d.Allowed)
 							granted, _, err := l.TakeUpTo(ctx, "key", 3)
 							assert.NoError(t, err)
-							note(granted > 0)
+							countDecision(granted > 0)
 							for _, plan := range []string{"", "gold", "bad", "two"} {
 								w := httptest.NewRecorder()
 								h.ServeHTTP(w, httpRequest("GET", "Plan: "+plan))
-								note(w.Code == 204)
+								countDecision(w.Code == 204)
 							}
 							_, err = l.Take(ctx, "")
 							assert.Error(t, err)

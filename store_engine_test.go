@@ -58,15 +58,15 @@ func TestForeignRemoteStoreHasAFallback(t *testing.T) {
 	})
 }
 
-// late is a store that times out, and writes its results when nobody waits for them
+// writesAfterTimeout is a store that times out, and writes its results when nobody waits for them
 // any longer.
-type late struct {
+type writesAfterTimeout struct {
 	fakeStore
 	mu      sync.Mutex
 	results [][]Result
 }
 
-func (s *late) Take(_ context.Context, key string, _ int64, _ []Limit, results []Result) (Instant, error) {
+func (s *writesAfterTimeout) Take(_ context.Context, key string, _ int64, _ []Limit, results []Result) (Instant, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if key == "times out" {
@@ -84,7 +84,7 @@ func (s *late) Take(_ context.Context, key string, _ int64, _ []Limit, results [
 }
 
 func TestResultsWrittenTooLateAreIgnored(t *testing.T) {
-	l := httpLimiter(t, Options{Limits: []Limit{hour}, Store: &late{fakeStore: fakeStore{prefix: "late:"}}})
+	l := httpLimiter(t, Options{Limits: []Limit{hour}, Store: &writesAfterTimeout{fakeStore: fakeStore{prefix: "late:"}}})
 	for range 1000 {
 		_, err := l.Take(ctx, "times out")
 		require.Error(t, err)

@@ -23,18 +23,18 @@ func TestOpenMemoryStoreKeepsItsOptions(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			s := memStore(t, row.first)
-			again, err := NewMemoryStore(t.Name(), row.then)
+			second, err := NewMemoryStore(t.Name(), row.then)
 			if Memory(t.Name()) != s {
 				t.Error("Memory returned another store")
 			}
 			if !row.conflict {
-				if err != nil || again != s {
-					t.Errorf("got %p, %v; want the open store, %p", again, err, s)
+				if err != nil || second != s {
+					t.Errorf("got %p, %v; want the open store, %p", second, err, s)
 				}
 				return
 			}
-			if err == nil || again != nil {
-				t.Fatalf("got %p, %v; want an error", again, err)
+			if err == nil || second != nil {
+				t.Fatalf("got %p, %v; want an error", second, err)
 			}
 			then := row.then.MaxKeys
 			if then == 0 {

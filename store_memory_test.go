@@ -73,11 +73,11 @@ func TestMemoryStatsCountsCountersAndEvictions(t *testing.T) {
 func TestMemoryCallWithADoneContextChangesNothing(t *testing.T) {
 	canceled, cancel := context.WithCancel(context.Background())
 	cancel()
-	late, cancel := context.WithDeadline(context.Background(), time.Unix(0, 0))
+	expired, cancel := context.WithDeadline(context.Background(), time.Unix(0, 0))
 	defer cancel()
 	s, l := memStore(t, MemoryOptions{}), []Limit{FixedWindow(5, time.Hour)}
 	memTake(t, s, "k", 2, l...)
-	for _, ctx := range []context.Context{canceled, late} {
+	for _, ctx := range []context.Context{canceled, expired} {
 		results := []Result{{Remaining: -1}}
 		if _, err := s.Take(ctx, "k", 1, l, results); err != ctx.Err() || results[0].Remaining != -1 {
 			t.Errorf("Take: %v, %+v; want %v and results as they were", err, results, ctx.Err())

@@ -48,31 +48,31 @@ func TestRedisStoresCountByTheServersClock(t *testing.T) {
 // TestOlderServerClockNeitherMintsNorBans fails over to a server whose clock is
 // behind.
 func TestOlderServerClockNeitherMintsNorBans(t *testing.T) {
-	for _, back := range []time.Duration{time.Millisecond, time.Minute, 59 * time.Minute, time.Hour, 61 * time.Minute, 3 * time.Hour, 365 * 24 * time.Hour} {
+	for _, setBack := range []time.Duration{time.Millisecond, time.Minute, 59 * time.Minute, time.Hour, 61 * time.Minute, 3 * time.Hour, 365 * 24 * time.Hour} {
 		for _, l := range algorithms(3, time.Hour) {
 			m := newMini(t)
 			s := redisStore(t, m.client(t), "rl:")
 			_, admitted := take(t, s, "full", 3, l)
 			require.True(t, admitted)
 			take(t, s, "half", 2, l)
-			m.now = m.now.Add(-back)
+			m.now = m.now.Add(-setBack)
 			m.SetTime(m.now)
 
 			_, admitted = take(t, s, "full", 1, l)
-			require.False(t, admitted, "%v back, %v", back, l)
+			require.False(t, admitted, "%v back, %v", setBack, l)
 			_, admitted = take(t, s, "half", 2, l)
-			require.False(t, admitted, "%v back, %v", back, l)
+			require.False(t, admitted, "%v back, %v", setBack, l)
 			results, admitted := take(t, s, "half", 1, l)
-			require.True(t, admitted, "%v back, %v", back, l)
+			require.True(t, admitted, "%v back, %v", setBack, l)
 			require.Zero(t, results[0].Remaining)
 			results, _ = take(t, s, "full", 1, l)
-			require.LessOrEqual(t, results[0].RetryAfter, 2*time.Hour+time.Microsecond, "%v back, %v", back, l)
+			require.LessOrEqual(t, results[0].RetryAfter, 2*time.Hour+time.Microsecond, "%v back, %v", setBack, l)
 			requireTTL(t, m.client(t), s, "full", l)
 			m.advance(results[0].RetryAfter)
 			_, admitted = take(t, s, "full", 1, l)
-			require.True(t, admitted, "%v back, %v", back, l)
+			require.True(t, admitted, "%v back, %v", setBack, l)
 			results, _ = take(t, s, "full", 0, l)
-			require.LessOrEqual(t, results[0].ResetAfter, 3*time.Hour, "%v back, %v", back, l)
+			require.LessOrEqual(t, results[0].ResetAfter, 3*time.Hour, "%v back, %v", setBack, l)
 			m.advance(results[0].ResetAfter)
 			_, admitted = take(t, s, "full", 3, l)
 			require.True(t, admitted)

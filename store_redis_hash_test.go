@@ -46,14 +46,14 @@ func TestHashedKeysShowNothing(t *testing.T) {
 	// resets. Another secret means another counter.
 	other := quiet(algorithms(5, time.Hour)...)
 	other.Store = redisStore(t, client, "rl:", HashKeys([]byte("0123456789abcdef")))
-	again, err := new(Registry).New("login", other)
+	otherProcess, err := new(Registry).New("login", other)
 	require.NoError(t, err)
 	for _, key := range keys {
-		assert.EqualValues(t, 3, leftOf(t, again, key))
+		assert.EqualValues(t, 3, leftOf(t, otherProcess, key))
 		require.NoError(t, l.Refund(ctx, key, 1))
-		assert.EqualValues(t, 4, leftOf(t, again, key))
+		assert.EqualValues(t, 4, leftOf(t, otherProcess, key))
 		require.NoError(t, l.Reset(ctx, key))
-		assert.EqualValues(t, 5, leftOf(t, again, key))
+		assert.EqualValues(t, 5, leftOf(t, otherProcess, key))
 	}
 	results, _ := take(t, redisStore(t, client, "rl:", HashKeys([]byte("another secret..."))), keys[0], 1, algorithms(5, time.Hour)...)
 	assert.EqualValues(t, 4, results[0].Remaining)
@@ -63,7 +63,7 @@ func TestHashedKeysShowNothing(t *testing.T) {
 
 func TestHashKeysNeedsASecret(t *testing.T) {
 	for _, secret := range [][]byte{nil, {}, make([]byte, 15)} {
-		_, err := NewRedisStore(nowhere(t), "rl:", HashKeys(secret))
+		_, err := NewRedisStore(unreachableClient(t), "rl:", HashKeys(secret))
 		require.ErrorContains(t, err, `ratelimit: RedisStore "rl:": the secret of HashKeys is`)
 		require.ErrorContains(t, err, "want at least 16 random ones")
 	}

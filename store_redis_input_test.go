@@ -33,7 +33,7 @@ func TestRedisStoreRefusesInvalidCalls(t *testing.T) {
 }
 
 func TestNewRedisStoreRefusesInvalidArguments(t *testing.T) {
-	client := nowhere(t)
+	client := unreachableClient(t)
 	for _, tc := range []struct {
 		what, prefix string
 		client       redis.UniversalClient
@@ -64,7 +64,7 @@ func TestNewRedisStoreRefusesInvalidArguments(t *testing.T) {
 func TestLimiterCanBeMadeWhileRedisIsDown(t *testing.T) {
 	var reg Registry
 	defer reg.Close()
-	l, err := reg.New("api", withRedis(nowhere(t), hour))
+	l, err := reg.New("api", withRedis(unreachableClient(t), hour))
 	require.NoError(t, err)
 	_, err = l.Take(ctx, "k")
 	var e *RedisError

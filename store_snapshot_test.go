@@ -110,9 +110,9 @@ func TestSnapshotIsWrittenAtItsInterval(t *testing.T) {
 		memTake(t, s, "k", 1, hour)
 		require.False(t, os.SameFile(first, written()))
 		require.Equal(t, Memory(t.Name()), s)
-		again, err := NewMemoryStore(t.Name(), opts)
+		second, err := NewMemoryStore(t.Name(), opts)
 		require.NoError(t, err)
-		require.Equal(t, s, again)
+		require.Equal(t, s, second)
 	}) // the bubble ends only because the goroutine has ended
 }
 

@@ -134,8 +134,8 @@ func TestWrapperOfFinerUnits(t *testing.T) {
 type hedged struct {
 	Store
 	RemoteStore
-	second sync.WaitGroup
-	late   chan struct{}
+	secondCalls sync.WaitGroup
+	startSecond chan struct{}
 }
 
 func (h *hedged) Prefix() string { return "hedged" }
@@ -150,8 +150,8 @@ func (h *hedged) Fault(error) Fault { return FaultUnknown }
 
 func (h *hedged) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
 	copied, limits := slices.Clone(results), slices.Clone(limits)
-	h.second.Go(func() {
-		<-h.late
+	h.secondCalls.Go(func() {
+		<-h.startSecond
 		h.Store.Take(context.WithoutCancel(ctx), key, 0, limits, copied) // a second opinion
 	})
 	return h.Store.Take(ctx, key, n, limits, results)
@@ -161,13 +161,13 @@ func (h *hedged) Take(ctx context.Context, key string, n int64, limits []Limit, 
 // into the buffer of a call for another key.
 func TestWrapperThatAsksTwice(t *testing.T) {
 	store := memory(t, "backend")
-	h := &hedged{Store: store, late: make(chan struct{})}
+	h := &hedged{Store: store, startSecond: make(chan struct{})}
 	l := processOf(t, h, Options{Limits: []Limit{FixedWindow(10, time.Hour)}, Timeout: time.Minute})
 	var callers sync.WaitGroup
 	go func() {
 		for {
 			select {
-			case h.late <- struct{}{}:
+			case h.startSecond <- struct{}{}:
 			case <-t.Context().Done():
 				return
 			}
@@ -181,7 +181,7 @@ func TestWrapperThatAsksTwice(t *testing.T) {
 		})
 	}
 	callers.Wait()
-	h.second.Wait()
+	h.secondCalls.Wait()
 }
 
 // TestWrapperThatAsksTwiceForAnotherKey has a late answer for a key that is used up. It does not

@@ -24,8 +24,8 @@ type warningCase struct {
 	r    *http.Request
 }
 
-// chatty makes a request with header fields that no log line may contain.
-func chatty() *http.Request {
+// requestWithSecrets makes a request with header fields that no log line may contain.
+func requestWithSecrets() *http.Request {
 	return from("192.0.2.1:1234", "X-Secret: "+secret, "User-Agent: "+secret, "Cookie: c="+secret)
 }
 
@@ -35,7 +35,7 @@ func chatty() *http.Request {
 func TestWarningsHaveACodeAndComeOnceAMinute(t *testing.T) {
 	fails := func(err error) KeyFunc { return func(*http.Request) (string, error) { return "", err } }
 	negative := func(*http.Request) int64 { return -1 }
-	get := chatty()
+	get := requestWithSecrets()
 	testWarnings(t, map[string]warningCase{
 		CodeStoreFailed:               {Options{Store: &brokenStore{err: errors.New("down")}}, get},
 		CodeOptionFailed:              {Options{Key: fails(errors.New("bad"))}, get},
@@ -124,8 +124,8 @@ func TestManyGoroutinesCauseOneWarning(t *testing.T) {
 // failed, and that no units are taken.
 func TestCancelledRequestCausesNoWarning(t *testing.T) {
 	log := new(logged)
-	ctx, leave := context.WithCancel(context.Background())
-	leave()
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
 	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(50, time.Hour)}, Logger: log.logger()})
 	w := httptest.NewRecorder()
 	l.Middleware(httpServed).ServeHTTP(w, httpRequest("GET").WithContext(ctx))
@@ -140,9 +140,9 @@ func TestLimiterMadeInAHandlerIsWarnedAbout(t *testing.T) {
 	log := new(logged)
 	reg := new(Registry)
 	defer reg.Close()
-	make := func(reg *Registry, name string, silence ...string) {
+	make := func(reg *Registry, name string, silenced ...string) {
 		t.Cleanup(func() { Memory(name).Close() })
-		_, err := reg.New(name, Options{Limits: []Limit{FixedWindow(50, time.Hour)}, Logger: log.logger(), Silence: silence})
+		_, err := reg.New(name, Options{Limits: []Limit{FixedWindow(50, time.Hour)}, Logger: log.logger(), Silence: silenced})
 		require.NoError(t, err)
 	}
 	serve := func(f func()) {
