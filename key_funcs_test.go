@@ -197,15 +197,15 @@ func FuzzJoinKeys(f *testing.F) {
 func TestFirstKeysOfTwoFunctionsDiffer(t *testing.T) {
 	originOf := make(map[string]string)
 	values := []string{"192.0.2.1", "0=192.0.2.1", "1=192.0.2.1", "1", "0", "=", "10=x", "x"}
-	for position := range 12 {
+	for index := range 12 {
 		for _, value := range values {
-			fns := make([]KeyFunc, position, position+1)
+			fns := make([]KeyFunc, index, index+1)
 			for i := range fns {
 				fns[i] = HeaderKey("Absent")
 			}
 			key, err := FirstKey(append(fns, StaticKey(value))...)(httpRequest("GET"))
 			require.NoError(t, err)
-			what := strconv.Itoa(position) + " " + value
+			what := strconv.Itoa(index) + " " + value
 			assert.Empty(t, originOf[key], "%q of %s", key, what)
 			originOf[key] = what
 			assert.True(t, strings.HasSuffix(key, value))

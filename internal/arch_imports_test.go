@@ -121,16 +121,16 @@ func ruleFor(folder string, rules map[string]allowance) (allowance, bool) {
 
 // forbidden returns why a file may not import a package, or "" if it may.
 func forbidden(s source, imported string, allowed allowance) string {
-	switch own, isOwn := ownFolder(imported); {
+	switch importedFolder, sameModule := ownFolder(imported); {
 	case isStandard(imported):
 		return ""
-	case isOwn && isInternal(s.folder) && !isE2E(s.folder) && !isInternal(own):
+	case sameModule && isInternal(s.folder) && !isE2E(s.folder) && !isInternal(importedFolder):
 		return fmt.Sprintf("imports %s: nothing below internal may import the root package or another public one, except internal/e2e", imported)
-	case isOwn && !s.isTest() && !lists(allowed.own, func(folder string) bool { return folder == own }):
-		return fmt.Sprintf("package %s imports %s, which its line in mayImport (internal/arch_test.go) does not allow", s.folder, own)
-	case !isOwn && !s.isTest() && !lists(allowed.foreign, within(imported)):
+	case sameModule && !s.isTest() && !lists(allowed.sameModule, func(folder string) bool { return folder == importedFolder }):
+		return fmt.Sprintf("package %s imports %s, which its line in mayImport (internal/arch_test.go) does not allow", s.folder, importedFolder)
+	case !sameModule && !s.isTest() && !lists(allowed.foreign, within(imported)):
 		return fmt.Sprintf("package %s imports %s, which its line in mayImport (internal/arch_test.go) does not allow", s.folder, imported)
-	case !isOwn && s.isTest() && !lists(allowed.foreign+" "+testModules, within(imported)):
+	case !sameModule && s.isTest() && !lists(allowed.foreign+" "+testModules, within(imported)):
 		return fmt.Sprintf("tests of package %s import %s, which neither testModules nor the package's line in mayImport (internal/arch_test.go) allows", s.folder, imported)
 	}
 	return ""

@@ -35,8 +35,8 @@ const anything = "..."
 // An allowance lists what the files of one package may import, beside the
 // standard library. Its lists are separated by spaces.
 type allowance struct {
-	own     string // packages of this module, by folder; "." is the root package
-	foreign string // other modules
+	sameModule string // packages of this module, by folder; "." is the root package
+	foreign    string // other modules
 }
 
 // testModules lists the modules that every test file may import.
@@ -53,19 +53,19 @@ var mayImport = map[string]allowance{
 	// Counting, and time.
 	"internal/rule":     {},
 	"internal/clock":    {},
-	"internal/engine":   {own: "internal/rule"},
-	"internal/table":    {own: "internal/rule"},
-	"internal/snapshot": {own: "internal/rule internal/table", foreign: xSys},
+	"internal/engine":   {sameModule: "internal/rule"},
+	"internal/table":    {sameModule: "internal/rule"},
+	"internal/snapshot": {sameModule: "internal/rule internal/table", foreign: xSys},
 
 	// Redis.
 	"internal/batch":       {},
-	"internal/redisscript": {own: "internal/rule", foreign: goRedis},
-	"internal/redisstore":  {own: "internal/batch internal/redisscript internal/rule internal/engine internal/clock", foreign: goRedis},
+	"internal/redisscript": {sameModule: "internal/rule", foreign: goRedis},
+	"internal/redisstore":  {sameModule: "internal/batch internal/redisscript internal/rule internal/engine internal/clock", foreign: goRedis},
 
 	// Every remote store.
-	"internal/nearcache": {own: "internal/rule internal/table"},
+	"internal/nearcache": {sameModule: "internal/rule internal/table"},
 	"internal/breaker":   {},
-	"internal/remote":    {own: "internal/nearcache internal/breaker internal/rule internal/engine internal/clock"},
+	"internal/remote":    {sameModule: "internal/nearcache internal/breaker internal/rule internal/engine internal/clock"},
 
 	// HTTP.
 	"internal/addr":   {},
@@ -73,30 +73,30 @@ var mayImport = map[string]allowance{
 
 	// Tests and simulation.
 	"internal":           {},
-	"internal/sim":       {own: "internal/breaker internal/nearcache internal/rule internal/batch internal/remote internal/redisstore"},
+	"internal/sim":       {sameModule: "internal/breaker internal/nearcache internal/rule internal/batch internal/remote internal/redisstore"},
 	"internal/redistest": {foreign: goRedis},
 	"internal/pgtest":    {},
-	"internal/e2e":       {own: anything, foreign: anything},
-	"internal/e2e/...":   {own: anything, foreign: anything},
+	"internal/e2e":       {sameModule: anything, foreign: anything},
+	"internal/e2e/...":   {sameModule: anything, foreign: anything},
 
 	// The root: all of internal that is not for tests or simulation.
 	".": {
-		own: "internal/rule internal/clock internal/engine internal/table internal/snapshot" +
+		sameModule: "internal/rule internal/clock internal/engine internal/table internal/snapshot" +
 			" internal/batch internal/redisscript internal/redisstore" +
 			" internal/nearcache internal/breaker internal/remote internal/addr internal/accept",
 		foreign: goRedis + " " + httpsnoop + " " + xText,
 	},
 
 	// Public packages.
-	"ratelimittest": {own: "."},
-	"storetest":     {own: "."},
-	"storekit":      {own: ". internal/rule internal/batch"},
-	"audit":         {own: "."},
-	"admin":         {own: ". audit"},
+	"ratelimittest": {sameModule: "."},
+	"storetest":     {sameModule: "."},
+	"storekit":      {sameModule: ". internal/rule internal/batch"},
+	"audit":         {sameModule: "."},
+	"admin":         {sameModule: ". audit"},
 
 	// Programs.
-	"cmd/ratelimit-sim": {own: ". internal/sim internal/rule"},
-	"examples/...":      {own: ".", foreign: goRedis},
+	"cmd/ratelimit-sim": {sameModule: ". internal/sim internal/rule"},
+	"examples/...":      {sameModule: ".", foreign: goRedis},
 }
 
 // allowedCycles lists the groups of root files that may depend on each other in

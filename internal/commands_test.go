@@ -156,11 +156,11 @@ func functionsOf(fsys fs.FS, pattern string) (found int, missing []string, err e
 
 // testCommand is a `go test` command in a document.
 type testCommand struct {
-	place   string // file:line
-	folder  string // where it runs
-	pattern string // of its packages, such as "./..."
-	run     string // empty if there is none
-	bench   string
+	position string // file:line
+	folder   string // where it runs
+	pattern  string // of its packages, such as "./..."
+	run      string // empty if there is none
+	bench    string
 }
 
 // inCode matches a go test command in a code span or on a line of a code block,
@@ -195,8 +195,8 @@ func commandsOf(fsys fs.FS, patterns ...string) (commands []testCommand, err err
 // parseCommand reads the arguments of go test. A flag may have its value after
 // a space or after "=". If another flag has a separate value, that value is
 // ignored, unless it is a package's path.
-func parseCommand(place, folder, arguments string) testCommand {
-	c := testCommand{place: place, folder: path.Clean(folder), pattern: "."}
+func parseCommand(position, folder, arguments string) testCommand {
+	c := testCommand{position: position, folder: path.Clean(folder), pattern: "."}
 	args := argument.FindAllString(arguments, -1)
 	for i := 0; i < len(args) && args[i] != "-args"; i++ {
 		name, value, hasValue := strings.Cut(args[i], "=")
@@ -227,7 +227,7 @@ func (c testCommand) check(fsys fs.FS) error {
 		return err
 	}
 	if len(names) == 0 {
-		return fmt.Errorf("%s: %s has no tests", c.place, path.Join(c.folder, c.pattern))
+		return fmt.Errorf("%s: %s has no tests", c.position, path.Join(c.folder, c.pattern))
 	}
 	if c.bench != "" {
 		return c.matches(c.bench, "Benchmark", names)
@@ -261,10 +261,10 @@ func (c testCommand) checkCases(fsys fs.FS, pattern string) error {
 	for _, alternative := range strings.Split(pattern, "|") {
 		re, err := regexp.Compile(alternative)
 		if err != nil {
-			return fmt.Errorf("%s: %v", c.place, err)
+			return fmt.Errorf("%s: %v", c.position, err)
 		}
 		if !slices.ContainsFunc(cases, func(m []string) bool { return re.MatchString(m[1]) }) {
-			return fmt.Errorf("%s: no case of storetest matches %s", c.place, alternative)
+			return fmt.Errorf("%s: no case of storetest matches %s", c.position, alternative)
 		}
 	}
 	return nil
@@ -278,10 +278,10 @@ func (c testCommand) matches(pattern, kinds string, names []string) error {
 	for _, alternative := range strings.Split(pattern, "|") {
 		re, err := regexp.Compile(alternative)
 		if err != nil {
-			return fmt.Errorf("%s: %v", c.place, err)
+			return fmt.Errorf("%s: %v", c.position, err)
 		}
 		if !slices.ContainsFunc(names, func(name string) bool { return kind.MatchString(name) && re.MatchString(name) }) {
-			return fmt.Errorf("%s: nothing in %s matches %s", c.place, path.Join(c.folder, c.pattern), alternative)
+			return fmt.Errorf("%s: nothing in %s matches %s", c.position, path.Join(c.folder, c.pattern), alternative)
 		}
 	}
 	return nil

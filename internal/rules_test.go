@@ -95,8 +95,8 @@ func checkRules(fsys fs.FS) error {
 				last = current
 			}
 		}
-		place := fmt.Sprintf("%s:%d", rulesPage, i+1)
-		if slices.ContainsFunc(commands, func(c testCommand) bool { return c.place == place && c.run != "" && c.bench == "" }) {
+		position := fmt.Sprintf("%s:%d", rulesPage, i+1)
+		if slices.ContainsFunc(commands, func(c testCommand) bool { return c.position == position && c.run != "" && c.bench == "" }) {
 			shown[current] = true
 		}
 	}

@@ -154,8 +154,8 @@ func atPresent(where func(l ratelimit.Limit, n int64) bool) func(*reference) {
 	}
 }
 
-// notLate lets Adjust ignore units that were taken before now.
-func notLate(where func(l ratelimit.Limit, n int64) bool) func(*reference) {
+// ignoresPastUnits lets Adjust ignore units that were taken before now.
+func ignoresPastUnits(where func(l ratelimit.Limit, n int64) bool) func(*reference) {
 	return func(s *reference) {
 		s.move = func(l ratelimit.Limit, c counter, n, now, age int64) counter {
 			if where(l, n) && age > 0 {
@@ -166,7 +166,7 @@ func notLate(where func(l ratelimit.Limit, n int64) bool) func(*reference) {
 	}
 }
 
-var lateFaults = []fault{
+var pastUnitsFaults = []fault{
 	// A store for PostgreSQL with this fault has passed an earlier version of the suite.
 	{caught: "late-charge-fixed", does: "charges a window for units of an earlier one", breaks: atPresent(func(l ratelimit.Limit, n int64) bool { return isFixed(l) && n > 0 })},
 	{caught: "late-charge-fixed", does: "charges an open window for units of an earlier one", breaks: func(s *reference) {
@@ -185,7 +185,7 @@ var lateFaults = []fault{
 			return move(l, c, n, now, age)
 		}
 	}},
-	{caught: "late-charge-fixed", does: "ignores late charges", breaks: notLate(func(l ratelimit.Limit, n int64) bool { return isFixed(l) && n > 0 })},
+	{caught: "late-charge-fixed", does: "ignores late charges", breaks: ignoresPastUnits(func(l ratelimit.Limit, n int64) bool { return isFixed(l) && n > 0 })},
 	{caught: "late-charge-fixed", does: "ignores charges for units from before the open window", breaks: func(s *reference) {
 		s.move = func(l ratelimit.Limit, c counter, n, now, age int64) counter {
 			if isFixed(l) && n > 0 && !c.empty() && age > now-c.t {
@@ -213,7 +213,7 @@ var lateFaults = []fault{
 	}},
 	// And so has one with this fault.
 	{caught: "late-charge-bucket", does: "ignores what has leaked of the units that it charges", breaks: atPresent(func(l ratelimit.Limit, n int64) bool { return isBucket(l) && n > 0 })},
-	{caught: "late-charge-bucket", does: "ignores late charges", breaks: notLate(func(l ratelimit.Limit, n int64) bool { return isBucket(l) && n > 0 })},
+	{caught: "late-charge-bucket", does: "ignores late charges", breaks: ignoresPastUnits(func(l ratelimit.Limit, n int64) bool { return isBucket(l) && n > 0 })},
 	{caught: "late-charge-bucket", does: "returns parts of a unit as whole units", breaks: func(s *reference) {
 		s.onAdjust = func(c *call) (int64, error) {
 			charged, err := s.adjust(c)
@@ -225,7 +225,7 @@ var lateFaults = []fault{
 	}},
 	{caught: "late-refund-fixed", does: "gives back into whatever window is open", breaks: atPresent(func(l ratelimit.Limit, n int64) bool { return isFixed(l) && n < 0 })},
 	{caught: "late-refund-fixed", does: "makes a counter below zero once the window has closed", breaks: negative(func(l ratelimit.Limit, c counter, n, age int64) bool { return isFixed(l) && c.empty() && age > 0 })},
-	{caught: "late-refund-fixed", does: "ignores late refunds", breaks: notLate(func(l ratelimit.Limit, n int64) bool { return isFixed(l) && n < 0 })},
+	{caught: "late-refund-fixed", does: "ignores late refunds", breaks: ignoresPastUnits(func(l ratelimit.Limit, n int64) bool { return isFixed(l) && n < 0 })},
 	{caught: "late-refund-sliding", does: "gives back into the present window", breaks: atPresent(func(l ratelimit.Limit, n int64) bool { return isSliding(l) && n < 0 })},
 	{caught: "late-refund-sliding", does: "ignores units of the window before", breaks: func(s *reference) {
 		s.move = func(l ratelimit.Limit, c counter, n, now, age int64) counter {
@@ -236,7 +236,7 @@ var lateFaults = []fault{
 		}
 	}},
 	{caught: "late-refund-bucket", does: "gives back what has leaked already", breaks: atPresent(func(l ratelimit.Limit, n int64) bool { return isBucket(l) && n < 0 })},
-	{caught: "late-refund-bucket", does: "ignores late refunds", breaks: notLate(func(l ratelimit.Limit, n int64) bool { return isBucket(l) && n < 0 })},
+	{caught: "late-refund-bucket", does: "ignores late refunds", breaks: ignoresPastUnits(func(l ratelimit.Limit, n int64) bool { return isBucket(l) && n < 0 })},
 	{caught: "late-under-several", does: "charges nothing if one limit has nothing to charge", breaks: func(s *reference) {
 		s.onAdjust = func(c *call) (int64, error) {
 			for _, l := range c.limits {

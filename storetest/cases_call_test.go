@@ -103,9 +103,9 @@ var callFaults = []fault{
 // beforeAdjustThenError adjusts whatever the context is, and returns its error.
 func beforeAdjustThenError(s *reference) {
 	s.onAdjust = func(c *call) (int64, error) {
-		own := *c
-		own.ctx = context.Background()
-		charged, err := s.adjust(&own)
+		withoutCancel := *c
+		withoutCancel.ctx = context.Background()
+		charged, err := s.adjust(&withoutCancel)
 		if err == nil {
 			err = c.ctx.Err()
 		}

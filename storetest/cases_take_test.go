@@ -74,10 +74,10 @@ var takeFaults = []fault{
 		}
 	})},
 	{caught: "look-opens-no-window", does: "opens a window when it looks", breaks: func(s *reference) {
-		opened := s.opensWindows()
+		openWindow := s.opensWindows()
 		s.beforeTake(func(c *call) {
 			if c.n == 0 {
-				opened(c)
+				openWindow(c)
 			}
 		})
 	}},
@@ -165,50 +165,50 @@ var takeFaults = []fault{
 		var mu sync.Mutex
 		take := s.onTake
 		s.onTake = func(c *call) error {
-			own := *c
-			own.results = make([]ratelimit.Result, len(c.limits))
-			err := take(&own)
+			unshared := *c
+			unshared.results = make([]ratelimit.Result, len(c.limits))
+			err := take(&unshared)
 			mu.Lock()
-			copy(buffer[:], own.results)
+			copy(buffer[:], unshared.results)
 			mu.Unlock()
 			time.Sleep(time.Microsecond)
 			mu.Lock()
 			copy(c.results, buffer[:])
 			mu.Unlock()
-			c.at = own.at
+			c.at = unshared.at
 			return err
 		}
 	}},
 	{caught: "concurrent-refunds", does: "reads and writes without a lock when it gives back", breaks: func(s *reference) { s.racesToAdjust(-1) }},
 	{caught: "concurrent-charges", does: "reads and writes without a lock when it charges", breaks: func(s *reference) { s.racesToAdjust(1) }},
 	{caught: "processes", does: "counts in each process for itself", breaks: func(s *reference) {
-		own := newServer()
-		own.delay = s.delay
-		s.server = own
+		separate := newServer()
+		separate.delay = s.delay
+		s.server = separate
 	}},
 	{caught: "processes", does: "takes the time from its own process", breaks: func(s *reference) {
 		clock := s.clock
 		s.processes++
-		ahead := s.processes * int64(2*time.Hour)
-		s.clock = func() int64 { return clock() + ahead }
+		clockOffset := s.processes * int64(2*time.Hour)
+		s.clock = func() int64 { return clock() + clockOffset }
 	}},
 }
 
-// opensWindows makes windows open at instants that the returned function notes, if
+// opensWindows makes windows open at instants that the returned function records, if
 // that is before their first unit.
 func (r *reference) opensWindows() (open func(c *call)) {
-	opened := map[string]int64{}
+	openedAt := map[string]int64{}
 	r.afterTake(func(c *call) {
 		r.edit(c, func(l ratelimit.Limit, was *counter, now int64) {
-			if at, ok := opened[r.name(c.key, l)]; ok && !was.empty() && now-at < int64(l.Window()) {
+			if at, ok := openedAt[r.name(c.key, l)]; ok && !was.empty() && now-at < int64(l.Window()) {
 				was.t = at
 			}
 		})
 	})
 	return func(c *call) {
 		for _, l := range c.limits {
-			if name := r.name(c.key, l); opened[name] == 0 {
-				opened[name] = r.clock()
+			if name := r.name(c.key, l); openedAt[name] == 0 {
+				openedAt[name] = r.clock()
 			}
 		}
 	}

@@ -110,7 +110,7 @@ func (r *reference) begin(ctx context.Context) error {
 	if r.closed {
 		return ratelimit.ErrStoreClosed
 	}
-	if err := r.travel(ctx); err != nil {
+	if err := r.waitHalfDelay(ctx); err != nil {
 		return err
 	}
 	r.mu.Lock()
@@ -118,7 +118,7 @@ func (r *reference) begin(ctx context.Context) error {
 	return nil
 }
 
-func (r *reference) travel(ctx context.Context) error {
+func (r *reference) waitHalfDelay(ctx context.Context) error {
 	if r.delay > 0 && ctx.Err() == nil {
 		select {
 		case <-time.After(r.delay / 2):
@@ -160,7 +160,7 @@ func (r *reference) take(c *call) error {
 	}
 	c.at = ratelimit.Instant(now)
 	r.mu.Unlock()
-	return r.travel(c.ctx)
+	return r.waitHalfDelay(c.ctx)
 }
 
 // wait searches for the time after which n units fit.
@@ -199,7 +199,7 @@ func (r *reference) adjust(c *call) (charged int64, err error) {
 		charged = min(charged, max(0, grown(l, before, after)))
 	}
 	r.mu.Unlock()
-	return charged, r.travel(c.ctx)
+	return charged, r.waitHalfDelay(c.ctx)
 }
 
 func (r *reference) reset(c *call) error {
@@ -210,7 +210,7 @@ func (r *reference) reset(c *call) error {
 		delete(r.counters, r.name(c.key, l))
 	}
 	r.mu.Unlock()
-	return r.travel(c.ctx)
+	return r.waitHalfDelay(c.ctx)
 }
 
 func (c counter) empty() bool { return c.units == 0 && c.before == 0 && parts(c.level).Sign() == 0 }

@@ -279,12 +279,12 @@ func TestNothingGrowsWithJunk(t *testing.T) {
 // reference reads X-Forwarded-For as one would explain it: write all lines as one
 // list, and read it backwards.
 func reference(peer netip.Addr, trusted []netip.Prefix, list string) netip.Addr {
-	believed := func(a netip.Addr) bool {
+	isTrusted := func(a netip.Addr) bool {
 		return slices.ContainsFunc(trusted, func(p netip.Prefix) bool { return p.Contains(a) })
 	}
 	members := strings.Split(list, ",")
 	for client := peer; ; {
-		if !believed(client) || len(members) == 0 {
+		if !isTrusted(client) || len(members) == 0 {
 			return client
 		}
 		last := members[len(members)-1]

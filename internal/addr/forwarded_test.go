@@ -86,13 +86,13 @@ func TestForwardedLong(t *testing.T) {
 // or under the address of a proxy. If it could not write into the same line, it is
 // counted under its own address.
 func FuzzForwarded(f *testing.F) {
-	for _, evil := range []string{
+	for _, spoofed := range []string{
 		"", "for=203.0.113.66", `for="`, `for=203.0.113.66;x="`, `for=203.0.113.66;x="\`, `for=203.0.113.66;x="a\"`,
 		"for=203.0.113.66,", "for=203.0.113.66;for", `x=", for=203.0.113.66, y="`, strings.Repeat("for=203.0.113.66,", 40), "for=10.0.0.9",
 	} {
 		for how := range 8 {
-			f.Add(evil, "for=203.0.113.66", "example.org", "198.51.100.1", uint8(how))
-			f.Add("for=203.0.113.66", evil, ",for=203.0.113.66;y=", "2001:db8::7", uint8(how))
+			f.Add(spoofed, "for=203.0.113.66", "example.org", "198.51.100.1", uint8(how))
+			f.Add("for=203.0.113.66", spoofed, ",for=203.0.113.66;y=", "2001:db8::7", uint8(how))
 		}
 	}
 	trusted := networks("10.0.0.0/8")

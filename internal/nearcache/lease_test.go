@@ -10,7 +10,7 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-const age = 200 * ms
+const leaseTTL = 200 * ms
 
 // holder is a process and a store with one key that no other process uses. So the
 // units left at the store are the original ones minus all that this process has
@@ -38,12 +38,12 @@ func (h *holder) consult(n int64) rule.Answer {
 }
 
 func (h *holder) learn(limits []rule.Limit, n int64, state rule.State, a rule.Answer) {
-	h.cache.Learn("key", Reply{n, limits, []rule.Answer{a}, []rule.State{state}, h.now, h.now, age, h.cache.Version("key")})
+	h.cache.Learn("key", Reply{n, limits, []rule.Answer{a}, []rule.State{state}, h.now, h.now, leaseTTL, h.cache.Version("key")})
 }
 
 // request is what a limiter does for a request of n units.
 func (h *holder) request(n int64) (leased bool) {
-	_, ok, refill := h.cache.TakeLeased("key", n, h.now, age, h.limits, make([]rule.Answer, 1))
+	_, ok, refill := h.cache.TakeLeased("key", n, h.now, leaseTTL, h.limits, make([]rule.Answer, 1))
 	if ok && refill {
 		h.ask(0)
 	} else if !ok && !h.ask(n) {
@@ -54,7 +54,7 @@ func (h *holder) request(n int64) (leased bool) {
 
 // ask takes n units, and units for a lease if one is wanted.
 func (h *holder) ask(n int64) bool {
-	ask := h.cache.WantLease("key", h.now, age, h.limits)
+	ask := h.cache.WantLease("key", h.now, leaseTTL, h.limits)
 	if ask.Units == 0 {
 		return false
 	}
@@ -65,7 +65,7 @@ func (h *holder) ask(n int64) bool {
 }
 
 func (h *holder) leased(ask LeaseRequest, a rule.Answer) (held int64) {
-	held, _, _ = h.cache.AddLease(ask, "key", h.now, h.now, age, h.limits, []rule.Answer{a})
+	held, _, _ = h.cache.AddLease(ask, "key", h.now, h.now, leaseTTL, h.limits, []rule.Answer{a})
 	return held
 }
 
@@ -77,7 +77,7 @@ func (h *holder) load(requests int) (leased int) {
 		if h.request(1) {
 			leased++
 		}
-		h.now += age / int64(requests)
+		h.now += leaseTTL / int64(requests)
 	}
 	return leased
 }
@@ -116,7 +116,7 @@ func TestLeaseIsASixteenth(t *testing.T) {
 			}
 			last = h.held()
 			if h.held() == 0 && a.Remaining < 16 {
-				require.Zero(t, h.cache.WantLease("key", h.now, age, h.limits).Units, "the last units are for everybody")
+				require.Zero(t, h.cache.WantLease("key", h.now, leaseTTL, h.limits).Units, "the last units are for everybody")
 			}
 			if left = a.Remaining; left < 3 {
 				break
@@ -140,22 +140,22 @@ func TestLeaseEndsWithItsAge(t *testing.T) {
 	}
 	asked := h.now
 	require.NotZero(t, h.held())
-	h.now = asked + age
+	h.now = asked + leaseTTL
 	require.Zero(t, h.held())
 	ended := h.cache.EndLeases(h.now, false)
 	require.Len(t, ended, 1)
 	require.Positive(t, ended[0].Units)
-	require.Less(t, h.now-ended[0].At.Store, 2*age, "it is known when they were counted")
+	require.Less(t, h.now-ended[0].At.Store, 2*leaseTTL, "it is known when they were counted")
 	require.False(t, h.cache.HasLeases())
 }
 
 func TestLeaseEndsWithItsWindow(t *testing.T) {
-	h := newHolder(t, rule.Limit{Kind: rule.Fixed, N: 1_000_000, Window: age / 2})
+	h := newHolder(t, rule.Limit{Kind: rule.Fixed, N: 1_000_000, Window: leaseTTL / 2})
 	h.load(1000)
 	ends := h.state.T + h.limits[0].Window
 	for h.held() == 0 || h.state.T+h.limits[0].Window == ends { // until there is a lease in a new window
 		h.request(1)
-		h.now += age / 1000
+		h.now += leaseTTL / 1000
 	}
 	h.now = h.state.T + h.limits[0].Window - 1
 	require.NotZero(t, h.held())
@@ -169,7 +169,7 @@ func TestLeaseTakesBack(t *testing.T) {
 	h.load(100)
 	h.load(100)
 	size := h.held()
-	taken, ok, _ := h.cache.TakeLeased("key", 5, h.now, age, h.limits, make([]rule.Answer, 1))
+	taken, ok, _ := h.cache.TakeLeased("key", 5, h.now, leaseTTL, h.limits, make([]rule.Answer, 1))
 	require.True(t, ok)
 	back := func(n int64, at Instant) bool { return h.cache.GiveBackLeased("key", n, at, h.now, h.limits) }
 	require.False(t, back(1, Instant{taken.Here, taken.Store - 1}), "units from before the lease are the store's")
@@ -177,7 +177,7 @@ func TestLeaseTakesBack(t *testing.T) {
 	require.True(t, back(3, AnyTime))
 	require.Equal(t, size, h.held())
 	require.False(t, back(1000, AnyTime), "a lease grows by no refund")
-	h.now += age
+	h.now += leaseTTL
 	require.False(t, back(1, taken), "it is over")
 }
 
@@ -187,11 +187,11 @@ func TestLeaseIsOfItsLimits(t *testing.T) {
 	h.load(100)
 	require.NotZero(t, h.held())
 	other := []rule.Limit{hourly(50_000)}
-	_, ok, _ := h.cache.TakeLeased("key", 1, h.now, age, other, make([]rule.Answer, 1))
+	_, ok, _ := h.cache.TakeLeased("key", 1, h.now, leaseTTL, other, make([]rule.Answer, 1))
 	require.False(t, ok)
 	_, a := other[0].Take(h.state, h.now, 0)
 	h.learn(other, 0, h.state, a)
-	require.Zero(t, h.cache.WantLease("key", h.now, age, other).Units, "two plans of one key do not push out each other's")
+	require.Zero(t, h.cache.WantLease("key", h.now, leaseTTL, other).Units, "two plans of one key do not push out each other's")
 }
 
 // TestResetWhileAsking: units that the store may have forgotten are not handed out.
@@ -199,7 +199,7 @@ func TestResetWhileAsking(t *testing.T) {
 	h := newHolder(t, hourly(100_000))
 	h.load(100)
 	h.cache.EndLeases(0, true)
-	ask := h.cache.WantLease("key", h.now, age, h.limits)
+	ask := h.cache.WantLease("key", h.now, leaseTTL, h.limits)
 	require.NotZero(t, ask.Units)
 	a := h.consult(ask.Units)
 	state := h.state
@@ -230,12 +230,12 @@ func TestLeaseOutlivesItsCounter(t *testing.T) {
 	require.NotZero(t, held)
 	for i := range 10_000 {
 		key := strconv.Itoa(i)
-		h.cache.TakeLeased(key, 1, h.now, age, h.limits, make([]rule.Answer, 1))
+		h.cache.TakeLeased(key, 1, h.now, leaseTTL, h.limits, make([]rule.Answer, 1))
 		take(h.cache, key, 90_000, h.now, false, h.limits[0])
 	}
 	require.Equal(t, held, h.held())
 	require.Positive(t, h.load(20))
-	ended := h.cache.EndLeases(h.now+age, false)
+	ended := h.cache.EndLeases(h.now+leaseTTL, false)
 	require.Len(t, ended, 1)
 	require.False(t, h.cache.HasLeases())
 }
@@ -246,7 +246,7 @@ func TestEndWhileAsking(t *testing.T) {
 	h := newHolder(t, hourly(100_000))
 	h.load(100)
 	h.cache.EndLeases(0, true)
-	ask := h.cache.WantLease("key", h.now, age, h.limits)
+	ask := h.cache.WantLease("key", h.now, leaseTTL, h.limits)
 	require.NotZero(t, ask.Units)
 	require.Empty(t, h.cache.EndLeases(0, true))
 	require.Equal(t, ask.Units, h.leased(ask, h.consult(ask.Units)))
@@ -260,23 +260,23 @@ func TestNoLeaseWhileOwing(t *testing.T) {
 	h.load(100)
 	h.cache.EndLeases(0, true)
 	take(h.cache, "key", 1, h.now, true, h.limits[0])
-	require.Zero(t, h.cache.WantLease("key", h.now, age, h.limits).Units)
+	require.Zero(t, h.cache.WantLease("key", h.now, leaseTTL, h.limits).Units)
 }
 
 func TestLongKeyHasNoLease(t *testing.T) {
 	c, key, limits := newCache(), string(make([]byte, 600)), []rule.Limit{hourly(100_000)}
 	for i := range int64(100) {
-		c.TakeLeased(key, 1, i, age, limits, make([]rule.Answer, 1))
+		c.TakeLeased(key, 1, i, leaseTTL, limits, make([]rule.Answer, 1))
 	}
-	require.Zero(t, c.WantLease(key, 100, age, limits).Units, "its bytes are the client's choice")
+	require.Zero(t, c.WantLease(key, 100, leaseTTL, limits).Units, "its bytes are the client's choice")
 }
 
 func TestLeaseOfExtremeCosts(t *testing.T) {
 	h := newHolder(t, hourly(100_000))
 	for range 10 {
-		_, ok, _ := h.cache.TakeLeased("key", math.MaxInt64, h.now, age, h.limits, make([]rule.Answer, 1))
+		_, ok, _ := h.cache.TakeLeased("key", math.MaxInt64, h.now, leaseTTL, h.limits, make([]rule.Answer, 1))
 		require.False(t, ok)
 		h.consult(1)
 	}
-	require.EqualValues(t, (100_000-10)/16, h.cache.WantLease("key", h.now, age, h.limits).Units)
+	require.EqualValues(t, (100_000-10)/16, h.cache.WantLease("key", h.now, leaseTTL, h.limits).Units)
 }

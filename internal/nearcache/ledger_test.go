@@ -151,7 +151,7 @@ func TestGivenBackAfterLeaking(t *testing.T) {
 	c.Adjust("key", -4, Here(hour), now, limits, true)
 	require.EqualValues(t, 5, left(c, "key", now, l))
 	settle(c, store, "key", now)
-	_, a := l.Take(store.states[counter{"key", l.Kind, l.Window}], now+store.ahead, 0)
+	_, a := l.Take(store.states[counter{"key", l.Kind, l.Window}], now+store.clockOffset, 0)
 	require.EqualValues(t, 5, a.Remaining)
 }
 
@@ -263,7 +263,7 @@ func TestGiveBacksAreBounded(t *testing.T) {
 		}
 		require.LessOrEqual(t, len(c.at("key").ledger.keys[c.at("key").Hash].records), maxGivenBack)
 		settle(c, store, "key", hour+300*second)
-		_, a := l.Take(store.states[counter{"key", l.Kind, l.Window}], hour+300*second+store.ahead, 0)
+		_, a := l.Take(store.states[counter{"key", l.Kind, l.Window}], hour+300*second+store.clockOffset, 0)
 		require.LessOrEqual(t, a.Remaining, int64(900))
 		if l.Kind == rule.Fixed {
 			require.EqualValues(t, 900, a.Remaining)

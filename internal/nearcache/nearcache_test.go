@@ -46,8 +46,8 @@ func left(c *Cache, key string, now int64, l rule.Limit) int64 {
 
 // remote is a store: a map with its own clock.
 type remote struct {
-	states map[counter]rule.State
-	ahead  int64
+	states      map[counter]rule.State
+	clockOffset int64
 }
 
 type counter struct {
@@ -56,12 +56,12 @@ type counter struct {
 	window int64
 }
 
-func newRemote(ahead int64) *remote {
-	return &remote{states: make(map[counter]rule.State), ahead: ahead}
+func newRemote(clockOffset int64) *remote {
+	return &remote{states: make(map[counter]rule.State), clockOffset: clockOffset}
 }
 
 func (r *remote) take(key string, n, now int64, limits []rule.Limit) Reply {
-	at := now + r.ahead
+	at := now + r.clockOffset
 	reply := Reply{N: n, Limits: limits, At: at, Now: now, Recheck: -1}
 	admitted := true
 	for _, l := range limits {
@@ -85,8 +85,8 @@ func (r *remote) adjust(key string, n, at, now int64, limits ...rule.Limit) (cha
 	for _, l := range limits {
 		id := counter{key, l.Kind, l.Window}
 		before := r.states[id]
-		r.states[id] = l.Adjust(before, now+r.ahead, n, now+r.ahead-min(at, now+r.ahead))
-		charged = min(charged, l.Charged(before, r.states[id], now+r.ahead))
+		r.states[id] = l.Adjust(before, now+r.clockOffset, n, now+r.clockOffset-min(at, now+r.clockOffset))
+		charged = min(charged, l.Charged(before, r.states[id], now+r.clockOffset))
 	}
 	return charged
 }
@@ -322,7 +322,7 @@ func comesAndGoes(t *testing.T, seed uint64) {
 		}
 		p := processes[r.IntN(len(processes))]
 		if up && r.IntN(3) == 0 {
-			p.Observe(now+store.ahead, now)
+			p.Observe(now+store.clockOffset, now)
 			settle(p.Cache, store, "key", now)
 		}
 		// Answers overtake each other. A decision here does not know of the units of an
@@ -431,7 +431,7 @@ func TestStoreIsSentAll(t *testing.T) {
 			now += r.Int64N(2 * second)
 			k := 1 + r.Int64N(3)
 			if up := r.IntN(3) > 0; up {
-				c.Observe(now+store.ahead, now)
+				c.Observe(now+store.clockOffset, now)
 				settle(c, store, "key", now)
 				reply := store.take("key", k, now, limits)
 				c.Learn("key", reply)
@@ -443,8 +443,8 @@ func TestStoreIsSentAll(t *testing.T) {
 		c.Observe(now+77*hour, now)
 		settle(c, store, "key", now)
 		id := counter{"key", l.Kind, l.Window}
-		_, got := l.Take(store.states[id], now+store.ahead, 0)
-		_, want := l.Take(always.states[id], now+store.ahead, 0)
+		_, got := l.Take(store.states[id], now+store.clockOffset, 0)
+		_, want := l.Take(always.states[id], now+store.clockOffset, 0)
 		if l.Kind == rule.Bucket { // only whole units are sent, and a part of one has leaked
 			require.LessOrEqual(t, got.Remaining, want.Remaining, "seed %d", seed)
 			require.InDelta(t, want.Remaining, got.Remaining, 2, "seed %d", seed)
@@ -491,8 +491,8 @@ func TestStoreClockJumps(t *testing.T) {
 	c, store, limits := newCache(), newRemote(hour), []rule.Limit{fixed(2, 10*minute)}
 	c.Learn("key", store.take("key", 2, hour, limits))
 	c.Learn("key", store.take("key", 1, hour+1, limits))
-	for i, ahead := range []int64{100 * hour, -hour, 3 * hour, hour - 2*second} {
-		store.ahead = ahead
+	for i, clockOffset := range []int64{100 * hour, -hour, 3 * hour, hour - 2*second} {
+		store.clockOffset = clockOffset
 		c.Learn("other", store.take("other", 0, hour+int64(i+1)*second, limits))
 		answers := make([]rule.Answer, 1)
 		deny, _ := c.Denied("key", 1, hour+minute, -1, limits, answers)
@@ -501,16 +501,16 @@ func TestStoreClockJumps(t *testing.T) {
 		got, known := c.StoreTime(hour + minute)
 		require.True(t, known)
 		if i < 3 {
-			require.Equal(t, hour+minute+ahead, got)
+			require.Equal(t, hour+minute+clockOffset, got)
 		}
 	}
 	// A clock that was set back slightly is used after two periods.
-	store.ahead -= 2 * second
+	store.clockOffset -= 2 * second
 	for now := hour + minute; now < hour+4*minute; now += second {
-		c.Observe(now+store.ahead, now)
+		c.Observe(now+store.clockOffset, now)
 	}
 	got, _ := c.StoreTime(2 * hour)
-	require.Equal(t, 2*hour+store.ahead, got)
+	require.Equal(t, 2*hour+store.clockOffset, got)
 }
 
 // TestLatencyMovesNoWindow: the latency of answers varies, and the windows do not
@@ -520,7 +520,7 @@ func TestLatencyMovesNoWindow(t *testing.T) {
 	limits := []rule.Limit{l}
 	r := rand.New(rand.NewPCG(1, 1))
 	c.Observe(2*hour-ms, hour) // one answer took only a millisecond
-	var opened int64
+	var openedAt int64
 	for i := range int64(20) {
 		reply := store.take("key", 1, hour+i*ms, limits)
 		reply.Now += ms + r.Int64N(50*ms)
@@ -528,9 +528,9 @@ func TestLatencyMovesNoWindow(t *testing.T) {
 		state, held := c.State("key", reply.Now, &l)
 		require.True(t, held)
 		if i == 0 {
-			opened = state.T
+			openedAt = state.T
 		}
-		require.Equal(t, opened, state.T)
+		require.Equal(t, openedAt, state.T)
 		if i < 9 {
 			require.GreaterOrEqual(t, c.InstantOf(reply.At).Here, state.T)
 		}
@@ -613,8 +613,8 @@ func TestLookKeepsDenial(t *testing.T) {
 func TestRefundEndsDenial(t *testing.T) {
 	c, store, limits := newCache(), newRemote(hour), []rule.Limit{fixed(2, hour)}
 	c.Learn("key", store.take("key", 2, hour, limits))
-	late := store.take("key", 1, hour, limits)
-	c.Learn("key", late)
+	delayed := store.take("key", 1, hour, limits)
+	c.Learn("key", delayed)
 	known := func() bool {
 		deny, _ := c.Denied("key", 1, hour+second, -1, limits, make([]rule.Answer, 1))
 		return deny
@@ -623,8 +623,8 @@ func TestRefundEndsDenial(t *testing.T) {
 	store.adjust("key", -1, math.MaxInt64, hour, limits...)
 	c.Adjust("key", -1, AnyTime, hour, limits, false)
 	require.False(t, known())
-	late.Now += ms
-	c.Learn("key", late)
+	delayed.Now += ms
+	c.Learn("key", delayed)
 	require.False(t, known())
 }
 

@@ -224,12 +224,12 @@ func (m *model) took(limits []rule.Limit, ask asked, before []rule.State, admitt
 			if !fits {
 				n = 0
 			}
-			far := c.T-m.now > l.Window
+			aheadOfWindow := c.T-m.now > l.Window
 			s, _ := l.Take(c.State, m.now, n)
-			if n > 0 || far { // otherwise the stored value stays unchanged
+			if n > 0 || aheadOfWindow { // otherwise the stored value stays unchanged
 				m.set(l, c, s, true)
 			}
-			if far {
+			if aheadOfWindow {
 				m.repair(l, c)
 			}
 		}
@@ -258,8 +258,8 @@ func (m *model) adjust(key string, n, at int64, limits []rule.Limit) {
 	for i, l := range limits {
 		c := m.get(l)
 		m.same("state before", l, before[i], c.State)
-		far := !c.Fresh() && c.T-m.now > l.Window
-		s := l.Adjust(c.State, m.now, n, m.age(l, c.State, n, max(0, m.now-at)))
+		aheadOfWindow := !c.Fresh() && c.T-m.now > l.Window
+		s := l.Adjust(c.State, m.now, n, m.ageInWindow(l, c.State, n, max(0, m.now-at)))
 		charged := l.Charged(before[i], after[i], m.now)
 		if want := l.Charged(c.State, s, m.now); n > 0 && charged != want {
 			m.fail("%d units of %+v were charged, not %d", charged, l, want)
@@ -269,17 +269,17 @@ func (m *model) adjust(key string, n, at int64, limits []rule.Limit) {
 		}
 		m.set(l, c, s, true)
 		m.same("state after", l, after[i], c.State)
-		if far {
+		if aheadOfWindow {
 			m.repair(l, c)
 		}
 	}
 	m.check(limits)
 }
 
-// age returns how old units are. Units that opened a fixed window are in it,
+// ageInWindow returns how old units are. Units that opened a fixed window are in it,
 // although the window may begin up to two milliseconds after them because of
 // rounding.
-func (m *model) age(l rule.Limit, s rule.State, n, age int64) int64 {
+func (m *model) ageInWindow(l rule.Limit, s rule.State, n, age int64) int64 {
 	if elapsed := max(0, m.now-s.T); l.Kind == rule.Fixed && age <= elapsed+2000 {
 		return min(age, elapsed)
 	}
@@ -505,13 +505,13 @@ func TestAdjustHeldUp(t *testing.T) {
 				l := rule.Limit{Kind: rule.Fixed, N: 5, Window: 7_200_000 * ms}
 				m := newModel(t, c, start)
 				m.take([]rule.Limit{l}, asked{"a", 3, 1})
-				opened := m.get(l).T
+				openedAt := m.get(l).T
 				m.setClock(start + 30*ms)
 				if err := c.RPush(context.Background(), "held", tc.held...).Err(); err != nil {
 					t.Fatal(err)
 				}
 				before, after := make([]rule.State, 1), make([]rule.State, 1)
-				_, err := redisscript.ParseAdjust(m.run(adjust, []string{"a"}, []rule.Limit{l}, -3, opened+tc.at), before, after)
+				_, err := redisscript.ParseAdjust(m.run(adjust, []string{"a"}, []rule.Limit{l}, -3, openedAt+tc.at), before, after)
 				if err != nil || before[0].A != 3 || after[0].A != tc.left {
 					t.Errorf("%s: %v, from %+v to %+v, not %d", tc.what, err, before, after, tc.left)
 				}

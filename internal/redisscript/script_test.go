@@ -55,13 +55,13 @@ func FuzzAppendKey(f *testing.F) {
 		if !ok || rest != ":" || strings.Contains(tag, "{") {
 			t.Fatalf("%q, %q: %q", prefix, key, text)
 		}
-		var back []byte
+		var decoded []byte
 		for i := 0; i < len(tag); i++ {
 			if tag[i] <= ' ' || tag[i] > '~' {
 				t.Fatalf("%q: %q", key, text)
 			}
 			if tag[i] != '%' {
-				back = append(back, tag[i])
+				decoded = append(decoded, tag[i])
 				continue
 			}
 			var b byte
@@ -71,11 +71,11 @@ func FuzzAppendKey(f *testing.F) {
 				}
 				t.Fatalf("%q: %q: %v", key, text, err)
 			}
-			back = append(back, b)
+			decoded = append(decoded, b)
 			i += 2
 		}
-		if string(back) != key {
-			t.Fatalf("%q: %q reads %q", key, text, back)
+		if string(decoded) != key {
+			t.Fatalf("%q: %q reads %q", key, text, decoded)
 		}
 	})
 }

@@ -76,13 +76,13 @@ func TestTakeFixed(t *testing.T) {
 				}
 				what := fmt.Sprintf("%+v", tc)
 				key := "a" + shapeOf(limits[0])
-				for life, ends := range map[time.Duration]time.Duration{0: time.Hour, time.Minute: time.Minute, 2 * time.Hour: 2 * time.Hour, 3 * time.Hour: time.Hour} {
+				for ttl, ends := range map[time.Duration]time.Duration{0: time.Hour, time.Minute: time.Minute, 2 * time.Hour: 2 * time.Hour, 3 * time.Hour: time.Hour} {
 					require.NoError(t, c.FlushAll(ctx).Err())
 					if tc.before == "" || tc.before == "0" { // a new window
 						ends = time.Hour
 					}
 					if tc.before != "" {
-						require.NoError(t, c.Set(ctx, key, tc.before, life).Err())
+						require.NoError(t, c.Set(ctx, key, tc.before, ttl).Err())
 					}
 					takes, err := ask(c, limits, asked{"a", tc.cost, tc.callers})
 					require.NoError(t, err, what)
@@ -90,14 +90,14 @@ func TestTakeFixed(t *testing.T) {
 					if tc.admitted == tc.callers {
 						partly = map[int]int64{}
 					}
-					require.Equal(t, partly, maps.Collect(takes.Partly()), "%s %v", what, life)
-					require.Equal(t, tc.after, c.Get(ctx, key).Val(), "%s %v", what, life)
+					require.Equal(t, partly, maps.Collect(takes.Partly()), "%s %v", what, ttl)
+					require.Equal(t, tc.after, c.Get(ctx, key).Val(), "%s %v", what, ttl)
 					if tc.admitted == none {
-						require.InDelta(t, max(-1, life), c.PTTL(ctx, key).Val(), float64(slack), "%s %v", what, life)
+						require.InDelta(t, max(-1, ttl), c.PTTL(ctx, key).Val(), float64(slack), "%s %v", what, ttl)
 						continue
 					}
 					if tc.after != "" {
-						require.InDelta(t, ends, c.PTTL(ctx, key).Val(), float64(slack), "%s %v", what, life)
+						require.InDelta(t, ends, c.PTTL(ctx, key).Val(), float64(slack), "%s %v", what, ttl)
 					}
 					states := make([]rule.State, 1)
 					takes.States(0, states)

@@ -17,11 +17,11 @@ import (
 )
 
 // echo runs a server that answers each line with its name and the line.
-func echo(t *testing.T, name string) (addr string, seen chan string) {
+func echo(t *testing.T, name string) (addr string, requests chan string) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	t.Cleanup(func() { ln.Close() })
-	seen = make(chan string, 100)
+	requests = make(chan string, 100)
 	go func() {
 		for {
 			conn, err := ln.Accept()
@@ -32,13 +32,13 @@ func echo(t *testing.T, name string) (addr string, seen chan string) {
 				defer conn.Close()
 				lines := bufio.NewScanner(conn)
 				for lines.Scan() {
-					seen <- lines.Text()
+					requests <- lines.Text()
 					conn.Write([]byte(name + lines.Text() + "\n"))
 				}
 			}()
 		}
 	}()
-	return ln.Addr().String(), seen
+	return ln.Addr().String(), requests
 }
 
 func dial(t *testing.T, addr string) *net.TCPConn {
@@ -59,13 +59,13 @@ func ask(conn net.Conn, line string, within time.Duration) (string, error) {
 }
 
 const (
-	soon = 100 * time.Millisecond // long enough that an answer which must not arrive would most likely have arrived
-	late = 30 * time.Second       // reached by broken code only
+	soon     = 100 * time.Millisecond // long enough that an answer which must not arrive would most likely have arrived
+	patience = 30 * time.Second       // reached by broken code only
 )
 
 func requireAnswer(t *testing.T, conn net.Conn, line, want string) {
 	t.Helper()
-	got, err := ask(conn, line, late)
+	got, err := ask(conn, line, patience)
 	require.NoError(t, err)
 	require.Equal(t, want+"\n", got)
 }
@@ -73,7 +73,7 @@ func requireAnswer(t *testing.T, conn net.Conn, line, want string) {
 // requireEnd requires that a connection has ended, and is not just silent.
 func requireEnd(t *testing.T, conn net.Conn) {
 	t.Helper()
-	_, err := ask(conn, "x", late)
+	_, err := ask(conn, "x", patience)
 	require.Error(t, err)
 	require.NotErrorIs(t, err, os.ErrDeadlineExceeded)
 }
@@ -94,7 +94,7 @@ func TestProxy(t *testing.T) {
 	require.Equal(t, 2, p.Open())
 
 	conn.Close()
-	require.Eventually(t, func() bool { return p.Open() == 1 }, late, time.Millisecond)
+	require.Eventually(t, func() bool { return p.Open() == 1 }, patience, time.Millisecond)
 	require.EqualValues(t, 2, p.Accepted())
 }
 
@@ -114,11 +114,11 @@ func TestProxyLatency(t *testing.T) {
 
 func TestProxyResets(t *testing.T) {
 	t.Parallel()
-	addr, seen := echo(t, "")
+	addr, requests := echo(t, "")
 	p := redistest.NewProxy(t, addr)
 	p.ResetRate(1)
 	requireEnd(t, dial(t, p.Addr))
-	require.Empty(t, seen, "the request was lost")
+	require.Empty(t, requests, "the request was lost")
 	p.ResetRate(0)
 	conn := dial(t, p.Addr)
 	requireAnswer(t, conn, "a", "a")
@@ -130,13 +130,13 @@ func TestProxyResets(t *testing.T) {
 
 func TestProxyLoseReplies(t *testing.T) {
 	t.Parallel()
-	addr, seen := echo(t, "")
+	addr, requests := echo(t, "")
 	p := redistest.NewProxy(t, addr)
 	p.LoseReplies(true)
 	conn := dial(t, p.Addr)
 	_, err := ask(conn, "a", soon)
 	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
-	require.Equal(t, "a", <-seen)
+	require.Equal(t, "a", <-requests)
 	p.LoseReplies(false)
 	requireEnd(t, conn)
 	requireAnswer(t, dial(t, p.Addr), "b", "b")
@@ -144,11 +144,11 @@ func TestProxyLoseReplies(t *testing.T) {
 
 func TestProxyBlackhole(t *testing.T) {
 	t.Parallel()
-	addr, seen := echo(t, "")
+	addr, requests := echo(t, "")
 	p := redistest.NewProxy(t, addr)
 	before := dial(t, p.Addr)
 	requireAnswer(t, before, "a", "a")
-	<-seen
+	<-requests
 
 	p.Blackhole(true)
 	during := dial(t, p.Addr)
@@ -157,10 +157,10 @@ func TestProxyBlackhole(t *testing.T) {
 		require.ErrorIs(t, err, os.ErrDeadlineExceeded)
 	}
 	require.Equal(t, 2, p.Open())
-	require.Empty(t, seen)
+	require.Empty(t, requests)
 
 	p.Blackhole(false)
-	before.SetDeadline(time.Now().Add(late))
+	before.SetDeadline(time.Now().Add(patience))
 	line, err := bufio.NewReader(before).ReadString('\n')
 	require.NoError(t, err)
 	require.Equal(t, "b\n", line, "it arrives late")
@@ -193,7 +193,7 @@ func TestProxyWithoutTarget(t *testing.T) {
 		defer conn.Close()
 		requireEnd(t, conn)
 	}
-	require.Eventually(t, func() bool { return p.Accepted() == 1 && p.Open() == 0 }, late, time.Millisecond)
+	require.Eventually(t, func() bool { return p.Accepted() == 1 && p.Open() == 0 }, patience, time.Millisecond)
 }
 
 // TestProxyLoad: faults can be switched under load, and everything works after them.
@@ -228,7 +228,7 @@ func TestProxyLoad(t *testing.T) {
 	} {
 		fault.on()
 		before := sent.Load()
-		require.Eventually(t, func() bool { return sent.Load() > before+50 }, late, time.Millisecond)
+		require.Eventually(t, func() bool { return sent.Load() > before+50 }, patience, time.Millisecond)
 		fault.off()
 	}
 	stop()
@@ -236,7 +236,7 @@ func TestProxyLoad(t *testing.T) {
 	require.NotZero(t, failed.Load())
 	// A pool whose dials were refused often continues to fail until its own probe
 	// succeeds, once a second.
-	require.Eventually(t, func() bool { return c.Incr(t.Context(), "n").Err() == nil }, late, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return c.Incr(t.Context(), "n").Err() == nil }, patience, 10*time.Millisecond)
 	require.NoError(t, c.Close())
-	require.Eventually(t, func() bool { return p.Open() == 0 && s.Connections() == 0 }, late, time.Millisecond)
+	require.Eventually(t, func() bool { return p.Open() == 0 && s.Connections() == 0 }, patience, time.Millisecond)
 }

@@ -20,7 +20,7 @@ func TestSentinel(t *testing.T) {
 	require.Same(t, s.Replica, s.Current())
 	require.Eventually(t, func() bool {
 		return c.Set(t.Context(), "key", "again", 0).Err() == nil && s.Replica.Do("GET", "key") == "again"
-	}, late, 50*time.Millisecond, "the client finds the new master")
+	}, patience, 50*time.Millisecond, "the client finds the new master")
 }
 
 // TestSentinels: the majority of three sentinels agrees that a master that

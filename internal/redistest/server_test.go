@@ -29,8 +29,8 @@ func TestServer(t *testing.T) {
 	require.NoError(t, c.Set(ctx, "key", "value", 0).Err())
 
 	s.Hang()
-	impatient := s.Client(once, func(o *redis.Options) { o.ReadTimeout = 100 * time.Millisecond })
-	require.ErrorContains(t, impatient.Get(ctx, "key").Err(), "timeout")
+	shortTimeout := s.Client(once, func(o *redis.Options) { o.ReadTimeout = 100 * time.Millisecond })
+	require.ErrorContains(t, shortTimeout.Get(ctx, "key").Err(), "timeout")
 	require.True(t, s.Running())
 	s.Continue()
 	require.Equal(t, "value", c.Get(ctx, "key").Val())
@@ -50,7 +50,7 @@ func TestStatistics(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	s := redistest.Start(t)
-	require.Eventually(t, func() bool { return s.Connections() == 0 }, late, time.Millisecond)
+	require.Eventually(t, func() bool { return s.Connections() == 0 }, patience, time.Millisecond)
 	c := s.Client()
 	for range 3 {
 		require.NoError(t, redis.NewScript("return redis.call('INCR', KEYS[1])").Run(ctx, c, []string{"n"}).Err())
@@ -59,7 +59,7 @@ func TestStatistics(t *testing.T) {
 	require.EqualValues(t, 3, calls["evalsha"])
 	require.EqualValues(t, 1, calls["eval"], "after the first NOSCRIPT")
 	require.EqualValues(t, 3, calls["incr"])
-	require.Eventually(t, func() bool { return s.Connections() == 1 }, late, time.Millisecond)
+	require.Eventually(t, func() bool { return s.Connections() == 1 }, patience, time.Millisecond)
 	s.ResetStats()
 	require.Zero(t, s.Commands()["evalsha"])
 }

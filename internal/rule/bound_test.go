@@ -72,7 +72,7 @@ func TestWindowBound(t *testing.T) {
 	for i := range 6000 {
 		l := randomLimit(r, kinds[i%2])
 		var s rule.State
-		opened, held, now := -l.Window, int64(0), int64(0)
+		openedAt, held, now := -l.Window, int64(0), int64(0)
 		for range 40 {
 			if now += span(r, l); now > latest {
 				break
@@ -83,15 +83,15 @@ func TestWindowBound(t *testing.T) {
 			}
 			s, _ = l.Take(s, now, n)
 			switch {
-			case s.T == opened:
+			case s.T == openedAt:
 				held += n
-			case s.T-opened < l.Window || s.T > now || now-s.T >= l.Window:
-				t.Fatalf("%+v: at %d a window opened at %d, after one at %d", l, now, s.T, opened)
+			case s.T-openedAt < l.Window || s.T > now || now-s.T >= l.Window:
+				t.Fatalf("%+v: at %d a window opened at %d, after one at %d", l, now, s.T, openedAt)
 			default:
-				opened, held = s.T, n
+				openedAt, held = s.T, n
 			}
 			if held > l.N {
-				t.Fatalf("%+v: %d units in the window opened at %d", l, held, opened)
+				t.Fatalf("%+v: %d units in the window opened at %d", l, held, openedAt)
 			}
 		}
 	}
@@ -104,17 +104,17 @@ func TestFixedWindows(t *testing.T) {
 	for range 6000 {
 		l := randomLimit(r, rule.Fixed)
 		var (
-			s            rule.State
-			opened, held int64
+			s              rule.State
+			openedAt, held int64
 		)
 		for now := int64(0); now < latest && r.IntN(40) > 0; now += span(r, l) {
-			if now-opened >= l.Window || held == 0 {
-				opened, held = now, 0
+			if now-openedAt >= l.Window || held == 0 {
+				openedAt, held = now, 0
 			}
 			n := units(r, l, l.N-held)
 			next, a := l.Take(s, now, n)
 			if s = next; (a.Retry == 0) != (n <= l.N-held) {
-				t.Fatalf("%+v: %d units at %d, with %d since %d: %+v", l, n, now, held, opened, a)
+				t.Fatalf("%+v: %d units at %d, with %d since %d: %+v", l, n, now, held, openedAt, a)
 			} else if a.Retry == 0 {
 				held += n
 			}
@@ -165,7 +165,7 @@ type recent struct {
 }
 
 func search(l rule.Limit) (open, closed int64) {
-	seen := map[recent]bool{{}: true}
+	visited := map[recent]bool{{}: true}
 	for todo := []recent{{}}; len(todo) > 0; {
 		x := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
@@ -182,8 +182,8 @@ func search(l rule.Limit) (open, closed int64) {
 			if look(l, s, 1).Remaining < l.N { // otherwise it is equal to a fresh one
 				y.s = rule.State{T: s.T - 1, A: s.A, B: s.B}
 			}
-			if !seen[y] {
-				seen[y] = true
+			if !visited[y] {
+				visited[y] = true
 				todo = append(todo, y)
 			}
 		}
@@ -209,13 +209,13 @@ func TestBoundWithRefunds(t *testing.T) {
 				break
 			}
 			if len(kept) > 0 && r.IntN(3) == 0 {
-				back := &kept[r.IntN(len(kept))]
+				refunded := &kept[r.IntN(len(kept))]
 				if r.IntN(3) == 0 {
-					back = &kept[len(kept)-1]
+					refunded = &kept[len(kept)-1]
 				}
-				n := min(back.n, 1+r.Int64N(l.Cap()))
-				s = l.Adjust(s, now, -n, now-back.at)
-				back.n -= n
+				n := min(refunded.n, 1+r.Int64N(l.Cap()))
+				s = l.Adjust(s, now, -n, now-refunded.at)
+				refunded.n -= n
 			}
 			if left := look(l, s, now).Remaining; left > 0 {
 				n := 1 + r.Int64N(left)

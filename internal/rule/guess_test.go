@@ -22,15 +22,15 @@ func smallStates(kind rule.Kind, f func(l rule.Limit, s rule.State)) {
 				}
 			case rule.Fixed:
 				for used := range n + 1 {
-					for age := range w {
-						f(fixed(n, w), rule.State{T: -age, A: used})
+					for elapsed := range w {
+						f(fixed(n, w), rule.State{T: -elapsed, A: used})
 					}
 				}
 			default:
 				for newer := range n + 1 {
 					for older := range n + 1 {
-						for age := range w {
-							s, l := rule.State{T: -age, A: newer, B: older}, sliding(n, w)
+						for elapsed := range w {
+							s, l := rule.State{T: -elapsed, A: newer, B: older}, sliding(n, w)
 							if look(l, s, 0).Remaining+newer <= n { // otherwise there was no room for the newer ones
 								f(l, s)
 							}
@@ -82,7 +82,7 @@ func TestGuess(t *testing.T) {
 // guess, the real state would have admitted everything that the guess admits. That does not hold
 // for sliding windows: the windows of a guess open at other times than the real ones.
 func TestGuessInUse(t *testing.T) {
-	type game struct {
+	type searchState struct {
 		now         int64
 		real, guess rule.State
 	}
@@ -91,15 +91,15 @@ func TestGuessInUse(t *testing.T) {
 			if l.N > 4 || l.Window > 6 {
 				return
 			}
-			seen := map[game]bool{}
-			for todo := []game{{0, s, l.Guess(look(l, s, 0), 0)}}; len(todo) > 0; {
+			visited := map[searchState]bool{}
+			for todo := []searchState{{0, s, l.Guess(look(l, s, 0), 0)}}; len(todo) > 0; {
 				g := todo[len(todo)-1]
 				todo = todo[:len(todo)-1]
-				if seen[g] || g.now > 4*l.Window {
+				if visited[g] || g.now > 4*l.Window {
 					continue
 				}
-				seen[g] = true
-				todo = append(todo, game{g.now + 1, g.real, g.guess})
+				visited[g] = true
+				todo = append(todo, searchState{g.now + 1, g.real, g.guess})
 				guess, a := l.Take(g.guess, g.now, 1)
 				if a.Retry > 0 {
 					continue
@@ -108,7 +108,7 @@ func TestGuessInUse(t *testing.T) {
 				if a.Retry > 0 {
 					t.Fatalf("%+v: the guess for %+v admits a unit at %d that %+v does not: it is %+v", l, s, g.now, g.real, g.guess)
 				}
-				todo = append(todo, game{g.now, real, guess})
+				todo = append(todo, searchState{g.now, real, guess})
 			}
 		})
 	}

@@ -82,19 +82,19 @@ func (r reference) wait(now, n int64) int64 {
 	if n > r.Cap() {
 		return rule.Never
 	}
-	early, late := int64(-1), int64(1) // at the one they do not fit, at the other they do
+	tooShort, enough := int64(-1), int64(1) // at the one they do not fit, at the other they do
 	fits := func(wait int64) bool { return r.remaining(now+wait) >= n }
-	for !fits(late) {
-		early, late = late, 2*late
+	for !fits(enough) {
+		tooShort, enough = enough, 2*enough
 	}
-	for late-early > 1 {
-		if middle := early + (late-early)/2; fits(middle) {
-			late = middle
+	for enough-tooShort > 1 {
+		if middle := tooShort + (enough-tooShort)/2; fits(middle) {
+			enough = middle
 		} else {
-			early = middle
+			tooShort = middle
 		}
 	}
-	return late
+	return enough
 }
 
 func (r *reference) take(now, n int64) rule.Answer {

@@ -20,10 +20,10 @@ func removeLock(t *testing.T, path string) {
 }
 
 // inUseBy fails unless err is ErrInUse and says by whom.
-func inUseBy(t *testing.T, err error, who string) {
+func inUseBy(t *testing.T, err error, owner string) {
 	t.Helper()
-	if !errors.Is(err, ErrInUse) || !strings.HasSuffix(err.Error(), "in use by "+who) {
-		t.Errorf("%v, want: in use by %s", err, who)
+	if !errors.Is(err, ErrInUse) || !strings.HasSuffix(err.Error(), "in use by "+owner) {
+		t.Errorf("%v, want: in use by %s", err, owner)
 	}
 }
 
@@ -72,8 +72,8 @@ func TestLockAndFileAreRemoved(t *testing.T) {
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	if again := saved(t, k); len(again) != len(first) {
-		t.Errorf("%d bytes, want %d", len(again), len(first))
+	if second := saved(t, k); len(second) != len(first) {
+		t.Errorf("%d bytes, want %d", len(second), len(first))
 	}
 	removeLock(t, path)
 	_, err := Open(path, 0)
@@ -187,11 +187,11 @@ func TestLockAfterSetAside(t *testing.T) {
 	k := open(t, path)
 	k.take(0, 1)
 	saved(t, k)
-	aside, err := k.file.SetAside()
+	damagedPath, err := k.file.SetAside()
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := Open(aside, 0)
+	f, err := Open(damagedPath, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -252,7 +252,7 @@ func TestSaveWritesWhatChanged(t *testing.T) {
 	const keys = 60_000
 	k.take(0, keys)
 	first := info()
-	if again := info(); !os.SameFile(first, again) || !again.ModTime().Equal(first.ModTime()) {
+	if second := info(); !os.SameFile(first, second) || !second.ModTime().Equal(first.ModTime()) {
 		t.Error("it was written though nothing had changed")
 	}
 	rewritten, appended, last := 0, 0, first
@@ -327,14 +327,14 @@ func TestSaveAfterFailure(t *testing.T) {
 
 // TestAppendToAnothersFile: a file that was replaced or cut is not appended to.
 func TestAppendToAnothersFile(t *testing.T) {
-	for name, spoil := range map[string]func(path string) error{
+	for name, damage := range map[string]func(path string) error{
 		"removed": os.Remove,
 		"cut":     func(path string) error { return os.Truncate(path, 1000) },
 	} {
 		k := open(t, filepath.Join(t.TempDir(), "file"))
 		k.take(0, 60_000)
 		saved(t, k)
-		if err := spoil(k.file.path); err != nil {
+		if err := damage(k.file.path); err != nil {
 			t.Fatal(err)
 		}
 		k.now++

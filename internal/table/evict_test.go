@@ -238,13 +238,13 @@ func TestVictimsTimesMovedBack(t *testing.T) {
 // counters of the key that needs room go last.
 func TestVictimsRandom(t *testing.T) {
 	for _, row := range []struct {
-		name                 string
-		costs, refunds, news bool
+		name                      string
+		costs, refunds, newLimits bool
 	}{
 		{name: "single units"},
 		{name: "costs", costs: true},
 		{name: "refunds", refunds: true},
-		{name: "new limits", news: true},
+		{name: "new limits", newLimits: true},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			r := newRand(t)
@@ -259,9 +259,9 @@ func TestVictimsRandom(t *testing.T) {
 					if row.costs {
 						n = r.Int64N(5)
 					}
-					if row.news && l.Kind == rule.Bucket {
+					if row.newLimits && l.Kind == rule.Bucket {
 						l.Burst = 1 + r.Int64N(8)
-					} else if row.news {
+					} else if row.newLimits {
 						l.N = 1 + r.Int64N(8)
 					}
 					if row.refunds && r.IntN(3) == 0 {
@@ -295,10 +295,10 @@ func snapshot(tab *Table, now int64) (all []candidate) {
 	return all
 }
 
-func checkVictims(t *testing.T, tab *Table, now int64, own id, before []candidate, was Stats) {
+func checkVictims(t *testing.T, tab *Table, now int64, requested id, before []candidate, was Stats) {
 	t.Helper()
 	slices.SortFunc(before, func(a, b candidate) int {
-		return cmp.Or(cmp.Compare(a.rank(now, own), b.rank(now, own)), cmp.Compare(max(a.fresh, now), max(b.fresh, now)))
+		return cmp.Or(cmp.Compare(a.rank(now, requested), b.rank(now, requested)), cmp.Compare(max(a.fresh, now), max(b.fresh, now)))
 	})
 	for _, c := range before {
 		if tab.shards[0].find(c.id).group != nil || c.fresh <= now {
@@ -313,7 +313,7 @@ func checkVictims(t *testing.T, tab *Table, now int64, own id, before []candidat
 			t.Fatalf("at %d %+v went, and the expired %+v stayed", now, c, first)
 		case len(before) < tab.shards[0].max:
 			t.Fatalf("at %d %+v went from a table with room", now, c)
-		case first.rank(now, own) < c.rank(now, own) || first.fresh < c.fresh:
+		case first.rank(now, requested) < c.rank(now, requested) || first.fresh < c.fresh:
 			t.Fatalf("at %d %+v went, want %+v", now, c, first)
 		}
 	}
@@ -322,11 +322,11 @@ func checkVictims(t *testing.T, tab *Table, now int64, own id, before []candidat
 	}
 }
 
-func (c candidate) rank(now int64, own id) int {
+func (c candidate) rank(now int64, requested id) int {
 	switch {
 	case c.fresh <= now:
 		return 0
-	case c.id == own:
+	case c.id == requested:
 		return 4
 	case c.refused:
 		return 3

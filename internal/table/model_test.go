@@ -170,7 +170,7 @@ func checkInvariants(t *testing.T, tab *Table) {
 		s := &tab.shards[i]
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		seen, split := make(map[id]bool), 0
+		ids, split := make(map[id]bool), 0
 		for p := range places(s) {
 			of, c := *p.id(), p.slot()
 			if of == 0 {
@@ -184,7 +184,7 @@ func checkInvariants(t *testing.T, tab *Table) {
 			switch {
 			case p.group != &s.groups[a] && p.group != &s.groups[b]:
 				t.Fatalf("shard %d: %x is not in bucket %d or %d", i, of, a, b)
-			case seen[of]:
+			case ids[of]:
 				t.Fatalf("shard %d: %x is there twice", i, of)
 			case found.group == nil || found.id() != p.id():
 				t.Fatalf("shard %d: %x is not found", i, of)
@@ -194,10 +194,10 @@ func checkInvariants(t *testing.T, tab *Table) {
 			if c.when&flagSplit != 0 {
 				split++
 			}
-			seen[of] = true
+			ids[of] = true
 		}
-		if len(seen) != s.used || s.used > s.max || len(s.rest) != split {
-			t.Fatalf("shard %d: %d counters, used is %d of %d; %d are split, the rest is of %d", i, len(seen), s.used, s.max, split, len(s.rest))
+		if len(ids) != s.used || s.used > s.max || len(s.rest) != split {
+			t.Fatalf("shard %d: %d counters, used is %d of %d; %d are split, the rest is of %d", i, len(ids), s.used, s.max, split, len(s.rest))
 		}
 	}
 }
@@ -264,7 +264,7 @@ func TestCounterIDs(t *testing.T) {
 	ids := make(map[id]rule.Limit)
 	for w := range windows {
 		for _, l := range []rule.Limit{fixed(1, w), sliding(1, w), bucket(1, w, 1)} {
-			if other, met := ids[h.id(&l)]; met {
+			if other, exists := ids[h.id(&l)]; exists {
 				t.Errorf("%+v and %+v have one counter", l, other)
 			}
 			ids[h.id(&l)] = l

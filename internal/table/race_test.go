@@ -90,8 +90,8 @@ func TestAllOrNone(t *testing.T) {
 	r := newRand(t)
 	seeds := r.Uint64()
 	tightest, loose := fixed(300, hour), []rule.Limit{sliding(100_000, hour), bucket(1, hour, 100_000), fixed(1_000_000, 2*hour)}
-	for place := range MaxLimits / 2 { // any of them may be the one that denies
-		limits := slices.Insert(slices.Clone(loose), place, tightest)
+	for index := range MaxLimits / 2 { // any of them may be the one that denies
+		limits := slices.Insert(slices.Clone(loose), index, tightest)
 		tab := newTimed(100)
 		var admitted atomic.Int64
 		together(func(g int) {
@@ -108,7 +108,7 @@ func TestAllOrNone(t *testing.T) {
 		}
 		for _, l := range limits {
 			if got, want := tab.left("k", l), l.Cap()-sum; got != want {
-				t.Errorf("tightest limit at %d: %d units left under %+v, want %d", place, got, l, want)
+				t.Errorf("tightest limit at %d: %d units left under %+v, want %d", index, got, l, want)
 			}
 		}
 	}

@@ -92,9 +92,9 @@ func (m remoteModel) learn(key string, refused, now int64, limits []rule.Limit, 
 	for i, l := range limits {
 		id, was := m.id(key, l), m[m.id(key, l)]
 		_, here := l.Take(was.state, now, 0)
-		_, there := l.Take(states[i], now, 0)
+		_, received := l.Take(states[i], now, 0)
 		is := known{states[i], m.still(was, l, states[i], now)}
-		left := there
+		left := received
 		// Units above the limit count, too: the limit may have been higher.
 		high := l
 		if high.Burst = rule.MaxUnits; l.Kind != rule.Bucket {
@@ -200,8 +200,8 @@ func TestAgainstRemoteModel(t *testing.T) {
 				charged, used := tab.AdjustAt(h, n, at, now, limits, moves)
 				now = used
 				want, wantMoves := m.adjust(key, n, at, now, limits)
-				alike := func(a, b Move) bool { return a.Units == b.Units }
-				if charged != want || !slices.EqualFunc(moves, wantMoves, alike) {
+				sameUnits := func(a, b Move) bool { return a.Units == b.Units }
+				if charged != want || !slices.EqualFunc(moves, wantMoves, sameUnits) {
 					fail(fmt.Sprint("AdjustAt ", at), moves, wantMoves)
 				}
 				for i, l := range limits {

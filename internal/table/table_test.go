@@ -218,10 +218,10 @@ func TestLateCaller(t *testing.T) {
 		for name, l := range hourly(3) {
 			var tab timed
 			tab.turn.Store(turn)
-			late := false // the next reading is hours behind the one after it
+			delayed := false // the next reading is hours behind the one after it
 			tab.Table = New(100, func() int64 {
-				if late {
-					late = false
+				if delayed {
+					delayed = false
 					return hour
 				}
 				return 3 * hour
@@ -230,20 +230,20 @@ func TestLateCaller(t *testing.T) {
 			tab.Take("k", 3, limits, answers)
 			want := answers[0]
 
-			late = true
+			delayed = true
 			if at := tab.Take("k", 1, limits, answers); at != 3*hour || answers[0].Retry != want.More {
 				t.Errorf("%s: a late Take was decided at %d: %+v; want a denial as at 3h, %+v", name, at, answers[0], want)
 			}
-			late = true
+			delayed = true
 			tab.Adjust("k", -1, 3*hour, limits)
-			late = true
+			delayed = true
 			tab.Adjust("k", 1, 3*hour, limits)
 			if tab.Take("k", 0, limits, answers); answers[0] != want {
 				t.Errorf("%s: a unit given back late and charged late leaves %+v, want %+v", name, answers[0], want)
 			}
-			late = true
+			delayed = true
 			tab.Reset("k", limits)
-			late = true
+			delayed = true
 			if at := tab.Take("k", 3, limits, answers); at != 3*hour || answers[0] != want {
 				t.Errorf("%s: after a late Reset, at %d: %+v, want %+v", name, at, answers[0], want)
 			}
@@ -256,21 +256,21 @@ func TestLateCaller(t *testing.T) {
 // by that clock.
 func TestClockBehind(t *testing.T) {
 	for name, l := range hourly(3) {
-		for _, back := range []int64{1, minute, hour, hour + 1, 2 * hour, 100 * hour} {
+		for _, offset := range []int64{1, minute, hour, hour + 1, 2 * hour, 100 * hour} {
 			tab := newTimed(100).at(200 * hour)
 			tab.take("k", 3, l)
 			var answers [1]rule.Answer
-			behind := 200*hour - back
+			behind := 200*hour - offset
 			tab.at(behind).Take("k", 1, []rule.Limit{l}, answers[:])
 			retry := answers[0].Retry
 			if retry < hour || retry > 2*hour+1 { // the original wait, plus at most a window in which the counter does not age
-				t.Errorf("%s, %d ns behind: denied for %d, want an hour to two", name, back, retry)
+				t.Errorf("%s, %d ns behind: denied for %d, want an hour to two", name, offset, retry)
 			}
 			if tab.at(behind+retry-1).take("k", 1, l) {
-				t.Errorf("%s, %d ns behind: admitted before the time that it was told", name, back)
+				t.Errorf("%s, %d ns behind: admitted before the RetryAfter of the denial", name, offset)
 			}
 			if !tab.at(behind+retry).take("k", 1, l) {
-				t.Errorf("%s, %d ns behind: denied after the time that it was told", name, back)
+				t.Errorf("%s, %d ns behind: denied after the RetryAfter of the denial", name, offset)
 			}
 			checkInvariants(t, tab.Table)
 		}
@@ -305,11 +305,11 @@ func TestTakeAllocatesNothing(t *testing.T) {
 			t.Fatalf("%s: the first Take was denied", row.name)
 		}
 		answers := make([]rule.Answer, len(row.limits))
-		check := func(way string, take func()) {
+		check := func(method string, take func()) {
 			t.Helper()
 			allocs := testing.AllocsPerRun(100, func() { tab.clock.Add(1); take() })
 			if admitted := answers[0].Retry == 0; allocs != 0 || admitted != row.want {
-				t.Errorf("%s, %s: %v allocations, admitted %v; want 0, %v", row.name, way, allocs, admitted, row.want)
+				t.Errorf("%s, %s: %v allocations, admitted %v; want 0, %v", row.name, method, allocs, admitted, row.want)
 			}
 		}
 		check("Take", func() { tab.Table.Take("k", row.n, row.limits, answers) })
