@@ -40,7 +40,7 @@ func BenchmarkSharing(b *testing.B) {
 	}
 	ring := redis.NewRing(&redis.RingOptions{Addrs: map[string]string{"one": server.Addr}, PoolSize: RedisConnections})
 	b.Cleanup(func() { ring.Close() })
-	for _, way := range []struct {
+	for _, method := range []struct {
 		name string
 		take func(key string) error
 	}{
@@ -50,13 +50,13 @@ func BenchmarkSharing(b *testing.B) {
 		{"limiter, a Pipeline filled by waiting callers", limiter("ring", ring)},
 		{"limiter, one script for many keys", limiter("many", client)},
 	} {
-		b.Run(way.name, func(b *testing.B) {
+		b.Run(method.name, func(b *testing.B) {
 			b.ReportAllocs()
 			b.SetParallelism(32)
 			var next atomic.Int64
 			b.RunParallel(func(pb *testing.PB) {
 				for pb.Next() {
-					if err := way.take(strconv.FormatInt(next.Add(1)%10_000, 10)); err != nil {
+					if err := method.take(strconv.FormatInt(next.Add(1)%10_000, 10)); err != nil {
 						b.Error(err)
 						return
 					}

@@ -111,10 +111,10 @@ func TestUnnamedPoliciesGetDistinctNames(t *testing.T) {
 func TestPartitionIdentifiesKeyLimiterAndSecret(t *testing.T) {
 	secret := []byte("sixteen bytes ...")
 	partition := func(name string, secret []byte, key string) string {
-		mine := slices.Clone(secret)
-		l := newLimiter(t, name, Options{Limits: []Limit{FixedWindow(9, time.Hour), FixedWindow(9, time.Minute)}, PartitionSecret: mine, Key: StaticKey(key)})
+		clone := slices.Clone(secret)
+		l := newLimiter(t, name, Options{Limits: []Limit{FixedWindow(9, time.Hour), FixedWindow(9, time.Minute)}, PartitionSecret: clone, Key: StaticKey(key)})
 		defer closeLimiter(t, l)
-		clear(mine) // the limiter has its own copy
+		clear(clone) // the limiter has its own copy
 		header := fieldsOf(l)
 		var pk []byte
 		for _, field := range []string{"Ratelimit", "Ratelimit-Policy"} {
@@ -132,14 +132,14 @@ func TestPartitionIdentifiesKeyLimiterAndSecret(t *testing.T) {
 		}
 		return string(pk)
 	}
-	seen := make(map[string]string)
+	originOf := make(map[string]string)
 	for _, name := range []string{"a", "b"} {
 		for _, s := range [][]byte{secret, append(slices.Clone(secret), 'x')} {
 			for _, key := range []string{"192.0.2.1", "192.0.2.2", "b"} {
 				pk := partition(name, s, key)
 				what := fmt.Sprint(name, string(s), key)
-				assert.Empty(t, seen[pk], what)
-				seen[pk] = what
+				assert.Empty(t, originOf[pk], what)
+				originOf[pk] = what
 				assert.Equal(t, pk, partition(name, s, key), what)
 			}
 		}

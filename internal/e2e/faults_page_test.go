@@ -38,7 +38,7 @@ func TestFaultsPageIsComplete(t *testing.T) {
 	}
 	require.Equal(t, want, got, "write the page again: "+faultsCommand)
 	require.Contains(t, string(page), faultsIntro())
-	require.Contains(t, string(page), faultsBeside)
+	require.Contains(t, string(page), faultsOfOtherTests)
 }
 
 // cell returns the first cell of a fault's row.
@@ -75,8 +75,8 @@ Numbers are rounded: counts to one digit, times up. They were measured on a smal
 `, faultsCommand, faultCallers, spreadKeys, faultTimeout, int(faultHangs/faultTimeout))
 }
 
-// faultsBeside is the part of the page about other tests.
-const faultsBeside = `
+// faultsOfOtherTests is the part of the page about other tests.
+const faultsOfOtherTests = `
 ## What other tests show
 
 ` + "`go test -run`" + ` with a name from the table runs the test: in internal/e2e if the table says so, otherwise in the folder of the root module.
@@ -111,7 +111,7 @@ func writeFaults(t *testing.T, rows []row) {
 		fmt.Fprintf(&b, "| %s | %s | %s | %s × `Timeout` | %s | %s | %s | %s | %s s | none |\n", r.fault.cell(), oneDigit(r.decisions), errors,
 			upTo(r.worst, faultTimeout), oneDigit(int64(r.failed)), r.fault.loss, over, most, upTo(r.recovery, time.Second))
 	}
-	b.WriteString(faultsBeside)
+	b.WriteString(faultsOfOtherTests)
 	require.NoError(t, os.WriteFile(faultsPage, []byte(b.String()), 0o644))
 }
 

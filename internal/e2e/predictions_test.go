@@ -20,12 +20,12 @@ func TestSimulatorPredictsRealProcesses(t *testing.T) {
 		t.Skip("takes seconds")
 	}
 	const (
-		n    = 2000
-		span = 2 * time.Second
-		age  = 100 * time.Millisecond // of leases and of cached denials
+		n        = 2000
+		span     = 2 * time.Second
+		cacheTTL = 100 * time.Millisecond // of leases and of cached denials
 	)
 	modes := []sim.Mode{sim.Exact, sim.Cached, sim.Leased}
-	options := []load{{Recheck: 1}, {Recheck: age}, {Recheck: age, Lease: age}}
+	options := []load{{Recheck: 1}, {Recheck: cacheTTL}, {Recheck: cacheTTL, Lease: cacheTTL}}
 	var servers []*redistest.Server // one per mode, to count its commands
 	for range modes {
 		servers = append(servers, redistest.Start(t))
@@ -50,7 +50,7 @@ func TestSimulatorPredictsRealProcesses(t *testing.T) {
 		reports := runLoaders(t, loaders)
 		for i, mode := range modes {
 			want := sim.Run(sim.Config{Mode: mode, Limit: rule.Limit{Kind: rule.Fixed, N: n, Window: int64(time.Hour)},
-				Processes: processes, Rate: 2 * n / span.Seconds(), Regular: true, Span: span, Lease: age, Recheck: age})
+				Processes: processes, Rate: 2 * n / span.Seconds(), Regular: true, Span: span, Lease: cacheTTL, Recheck: cacheTTL})
 			got := sim.Report{Commands: servers[i].Commands()["evalsha"]}
 			for _, r := range reports {
 				got.Requests += r[i].Requests

@@ -82,7 +82,7 @@ func TestSimultaneousCallersShareCommands(t *testing.T) {
 		before := server.Commands()["evalsha"]
 		var mu sync.Mutex
 		var denied int
-		seen := make(map[int64]int) // number of calls by the Remaining that they got
+		callsByRemaining := make(map[int64]int) // number of calls by the Remaining that they got
 		var wg sync.WaitGroup
 		for range 64 {
 			wg.Go(func() {
@@ -95,7 +95,7 @@ func TestSimultaneousCallersShareCommands(t *testing.T) {
 					if results[0].RetryAfter > 0 {
 						denied++
 					} else {
-						seen[results[0].Remaining]++
+						callsByRemaining[results[0].Remaining]++
 					}
 					mu.Unlock()
 				}
@@ -103,8 +103,8 @@ func TestSimultaneousCallersShareCommands(t *testing.T) {
 		}
 		wg.Wait()
 		require.Equal(t, 140, denied, "%v", limits)
-		require.Len(t, seen, 500, "each number of remaining units was returned")
-		for n, times := range seen {
+		require.Len(t, callsByRemaining, 500, "each number of remaining units was returned")
+		for n, times := range callsByRemaining {
 			require.Equal(t, 1, times, "%d remaining, %v", n, limits)
 		}
 		require.Less(t, server.Commands()["evalsha"]-before, int64(320), "%v", limits)
@@ -144,12 +144,12 @@ func TestScriptFlushUnderTrafficIsNotSeen(t *testing.T) {
 
 // TestClientHooksSeeEachCommand uses a client with a hook, such as a hook for tracing.
 func TestClientHooksSeeEachCommand(t *testing.T) {
-	for _, prompt := range []bool{false, true} {
-		client := redistest.Start(t).Client(func(o *redis.Options) { o.ContextTimeoutEnabled = prompt })
-		var seen atomic.Int64
+	for _, honoursDeadline := range []bool{false, true} {
+		client := redistest.Start(t).Client(func(o *redis.Options) { o.ContextTimeoutEnabled = honoursDeadline })
+		var evals atomic.Int64
 		client.AddHook(redistest.Hook(func(ctx context.Context, cmd redis.Cmder, next redis.ProcessHook) error {
 			if strings.HasPrefix(cmd.Name(), "eval") {
-				seen.Add(1)
+				evals.Add(1)
 			}
 			return next(ctx, cmd)
 		}))
@@ -157,7 +157,7 @@ func TestClientHooksSeeEachCommand(t *testing.T) {
 		for i := range 10 {
 			require.Equal(t, SourceStore, decide(t, l, fmt.Sprint("key", i), 1).Source)
 		}
-		require.EqualValues(t, 10+1, seen.Load(), "and once more for the script that was unknown")
+		require.EqualValues(t, 10+1, evals.Load(), "and once more for the script that was unknown")
 	}
 }
 

@@ -195,9 +195,9 @@ func TestLongestTimeoutDoesNotOverflow(t *testing.T) {
 func TestCallersWithShorterDeadlinesAreNoStoreFailures(t *testing.T) {
 	t.Parallel()
 	for _, callers := range []int{1, 8} {
-		for _, prompt := range []bool{false, true} {
+		for _, honoursDeadline := range []bool{false, true} {
 			server := redistest.Start(t)
-			client := redistest.Client(t, server.Addr, patient, func(o *redis.Options) { o.ContextTimeoutEnabled = prompt })
+			client := redistest.Client(t, server.Addr, patient, func(o *redis.Options) { o.ContextTimeoutEnabled = honoursDeadline })
 			l := newLimiter(t, "api", Options{Limits: []Limit{hour}, Redis: client, Timeout: time.Minute})
 			decide(t, l, "first", 1)
 			server.Hang()

@@ -44,8 +44,8 @@ func TestLimitersOnOneClientCountApart(t *testing.T) {
 	d, err := login.TakeN(ctx, "k", 0)
 	require.NoError(t, err)
 	require.Zero(t, d.Remaining)
-	again := Must(reg.New("api", redisOptions(client, hour)))
-	d, err = again.TakeN(ctx, "k", 0)
+	reopened := Must(reg.New("api", redisOptions(client, hour)))
+	d, err = reopened.TakeN(ctx, "k", 0)
 	require.NoError(t, err)
 	require.Zero(t, d.Remaining, "counters outlive limiters")
 }

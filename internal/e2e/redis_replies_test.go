@@ -30,9 +30,9 @@ type proxiedSetup struct {
 
 // proxiedSetups starts a server alone and a cluster, with proxies in front.
 func proxiedSetups(t *testing.T) map[string]proxiedSetup {
-	alone := redistest.Start(t)
-	proxy := redistest.NewProxy(t, alone.Addr)
-	all := map[string]proxiedSetup{"standalone": {redistest.Client(t, proxy.Addr, patient), []*redistest.Proxy{proxy}, func(string) *redistest.Server { return alone }}}
+	singleServer := redistest.Start(t)
+	proxy := redistest.NewProxy(t, singleServer.Addr)
+	all := map[string]proxiedSetup{"standalone": {redistest.Client(t, proxy.Addr, patient), []*redistest.Proxy{proxy}, func(string) *redistest.Server { return singleServer }}}
 
 	cluster := redistest.StartCluster(t, redistest.ClusterOptions{})
 	proxies := make(map[string]*redistest.Proxy)
@@ -231,16 +231,16 @@ func TestCancelledCallDoesNotWaitForItsRefund(t *testing.T) {
 	s := redisStore(t, redistest.Client(t, proxy.Addr), "rl:")
 	take(t, s, "key", 1, hour)
 	proxy.Latency(100 * time.Millisecond)
-	leaving, leave := context.WithCancel(ctx)
+	callCtx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		o := quiet(hour)
 		o.Store, o.Timeout = s, time.Minute
-		_, err := Must(new(Registry).New("l", o)).Take(leaving, "key")
+		_, err := Must(new(Registry).New("l", o)).Take(callCtx, "key")
 		require.ErrorIs(t, err, context.Canceled)
 	})
 	time.Sleep(20 * time.Millisecond)
-	leave()
+	cancel()
 	wg.Wait()
 	proxy.Latency(0)
 	require.Eventually(t, func() bool {
@@ -287,16 +287,16 @@ func TestDenialOfASharedCommandIsRemembered(t *testing.T) {
 		})
 	}
 	time.Sleep(5 * time.Millisecond)
-	leaving, leave := context.WithCancel(ctx)
+	callCtx, cancel := context.WithCancel(ctx)
 	left := make(chan error)
 	go func() {
-		_, err := l.Take(leaving, "key")
+		_, err := l.Take(callCtx, "key")
 		left <- err
 	}()
 	time.Sleep(5 * time.Millisecond)
 	close(before)
 	<-shared
-	leave()
+	cancel()
 	require.ErrorIs(t, <-left, context.Canceled)
 	close(after)
 	all.Wait()

@@ -87,12 +87,12 @@ func TestFixedWindowEndsWithinAMillisecond(t *testing.T) {
 	const w = 1234567 * time.Microsecond
 	limits, results := []Limit{FixedWindow(3, w)}, make([]Result, 1)
 	for i := range 300 {
-		var opened, ends Instant
+		var openedAt, ends Instant
 		for range 5 { // the last two are denied
 			at, err := s.Take(ctx, fmt.Sprint(i), 1, limits, results)
 			require.NoError(t, err)
-			if opened == 0 {
-				opened, ends = at, at+Instant(results[0].ResetAfter)
+			if openedAt == 0 {
+				openedAt, ends = at, at+Instant(results[0].ResetAfter)
 			}
 			reset := at + Instant(results[0].ResetAfter)
 			require.GreaterOrEqual(t, reset, ends)
@@ -100,7 +100,7 @@ func TestFixedWindowEndsWithinAMillisecond(t *testing.T) {
 			require.Equal(t, results[0].ResetAfter, results[0].MoreAfter)
 		}
 		require.Zero(t, ends%Instant(time.Millisecond))
-		require.GreaterOrEqual(t, ends, opened+Instant(w))
-		require.Less(t, ends, opened+Instant(w+time.Millisecond))
+		require.GreaterOrEqual(t, ends, openedAt+Instant(w))
+		require.Less(t, ends, openedAt+Instant(w+time.Millisecond))
 	}
 }

@@ -91,26 +91,26 @@ func TestTakeUpToIsAtomicAtRedis(t *testing.T) {
 func TestTakeUpToCountsLikeMemory(t *testing.T) {
 	for name, client := range upToClients(t) {
 		for _, limits := range limitSets(50) {
-			there := newLimiter(t, "there", redisOptions(client, limits...))
-			here := newLimiter(t, "here", quiet(limits...))
+			inRedis := newLimiter(t, "redis", redisOptions(client, limits...))
+			inMemory := newLimiter(t, "memory", quiet(limits...))
 			r := rand.New(rand.NewPCG(5, 6))
 			for i := range 400 {
 				key, n := fmt.Sprint("key", r.IntN(4)), 1+r.Int64N(20)
 				if r.IntN(40) == 0 {
-					require.NoError(t, there.Reset(ctx, key))
-					require.NoError(t, here.Reset(ctx, key))
+					require.NoError(t, inRedis.Reset(ctx, key))
+					require.NoError(t, inMemory.Reset(ctx, key))
 				}
-				a, da, err := there.TakeUpTo(ctx, key, n)
+				a, da, err := inRedis.TakeUpTo(ctx, key, n)
 				require.NoError(t, err)
-				b, db, err := here.TakeUpTo(ctx, key, n)
+				b, db, err := inMemory.TakeUpTo(ctx, key, n)
 				require.NoError(t, err)
 				require.Equal(t, b, a, "%s, %v, operation %d: %d of %s", name, limits, i, n, key)
 				require.Equal(t, db.Remaining, da.Remaining)
 				require.Equal(t, db.Allowed, da.Allowed)
 			}
-			require.NoError(t, there.Close())
-			require.NoError(t, here.Close())
-			require.NoError(t, Memory("here").Close())
+			require.NoError(t, inRedis.Close())
+			require.NoError(t, inMemory.Close())
+			require.NoError(t, Memory("memory").Close())
 			masters(t, client, func(c redis.UniversalClient) { require.NoError(t, c.FlushAll(ctx).Err()) })
 		}
 	}
