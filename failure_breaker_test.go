@@ -151,9 +151,9 @@ func TestCallersOfASlowStoreAreBounded(t *testing.T) {
 	}
 }
 
-// TestPanickingStoreKeepsNoPlaces checks that a bug in a store uses up neither
-// the places of waiting callers nor the place of the probe.
-func TestPanickingStoreKeepsNoPlaces(t *testing.T) {
+// TestPanickingStoreBlocksNoCallers checks that a bug in a store uses up neither
+// the room for waiting callers nor the one probe.
+func TestPanickingStoreBlocksNoCallers(t *testing.T) {
 	remotely(t, Options{Limits: []Limit{hour}}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
 		backend.set(panics)
 		for range 5000 {

@@ -42,7 +42,7 @@ type account struct {
 	excess        []excess
 	windows       map[time.Duration]int64 // units kept, by the end of their window
 	level         level
-	unsentUnits   int64 // units admitted alone since the last sync
+	unsentUnits   int64 // units admitted without the store since the last sync
 	returnedUnits int64 // units given back since then
 }
 

@@ -306,7 +306,7 @@ type script struct {
 	modes     []mode
 	units     []int64       // of a take, and the cost of a request
 	costs     []int64       // of AddCost
-	exact     int           // of 16 waits, how many end at an instant that matters, or 1 ns beside it
+	exact     int           // of 16 waits, how many end at an instant that matters, or 1 ns before or after it
 	sleep     time.Duration // the unit of other waits; 0 means the length of a window
 	processes int
 }

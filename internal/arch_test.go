@@ -32,7 +32,7 @@ const (
 // anything, in a list of an allowance, allows every import.
 const anything = "..."
 
-// An allowance lists what the files of one package may import, beside the
+// An allowance lists what the files of one package may import, in addition to the
 // standard library. Its lists are separated by spaces.
 type allowance struct {
 	sameModule string // packages of this module, by folder; "." is the root package

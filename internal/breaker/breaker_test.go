@@ -58,8 +58,8 @@ func TestOpens(t *testing.T) {
 	}
 }
 
-// TestRateIsOfLate: only recent calls count for a rate.
-func TestRateIsOfLate(t *testing.T) {
+// TestRateCountsRecentCalls: only recent calls count for a rate.
+func TestRateCountsRecentCalls(t *testing.T) {
 	var b breaker.Breaker
 	call(&b, 0, times(9, ok, bad)...)
 	call(&b, 5*second+1, times(9, ok, bad)...)

@@ -32,7 +32,7 @@ func upToClients(t *testing.T) map[string]redis.UniversalClient {
 
 // TestTakeUpToIsAtomicAtRedis has limiters of two processes' kind, each with a client of
 // many callers, that take as much as they can get. Together they get what the limits
-// allow, beside callers of TakeN for the same keys.
+// allow, together with callers of TakeN for the same keys.
 func TestTakeUpToIsAtomicAtRedis(t *testing.T) {
 	for name, client := range upToClients(t) {
 		for i, limits := range limitSets(1000) {

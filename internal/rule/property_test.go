@@ -37,7 +37,7 @@ func TestTakeOrNothing(t *testing.T) {
 			case fits && n > 0 && a.Remaining != standing.Remaining-n:
 				t.Fatalf("%v: %d units taken of %d left, then %d are left", m, n, standing.Remaining, a.Remaining)
 			case fits && look(m.l, next, m.now) != a:
-				t.Fatalf("%v: %d units taken: told %+v, then %+v", m, n, a, look(m.l, next, m.now))
+				t.Fatalf("%v: %d units taken: Take says %+v, a look then says %+v", m, n, a, look(m.l, next, m.now))
 			case (!fits || n == 0) && next != repaired(m):
 				t.Fatalf("%v: %d units, retry %d: nothing taken, yet it became %+v", m, n, a.Retry, next)
 			case !fits && look(m.l, next, m.now) != standing:

@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// removeLock removes the lock beside a file, as a program does that tidies up.
+// removeLock removes the lock file of a file, as a program does that tidies up.
 func removeLock(t *testing.T, path string) {
 	t.Helper()
 	if err := os.Remove(path + lockSuffix); err != nil {
@@ -181,7 +181,7 @@ func TestLockHasNoGap(t *testing.T) {
 }
 
 // TestLockAfterSetAside: a file that was set aside belongs to nobody. Until
-// there is a new one, the lock beside it is the only lock.
+// there is a new one, its lock file is the only lock.
 func TestLockAfterSetAside(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	k := open(t, path)
