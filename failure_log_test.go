@@ -20,7 +20,7 @@ import (
 func TestOutagesAreLoggedWithTheirLength(t *testing.T) {
 	var log syncBuffer
 	remotely(t, Options{Limits: []Limit{hour}, Logger: slog.New(slog.NewTextHandler(&log, nil))}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
-		count := func(code string) int { return strings.Count(log.String(), "code="+code) }
+		count := func(code Code) int { return strings.Count(log.String(), "code="+string(code)) }
 		for i, outage := range []time.Duration{500 * time.Millisecond, 1100 * time.Millisecond, 500 * time.Millisecond} {
 			log.Reset()
 			for range 50 {

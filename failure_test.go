@@ -47,7 +47,7 @@ func TestFailOpenAdmitsAndTakesNothing(t *testing.T) {
 			startOutage(t, backend, l, m)
 			for range 20 {
 				d := decide(t, l, "other", 1)
-				require.Equal(t, Decision{Allowed: true, Limit: hour, Remaining: 4, Source: SourceFailOpen}, d)
+				require.Equal(t, Decision{Allowed: true, Limit: hour, Remaining: 4, Source: SourceFailOpen, Policy: "l"}, d)
 			}
 			l.Middleware(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
 				endOutage(t, backend, l) // while the request is being served

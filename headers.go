@@ -93,7 +93,6 @@ const (
 // fields is what clients have been shown about a request by one limiter and those
 // around it. A limiter further in goes on from there.
 type fields struct {
-	styles    Headers
 	strictest *bound    // what binds most, of all limiters so far: for styles without lists
 	values    [2]string // of RateLimit and RateLimit-Policy, so that they need no allocation of their own
 }
@@ -106,20 +105,17 @@ type shown struct {
 }
 
 // write puts what the styles of a limiter show into h. outer is of the limiters
-// around this one, or nil. Each limiter sees what those around it have written:
+// around this one, or nil, and before has their styles. Each limiter sees what those around it have written:
 // lists grow, styles without lists show what binds most by now, and if an older
 // and a newer style both want a field, it is the newer one's.
 //
 // shared reports whether those limiters have written to h too. Otherwise h replaces
 // what they have written when the handler has returned, so it has to say everything.
-func (f *fields) write(h http.Header, styles Headers, outer *fields, shared bool, s shown, results []Result) {
-	var before Headers
+func (f *fields) write(h http.Header, styles, before Headers, outer *fields, shared bool, s shown, results []Result) {
 	if outer != nil {
-		before = outer.styles
 		f.strictest, f.values = outer.strictest, outer.values
 	}
-	styles &^= HeadersNone
-	if f.styles = before | styles; styles == 0 {
+	if styles == 0 {
 		return
 	}
 	if shared && (outer != nil || styles&olderStyles != 0) { // a handler in between may have changed them
@@ -131,8 +127,8 @@ func (f *fields) write(h http.Header, styles Headers, outer *fields, shared bool
 	if styles&HeadersDraft10 != 0 {
 		f.writeDraft10(h, s, results, before&HeadersDraft10 != 0)
 	}
-	if f.styles&^HeadersDraft10 != 0 {
-		f.writeOlder(h, styles, shared, s.bound.policy)
+	if all := before | styles; all&^HeadersDraft10 != 0 {
+		f.writeOlder(h, styles, all, shared, s.bound.policy)
 	}
 }
 
@@ -180,13 +176,14 @@ func (f *fields) writeDraft10(h http.Header, s shown, results []Result, add bool
 	h[fieldRateLimit], h[fieldPolicy] = f.values[:1:1], f.values[1:2:2]
 }
 
-// writeOlder writes the styles that show the binding limit alone.
-func (f *fields) writeOlder(h http.Header, styles Headers, shared bool, p *policy) {
+// writeOlder writes the styles that show the binding limit alone: this limiter's, and
+// all that those around it have.
+func (f *fields) writeOlder(h http.Header, styles, all Headers, shared bool, p *policy) {
 	limit := strconv.FormatInt(f.strictest.limit().Burst(), 10)
 	remaining := strconv.FormatInt(f.strictest.remaining, 10)
 	resetAfter := f.strictest.resetAfter
 	reset := strconv.FormatInt(wholeSeconds(resetAfter), 10)
-	if f.styles&HeadersDraft10 == 0 {
+	if all&HeadersDraft10 == 0 {
 		lists := styles & (HeadersDraft7 | HeadersDraft6)
 		if lists != 0 {
 			f.values[1] = joined(f.values[1], p.older)
@@ -194,17 +191,17 @@ func (f *fields) writeOlder(h http.Header, styles Headers, shared bool, p *polic
 		if lists != 0 || !shared && f.values[1] != "" {
 			h[fieldPolicy] = f.values[1:2:2]
 		}
-		if f.styles&HeadersDraft7 != 0 {
+		if all&HeadersDraft7 != 0 {
 			f.values[0] = "limit=" + limit + ", remaining=" + remaining + ", reset=" + reset
 			h[fieldRateLimit] = f.values[:1:1]
 		}
 	}
-	if f.styles&HeadersDraft6 != 0 {
+	if all&HeadersDraft6 != 0 {
 		h["Ratelimit-Limit"] = []string{limit}
 		h["Ratelimit-Remaining"] = []string{remaining}
 		h["Ratelimit-Reset"] = []string{reset}
 	}
-	if f.styles&HeadersLegacy != 0 {
+	if all&HeadersLegacy != 0 {
 		at := time.Now().Add(resetAfter - resolution + time.Second - 1).Unix()
 		h["X-Ratelimit-Limit"] = []string{limit}
 		h["X-Ratelimit-Remaining"] = []string{remaining}

@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+
+	. "github.com/ratelimit-go/ratelimit"
 )
 
 // logged is a slog handler that keeps the warnings.
@@ -28,13 +30,13 @@ func (l *logged) Handle(_ context.Context, record slog.Record) error {
 }
 
 // codes returns the codes of the warnings so far.
-func (l *logged) codes() (codes []string) {
+func (l *logged) codes() (codes []Code) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, record := range l.records {
 		record.Attrs(func(a slog.Attr) bool {
 			if a.Key == "code" {
-				codes = append(codes, a.Value.String())
+				codes = append(codes, Code(a.Value.String()))
 			}
 			return true
 		})

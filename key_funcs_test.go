@@ -135,7 +135,7 @@ func TestPatternKeyIsOnePerRoute(t *testing.T) {
 	w := httptest.NewRecorder()
 	l.Middleware(mux).ServeHTTP(w, httptest.NewRequest("GET", "/users/1", nil))
 	assert.Equal(t, http.StatusInternalServerError, w.Code)
-	assert.Equal(t, []string{CodeOptionFailed}, log.codes())
+	assert.Equal(t, []Code{CodeOptionFailed}, log.codes())
 	assert.Contains(t, log.text(), "put the limiter around the handlers registered with a ServeMux")
 	assert.NotContains(t, log.text(), "/users/1")
 }
@@ -374,7 +374,7 @@ func TestPatternKeyOfARouterInAMuxIsAnError(t *testing.T) {
 			mux.ServeHTTP(w, httptest.NewRequest("GET", test.path, nil))
 			if assert.Equal(t, test.want, got, test.name+kind); test.want == "" {
 				assert.Equal(t, 500, w.Code, test.name+kind)
-				assert.Equal(t, []string{CodeOptionFailed}, log.codes())
+				assert.Equal(t, []Code{CodeOptionFailed}, log.codes())
 				assert.Contains(t, log.text(), "would share this key")
 				assert.NotContains(t, log.text(), "users/7")
 			} else {

@@ -17,7 +17,7 @@ import (
 func TestMistakenKeysCauseAWarning(t *testing.T) {
 	keyed := func(key string) Options { return Options{Key: StaticKey(key)} }
 	get := requestWithSecrets()
-	testWarnings(t, map[string]warningCase{
+	testWarnings(t, map[Code]warningCase{
 		CodeUntrustedProxy + " other":         {Options{Key: ClientIP{TrustedProxies: networksOf("10.0.0.0/8")}.Key}, from("192.0.2.1:1", "X-Forwarded-For: "+secret)},
 		CodeUntrustedProxy + " header":        {Options{Key: ClientIP{TrustedProxies: networksOf("10.0.0.0/8"), Header: "X-Real-IP"}.Key}, from("10.0.0.1:1", "X-Forwarded-For: "+secret)},
 		CodeUnreadableAddress + " joined":     {Options{Key: JoinKeys(StaticKey("route"), ClientIP{TrustedProxies: networksOf("10.0.0.0/8")}.Key)}, from("10.0.0.1:1", "X-Forwarded-For: unknown")},

@@ -25,6 +25,7 @@ type Limiter struct {
 	opts   Options // with its defaults filled in
 	site   string  // file:line of the call that made it
 	report *reporter
+	events emitter
 
 	store        Store
 	layers       []Store        // store, and what it wraps
@@ -43,13 +44,11 @@ type Limiter struct {
 
 	begun     atomic.Bool // it owns what it counts with
 	closed    atomic.Bool
-	replaced  atomic.Bool   // by a Reload
-	responded atomic.Bool   // Responded has been called for one of its requests
-	expecting atomic.Bool   // a request of Check is watched, in case that nobody calls Responded
-	shadow    atomic.Uint64 // requests that Shadow let through
-	decisions *decisions    // shared with the limiter that this one has replaced
-	before    LimiterStats  // what memory's table had counted before the limiter was made
-	succeeded *Limiter      // that this one replaces, until begin
+	replaced  atomic.Bool // by a Reload
+	responded atomic.Bool // Responded has been called for one of its requests
+	expecting atomic.Bool // a request of Check is watched, in case that nobody calls Responded
+	counts    *counts     // shared with the limiter that this one has replaced
+	succeeded *Limiter    // that this one replaces, until begin
 
 	registry *Registry // that it is claimed in, or nil; guarded by claims
 }
@@ -78,8 +77,12 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 		return nil, fmt.Errorf("ratelimit: limiter %q: %w", name, err)
 	}
 	l := &Limiter{name: name, opts: opts.withDefaults(), store: opts.Store}
-	l.decisions = new(decisions)
-	l.report = &reporter{name: name, logger: l.opts.Logger, silence: l.opts.Silence}
+	l.counts = new(counts)
+	l.report = &reporter{
+		name: name, logger: l.opts.Logger, silence: l.opts.Silence,
+		counts: &l.counts.warnings, observed: l.events.warned,
+	}
+	l.events.report, l.events.own = l.report, l.opts.Observe
 	l.key = probeKey(l.opts.Key)
 	l.message = []byte(l.opts.Message)
 	l.problem = problemHead(l.opts.Message)
@@ -91,9 +94,7 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 	case l.store == nil:
 		l.store = Memory(name)
 	}
-	if l.memory, _ = l.store.(*MemoryStore); l.memory != nil {
-		l.before.Allowed, l.before.Denied = l.memory.table.Decisions()
-	}
+	l.memory, _ = l.store.(*MemoryStore)
 	l.layers = layers(l.store)
 	l.prefixes = prefixesOf(l.layers)
 	var isRemote bool
@@ -103,6 +104,7 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 			Engine: l.engine, Limits: l.policy.Load().countedUnder(),
 			Timeout: l.opts.Timeout, Recheck: l.opts.DenyRecheck, Lease: l.opts.Lease, NearKeys: l.opts.NearKeys,
 			OnFailure: remote.Policy(l.opts.OnFailure), Report: remoteReporter{l.report, l.opts.OnFailure},
+			Counts: &l.counts.remote,
 		})
 	}
 	return l, nil
@@ -121,6 +123,13 @@ func (l *Limiter) Limits() []Limit { return slices.Clone(l.policy.Load().given) 
 // or the limiter has been closed, or replaced by a [Reload]. Other processes keep their
 // limits: call it in each of them.
 func (l *Limiter) SetLimits(limits ...Limit) error {
+	return l.SetLimitsContext(context.Background(), limits...)
+}
+
+// SetLimitsContext is [Limiter.SetLimits] with a context that names who changes the
+// limits, and why: see [WithActor] and [WithReason]. It does not wait, and does not
+// look whether ctx is done.
+func (l *Limiter) SetLimitsContext(ctx context.Context, limits ...Limit) error {
 	if l.closed.Load() {
 		return l.wrap(ErrClosed)
 	}
@@ -134,7 +143,7 @@ func (l *Limiter) SetLimits(limits ...Limit) error {
 	if err != nil {
 		return fmt.Errorf("ratelimit: limiter %q: SetLimits: %w", l.name, err)
 	}
-	l.setPolicy(limits)
+	old := l.setPolicy(limits)
 	if !l.begun.Load() {
 		return nil // the running generation's record and leases are not its own
 	}
@@ -142,18 +151,31 @@ func (l *Limiter) SetLimits(limits ...Limit) error {
 	if l.remote != nil {
 		l.remote.SetLimits(l.policy.Load().countedUnder())
 	}
+	l.reportLimits(ctx, old)
 	return nil
+}
+
+// reportLimits reports each limit that was not in force under the policy old.
+func (l *Limiter) reportLimits(ctx context.Context, old *policy) {
+	p := l.policy.Load()
+	for i, name := range p.names {
+		if !slices.Contains(old.given, *p.limit(i)) {
+			l.events.emit(ctx, Event{Kind: EventLimitsChanged, Policy: name, Limit: *p.limit(i)})
+		}
+	}
 }
 
 // succeed takes over what the limiter has that l replaces: its counts and, on the same
 // store, what it knows of the store's keys.
 func (l *Limiter) succeed(old *Limiter) {
 	l.succeeded = old
-	l.decisions = old.decisions
-	if l.memory != nil && l.memory == old.memory {
-		l.before = old.before
+	l.counts, l.report.counts = old.counts, &old.counts.warnings
+	l.counts.policies.register(l.policy.Load())
+	if l.remote == nil {
+		return
 	}
-	if l.remote != nil && old.remote != nil && slices.Equal(old.prefixes, l.prefixes) {
+	l.remote.CountIn(&l.counts.remote)
+	if old.remote != nil && slices.Equal(old.prefixes, l.prefixes) {
 		l.remote.Succeed(old.remote)
 	}
 }
@@ -162,14 +184,22 @@ func (l *Limiter) succeed(old *Limiter) {
 // was made in has succeeded.
 func (l *Limiter) begin() {
 	l.begun.Store(true)
-	if old := l.succeeded; old != nil { // its plans have counters, too
+	old := l.succeeded
+	if old != nil { // its plans have counters, too
 		l.used.addAll(old.used.with(old.plans.all()))
 		l.succeeded = nil
+		l.counts.replaceRemote(old.remote, l.remote)
+	}
+	if l.memory != nil {
+		l.counts.include(l.memory)
 	}
 	l.adoptStore()
 	l.logStore()
 	if l.remote != nil {
 		l.remote.Begin()
+	}
+	if old != nil {
+		l.reportLimits(context.Background(), old.policy.Load())
 	}
 }
 
@@ -182,10 +212,12 @@ func (l *Limiter) adoptStore() {
 	}
 }
 
-func (l *Limiter) setPolicy(limits []Limit) {
+// setPolicy puts limits in force, and returns the policy before them.
+func (l *Limiter) setPolicy(limits []Limit) (old *policy) {
 	p := newPolicy(l.name, limits)
+	l.counts.policies.register(p)
 	l.used.add(p.limits)
-	l.policy.Store(p)
+	return l.policy.Swap(p)
 }
 
 // Take takes one unit of key. See [Limiter.TakeN].
@@ -241,13 +273,15 @@ func (l *Limiter) TakeUpTo(ctx context.Context, key string, n int64) (granted in
 	}
 	p := l.policy.Load()
 	var results [MaxLimits]Result
-	reply, source, err := l.take(ctx, key, n, true, p, results[:p.width()])
+	t, err := l.take(ctx, key, n, true, p, results[:p.width()])
 	if err != nil {
 		return 0, d, err
 	}
-	i := binding(results[:p.width()])
-	d.fill(p.limit(i), &results[i], source)
-	return reply.Granted, d, nil
+	d.fill(p, &t, &results[t.bound])
+	if !d.Allowed {
+		l.reportDenial(ctx, EventDenied, key, n, &d)
+	}
+	return t.granted, d, nil
 }
 
 // policyOf returns the policy of a plan's limits, or the limiter's own if the plan has
@@ -256,7 +290,7 @@ func (l *Limiter) policyOf(plan []Limit) (*policy, error) {
 	if len(plan) == 0 {
 		return l.policy.Load(), nil
 	}
-	return l.plans.of(l.name, l.store, plan, &l.used)
+	return l.plans.of(l.name, l.store, plan, &l.used, &l.counts.policies)
 }
 
 func (l *Limiter) negative(n int64) error {
@@ -276,78 +310,100 @@ func (l *Limiter) takeInto(d *Decision, ctx context.Context, key string, n int64
 	if err := l.memory.ready(ctx); err != nil {
 		return l.wrap(err)
 	}
-	answer, _, held := l.memory.table.TakeOne(key, n, &p.limits[0].rule)
+	answer, _, held := l.memory.table.TakeOne(key, n, &p.limits[0].rule, p.numbers[0])
 	result := resultOf(answer)
-	d.fill(&p.limits[0], &result, SourceStore)
+	d.fill(p, &taken{}, &result)
 	held.Unlock() // no defer: nothing above can panic, and it costs 4 ns
+	if !d.Allowed {
+		l.reportDenial(ctx, EventDenied, key, n, d)
+	}
 	return nil
 }
 
 // takeAll is takeInto for any number of limits and any store.
 func (l *Limiter) takeAll(d *Decision, ctx context.Context, key string, n int64, p *policy) error {
 	var results [MaxLimits]Result
-	_, source, err := l.take(ctx, key, n, false, p, results[:p.width()])
+	t, err := l.take(ctx, key, n, false, p, results[:p.width()])
 	if err != nil {
 		return err
 	}
-	i := binding(results[:p.width()])
-	d.fill(p.limit(i), &results[i], source)
+	d.fill(p, &t, &results[t.bound])
+	if !d.Allowed && n > 0 { // a look, which Deny denies, is no event
+		l.reportDenial(ctx, EventDenied, key, n, d)
+	}
 	return nil
 }
 
+// reportDenial reports a denial of n units.
+func (l *Limiter) reportDenial(ctx context.Context, kind EventKind, key string, n int64, d *Decision) {
+	if l.events.observed() {
+		l.events.emit(ctx, Event{Kind: kind, Key: key, Policy: d.Policy, Limit: d.Limit, Decision: *d, Units: n})
+	}
+}
+
 // take decides, where this limiter counts: about n units, or if upTo is set, about as
-// many of n > 0 units as fit. The reply has the instant, and with upTo how many were
-// granted. results does not escape: what an interface is given does, so engines fill a
-// pooled buffer.
-func (l *Limiter) take(ctx context.Context, key string, n int64, upTo bool, p *policy, results []Result) (reply engine.Reply, source Source, err error) {
+// many of n > 0 units as fit. It counts the decision, unless n is 0. results does not
+// escape: what an interface is given does, so engines fill a pooled buffer.
+func (l *Limiter) take(ctx context.Context, key string, n int64, upTo bool, p *policy, results []Result) (t taken, err error) {
 	if err := l.ready(key); err != nil {
-		return reply, 0, err
+		return t, err
 	}
 	if p.always != nil {
 		if err := ctx.Err(); err != nil {
-			return reply, 0, l.wrap(err)
+			return t, l.wrap(err)
 		}
 		results[0] = p.decides()
-		allowed := results[0].RetryAfter == 0
-		if allowed {
-			reply.Granted = n
+		if t.at = nothingTaken; results[0].RetryAfter == 0 {
+			t.granted = n
 		}
-		l.decisions.count(n, allowed)
-		reply.At = int64(nothingTaken)
-		return reply, SourceStore, nil
+		l.count(n, p, &t, results)
+		return t, nil
 	}
 	if l.memory != nil {
 		if err := l.memory.ready(ctx); err != nil {
-			return reply, 0, l.wrap(err)
+			return t, l.wrap(err)
 		}
 		if upTo {
-			reply.Granted = l.memory.takeUpTo(key, n, p.limits, results)
+			t.granted, t.bound = l.memory.takeUpTo(key, n, p.limits, results, &p.numbers)
 		} else {
-			reply.At = int64(l.memory.take(key, n, p.limits, results))
+			t.at, t.bound = l.memory.take(key, n, p.limits, results, &p.numbers)
 		}
-		return reply, SourceStore, nil
+		return t, nil
 	}
 	buf := answers.Get().(*[MaxLimits]rule.Answer)
 	defer answers.Put(buf)
 	from := remote.FromStore
 	switch {
 	case l.remote == nil:
+		var reply engine.Reply
 		reply, err = l.engine.Take(ctx, engine.Request{Key: key, Units: n, UpTo: upTo, Limits: p.under}, buf[:len(results)])
+		t.at, t.granted = Instant(reply.At), reply.Granted
 	case upTo:
-		reply.Granted, from, err = l.remote.TakeUpTo(ctx, key, n, p.under, buf[:len(results)])
+		t.granted, from, err = l.remote.TakeUpTo(ctx, key, n, p.under, buf[:len(results)])
 	default:
-		reply.At, from, err = l.remote.Take(ctx, key, n, p.under, buf[:len(results)])
+		var at int64
+		at, from, err = l.remote.Take(ctx, key, n, p.under, buf[:len(results)])
+		t.at = Instant(at)
 	}
 	if err != nil {
-		return engine.Reply{}, 0, l.wrap(publicError(err))
+		return taken{}, l.wrap(publicError(err))
 	}
-	allowed := true
 	for i := range results {
 		results[i] = resultOf(buf[i])
-		allowed = allowed && buf[i].Retry == 0
 	}
-	l.decisions.count(n, allowed)
-	return reply, Source(from), nil
+	t.source, t.bound = Source(from), rule.Binding(buf[:len(results)])
+	if upTo && t.granted > 0 {
+		n = t.granted
+	}
+	l.count(n, p, &t, results)
+	return t, nil
+}
+
+// count counts a decision about n units that was not made in the limiter's own table.
+func (l *Limiter) count(n int64, p *policy, t *taken, results []Result) {
+	if n > 0 {
+		l.counts.decided(n, p, t, results)
+	}
 }
 
 var answers = sync.Pool{New: func() any { return new([MaxLimits]rule.Answer) }}
@@ -391,6 +447,9 @@ func (l *Limiter) Refund(ctx context.Context, key string, n int64) error {
 		return err
 	}
 	_, err := l.adjust(ctx, key, -n, Now, l.policy.Load().under, remote.SideTimeout)
+	if err == nil && actorOf(ctx) != "" {
+		l.events.emit(ctx, Event{Kind: EventRefunded, Key: key, Units: n})
+	}
 	return err
 }
 
@@ -418,6 +477,7 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 	if err := reset(ctx, key, engineLimits(limits)); err != nil {
 		return l.wrap(publicError(err))
 	}
+	l.events.emit(ctx, Event{Kind: EventReset, Key: key})
 	if dropped {
 		return fmt.Errorf("ratelimit: limiter %q: Reset: it has used limits of more than %d algorithms and windows: the key was reset "+
 			"under the last %[2]d, and may be counted under others until their windows end: use fewer in Options.LimitsFor and SetLimits",
@@ -426,18 +486,22 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 	return nil
 }
 
-// Stats returns what the limiter has counted of itself. It may be called at any time.
-func (l *Limiter) Stats() LimiterStats {
-	stats := LimiterStats{Allowed: l.decisions.allowed.Load(), Denied: l.decisions.denied.Load(), ShadowDenied: l.shadow.Load()}
-	if l.memory != nil {
-		allowed, denied := l.memory.table.Decisions()
-		stats.Allowed += allowed - l.before.Allowed
-		stats.Denied += denied - l.before.Denied
-	}
-	if l.remote != nil {
-		stats.Remote = RemoteStats(l.remote.Stats())
-	}
-	return stats
+// Stats returns what the limiter has counted of itself. It may be called at any time,
+// and waits for no store. It locks each part of a memory store for a moment.
+func (l *Limiter) Stats() LimiterStats { return l.counts.stats(l.memory, l.remote) }
+
+// Info says what a limiter is.
+type Info struct {
+	Name      string
+	Site      string // file:line of the call that has made it
+	Store     string // the type of its store, such as "MemoryStore"
+	Prefix    string // of its store
+	OnFailure FailurePolicy
+}
+
+// Info returns what the limiter is.
+func (l *Limiter) Info() Info {
+	return Info{l.name, l.site, storeName(l.store), l.store.Prefix(), l.opts.OnFailure}
 }
 
 // Close gives up the limiter's name, store and prefix, so that another limiter
@@ -447,7 +511,7 @@ func (l *Limiter) Stats() LimiterStats {
 // client's timeouts at most; its client is not.
 // The error is always nil.
 func (l *Limiter) Close() error {
-	l.closed.Store(true)
+	first := !l.closed.Swap(true)
 	claims.Lock()
 	if l.registry != nil {
 		l.registry.release(l)
@@ -458,6 +522,9 @@ func (l *Limiter) Close() error {
 	}
 	if l.createdRedis != nil {
 		l.createdRedis.Close()
+	}
+	if first && l.begun.Load() && !l.replaced.Load() {
+		l.events.emit(context.Background(), Event{Kind: EventClosed})
 	}
 	return nil
 }

@@ -93,7 +93,8 @@ func TestFloodNeitherExceedsMaxKeysNorUnlocksKeys(t *testing.T) {
 
 func TestDecisionIsOfTheBindingLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		hourly, burst := FixedWindow(4, time.Hour), TokenBucket(1, time.Second, 2)
+		hourly, burst := FixedWindow(4, time.Hour).Named("hourly"), TokenBucket(1, time.Second, 2).Named("burst")
+		policies := map[Limit]string{hourly: "hourly", burst: "burst"}
 		l := limiter(t, hourly, burst)
 		for _, tc := range []struct {
 			wait time.Duration
@@ -101,18 +102,19 @@ func TestDecisionIsOfTheBindingLimit(t *testing.T) {
 			want Decision
 		}{
 			{0, 0, Decision{Allowed: true, Limit: burst, Remaining: 2}},
-			{0, 1, Decision{Allowed: true, Limit: burst, Remaining: 1, ResetAfter: time.Second}},
-			{0, 2, Decision{Limit: burst, Remaining: 1, ResetAfter: time.Second, RetryAfter: time.Second}},
-			{time.Second - 1, 2, Decision{Limit: burst, Remaining: 1, ResetAfter: 1, RetryAfter: 1}},
-			{1, 2, Decision{Allowed: true, Limit: burst, Remaining: 0, ResetAfter: 2 * time.Second}},
-			{0, 2, Decision{Limit: hourly, Remaining: 1, ResetAfter: time.Hour - time.Second, RetryAfter: time.Hour - time.Second}},
-			{0, 3, Decision{Limit: burst, Remaining: 0, ResetAfter: 2 * time.Second, RetryAfter: Never}},
-			{0, 5, Decision{Limit: burst, Remaining: 0, ResetAfter: 2 * time.Second, RetryAfter: Never}},
-			{2 * time.Second, 0, Decision{Allowed: true, Limit: hourly, Remaining: 1, ResetAfter: time.Hour - 3*time.Second}},
+			{0, 1, Decision{Allowed: true, Limit: burst, Remaining: 1, ResetAfter: time.Second, MoreAfter: time.Second}},
+			{0, 2, Decision{Limit: burst, Remaining: 1, ResetAfter: time.Second, RetryAfter: time.Second, MoreAfter: time.Second}},
+			{time.Second - 1, 2, Decision{Limit: burst, Remaining: 1, ResetAfter: 1, RetryAfter: 1, MoreAfter: 1}},
+			{1, 2, Decision{Allowed: true, Limit: burst, Remaining: 0, ResetAfter: 2 * time.Second, MoreAfter: time.Second}},
+			{0, 2, Decision{Limit: hourly, Remaining: 1, ResetAfter: time.Hour - time.Second, RetryAfter: time.Hour - time.Second, MoreAfter: time.Hour - time.Second}},
+			{0, 3, Decision{Limit: burst, Remaining: 0, ResetAfter: 2 * time.Second, RetryAfter: Never, MoreAfter: time.Second}},
+			{0, 5, Decision{Limit: burst, Remaining: 0, ResetAfter: 2 * time.Second, RetryAfter: Never, MoreAfter: time.Second}},
+			{2 * time.Second, 0, Decision{Allowed: true, Limit: hourly, Remaining: 1, ResetAfter: time.Hour - 3*time.Second, MoreAfter: time.Hour - 3*time.Second}},
 		} {
 			time.Sleep(tc.wait)
 			got, err := l.TakeN(ctx, "key", tc.n)
 			require.NoError(t, err)
+			tc.want.Policy = policies[tc.want.Limit]
 			require.Equal(t, tc.want, got, "%+v", tc)
 		}
 		require.Equal(t, "store", Decision{}.Source.String())

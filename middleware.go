@@ -1,6 +1,7 @@
 package ratelimit
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -137,23 +138,28 @@ func (l *Limiter) check(w http.ResponseWriter, r *http.Request) (state *requestS
 func (v *verdict) writeFields(h http.Header) {
 	s := v.state
 	var outer *fields
+	var before Headers
 	shared := true // the response header with the limiter around this one
 	if s.outer != nil && s.outer.isOfInner(s) {
-		outer, shared = &s.outer.fields, sameMap(s.outer.response, h)
+		outer, before, shared = &s.outer.fields, Headers(s.outer.bound.styles), sameMap(s.outer.response, h)
 	}
 	opts := &s.limiter.opts
+	styles := opts.Headers &^ HeadersNone
+	var partition string
 	if s.bound.policy.always != nil {
-		s.fields.write(h, HeadersNone, outer, shared, shown{}, nil)
-		return
+		styles = 0
+	} else {
+		partition = partitionParam(opts.PartitionSecret, s.limiter.name, s.key)
 	}
-	partition := partitionParam(opts.PartitionSecret, s.limiter.name, s.key)
-	s.fields.write(h, opts.Headers, outer, shared, shown{&s.bound, partition}, v.under(s.bound.policy))
+	s.bound.styles = uint8(before | styles)
+	s.fields.write(h, styles, before, outer, shared, shown{&s.bound, partition}, v.under(s.bound.policy))
 }
 
 // decide takes what r costs, unless r is exempt or was decided before. h is the header
 // of w. It touches neither.
 func (l *Limiter) decide(w http.ResponseWriter, h http.Header, r *http.Request, v *verdict) {
 	if l.opts.Skip != nil && l.opts.Skip(r) || l.opts.SkipPreflight && isPreflight(r) {
+		l.counts.exempt.Add(1)
 		return
 	}
 	key, p, cost, err := l.readRequest(r)
@@ -178,19 +184,22 @@ func (l *Limiter) decide(w http.ResponseWriter, h http.Header, r *http.Request, 
 	if l.remote != nil {
 		start = clock.Now()
 	}
-	reply, source, err := l.take(r.Context(), key, cost, false, p, results)
+	t, err := l.take(r.Context(), key, cost, false, p, results)
 	if err != nil {
 		v.status, v.err = l.failed(r, err), err
 		return
 	}
-	i := binding(results)
+	if cost == 0 { // take has seen a look, but it is a request
+		l.counts.decided(0, p, &t, results)
+	}
+	binds := &results[t.bound]
 	v.state = &requestState{
 		Context: r.Context(), limiter: l, request: r, response: h, outer: outer, key: key,
 		bound: bound{
-			policy: p, index: uint8(i), source: source, ofTimeout: inTimeout,
-			remaining: results[i].Remaining, retryAfter: results[i].RetryAfter, resetAfter: results[i].ResetAfter,
+			policy: p, index: uint8(t.bound), source: t.source, ofTimeout: inTimeout,
+			remaining: binds.Remaining, retryAfter: binds.RetryAfter, resetAfter: binds.ResetAfter, moreAfter: binds.MoreAfter,
 		},
-		charge: charge{at: Instant(reply.At)},
+		charge: charge{at: t.at},
 	}
 	if l.remote != nil {
 		v.state.bound.spend((clock.Now() - start) / 1000)
@@ -201,9 +210,19 @@ func (l *Limiter) decide(w http.ResponseWriter, h http.Header, r *http.Request, 
 			v.state.charge.units = cost
 		}
 	case l.opts.Shadow:
-		l.report.warn(warnShadow, "denied", l.shadow.Add(1))
+		l.report.warn(warnShadow, "denied", l.counts.shadow.Add(1))
+		l.reportDecided(r, EventShadowDenied, v.state, cost)
 	default:
 		v.status = http.StatusTooManyRequests
+		l.reportDecided(r, EventDenied, v.state, cost)
+	}
+}
+
+// reportDecided reports the denial of a request.
+func (l *Limiter) reportDecided(r *http.Request, kind EventKind, s *requestState, cost int64) {
+	if l.events.observed() {
+		d := s.bound.decision()
+		l.reportDenial(r.Context(), kind, s.key, cost, &d)
 	}
 }
 
@@ -235,16 +254,23 @@ func (l *Limiter) readRequest(r *http.Request) (key string, p *policy, cost int6
 	return key, p, cost, nil
 }
 
+// keyOf returns the key of r.
+func (l *Limiter) keyOf(r *http.Request) (key string, err error) {
+	switch key, err = l.opts.Key(r); {
+	case errors.Is(err, ErrNoKey), errors.Is(err, ErrExempt):
+		return "", err
+	case err != nil:
+		return "", fmt.Errorf("Options.Key: %w", err)
+	case key == "":
+		return "", ErrNoKey
+	}
+	return key, nil
+}
+
 // subject finds who is limited by r, and by which limits.
 func (l *Limiter) subject(r *http.Request) (key string, p *policy, err error) {
-	if key, err = l.opts.Key(r); err != nil {
-		if !errors.Is(err, ErrNoKey) && !errors.Is(err, ErrExempt) {
-			err = fmt.Errorf("Options.Key: %w", err)
-		}
+	if key, err = l.keyOf(r); err != nil {
 		return "", nil, err
-	}
-	if key == "" {
-		return "", nil, ErrNoKey
 	}
 	var plan []Limit
 	if l.opts.LimitsFor != nil {
@@ -284,8 +310,19 @@ func (l *Limiter) Look(r *http.Request) ([]Standing, error) {
 	if err != nil {
 		return nil, l.wrap(err)
 	}
+	return l.look(r.Context(), key, p)
+}
+
+// LookKey is [Limiter.Look] for any key, under the limits of [Limiter.Limits]: for a
+// page that shows operators how a client stands. The key is one that Options.Key makes,
+// as [Limiter.KeyOf] returns it. It is an error where [Limiter.TakeN] has one.
+func (l *Limiter) LookKey(ctx context.Context, key string) ([]Standing, error) {
+	return l.look(ctx, key, l.policy.Load())
+}
+
+func (l *Limiter) look(ctx context.Context, key string, p *policy) ([]Standing, error) {
 	var results [MaxLimits]Result
-	if _, _, err := l.take(r.Context(), key, 0, false, p, results[:p.width()]); err != nil {
+	if _, err := l.take(ctx, key, 0, false, p, results[:p.width()]); err != nil {
 		return nil, err
 	}
 	standings := make([]Standing, p.width())
@@ -295,12 +332,21 @@ func (l *Limiter) Look(r *http.Request) ([]Standing, error) {
 	return standings, nil
 }
 
+// KeyOf returns what Options.Key makes of r, for [Limiter.Reset] and
+// [Limiter.LookKey], without taking anything. It returns the errors of Options.Key,
+// among them [ErrExempt], and [ErrNoKey] if there is no key.
+func (l *Limiter) KeyOf(r *http.Request) (string, error) {
+	key, err := l.keyOf(r)
+	return key, l.wrap(err)
+}
+
 // undecided maps an error of one of the options' functions to a status, 0 to let
 // the request through uncounted.
 func (l *Limiter) undecided(err error) int {
-	status := http.StatusBadRequest
+	status, count := http.StatusBadRequest, &l.counts.noKey
 	switch {
 	case errors.Is(err, ErrExempt):
+		l.counts.exempt.Add(1)
 		return 0
 	case errors.Is(err, errNoAddress):
 		l.report.warn(warnNoAddress)
@@ -308,8 +354,9 @@ func (l *Limiter) undecided(err error) int {
 		l.report.warn(warnNoKey) // without the error, which may contain what the client has sent
 	default:
 		l.report.warn(warnOptionFailed, "error", err)
-		status = http.StatusInternalServerError
+		status, count = http.StatusInternalServerError, &l.counts.failed
 	}
+	count.Add(1)
 	if l.opts.Shadow {
 		return 0
 	}
@@ -325,6 +372,7 @@ func (l *Limiter) failed(r *http.Request, err error) int {
 	case r.Context().Err() == nil: // otherwise the client has left, and the store is not to blame
 		l.report.warn(warnStoreFailed, "error", err)
 	}
+	l.counts.failed.Add(1)
 	if l.opts.Shadow {
 		return 0
 	}

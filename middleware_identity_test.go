@@ -108,7 +108,7 @@ func TestCopyOfARequestIsTheSameRequest(t *testing.T) {
 			answer.Body.Close()
 			assert.Equal(t, 204, answer.StatusCode)
 			assert.EqualValues(t, 4, leftOf(t, twice, "k"))
-			assert.Equal(t, []string{CodeCountedOnce}, log.codes())
+			assert.Equal(t, []Code{CodeCountedOnce}, log.codes())
 		})
 	}
 }

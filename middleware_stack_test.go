@@ -240,7 +240,7 @@ func TestLimiterMountedTwiceCountsOnce(t *testing.T) {
 					assert.Equal(t, "204\nRatelimit: \"a\";r="+left+";t=3600\nRatelimit-Policy: \"a\";q=5;w=3600", httpAnswer(h, httpRequest("GET")))
 				}
 				assert.Contains(t, httpAnswer(h, httpRequest("GET")), "429\n")
-				assert.Equal(t, []string{CodeCountedOnce}, log.codes())
+				assert.Equal(t, []Code{CodeCountedOnce}, log.codes())
 			})
 		})
 	}

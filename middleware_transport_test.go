@@ -315,17 +315,17 @@ func TestUnixPeerIsAProxyIfProxiesAreTrusted(t *testing.T) {
 		name, peer, field string
 		key               KeyFunc
 		want, counts      string
-		codes             []string
+		codes             []Code
 	}{
-		{"no proxies", "", "", nil, refused, "", []string{CodeNoAddress}},
-		{"no proxies, a field", "", "X-Forwarded-For: 198.51.100.1", nil, refused, "", []string{CodeNoAddress}},
-		{"proxies, no field", "", "", trusted.Key, refused, "", []string{CodeNoAddress}},
+		{"no proxies", "", "", nil, refused, "", []Code{CodeNoAddress}},
+		{"no proxies, a field", "", "X-Forwarded-For: 198.51.100.1", nil, refused, "", []Code{CodeNoAddress}},
+		{"proxies, no field", "", "", trusted.Key, refused, "", []Code{CodeNoAddress}},
 		{"proxies, a client", "", "X-Forwarded-For: 203.0.113.66, 198.51.100.1, 10.0.0.7", trusted.Key, counted, "198.51.100.1", nil},
-		{"proxies, nothing to be believed", "", "X-Forwarded-For: 203.0.113.66, unknown", trusted.Key, refused, "", []string{CodeNoAddress}},
+		{"proxies, nothing to be believed", "", "X-Forwarded-For: 203.0.113.66, unknown", trusted.Key, refused, "", []Code{CodeNoAddress}},
 		{"a peer with a name", "peer.sock", "X-Forwarded-For: 198.51.100.1", trusted.Key, counted, "198.51.100.1", nil},
-		{"a peer that is called like an address", "192.0.2.7:80", "", nil, refused, "", []string{CodeNoAddress}},
+		{"a peer that is called like an address", "192.0.2.7:80", "", nil, refused, "", []Code{CodeNoAddress}},
 		{"a trusted peer that is called like an address", "192.0.2.8:80", "X-Forwarded-For: 198.51.100.1", trusted.Key, counted, "198.51.100.1", nil},
-		{"a peer that is called like a proxy", "10.0.0.1", "", trusted.Key, refused, "", []string{CodeNoAddress}},
+		{"a peer that is called like a proxy", "10.0.0.1", "", trusted.Key, refused, "", []Code{CodeNoAddress}},
 		{"another key", "", "X-Key: k", HeaderKey("X-Key"), counted, "k", nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -1,6 +1,7 @@
 package ratelimit
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -163,8 +164,16 @@ type Options struct {
 	Lease time.Duration
 
 	// Silence has the codes of warnings that must not be logged; see the constants
-	// that begin with Code.
-	Silence []string
+	// that begin with Code. They are still counted and observed.
+	Silence []Code
+
+	// Observe is called for each event of the limiter, such as a denial, on the
+	// goroutine that causes it and with its context: for most events, that is a request
+	// that waits. So it must not block. It is called from any number of goroutines at
+	// the same time, with no lock held, and may call the limiter. A panic in it is
+	// logged and counted, and changes nothing else. Nil observes nothing. See also
+	// [Registry.Observe], for all limiters together.
+	Observe func(context.Context, Event)
 
 	// Logger gets the limiter's warnings, and the store that it counts in. Nothing that
 	// a client has sent is logged, with one exception: the name of a Redis key that does

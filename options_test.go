@@ -51,7 +51,7 @@ func TestInvalidOptionsAreRefused(t *testing.T) {
 		{"x", change(func(o *Options) { o.Store = new(MemoryStore) }), "Options.Store is a MemoryStore made by hand"},
 		{"x", change(func(o *Options) { o.Store, o.Limits = tiny, windows(3) }), "with room for 2 counters, and one key needs 3: raise MemoryOptions.MaxKeys"},
 		{"x", change(func(o *Options) { o.Store = closed }), "which has been closed: get it again"},
-		{"x", change(func(o *Options) { o.Silence = []string{"shaddow"} }), `Options.Silence has "shaddow", which is no code`},
+		{"x", change(func(o *Options) { o.Silence = []Code{"shaddow"} }), `Options.Silence has "shaddow", which is no code`},
 		{"x", change(func(o *Options) { o.Key = ClientIP{Header: "X-Real-IP"}.Key }), `Options.Key: ClientIP.Header is "X-Real-IP", and no proxy is trusted to write it`},
 		{"x", change(func(o *Options) { o.Key = JoinKeys(ClientIP{IPv4Prefix: 33}.Key) }), "Options.Key: ClientIP.IPv4Prefix is 33"},
 		{"x", change(func(o *Options) { o.Key = FirstKey() }), "has no functions"},

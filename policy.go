@@ -14,6 +14,7 @@ import (
 
 	"github.com/ratelimit-go/ratelimit/internal/engine"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
+	"github.com/ratelimit-go/ratelimit/internal/table"
 )
 
 // policy is a limiter's limits with everything that can be made of them before a
@@ -26,6 +27,8 @@ type policy struct {
 	under    *engine.Limits // the same limits, for an engine
 	plan     bool           // made of what Options.LimitsFor returned
 	names    []string       // effective policy names
+	counted  []*countedPolicy
+	numbers  table.Policies // of counted
 	declared string         // RateLimit-Policy of draft 10
 	older    string         // RateLimit-Policy of drafts 7 and 6
 	members  []member       // one for each result
@@ -195,8 +198,8 @@ func (c *plans) all() []*policy {
 }
 
 // of returns the policy of limits, which need not be valid, for a limiter with that
-// store. It notes a new policy's limits in used.
-func (c *plans) of(limiter string, store Store, limits []Limit, used *usedLimits) (*policy, error) {
+// store. It notes a new policy's limits in used, and its names in counted.
+func (c *plans) of(limiter string, store Store, limits []Limit, used *usedLimits, counted *policyCounts) (*policy, error) {
 	made := c.made.Load()
 	if made != nil {
 		for _, p := range *made {
@@ -213,6 +216,7 @@ func (c *plans) of(limiter string, store Store, limits []Limit, used *usedLimits
 		return nil, err
 	}
 	p.plan = true
+	counted.register(p)
 	used.add(p.limits)
 	var old []*policy
 	if made != nil {
@@ -223,6 +227,84 @@ func (c *plans) of(limiter string, store Store, limits []Limit, used *usedLimits
 		c.made.CompareAndSwap(made, &both) // if another policy was added first, this one is made again
 	}
 	return p, nil
+}
+
+// policyCounts has the names of the policies that a limiter has used, and counts what
+// they deny. The zero value has none. It may be used from any number of goroutines.
+type policyCounts struct {
+	mu  sync.Mutex
+	all []*countedPolicy // only ever appended to
+}
+
+// A countedPolicy is one of the names, or all those that have no entry of their own.
+type countedPolicy struct {
+	name   string
+	limit  Limit // the latest one of that name; guarded by policyCounts.mu
+	plan   bool
+	number uint8         // its index, by which tables count
+	denied atomic.Uint64 // by decisions that were not made in a table
+}
+
+// The most names that are counted apart, of plans and of a limiter's own limits. All
+// further ones share the entry otherPolicies.
+const (
+	maxPolicyNames = 64
+	otherPolicies  = "other"
+)
+
+// register finds the policy's names, or adds them. The policy must not be in use yet.
+func (c *policyCounts) register(p *policy) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p.counted = make([]*countedPolicy, p.width())
+	for i, name := range p.names {
+		counted := c.find(name, p.plan)
+		if counted.name != otherPolicies && (!p.plan || counted.plan) {
+			counted.limit = *p.limit(i)
+		}
+		p.counted[i], p.numbers[i] = counted, counted.number
+	}
+}
+
+// find returns the entry for a name. c.mu must be held.
+func (c *policyCounts) find(name string, plan bool) *countedPolicy {
+	similar := 0
+	for _, p := range c.all {
+		if p.name == name {
+			return p
+		}
+		if p.plan == plan {
+			similar++
+		}
+	}
+	if similar >= maxPolicyNames && name != otherPolicies {
+		return c.find(otherPolicies, plan)
+	}
+	p := &countedPolicy{name: name, plan: plan, number: uint8(len(c.all))}
+	c.all = append(c.all, p)
+	return p
+}
+
+// stats returns what decisions outside of tables, and those in deniedBy, have denied.
+func (c *policyCounts) stats(deniedBy []uint64) []PolicyStats {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := make([]PolicyStats, len(c.all))
+	for i, p := range c.all {
+		all[i] = PolicyStats{p.name, p.limit, p.denied.Load()}
+	}
+	for i, denied := range deniedBy {
+		all[min(i, len(all)-1)].Denied += denied // the last one, if a limiter that had the store before still denies
+	}
+	return all
+}
+
+// PolicyStats are what a limiter has counted of one of its limits. A denial counts for
+// the limit that binds; see Decision.Limit.
+type PolicyStats struct {
+	Name   string // as in the header fields
+	Limit  Limit  // the latest one of that name; zero for "other"
+	Denied uint64
 }
 
 // usedLimits remembers one limit of each algorithm and window that a limiter

@@ -47,7 +47,7 @@ func TestPlansCanHaveNoLimitOrNothing(t *testing.T) {
 		d, ok := DecisionFrom(r.Context())
 		assert.True(t, ok && d.Allowed)
 		if r.Header.Get("Plan") == "named" {
-			assert.Equal(t, Decision{Allowed: true, Limit: Unlimited.Named("gold"), Remaining: 999_999_999_999_999}, d)
+			assert.Equal(t, Decision{Allowed: true, Limit: Unlimited.Named("gold"), Remaining: 999_999_999_999_999, Policy: "gold"}, d)
 			assert.NoError(t, l.AddCost(r.Context(), 5), "it changes nothing")
 			assert.NoError(t, l.AddCost(r.Context(), -5))
 		}
@@ -156,7 +156,7 @@ func TestLimiterCanBeUnlimited(t *testing.T) {
 			l, err := new(Registry).New("x", Options{Limits: []Limit{Unlimited}, Store: store, Logger: quietly})
 			require.NoError(t, err)
 			for range 9 {
-				require.Equal(t, Decision{Allowed: true, Limit: Unlimited, Remaining: 999_999_999_999_999}, decide(t, l, "key", 1000))
+				require.Equal(t, Decision{Allowed: true, Limit: Unlimited, Remaining: 999_999_999_999_999, Policy: "x"}, decide(t, l, "key", 1000))
 			}
 			require.NoError(t, l.Refund(ctx, "key", 5))
 			require.NoError(t, l.Reset(ctx, "key"))
@@ -169,7 +169,7 @@ func TestLimiterCanBeUnlimited(t *testing.T) {
 			require.False(t, decide(t, l, "key", 1).Allowed)
 			require.NoError(t, l.SetLimits(Deny))
 			d = decide(t, l, "another", 1)
-			assert.Equal(t, Decision{Limit: Deny, RetryAfter: Never}, d)
+			assert.Equal(t, Decision{Limit: Deny, RetryAfter: Never, Policy: "x"}, d)
 			require.NoError(t, l.SetLimits(Unlimited))
 			require.True(t, decide(t, l, "key", 1).Allowed)
 			require.NoError(t, l.Close())

@@ -52,7 +52,7 @@ func TestPlansOfOneWindowShareACounter(t *testing.T) {
 				assert.Equal(t, http.StatusInternalServerError, w.Code)
 			}
 		}
-		assert.Equal(t, []string{CodeOptionFailed}, log.codes())
+		assert.Equal(t, []Code{CodeOptionFailed}, log.codes())
 		assert.Contains(t, log.text(), "Options.LimitsFor: ")
 
 		require.NoError(t, l.Reset(context.Background(), httpKey)) // under all limits that the key was ever used with

@@ -1,6 +1,7 @@
 package ratelimit
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"iter"
@@ -26,6 +27,8 @@ type Registry struct {
 	over   bool               // the Reload has ended
 
 	made uint64 // counts the limiters ever made here
+
+	observers observers // of this registry's limiters, and of those that a Reload builds for it
 }
 
 // DefaultRegistry is the registry of [New] and [Reload].
@@ -133,7 +136,7 @@ func (r *Registry) Reload(build func(next *Registry) error) error {
 	if err := build(next); err != nil {
 		return fmt.Errorf("ratelimit: Reload: nothing has changed: %w", err)
 	}
-	begun, err := next.replace(r, made)
+	begun, replaced, err := next.replace(r, made)
 	if err != nil {
 		return fmt.Errorf("ratelimit: Reload: nothing has changed: %w", err)
 	}
@@ -141,11 +144,28 @@ func (r *Registry) Reload(build func(next *Registry) error) error {
 	for _, l := range begun {
 		l.begin()
 	}
+	for _, l := range replaced {
+		l.events.emit(context.Background(), Event{Kind: EventReplaced})
+	}
 	return nil
 }
 
 // Reload replaces all limiters of the [DefaultRegistry]; see [Registry.Reload].
 func Reload(build func(next *Registry) error) error { return DefaultRegistry.Reload(build) }
+
+// Observe calls fn for each event of r's limiters, now and in all later generations of
+// a [Reload], until stop is called. An event that is on its way may still arrive after
+// stop has returned. What fn must keep to is written at Options.Observe. Observers are
+// called in the order in which they were added, after the limiter's own. A nil fn
+// observes nothing. Inside of a Reload's build function, Observe observes the registry
+// that is being reloaded, even if the Reload fails.
+func (r *Registry) Observe(fn func(context.Context, Event)) (stop func()) {
+	if fn == nil {
+		return func() {}
+	}
+	o := r.root().observers.add(fn)
+	return sync.OnceFunc(func() { r.root().observers.remove(o) })
+}
 
 // claim checks everything that l wants to own, and then takes it.
 func (r *Registry) claim(l *Limiter) error {
@@ -161,6 +181,7 @@ func (r *Registry) claim(l *Limiter) error {
 	if r.limiters == nil {
 		r.limiters, r.prefixes = make(map[string]*Limiter), make(map[string]*Limiter)
 	}
+	l.events.registry = &r.root().observers
 	if r.base != nil { // nobody has seen l yet
 		if old := r.base.limiters[l.name]; old != nil {
 			l.succeed(old)
@@ -215,6 +236,14 @@ func (r *Registry) succeeds(l, holder *Limiter) bool {
 	return r.base != nil && holder.registry == r.base && holder.name == l.name
 }
 
+// root returns the registry that a Reload builds r for, or r.
+func (r *Registry) root() *Registry {
+	if r.base != nil {
+		return r.base
+	}
+	return r
+}
+
 // stores returns where r's claims on stores are kept.
 func (r *Registry) stores() *map[Store]*Limiter {
 	if r.base != nil {
@@ -223,21 +252,22 @@ func (r *Registry) stores() *map[Store]*Limiter {
 	return &claims.stores
 }
 
-// replace puts next's limiters into r, where its old ones were, and returns them.
-// made is how many limiters r had made when the Reload began.
-func (next *Registry) replace(r *Registry, made uint64) ([]*Limiter, error) {
+// replace puts next's limiters into r, where its old ones were, and returns both. made
+// is how many limiters r had made when the Reload began.
+func (next *Registry) replace(r *Registry, made uint64) (begun, replaced []*Limiter, err error) {
 	claims.Lock()
 	defer claims.Unlock()
 	if r.made != made {
-		return nil, errors.New("a limiter was made, the registry was closed, or another Reload finished meanwhile; call it again")
+		return nil, nil, errors.New("a limiter was made, the registry was closed, or another Reload finished meanwhile; call it again")
 	}
 	for s, l := range next.staged { // another registry may have claimed one in the meantime
 		if holder := claims.stores[s]; holder != nil && !next.succeeds(l, holder) {
-			return nil, l.conflict(ErrStoreShared, holder)
+			return nil, nil, l.conflict(ErrStoreShared, holder)
 		}
 	}
 	for _, l := range r.limiters {
 		l.replaced.Store(true)
+		replaced = append(replaced, l)
 	}
 	r.retire()
 	r.limiters, r.prefixes = next.limiters, next.prefixes
@@ -247,7 +277,7 @@ func (next *Registry) replace(r *Registry, made uint64) ([]*Limiter, error) {
 		l.registry = r
 	}
 	r.made += next.made + 1
-	return slices.Collect(maps.Values(r.limiters)), nil
+	return slices.Collect(maps.Values(r.limiters)), replaced, nil
 }
 
 // abandon ends a Reload that has failed.

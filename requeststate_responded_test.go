@@ -121,7 +121,7 @@ func TestRespondedIsForTheRequestOfItsContext(t *testing.T) {
 		r := httpRequest("GET").WithContext(ctx)
 		require.True(t, l.Check(httptest.NewRecorder(), r))
 		require.NoError(t, l.Responded(r.Context(), 200))
-		assert.Equal(t, []string{CodeStoreFailed}, log.codes(), "as with Middleware")
+		assert.Equal(t, []Code{CodeStoreFailed}, log.codes(), "as with Middleware")
 	})
 	t.Run("from many goroutines", func(t *testing.T) {
 		l := httpLimiter(t, Options{Limits: []Limit{hour}, Count: failures})
@@ -154,7 +154,7 @@ func TestCheckWithoutRespondedIsWarnedAbout(t *testing.T) {
 		}
 		serve(false)
 		serve(false)
-		assert.Equal(t, []string{CodeCountIgnored}, log.codes())
+		assert.Equal(t, []Code{CodeCountIgnored}, log.codes())
 		assert.Contains(t, log.text(), "call Responded with the status")
 
 		respondedLog := new(logged)
@@ -171,11 +171,11 @@ func TestHandlerThatWritesNothingIsWarnedAbout(t *testing.T) {
 	for name, test := range map[string]struct {
 		opts   Options
 		handle http.HandlerFunc
-		want   []string
+		want   []Code
 	}{
-		"nothing":           {Options{Count: failures}, func(w http.ResponseWriter, r *http.Request) {}, []string{CodeNoResponse}},
-		"early hints alone": {Options{Count: failures}, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(103) }, []string{CodeNoResponse}},
-		"fields alone":      {Options{Count: failures}, func(w http.ResponseWriter, r *http.Request) { w.Header().Set("A", "b") }, []string{CodeNoResponse}},
+		"nothing":           {Options{Count: failures}, func(w http.ResponseWriter, r *http.Request) {}, []Code{CodeNoResponse}},
+		"early hints alone": {Options{Count: failures}, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(103) }, []Code{CodeNoResponse}},
+		"fields alone":      {Options{Count: failures}, func(w http.ResponseWriter, r *http.Request) { w.Header().Set("A", "b") }, []Code{CodeNoResponse}},
 		"status":            {Options{Count: failures}, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(204) }, nil},
 		"body":              {Options{Count: failures}, func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "x") }, nil},
 		"no Count":          {Options{}, func(w http.ResponseWriter, r *http.Request) {}, nil},

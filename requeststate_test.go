@@ -133,7 +133,7 @@ func TestCountThroughCheckWarns(t *testing.T) {
 	}
 	assert.Empty(t, countedStatuses.all())
 	assert.EqualValues(t, 6, leftOf(t, l, httpKey))
-	assert.Equal(t, []string{CodeCountIgnored}, log.codes())
+	assert.Equal(t, []Code{CodeCountIgnored}, log.codes())
 }
 
 // TestUnitsGoBackIntoTheirWindow has slow handlers. Their units go back into
@@ -211,22 +211,22 @@ func TestUnitsThatCannotGoBackStayTaken(t *testing.T) {
 		w.WriteHeader(http.StatusOK)
 	})).ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
 	assert.EqualValues(t, 8, leftOf(t, l, httpKey))
-	assert.Equal(t, []string{CodeStoreFailed}, log.codes())
+	assert.Equal(t, []Code{CodeStoreFailed}, log.codes())
 }
 
 func TestDecisionFromReturnsTheDecision(t *testing.T) {
 	_, ok := DecisionFrom(context.Background())
 	assert.False(t, ok)
 
-	b, f := TokenBucket(10, 10*time.Second, 2), FixedWindow(9, time.Minute)
+	b, f := TokenBucket(10, 10*time.Second, 2).Named("b"), FixedWindow(9, time.Minute)
 	synctest.Test(t, func(t *testing.T) {
 		var got Decision
 		h := httpLimiter(t, Options{Limits: []Limit{b, f}, Shadow: true}).Middleware(http.HandlerFunc(
 			func(w http.ResponseWriter, r *http.Request) { got, _ = DecisionFrom(r.Context()) }))
 		for _, want := range []Decision{
-			{Allowed: true, Limit: b, Remaining: 1, ResetAfter: time.Second},
-			{Allowed: true, Limit: b, Remaining: 0, ResetAfter: 2 * time.Second},
-			{Limit: b, Remaining: 0, ResetAfter: 2 * time.Second, RetryAfter: time.Second},
+			{Allowed: true, Limit: b, Remaining: 1, ResetAfter: time.Second, MoreAfter: time.Second, Policy: "b"},
+			{Allowed: true, Limit: b, Remaining: 0, ResetAfter: 2 * time.Second, MoreAfter: time.Second, Policy: "b"},
+			{Limit: b, Remaining: 0, ResetAfter: 2 * time.Second, RetryAfter: time.Second, MoreAfter: time.Second, Policy: "b"},
 		} {
 			h.ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
 			assert.Equal(t, want, got)

@@ -1,21 +1,66 @@
 package ratelimit
 
-import "sync/atomic"
+import (
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ratelimit-go/ratelimit/internal/remote"
+	"github.com/ratelimit-go/ratelimit/internal/table"
+)
+
+// This file has what a limiter counts of itself. Decisions in a limiter's own memory
+// store are counted by the store's table, whose locks are held anyway, and all others
+// by counts. Nothing is added up before somebody asks.
 
 // LimiterStats are counts over a limiter's life. A limiter that a [Reload] puts in the
-// place of another one of the same name and store goes on with its counts.
+// place of another one of the same name goes on with its counts, so they never fall.
 type LimiterStats struct {
 	// Allowed and Denied count decisions, of requests and of calls that asked for
 	// units, also under [Unlimited] and [Deny]. Looks, and calls that ended with an
 	// error, are not counted. A denial that Shadow has let through is in Denied.
 	Allowed, Denied uint64
 
-	ShadowDenied uint64      // requests let through by Shadow that would have been denied
-	Remote       RemoteStats // zero for a store in this process
+	// AllowedUnits and DeniedUnits are what these decisions were about. Of a TakeUpTo
+	// that was allowed, they have the units granted. Units that are given back later
+	// are not subtracted.
+	AllowedUnits, DeniedUnits uint64
+
+	// NearLimit counts the decisions in Allowed that left at most a fifth of any of
+	// their limits.
+	NearLimit uint64
+
+	// Exempt counts requests that were exempted by Skip, SkipPreflight or [ErrExempt].
+	// NoKey counts requests without a key, which are answered with 400, and Failed those
+	// answered with 500 or 503; in Shadow, they go on to their handlers.
+	Exempt, NoKey, Failed uint64
+
+	ShadowDenied uint64 // requests let through by Shadow that would have been denied
+
+	// Policies has the denials of each limit that the limiter has been used under, by
+	// its name and in the order of their first use; their sum is Denied. 64 names of
+	// the limiter's own limits have their own entries, and 64 names of plans. All
+	// further names share an entry with the name "other".
+	Policies []PolicyStats
+
+	// Warnings has how often each warning had a cause, logged or not. Codes that had
+	// none are missing.
+	Warnings map[Code]uint64
+
+	Memory MemoryStats // zero if the store is no MemoryStore
+	Remote RemoteStats // zero for a store in this process
 }
 
 // RemoteStats are what a limiter has counted of its [RemoteStore].
 type RemoteStats struct {
+	// Calls counts the calls that were made to the store, also those that failed.
+	// CallTime is how long they took together, as their callers saw it, and CallTimes
+	// how they are distributed. Callers that shared a round trip are counted one by
+	// one.
+	Calls     uint64
+	CallTime  time.Duration
+	CallTimes CallTimes
 	// Failures counts the calls that failed. Spared counts calls that were not made,
 	// because the breaker was open or too many callers were waiting.
 	Failures, Spared uint64
@@ -24,9 +69,9 @@ type RemoteStats struct {
 	// that has begun.
 	BreakerOpen   bool
 	BreakerOpened uint64
-	// Cached counts the requests denied from what was known, Leased those admitted
-	// from a lease, Fallback those decided in this process because the store failed,
-	// and FailedOpen those let through.
+	// Cached counts the decisions made from what was known, Leased those made from a
+	// lease, Fallback those made in this process because the store failed, and
+	// FailedOpen those let through.
 	Cached, Leased, Fallback, FailedOpen uint64
 	// Owed is the number of keys with units that the store does not know of yet.
 	// Forgotten counts keys for which that could not be kept.
@@ -37,16 +82,154 @@ type RemoteStats struct {
 	Evicted uint64
 }
 
-// decisions counts decisions that were not made in the limiter's own table, which
-// counts the others.
-type decisions struct{ allowed, denied atomic.Uint64 }
+// CallTimes is a histogram: element i counts the calls that took longer than
+// Bound(i-1) and at most Bound(i).
+type CallTimes [remote.TimeBuckets]uint64
 
-func (d *decisions) count(n int64, allowed bool) {
-	switch {
-	case n == 0:
-	case allowed:
-		d.allowed.Add(1)
-	default:
-		d.denied.Add(1)
+// Bound returns the upper bound of element i in seconds: 2 to the power of i-14, which
+// is 61 microseconds for the first element and 4 seconds for the one before the last.
+// The last element has no bound, which is infinity. These are also the bounds of
+// Prometheus's native histograms of schema 0.
+func (CallTimes) Bound(i int) float64 {
+	if i >= remote.TimeBuckets-1 {
+		return math.Inf(1)
 	}
+	return math.Ldexp(1, i+remote.FirstBound)
+}
+
+// counts are what all generations of a limiter count together. Its methods may be
+// called from any number of goroutines.
+type counts struct {
+	// Decisions that were not made in a table of tables. Most are about one unit:
+	// moreAllowed and moreDenied are the units beyond that, modulo 2^64, because a
+	// request may cost 0.
+	sources                 [len(sources)]struct{ allowed, denied atomic.Uint64 }
+	moreAllowed, moreDenied atomic.Uint64
+	nearLimit               atomic.Uint64
+
+	exempt, noKey, failed, shadow atomic.Uint64
+	policies                      policyCounts
+	warnings                      warningCounts
+	remote                        remote.Counts
+
+	mu      sync.Mutex // guards the fields below
+	tables  []*countedTable
+	carried remoteTotals // of stores that a Reload has replaced
+}
+
+// remoteTotals are the counts in RemoteStats that the parts of a store keep. Those in
+// counts.carried are modulo 2^64: what other limiters have evicted may be part of both.
+type remoteTotals struct{ breakerOpened, forgotten, evicted uint64 }
+
+// include counts a memory store's decisions from now on.
+func (c *counts) include(s *MemoryStore) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if t := s.countFor(c.tables); t != nil {
+		c.tables = append(c.tables, t)
+	}
+}
+
+// decided counts a decision about n units that was not made in the limiter's own table.
+func (c *counts) decided(n int64, p *policy, t *taken, results []Result) {
+	if results[t.bound].RetryAfter != 0 {
+		c.sources[t.source].denied.Add(1)
+		if n != 1 {
+			c.moreDenied.Add(uint64(n - 1))
+		}
+		p.counted[t.bound].denied.Add(1)
+		return
+	}
+	c.sources[t.source].allowed.Add(1)
+	if n != 1 {
+		c.moreAllowed.Add(uint64(n - 1))
+	}
+	for i := range p.limits {
+		if p.limits[i].rule.IsNear(results[i].Remaining) {
+			c.nearLimit.Add(1)
+			break
+		}
+	}
+}
+
+// stats adds up what is counted, of a limiter that counts in a memory store and has a
+// remote one, if it does. The numbers are of slightly different instants.
+func (c *counts) stats(memory *MemoryStore, r *remote.Remote) LimiterStats {
+	stats := LimiterStats{
+		NearLimit: c.nearLimit.Load(), Exempt: c.exempt.Load(), NoKey: c.noKey.Load(), Failed: c.failed.Load(), ShadowDenied: c.shadow.Load(),
+		Warnings: make(map[Code]uint64),
+	}
+	for w := range c.warnings {
+		if n := c.warnings[w].Load(); n > 0 {
+			stats.Warnings[warnings[w].code] = n
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var sum table.Decisions
+	for _, t := range c.tables {
+		until := t.after.Load()
+		if until == nil {
+			held, decisions := t.store.table.Counts()
+			if until = &decisions; t.store == memory {
+				stats.Memory = memory.statsOf(held)
+			}
+		}
+		t.add(&sum, until)
+	}
+	for i := range c.sources {
+		stats.Allowed += c.sources[i].allowed.Load()
+		stats.Denied += c.sources[i].denied.Load()
+	}
+	stats.AllowedUnits = stats.Allowed + c.moreAllowed.Load() + sum.AllowedUnits
+	stats.DeniedUnits = stats.Denied + c.moreDenied.Load() + sum.DeniedUnits
+	stats.Allowed += sum.Allowed
+	stats.Denied += sum.Denied
+	stats.NearLimit += sum.NearLimit
+	stats.Policies = c.policies.stats(sum.DeniedBy)
+	stats.Remote = c.remoteStats(r)
+	return stats
+}
+
+// remoteStats returns the part of stats that is about a store outside of this process.
+// c.mu must be held.
+func (c *counts) remoteStats(r *remote.Remote) RemoteStats {
+	counted, totals := c.remote.Load(), c.remoteTotals(r)
+	decisions := func(s Source) uint64 { return c.sources[s].allowed.Load() + c.sources[s].denied.Load() }
+	stats := RemoteStats{
+		Calls: counted.Calls, CallTime: counted.CallTime, CallTimes: counted.CallTimes,
+		Failures: counted.Failures, Spared: counted.Spared, BreakerOpened: totals.breakerOpened,
+		Cached: decisions(SourceCache), Leased: decisions(SourceLease),
+		Fallback: decisions(SourceFallback), FailedOpen: decisions(SourceFailOpen),
+		Forgotten: totals.forgotten, Evicted: totals.evicted,
+	}
+	if r != nil {
+		now := r.Stats()
+		stats.BreakerOpen, stats.Owed = now.BreakerOpen, now.Owed
+	}
+	return stats
+}
+
+// remoteTotals returns what a store's parts have counted, with what those of replaced
+// stores had. c.mu must be held.
+func (c *counts) remoteTotals(r *remote.Remote) remoteTotals {
+	t := c.carried
+	if r != nil {
+		now := r.Stats()
+		t.breakerOpened += now.BreakerOpened
+		t.forgotten += now.Forgotten
+		t.evicted += now.Evicted
+	}
+	return t
+}
+
+// replaceRemote makes the counts go on where they are when another store takes the
+// place of a limiter's. Both may be nil.
+func (c *counts) replaceRemote(old, new *remote.Remote) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	was := c.remoteTotals(old)
+	c.carried = remoteTotals{}
+	is := c.remoteTotals(new)
+	c.carried = remoteTotals{was.breakerOpened - is.breakerOpened, was.forgotten - is.forgotten, was.evicted - is.evicted}
 }

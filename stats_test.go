@@ -22,7 +22,7 @@ func TestRemoteStatsCountEachSource(t *testing.T) {
 		decide(t, l, "key", 1)
 		startOutage(t, backend, l, refused)
 		decide(t, l, "new", 1)
-		require.Equal(t, RemoteStats{Failures: 5, Spared: 1, BreakerOpen: true, BreakerOpened: 1, Cached: 1, Fallback: 6, Owed: 6}, l.Stats().Remote)
+		require.Equal(t, RemoteStats{Calls: 7, CallTimes: CallTimes{7}, Failures: 5, Spared: 1, BreakerOpen: true, BreakerOpened: 1, Cached: 1, Fallback: 6, Owed: 6}, l.Stats().Remote)
 		endOutage(t, backend, l)
 		stats := l.Stats().Remote
 		require.False(t, stats.BreakerOpen)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 
 	"github.com/ratelimit-go/ratelimit/internal/clock"
@@ -27,6 +28,49 @@ type MemoryStore struct {
 	snapshots *snapshots  // nil if there is no SnapshotFile
 	taken     atomic.Bool // by a limiter, at some time
 	closed    atomic.Bool
+	counted   atomic.Pointer[countedTable] // for the limiter that has it now, or had it last
+}
+
+// A countedTable is what a limiter counts of the decisions in a store's table: those
+// between two instants.
+type countedTable struct {
+	store  *MemoryStore
+	before table.Decisions                 // what the table had counted when the limiter got the store
+	after  atomic.Pointer[table.Decisions] // set when another limiter has got it
+}
+
+// countFor begins to count for a limiter that has counted in some tables before. It
+// returns what to add to them, or nil if it counts for that limiter already.
+func (s *MemoryStore) countFor(tables []*countedTable) *countedTable {
+	previous := s.counted.Load()
+	if previous != nil && slices.Contains(tables, previous) {
+		return nil
+	}
+	_, now := s.table.Counts()
+	if previous != nil {
+		previous.after.Store(&now)
+	}
+	begun := &countedTable{store: s, before: now}
+	s.counted.Store(begun)
+	return begun
+}
+
+// add adds the decisions to a sum.
+func (t *countedTable) add(sum *table.Decisions, until *table.Decisions) {
+	sum.Allowed += until.Allowed - t.before.Allowed
+	sum.Denied += until.Denied - t.before.Denied
+	sum.AllowedUnits += until.AllowedUnits - t.before.AllowedUnits
+	sum.DeniedUnits += until.DeniedUnits - t.before.DeniedUnits
+	sum.NearLimit += until.NearLimit - t.before.NearLimit
+	for i, denied := range until.DeniedBy {
+		if i < len(t.before.DeniedBy) {
+			denied -= t.before.DeniedBy[i]
+		}
+		if i == len(sum.DeniedBy) {
+			sum.DeniedBy = append(sum.DeniedBy, 0)
+		}
+		sum.DeniedBy[i] += denied
+	}
 }
 
 // Name returns the name that the store is known by in this process.
@@ -51,7 +95,8 @@ func (s *MemoryStore) Take(ctx context.Context, key string, n int64, limits []Li
 	if len(results) > 0 && results[0].state != nil {
 		return s.takeReporting(key, n, limits, results), nil
 	}
-	return s.take(key, n, limits, results), nil
+	at, _ := s.take(key, n, limits, results, nil)
+	return at, nil
 }
 
 // takeReporting is take for a limiter that wants the states, too.
@@ -67,36 +112,42 @@ func (s *MemoryStore) takeReporting(key string, n int64, limits []Limit, results
 	return Instant(at)
 }
 
-// take is Take for limits that are known to be valid.
-func (s *MemoryStore) take(key string, n int64, limits []Limit, results []Result) Instant {
+// take is Take for limits that are known to be valid. It also returns which of them
+// binds.
+func (s *MemoryStore) take(key string, n int64, limits []Limit, results []Result, policies *table.Policies) (at Instant, bound int) {
 	if len(limits) == 1 {
+		var policy uint8
+		if policies != nil {
+			policy = policies[0]
+		}
 		result := &results[0] // nothing panics while the lock is held
-		a, at, held := s.table.TakeOne(key, n, &limits[0].rule)
+		a, at, held := s.table.TakeOne(key, n, &limits[0].rule, policy)
 		*result = resultOf(a)
 		held.Unlock()
-		return Instant(at)
+		return Instant(at), 0
 	}
 	var rules [MaxLimits]rule.Limit
 	var answers [MaxLimits]rule.Answer
 	for i := range limits {
 		rules[i] = limits[i].rule
 	}
-	at := s.table.Take(key, n, rules[:len(limits)], answers[:len(limits)])
+	now := s.table.Take(key, n, rules[:len(limits)], answers[:len(limits)], policies)
 	for i, a := range answers[:len(limits)] {
 		results[i] = resultOf(a)
 	}
-	return Instant(at)
+	return Instant(now), rule.Binding(answers[:len(limits)])
 }
 
-// takeUpTo takes as many of n units as fit under every limit, which are valid.
-func (s *MemoryStore) takeUpTo(key string, n int64, limits []Limit, results []Result) (granted int64) {
+// takeUpTo takes as many of n units as fit under every limit, which are valid. It also
+// returns which of them binds.
+func (s *MemoryStore) takeUpTo(key string, n int64, limits []Limit, results []Result, policies *table.Policies) (granted int64, bound int) {
 	var rules [MaxLimits]rule.Limit
 	var answers [MaxLimits]rule.Answer
-	granted, _ = s.table.TakeUpToAt(s.table.Hash(key, table.Owner{}), n, clock.Now(), appendRules(rules[:0], limits), answers[:len(limits)], nil)
+	granted, _ = s.table.TakeUpToAt(s.table.Hash(key, table.Owner{}), n, clock.Now(), appendRules(rules[:0], limits), answers[:len(limits)], nil, policies)
 	for i, a := range answers[:len(limits)] {
 		results[i] = resultOf(a)
 	}
-	return granted
+	return granted, rule.Binding(answers[:len(limits)])
 }
 
 // Adjust implements [Store].
@@ -187,8 +238,9 @@ type MemoryStats struct {
 
 // Stats returns how full the store is. It may be called at any time, and holds up
 // each part of the store for a moment.
-func (s *MemoryStore) Stats() MemoryStats {
-	held := s.table.Stats()
+func (s *MemoryStore) Stats() MemoryStats { return s.statsOf(s.table.Stats()) }
+
+func (s *MemoryStore) statsOf(held table.Stats) MemoryStats {
 	stats := MemoryStats{Counters: held.Counters, Evicted: held.Evicted, EvictedDenied: held.EvictedDenied}
 	if s.snapshots != nil {
 		stats.SnapshotsFailed = s.snapshots.failed.Load()

@@ -14,82 +14,88 @@ import (
 // reporter that writes them. Limiters, stores and the code between them share it. How
 // a mistake in the keys is recognised is in keycheck.go.
 
-// Codes of the warnings that a limiter logs, as the attribute "code". Each
-// warning says what does not fit together and what to do. A limiter logs each
-// code at most once a minute, except [CodeStoreDown] and [CodeStoreBack].
-// [Options.Silence] turns a code off.
+// Code names a warning that a limiter logs, as the attribute "code". Each warning says
+// what does not fit together and what to do. A limiter logs each code at most once a
+// minute, except [CodeStoreDown] and [CodeStoreBack], and counts each time in
+// LimiterStats.Warnings. [Options.Silence] keeps a code out of the log.
+type Code string
+
+// Codes of warnings.
 const (
 	// CodeStoreFailed: the store could not decide. For a [RemoteStore] the
 	// attribute "on_failure" says how requests are answered instead; for other
 	// stores clients get 503. An error.
-	CodeStoreFailed = "store-failed"
+	CodeStoreFailed Code = "store-failed"
 	// CodeStoreDown: a [RemoteStore] has failed so often that only one call at a
 	// time asks it. An outage that begins within ten seconds of the last one
 	// logged is logged when the ten seconds are over, if it still lasts. The attribute
 	// "outages" counts all of them. An error.
-	CodeStoreDown = "store-down"
+	CodeStoreDown Code = "store-down"
 	// CodeStoreBack: a RemoteStore answers again after that. It is logged at once.
-	CodeStoreBack = "store-back"
+	CodeStoreBack Code = "store-back"
 	// CodePrefixClaimed: a limiter of another name counts under a [RedisStore]'s
 	// prefix, in another process. An error.
-	CodePrefixClaimed = "prefix-claimed"
+	CodePrefixClaimed Code = "prefix-claimed"
 	// CodeOtherLimits: a limiter has other limits in another process, as in a
 	// rolling deploy.
-	CodeOtherLimits = "other-limits"
+	CodeOtherLimits Code = "other-limits"
 	// CodeClosed: requests reach a limiter that has been closed; clients get 503.
 	// An error.
-	CodeClosed = "limiter-closed"
+	CodeClosed Code = "limiter-closed"
 	// CodeOptionFailed: Key, Cost or LimitsFor of the options failed; clients get
 	// 500. An error.
-	CodeOptionFailed = "option-failed"
+	CodeOptionFailed Code = "option-failed"
 	// CodeNoKey: requests have no key; clients get 400.
-	CodeNoKey = "no-key"
+	CodeNoKey Code = "no-key"
 	// CodeCostTooHigh: a request costs more than a limit can ever hold; the client
 	// gets 429 without a Retry-After, each time.
-	CodeCostTooHigh = "cost-too-high"
+	CodeCostTooHigh Code = "cost-too-high"
 	// CodeNoAddress: connections have no IP address to limit by; clients get 400.
-	CodeNoAddress = "no-address"
+	CodeNoAddress Code = "no-address"
 	// CodeUntrustedProxy: requests carry a forwarding header and are counted by
 	// the address of the connection, because no proxy is trusted, or not this one,
 	// or ClientIP.Header names another header. If there is a proxy, all of its
 	// clients share one key.
-	CodeUntrustedProxy = "untrusted-proxy"
+	CodeUntrustedProxy Code = "untrusted-proxy"
 	// CodeUnreadableAddress: a trusted proxy names the client of a request by
 	// something that is no IP address, so that the request is counted by the address
 	// of a proxy. All such requests share one key.
-	CodeUnreadableAddress = "unreadable-address"
+	CodeUnreadableAddress Code = "unreadable-address"
 	// CodeTooFewHops: requests carry a forwarding header with fewer members than
 	// ClientIP.TrustedHops, and are counted by the address of the connection.
-	CodeTooFewHops = "too-few-hops"
+	CodeTooFewHops Code = "too-few-hops"
 	// CodeTooManyHops: requests have passed more proxies than ClientIP.TrustedHops, and
 	// are counted by the address of a proxy: it is private, and the one behind is not.
-	CodeTooManyHops = "too-many-hops"
+	CodeTooManyHops Code = "too-many-hops"
 	// CodeKeyWithPort: a key reads like an address with a port, so that each
 	// connection has a key of its own.
-	CodeKeyWithPort = "key-with-port"
+	CodeKeyWithPort Code = "key-with-port"
 	// CodeWholeIPv6: a key reads like a single IPv6 address, of which each client
 	// has 2^64 to choose from.
-	CodeWholeIPv6 = "whole-ipv6"
+	CodeWholeIPv6 Code = "whole-ipv6"
 	// CodeCountedOnce: a request passed the limiter twice; it was counted once.
-	CodeCountedOnce = "counted-once"
+	CodeCountedOnce Code = "counted-once"
 	// CodeInHandler: a limiter was made while a request was being served. The
 	// next request that makes it again gets ErrNameTaken.
-	CodeInHandler = "limiter-in-handler"
+	CodeInHandler Code = "limiter-in-handler"
 	// CodeCountIgnored: Options.Count is set and the limiter is used through Check,
 	// which does not see the response, and nobody has called Responded.
-	CodeCountIgnored = "count-ignored"
+	CodeCountIgnored Code = "count-ignored"
 	// CodeNoResponse: Options.Count is set, and a handler has returned without
 	// writing a response, so that Count was given 200. A framework that writes the
 	// response later, such as an error's, needs Check and Responded.
-	CodeNoResponse = "no-response"
+	CodeNoResponse Code = "no-response"
 	// CodeShadow: in Shadow, requests are let through that would be denied.
-	CodeShadow = "shadow"
+	CodeShadow Code = "shadow"
 	// CodeSnapshotFailed: MemoryOptions.SnapshotFile could not be written. Counters
 	// go on in memory, and the write is tried again every SnapshotEvery. An error.
-	CodeSnapshotFailed = "snapshot-failed"
+	CodeSnapshotFailed Code = "snapshot-failed"
 	// CodeSnapshotSetAside: MemoryOptions.SnapshotFile could not be used and was
 	// set aside, so that every key starts from zero. An error.
-	CodeSnapshotSetAside = "snapshot-set-aside"
+	CodeSnapshotSetAside Code = "snapshot-set-aside"
+	// CodeObserverPanicked: a function that observes events has panicked. The request
+	// that has caused the event goes on as if it had not. An error.
+	CodeObserverPanicked Code = "observer-panicked"
 )
 
 // warning is the place of a code in the table warnings.
@@ -119,11 +125,12 @@ const (
 	warnShadow
 	warnSnapshotFailed
 	warnSnapshotSetAside
+	warnObserverPanicked
 	warningCount
 )
 
 var warnings = [warningCount]struct {
-	code  string
+	code  Code
 	level slog.Level
 	text  string
 }{
@@ -151,10 +158,12 @@ var warnings = [warningCount]struct {
 
 	warnSnapshotFailed:   {CodeSnapshotFailed, slog.LevelError, "the snapshot file could not be written: counters go on in memory, and are lost if the process ends before that works again"},
 	warnSnapshotSetAside: {CodeSnapshotSetAside, slog.LevelError, "the snapshot file could not be used and was set aside: every key starts from zero"},
+
+	warnObserverPanicked: {CodeObserverPanicked, slog.LevelError, "a function that observes events has panicked: mend Options.Observe, or what was given to Registry.Observe"},
 }
 
 // isCode reports whether a warning has this code.
-func isCode(code string) bool {
+func isCode(code Code) bool {
 	for _, w := range warnings {
 		if w.code == code {
 			return true
@@ -167,33 +176,71 @@ func isCode(code string) bool {
 const warnEvery = time.Minute
 
 // A reporter logs in the name of one limiter, or of a store that no limiter has
-// taken yet. Its methods may be called from any number of goroutines.
+// taken yet. Its methods may be called from any number of goroutines, but only where no
+// lock is held: observed may run functions of the user's.
 type reporter struct {
 	name    string
 	logger  *slog.Logger               // nil: whatever slog.Default returns at the time
-	silence []string                   // codes that are not logged
+	silence []Code                     // codes that are not logged
 	last    [warningCount]atomic.Int64 // by clock.Now; 0 for never
+	counts  *warningCounts             // where causes of warnings are counted; nil: nowhere
+
+	// observed is called for each warning that it is time to log, with the error in its
+	// attributes, and for warnStoreBack with how long the outage lasted. It may be nil.
+	observed func(w warning, err error, lasted time.Duration)
 }
 
-// warn logs w, unless this reporter has logged it within the last minute. The
-// attributes are this library's own words, never what a client has sent, except for a key of
-// Redis, in which a client's key is escaped.
+// warningCounts is how often each warning had a cause.
+type warningCounts [warningCount]atomic.Uint64
+
+// warn counts w, and logs it unless this reporter has logged it within the last minute.
+// The attributes are this library's own words, never what a client has sent, except for
+// a key of Redis, in which a client's key is escaped.
 func (r *reporter) warn(w warning, args ...any) {
+	if r.count(w) {
+		r.log(w, 0, args...)
+	}
+}
+
+// always logs w, however recently it was logged.
+func (r *reporter) always(w warning, lasted time.Duration, args ...any) {
+	r.count(w)
+	r.log(w, lasted, args...)
+}
+
+// count counts w, and reports whether it is time to log it.
+func (r *reporter) count(w warning) bool {
+	if r.counts != nil {
+		r.counts[w].Add(1)
+	}
 	last, now := r.last[w].Load(), max(1, clock.Now())
 	if last != 0 && now-last < int64(warnEvery) && now >= last {
-		return
+		return false
 	}
-	if r.last[w].CompareAndSwap(last, now) {
-		r.log(w, args...)
-	}
+	return r.last[w].CompareAndSwap(last, now)
 }
 
-// log logs w, however recently it was logged, unless its code is silenced.
-func (r *reporter) log(w warning, args ...any) {
+// log writes w to the log, and hands it on.
+func (r *reporter) log(w warning, lasted time.Duration, args ...any) {
+	r.print(w, args...)
+	if r.observed == nil {
+		return
+	}
+	var cause error
+	for _, arg := range args {
+		if err, ok := arg.(error); ok {
+			cause = err
+		}
+	}
+	r.observed(w, cause, lasted)
+}
+
+// print writes w to the log, unless its code is silenced.
+func (r *reporter) print(w warning, args ...any) {
 	if slices.Contains(r.silence, warnings[w].code) {
 		return
 	}
-	args = append([]any{"limiter", r.name, "code", warnings[w].code}, args...)
+	args = append([]any{"limiter", r.name, "code", string(warnings[w].code)}, args...)
 	r.sink().Log(context.Background(), warnings[w].level, "ratelimit: "+warnings[w].text, args...)
 }
 

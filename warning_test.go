@@ -36,7 +36,7 @@ func TestWarningsHaveACodeAndComeOnceAMinute(t *testing.T) {
 	fails := func(err error) KeyFunc { return func(*http.Request) (string, error) { return "", err } }
 	negative := func(*http.Request) int64 { return -1 }
 	get := requestWithSecrets()
-	testWarnings(t, map[string]warningCase{
+	testWarnings(t, map[Code]warningCase{
 		CodeStoreFailed:               {Options{Store: &brokenStore{err: errors.New("down")}}, get},
 		CodeOptionFailed:              {Options{Key: fails(errors.New("bad"))}, get},
 		CodeOptionFailed + " cost":    {Options{Cost: negative}, get},
@@ -53,10 +53,11 @@ func TestWarningsHaveACodeAndComeOnceAMinute(t *testing.T) {
 
 // testWarnings checks the warnings of each case. The name of a case begins with the
 // warning's code.
-func testWarnings(t *testing.T, cases map[string]warningCase) {
+func testWarnings(t *testing.T, cases map[Code]warningCase) {
 	for name, test := range cases {
-		code, _, _ := strings.Cut(name, " ")
-		t.Run(name, func(t *testing.T) {
+		text, _, _ := strings.Cut(string(name), " ")
+		code := Code(text)
+		t.Run(string(name), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				log := new(logged)
 				test.opts.Limits, test.opts.Logger = []Limit{FixedWindow(50, time.Second)}, log.logger()
@@ -67,16 +68,16 @@ func testWarnings(t *testing.T, cases map[string]warningCase) {
 					}
 				}
 				serve(5)
-				assert.Equal(t, []string{code}, log.codes())
+				assert.Equal(t, []Code{code}, log.codes())
 				time.Sleep(time.Minute - 1)
 				serve(5)
-				assert.Equal(t, []string{code}, log.codes())
+				assert.Equal(t, []Code{code}, log.codes())
 				time.Sleep(time.Nanosecond)
 				serve(5)
-				assert.Equal(t, []string{code, code}, log.codes())
+				assert.Equal(t, []Code{code, code}, log.codes())
 				time.Sleep(24 * time.Hour)
 				serve(5)
-				assert.Equal(t, []string{code, code, code}, log.codes())
+				assert.Equal(t, []Code{code, code, code}, log.codes())
 				for line := range strings.Lines(log.text()) {
 					assert.Regexp(t, `limiter="?`+regexp.QuoteMeta(t.Name())+`[" ]`, line)
 					assert.Contains(t, line, `msg="ratelimit: `)
@@ -84,7 +85,7 @@ func testWarnings(t *testing.T, cases map[string]warningCase) {
 				}
 
 				silent := new(logged)
-				test.opts.Logger, test.opts.Silence = silent.logger(), []string{CodeInHandler, code}
+				test.opts.Logger, test.opts.Silence = silent.logger(), []Code{CodeInHandler, code}
 				if test.opts.Store != nil {
 					test.opts.Store = &brokenStore{err: errors.New("down")}
 				}
@@ -102,7 +103,7 @@ func TestWarningsOfOneLimiterDoNotSilenceAnother(t *testing.T) {
 		l := httpLimiterNamed(t, t.Name()+name, Options{Limits: []Limit{FixedWindow(50, time.Second)}, Logger: log.logger()})
 		l.Middleware(httpServed).ServeHTTP(httptest.NewRecorder(), from("192.0.2.1:1", "Forwarded: for=x"))
 	}
-	assert.Equal(t, []string{CodeUntrustedProxy, CodeUntrustedProxy}, log.codes())
+	assert.Equal(t, []Code{CodeUntrustedProxy, CodeUntrustedProxy}, log.codes())
 }
 
 func TestManyGoroutinesCauseOneWarning(t *testing.T) {
@@ -117,7 +118,7 @@ func TestManyGoroutinesCauseOneWarning(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	assert.Equal(t, []string{CodeUntrustedProxy}, log.codes())
+	assert.Equal(t, []Code{CodeUntrustedProxy}, log.codes())
 }
 
 // TestCancelledRequestCausesNoWarning checks that the store is not reported as
@@ -140,7 +141,7 @@ func TestLimiterMadeInAHandlerIsWarnedAbout(t *testing.T) {
 	log := new(logged)
 	reg := new(Registry)
 	defer reg.Close()
-	make := func(reg *Registry, name string, silenced ...string) {
+	make := func(reg *Registry, name string, silenced ...Code) {
 		t.Cleanup(func() { Memory(name).Close() })
 		_, err := reg.New(name, Options{Limits: []Limit{FixedWindow(50, time.Hour)}, Logger: log.logger(), Silence: silenced})
 		require.NoError(t, err)
@@ -158,7 +159,7 @@ func TestLimiterMadeInAHandlerIsWarnedAbout(t *testing.T) {
 	})
 	assert.Empty(t, log.codes())
 	serve(func() { make(reg, t.Name()+" inside") })
-	assert.Equal(t, []string{CodeInHandler}, log.codes())
+	assert.Equal(t, []Code{CodeInHandler}, log.codes())
 }
 
 func TestShadowWarningHasTheNumberOfDenials(t *testing.T) {
@@ -189,5 +190,5 @@ func TestLaterRequestsAreCheckedToo(t *testing.T) {
 	}
 	require.Empty(t, log.codes())
 	h.ServeHTTP(httptest.NewRecorder(), from("192.0.2.1:1", "X-Forwarded-For: 198.51.100.1"))
-	require.Equal(t, []string{CodeUntrustedProxy}, log.codes())
+	require.Equal(t, []Code{CodeUntrustedProxy}, log.codes())
 }

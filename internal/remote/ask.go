@@ -136,12 +136,12 @@ func (r *Remote) move(ctx context.Context, key string, n, at int64, limits *engi
 func (r *Remote) ask(ctx context.Context, start int64, call func(context.Context) error) (end int64, err error) {
 	ok, probe := r.breaker.Allow(start)
 	if !ok {
-		r.spared.Add(1)
+		r.opts.Counts.spared.Add(1)
 		return start, errBreakerOpen
 	}
 	if r.waiting.Add(1) > MaxWaiting {
 		r.waiting.Add(-1)
-		r.spared.Add(1)
+		r.opts.Counts.spared.Add(1)
 		r.breaker.Done(start, start, probe, breaker.Unclear)
 		return start, errTooMany
 	}
@@ -149,6 +149,7 @@ func (r *Remote) ask(ctx context.Context, start int64, call func(context.Context
 	defer func() {
 		end = clock.Now()
 		r.waiting.Add(-1)
+		r.opts.Counts.called(end - start)
 		if r.breaker.Done(start, end, probe, outcome) {
 			r.breakerChanged(end, err)
 		}
@@ -204,10 +205,10 @@ func (r *Remote) outcome(ctx context.Context, start int64, err error) breaker.Ou
 	case ctx.Err() == context.Canceled, r.callerDeadlineFirst(ctx, start), r.fault(err) == engine.Closed:
 		return breaker.Unclear // the store is not to blame
 	case r.opts.Engine.Fault(err) == engine.Key:
-		r.failures.Add(1)
+		r.opts.Counts.failures.Add(1)
 		return breaker.Succeeded // it does answer
 	}
-	r.failures.Add(1)
+	r.opts.Counts.failures.Add(1)
 	return breaker.Failed
 }
 

@@ -43,7 +43,6 @@ func (r *Remote) spendUpTo(req *storeRequest, answers []rule.Answer) (taken int6
 	if _, ok := r.spend(req.key, held, req.limits, req.now, answers); !ok {
 		return 0
 	}
-	r.leased.Add(1)
 	return held
 }
 

@@ -60,6 +60,7 @@ type Options struct {
 	NearKeys  int            // how many counters are cached; 0 shares SharedNearKeys with all limiters of the process
 	OnFailure Policy
 	Report    Reporter
+	Counts    *Counts // where calls are counted; generations of a limiter share it
 }
 
 // A Reporter logs what an operator must know. Its methods may be called from any
@@ -75,16 +76,13 @@ type Reporter interface {
 	StoreBack(outages uint64, lasted time.Duration)
 }
 
-// Stats are counts over a Remote's life.
+// Stats are counts of a store's parts over their life.
 type Stats struct {
-	Failures, Spared     uint64 // calls that failed, and calls that were not made because of the breaker or MaxWaiting
-	BreakerOpen          bool
-	BreakerOpened        uint64
-	Cached, Leased       uint64 // decisions by their source
-	Fallback, FailedOpen uint64
-	Owed                 int    // keys with units that the store does not know of
-	Forgotten            uint64 // keys whose owed units were dropped before the store knew of them
-	Evicted              uint64 // evicted counters, of all limiters that share the budget
+	BreakerOpen   bool
+	BreakerOpened uint64
+	Owed          int    // keys with units that the store does not know of
+	Forgotten     uint64 // keys whose owed units were dropped before the store knew of them
+	Evicted       uint64 // evicted counters, of all limiters that share the budget
 }
 
 // SharedNearKeys is how many counters all limiters of a process cache together.
@@ -148,8 +146,6 @@ type Remote struct {
 	waiting atomic.Int64 // callers that wait for the store
 	hasty   atomic.Int64 // calls in a row that their callers' deadlines have ended
 
-	failures, spared, cached, leased, fallback, failedOpen atomic.Uint64
-
 	// Work beside the decisions, while this generation is the owner:
 	settling  atomic.Bool  // a goroutine sends the store what it is owed
 	settleNot atomic.Int64 // no settling before this instant
@@ -187,6 +183,10 @@ func New(opts Options) *Remote {
 // name and prefix. old stays the owner until Begin. Succeed must be called before
 // any other method of r.
 func (r *Remote) Succeed(old *Remote) { r.state = old.state }
+
+// CountIn makes r count in c from now on. It must be called before any other method
+// of r, except Succeed.
+func (r *Remote) CountIn(c *Counts) { r.opts.Counts = c }
 
 // Begin makes r the owner. The previous owner, if there is one, ends its work
 // beside the decisions, and r continues it. Begin may start goroutines.
@@ -324,11 +324,9 @@ func (r *Remote) Take(ctx context.Context, key string, n int64, limits *engine.L
 	now := clock.Now()
 	req := storeRequest{key: key, units: n, limits: limits, now: now, until: r.until(now)}
 	if at, ok := r.takeLeased(&req, answers); ok {
-		r.leased.Add(1)
 		return at, FromLease, nil
 	}
 	if r.isDenied(&req, answers) {
-		r.cached.Add(1)
 		return NothingTaken, FromCache, nil
 	}
 	at, err = r.takeFromStore(ctx, &req, answers)
@@ -353,7 +351,6 @@ func (r *Remote) TakeUpTo(ctx context.Context, key string, n int64, limits *engi
 	}
 	switch {
 	case r.isDenied(&req, answers):
-		r.cached.Add(1)
 		source = FromCache
 	default:
 		if _, err = r.takeFromStore(ctx, &req, answers); err != nil {
@@ -439,7 +436,6 @@ func (r *Remote) takeWithoutStore(ctx context.Context, req *storeRequest, err er
 			answers[i] = rule.Answer{Remaining: max(0, rules[i].Cap()-req.units)}
 		}
 		req.granted = req.units
-		r.failedOpen.Add(1)
 		return NothingTaken, FromFailOpen, nil
 	}
 	unchanged := r.unchanged(err)
@@ -449,7 +445,6 @@ func (r *Remote) takeWithoutStore(ctx context.Context, req *storeRequest, err er
 	} else {
 		_, here = r.near.Take(req.key, req.units, clock.Now(), rules, answers, unchanged)
 	}
-	r.fallback.Add(1)
 	if !unchanged {
 		return NothingTaken, FromFallback, nil
 	}
@@ -499,8 +494,10 @@ func (r *Remote) Reset(ctx context.Context, key string, limits *engine.Limits) e
 		case <-ctx.Done():
 		}
 	}
-	r.near.Forget(key, clock.Now(), limits.Rules)
+	start := clock.Now()
+	r.near.Forget(key, start, limits.Rules)
 	err := r.opts.Engine.Reset(ctx, key, limits)
+	r.opts.Counts.called(clock.Now() - start)
 	r.near.Forget(key, clock.Now(), limits.Rules) // a decision that was in flight may have been learnt
 	return err
 }
@@ -525,9 +522,7 @@ func (r *Remote) until(now int64) int64 {
 // no store.
 func (r *Remote) Stats() Stats {
 	return Stats{
-		Failures: r.failures.Load(), Spared: r.spared.Load(),
 		BreakerOpen: r.breaker.Open(), BreakerOpened: r.breaker.Opened(),
-		Cached: r.cached.Load(), Leased: r.leased.Load(), Fallback: r.fallback.Load(), FailedOpen: r.failedOpen.Load(),
 		Owed: r.near.Owing(), Forgotten: r.near.Lost(), Evicted: r.near.Evicted(),
 	}
 }

@@ -193,6 +193,33 @@ func (l Limit) Cap() int64 {
 	return l.N
 }
 
+// IsNear reports whether what remains is at most a fifth of what the limit can hold.
+func (l *Limit) IsNear(remaining int64) bool { return remaining <= l.Cap()/5 }
+
+// NearLimit reports whether any of the limits is near, by their answers.
+func NearLimit(limits []Limit, answers []Answer) bool {
+	for i := range answers {
+		if limits[i].IsNear(answers[i].Remaining) {
+			return true
+		}
+	}
+	return false
+}
+
+// Binding returns the index of the limit that binds: among the limits that denied, the
+// one that denies for the longest; if none denied, the one with the least remaining.
+// Among equal ones it is the first.
+func Binding(answers []Answer) int {
+	binding := 0
+	for i := 1; i < len(answers); i++ {
+		a, b := &answers[i], &answers[binding]
+		if a.Retry > b.Retry || a.Retry == b.Retry && a.Remaining < b.Remaining {
+			binding = i
+		}
+	}
+	return binding
+}
+
 // repair moves a state that is more than a window ahead of the clock to now, with
 // all of its units. Such a distance is not skew between two servers: one of the
 // clocks was wrong. Without the repair, a blocked client would stay blocked until

@@ -43,7 +43,7 @@ func BenchmarkSave(b *testing.B) {
 			limit := hourly
 			limit.N = 1 << 40
 			limits, answers := []rule.Limit{limit}, make([]rule.Answer, 1)
-			take := func(i int) { tab.Take(fmt.Sprint(i%keys), 1, limits, answers) }
+			take := func(i int) { tab.Take(fmt.Sprint(i%keys), 1, limits, answers, nil) }
 			for i := range keys {
 				take(i)
 			}

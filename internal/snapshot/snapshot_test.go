@@ -72,7 +72,7 @@ func (k *kept) left(key int) int64 { return take(k.Table, fmt.Sprint("key", key)
 
 func take(t *table.Table, key string, n int64) (left int64) {
 	var answers [1]rule.Answer
-	t.Take(key, n, []rule.Limit{hourly}, answers[:])
+	t.Take(key, n, []rule.Limit{hourly}, answers[:], nil)
 	return answers[0].Remaining
 }
 
@@ -435,7 +435,7 @@ func TestClockSteps(t *testing.T) {
 			t.Fatal(err)
 		}
 		var answers [1]rule.Answer
-		if next.Take("key", 1, []rule.Limit{hourly}, answers[:]); answers[0].Retry != row.wait {
+		if next.Take("key", 1, []rule.Limit{hourly}, answers[:], nil); answers[0].Retry != row.wait {
 			t.Errorf("%v later by the wall clock: denied for %v, want %v",
 				time.Duration(row.away), time.Duration(answers[0].Retry), time.Duration(row.wait))
 		}

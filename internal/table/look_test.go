@@ -14,7 +14,7 @@ var looks = map[string]func(tab *timed, l rule.Limit){
 		tab.TakeOne("k", 0, &l)
 	},
 	"Take of nothing": func(tab *timed, l rule.Limit) {
-		tab.Table.Take("k", 0, []rule.Limit{l}, make([]rule.Answer, 1))
+		tab.Table.Take("k", 0, []rule.Limit{l}, make([]rule.Answer, 1), nil)
 	},
 	"Take of nothing under several limits": func(tab *timed, l rule.Limit) {
 		tab.take("k", 0, l, fixed(9, minute), sliding(9, 2*hour))
@@ -26,7 +26,7 @@ var looks = map[string]func(tab *timed, l rule.Limit){
 		tab.TakeOne("k", l.Cap()+1, &l)
 	},
 	"Take of more than can ever fit": func(tab *timed, l rule.Limit) {
-		tab.Table.Take("k", l.Cap()+1, []rule.Limit{l}, make([]rule.Answer, 1))
+		tab.Table.Take("k", l.Cap()+1, []rule.Limit{l}, make([]rule.Answer, 1), nil)
 	},
 	"Take that another limit denies, too": func(tab *timed, l rule.Limit) {
 		tab.take("k", 2, l, fixed(1, minute))

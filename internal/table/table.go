@@ -8,6 +8,7 @@
 //	shard.go      one shard: its groups, and how it grows and shrinks
 //	slot.go       how one counter is packed
 //	evict.go      which counter is evicted when the table is full
+//	decisions.go  counts of decisions
 //	sweep.go      how expired counters are freed
 //	hash.go       how keys are hashed, with siphash.go for a secret that outlives the process
 //	shapes.go     the limits that slots refer to by number
@@ -73,14 +74,15 @@ func (t *Table) divide(max, n int) {
 	t.sweep.every = sweepRound / int64(steps)
 }
 
-// TakeOne takes n units of key under one limit. It is Take without the work that
+// TakeOne takes n units of key under one limit, whose number in [Policies] is policy.
+// It is Take without the work that
 // several limits need, because most limiters have one limit.
 //
 // TakeOne returns with the shard locked: the caller must unlock held once it has copied
 // the answer. Copying it after the unlock is 4 ns slower. The answer has just been
 // written in parts, and the CPU cannot read it as a whole before the writes have reached
 // the cache. The unlock waits for them anyway.
-func (t *Table) TakeOne(key string, n int64, l *rule.Limit) (a rule.Answer, now int64, held *sync.Mutex) {
+func (t *Table) TakeOne(key string, n int64, l *rule.Limit, policy uint8) (a rule.Answer, now int64, held *sync.Mutex) {
 	h := t.hash(key)
 	of := h.id(l)
 	shape := t.shapes.of(l)
@@ -88,7 +90,13 @@ func (t *Table) TakeOne(key string, n int64, l *rule.Limit) (a rule.Answer, now 
 	c := s.find(of)
 	before := s.get(c, l)
 	after, a := l.Take(before, now, n)
-	s.decided(n, a.Retry == 0)
+	switch {
+	case n == 0:
+	case a.Retry == 0:
+		s.decisions.allow(n, l.IsNear(a.Remaining))
+	default:
+		s.decisions.deny(n, policy)
+	}
 	if n > 0 && (c.group != nil || !after.Fresh()) {
 		if c.group == nil {
 			c = s.insert(of, nil, &t.shapes, now)
@@ -110,13 +118,13 @@ func (t *Table) TakeOne(key string, n int64, l *rule.Limit) (a rule.Answer, now 
 //
 // A call with n = 0 is a look and writes nothing. It neither creates a counter nor
 // removes a counter's protection from eviction.
-func (t *Table) Take(key string, n int64, limits []rule.Limit, answers []rule.Answer) (at int64) {
+func (t *Table) Take(key string, n int64, limits []rule.Limit, answers []rule.Answer, policies *Policies) (at int64) {
 	h := t.hash(key)
-	var d decision
+	d := decision{policies: policies}
 	h.fill(&d.ids, limits)
 	s, now := t.lock(h)
 	defer s.mu.Unlock()
-	d.take(s, &t.shapes, n, now, limits, answers)
+	d.take(s, &t.shapes, n, n, now, limits, answers)
 	return now
 }
 
@@ -130,15 +138,15 @@ func (t *Table) TakeAt(h Hash, n, now int64, limits []rule.Limit, answers []rule
 	h.fill(&d.ids, limits)
 	s, now := t.lockAt(h.keyHash, now)
 	defer s.mu.Unlock()
-	admitted = d.take(s, &t.shapes, n, now, limits, answers)
+	admitted = d.take(s, &t.shapes, n, n, now, limits, answers)
 	copy(after, d.after[:len(limits)])
 	return admitted, now
 }
 
 // TakeUpToAt is TakeAt for as many of n > 0 units as fit. It returns how many were
 // taken. If none fits, the answers are for a denial of one unit.
-func (t *Table) TakeUpToAt(h Hash, n, now int64, limits []rule.Limit, answers []rule.Answer, after []rule.State) (taken, at int64) {
-	var d decision
+func (t *Table) TakeUpToAt(h Hash, n, now int64, limits []rule.Limit, answers []rule.Answer, after []rule.State, policies *Policies) (taken, at int64) {
+	asked, d := n, decision{policies: policies}
 	h.fill(&d.ids, limits)
 	s, now := t.lockAt(h.keyHash, now)
 	defer s.mu.Unlock()
@@ -147,7 +155,7 @@ func (t *Table) TakeUpToAt(h Hash, n, now int64, limits []rule.Limit, answers []
 		n = min(n, a.Remaining)
 	}
 	n = max(n, 1)
-	admitted := d.take(s, &t.shapes, n, now, limits, answers)
+	admitted := d.take(s, &t.shapes, n, asked, now, limits, answers)
 	copy(after, d.after[:len(limits)])
 	if !admitted {
 		n = 0
@@ -157,12 +165,14 @@ func (t *Table) TakeUpToAt(h Hash, n, now int64, limits []rule.Limit, answers []
 
 // decision holds the intermediate results of a Take under several limits.
 type decision struct {
+	policies      *Policies
 	ids           [MaxLimits]id
 	before, after [MaxLimits]rule.State
 }
 
-// take is Take in a shard that is locked. d.ids must be filled in.
-func (d *decision) take(s *shard, shapes *shapes, n, now int64, limits []rule.Limit, answers []rule.Answer) (admitted bool) {
+// take is Take in a shard that is locked. d.ids must be filled in. A denial is counted
+// as one of the units asked for.
+func (d *decision) take(s *shard, shapes *shapes, n, asked, now int64, limits []rule.Limit, answers []rule.Answer) (admitted bool) {
 	admitted = true
 	for i := range limits {
 		d.before[i] = s.get(s.find(d.ids[i]), &limits[i])
@@ -172,7 +182,10 @@ func (d *decision) take(s *shard, shapes *shapes, n, now int64, limits []rule.Li
 	if n == 0 {
 		return true
 	}
-	s.decided(n, admitted)
+	if admitted {
+		asked = n
+	}
+	s.decisions.decided(asked, admitted, limits, answers, d.policies)
 	for i := range limits {
 		l := &limits[i]
 		if !admitted && answers[i].Retry == 0 {
@@ -313,29 +326,23 @@ type Stats struct {
 // Stats adds up the shards. It locks one shard at a time, so each is counted at
 // its own instant.
 func (t *Table) Stats() Stats {
-	var sum Stats
+	sum, _ := t.Counts()
+	return sum
+}
+
+// Counts is Stats with the counts of decisions. A decision is in all of them or in
+// none.
+func (t *Table) Counts() (sum Stats, decisions Decisions) {
 	for i := range t.shards {
 		s := &t.shards[i]
 		s.mu.Lock()
 		sum.Counters += s.used
 		sum.Evicted += s.evicted
 		sum.EvictedDenied += s.evictedDenied
+		decisions.add(&s.decisions)
 		s.mu.Unlock()
 	}
-	return sum
-}
-
-// Decisions returns how many decisions about at least one unit were made, by whether
-// they admitted the units.
-func (t *Table) Decisions() (allowed, denied uint64) {
-	for i := range t.shards {
-		s := &t.shards[i]
-		s.mu.Lock()
-		allowed += s.allowed
-		denied += s.denied
-		s.mu.Unlock()
-	}
-	return allowed, denied
+	return sum, decisions
 }
 
 // write puts a state into the slot of an id, and creates the counter if there

@@ -62,12 +62,12 @@ func (tab *timed) Take(key string, n int64, limits []rule.Limit, answers []rule.
 		answers[0], at = tab.TakeOne(key, n, &limits[0])
 		return at
 	}
-	return tab.Table.Take(key, n, limits, answers)
+	return tab.Table.Take(key, n, limits, answers, nil)
 }
 
 // TakeOne unlocks the shard that the table leaves locked.
 func (tab *timed) TakeOne(key string, n int64, l *rule.Limit) (rule.Answer, int64) {
-	a, now, held := tab.Table.TakeOne(key, n, l)
+	a, now, held := tab.Table.TakeOne(key, n, l, 0)
 	held.Unlock()
 	return a, now
 }
@@ -312,7 +312,7 @@ func TestTakeAllocatesNothing(t *testing.T) {
 				t.Errorf("%s, %s: %v allocations, admitted %v; want 0, %v", row.name, method, allocs, admitted, row.want)
 			}
 		}
-		check("Take", func() { tab.Table.Take("k", row.n, row.limits, answers) })
+		check("Take", func() { tab.Table.Take("k", row.n, row.limits, answers, nil) })
 		if len(row.limits) == 1 {
 			check("TakeOne", func() { answers[0], _ = tab.TakeOne("k", row.n, &row.limits[0]) })
 		}
