@@ -154,7 +154,7 @@ func (l *Limiter) succeed(old *Limiter) {
 		l.before = old.before
 	}
 	if l.remote != nil && old.remote != nil && slices.Equal(old.prefixes, l.prefixes) {
-		l.remote.Succeed(old.remote)
+		l.remote.TakeOver(old.remote)
 	}
 }
 
