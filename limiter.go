@@ -363,7 +363,7 @@ func (l *Limiter) timeout() time.Duration {
 	return l.opts.Timeout
 }
 
-// adjust is [Store.Adjust]. It waits for a store of another make for so long at most.
+// adjust is [Store.Adjust]. It waits for at most wait for a store outside of this process.
 func (l *Limiter) adjust(ctx context.Context, key string, n int64, at Instant, limits *engine.Limits, wait time.Duration) (charged int64, err error) {
 	switch {
 	case len(limits.Rules) == 0: // under Unlimited or Deny

@@ -17,9 +17,9 @@
 //
 // # Words
 //
-// Units are owed if the store does not know of them and this process must send them to it.
-// Settling a key means sending the units that are owed for it. A key is unused under a
-// limit if all of its units are left: it was never used, or its units no longer count.
+// Units are owed if the store does not know of them and this process must send them to
+// it. Settling a key means sending the units that are owed for it. A key is unused under
+// a limit if all of its units are left: it was never used, or its units no longer count.
 //
 // # Two clocks
 //
@@ -51,10 +51,10 @@
 // [Cache.Adjust]. Pass owed = false if the store has made the change, and owed = true if it
 // has certainly not. If that is not known, do not call Adjust.
 //
-// To settle a key, call [Cache.BeginSending]. Send each element of the batch with Store.Adjust,
-// in order and under one limit each. Then call [Cache.EndSending] with the number of
-// elements that the store has or may have counted. An element that may have been counted must not be
-// sent again.
+// To settle a key, call [Cache.BeginSending]. Send each element of the batch with
+// Store.Adjust, in order and under one limit each. Then call [Cache.EndSending] with the
+// number of elements that the store has or may have counted. An element that may have
+// been counted must not be sent again.
 //
 // To reset a key, wait until no caller settles it, call [Cache.Erase], and reset the
 // store. Then call Forget again, because answers that were in flight may have been learnt

@@ -208,8 +208,8 @@ func (r *Remote) Begin() {
 	r.watchOutage()
 }
 
-// stopLoops ends the loops of a generation that is closed or no longer the owner. Calls to the
-// store that are in flight go on. It takes r.mu.
+// stopLoops ends the loops of a generation that is closed or no longer the owner.
+// Calls to the store that are in flight go on. It takes r.mu.
 func (r *Remote) stopLoops() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
