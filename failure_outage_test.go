@@ -162,8 +162,8 @@ func TestFloodInAnOutageUnlocksNoKey(t *testing.T) {
 				}
 			}
 			stats := l.Stats().Remote
-			require.LessOrEqual(t, stats.Owed, 6400)
-			require.GreaterOrEqual(t, stats.Forgotten, uint64(100_000-6400))
+			require.LessOrEqual(t, stats.Owed, 2*6400)
+			require.GreaterOrEqual(t, stats.Forgotten, uint64(100_000-2*6400))
 			endOutage(t, backend, l)
 		})
 	}

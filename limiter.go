@@ -176,7 +176,7 @@ func (l *Limiter) succeed(old *Limiter) {
 	}
 	l.remote.CountIn(&l.counts.remote)
 	if old.remote != nil && slices.Equal(old.prefixes, l.prefixes) {
-		l.remote.Succeed(old.remote)
+		l.remote.TakeOver(old.remote)
 	}
 }
 
@@ -419,7 +419,7 @@ func (l *Limiter) timeout() time.Duration {
 	return l.opts.Timeout
 }
 
-// adjust is [Store.Adjust]. It waits for a store of another make for so long at most.
+// adjust is [Store.Adjust]. It waits for at most wait for a store outside of this process.
 func (l *Limiter) adjust(ctx context.Context, key string, n int64, at Instant, limits *engine.Limits, wait time.Duration) (charged int64, err error) {
 	switch {
 	case len(limits.Rules) == 0: // under Unlimited or Deny
@@ -496,12 +496,17 @@ type Info struct {
 	Site      string // file:line of the call that has made it
 	Store     string // the type of its store, such as "MemoryStore"
 	Prefix    string // of its store
+	Capacity  int    // the most counters that a MemoryStore holds; 0 for other stores
 	OnFailure FailurePolicy
 }
 
 // Info returns what the limiter is.
 func (l *Limiter) Info() Info {
-	return Info{l.name, l.site, storeName(l.store), l.store.Prefix(), l.opts.OnFailure}
+	info := Info{Name: l.name, Site: l.site, Store: storeName(l.store), Prefix: l.store.Prefix(), OnFailure: l.opts.OnFailure}
+	if l.memory != nil {
+		info.Capacity = l.memory.opts.MaxKeys
+	}
+	return info
 }
 
 // Close gives up the limiter's name, store and prefix, so that another limiter

@@ -140,6 +140,9 @@ type Options struct {
 	// case the store fails. A key has one for each algorithm and window. Keys that
 	// are whole again are forgotten. If there is room for no more, a counter is
 	// forgotten as by a [MemoryStore], and its key starts from zero in an outage.
+	// In an outage, admitted units are noted for at least as many short keys under one
+	// limit, until the store has them. That takes at most 0.2 MB for one key, 1 MB for
+	// 1,000 and 4.2 MB for 8,192.
 	//
 	// Zero means that the limiter shares [DefaultNearKeys] with all others of the
 	// process that do not set this. A flood of keys at one of them can then push out

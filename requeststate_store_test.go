@@ -48,6 +48,31 @@ func TestAddCostOfAnOwingKeyIsInTime(t *testing.T) {
 	})
 }
 
+// TestAddCostWithLittleTimeLeftIsInTime has a second AddCost that waits for the first one,
+// which hangs. When the first one has ended, the key is owed units, and sending them
+// takes longer than the second one has left.
+func TestAddCostWithLittleTimeLeftIsInTime(t *testing.T) {
+	opts := Options{Limits: []Limit{FixedWindow(100, time.Hour)}, Key: StaticKey("key")}
+	remotely(t, opts, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+		handler := l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			backend.set(silent)
+			go l.AddCost(r.Context(), 7) // for 100 ms
+			time.Sleep(30 * time.Millisecond)
+			start, done := time.Now(), make(chan time.Duration)
+			go func() { l.AddCost(r.Context(), 7); done <- time.Since(start) }()
+			time.Sleep(30 * time.Millisecond)
+			backend.setFor("key", junk) // only this key has errors, so the breaker stays closed
+			require.Equal(t, SourceFallback, decide(t, l, "key", 1).Source)
+			require.Equal(t, 1, l.Stats().Remote.Owed)
+			backend.set(up)
+			backend.delay(200 * time.Millisecond)
+			require.Equal(t, 100*time.Millisecond, <-done)
+		}))
+		w, _ := serveOnce(handler)
+		require.Equal(t, 200, w.Code)
+	})
+}
+
 // TestTwoAddCostsAreInTime makes two calls for one request while the store hangs. Neither takes
 // longer than the timeout.
 func TestTwoAddCostsAreInTime(t *testing.T) {

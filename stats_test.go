@@ -30,14 +30,34 @@ func TestRemoteStatsCountEachSource(t *testing.T) {
 	})
 	remotely(t, Options{Limits: []Limit{hour}, NearKeys: 1}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
 		startOutage(t, backend, l, refused)
-		for i := range 1000 {
+		for i := range 5000 {
 			decide(t, l, fmt.Sprint(i), 1)
 		}
 		stats := l.Stats().Remote
-		require.LessOrEqual(t, stats.Owed, 64)
-		require.EqualValues(t, 1005-stats.Owed, stats.Forgotten)
+		require.LessOrEqual(t, stats.Owed, 1000)
+		require.EqualValues(t, 5005-stats.Owed, stats.Forgotten)
 	})
 	require.Zero(t, limiter(t, hour).Stats().Remote, "in this process nothing is remote")
+}
+
+// TestEachOfNearKeysIsOwedItsUnits uses as many keys in an outage as NearKeys says. The
+// units of all of them reach the store.
+func TestEachOfNearKeysIsOwedItsUnits(t *testing.T) {
+	for _, keys := range []int{1, 2, 16, 140, 256, 1000, 8192} {
+		remotely(t, Options{Limits: []Limit{hour}, NearKeys: keys}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+			startOutage(t, backend, l, refused) // with five more keys
+			key := func(i int) string { return fmt.Sprintf("198.51.%06d", i) }
+			for i := range keys {
+				require.True(t, decide(t, l, key(i), 2).Allowed)
+			}
+			require.Equal(t, keys+5, l.Stats().Remote.Owed)
+			require.Zero(t, l.Stats().Remote.Forgotten)
+			endOutage(t, backend, l)
+			for i := range keys {
+				require.EqualValues(t, 3, backend.remaining(t, key(i), hour))
+			}
+		})
+	}
 }
 
 // TestStatsHoldNoKeys sends a flood of new keys. Only the numbers of the statistics

@@ -21,7 +21,7 @@ type Call[T any] struct {
 	// until Do has returned nil.
 	Value T
 
-	// Cancelled is for Queue.Abandoned. It is true if the caller has stopped
+	// Cancelled is for Queue.OnAbandoned. It is true if the caller has stopped
 	// waiting because its context was cancelled, and false if its deadline has
 	// passed.
 	Cancelled bool
@@ -78,7 +78,7 @@ type Call[T any] struct {
 // find the phase changed. So each caller gets exactly one result.
 //
 // An abandoned call that is in flight stays in its batch, because Send uses the
-// batch without the lock. When Send has returned, the call goes to Abandoned.
+// batch without the lock. When Send has returned, the call goes to OnAbandoned.
 //
 // The queue never abandons an inline call in flight, because its caller is in
 // Send.

@@ -1,5 +1,5 @@
 // This file has how a caller waits and stops waiting, the timer that watches
-// the deadlines of all callers, and how round trips become late. What happens
+// the deadlines of all callers, and how round trips become stalled. What happens
 // to an abandoned call when its reply has arrived is in roundtrip.go.
 //
 // One timer watches all deadlines. A timer for each caller would need an
@@ -155,16 +155,16 @@ func (q *Queue[T]) abandon(call *Call[T], cancelled bool) {
 	}
 }
 
-// giveUpOn makes a round trip late, so that another one can start in its place
-// and later calls do not wait for it. It does nothing if MaxLate round trips
-// are late. An inline round trip never becomes late, because Send returns by
-// its deadline. q.mu must be held. giveUpOn may start a goroutine.
+// giveUpOn marks a round trip as stalled, so that another one can start in its
+// place and later calls do not wait for it. It does nothing if MaxStalled round
+// trips are stalled. An inline round trip never becomes stalled, because Send
+// returns by its deadline. q.mu must be held. giveUpOn may start a goroutine.
 func (q *Queue[T]) giveUpOn(trip *roundTrip[T]) {
 	if trip.inline || trip.stalled || q.stalled >= q.MaxStalled {
 		return
 	}
 	trip.stalled = true
-	q.onTime--
+	q.active--
 	q.stalled++
 	q.start(noExtra)
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/batch"
 )
 
-// This file has the tests of callers that stop waiting, and of late round
+// This file has the tests of callers that stop waiting, and of stalled round
 // trips.
 
 // A caller can stop waiting before its call is sent, and the call never is.
@@ -35,7 +35,7 @@ func TestAbandonedWaitingCallIsNotSent(t *testing.T) {
 	})
 }
 
-// A caller can stop waiting after its call was sent. Abandoned gets the call
+// A caller can stop waiting after its call was sent. OnAbandoned gets the call
 // when the reply is there, and knows why the caller is gone.
 func TestAbandonedCallInFlightIsReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -70,7 +70,7 @@ func TestContextDeadlineIsNotCancellation(t *testing.T) {
 }
 
 // An inline caller whose context is cancelled waits for the reply, then gets
-// the context's error. What was carried out is reported to Abandoned.
+// the context's error. What was carried out is reported to OnAbandoned.
 func TestCancelledInlineCallWaitsForTheReply(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer(1, 1, 9)
@@ -106,9 +106,9 @@ func TestManyDeadlinesAreKept(t *testing.T) {
 	})
 }
 
-// Late round trips do not hold up other calls, but at most MaxLate of them are
-// replaced.
-func TestLateRoundTripsAreReplaced(t *testing.T) {
+// Stalled round trips do not hold up other calls, but at most MaxStalled of them
+// are replaced.
+func TestStalledRoundTripsAreReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer(2, 3, 9)
 		for value := 1; value <= 5; value++ {
@@ -122,7 +122,7 @@ func TestLateRoundTripsAreReplaced(t *testing.T) {
 		waiting := s.do(1001, 0)
 		// It arrived after 5 minutes and 995 ms. It was sent when the fourth
 		// round trip ended, which had started after 3 minutes and was the first
-		// that was not late, because three others were.
+		// that was not stalled, because three others were.
 		waiting.requireDone(t, 3*time.Minute+latency+latency-5*time.Minute-995*time.Millisecond, nil)
 		s.Wait()
 		require.Equal(t, 5, s.maxInFlight)
@@ -139,9 +139,9 @@ func TestLateRoundTripsAreReplaced(t *testing.T) {
 	})
 }
 
-// A caller that cancels does not make its round trip late: that is no sign of a
-// server that hangs.
-func TestCancellationMakesNoRoundTripLate(t *testing.T) {
+// A caller that cancels does not make its round trip stalled: that is no sign of
+// a server that hangs.
+func TestCancellationStallsNoRoundTrip(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer(1, 5, 9)
 		c := s.do(1, 0)
@@ -168,8 +168,8 @@ func TestWaitingCallerGivesUpOnRoundTrips(t *testing.T) {
 	})
 }
 
-// For each late round trip another one starts, if calls wait.
-func TestEachLateRoundTripIsReplacedAtOnce(t *testing.T) {
+// For each stalled round trip another one starts, if calls wait.
+func TestEachStalledRoundTripIsReplacedAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer(2, 2, 1)
 		first, second := s.do(1, 0), s.do(2, 0)

@@ -15,7 +15,7 @@
 //
 // A caller stops waiting when its deadline passes or its context is cancelled,
 // whatever its round trip does. Its call is then abandoned. What was sent
-// cannot be called back, so the round trip goes on. [Queue.Abandoned] gets the
+// cannot be called back, so the round trip goes on. [Queue.OnAbandoned] gets the
 // call when the reply has arrived.
 //
 // The package does not know what a call asks for, how a batch is sent, or which
@@ -26,7 +26,7 @@
 //	queue.go      Settings and Queue, Do and Post, when a round trip may start
 //	call.go       Call, its life cycle, the list of waiting calls
 //	roundtrip.go  a round trip from its start to its end
-//	deadlines.go  callers that stop waiting, and late round trips
+//	deadlines.go  callers that stop waiting, and stalled round trips
 //	context.go    the context that Send gets
 package batch
 
@@ -42,8 +42,8 @@ import (
 var ErrClosed = errors.New("closed")
 
 // A caller whose deadline has passed gets ErrNotSent if its call was never
-// sent. It gets ErrUnknown if the call was sent, because the server may or may
-// not have carried it out. Both wrap [context.DeadlineExceeded].
+// handed to Send. It gets ErrUnknown if the call was handed to Send: whether it
+// reached the server is not known. Both wrap [context.DeadlineExceeded].
 var (
 	ErrNotSent = fmt.Errorf("timed out before the command could be sent: %w", context.DeadlineExceeded)
 	ErrUnknown = fmt.Errorf("timed out: no connection in time, or no reply: %w", context.DeadlineExceeded)
@@ -52,7 +52,7 @@ var (
 // Settings bound how many round trips a [Queue] has in flight, and how many
 // calls share one. Set them before the first use of the queue. MaxInFlight and
 // MaxCalls must be at least 1. The zero values of the others turn off what they
-// are for. There are never more than MaxInFlight + ExtraInFlight + MaxLate
+// are for. There are never more than MaxInFlight + Extra + MaxStalled
 // round trips in flight.
 type Settings struct {
 	// MaxInFlight is the number of round trips that may be in flight at the
@@ -71,7 +71,7 @@ type Settings struct {
 	// round trips, although client and server could both do more.
 	//
 	// An extra round trip starts when a call arrives and no round trip has
-	// started within the last ExtraAfter. If round trips take less time than
+	// started within the last MinInterval. If round trips take less time than
 	// that, one of them ends first and the call goes along with the next
 	// regular one. So extra round trips only start if latency is high, and
 	// there is no need to measure it. They need no timer either: if no further
@@ -82,21 +82,22 @@ type Settings struct {
 	// start of an extra one. Each round trip costs client and server some work,
 	// and MinInterval must be well above the time that this work takes.
 	// Otherwise extra round trips slow down the queue that they should speed
-	// up. It must not be zero if ExtraInFlight is not.
+	// up. It must not be zero if Extra is not.
 	MinInterval time.Duration
 
-	// MaxStalled is the largest number of late round trips. A round trip becomes
-	// late when a caller gives up on it, because a deadline has passed. It no
-	// longer counts towards MaxInFlight then, so another one can replace it.
+	// MaxStalled is the largest number of stalled round trips. A round trip
+	// becomes stalled when a caller gives up on it, because a deadline has
+	// passed. It no longer counts towards MaxInFlight then, so another one can replace it.
 	//
 	// This is for a server or a connection that hangs. Then only the client's
 	// own timeouts end the round trips in flight, which may take seconds. If
 	// they were not replaced, all later calls would wait for them and fail
 	// without being sent, even if the server has recovered in the meantime.
 	//
-	// Each late round trip occupies a goroutine and a connection until it ends,
-	// so their number has a bound. Once MaxStalled round trips are late, no other
-	// one becomes late, and calls wait until one of them ends.
+	// Each stalled round trip occupies a goroutine and a connection until it
+	// ends, so their number has a bound. Once MaxStalled round trips are
+	// stalled, no other one becomes stalled, and calls wait until one of them
+	// ends.
 	MaxStalled int
 
 	// MaxCalls is the largest number of calls in one round trip. The first
@@ -107,8 +108,8 @@ type Settings struct {
 }
 
 // A Queue lets callers share round trips. Set its exported fields before first
-// use. Send, Panicked, Answered and Abandoned are required. Now is required if
-// ExtraInFlight is above zero. A Queue must not be copied after first use.
+// use. Send, OnPanic, OnDone and OnAbandoned are required. Now is required if
+// Extra is above zero. A Queue must not be copied after first use.
 //
 // All methods may be called concurrently. Each takes the queue's lock, but does
 // not wait while it holds it.
@@ -131,7 +132,7 @@ type Queue[T any] struct {
 	// the reasons.
 	//
 	// Send may run hooks that users have added to a client. If one panics, the
-	// queue recovers and calls Panicked; in an inline call the panic goes on to
+	// queue recovers and calls OnPanic; in an inline call the panic goes on to
 	// the caller. If one calls runtime.Goexit, the round trip ends and its
 	// callers get ErrUnknown; an inline call ends with the goroutine of its
 	// caller. In each case the queue goes on with the calls that wait.
@@ -149,9 +150,11 @@ type Queue[T any] struct {
 	OnDone func(calls []*Call[T])
 
 	// OnAbandoned gets each call whose caller has stopped waiting while the call
-	// was in flight. It runs when Send has returned, after Answered, and before
-	// the same goroutine calls Send again. In an inline call it runs before Do
-	// returns. It may call Post. It does not get calls that were never sent.
+	// was in flight. The result of the call is in its Value, so OnAbandoned can
+	// undo what the server has done for nobody, with Post. It runs when Send has
+	// returned, after OnDone, and before the same goroutine calls Send again. In
+	// an inline call it runs before Do returns. It does not get calls that were
+	// never handed to Send.
 	OnAbandoned func(call *Call[T])
 
 	// Now returns nanoseconds of a clock that never runs backwards, and is
@@ -165,12 +168,12 @@ type Queue[T any] struct {
 	arrivals       uint64   // how many calls have ever been in the list
 
 	trips   []*roundTrip[T] // all round trips in flight
-	onTime  int             // how many of them are not late
-	stalled int             // how many of them are late, at most MaxLate
+	active  int             // how many of them are not stalled
+	stalled int             // how many of them are stalled, at most MaxStalled
 
 	// lastStart is when a round trip has last started, by Now. A goroutine that
 	// has looked for waiting calls and found none has set it, too. It is only
-	// used, and only kept up to date, if ExtraInFlight is above zero.
+	// used, and only kept up to date, if Extra is above zero.
 	lastStart int64
 
 	timer   *time.Timer // runs expire; nil before the first deadline
@@ -180,17 +183,20 @@ type Queue[T any] struct {
 	ended  sync.Cond // a round trip has ended; L is nil until Wait is called
 }
 
-// Do has a call carried out, and returns nil when it has been: the result is in
-// call.Value. The error is otherwise one of these:
+// Do queues a call and waits for the result. It returns nil when Send has carried
+// out the call: the result is in call.Value. Otherwise the error is one of these:
 //
 //   - ctx.Err() if ctx is done at the start, or is cancelled before the reply
 //   - [ErrNotSent] or [ErrUnknown] if deadline or the deadline of ctx is first
 //   - [ErrUnknown] if a hook in Send has called runtime.Goexit
 //   - [ErrClosed] if the queue is closed
 //
-// A zero deadline is none. Pass in now what Queue.Now has just returned, or 0
-// if ExtraInFlight is 0. The caller must not use call while Do runs. It may use
-// call again after Do has returned nil, and must drop it after an error.
+// A zero deadline means none. now is the instant at which the call arrives: what
+// Queue.Now has just returned. It is a parameter because most callers have just
+// read the clock anyway. If Extra is 0, now is not used, and may be 0.
+//
+// The caller must not use call while Do runs. It may use call again after Do has
+// returned nil, and must drop it after an error.
 //
 // If inline is true, no call waits, and a round trip may start, Do calls Send
 // on its own goroutine. This saves starting one goroutine and waking up
@@ -199,8 +205,8 @@ type Queue[T any] struct {
 // inline must be false if deadline is zero, or if Send may run on after its
 // context is done. An inline call ignores the deadline of ctx: pass the earlier
 // one. If ctx is cancelled, Do still waits for the reply, because the reply
-// says whether there is anything to give back. It then passes call to Abandoned
-// and returns ctx.Err().
+// says whether there is anything to give back. It then passes call to
+// OnAbandoned and returns ctx.Err().
 //
 // Do may start a goroutine for a round trip, which may outlast the call.
 func (q *Queue[T]) Do(ctx context.Context, now int64, deadline time.Time, call *Call[T], inline bool) error {
@@ -233,11 +239,10 @@ func (q *Queue[T]) Do(ctx context.Context, now int64, deadline time.Time, call *
 	return q.await(call)
 }
 
-// Post has a call carried out that no caller waits for, and returns at once.
-// The call must be a new one, and must not be used again. Post works on a
-// closed queue, too, so that Abandoned can give back what calls have taken. It
-// may start a goroutine for a round trip, but no extra one: no caller would
-// gain from it.
+// Post queues a call that no caller waits for, and returns at once. The call
+// must be a new one, and must not be used again. Post works on a closed queue,
+// too, so that OnAbandoned can give back what calls have taken. It may start a
+// goroutine for a round trip, but no extra one: no caller would gain from it.
 func (q *Queue[T]) Post(call *Call[T]) {
 	call.ctx = context.Background()
 	q.mu.Lock()
@@ -256,8 +261,8 @@ func (q *Queue[T]) Close() {
 	q.Wait()
 }
 
-// Wait returns when no round trip is in flight, regular, extra, late or inline.
-// The callbacks must not call it, because their own round trip is in flight.
+// Wait returns when no round trip is in flight: regular, extra, stalled or
+// inline. The callbacks must not call it, because their own round trip is in flight.
 func (q *Queue[T]) Wait() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -267,20 +272,21 @@ func (q *Queue[T]) Wait() {
 	}
 }
 
-// noExtra is passed for the instant of a start if no caller has just arrived.
-// An extra round trip does not start then.
+// noExtra is passed in place of an instant by Now if no caller has just arrived,
+// so that no extra round trip starts: 0 is never MinInterval after lastStart,
+// which is not negative.
 const noExtra int64 = 0
 
 // mayStart reports whether one more round trip may start. now is an instant by
 // Now, or noExtra. q.mu must be held.
 func (q *Queue[T]) mayStart(now int64) bool {
-	return q.onTime < q.MaxInFlight ||
-		q.onTime < q.MaxInFlight+q.Extra && now-q.lastStart >= int64(q.MinInterval)
+	return q.active < q.MaxInFlight ||
+		q.active < q.MaxInFlight+q.Extra && now-q.lastStart >= int64(q.MinInterval)
 }
 
 // start starts a round trip on a new goroutine if a call waits and a round trip
 // may start at now. It is called whenever that may have become true: a call
-// arrives, a round trip ends, or one becomes late. The goroutine takes its
+// arrives, a round trip ends, or one becomes stalled. The goroutine takes its
 // calls when it runs, so calls that arrive until then are taken along. q.mu
 // must be held.
 func (q *Queue[T]) start(now int64) {

@@ -117,7 +117,7 @@ func TestInlineCallDoesNotJumpTheQueue(t *testing.T) {
 	})
 }
 
-// If round trips take longer than ExtraAfter, a call that arrives need not wait
+// If round trips take longer than MinInterval, a call that arrives need not wait
 // for one of them to end. Extra round trips end when there is less to do.
 func TestHighLatencyStartsExtraRoundTrips(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -205,7 +205,7 @@ func TestCloseRefusesCallsButNotPosts(t *testing.T) {
 }
 
 // Wait waits for round trips that no caller waits for.
-func TestWaitIncludesLateRoundTrips(t *testing.T) {
+func TestWaitIncludesStalledRoundTrips(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer(1, 2, 9)
 		s.Wait()
@@ -219,7 +219,7 @@ func TestWaitIncludesLateRoundTrips(t *testing.T) {
 }
 
 // Each call that was carried out is reported exactly once, to its caller or to
-// Abandoned, and never are more round trips in flight than the settings allow.
+// OnAbandoned, and never are more round trips in flight than the settings allow.
 func TestEachCallIsReportedOnce(t *testing.T) {
 	var q batch.Queue[int]
 	var carriedOut, abandoned, inFlight atomic.Int64

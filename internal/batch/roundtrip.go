@@ -36,7 +36,7 @@ type roundTrip[T any] struct {
 // q.mu must be held.
 func (q *Queue[T]) begin(trip *roundTrip[T], now int64) {
 	q.trips = append(q.trips, trip)
-	q.onTime++
+	q.active++
 	q.lastStart = max(q.lastStart, now)
 }
 
@@ -47,7 +47,7 @@ func (q *Queue[T]) end(trip *roundTrip[T]) {
 	if trip.stalled {
 		q.stalled--
 	} else {
-		q.onTime--
+		q.active--
 	}
 	i := slices.Index(q.trips, trip)
 	q.trips = slices.Delete(q.trips, i, i+1)
@@ -109,7 +109,7 @@ func (q *Queue[T]) takeBatch(trip *roundTrip[T], batch []*Call[T], isFirst bool)
 	defer q.mu.Unlock()
 	if q.Extra > 0 {
 		now := q.Now()
-		if !isFirst && q.onTime > q.MaxInFlight && now-q.lastStart < int64(q.MinInterval) {
+		if !isFirst && q.active > q.MaxInFlight && now-q.lastStart < int64(q.MinInterval) {
 			// There are extra round trips, and an extra one could not start
 			// now, so this one must not go on either. The waiting calls go
 			// along with another one soon. It does not matter which round trips
@@ -129,7 +129,7 @@ func (q *Queue[T]) takeBatch(trip *roundTrip[T], batch []*Call[T], isFirst bool)
 	return batch
 }
 
-// send calls Send for a batch, and Panicked for each call of it if Send panics.
+// send calls Send for a batch, and OnPanic for each call of it if Send panics.
 // It returns when Send does, and takes no lock.
 func (q *Queue[T]) send(batch []*Call[T]) {
 	defer func() {

@@ -71,7 +71,7 @@ func TestContextOfABatch(t *testing.T) {
 }
 
 // A panic on a round trip's goroutine, which would end the process, is passed
-// to Panicked for each call, and the queue goes on.
+// to OnPanic for each call, and the queue goes on.
 func TestPanicIsReportedForEachCall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer(1, 0, 9)

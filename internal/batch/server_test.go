@@ -30,16 +30,16 @@ type server struct {
 	mu          sync.Mutex
 	batches     [][]int // all that was sent
 	inline      []bool  // of each batch: it was sent on its caller's goroutine
-	answered    []int   // what Answered got
-	abandoned   []int   // what Abandoned got
+	answered    []int   // what OnDone got
+	abandoned   []int   // what OnAbandoned got
 	cancelled   []bool  // of each of those: its caller's context was cancelled
 	inFlight    int     // round trips now
 	maxInFlight int     // the most there ever were
 }
 
-func newServer(maxInFlight, maxLate, maxCalls int) *server {
+func newServer(maxInFlight, maxStalled, maxCalls int) *server {
 	s := new(server)
-	s.MaxInFlight, s.MaxStalled, s.MaxCalls = maxInFlight, maxLate, maxCalls
+	s.MaxInFlight, s.MaxStalled, s.MaxCalls = maxInFlight, maxStalled, maxCalls
 	begin := time.Now()
 	s.Now = func() int64 { return int64(time.Since(begin)) }
 	s.Send = func(ctx context.Context, calls []*call) {
@@ -81,7 +81,7 @@ func (s *server) sent() [][]int {
 	return s.batches
 }
 
-// carriedOutForNobody returns the calls that Abandoned got until now.
+// carriedOutForNobody returns the calls that OnAbandoned got until now.
 func (s *server) carriedOutForNobody() []int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

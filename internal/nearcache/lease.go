@@ -14,12 +14,12 @@ import (
 // lease, or if one has been requested. How busy a key is, is counted by its hash.
 
 type lease struct {
-	limits []rule.Limit // the limits under which the store counted the units
-	older  units        // what is left of the units before the last request
-	newer  units        // what is left of the units of the last request
-	size   int64        // units of both when the last request was answered
-	asking bool         // a caller is asking the store for more
-	asked  int64        // when that caller began, on our clock
+	limits  []rule.Limit // the limits under which the store counted the units
+	earlier units        // what is left of the units before the last request
+	latest  units        // what is left of the units of the last request
+	size    int64        // units of both when the last request was answered
+	asking  bool         // a caller is asking the store for more
+	asked   int64        // when that caller began, on our clock
 }
 
 type units struct {
@@ -28,15 +28,15 @@ type units struct {
 	at    Instant // when the store counted the earliest of them
 }
 
-func (l *lease) left() int64 { return l.older.left + l.newer.left }
+func (l *lease) left() int64 { return l.earlier.left + l.latest.left }
 
 // oldest returns the units that are spent next. The lease ends when their time
 // is over.
 func (l *lease) oldest() *units {
-	if l.older.left > 0 {
-		return &l.older
+	if l.earlier.left > 0 {
+		return &l.earlier
 	}
-	return &l.newer
+	return &l.latest
 }
 
 // live reports whether the time of the lease is not over.
@@ -132,9 +132,9 @@ func (c *Cache) TakeLeased(key string, n, now, age int64, limits []rule.Limit, a
 		answers[i] = a
 	}
 	at = l.oldest().at
-	old := min(n, l.older.left)
-	l.older.left -= old
-	l.newer.left -= n - old
+	old := min(n, l.earlier.left)
+	l.earlier.left -= old
+	l.latest.left -= n - old
 	return at, true, !l.asking && l.left() < l.size/leaseLow
 }
 
@@ -169,15 +169,15 @@ func (c *Cache) Leased(key string, now int64, limits []rule.Limit) int64 {
 // LeaseRequest describes units that a caller must take at the store for a
 // lease.
 type LeaseRequest struct {
-	Units   int64
-	at      int64
-	forgets uint64
+	Units  int64
+	at     int64
+	erases uint64
 }
 
 // WantLease returns how many units to take for a lease, in addition to the units that a
 // request needs. If that is more than 0, the caller must call [Cache.AddLease] with the
-// outcome. A key without a counter here is assumed to be whole. If it is not, the store
-// denies the lease. WantLease locks the key's stripe.
+// outcome. A key without a counter here is assumed to be unused. If it is not, the
+// store denies the lease. WantLease locks the key's stripe.
 func (c *Cache) WantLease(key string, now, age int64, limits []rule.Limit) LeaseRequest {
 	p := c.at(key)
 	p.mu.Lock()
@@ -213,7 +213,7 @@ func (c *Cache) WantLease(key string, now, age int64, limits []rule.Limit) Lease
 		p.leases[strings.Clone(key)] = l
 	}
 	l.asking, l.asked = true, now
-	return LeaseRequest{wanted, now, p.forgets}
+	return LeaseRequest{wanted, now, p.erases}
 }
 
 // AddLease adds the units of a request to the lease after the store has counted them at
@@ -226,7 +226,7 @@ func (c *Cache) AddLease(r LeaseRequest, key string, at, now, age int64, limits 
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	l := p.leases[key]
-	if (l == nil || l.asked != r.at) && p.forgets != r.forgets {
+	if (l == nil || l.asked != r.at) && p.erases != r.erases {
 		return 0, EndedLease{}, false // the key was reset, and perhaps these units with it
 	}
 	taken := c.InstantOf(at)
@@ -244,16 +244,16 @@ func (c *Cache) AddLease(r LeaseRequest, key string, at, now, age int64, limits 
 		ended, ok = l.end(key)
 		l.limits = slices.Clone(limits)
 	}
-	if l.older.left > 0 {
-		l.older.left += l.newer.left
+	if l.earlier.left > 0 {
+		l.earlier.left += l.latest.left
 	} else {
-		l.older = l.newer
+		l.earlier = l.latest
 	}
-	l.newer = units{r.Units, r.at + age, taken}
+	l.latest = units{r.Units, r.at + age, taken}
 	l.size = l.left()
 	for i := range limits {
 		if limits[i].Kind == rule.Fixed { // the units belong to a window, which ends no earlier than this
-			l.newer.until = min(l.newer.until, r.at+answers[i].Reset)
+			l.latest.until = min(l.latest.until, r.at+answers[i].Reset)
 		}
 	}
 	return l.left(), ended, ok
@@ -307,6 +307,6 @@ func (c *Cache) HasLeases() bool {
 // end empties a lease. It returns what was left, and whether that was more than 0.
 func (l *lease) end(key string) (EndedLease, bool) {
 	ended := EndedLease{Key: key, Units: l.left(), At: l.oldest().at, Limits: l.limits}
-	l.older, l.newer, l.size = units{}, units{}, 0
+	l.earlier, l.latest, l.size = units{}, units{}, 0
 	return ended, ended.Units > 0
 }

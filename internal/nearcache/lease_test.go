@@ -203,7 +203,7 @@ func TestResetWhileAsking(t *testing.T) {
 	require.NotZero(t, ask.Units)
 	a := h.consult(ask.Units)
 	state := h.state
-	h.cache.Forget("key", h.now, h.limits)
+	h.cache.Erase("key", h.now, h.limits)
 	h.state = rule.State{}
 	h.learn(h.limits, ask.Units, state, a)
 	require.Zero(t, h.leased(ask, a))
@@ -214,7 +214,7 @@ func TestResetDropsLease(t *testing.T) {
 	h := newHolder(t, hourly(100_000))
 	h.load(100)
 	h.load(100)
-	h.cache.Forget("key", h.now, h.limits)
+	h.cache.Erase("key", h.now, h.limits)
 	require.Zero(t, h.held())
 	require.Empty(t, h.cache.EndLeases(0, true))
 }

@@ -1,6 +1,7 @@
 package nearcache
 
 import (
+	"math"
 	"slices"
 	"strings"
 	"unique"
@@ -17,47 +18,60 @@ import (
 //
 // The ledger is bounded in bytes. When it is full, the keys that have been in it for
 // the longest time are dropped. The store never learns of their units, so it may admit
-// the same number of units again. Lost counts these keys, unless their units no longer
-// count. Keys longer than longKey bytes have a quarter of the ledger to themselves. So
-// a client that sends long keys cannot displace short ones.
+// the same number of units again. Forgotten counts these keys, unless their units no
+// longer count. Each stripe has an equal part of the bytes. Keys longer than longKey
+// bytes have a quarter of the ledger to themselves. So a client that sends long keys
+// cannot displace short ones.
 //
 // The lock of a stripe guards its ledger, with all entries and records. All functions
-// here that get a place, an entry or a ledger require that it is held. The exported
+// here that get a keyRef, an entry or a ledger require that it is held. The exported
 // methods take it.
 
 type ledger struct {
-	keys   map[table.Hash]*entry
-	queues [2]queue // of short keys and of long ones
+	keys  map[table.Hash]*entry
+	lists [2]entryList // of short keys and of long ones
 }
 
-type queue struct {
+// entryList has entries in the order in which they were created.
+type entryList struct {
 	oldest, newest *entry
-	bytes          int
+	bytes          int // of all entries
 }
 
 // entry is one key of the ledger.
 type entry struct {
-	hash         table.Hash
-	key          string // empty for a long one
-	records      []record
-	settling     *Batch   // the batch that is being sent now, or nil
-	sending      []record // the records of the batch, in the order of its Owed
-	older, newer *entry
-	bytes        int // as counted in queue.bytes
+	hash        table.Hash
+	key         string // empty for a long one
+	records     []record
+	sending     *Batch   // the batch that is being sent now, or nil
+	sentRecords []record // the records of the batch, in the order of its Owed
+	prev, next  *entry
+	bytes       int // as counted in entryList.bytes
 }
 
 // record has units of one counter that the store is owed.
 //
 // If units is positive, the units were taken. Unless the counter is a bucket, all of
-// them belong to one window. If units is negative, they were given back. Then first and
-// last are the two fields of the Instant at which they had been taken: Here and Store.
+// them belong to one window. If units is negative, they were given back, and the record
+// is made by givenBack. The fields first and last have another meaning then, so that
+// records stay small: see takenAt.
 type record struct {
-	limit       unique.Handle[rule.Limit] // a pointer, because most records have the same few limits
-	units       int64
-	first, last int64 // when the first and the last of them were taken, on our clock
-	window      int64 // when the counter's window opened
-	level       int64 // for a bucket: its units after the last of these were taken, rounded up
+	limit  unique.Handle[rule.Limit] // a pointer, because most records have the same few limits
+	units  int64
+	first  int64 // taken: when the first of them was taken, on our clock. Given back: takenAt().Here
+	last   int64 // taken: when the last of them was taken, on our clock. Given back: takenAt().Store
+	window int64 // taken: when the counter's window opened. Given back: 0
+	level  int64 // taken from a bucket: its level after the last of these were taken; see levelOf
 }
+
+// givenBack returns a record of units > 0 that were taken at an instant and were given
+// back.
+func givenBack(l *rule.Limit, units int64, at Instant) record {
+	return record{limit: unique.Make(*l), units: -units, first: at.Here, last: at.Store}
+}
+
+// takenAt returns when the units of a record were taken that were given back.
+func (r *record) takenAt() Instant { return Instant{Here: r.first, Store: r.last} }
 
 const (
 	longKey = 512
@@ -65,14 +79,31 @@ const (
 	// entry and its slot in the map.
 	entryBytes  = 160
 	recordBytes = 48
+	// roomyKey is the cost of a key of 48 bytes with one record.
+	roomyKey = entryBytes + recordBytes + 48
 	// maxGivenBack is the largest number of records of units given back that a
 	// key has.
 	maxGivenBack = 16
 )
 
+// LedgerBytes returns how large the ledger of a [Cache] must be to hold the given number
+// of keys, of at most 48 bytes each and with one record each.
+//
+// The stripes have equal parts of the ledger, and the keys are spread over them at
+// random. So some stripes get more keys than others. In a stripe that gets m keys on
+// average, the number of keys has a standard deviation of about √m. LedgerBytes adds
+// five of them, and eight keys for a small m. Then the chance that any stripe is too
+// small is about 1 in 10,000 or less.
+func LedgerBytes(keys int) int {
+	mean := float64(keys) / stripes
+	perStripe := math.Ceil(mean + 5*math.Sqrt(mean) + 8)
+	bytes := perStripe * roomyKey * 4 / 3 * stripes // a quarter is for keys longer than longKey
+	return int(min(bytes, math.MaxInt/2))
+}
+
 // owes reports whether the store is owed units of the key, including units that are
 // being sent.
-func (e *entry) owes() bool { return len(e.records) > 0 || e.settling != nil }
+func (e *entry) owes() bool { return len(e.records) > 0 || e.sending != nil }
 
 // open returns the entry of a key, and creates it if there is none. The caller must
 // call changed after it has changed the entry. The stripe must be locked.
@@ -87,7 +118,7 @@ func (c *Cache) open(p *keyRef, key string) *entry {
 			p.ledger.keys = make(map[table.Hash]*entry)
 		}
 		p.ledger.keys[e.hash] = e
-		p.ledger.queueOf(e).push(e)
+		p.ledger.listOf(e).push(e)
 		c.owing.Add(1)
 	}
 	return e
@@ -102,8 +133,8 @@ func (c *Cache) changed(p *keyRef, e *entry, now int64) {
 		c.drop(led, e)
 		return
 	}
-	q := led.queueOf(e)
-	bytes := entryBytes + len(e.key) + recordBytes*(cap(e.records)+cap(e.sending))
+	q := led.listOf(e)
+	bytes := entryBytes + len(e.key) + recordBytes*(cap(e.records)+cap(e.sentRecords))
 	q.bytes += bytes - e.bytes
 	e.bytes = bytes
 	for q.bytes > c.share(e) {
@@ -111,62 +142,62 @@ func (c *Cache) changed(p *keyRef, e *entry, now int64) {
 		if bytes > c.share(e) {
 			oldest = e // the entry alone is too large
 		}
-		if oldest.settling != nil || slices.ContainsFunc(oldest.records, func(r record) bool { return r.counts(now) }) {
-			c.lost.Add(1)
+		if oldest.sending != nil || slices.ContainsFunc(oldest.records, func(r record) bool { return r.counts(now) }) {
+			c.forgotten.Add(1)
 		}
 		c.drop(led, oldest)
 	}
 }
 
-// share returns how many bytes the queue of an entry may use.
+// share returns how many bytes the list of an entry may use.
 func (c *Cache) share(e *entry) int {
 	if e.key == "" {
-		return c.queue / 4
+		return c.stripeBytes / 4
 	}
-	return c.queue - c.queue/4
+	return c.stripeBytes - c.stripeBytes/4
 }
 
 // drop removes an entry, and wakes the callers that wait until it is settled. The
 // stripe must be locked.
 func (c *Cache) drop(led *ledger, e *entry) {
-	if e.settling != nil {
-		close(e.settling.done)
-		e.settling = nil
+	if e.sending != nil {
+		close(e.sending.done)
+		e.sending = nil
 	}
-	q := led.queueOf(e)
+	q := led.listOf(e)
 	q.unlink(e)
 	q.bytes -= e.bytes
 	delete(led.keys, e.hash)
 	c.owing.Add(-1)
 }
 
-func (led *ledger) queueOf(e *entry) *queue {
+func (led *ledger) listOf(e *entry) *entryList {
 	if e.key == "" {
-		return &led.queues[1]
+		return &led.lists[1]
 	}
-	return &led.queues[0]
+	return &led.lists[0]
 }
 
-func (q *queue) push(e *entry) {
-	e.older = q.newest
+func (q *entryList) push(e *entry) {
+	e.prev = q.newest
 	if q.newest != nil {
-		q.newest.newer = e
+		q.newest.next = e
 	} else {
 		q.oldest = e
 	}
 	q.newest = e
 }
 
-func (q *queue) unlink(e *entry) {
-	if e.newer != nil {
-		e.newer.older = e.older
+func (q *entryList) unlink(e *entry) {
+	if e.next != nil {
+		e.next.prev = e.prev
 	} else {
-		q.newest = e.older
+		q.newest = e.prev
 	}
-	if e.older != nil {
-		e.older.newer = e.newer
+	if e.prev != nil {
+		e.prev.next = e.next
 	} else {
-		q.oldest = e.newer
+		q.oldest = e.next
 	}
 }
 
@@ -181,7 +212,7 @@ func (r *record) sameCounter(l *rule.Limit) bool {
 func (r *record) counts(now int64) bool {
 	l, began := r.limit.Value(), r.window
 	if r.units < 0 {
-		began = r.first
+		began = r.takenAt().Here
 	}
 	switch l.Kind {
 	case rule.Fixed:
@@ -224,50 +255,54 @@ func (e *entry) owe(l *rule.Limit, after rule.State, window, n, at int64) {
 
 // giveBack notes that n < 0 units, which had been taken at an instant, were given
 // back at now. It first takes the units out of records that have not been sent. It
-// adds a record for the rest. move is what the table has changed, and held says
+// adds a record for the rest. move is what the table has changed, and found says
 // whether the table had a counter.
-func (e *entry) giveBack(l *rule.Limit, n int64, at Instant, now int64, move table.Move, held bool) {
+func (e *entry) giveBack(l *rule.Limit, n int64, at Instant, now int64, move table.Move, found bool) {
 	given := -move.Units
 	left := -n
-	switch at.Store {
-	case unknown:
-		// These units were decided here. As long as a record has them, the store does not
-		// know of them. If no record has them, but they still count here, they have been
-		// sent to the store. If the counter was evicted, it is not known whether they
-		// still count, and nothing is given back.
+	decidedHere, anyTime := at.Store == unknown, at.Store == AnyTime.Store
+	switch {
+	case decidedHere:
+		// As long as a record has the units, the store does not know of them. If no
+		// record has them, but they still count here, they have been sent to the store.
+		// If the counter was evicted, it is not known whether they still count, and
+		// nothing is given back.
 		left = max(0, min(left, given)-e.reduce(l, left, at.Here, now))
-	case AnyTime.Store:
-		if held {
+	case anyTime:
+		// The units may have been decided here or by the store.
+		if found {
 			left = min(left, given)
 		}
 		left -= e.reduce(l, left, at.Here, now)
 		at.Store = unknown
+	default:
+		// The store has counted the units, so no record has them.
 	}
-	if l.Kind == rule.Bucket && held && at.Store == unknown && move.After.Fresh() {
-		// The counter is empty. So the records can only have fractions of units
+	if l.Kind == rule.Bucket && found && (decidedHere || anyTime) && move.After.Fresh() {
+		// The key is unused again. So the records can only have fractions of units
 		// left, and these have leaked, too.
 		e.records = slices.DeleteFunc(e.records, func(r record) bool { return r.units > 0 && r.sameCounter(l) })
 	}
 	if left <= 0 {
 		return
 	}
-	r := record{unique.Make(*l), -left, at.Here, at.Store, 0, 0}
+	r := givenBack(l, left, at)
 	if !r.counts(now) {
 		return
 	}
-	n, last := 0, -1
+	others, newest := 0, -1 // records of units given back to this counter
 	for i := range e.records {
 		if e.records[i].units < 0 && e.records[i].sameCounter(l) {
-			n++
-			last = i
+			others++
+			newest = i
 		}
 	}
-	if n > 0 && (n >= maxGivenBack || e.records[last].first == r.first && e.records[last].last == r.last) {
-		// Join the two records with the older of their instants. The store then gives
+	if others > 0 && (others >= maxGivenBack || e.records[newest].takenAt() == r.takenAt()) {
+		// Join the two records with the earlier of their instants. The store then gives
 		// back the same or less, never more.
-		join := &e.records[last]
+		join := &e.records[newest]
 		join.units = max(join.units+r.units, -rule.MaxUnits)
-		if r.first < join.first {
+		if r.takenAt().Here < join.takenAt().Here {
 			join.first, join.last = r.first, r.last
 		}
 		return
@@ -335,14 +370,14 @@ type Batch struct {
 // lock.
 func (c *Cache) Owing() int { return int(c.owing.Load()) }
 
-// Lost returns how many keys were dropped from the ledger while their units still
+// Forgotten returns how many keys were dropped from the ledger while their units still
 // counted. It takes no lock.
-func (c *Cache) Lost() uint64 { return c.lost.Load() }
+func (c *Cache) Forgotten() uint64 { return c.forgotten.Load() }
 
 // Owes reports whether the store is owed units of a key. If the units are being sent,
-// settling is a channel that is closed when that has ended. Otherwise settling is nil.
+// sending is a channel that is closed when that has ended. Otherwise sending is nil.
 // Owes takes no lock if the ledger is empty.
-func (c *Cache) Owes(key string) (owes bool, settling <-chan struct{}) {
+func (c *Cache) Owes(key string) (owes bool, sending <-chan struct{}) {
 	if c.owing.Load() == 0 {
 		return false, nil
 	}
@@ -353,10 +388,10 @@ func (c *Cache) Owes(key string) (owes bool, settling <-chan struct{}) {
 	if e == nil {
 		return false, nil
 	}
-	if e.settling == nil {
+	if e.sending == nil {
 		return true, nil
 	}
-	return true, e.settling.done
+	return true, e.sending.done
 }
 
 // OwingKeys returns the keys with owed units that no caller is sending, without keys
@@ -384,11 +419,11 @@ func (c *Cache) OwingKeys(now int64) (keys []string) {
 	return keys
 }
 
-// Collect returns the owed units of a key as a Batch. It returns nil if there are none, or
-// if another caller is sending them. The caller must send the batch and then call
-// [Cache.Settle]. Until then the key still counts as owing. Collect locks the key's
-// stripe.
-func (c *Cache) Collect(key string, now int64) *Batch {
+// BeginSending returns the owed units of a key as a Batch. It returns nil if there are
+// none, or if another caller is sending them. The caller must send the batch and then
+// call [Cache.EndSending]. Until then the key still counts as owing. BeginSending locks
+// the key's stripe.
+func (c *Cache) BeginSending(key string, now int64) *Batch {
 	if c.owing.Load() == 0 {
 		return nil
 	}
@@ -396,7 +431,7 @@ func (c *Cache) Collect(key string, now int64) *Batch {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	e := p.ledger.keys[p.Hash]
-	if e == nil || e.settling != nil {
+	if e == nil || e.sending != nil {
 		return nil
 	}
 	b := &Batch{Key: strings.Clone(key), entry: e, done: make(chan struct{})}
@@ -405,7 +440,7 @@ func (c *Cache) Collect(key string, now int64) *Batch {
 	}
 	e.records = nil
 	if len(b.Owed) > 0 {
-		e.settling = b
+		e.sending = b
 	} else {
 		b = nil
 	}
@@ -417,50 +452,52 @@ func (c *Cache) Collect(key string, now int64) *Batch {
 // be locked.
 func (b *Batch) add(c *Cache, p *keyRef, r *record, now int64) {
 	l := r.limit.Value()
-	send := func(units int64, at Instant) {
-		if units != 0 {
-			b.Owed = append(b.Owed, Owed{l, units, at})
-			b.entry.sending = append(b.entry.sending, record{r.limit, units, r.first, r.last, r.window, r.level})
+	send := func(r record, at Instant) {
+		if r.units != 0 {
+			b.Owed = append(b.Owed, Owed{l, r.units, at})
+			b.entry.sentRecords = append(b.entry.sentRecords, r)
 		}
 	}
 	switch {
 	case !r.counts(now):
 	case r.units < 0:
-		send(r.units, Instant{r.first, r.last})
+		send(*r, r.takenAt())
 	case l.Kind == rule.Fixed:
 		// If a window is open at the store, the units are charged to it, whenever it has
 		// opened. If none is open, the instant of the first unit opens one.
-		send(r.units, Here(r.first))
+		send(*r, Here(r.first))
 	case l.Kind == rule.Sliding && r.first == r.window && now-r.window < l.Window:
 		// The first unit opened a window here, and may have to open one at the store.
 		// The others are sent with the instant of the last one. So they count for long
 		// enough if another process has opened a window in between.
-		all := *r
-		r.units, r.last = 1, all.first
-		send(r.units, Here(r.first))
-		r.first, r.last = all.last, all.last
-		send(all.units-1, Here(all.last))
+		first, others := *r, *r
+		first.units, first.last = 1, r.first
+		others.units, others.first = r.units-1, r.last
+		send(first, Here(first.first))
+		send(others, Here(others.last))
 	case l.Kind == rule.Sliding:
-		send(r.units, Here(r.last))
+		send(*r, Here(r.last))
 	default:
-		send(min(r.units, c.notLeaked(p, &l, r, now)), Here(now))
+		rest := *r
+		rest.units = min(r.units, c.notLeaked(p, &l, r, now))
+		send(rest, Here(now))
 	}
 }
 
-// notLeaked returns how many units of a bucket's record may still be in the bucket. The
-// store's own units leak first, so the owed units are the last to leak, and as many of
-// them count as are left in the bucket. Otherwise the bucket would leak twice: at the
+// notLeaked returns how many units of a bucket's record may not have leaked yet. The
+// store's own units leak first, so the owed units are the last to leak: as many of
+// them count as units of the bucket are used and not yet leaked. Otherwise the bucket would leak twice: at the
 // store, and in the ledger.
 func (c *Cache) notLeaked(p *keyRef, l *rule.Limit, r *record, now int64) int64 {
-	state, held := c.memory.table.State(p.Hash, now, l)
-	if !held { // the bucket is whole or was evicted: use the record's own level
+	state, found := c.memory.table.State(p.Hash, now, l)
+	if !found { // the bucket is unused again or was evicted: use the record's own level
 		state = rule.State{T: r.last, A: r.level}
 	}
 	return levelOf(l, state, now)
 }
 
-// levelOf returns how many units of a bucket's state are left at now, rounded up. It
-// returns 0 for other kinds.
+// levelOf returns how many units of a bucket are used and not yet leaked at now, rounded
+// up. It returns 0 for other kinds.
 func levelOf(l *rule.Limit, s rule.State, now int64) int64 {
 	if l.Kind != rule.Bucket {
 		return 0
@@ -469,24 +506,24 @@ func levelOf(l *rule.Limit, s rule.State, now int64) int64 {
 	return rule.MaxUnits - a.Remaining
 }
 
-// Settle ends at now what Collect has begun, and wakes the callers that wait for it.
-// sent is how many of the first elements of b.Owed the store has, or may have, counted.
-// The store has certainly not counted the other elements, and they go back into the
-// ledger. Settle locks the key's stripe.
-func (c *Cache) Settle(b *Batch, sent int, now int64) {
+// EndSending ends at now what BeginSending has begun, and wakes the callers that wait for
+// it. sent is how many of the first elements of b.Owed the store has, or may have,
+// counted. The store has certainly not counted the other elements, and they go back into
+// the ledger. EndSending locks the key's stripe.
+func (c *Cache) EndSending(b *Batch, sent int, now int64) {
 	p := c.at(b.Key)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	e := b.entry
-	if e.settling != b {
+	if e.sending != b {
 		return // the key was reset or dropped in the meantime
 	}
 	close(b.done)
-	e.settling = nil
+	e.sending = nil
 	if sent > 0 {
 		c.countedHere(&p, now)
 	}
-	e.records = append(e.sending[sent:], e.records...)
-	e.sending = nil
+	e.records = append(e.sentRecords[sent:], e.records...)
+	e.sentRecords = nil
 	c.changed(&p, e, now)
 }

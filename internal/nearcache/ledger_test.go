@@ -2,6 +2,7 @@ package nearcache
 
 import (
 	"fmt"
+	"math"
 	"runtime"
 	"strings"
 	"testing"
@@ -16,19 +17,19 @@ import (
 func TestSettling(t *testing.T) {
 	l := fixed(9, minute)
 	for name, end := range map[string]func(c *Cache, b *Batch){
-		"sent":      func(c *Cache, b *Batch) { c.Settle(b, 1, second) },
-		"not sent":  func(c *Cache, b *Batch) { c.Settle(b, 0, second) },
-		"forgotten": func(c *Cache, b *Batch) { c.Forget("key", second, []rule.Limit{l}); c.Settle(b, 0, second) },
+		"sent":      func(c *Cache, b *Batch) { c.EndSending(b, 1, second) },
+		"not sent":  func(c *Cache, b *Batch) { c.EndSending(b, 0, second) },
+		"forgotten": func(c *Cache, b *Batch) { c.Erase("key", second, []rule.Limit{l}); c.EndSending(b, 0, second) },
 		"forgotten, and used again": func(c *Cache, b *Batch) {
-			c.Forget("key", second, []rule.Limit{l})
+			c.Erase("key", second, []rule.Limit{l})
 			take(c, "key", 1, second, true, l)
-			c.Settle(b, 0, second)
+			c.EndSending(b, 0, second)
 		},
 		"pushed out": func(c *Cache, b *Batch) {
 			for i := range 2000 {
 				take(c, fmt.Sprint(i), 1, 0, true, l)
 			}
-			c.Settle(b, 0, second)
+			c.EndSending(b, 0, second)
 		},
 	} {
 		c := New(NewMemory(1<<16), 1<<15)
@@ -36,9 +37,9 @@ func TestSettling(t *testing.T) {
 		owes, settling := c.Owes("key")
 		require.True(t, owes)
 		require.Nil(t, settling)
-		b := c.Collect("key", second)
+		b := c.BeginSending("key", second)
 		require.Equal(t, []Owed{{l, 2, Here(0)}}, b.Owed)
-		require.Nil(t, c.Collect("key", second))
+		require.Nil(t, c.BeginSending("key", second))
 		require.Empty(t, c.OwingKeys(second))
 		owes, settling = c.Owes("key")
 		require.True(t, owes)
@@ -51,7 +52,7 @@ func TestSettling(t *testing.T) {
 		require.EqualValues(t, 7, left(c, "key", second, l), "what is owed goes before what the store says")
 		end(c, b)
 		<-settling
-		b = c.Collect("key", second)
+		b = c.BeginSending("key", second)
 		switch name {
 		case "not sent":
 			require.Equal(t, []Owed{{l, 2, Here(0)}}, b.Owed)
@@ -60,7 +61,7 @@ func TestSettling(t *testing.T) {
 		default:
 			require.Nil(t, b, name)
 		}
-		require.Equal(t, name == "pushed out", c.Lost() > 0, name)
+		require.Equal(t, name == "pushed out", c.Forgotten() > 0, name)
 	}
 }
 
@@ -70,14 +71,14 @@ func TestOwedMeanwhile(t *testing.T) {
 	c, l, m := newCache(), fixed(9, minute), sliding(9, hour)
 	take(c, "key", 1, 0, true, l)
 	take(c, "key", 2, 0, true, m)
-	b := c.Collect("key", second)
+	b := c.BeginSending("key", second)
 	require.Len(t, b.Owed, 3)
 	take(c, "key", 3, second, true, l)
-	c.Settle(b, 1, 2*second)
+	c.EndSending(b, 1, 2*second)
 	require.Equal(t, 1, c.Owing())
-	b = c.Collect("key", 2*second)
+	b = c.BeginSending("key", 2*second)
 	require.Equal(t, []Owed{{m, 1, Here(0)}, {m, 1, Here(0)}, {l, 3, Here(second)}}, b.Owed)
-	c.Settle(b, 3, 2*second)
+	c.EndSending(b, 3, 2*second)
 	require.Zero(t, c.Owing())
 }
 
@@ -98,7 +99,7 @@ func TestOwedEnds(t *testing.T) {
 					require.Empty(t, c.OwingKeys(row.end))
 				}
 			}
-			require.Nil(t, c.Collect("key", row.end), "%+v", row.l)
+			require.Nil(t, c.BeginSending("key", row.end), "%+v", row.l)
 			require.Zero(t, c.Owing())
 		}
 	}
@@ -131,7 +132,7 @@ func TestBucketIsSentWhatIsLeft(t *testing.T) {
 			p := c.at("key")
 			c.memory.table.Forget(p.Hash, hour, limits)
 		}
-		b := c.Collect("key", hour+row.after)
+		b := c.BeginSending("key", hour+row.after)
 		got := int64(0)
 		if b != nil {
 			got = b.Owed[0].Units
@@ -161,19 +162,19 @@ func TestSlidingIsSentInTwo(t *testing.T) {
 	c, l := newCache(), sliding(9, minute)
 	take(c, "key", 2, hour, true, l)
 	take(c, "key", 3, hour+50*second, true, l)
-	b := c.Collect("key", hour+55*second)
+	b := c.BeginSending("key", hour+55*second)
 	require.Equal(t, []Owed{{l, 1, Here(hour)}, {l, 4, Here(hour + 50*second)}}, b.Owed)
-	c.Settle(b, 0, hour+55*second)
-	b = c.Collect("key", hour+70*second)
+	c.EndSending(b, 0, hour+55*second)
+	b = c.BeginSending("key", hour+70*second)
 	require.Equal(t, []Owed{{l, 1, Here(hour)}, {l, 4, Here(hour + 50*second)}}, b.Owed)
-	c.Settle(b, 2, hour+70*second)
+	c.EndSending(b, 2, hour+70*second)
 
 	// In the older of the two windows one unit may weigh nothing, and would not open a
 	// window. (This uses another cache, because time never runs backwards in one.)
 	c = newCache()
 	take(c, "other", 2, hour, true, l)
 	take(c, "other", 3, hour+50*second, true, l)
-	b = c.Collect("other", hour+70*second)
+	b = c.BeginSending("other", hour+70*second)
 	require.Equal(t, []Owed{{l, 5, Here(hour + 50*second)}}, b.Owed)
 }
 
@@ -200,7 +201,7 @@ func TestLedgerIsBounded(t *testing.T) {
 		before := liveHeap()
 		answers := make([]rule.Answer, 2)
 		n := 0
-		for ; c.Lost() < 4000; n++ {
+		for ; c.Forgotten() < 4000; n++ {
 			c.Take(fmt.Sprint(n, strings.Repeat("x", pad)), 1, hour, l, answers, true)
 		}
 		table := New(NewMemory(1<<16), bytes)
@@ -212,7 +213,7 @@ func TestLedgerIsBounded(t *testing.T) {
 		got := withLedger - (liveHeap() - before)
 		t.Logf("%s: %d keys in %d bytes of %d", name, c.Owing(), got, bytes)
 		require.LessOrEqual(t, got, int64(bytes*5/4), name)
-		require.Equal(t, n, c.Owing()+int(c.Lost()), name)
+		require.Equal(t, n, c.Owing()+int(c.Forgotten()), name)
 		owes, _ := c.Owes(fmt.Sprint(n-1, strings.Repeat("x", pad)))
 		require.True(t, owes, name)
 		owes, _ = c.Owes(fmt.Sprint(0, strings.Repeat("x", pad)))
@@ -220,12 +221,33 @@ func TestLedgerIsBounded(t *testing.T) {
 		runtime.KeepAlive(table)
 
 		// Units that no longer count are not lost.
-		lost := c.Lost()
+		lost := c.Forgotten()
 		for i := range n {
 			c.Take(fmt.Sprint("new", i, strings.Repeat("x", pad)), 1, 4*hour, l, answers, true)
 		}
-		require.Less(t, c.Lost()-lost, uint64(n-c.Owing()+n/10), name)
+		require.Less(t, c.Forgotten()-lost, uint64(n-c.Owing()+n/10), name)
 	}
+}
+
+// TestLedgerHasRoom: a ledger of LedgerBytes holds the given number of keys, although
+// the keys are spread unevenly over the stripes. It is not much larger than that.
+func TestLedgerHasRoom(t *testing.T) {
+	l := fixed(9, hour)
+	for _, keys := range []int{1, 2, 16, 140, 256, 1000, 8192, 1 << 16} {
+		bytes := LedgerBytes(keys)
+		for range min(100, 1+8192/keys) {
+			c := New(NewMemory(keys), bytes)
+			for i := range keys {
+				take(c, fmt.Sprintf("198.51.%06d", i), 1, hour, true, l)
+			}
+			require.Equal(t, keys, c.Owing())
+			require.Zero(t, c.Forgotten())
+		}
+		t.Logf("%d keys: %d bytes", keys, bytes)
+		require.LessOrEqual(t, bytes, 256<<10+1200*keys)
+	}
+	require.Less(t, LedgerBytes(1<<20), 400<<20)
+	require.Positive(t, LedgerBytes(math.MaxInt), "it does not overflow")
 }
 
 // TestLongKeysPushOutEachOther: keys of a megabyte never displace a short key from the
@@ -239,7 +261,7 @@ func TestLongKeysPushOutEachOther(t *testing.T) {
 		require.True(t, take(c, fmt.Sprint(i)+strings.Repeat("x", 1<<20), 1, hour, true, l))
 		take(c, fmt.Sprint(i)+strings.Repeat("x", 1000), 1, hour, true, l)
 	}
-	require.Equal(t, 300, c.Owing()+int(c.Lost()))
+	require.Equal(t, 300, c.Owing()+int(c.Forgotten()))
 	require.Greater(t, c.Owing(), 230)
 	for i := range 200 {
 		owes, _ := c.Owes(fmt.Sprint(i))

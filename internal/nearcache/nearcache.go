@@ -17,9 +17,9 @@
 //
 // # Words
 //
-// Units are owed if the store does not know of them and this process must send them to it.
-// Settling a key means sending the units that are owed for it. A key is whole under a limit if it
-// has as many units left as an unused key.
+// Units are owed if the store does not know of them and this process must send them to
+// it. Settling a key means sending the units that are owed for it. A key is unused under
+// a limit if all of its units are left: it was never used, or its units no longer count.
 //
 // # Two clocks
 //
@@ -51,12 +51,12 @@
 // [Cache.Adjust]. Pass owed = false if the store has made the change, and owed = true if it
 // has certainly not. If that is not known, do not call Adjust.
 //
-// To settle a key, call [Cache.Collect]. Send each element of the batch with Store.Adjust,
-// in order and under one limit each. Then call [Cache.Settle] with the number of elements
-// that the store has or may have counted. An element that may have been counted must not be
-// sent again.
+// To settle a key, call [Cache.BeginSending]. Send each element of the batch with
+// Store.Adjust, in order and under one limit each. Then call [Cache.EndSending] with the
+// number of elements that the store has or may have counted. An element that may have
+// been counted must not be sent again.
 //
-// To reset a key, wait until no caller settles it, call [Cache.Forget], and reset the
+// To reset a key, wait until no caller settles it, call [Cache.Erase], and reset the
 // store. Then call Forget again, because answers that were in flight may have been learnt
 // in the meantime.
 package nearcache
@@ -102,13 +102,13 @@ type Cache struct {
 	owner  table.Owner
 	clock  clock
 
-	marks   [marks]mark
-	stripes [stripes]stripe
-	demands atomic.Pointer[[marks]demandSet] // nil until leases are asked for
-	queue   int                              // the most bytes of one stripe's ledger
+	marks       [marks]mark
+	stripes     [stripes]stripe
+	demands     atomic.Pointer[[marks]demandSet] // nil until leases are asked for
+	stripeBytes int                              // the most bytes of one stripe's ledger
 
-	owing atomic.Int64 // keys with units that the store is owed
-	lost  atomic.Uint64
+	owing     atomic.Int64 // keys with units that the store is owed
+	forgotten atomic.Uint64
 }
 
 const (
@@ -131,17 +131,17 @@ type mark struct {
 // stripe has the ledger and the leases of some keys; mu guards them. While a key's
 // stripe is locked, no other caller changes the key's counters in the table.
 type stripe struct {
-	mu      sync.Mutex
-	ledger  ledger
-	leases  map[string]*lease
-	forgets uint64
-	_       [40]byte // keeps the locks of two stripes out of one cache line
+	mu     sync.Mutex
+	ledger ledger
+	leases map[string]*lease
+	erases uint64
+	_      [40]byte // keeps the locks of two stripes out of one cache line
 }
 
 // New returns an empty Cache with a ledger of at most ledgerBytes. Two caches never
 // share keys, even if they share a Memory.
 func New(m *Memory, ledgerBytes int) *Cache {
-	return &Cache{memory: m, owner: table.NewOwner(), queue: ledgerBytes / stripes}
+	return &Cache{memory: m, owner: table.NewOwner(), stripeBytes: ledgerBytes / stripes}
 }
 
 // NewSeeded returns a Cache with a Memory of its own, for simulations. Its behaviour
@@ -150,7 +150,7 @@ func New(m *Memory, ledgerBytes int) *Cache {
 func NewSeeded(counters, ledgerBytes int, seed uint64) *Cache {
 	noClock := func() int64 { return 0 }
 	m := &Memory{table.NewKept(counters, noClock, table.Secret{seed, ^seed}, 1), permissions{most: max(counters, 1) / setSize}}
-	return &Cache{memory: m, queue: ledgerBytes / stripes}
+	return &Cache{memory: m, stripeBytes: ledgerBytes / stripes}
 }
 
 // keyRef says where the parts of a cache store what they know about a key.
@@ -218,7 +218,7 @@ func (c *Cache) StillDenied(key string, n, now int64, limits []rule.Limit, answe
 		if retry == 0 || retry > by {
 			continue
 		}
-		if state, held := c.memory.table.State(p.Hash, now, &limits[i]); held && state.T < jumped {
+		if state, found := c.memory.table.State(p.Hash, now, &limits[i]); found && state.T < jumped {
 			copy(answers, denial[:len(limits)])
 			return true
 		}
@@ -420,10 +420,10 @@ func (c *Cache) Adjust(key string, n int64, at Instant, now int64, limits []rule
 		p.version.Add(1)
 		c.memory.permissions.drop(p.bits)
 	}
-	var held [MaxLimits]bool
+	var found [MaxLimits]bool // whether there is a counter under each limit
 	for i := range limits {
 		if owed && n < 0 {
-			_, held[i] = c.memory.table.State(p.Hash, now, &limits[i])
+			_, found[i] = c.memory.table.State(p.Hash, now, &limits[i])
 		}
 	}
 	var moves [MaxLimits]table.Move
@@ -444,21 +444,21 @@ func (c *Cache) Adjust(key string, n int64, at Instant, now int64, limits []rule
 			}
 			e.owe(l, moves[i].After, window, moves[i].Units, taken)
 		} else {
-			e.giveBack(l, n, Instant{taken, at.Store}, now, moves[i], held[i])
+			e.giveBack(l, n, Instant{taken, at.Store}, now, moves[i], found[i])
 		}
 	}
 	c.changed(&p, e, now)
 	return charged
 }
 
-// Forget deletes the counters of a key under any number of limits, and all units of
+// Erase deletes the counters of a key under any number of limits, and all units of
 // the key that are owed or leased. It locks the key's stripe.
-func (c *Cache) Forget(key string, now int64, limits []rule.Limit) {
+func (c *Cache) Erase(key string, now int64, limits []rule.Limit) {
 	p := c.at(key)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.version.Add(1)
-	p.forgets++
+	p.erases++
 	c.memory.permissions.drop(p.bits)
 	c.memory.table.Forget(p.Hash, now, limits)
 	if e := p.ledger.keys[p.Hash]; e != nil {
@@ -468,7 +468,7 @@ func (c *Cache) Forget(key string, now int64, limits []rule.Limit) {
 }
 
 // State returns the state of a key under a limit, and whether it has a counter. If not,
-// the key is unused, is whole again, or was evicted. It does not lock the stripe.
-func (c *Cache) State(key string, now int64, l *rule.Limit) (state rule.State, held bool) {
+// the key is unused or its counter was evicted. It does not lock the stripe.
+func (c *Cache) State(key string, now int64, l *rule.Limit) (state rule.State, found bool) {
 	return c.memory.table.State(c.memory.table.Hash(key, c.owner), now, l)
 }

@@ -97,7 +97,7 @@ func denied(reply Reply) bool {
 
 // settle sends what is owed of a key.
 func settle(c *Cache, r *remote, key string, now int64) {
-	b := c.Collect(key, now)
+	b := c.BeginSending(key, now)
 	if b == nil {
 		return
 	}
@@ -108,7 +108,7 @@ func settle(c *Cache, r *remote, key string, now int64) {
 		}
 		r.adjust(key, b.Owed[i].Units, at, now, b.Owed[i].Limit)
 	}
-	c.Settle(b, len(b.Owed), now)
+	c.EndSending(b, len(b.Owed), now)
 }
 
 // TestManyWindows: every limit is enforced here, however many windows a key is used
@@ -190,7 +190,7 @@ func TestGivenBackAfterSettling(t *testing.T) {
 		require.EqualValues(t, 6, left(c, "key", hour, l), "%+v", l)
 
 		// The counter is gone here, and so is the record: nothing is known of the units.
-		c.Forget("key", hour, limits)
+		c.Erase("key", hour, limits)
 		c.Adjust("key", -3, Here(hour), hour, limits, true)
 		require.Zero(t, c.Owing(), "%+v", l)
 		c.Adjust("key", -1, c.InstantOf(101*hour), hour, limits, true)
@@ -236,7 +236,7 @@ func TestAwayIsMemory(t *testing.T) {
 				require.Equal(t, m.adjust(key, n, at, now, limits...), c.Adjust(key, n, where, now, limits, true), fail)
 			case 1:
 				if r.IntN(5) == 0 {
-					c.Forget(key, now, limits)
+					c.Erase(key, now, limits)
 					for _, l := range limits {
 						delete(m.states, counter{key, l.Kind, l.Window})
 					}
@@ -253,7 +253,7 @@ func TestAwayIsMemory(t *testing.T) {
 				}
 			}
 		}
-		require.Zero(t, c.Lost())
+		require.Zero(t, c.Forgotten())
 	}
 }
 
@@ -383,7 +383,7 @@ func comesAndGoes(t *testing.T, seed uint64) {
 			}
 		}
 		for _, p := range processes {
-			require.Zero(t, p.Lost())
+			require.Zero(t, p.Forgotten())
 		}
 	}
 	for _, p := range processes {
@@ -670,12 +670,12 @@ func TestConcurrently(t *testing.T) {
 				case 3:
 					c.Adjust(key, r.Int64N(5)-2, []Instant{AnyTime, Here(now - second), c.InstantOf(now)}[r.IntN(3)], now, limits, r.IntN(2) == 0)
 				case 4:
-					c.Forget(key, now, limits)
+					c.Erase(key, now, limits)
 				case 5:
 					c.Denied(key, 1, now, second, limits, answers)
 				case 6:
-					if b := c.Collect(key, now); b != nil {
-						c.Settle(b, r.IntN(len(b.Owed)+1), now)
+					if b := c.BeginSending(key, now); b != nil {
+						c.EndSending(b, r.IntN(len(b.Owed)+1), now)
 					}
 				case 7:
 					if _, ok, refill := c.TakeLeased(key, 3, now, second, limits, answers); refill || !ok {
@@ -700,7 +700,7 @@ func TestConcurrently(t *testing.T) {
 		}
 		require.Zero(t, c.Owing())
 		for i := range c.stripes {
-			for _, q := range c.stripes[i].ledger.queues {
+			for _, q := range c.stripes[i].ledger.lists {
 				require.True(t, q.bytes == 0 && q.oldest == nil && q.newest == nil)
 			}
 		}

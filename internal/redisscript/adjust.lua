@@ -17,8 +17,8 @@
 --
 -- Expects the locals of lib.lua. Returns the reply.
 --
--- Held to internal/rule by TestScriptsFollowTheRules and FuzzScripts: they run
--- random histories on a clock of their own, here and in the rule.
+-- Checked against internal/rule by TestScriptsFollowTheRules and FuzzScripts:
+-- they run random histories on a clock of their own, here and in the rule.
 -- TestAdjustHeldUp has a clock that goes on between the commands of the script.
 
 local units, takenAt = tonumber(ARGV[ownArg]), ARGV[ownArg + 1]
@@ -80,15 +80,15 @@ local function adjust(kind, t, a, b, n, w, burst)
 end
 
 -- Nothing is written until all keys are known to hold counters.
-local before, after, repair = {}, {}, {}
+local before, after, needsTTL = {}, {}, {}
 local reply = {now}
 for i = 1, #KEYS do
   local kind, n, w, burst = kinds[i], N[i], windows[i], bursts[i]
-  local t, a, b, broken = decode(kind, values[i], lives[i], w, now)
+  local t, a, b, needed = decode(kind, values[i], lives[i], w, now)
   if not t then return redis.error_reply('JUNK ' .. i) end
   t, a, b = at(kind, t, a, b, n, w, now)
   before[i], after[i] = {t, a, b}, {adjust(kind, t, a, b, n, w, burst)}
-  repair[i] = broken
+  needsTTL[i] = needed
   for _, number in ipairs(before[i]) do reply[#reply + 1] = number end
   for _, number in ipairs(after[i]) do reply[#reply + 1] = number end
 end
@@ -96,7 +96,7 @@ end
 for i = 1, #KEYS do
   local kind, n, w = kinds[i], N[i], windows[i]
   local oldA, t, a, b = before[i][2], unpack(after[i])
-  if kind == 'f' and oldA > 0 and a > 0 and not repair[i] then
+  if kind == 'f' and oldA > 0 and a > 0 and not needsTTL[i] then
     -- INCRBY keeps the time to live, and so the window's end.
     if a ~= oldA then redis.call('INCRBY', KEYS[i], a - oldA) end
   elseif values[i] or not fresh(a, b) then

@@ -9,14 +9,14 @@
 -- The second file of Take: take_begin.lua lists the files and the reply.
 --
 --   KEYS   for each take: its counter
---   ARGV   f, N, window; for each exception: number of the take, cost, callers
+--   ARGV   f, N, window; for each special take: number, cost, callers
 --
 -- Expects the locals of take_begin.lua. If all takes are decided, it returns
 -- the reply. Otherwise it leaves now, undecided, reply and replyLength to
 -- take.lua. For an undecided take i, reply[2*i] is the PTTL of its key.
 --
--- Held to internal/rule by TestScriptsFollowTheRules and FuzzScripts: they run
--- random histories on a clock of their own, here and in the rule.
+-- Checked against internal/rule by TestScriptsFollowTheRules and FuzzScripts:
+-- they run random histories on a clock of their own, here and in the rule.
 -- TestScriptsEdges does the same close to the end of a window. On the server's
 -- clock, TestTakeFixed and TestTakeManyFixed list the takes that are left to
 -- the general path, TestTakeRefused has a server that refuses commands, and
@@ -51,14 +51,14 @@ if oneLimit and kind == 'f' then
   local maxLife = 2 * w / 1000 -- in ms; if it is longer, the clock was set back
   local newT, newEnd -- of the windows that open now; nil until one does
 
-  local exceptionArg = afterFirstLimit -- the index of the next exception
-  local exception = (following or 0) + 0 -- its take; 0 if there is none
+  local specialArg = afterFirstLimit -- the index of the next special take
+  local special = (following or 0) + 0 -- its number; 0 if there is none
   for i = 1, #keys do
     local cost, callers = 1, 1
-    if i == exception then
-      cost, callers = ARGV[exceptionArg + 1] + 0, ARGV[exceptionArg + 2] + 0
-      exceptionArg = exceptionArg + 3
-      exception = (ARGV[exceptionArg] or 0) + 0
+    if i == special then
+      cost, callers = ARGV[specialArg + 1] + 0, ARGV[specialArg + 2] + 0
+      specialArg = specialArg + 3
+      special = (ARGV[specialArg] or 0) + 0
     end
     local asked, admitted = cost * callers, callers
 
@@ -87,20 +87,20 @@ if oneLimit and kind == 'f' then
         -- The window is open.
         local a = tonumber(count) or 0
         if a <= 0 or a >= 1e15 then break end
-        local left = n - a
+        local left, granted = n - a, asked
         if asked > left then
           admitted = 0
           if left > 0 then admitted = (left - left % cost) / cost end
-          asked = cost * admitted
+          granted = cost * admitted
         end
-        if asked > 0 then
+        if granted > 0 then
           -- INCRBY keeps the time to live, and so the window's end. It returns
           -- the sum, or an error if the server refuses the write, or if count
           -- is a text like "1e3" or "007", which only tonumber accepts. The
           -- general path finds out which, and what to do.
-          local units = asked
+          local units = granted
           if units == 1 then units = '1' end
-          if try('INCRBY', keys[i], units) ~= a + asked then break end
+          if try('INCRBY', keys[i], units) ~= a + granted then break end
         elseif not string.find(count, '^[1-9]%d*$') then
           break -- INCRBY would have refused it
         end

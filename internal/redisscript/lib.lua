@@ -20,10 +20,10 @@
 -- explained there. Parameters kind, n, w and burst are the fields of a
 -- rule.Limit, and t, a and b the fields of a rule.State.
 --
--- Held to internal/rule by TestScriptsFollowTheRules and FuzzScripts: they run
--- random histories on a clock of their own, here and in the rule, up to the
--- largest numbers. TestScriptsRounding does the same for the ends of keys and
--- for the products that muldiv takes in parts.
+-- Checked against internal/rule by TestScriptsFollowTheRules and FuzzScripts:
+-- they run random histories on a clock of their own, here and in the rule, up
+-- to the largest numbers. TestScriptsRounding does the same for the ends of
+-- keys and for the products that muldiv takes in parts.
 --
 -- Instants and spans are in microseconds. Lua's numbers are doubles, which hold
 -- all integers below 2^53. Units are less than 2^50, and instants and spans

@@ -193,11 +193,11 @@ func (m *model) take(limits []rule.Limit, asks ...asked) {
 	if err != nil || takes.Now != m.now {
 		m.fail("now %d: %v", takes.Now, err)
 	}
-	partly := maps.Collect(takes.Partly())
+	incomplete := maps.Collect(takes.Incomplete())
 	before := make([]rule.State, len(limits))
 	for i, ask := range asks {
 		takes.States(i, before)
-		admitted, ok := partly[i]
+		admitted, ok := incomplete[i]
 		if !ok {
 			admitted = ask.callers
 		}

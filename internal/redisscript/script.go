@@ -5,7 +5,7 @@
 //
 // A script is one or more .lua files, joined in this order. Each file begins
 // with what it expects from the files before it, what it leaves to those after
-// it, and which tests hold it to package rule.
+// it, and which tests check it against package rule.
 //
 //	Take    take_begin.lua fixed.lua state.lua lib.lua take.lua
 //	Adjust  lib.lua adjust.lua
@@ -14,11 +14,17 @@
 // # Counters
 //
 // A counter is the [rule.State] of one key under one limit, with microseconds
-// for all instants and windows: see [Micro]. It is a string at Redis, under a
-// key that [AppendKey] begins. It expires as soon as its state counts as a
-// fresh one, so that a missing key is a fresh state.
+// for all instants and windows: see [Micro]. Its fields are
 //
-//	fixed window    A; T follows from the time to live: the window ends when the key expires
+//	fixed window    T: when the window opened     A: units in it
+//	sliding window  T: when this window opened    A: units in it         B: units in the one before
+//	bucket          T: when A and B were true     A: whole units in it   B: and this many window-ths of one
+//
+// A counter is a string at Redis, under a key that [AppendKey] begins. It
+// expires as soon as its state counts as a fresh one, so that a missing key is a
+// fresh state.
+//
+//	fixed window    "A"; T follows from the time to live: the window ends when the key expires
 //	sliding window  "T A B"
 //	bucket          "T A B"
 //
@@ -33,7 +39,7 @@
 //
 //	KEYS   for each take: the key of its counter under each limit
 //	ARGV   for each limit: kind, N, window, and the burst of a bucket: see [Args]
-//	       for each exception: number of the take, cost, number of callers: see [AppendTake]
+//	       for each special take: number, cost, number of callers: see [AppendTake]
 //	reply  the server's time
 //	       for each take and limit: T, A, B of the state before the first caller;
 //	         only T, A if it is a fixed window
@@ -41,15 +47,15 @@
 //	         and how many it has admitted, or -i if key i of the take does
 //	         not hold a counter, and nothing was changed for this take
 //
-// Exceptions are the takes that are not one unit for one caller. All of the
-// reply is integers. [ParseTakes] reads it.
+// A special take is one that is not one unit for one caller. All of the reply is
+// integers. [ParseTakes] reads it.
 //
 // The reply has no answers. Each caller derives its own, from the number m of
 // admitted callers and the state under each limit, with its place p among the
 // callers, from 0:
 //
-//	p < m   admitted: it has left A + cost*(p+1) units in each state
-//	p >= m  denied: it has found A + cost*m units in each state
+//	p < m   admitted: after it, each state has A + cost*(p+1) units
+//	p >= m  denied: before and after it, each state has A + cost*m units
 //
 // [rule.Limit.Take] on this state, at the time of the reply, returns what
 // remains and when more fits: an admitted caller asks it for 0 units, and a denied
@@ -146,8 +152,8 @@ func Args(l rule.Limit) []any {
 }
 
 // AppendTake appends the arguments of take number i, from 0, of cost units for
-// each of the callers; most takes, of one unit for one caller, have none. Takes
-// must be appended in ascending order, after the arguments of the limits.
+// each of the callers. It appends none for one unit for one caller, as most takes
+// are. Takes must be appended in ascending order, after the arguments of the limits.
 func AppendTake(args []any, i int, cost, callers int64) []any {
 	if cost == 1 && callers == 1 {
 		return args
@@ -159,7 +165,7 @@ func AppendTake(args []any, i int, cost, callers int64) []any {
 // into a counter's key. Longer keys are hashed.
 const MaxKey = 128
 
-// AppendKey appends the begin of a counter's key, such as
+// AppendKey appends the beginning of a counter's key, such as
 // "rl:login:{203.0.113.7}:". The caller appends the limit.
 //
 // The braces make a hash tag of the key, so that all of its counters are in one
@@ -212,11 +218,11 @@ var ErrReply = errors.New("the reply is not one of this library's scripts: is th
 // Takes is a reply of Take. The package comment says what a caller derives
 // from it.
 type Takes struct {
-	Now    int64 // the server's time, in microseconds
-	limits []rule.Limit
-	states []int64 // the numbers of the states, for each take and limit
-	width  int     // how many of them belong to one take
-	partly []int64 // pairs: number of a take, from 1, and callers admitted, or -i
+	Now        int64 // the server's time, in microseconds
+	limits     []rule.Limit
+	states     []int64 // the numbers of the states, for each take and limit
+	width      int     // how many of them belong to one take
+	incomplete []int64 // pairs: number of a take, from 1, and callers admitted, or -i
 }
 
 // ParseTakes reads a reply of Take to a command of this number of takes. The
@@ -235,8 +241,8 @@ func ParseTakes(reply []int64, takes int, limits []rule.Limit) (Takes, error) {
 			return Takes{}, ErrReply
 		}
 	}
-	t.Now, t.states, t.partly = reply[0], reply[1:end], reply[end:]
-	for i, admitted := range t.Partly() {
+	t.Now, t.states, t.incomplete = reply[0], reply[1:end], reply[end:]
+	for i, admitted := range t.Incomplete() {
 		if i < 0 || i >= takes || admitted < -int64(len(limits)) {
 			return Takes{}, ErrReply
 		}
@@ -258,12 +264,12 @@ func (t Takes) States(i int, states []rule.State) {
 	}
 }
 
-// Partly returns the takes that have not admitted all of their callers, by number
+// Incomplete returns the takes that have not admitted all of their callers, by number
 // from 0, and how many they have admitted: 0 or more, or -i if key i of the
 // take, from 1, does not hold a counter.
-func (t Takes) Partly() iter.Seq2[int, int64] {
+func (t Takes) Incomplete() iter.Seq2[int, int64] {
 	return func(yield func(int, int64) bool) {
-		for p := t.partly; len(p) > 0; p = p[2:] {
+		for p := t.incomplete; len(p) > 0; p = p[2:] {
 			if !yield(int(p[0]-1), p[1]) {
 				return
 			}
@@ -307,7 +313,8 @@ func Junk(err error) (i int, ok bool) {
 }
 
 // Nanos converts a wait in a [rule.Answer] from microseconds. [rule.Never] stays
-// rule.Never, and a wait that does not fit is half of it, which is not Never.
+// rule.Never. A wait that is too long for a [time.Duration] becomes 146 years,
+// half of rule.Never: it is not Never, because the wait ends.
 func Nanos(micros int64) time.Duration {
 	const most = rule.Never / 1000
 	if micros > most {

@@ -109,12 +109,12 @@ func TestParseTakes(t *testing.T) {
 	require.Equal(t, []rule.State{{T: 2, A: 3, B: 4}, {T: 5, A: 6}}, states)
 	takes.States(1, states)
 	require.Equal(t, []rule.State{{T: 12, A: 13, B: 14}, {T: 15, A: 16}}, states)
-	require.Equal(t, map[int]int64{1: 7, 0: -2}, maps.Collect(takes.Partly()))
+	require.Equal(t, map[int]int64{1: 7, 0: -2}, maps.Collect(takes.Incomplete()))
 	for n := range reply {
 		takes, err := redisscript.ParseTakes(reply[:n], 2, limits)
 		if n == 11 || n == 13 {
 			require.NoError(t, err)
-			require.Len(t, maps.Collect(takes.Partly()), (n-11)/2)
+			require.Len(t, maps.Collect(takes.Incomplete()), (n-11)/2)
 		} else {
 			require.ErrorIs(t, err, redisscript.ErrReply, n)
 		}
@@ -149,7 +149,7 @@ func TestJunk(t *testing.T) {
 }
 
 // TestScriptHeads: each script begins with the files that it is joined with and
-// the tests that hold it to package rule, and there are such files and tests.
+// the tests that check it against package rule, and there are such files and tests.
 func TestScriptHeads(t *testing.T) {
 	scripts, err := filepath.Glob("*.lua")
 	require.NoError(t, err)

@@ -11,14 +11,14 @@
 --
 --   KEYS   for each take: its counter
 --   ARGV   s, N, window, or b, N, window, burst;
---          for each exception: number of the take, cost, callers
+--          for each special take: number, cost, callers
 --
 -- Expects the locals of take_begin.lua. If all takes are decided, it returns
 -- the reply. Otherwise it leaves now, undecided, reply and replyLength to
 -- take.lua. The state of an undecided take is not in the reply yet.
 --
--- Held to internal/rule by TestScriptsFollowTheRules and FuzzScripts: they run
--- random histories on a clock of their own, here and in the rule.
+-- Checked against internal/rule by TestScriptsFollowTheRules and FuzzScripts:
+-- they run random histories on a clock of their own, here and in the rule.
 -- TestScriptsRounding does the same for the ends of keys and for products of
 -- 2^53 or more, TestScriptsEdges close to the end of a window. On the server's
 -- clock, TestTakeManyStates lists the takes that are left to the general path,
@@ -54,14 +54,14 @@ if oneLimit and kind ~= 'f' then
   now = time[1] * 1000000 + time[2]
   reply[1], replyLength = now, 1 + 3 * #keys
 
-  local exceptionArg = afterFirstLimit -- the index of the next exception
-  local exception = (following or 0) + 0 -- its take; 0 if there is none
+  local specialArg = afterFirstLimit -- the index of the next special take
+  local special = (following or 0) + 0 -- its number; 0 if there is none
   for i = 1, #keys do
     local cost, callers = 1, 1
-    if i == exception then
-      cost, callers = ARGV[exceptionArg + 1] + 0, ARGV[exceptionArg + 2] + 0
-      exceptionArg = exceptionArg + 3
-      exception = (ARGV[exceptionArg] or 0) + 0
+    if i == special then
+      cost, callers = ARGV[specialArg + 1] + 0, ARGV[specialArg + 2] + 0
+      specialArg = specialArg + 3
+      special = (ARGV[specialArg] or 0) + 0
     end
     local asked, admitted = cost * callers, callers
 
@@ -108,29 +108,30 @@ if oneLimit and kind ~= 'f' then
       end
 
       -- 3. Find how many callers fit. All do if they only look.
+      local granted = asked
       if cost > 0 and asked > left then
         admitted = 0
         if left > 0 then admitted = (left - left % cost) / cost end
-        asked = cost * admitted
+        granted = cost * admitted
       end
 
       -- 4. Write the state with the admitted units. The key expires when the
       -- state counts as a fresh one, rounded up to a millisecond: -x % 1000 is
       -- (-x) % 1000, and never negative in Lua.
-      if asked > 0 then
-        local held, resetAt = a + asked, 0
+      if granted > 0 then
+        local total, resetAt = a + granted, 0
         if bucket then
-          local filled = held * w + b -- in w-ths of a unit
+          local filled = total * w + b -- in w-ths of a unit
           if filled >= exact then break end
           local remainder = filled % n -- now + ceildiv(filled, n)
           resetAt = now + (filled - remainder) / n
           if remainder > 0 then resetAt = resetAt + 1 end
         else
-          local remainder = w % held -- t + w + w - ceildiv(w, held) + 1
-          resetAt = t + w + w - (w - remainder) / held + 1
+          local remainder = w % total -- t + w + w - ceildiv(w, total) + 1
+          resetAt = t + w + w - (w - remainder) / total + 1
           if remainder > 0 then resetAt = resetAt - 1 end
         end
-        call('SET', keys[i], format(stateFormat, t, held, b),
+        call('SET', keys[i], format(stateFormat, t, total, b),
           'PXAT', format(intFormat, (resetAt + -resetAt % 1000) / 1000))
       elseif value and call('PTTL', keys[i]) == -1 then
         break -- the key has no time to live: the general path sets one

@@ -6,16 +6,17 @@
 --
 --   KEYS   for each take: a counter for each limit
 --   ARGV   for each limit: what lib.lua reads
---          for each exception: number of the take, cost, callers
+--          for each special take: number, cost, callers
 --
 -- Expects the locals of take_begin.lua and lib.lua. Returns the reply.
 --
--- Held to internal/rule by TestScriptsFollowTheRules and FuzzScripts: they run
--- random histories on a clock of their own, here and in the rule, with one to
--- three limits, up to four keys and clocks that are set back. On the server's
--- clock, TestTakeFixed, TestTakeManyFixed and TestTakeManyStates have what a
--- fast path leaves undecided, such as values that are not counters and keys
--- without a time to live.
+-- Checked against internal/rule by TestScriptsFollowTheRules and FuzzScripts:
+-- they run random histories on a clock of their own, here and in the rule, with
+-- one to three limits, up to four keys and clocks that are set back. On the
+-- server's clock, TestTakeFixed, TestTakeManyFixed and TestTakeManyStates have
+-- what a fast path leaves undecided, such as values that are not counters and
+-- keys without a time to live. TestDenialsChangeNothing shows what a denial
+-- writes.
 
 local numbersPerTake = 0 -- how many numbers of the reply are states of one take
 for i = 1, limitCount do
@@ -26,7 +27,7 @@ for i = 1, limitCount do
   end
 end
 
-local costs, callerCounts = {}, {} -- of the exceptions, by take
+local costs, callerCounts = {}, {} -- of the special takes, by number
 for arg = ownArg, #ARGV, 3 do
   local take = ARGV[arg] + 0
   costs[take], callerCounts[take] = ARGV[arg + 1] + 0, ARGV[arg + 2] + 0
@@ -59,11 +60,11 @@ local function decide(take, cost, callers)
 
   -- Nothing is written until all counters of the take are read.
   local admitted = callers
-  local T, A, B, repair = {}, {}, {}, {} -- by limit, from decode
+  local T, A, B, needsTTL = {}, {}, {}, {} -- by limit, from decode
   for i = 1, limitCount do
     local kind, n, w, burst = kinds[i], N[i], windows[i], bursts[i]
     local key = firstKey + i
-    local t, a, b, broken = decode(kind, values[key], lives[key], w, now)
+    local t, a, b, needed = decode(kind, values[key], lives[key], w, now)
     if not t then
       for j = 1, numbersPerTake do reply[offset + j] = 0 end
       return -i
@@ -81,17 +82,17 @@ local function decide(take, cost, callers)
     if cost > 0 then -- a look always fits
       admitted = math.min(admitted, math.max(0, math.floor(left / cost)))
     end
-    T[i], A[i], B[i], repair[i] = t, a, b, broken
+    T[i], A[i], B[i], needsTTL[i] = t, a, b, needed
   end
 
   local taken = cost * admitted
   for i = 1, limitCount do
     local kind, n, w = kinds[i], N[i], windows[i]
     local key, t, a, b = keys[firstKey + i], T[i], A[i], B[i]
-    if taken > 0 and kind == 'f' and a > 0 and not repair[i] then
+    if taken > 0 and kind == 'f' and a > 0 and not needsTTL[i] then
       -- INCRBY keeps the time to live, and so the window's end.
       call('INCRBY', key, taken)
-    elseif taken > 0 or repair[i] then
+    elseif taken > 0 or needsTTL[i] then
       write(key, kind, t, a + taken, b, n, w, now)
     elseif values[firstKey + i] and kind ~= 'f' and call('PTTL', key) == -1 then
       write(key, kind, t, a, b, n, w, now) -- to set a time to live

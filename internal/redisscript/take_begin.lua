@@ -15,7 +15,7 @@
 --
 --   KEYS   for each take: a counter for each limit
 --   ARGV   for each limit: kind (f, s or b), N, window, and burst if it is a b
---          for each exception: number of the take, cost, callers
+--          for each special take: number, cost, callers
 --   reply  the server's time
 --          for each take and limit: the state T, A, B before the first caller,
 --            only T, A if the limit is a fixed window
@@ -23,14 +23,14 @@
 --            take, and how many it has admitted; or -i if its key i does not
 --            hold a counter, and nothing was changed for this take
 --
--- Takes are numbered from 1. Exceptions are the takes that are not one unit for
+-- Takes are numbered from 1. A special take is one that is not one unit for
 -- one caller; their numbers ascend. Instants and windows are in microseconds.
 --
 -- Expects no locals. Leaves all of its own to the files after it.
 --
--- Held to internal/rule by TestScriptsFollowTheRules and FuzzScripts: they run
--- random histories on a clock of their own, here and in the rule, through all
--- five files. The other files name more tests.
+-- Checked against internal/rule by TestScriptsFollowTheRules and FuzzScripts:
+-- they run random histories on a clock of their own, here and in the rule,
+-- through all five files. The other files name more tests.
 
 local keys = KEYS
 local call = redis.call -- if the command fails, the script ends with its error
@@ -40,7 +40,7 @@ local kind = ARGV[1] -- of the first limit
 local afterFirstLimit = 4 -- an index in ARGV
 if kind == 'b' then afterFirstLimit = 5 end
 
--- Another limit, an exception, or nothing.
+-- Another limit, a special take, or nothing.
 local following = ARGV[afterFirstLimit]
 local oneLimit = following ~= 'f' and following ~= 's' and following ~= 'b'
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -86,11 +88,11 @@ func TestTakeFixed(t *testing.T) {
 					}
 					takes, err := ask(c, limits, asked{"a", tc.cost, tc.callers})
 					require.NoError(t, err, what)
-					partly := map[int]int64{0: tc.admitted}
+					incomplete := map[int]int64{0: tc.admitted}
 					if tc.admitted == tc.callers {
-						partly = map[int]int64{}
+						incomplete = map[int]int64{}
 					}
-					require.Equal(t, partly, maps.Collect(takes.Partly()), "%s %v", what, ttl)
+					require.Equal(t, incomplete, maps.Collect(takes.Incomplete()), "%s %v", what, ttl)
 					require.Equal(t, tc.after, c.Get(ctx, key).Val(), "%s %v", what, ttl)
 					if tc.admitted == none {
 						require.InDelta(t, max(-1, ttl), c.PTTL(ctx, key).Val(), float64(slack), "%s %v", what, ttl)
@@ -125,7 +127,7 @@ func TestTakeManyFixed(t *testing.T) {
 			takes, err := ask(c, limits, asked{"a", 1, 1}, asked{"b", 1, 1}, asked{"list", 2, 2}, asked{"c", 1, 1}, asked{"text", 1, 1},
 				asked{"e", 4, 3}, asked{"below", 1, 1}, asked{"endless", 3, 2}, asked{"g", 0, 1}, asked{"new", 4, 3}, asked{"last", 1, 2})
 			require.NoError(t, err)
-			require.Equal(t, map[int]int64{2: -1, 3: 0, 4: -1, 5: 1, 6: -1, 7: 1, 9: 2}, maps.Collect(takes.Partly()))
+			require.Equal(t, map[int]int64{2: -1, 3: 0, 4: -1, 5: 1, 6: -1, 7: 1, 9: 2}, maps.Collect(takes.Incomplete()))
 			states := make([]rule.State, 1)
 			for i, want := range []int64{0, 4, 0, 10, 0, 4, 0, 5, 7, 0, 0} {
 				takes.States(i, states)
@@ -164,7 +166,7 @@ func TestTakeManyStates(t *testing.T) {
 					asked{"short", 1, 1}, asked{"long", 0, 1}, asked{"ahead", 4, 3}, asked{"far", 1, 2}, asked{"over", 0, 2}, asked{"endless", 1, 1},
 					asked{"endless full", 2, 1}, asked{"endless look", 0, 1}, asked{"new", 4, 3}, asked{"look", 0, 1}, asked{"last", 1, 2})
 				require.NoError(t, err)
-				require.Equal(t, map[int]int64{2: -1, 3: 0, 4: -1, 5: -1, 6: -1, 7: 1, 11: 0, 13: 2}, maps.Collect(takes.Partly()))
+				require.Equal(t, map[int]int64{2: -1, 3: 0, 4: -1, 5: -1, 6: -1, 7: 1, 11: 0, 13: 2}, maps.Collect(takes.Incomplete()))
 				for i, want := range []int64{0, 4, 0, 10, 0, 0, 0, 4, 4, 999999999999999, 9, 9, 9, 0, 0, 0} {
 					states := make([]rule.State, 1)
 					takes.States(i, states)
@@ -208,7 +210,7 @@ func TestTakeRefused(t *testing.T) {
 		for _, n := range []int64{1, 11} {
 			takes, err := ask(c, limits, asked{"full", n, 1})
 			require.NoError(t, err)
-			require.Equal(t, map[int]int64{0: 0}, maps.Collect(takes.Partly()))
+			require.Equal(t, map[int]int64{0: 0}, maps.Collect(takes.Incomplete()))
 		}
 		refused(c, "OOM")
 		require.NoError(t, c.ConfigSet(ctx, "maxmemory", "0").Err())
@@ -220,8 +222,42 @@ func TestTakeRefused(t *testing.T) {
 	}
 }
 
+// denyingLimits has the algorithms alone, and all of them together with one that is full
+// before the others.
+func denyingLimits() (cases [][]rule.Limit) {
+	all := []rule.Limit{{Kind: rule.Fixed, N: 20, Window: hourly}, {Kind: rule.Sliding, N: 20, Window: hourly}, {Kind: rule.Bucket, N: 10, Window: hourly, Burst: 20}}
+	for i, l := range all {
+		cases = append(cases, []rule.Limit{l})
+		together := slices.Clone(all)
+		if l.Kind == rule.Bucket {
+			together[i].Burst = 10
+		} else {
+			together[i].N = 10
+		}
+		cases = append(cases, together)
+	}
+	return cases
+}
+
+// fill takes as many units of keys as fit under limits, and returns how many.
+func fill(t *testing.T, c *redis.Client, limits []rule.Limit, keys ...string) (n int64) {
+	t.Helper()
+	n = math.MaxInt64
+	var asks []asked
+	for _, l := range limits {
+		n = min(n, l.Cap())
+	}
+	for _, key := range keys {
+		asks = append(asks, asked{key, n, 1})
+	}
+	takes, err := ask(c, limits, asks...)
+	require.NoError(t, err)
+	require.Empty(t, maps.Collect(takes.Incomplete()))
+	return n
+}
+
 // TestDenialsChangeNothing: a denial writes nothing at the server, not even what
-// is already there.
+// is already there. If one of several limits denies, the others are not charged.
 func TestDenialsChangeNothing(t *testing.T) {
 	s := redistest.Start(t)
 	c := s.Client()
@@ -231,16 +267,57 @@ func TestDenialsChangeNothing(t *testing.T) {
 		count, _, _ := strings.Cut(after, "\r")
 		return count
 	}
-	for _, kind := range []rule.Kind{rule.Fixed, rule.Sliding, rule.Bucket} {
-		limits := []rule.Limit{{Kind: kind, N: 10, Window: hourly, Burst: 10}}
+	for _, limits := range denyingLimits() {
 		for _, asks := range [][]asked{{{"full", 1, 1}}, {{"full", 1, 3}}, {{"full", 1, 1}, {"also full", 2, 1}}} {
-			_, err := ask(c, limits, asked{"full", 10, 1}, asked{"also full", 10, 1})
-			require.NoError(t, err)
+			require.NoError(t, c.FlushAll(ctx).Err())
+			fill(t, c, limits, "full", "also full")
 			before := changes()
 			takes, err := ask(c, limits, asks...)
 			require.NoError(t, err)
-			require.Len(t, maps.Collect(takes.Partly()), len(asks))
-			require.Equal(t, before, changes(), "%v %v", kind, asks)
+			require.Len(t, maps.Collect(takes.Incomplete()), len(asks))
+			require.Equal(t, before, changes(), "%v %v", limits, asks)
+		}
+	}
+}
+
+// TestDenialsRepairTimesToLive is the exception of TestDenialsChangeNothing: a denial
+// sets a time to live if it is missing, and if it is of a clock that was more than a
+// window ahead. The units stay.
+func TestDenialsRepairTimesToLive(t *testing.T) {
+	c := server(t)
+	for _, limits := range denyingLimits() {
+		for _, ahead := range []bool{false, true} {
+			require.NoError(t, c.FlushAll(ctx).Err())
+			n := fill(t, c, limits, "full")
+			for _, l := range limits {
+				key := "full" + shapeOf(l)
+				switch {
+				case !ahead:
+					require.NoError(t, c.Persist(ctx, key).Err())
+				case l.Kind == rule.Fixed:
+					require.NoError(t, c.PExpire(ctx, key, 30*time.Hour).Err())
+				default:
+					state := fmt.Sprint(time.Now().UnixMicro()+30*hourly, " ", n, " 0")
+					require.NoError(t, c.Set(ctx, key, state, 40*time.Hour).Err())
+				}
+			}
+			takes, err := ask(c, limits, asked{"full", 1, 1})
+			require.NoError(t, err)
+			require.Equal(t, map[int]int64{0: 0}, maps.Collect(takes.Incomplete()))
+			for _, l := range limits {
+				key := "full" + shapeOf(l)
+				life := c.PTTL(ctx, key).Val()
+				require.Positive(t, life, "%v", limits)
+				require.LessOrEqual(t, life, 3*time.Hour, "%v", limits)
+			}
+			states := make([]rule.State, len(limits))
+			takes.States(0, states)
+			for i, s := range states {
+				if s.B > 0 { // a fraction has leaked in the meantime
+					s.A++
+				}
+				require.Equal(t, n, s.A, "%v", limits[i])
+			}
 		}
 	}
 }

@@ -133,7 +133,7 @@ func (s *Store) readTakes(c *command, reply []int64) error {
 		g.now, g.admitted = takes.Now, g.takers()
 		takes.States(i, g.before[:])
 	}
-	for i, admitted := range takes.Partly() {
+	for i, admitted := range takes.Incomplete() {
 		g := c.groups[i]
 		if g.admitted = admitted; admitted < 0 { // -i: key i is not a counter
 			g.err = s.notCounter(c.keys()[i*len(limits)-int(admitted)-1])

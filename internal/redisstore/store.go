@@ -74,7 +74,7 @@ type Store struct {
 	jobs     sync.Pool // of *job, for calls that have returned without an error
 	owner    owner
 	macs     sync.Pool     // of hash.Hash, for the method stored; New is nil if keys are stored unchanged
-	topology atomic.Uint32 // whether all keys are on one server: see place.go
+	topology atomic.Uint32 // whether all keys are on one server: see topology.go
 
 	// keepsDeadlines means that the client ends a call when its context is done.
 	// So a call can be made on its caller's goroutine.

@@ -224,9 +224,9 @@ func (r *Remote) callerDeadlineFirst(ctx context.Context, start int64) bool {
 	return until == 0 || deadline.Before(clock.Time(until))
 }
 
-// unchanged reports whether a failed call has certainly changed nothing at the
+// storeUnchanged reports whether a failed call has certainly changed nothing at the
 // store.
-func (r *Remote) unchanged(err error) bool { return r.fault(err) != engine.Unknown }
+func (r *Remote) storeUnchanged(err error) bool { return r.fault(err) != engine.Unknown }
 
 func (r *Remote) fault(err error) engine.Fault {
 	if _, ok := err.(nothingTakenError); ok || err == errBreakerOpen || err == errTooMany || err == errOwing {

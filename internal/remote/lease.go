@@ -157,7 +157,7 @@ func (r *Remote) sweep() {
 		return
 	}
 	r.goOwner(func(o *Remote) {
-		for o.near.HasLeases() && !o.isReplaced() && o.sweeping.CompareAndSwap(false, true) {
+		for o.near.HasLeases() && !o.areLoopsStopped() && o.sweeping.CompareAndSwap(false, true) {
 			o.sweepUntilNone()
 			o.sweeping.Store(false) // a lease may have been added just before: check once more
 		}
@@ -165,14 +165,14 @@ func (r *Remote) sweep() {
 }
 
 // sweepUntilNone gives back expired leases twice per lease time. It returns when there
-// are no more leases, or when r is closed or replaced.
+// are no more leases, or when the loops of r are stopped.
 func (r *Remote) sweepUntilNone() {
 	tick := time.NewTicker(max(r.opts.Lease/2, time.Millisecond))
 	defer tick.Stop()
 	for r.near.HasLeases() {
 		select {
 		case <-tick.C:
-		case <-r.replaced:
+		case <-r.loopsStopped:
 			return
 		}
 		r.giveBackAll(r.closing, r.near.EndLeases(clock.Now(), false))
@@ -205,7 +205,7 @@ func (r *Remote) giveBackAll(ctx context.Context, ended []nearcache.EndedLease) 
 func (r *Remote) giveBack(ctx context.Context, l nearcache.EndedLease) error {
 	limits := &engine.Limits{Rules: l.Limits}
 	_, err := r.move(ctx, l.Key, -l.Units, l.At.Store, limits, SideTimeout)
-	if owner := r.owner.Load(); err != nil && owner != r && r.unchanged(err) {
+	if owner := r.owner.Load(); err != nil && owner != r && r.storeUnchanged(err) {
 		_, err = owner.move(owner.closing, l.Key, -l.Units, l.At.Store, limits, SideTimeout)
 	}
 	return err

@@ -108,7 +108,7 @@ func (r *Remote) watchOutage() {
 		for owner.watching.CompareAndSwap(false, true) {
 			owner.reportOutage()
 			owner.watching.Store(false)
-			if !owner.outage.isOpen() || owner.isReplaced() {
+			if !owner.outage.isOpen() || owner.areLoopsStopped() {
 				return
 			}
 		}
@@ -136,7 +136,7 @@ func (r *Remote) reportOutage() {
 			select {
 			case <-timer.C:
 			case <-r.outage.changed:
-			case <-r.replaced:
+			case <-r.loopsStopped:
 				timer.Stop()
 				return
 			}
@@ -145,10 +145,10 @@ func (r *Remote) reportOutage() {
 	}
 }
 
-// isReplaced reports whether r was closed, or is no longer the owner.
-func (r *Remote) isReplaced() bool {
+// areLoopsStopped reports whether r was closed or is no longer the owner.
+func (r *Remote) areLoopsStopped() bool {
 	select {
-	case <-r.replaced:
+	case <-r.loopsStopped:
 		return true
 	default:
 		return false

@@ -89,19 +89,17 @@ type Stats struct {
 const SharedNearKeys = 1 << 18
 
 // ledgerBytes bounds the memory in which one limiter notes units that the store
-// does not know of. It is enough for about ten thousand keys. A limiter with its
-// own budget has ledgerBytesPerKey for each key of it.
-const (
-	ledgerBytes       = 1 << 20
-	ledgerBytesPerKey = 128
-)
+// does not know of. It is enough for about 3,500 keys of 13 bytes. A limiter with a
+// budget of its own has room for as many short keys as the budget has counters: see
+// [nearcache.LedgerBytes].
+const ledgerBytes = 1 << 20
 
 var sharedMemory = sync.OnceValue(func() *nearcache.Memory { return nearcache.NewMemory(SharedNearKeys) })
 
 func newNear(keys int) *nearcache.Cache {
 	switch {
 	case keys > 0:
-		return nearcache.New(nearcache.NewMemory(keys), keys*ledgerBytesPerKey)
+		return nearcache.New(nearcache.NewMemory(keys), nearcache.LedgerBytes(keys))
 	case clock.Virtual():
 		return nearcache.New(nearcache.NewMemory(SharedNearKeys), ledgerBytes)
 	}
@@ -126,9 +124,10 @@ const SideTimeout = 5 * time.Second
 // leases back. It is enough for about ten thousand leases.
 const closeTimeout = time.Second
 
-// NothingTaken is the instant of a decision of which the store does not know, or
-// may not know. Adjust does nothing for it: it could give back units that another
-// caller has taken.
+// NothingTaken is the instant of a decision after which there is nothing to give
+// back: a denial, an admission by FailOpen, or a call whose outcome is unknown.
+// Adjust does nothing for it: it could give back units that another caller has
+// taken.
 const NothingTaken = math.MinInt64
 
 // Remote decides for one limiter. Its methods may be called from any number of
@@ -147,18 +146,18 @@ type Remote struct {
 	hasty   atomic.Int64 // calls in a row that their callers' deadlines have ended
 
 	// Work beside the decisions, while this generation is the owner:
-	settling  atomic.Bool  // a goroutine sends the store what it is owed
-	settleNot atomic.Int64 // no settling before this instant
-	sweeping  atomic.Bool  // a goroutine gives back leases whose time is over
-	watching  atomic.Bool  // a goroutine reports an outage
-	looking   atomic.Bool  // a goroutine checks whether the store answers
+	sending       atomic.Bool  // a goroutine sends the store what it is owed
+	sendNotBefore atomic.Int64 // no sending before this instant
+	sweeping      atomic.Bool  // a goroutine gives back leases whose time is over
+	watching      atomic.Bool  // a goroutine reports an outage
+	looking       atomic.Bool  // a goroutine checks whether the store answers
 
-	replaced chan struct{}      // closed when another generation becomes the owner, or with Close: loops end
-	closing  context.Context    // cancelled by Close: calls end, too
-	cancel   context.CancelFunc // of closing
-	mu       sync.Mutex         // orders Close and replace against start
-	stopped  bool               // Close or replace was called; guarded by mu
-	running  sync.WaitGroup
+	loopsStopped chan struct{}      // closed by stopLoops
+	closing      context.Context    // cancelled by Close: calls end, too
+	cancel       context.CancelFunc // of closing
+	mu           sync.Mutex         // orders Close and stopLoops against start
+	stopped      bool               // stopLoops was called; guarded by mu
+	running      sync.WaitGroup
 }
 
 // state is shared by all generations of a limiter.
@@ -171,7 +170,7 @@ type state struct {
 
 // New returns a Remote, which is its own owner. It starts no goroutine.
 func New(opts Options) *Remote {
-	r := &Remote{opts: opts, state: &state{near: newNear(opts.NearKeys)}, replaced: make(chan struct{})}
+	r := &Remote{opts: opts, state: &state{near: newNear(opts.NearKeys)}, loopsStopped: make(chan struct{})}
 	r.outage.changed = make(chan struct{}, 1)
 	r.owner.Store(r)
 	r.limits.Store(opts.Limits)
@@ -179,22 +178,22 @@ func New(opts Options) *Remote {
 	return r
 }
 
-// Succeed makes r share the state of old, the generation before it with the same
-// name and prefix. old stays the owner until Begin. Succeed must be called before
+// TakeOver makes r share the state of old, the generation before it with the same
+// name and prefix. old stays the owner until Begin. TakeOver must be called before
 // any other method of r.
-func (r *Remote) Succeed(old *Remote) { r.state = old.state }
+func (r *Remote) TakeOver(old *Remote) { r.state = old.state }
 
 // CountIn makes r count in c from now on. It must be called before any other method
-// of r, except Succeed.
+// of r, except TakeOver.
 func (r *Remote) CountIn(c *Counts) { r.opts.Counts = c }
 
 // Begin makes r the owner. The previous owner, if there is one, ends its work
 // beside the decisions, and r continues it. Begin may start goroutines.
 func (r *Remote) Begin() {
 	if before := r.owner.Swap(r); before != r {
-		before.replace()
+		before.stopLoops()
 	}
-	if r.isReplaced() { // r was closed before it was the owner
+	if r.areLoopsStopped() { // r was closed before it was the owner
 		r.finish()
 		return
 	}
@@ -209,14 +208,14 @@ func (r *Remote) Begin() {
 	r.watchOutage()
 }
 
-// replace ends the loops of a generation that is no longer the owner. Calls to the
-// store that are in flight go on. It takes r.mu.
-func (r *Remote) replace() {
+// stopLoops ends the loops of a generation that is closed or no longer the owner.
+// Calls to the store that are in flight go on. It takes r.mu.
+func (r *Remote) stopLoops() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.stopped {
 		r.stopped = true
-		close(r.replaced)
+		close(r.loopsStopped)
 	}
 }
 
@@ -224,7 +223,7 @@ func (r *Remote) replace() {
 // the owner, Close then sends the store what it is owed, and gives leases back.
 // It spends at most closeTimeout, a second, on that.
 func (r *Remote) Close() {
-	r.replace()
+	r.stopLoops()
 	r.cancel()
 	r.running.Wait()
 	if r.owner.Load() == r {
@@ -237,8 +236,8 @@ func (r *Remote) Close() {
 func (r *Remote) finish() {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
-	if debtors := r.near.OwingKeys(clock.Now()); len(debtors) > 0 && r.answers(ctx, debtors[0]) {
-		r.settleKeys(ctx, debtors)
+	if owingKeys := r.near.OwingKeys(clock.Now()); len(owingKeys) > 0 && r.storeAnswers(ctx, owingKeys[0]) {
+		r.settleKeys(ctx, owingKeys)
 	}
 	r.endLeases(ctx)
 }
@@ -264,7 +263,7 @@ func (r *Remote) goOwner(f func(owner *Remote)) bool {
 	}
 }
 
-// start runs f on its own goroutine, unless r was closed or replaced. It takes r.mu.
+// start runs f on its own goroutine, unless its loops were stopped. It takes r.mu.
 func (r *Remote) start(f func()) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -361,6 +360,8 @@ func (r *Remote) TakeUpTo(ctx context.Context, key string, n int64, limits *engi
 		if err != nil || req.granted == 0 { // the lease has already filled in answers
 			source, err = FromLease, nil
 		}
+		// The lease has granted some: the decision is an admission, so no answer may
+		// deny, whatever the rest has got.
 		for i := range answers {
 			answers[i].Retry = 0
 		}
@@ -382,7 +383,7 @@ func (r *Remote) isDenied(req *storeRequest, answers []rule.Answer) (denied bool
 // settled, for a probe of an open breaker, and for the store's reply.
 func (r *Remote) takeFromStore(ctx context.Context, req *storeRequest, answers []rule.Answer) (at int64, err error) {
 	start := req.now
-	owes, waited := r.awaitSettled(ctx, req.key)
+	owes, waited := r.awaitSettled(ctx, req.key, math.MaxInt64)
 	if owes {
 		return 0, errOwing
 	}
@@ -438,23 +439,23 @@ func (r *Remote) takeWithoutStore(ctx context.Context, req *storeRequest, err er
 		req.granted = req.units
 		return NothingTaken, FromFailOpen, nil
 	}
-	unchanged := r.unchanged(err)
+	owed := r.storeUnchanged(err)
 	var here int64
 	if req.upTo {
-		req.granted, here = r.near.TakeUpTo(req.key, req.units, clock.Now(), rules, answers, unchanged)
+		req.granted, here = r.near.TakeUpTo(req.key, req.units, clock.Now(), rules, answers, owed)
 	} else {
-		_, here = r.near.Take(req.key, req.units, clock.Now(), rules, answers, unchanged)
+		_, here = r.near.Take(req.key, req.units, clock.Now(), rules, answers, owed)
 	}
-	if !unchanged {
+	if !owed {
 		return NothingTaken, FromFallback, nil
 	}
 	return takenHere(here), FromFallback, nil
 }
 
 // Adjust is [engine.Engine.Adjust]. at is the instant that Take has returned, or
-// [engine.Now]. wait bounds how long Adjust waits for the store. With
-// FallbackLocal, a change that certainly did not reach the store is added to
-// what the store is owed.
+// [engine.Now]. wait bounds how long Adjust waits for the store, including the time
+// until units that are owed for the key have been sent. With FallbackLocal, a
+// change that certainly did not reach the store is added to what the store is owed.
 func (r *Remote) Adjust(ctx context.Context, key string, n, at int64, limits *engine.Limits, wait time.Duration) (charged int64, err error) {
 	if at == NothingTaken {
 		return 0, nil
@@ -464,14 +465,14 @@ func (r *Remote) Adjust(ctx context.Context, key string, n, at int64, limits *en
 	if r.leases() && r.adjustLease(key, n, taken, limits) {
 		return max(0, n), nil
 	}
-	if owes, _ := r.awaitSettled(ctx, key); owes {
+	if owes, _ := r.awaitSettled(ctx, key, wait); owes {
 		err = errOwing
 	} else if wait -= time.Duration(clock.Now() - start); wait <= 0 {
 		err = nothingTakenError{context.DeadlineExceeded}
 	} else {
 		charged, err = r.move(ctx, key, n, r.sendAt(taken), limits, wait)
 	}
-	owed := err != nil && r.opts.OnFailure == FallbackLocal && ctx.Err() != context.Canceled && r.unchanged(err) && r.fault(err) != engine.Closed
+	owed := err != nil && r.opts.OnFailure == FallbackLocal && ctx.Err() != context.Canceled && r.storeUnchanged(err) && r.fault(err) != engine.Closed
 	if err != nil && !owed {
 		return 0, err
 	}
@@ -488,17 +489,17 @@ func (r *Remote) Adjust(ctx context.Context, key string, n, at int64, limits *en
 func (r *Remote) Reset(ctx context.Context, key string, limits *engine.Limits) error {
 	ctx, cancel := context.WithTimeout(ctx, SideTimeout)
 	defer cancel()
-	if _, settled := r.near.Owes(key); settled != nil { // otherwise units that are being sent would be charged after the reset
+	if _, sending := r.near.Owes(key); sending != nil { // otherwise units that are being sent would be charged after the reset
 		select {
-		case <-settled:
+		case <-sending:
 		case <-ctx.Done():
 		}
 	}
 	start := clock.Now()
-	r.near.Forget(key, start, limits.Rules)
+	r.near.Erase(key, start, limits.Rules)
 	err := r.opts.Engine.Reset(ctx, key, limits)
 	r.opts.Counts.called(clock.Now() - start)
-	r.near.Forget(key, clock.Now(), limits.Rules) // a decision that was in flight may have been learnt
+	r.near.Erase(key, clock.Now(), limits.Rules) // a decision that was in flight may have been learnt
 	return err
 }
 
@@ -523,6 +524,6 @@ func (r *Remote) until(now int64) int64 {
 func (r *Remote) Stats() Stats {
 	return Stats{
 		BreakerOpen: r.breaker.Open(), BreakerOpened: r.breaker.Opened(),
-		Owed: r.near.Owing(), Forgotten: r.near.Lost(), Evicted: r.near.Evicted(),
+		Owed: r.near.Owing(), Forgotten: r.near.Forgotten(), Evicted: r.near.Evicted(),
 	}
 }

@@ -33,12 +33,12 @@ const (
 )
 
 // awaitSettled reports whether units of a key are still owed. If they can be sent
-// to the store, it waits for that, for at most half of the timeout, and waited is
-// true. Without this wait, a key in constant use would never be decided by the
-// store again, because each decision here would owe more units. awaitSettled may
-// start goroutines that settle.
-func (r *Remote) awaitSettled(ctx context.Context, key string) (owes, waited bool) {
-	owes, settled := r.near.Owes(key)
+// to the store, it waits for that, and waited is true. It waits for at most wait,
+// and for at most half of the timeout. Without this wait, a key in constant use
+// would never be decided by the store again, because each decision here would owe
+// more units. awaitSettled may start goroutines that settle.
+func (r *Remote) awaitSettled(ctx context.Context, key string, wait time.Duration) (owes, waited bool) {
+	owes, sending := r.near.Owes(key)
 	if !owes {
 		return false, false
 	}
@@ -54,25 +54,25 @@ func (r *Remote) awaitSettled(ctx context.Context, key string) (owes, waited boo
 	if r.opts.Timeout < 0 {
 		most = SideTimeout
 	}
-	timer := time.NewTimer(most)
+	timer := time.NewTimer(min(wait, most))
 	defer timer.Stop()
 	const rounds = 3 // other callers may decide here in the meantime, or the store may fail
 	for range rounds {
-		if settled == nil {
+		if sending == nil {
 			r.settleKey(key)
-			owes, settled = r.near.Owes(key)
+			owes, sending = r.near.Owes(key)
 		}
-		if settled == nil {
+		if sending == nil {
 			break
 		}
 		select {
-		case <-settled:
+		case <-sending:
 		case <-timer.C:
 			return true, true
 		case <-ctx.Done():
 			return true, true
 		}
-		if owes, settled = r.near.Owes(key); !owes {
+		if owes, sending = r.near.Owes(key); !owes {
 			break
 		}
 	}
@@ -82,12 +82,12 @@ func (r *Remote) awaitSettled(ctx context.Context, key string) (owes, waited boo
 // settleKey sends the store what is owed for a key, on its own goroutine. It
 // does not wait.
 func (r *Remote) settleKey(key string) {
-	owed := r.near.Collect(key, clock.Now())
+	owed := r.near.BeginSending(key, clock.Now())
 	if owed == nil {
 		return
 	}
 	if !r.goOwner(func(o *Remote) { o.settle(o.closing, owed) }) {
-		r.near.Settle(owed, 0, clock.Now())
+		r.near.EndSending(owed, 0, clock.Now())
 	}
 }
 
@@ -97,33 +97,34 @@ func (r *Remote) settleKey(key string) {
 // use, and is settled first.
 func (r *Remote) settleAll(first string) {
 	owner, now := r.owner.Load(), clock.Now()
-	if now < owner.settleNot.Load() || !r.breaker.Ready(now) || owner.settling.Load() {
+	if now < owner.sendNotBefore.Load() || !r.breaker.Ready(now) || owner.sending.Load() {
 		return
 	}
 	first = strings.Clone(first)
 	r.goOwner(func(o *Remote) {
-		if !o.settling.CompareAndSwap(false, true) {
+		if !o.sending.CompareAndSwap(false, true) {
 			return
 		}
-		defer o.settling.Store(false)
-		debtors := o.near.OwingKeys(now)
+		defer o.sending.Store(false)
+		owingKeys := o.near.OwingKeys(now)
 		if first != "" {
-			debtors = append([]string{first}, debtors...)
+			owingKeys = append([]string{first}, owingKeys...)
 		}
-		if len(debtors) > 0 && !o.answers(o.closing, debtors[0]) {
+		if len(owingKeys) > 0 && !o.storeAnswers(o.closing, owingKeys[0]) {
 			return
 		}
-		if complete := o.settleKeys(o.closing, debtors); !complete || len(debtors) == 0 {
-			o.settleNot.Store(clock.Now() + settlePause)
+		if complete := o.settleKeys(o.closing, owingKeys); !complete || len(owingKeys) == 0 {
+			o.sendNotBefore.Store(clock.Now() + settlePause)
 		}
 	})
 }
 
-// answers reports whether the store answers, so that it can be sent what it is owed.
-// If the breaker is open, answers makes one call without units and waits for it.
+// storeAnswers reports whether the store answers, so that it can be sent what it is
+// owed. If the breaker is open, storeAnswers makes one call without units and waits
+// for it.
 // Without that, the breaker would allow one of several settling goroutines to call,
 // and refuse the others.
-func (r *Remote) answers(ctx context.Context, key string) bool {
+func (r *Remote) storeAnswers(ctx context.Context, key string) bool {
 	if !r.breaker.Open() {
 		return true
 	}
@@ -135,17 +136,17 @@ func (r *Remote) answers(ctx context.Context, key string) bool {
 // and waits for them. It reports whether the store now knows of all units. After
 // an error that is not about a single key it stops, because the other keys would
 // most likely fail, too.
-func (r *Remote) settleKeys(ctx context.Context, debtors []string) (complete bool) {
+func (r *Remote) settleKeys(ctx context.Context, owingKeys []string) (complete bool) {
 	var next atomic.Int64
 	var left atomic.Bool
 	var workers sync.WaitGroup
-	for range min(settleWorkers, len(debtors)) {
+	for range min(settleWorkers, len(owingKeys)) {
 		workers.Go(r.recovering(func() {
-			for i := next.Add(1) - 1; i < int64(len(debtors)); i = next.Add(1) - 1 {
-				if err := r.settle(ctx, r.near.Collect(debtors[i], clock.Now())); err != nil {
+			for i := next.Add(1) - 1; i < int64(len(owingKeys)); i = next.Add(1) - 1 {
+				if err := r.settle(ctx, r.near.BeginSending(owingKeys[i], clock.Now())); err != nil {
 					left.Store(true)
 					if r.fault(err) != engine.Key {
-						next.Store(int64(len(debtors)))
+						next.Store(int64(len(owingKeys)))
 					}
 				}
 			}
@@ -162,13 +163,13 @@ func (r *Remote) settle(ctx context.Context, b *nearcache.Batch) (err error) {
 		return nil
 	}
 	sent := 0
-	defer func() { r.near.Settle(b, sent, clock.Now()) }() // also if the store panics
+	defer func() { r.near.EndSending(b, sent, clock.Now()) }() // also if the store panics
 	for i := range b.Owed {
 		o := &b.Owed[i]
 		sent = i + 1
 		_, err = r.move(ctx, b.Key, o.Units, r.sendAt(o.At), &engine.Limits{Rules: []rule.Limit{o.Limit}}, SideTimeout)
 		if err != nil {
-			if r.unchanged(err) {
+			if r.storeUnchanged(err) {
 				sent = i
 			}
 			return err

@@ -223,7 +223,7 @@ func (p *process) settle() {
 	owing := p.near.OwingKeys(p.run.now)
 	slices.Sort(owing) // their order is random
 	for _, name := range owing {
-		key, batch := p.run.index[name], p.near.Collect(name, p.run.now)
+		key, batch := p.run.index[name], p.near.BeginSending(name, p.run.now)
 		if batch == nil {
 			continue
 		}
@@ -237,7 +237,7 @@ func (p *process) settle() {
 func (p *process) settleOne(key int, b *nearcache.Batch, i int) {
 	end := func(sent int) {
 		p.settling--
-		p.near.Settle(b, sent, p.run.now)
+		p.near.EndSending(b, sent, p.run.now)
 		waiting := p.afterSettling[key]
 		delete(p.afterSettling, key)
 		for _, then := range waiting {
