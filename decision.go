@@ -128,6 +128,7 @@ type taken struct {
 	granted int64   // of a TakeUpTo: how many units
 	bound   int     // which limit binds
 	source  Source
+	shadow  bool // see asShadow
 }
 
 // fill fills in the decision that follows from the limit that binds.

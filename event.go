@@ -57,9 +57,9 @@ const (
 	// EventLimitsChanged: a limit is in force that was not before, by
 	// [Limiter.SetLimits] or a [Reload]. There is one event for each new limit.
 	EventLimitsChanged
-	// EventReplaced: a [Reload] has replaced a limiter, or has left it out.
+	// EventReplaced: a [Reload] has replaced a limiter.
 	EventReplaced
-	// EventClosed: a limiter was closed.
+	// EventClosed: a limiter was closed, or a Reload has left it out.
 	EventClosed
 	// EventStoreDown: a [RemoteStore] has failed so often that it is asked only now
 	// and then; see [CodeStoreDown].

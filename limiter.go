@@ -273,7 +273,7 @@ func (l *Limiter) TakeUpTo(ctx context.Context, key string, n int64) (granted in
 	}
 	p := l.policy.Load()
 	var results [MaxLimits]Result
-	t, err := l.take(ctx, key, n, true, p, results[:p.width()])
+	t, err := l.take(ctx, key, n, forUpTo, p, results[:p.width()])
 	if err != nil {
 		return 0, d, err
 	}
@@ -323,7 +323,7 @@ func (l *Limiter) takeInto(d *Decision, ctx context.Context, key string, n int64
 // takeAll is takeInto for any number of limits and any store.
 func (l *Limiter) takeAll(d *Decision, ctx context.Context, key string, n int64, p *policy) error {
 	var results [MaxLimits]Result
-	t, err := l.take(ctx, key, n, false, p, results[:p.width()])
+	t, err := l.take(ctx, key, n, forAll, p, results[:p.width()])
 	if err != nil {
 		return err
 	}
@@ -341,10 +341,20 @@ func (l *Limiter) reportDenial(ctx context.Context, kind EventKind, key string, 
 	}
 }
 
-// take decides, where this limiter counts: about n units, or if upTo is set, about as
-// many of n > 0 units as fit. It counts the decision, unless n is 0. results does not
-// escape: what an interface is given does, so engines fill a pooled buffer.
-func (l *Limiter) take(ctx context.Context, key string, n int64, upTo bool, p *policy, results []Result) (t taken, err error) {
+// asking is how take asks for units.
+type asking uint8
+
+const (
+	forAll   asking = iota // all of them, or none
+	forUpTo                // as many as fit, of at least one
+	asShadow               // as forAll, and a denial is let through
+)
+
+// take decides, where this limiter counts. It counts the decision, unless n is 0.
+// results does not escape: what an interface is given does, so engines fill a pooled
+// buffer.
+func (l *Limiter) take(ctx context.Context, key string, n int64, how asking, p *policy, results []Result) (t taken, err error) {
+	t.shadow = how == asShadow
 	if err := l.ready(key); err != nil {
 		return t, err
 	}
@@ -363,9 +373,12 @@ func (l *Limiter) take(ctx context.Context, key string, n int64, upTo bool, p *p
 		if err := l.memory.ready(ctx); err != nil {
 			return t, l.wrap(err)
 		}
-		if upTo {
+		switch how {
+		case forUpTo:
 			t.granted, t.bound = l.memory.takeUpTo(key, n, p.limits, results, &p.numbers)
-		} else {
+		case asShadow:
+			t.at, t.bound = l.memory.take(key, n, p.limits, results, &p.shadow)
+		default:
 			t.at, t.bound = l.memory.take(key, n, p.limits, results, &p.numbers)
 		}
 		return t, nil
@@ -376,9 +389,9 @@ func (l *Limiter) take(ctx context.Context, key string, n int64, upTo bool, p *p
 	switch {
 	case l.remote == nil:
 		var reply engine.Reply
-		reply, err = l.engine.Take(ctx, engine.Request{Key: key, Units: n, UpTo: upTo, Limits: p.under}, buf[:len(results)])
+		reply, err = l.engine.Take(ctx, engine.Request{Key: key, Units: n, UpTo: how == forUpTo, Limits: p.under}, buf[:len(results)])
 		t.at, t.granted = Instant(reply.At), reply.Granted
-	case upTo:
+	case how == forUpTo:
 		t.granted, from, err = l.remote.TakeUpTo(ctx, key, n, p.under, buf[:len(results)])
 	default:
 		var at int64
@@ -392,7 +405,7 @@ func (l *Limiter) take(ctx context.Context, key string, n int64, upTo bool, p *p
 		results[i] = resultOf(buf[i])
 	}
 	t.source, t.bound = Source(from), rule.Binding(buf[:len(results)])
-	if upTo && t.granted > 0 {
+	if how == forUpTo && t.granted > 0 {
 		n = t.granted
 	}
 	l.count(n, p, &t, results)

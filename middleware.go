@@ -184,13 +184,17 @@ func (l *Limiter) decide(w http.ResponseWriter, h http.Header, r *http.Request, 
 	if l.remote != nil {
 		start = clock.Now()
 	}
-	t, err := l.take(r.Context(), key, cost, false, p, results)
+	how := forAll
+	if l.opts.Shadow {
+		how = asShadow
+	}
+	t, err := l.take(r.Context(), key, cost, how, p, results)
 	if err != nil {
 		v.status, v.err = l.failed(r, err), err
 		return
 	}
-	if cost == 0 { // take has seen a look, but it is a request
-		l.counts.decided(0, p, &t, results)
+	if cost == 0 { // take has counted no look, but this is a request
+		l.counts.decidedFree(p, &t, results)
 	}
 	binds := &results[t.bound]
 	v.state = &requestState{
@@ -210,7 +214,7 @@ func (l *Limiter) decide(w http.ResponseWriter, h http.Header, r *http.Request, 
 			v.state.charge.units = cost
 		}
 	case l.opts.Shadow:
-		l.report.warn(warnShadow, "denied", l.counts.shadow.Add(1))
+		l.report.warn(warnShadow, "denied", l.counts.letThrough.Add(1))
 		l.reportDecided(r, EventShadowDenied, v.state, cost)
 	default:
 		v.status = http.StatusTooManyRequests
@@ -322,7 +326,7 @@ func (l *Limiter) LookKey(ctx context.Context, key string) ([]Standing, error) {
 
 func (l *Limiter) look(ctx context.Context, key string, p *policy) ([]Standing, error) {
 	var results [MaxLimits]Result
-	if _, err := l.take(ctx, key, 0, false, p, results[:p.width()]); err != nil {
+	if _, err := l.take(ctx, key, 0, forAll, p, results[:p.width()]); err != nil {
 		return nil, err
 	}
 	standings := make([]Standing, p.width())

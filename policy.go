@@ -29,6 +29,7 @@ type policy struct {
 	names    []string       // effective policy names
 	counted  []*countedPolicy
 	numbers  table.Policies // of counted
+	shadow   table.Policies // numbers, for requests that Shadow would let through
 	declared string         // RateLimit-Policy of draft 10
 	older    string         // RateLimit-Policy of drafts 7 and 6
 	members  []member       // one for each result
@@ -246,10 +247,11 @@ type countedPolicy struct {
 }
 
 // The most names that are counted apart, of plans and of a limiter's own limits. All
-// further ones share the entry otherPolicies.
+// further ones share the entry otherPolicies. Together they stay below table.Shadow.
 const (
-	maxPolicyNames = 64
-	otherPolicies  = "other"
+	maxPlanNames  = 64
+	maxOwnNames   = 62
+	otherPolicies = "other"
 )
 
 // register finds the policy's names, or adds them. The policy must not be in use yet.
@@ -262,22 +264,25 @@ func (c *policyCounts) register(p *policy) {
 		if counted.name != otherPolicies && (!p.plan || counted.plan) {
 			counted.limit = *p.limit(i)
 		}
-		p.counted[i], p.numbers[i] = counted, counted.number
+		p.counted[i], p.numbers[i], p.shadow[i] = counted, counted.number, counted.number|table.Shadow
 	}
 }
 
 // find returns the entry for a name. c.mu must be held.
 func (c *policyCounts) find(name string, plan bool) *countedPolicy {
-	similar := 0
+	room := maxOwnNames
+	if plan {
+		room = maxPlanNames
+	}
 	for _, p := range c.all {
 		if p.name == name {
 			return p
 		}
 		if p.plan == plan {
-			similar++
+			room--
 		}
 	}
-	if similar >= maxPolicyNames && name != otherPolicies {
+	if room <= 0 && name != otherPolicies {
 		return c.find(otherPolicies, plan)
 	}
 	p := &countedPolicy{name: name, plan: plan, number: uint8(len(c.all))}

@@ -145,7 +145,11 @@ func (r *Registry) Reload(build func(next *Registry) error) error {
 		l.begin()
 	}
 	for _, l := range replaced {
-		l.events.emit(context.Background(), Event{Kind: EventReplaced})
+		kind := EventClosed
+		if slices.ContainsFunc(begun, func(next *Limiter) bool { return next.name == l.name }) {
+			kind = EventReplaced
+		}
+		l.events.emit(context.Background(), Event{Kind: kind})
 	}
 	return nil
 }

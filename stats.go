@@ -16,16 +16,22 @@ import (
 
 // LimiterStats are counts over a limiter's life. A limiter that a [Reload] puts in the
 // place of another one of the same name goes on with its counts, so they never fall.
+// Each request is counted as exactly one of Allowed, Denied, ShadowDenied, Exempt, NoKey
+// and Failed, and each call that asked for units as Allowed or Denied. A request that
+// passes the limiter twice is counted once.
 type LimiterStats struct {
-	// Allowed and Denied count decisions, of requests and of calls that asked for
-	// units, also under [Unlimited] and [Deny]. Looks, and calls that ended with an
-	// error, are not counted. A denial that Shadow has let through is in Denied.
+	// Allowed and Denied count decisions, also under [Unlimited] and [Deny]. Looks, and
+	// calls that ended with an error, are not counted.
 	Allowed, Denied uint64
 
 	// AllowedUnits and DeniedUnits are what these decisions were about. Of a TakeUpTo
 	// that was allowed, they have the units granted. Units that are given back later
 	// are not subtracted.
 	AllowedUnits, DeniedUnits uint64
+
+	// ShadowDenied counts the requests that would have been denied, and were let through
+	// by Shadow.
+	ShadowDenied uint64
 
 	// NearLimit counts the decisions in Allowed that left at most a fifth of any of
 	// their limits.
@@ -36,12 +42,10 @@ type LimiterStats struct {
 	// answered with 500 or 503; in Shadow, they go on to their handlers.
 	Exempt, NoKey, Failed uint64
 
-	ShadowDenied uint64 // requests let through by Shadow that would have been denied
-
 	// Policies has the denials of each limit that the limiter has been used under, by
 	// its name and in the order of their first use; their sum is Denied. 64 names of
-	// the limiter's own limits have their own entries, and 64 names of plans. All
-	// further names share an entry with the name "other".
+	// plans have entries of their own, and 62 names that Options.Limits and SetLimits
+	// have used. All further names share an entry with the name "other".
 	Policies []PolicyStats
 
 	// Warnings has how often each warning had a cause, logged or not. Codes that had
@@ -100,17 +104,19 @@ func (CallTimes) Bound(i int) float64 {
 // counts are what all generations of a limiter count together. Its methods may be
 // called from any number of goroutines.
 type counts struct {
-	// Decisions that were not made in a table of tables. Most are about one unit:
-	// moreAllowed and moreDenied are the units beyond that, modulo 2^64, because a
-	// request may cost 0.
-	sources                 [len(sources)]struct{ allowed, denied atomic.Uint64 }
+	// Decisions about at least one unit that were not made in a table of tables. Most
+	// are about one unit: moreAllowed and moreDenied are the units beyond that.
+	sources                 [len(sources)]struct{ allowed, denied, shadow atomic.Uint64 }
 	moreAllowed, moreDenied atomic.Uint64
 	nearLimit               atomic.Uint64
 
-	exempt, noKey, failed, shadow atomic.Uint64
-	policies                      policyCounts
-	warnings                      warningCounts
-	remote                        remote.Counts
+	freeAllowed, freeDenied atomic.Uint64 // requests that cost 0
+
+	letThrough            atomic.Uint64 // requests that Shadow has let through, for the log
+	exempt, noKey, failed atomic.Uint64
+	policies              policyCounts
+	warnings              warningCounts
+	remote                remote.Counts
 
 	mu      sync.Mutex // guards the fields below
 	tables  []*countedTable
@@ -130,24 +136,48 @@ func (c *counts) include(s *MemoryStore) {
 	}
 }
 
-// decided counts a decision about n units that was not made in the limiter's own table.
+// decided counts a decision about n > 0 units that was not made in the limiter's own
+// table. Each counter that it changes only grows, whoever reads it in between.
 func (c *counts) decided(n int64, p *policy, t *taken, results []Result) {
-	if results[t.bound].RetryAfter != 0 {
-		c.sources[t.source].denied.Add(1)
-		if n != 1 {
+	source := &c.sources[t.source]
+	switch denied := results[t.bound].RetryAfter != 0; {
+	case denied && t.shadow:
+		source.shadow.Add(1)
+	case denied:
+		source.denied.Add(1)
+		p.counted[t.bound].denied.Add(1)
+		if n > 1 {
 			c.moreDenied.Add(uint64(n - 1))
 		}
+	default:
+		source.allowed.Add(1)
+		if n > 1 {
+			c.moreAllowed.Add(uint64(n - 1))
+		}
+		c.countNear(p, results)
+	}
+}
+
+// decidedFree counts a request that costs 0. To the store it is a look.
+func (c *counts) decidedFree(p *policy, t *taken, results []Result) {
+	switch denied := results[t.bound].RetryAfter != 0; {
+	case denied && t.shadow:
+		c.sources[t.source].shadow.Add(1)
+	case denied:
+		c.freeDenied.Add(1)
 		p.counted[t.bound].denied.Add(1)
-		return
+	default:
+		c.freeAllowed.Add(1)
+		c.countNear(p, results)
 	}
-	c.sources[t.source].allowed.Add(1)
-	if n != 1 {
-		c.moreAllowed.Add(uint64(n - 1))
-	}
+}
+
+// countNear counts an admission that has left at most a fifth of any limit.
+func (c *counts) countNear(p *policy, results []Result) {
 	for i := range p.limits {
 		if p.limits[i].rule.IsNear(results[i].Remaining) {
 			c.nearLimit.Add(1)
-			break
+			return
 		}
 	}
 }
@@ -156,7 +186,7 @@ func (c *counts) decided(n int64, p *policy, t *taken, results []Result) {
 // remote one, if it does. The numbers are of slightly different instants.
 func (c *counts) stats(memory *MemoryStore, r *remote.Remote) LimiterStats {
 	stats := LimiterStats{
-		NearLimit: c.nearLimit.Load(), Exempt: c.exempt.Load(), NoKey: c.noKey.Load(), Failed: c.failed.Load(), ShadowDenied: c.shadow.Load(),
+		NearLimit: c.nearLimit.Load(), Exempt: c.exempt.Load(), NoKey: c.noKey.Load(), Failed: c.failed.Load(),
 		Warnings: make(map[Code]uint64),
 	}
 	for w := range c.warnings {
@@ -180,11 +210,13 @@ func (c *counts) stats(memory *MemoryStore, r *remote.Remote) LimiterStats {
 	for i := range c.sources {
 		stats.Allowed += c.sources[i].allowed.Load()
 		stats.Denied += c.sources[i].denied.Load()
+		stats.ShadowDenied += c.sources[i].shadow.Load()
 	}
 	stats.AllowedUnits = stats.Allowed + c.moreAllowed.Load() + sum.AllowedUnits
 	stats.DeniedUnits = stats.Denied + c.moreDenied.Load() + sum.DeniedUnits
-	stats.Allowed += sum.Allowed
-	stats.Denied += sum.Denied
+	stats.Allowed += sum.Allowed + c.freeAllowed.Load()
+	stats.Denied += sum.Denied + c.freeDenied.Load()
+	stats.ShadowDenied += sum.ShadowDenied
 	stats.NearLimit += sum.NearLimit
 	stats.Policies = c.policies.stats(sum.DeniedBy)
 	stats.Remote = c.remoteStats(r)
@@ -195,7 +227,9 @@ func (c *counts) stats(memory *MemoryStore, r *remote.Remote) LimiterStats {
 // c.mu must be held.
 func (c *counts) remoteStats(r *remote.Remote) RemoteStats {
 	counted, totals := c.remote.Load(), c.remoteTotals(r)
-	decisions := func(s Source) uint64 { return c.sources[s].allowed.Load() + c.sources[s].denied.Load() }
+	decisions := func(s Source) uint64 {
+		return c.sources[s].allowed.Load() + c.sources[s].denied.Load() + c.sources[s].shadow.Load()
+	}
 	stats := RemoteStats{
 		Calls: counted.Calls, CallTime: counted.CallTime, CallTimes: counted.CallTimes,
 		Failures: counted.Failures, Spared: counted.Spared, BreakerOpened: totals.breakerOpened,

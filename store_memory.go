@@ -62,6 +62,7 @@ func (t *countedTable) add(sum *table.Decisions, until *table.Decisions) {
 	sum.AllowedUnits += until.AllowedUnits - t.before.AllowedUnits
 	sum.DeniedUnits += until.DeniedUnits - t.before.DeniedUnits
 	sum.NearLimit += until.NearLimit - t.before.NearLimit
+	sum.ShadowDenied += until.ShadowDenied - t.before.ShadowDenied
 	for i, denied := range until.DeniedBy {
 		if i < len(t.before.DeniedBy) {
 			denied -= t.before.DeniedBy[i]

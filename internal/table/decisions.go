@@ -11,15 +11,20 @@ type Decisions struct {
 	Allowed, Denied           uint64
 	AllowedUnits, DeniedUnits uint64 // the units that they were about
 	NearLimit                 uint64 // allowed, with at most a fifth of any limit left
+	ShadowDenied              uint64 // denied for a caller that goes on nevertheless; not in Denied
 
 	// DeniedBy has the denials by the number of the policy that has denied; see
 	// [Policies]. Their sum is Denied.
 	DeniedBy []uint64
 }
 
-// Policies numbers the limits of one call, for [Decisions.DeniedBy]. Nil means 0 for
-// all of them. The table neither keeps nor changes it.
+// Policies numbers the limits of one call, for [Decisions.DeniedBy]. A number of
+// Shadow or more means that a denial counts as ShadowDenied. Nil means 0 for all of
+// them. The table neither keeps nor changes it.
 type Policies [MaxLimits]uint8
+
+// Shadow is the policy of denials that do not count as such.
+const Shadow = 1 << 7
 
 // decisions are the counts of one shard, which must be locked.
 type decisions struct {
@@ -28,6 +33,7 @@ type decisions struct {
 	// such a decision only writes one of the counts above.
 	moreAllowed, moreDenied uint64
 	near                    uint64
+	shadow                  uint64
 	deniedBy                []uint64 // by policy, without policy 0, which has the rest of denied
 }
 
@@ -43,6 +49,10 @@ func (d *decisions) allow(n int64, near bool) {
 // deny counts a denial of n > 0 units by a policy. It allocates the first time that
 // a shard denies by a policy other than 0.
 func (d *decisions) deny(n int64, policy uint8) {
+	if policy >= Shadow {
+		d.shadow++
+		return
+	}
 	d.denied++
 	d.moreDenied += uint64(n - 1)
 	if policy == 0 {
@@ -74,6 +84,7 @@ func (sum *Decisions) add(d *decisions) {
 	sum.AllowedUnits += d.allowed + d.moreAllowed
 	sum.DeniedUnits += d.denied + d.moreDenied
 	sum.NearLimit += d.near
+	sum.ShadowDenied += d.shadow
 	if missing := len(d.deniedBy) - len(sum.DeniedBy); missing > 0 {
 		sum.DeniedBy = append(sum.DeniedBy, make([]uint64, missing)...)
 	}
