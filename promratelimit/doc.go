@@ -1,0 +1,2 @@
+// Package promratelimit exports what rate limiters count to Prometheus.
+package promratelimit
