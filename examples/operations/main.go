@@ -1,0 +1,100 @@
+// Command operations is a small shop with rate limits that an operator can watch: it
+// exports metrics to Prometheus, logs denials, and lists the keys that are denied most.
+// It sends itself traffic, so that there is something to see.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/promratelimit"
+)
+
+func main() {
+	addr := flag.String("addr", "127.0.0.1:8080", "`address` to serve on")
+	redisAddr := flag.String("redis", "", "`address` of a Redis server to count failed logins on; empty: in memory")
+	visitors := flag.Bool("traffic", true, "send traffic to the shop")
+	flag.Parse()
+	slog.SetDefault(slog.New(slog.NewJSONHandler(os.Stderr, nil)))
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, *addr, *redisAddr, *visitors, os.Stdout); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// run serves until ctx is done. Then it waits for the requests in flight.
+func run(ctx context.Context, addr, redisAddr string, visitors bool, out io.Writer) error {
+	var client redis.UniversalClient // nil counts in memory
+	if redisAddr != "" {
+		c := redis.NewClient(&redis.Options{Addr: redisAddr, DialerRetries: 1})
+		defer c.Close()
+		client = c
+	}
+	listener, err := net.Listen("tcp", addr)
+	if err != nil {
+		return err
+	}
+
+	// The collector reads the limiters of the default registry on each scrape, and does
+	// nothing in between.
+	metrics := prometheus.NewRegistry()
+	metrics.MustRegister(promratelimit.NewCollector(nil))
+
+	var top offenders
+	defer ratelimit.DefaultRegistry.Observe(logDenials(slog.Default()))()
+	defer ratelimit.DefaultRegistry.Observe(top.observe)()
+
+	mux := http.NewServeMux()
+	if err := addShop(mux, client, metrics); err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	// The next two are for operators. In production, serve them on an address that only
+	// you can reach: /offenders has the addresses of clients.
+	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
+	mux.Handle("GET /offenders", &top)
+
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	failed := make(chan error, 1)
+	go func() { failed <- server.Serve(listener) }()
+	url := "http://" + listener.Addr().String()
+	fmt.Fprintf(out, usage, url)
+	if visitors {
+		sendTraffic(ctx, url)
+	}
+
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+	}
+	fmt.Fprintln(out, "shutting down")
+	shutdown, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	return errors.Join(server.Shutdown(shutdown), ratelimit.DefaultRegistry.Close())
+}
+
+const usage = `serving on %[1]s
+
+  curl %[1]s/metrics | grep ^ratelimit_
+  curl %[1]s/offenders
+  curl -i -X POST %[1]s/login -d password=guess      # repeat it
+  curl -i %[1]s/search                               # repeat it, or send: -H 'X-API-Key: pro-1'
+
+`
