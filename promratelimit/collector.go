@@ -75,7 +75,7 @@ func (c *collector) read() []prometheus.Metric {
 	return s.all
 }
 
-// A life has what the last scrape has read of the limiter with one name, and of those
+// A life is what the last scrape has read of the limiter with one name, and of those
 // that a Reload has put in its place.
 //
 // Counters that are sums or differences of several counts need it. The counts grow while

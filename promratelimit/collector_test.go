@@ -105,8 +105,8 @@ func TestMemoryLimiter(t *testing.T) {
 	`)
 }
 
-// TestRedisLimiter has an outage. Time stands still in the bubble, so that every call
-// takes no time.
+// TestRedisLimiter has an outage. The bubble's clock does not advance during a
+// call, so that every call takes no time.
 func TestRedisLimiter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := miniredis.NewMiniRedis()
@@ -311,7 +311,7 @@ func TestTwoRegistries(t *testing.T) {
 	}
 }
 
-// TestDefaultRegistry is about the registry that nil stands for.
+// TestDefaultRegistry has a collector without a registry.
 func TestDefaultRegistry(t *testing.T) {
 	metrics := gatherer(nil)
 	before := count(t, metrics)
