@@ -1,6 +1,7 @@
 package promratelimit
 
 import (
+	"math"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -61,40 +62,43 @@ func (c *collector) read() []prometheus.Metric {
 		}
 		lives[name] = l
 		stats := limiter.Stats()
-		s.limiter(limiter.Info(), &stats, l.update(&stats))
+		if stats.ShadowDenied > 0 && stats.Denied > l.denied+stats.ShadowDenied {
+			// Stats has read ShadowDenied first. Requests that Shadow has let through
+			// after that must not be taken for denied ones.
+			stats.ShadowDenied = limiter.Stats().ShadowDenied
+		}
+		info := limiter.Info()
+		l.update(info, &stats)
+		s.limiter(info, &stats, l)
 	}
 	c.lives = lives
 	return s.all
 }
 
-// A life has what the last scrape has read of the limiter with one name, and of those
+// A life is what the last scrape has read of the limiter with one name, and of those
 // that a Reload has put in its place.
 //
-// Counters that are differences of two counts need it. Both counts grow while
-// Limiter.Stats reads them one after the other, so that their difference may be too
-// large, and smaller when it is read again. Prometheus takes a counter that falls for one
-// that has restarted, and would add all of it to the increase.
+// Counters that are sums or differences of several counts need it. The counts grow while
+// Limiter.Stats reads them one after the other, so that the result may be smaller when it
+// is read again. Prometheus takes a counter that falls for one that has restarted, and
+// would add all of it to the increase.
 type life struct {
-	counts [10]uint64 // none of them falls while the life lasts
-	derived
+	counts [8]uint64 // none of them falls while the life lasts
+
+	// Counters that are not exported as Limiter.Stats has them.
+	denied                    uint64 // by requests and calls that Shadow has not let through
+	allowedUnits, deniedUnits uint64
+	fromStore                 uint64
+	breakerOpened, forgotten  uint64
+
+	remote bool // the limiter has, or had, a remote store
 }
 
-// derived are the counters that are not exported as Limiter.Stats has them.
-type derived struct {
-	denied        uint64 // by requests that were really denied
-	fromStore     uint64
-	breakerOpened uint64
-	forgotten     uint64
-}
-
-// update returns the derived counters, of which none falls. If a count has fallen,
-// another limiter of the same name was made after the last one was closed or left out by
-// a Reload, and a new life begins.
-func (l *life) update(s *ratelimit.LimiterStats) *derived {
-	counts := [...]uint64{
-		s.Allowed, s.Denied, s.AllowedUnits, s.DeniedUnits, s.NearLimit,
-		s.Exempt, s.NoKey, s.Failed, s.ShadowDenied, s.Remote.Calls,
-	}
+// update takes over what a scrape has read. If a count has fallen, another limiter of the
+// same name was made after the last one was closed or left out by a Reload, and a new
+// life begins.
+func (l *life) update(info ratelimit.Info, s *ratelimit.LimiterStats) {
+	counts := [...]uint64{s.Allowed, s.Denied, s.NearLimit, s.Exempt, s.NoKey, s.Failed, s.ShadowDenied, s.Remote.Calls}
 	for i, n := range counts {
 		if n < l.counts[i] {
 			*l = life{}
@@ -104,10 +108,27 @@ func (l *life) update(s *ratelimit.LimiterStats) *derived {
 	l.counts = counts
 	r := &s.Remote
 	l.denied = max(l.denied, minus(s.Denied, s.ShadowDenied))
+	l.allowedUnits = max(l.allowedUnits, positive(s.AllowedUnits))
+	l.deniedUnits = max(l.deniedUnits, positive(s.DeniedUnits))
 	l.fromStore = max(l.fromStore, minus(s.Allowed+s.Denied, r.Cached+r.Leased+r.Fallback+r.FailedOpen))
 	l.breakerOpened = max(l.breakerOpened, r.BreakerOpened)
 	l.forgotten = max(l.forgotten, r.Forgotten)
-	return &l.derived
+	l.remote = l.remote || hasRemoteStore(info, r)
+}
+
+// hasRemoteStore reports whether the limiter has a [ratelimit.RemoteStore], or had one
+// before a Reload. A store of another make is known by its first call.
+func hasRemoteStore(info ratelimit.Info, r *ratelimit.RemoteStats) bool {
+	return *r != ratelimit.RemoteStats{} || info.Store == "RedisStore" && info.Capacity == 0
+}
+
+// positive returns a sum of units, or 0 if it is below 0: while requests that cost
+// nothing are counted, they are subtracted from a sum that does not have them yet.
+func positive(n uint64) uint64 {
+	if n > math.MaxInt64 {
+		return 0
+	}
+	return n
 }
 
 // minus returns a-b, or 0 if b is larger.
@@ -126,18 +147,18 @@ func (s *scrape) gauge(d *prometheus.Desc, v float64, labels ...*dto.LabelPair) 
 
 // limiter adds the metrics of one limiter. The labels of a metric are in the order of
 // their names.
-func (s *scrape) limiter(info ratelimit.Info, stats *ratelimit.LimiterStats, d *derived) {
+func (s *scrape) limiter(info ratelimit.Info, stats *ratelimit.LimiterStats, l *life) {
 	name := label("limiter", info.Name)
 
 	s.counter(requests, stats.Allowed, name, allowed)
-	s.counter(requests, d.denied, name, denied)
+	s.counter(requests, l.denied, name, denied)
 	s.counter(requests, stats.ShadowDenied, name, shadowDenied)
 	s.counter(requests, stats.Exempt, name, exempt)
 	s.counter(requests, stats.NoKey, name, noKey)
 	s.counter(requests, stats.Failed, name, failed)
 	s.counter(nearLimit, stats.NearLimit, name)
-	s.counter(units, stats.AllowedUnits, name, allowed)
-	s.counter(units, stats.DeniedUnits, name, denied)
+	s.counter(units, l.allowedUnits, name, allowed)
+	s.counter(units, l.deniedUnits, name, denied)
 	for _, p := range stats.Policies {
 		policy := label("policy", p.Name)
 		s.counter(deniedBy, p.Denied, name, policy)
@@ -151,23 +172,17 @@ func (s *scrape) limiter(info ratelimit.Info, stats *ratelimit.LimiterStats, d *
 		s.counter(warnings, n, label("code", string(code)), name)
 	}
 	s.gauge(limiterInfo, 1, name, label("on_failure", info.OnFailure.String()), label("store", info.Store))
-	s.counter(decisions, d.fromStore, name, sources[ratelimit.SourceStore])
-	if hasRemoteStore(info, stats) {
-		s.remote(name, &stats.Remote, d)
+	s.counter(decisions, l.fromStore, name, sources[ratelimit.SourceStore])
+	if l.remote {
+		s.remote(name, &stats.Remote, l)
 	}
 	if info.Capacity > 0 {
 		s.memory(label("store", info.Prefix), info.Capacity, &stats.Memory)
 	}
 }
 
-// hasRemoteStore reports whether the limiter has a [ratelimit.RemoteStore], or had one
-// before a Reload. A store of another make is known by its first call.
-func hasRemoteStore(info ratelimit.Info, stats *ratelimit.LimiterStats) bool {
-	return stats.Remote != ratelimit.RemoteStats{} || info.Store == "RedisStore" && info.Capacity == 0
-}
-
 // remote adds the metrics of a limiter's remote store.
-func (s *scrape) remote(name *dto.LabelPair, r *ratelimit.RemoteStats, d *derived) {
+func (s *scrape) remote(name *dto.LabelPair, r *ratelimit.RemoteStats, l *life) {
 	s.counter(decisions, r.Cached, name, sources[ratelimit.SourceCache])
 	s.counter(decisions, r.Leased, name, sources[ratelimit.SourceLease])
 	s.counter(decisions, r.Fallback, name, sources[ratelimit.SourceFallback])
@@ -175,8 +190,8 @@ func (s *scrape) remote(name *dto.LabelPair, r *ratelimit.RemoteStats, d *derive
 	s.all = append(s.all, &histogram{storeSeconds, []*dto.LabelPair{name}, r.CallTimes, r.CallTime.Seconds()})
 	s.counter(storeFailures, r.Failures, name)
 	s.counter(storeSpared, r.Spared, name)
-	s.counter(storeOutages, d.breakerOpened, name)
-	s.counter(storeForgotten, d.forgotten, name)
+	s.counter(storeOutages, l.breakerOpened, name)
+	s.counter(storeForgotten, l.forgotten, name)
 	open := 0.0
 	if r.BreakerOpen {
 		open = 1

@@ -39,7 +39,7 @@ var (
 	limiterInfo = describe("limiter_info",
 		"Always 1. The type of the limiter's store, and what the limiter does while the store fails.", "limiter", "on_failure", "store")
 	warnings = describe("warnings_total",
-		"Warnings by their code, also those that were not logged.", "code", "limiter")
+		"Warnings by their code, logged or not.", "code", "limiter")
 
 	storeSeconds = describe("store_seconds",
 		"Duration of calls to the remote store, as their callers saw it.", "limiter")
