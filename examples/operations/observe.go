@@ -14,8 +14,8 @@ import (
 	"github.com/ratelimit-go/ratelimit"
 )
 
-// This file has what the shop does with the events of its limiters. Observers run on the
-// goroutine of the request, so they must be quick.
+// This file has the observers of the shop's limiters. They run on the goroutine of the
+// request, so they must be quick.
 
 // logDenials returns an observer that logs denials: one line per limiter, key and minute,
 // so that an attacker does not fill the log. It also logs administrative calls.

@@ -121,8 +121,8 @@ func offerPro(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// linkHelp adds a header field to every response, also to those of the limiter that it is
-// around.
+// linkHelp adds a header field to every response. It is around the limiter, so denials
+// have the field, too.
 func linkHelp(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Link", `</password-reset>; rel="help"`)

@@ -35,7 +35,7 @@ func sendTraffic(ctx context.Context, shop string) {
 	go attacker.every(100*time.Millisecond, func() { attacker.post("/login", "password", fmt.Sprint(rand.Int())) })
 }
 
-// shopAround is a well-behaved visitor, who is never denied.
+// shopAround is a visit of a well-behaved client, which is never denied.
 func (v *visitor) shopAround() {
 	switch n := rand.IntN(40); {
 	case n == 0:
