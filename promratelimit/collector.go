@@ -64,7 +64,8 @@ func (c *collector) read() []prometheus.Metric {
 		stats := limiter.Stats()
 		if stats.ShadowDenied > 0 && stats.Denied > l.denied+stats.ShadowDenied {
 			// Stats has read ShadowDenied first. Requests that Shadow has let through
-			// after that must not be taken for denied ones.
+			// after that must not be taken for denied ones. This leaves requests that were
+			// denied before the first call and let through after the second one.
 			stats.ShadowDenied = limiter.Stats().ShadowDenied
 		}
 		info := limiter.Info()

@@ -9,7 +9,8 @@
 //
 //   - ratelimit_requests_total counts requests, and calls such as Take, by result. The
 //     results are allowed, denied, shadow_denied, exempt, no_key and failed. Only requests
-//     can be exempt, have no key, or fail.
+//     can be exempt, have no key, or fail. In Shadow, denied may be too high by the few
+//     requests that a scrape has found between their denial and what Shadow did.
 //   - ratelimit_denied_total counts denials by policy, which is the name of the limit that
 //     has denied. Denials that Shadow has let through are included.
 //   - ratelimit_near_limit_total counts allowed requests that left at most a fifth of a

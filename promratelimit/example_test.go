@@ -45,7 +45,7 @@ func Example() {
 	// ratelimit_requests_total{limiter="login",result="shadow_denied"} 0
 }
 
-// Two registries in one process need a label that tells them apart.
+// Two registries in one process need a label with different values.
 func ExampleNewCollector_severalRegistries() {
 	var public, internal ratelimit.Registry
 	defer public.Close()
