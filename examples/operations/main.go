@@ -9,7 +9,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -35,7 +34,8 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, *addr, *redisAddr, *visitors, os.Stdout); err != nil {
-		log.Fatal(err)
+		slog.Error("the shop has ended", "error", err)
+		os.Exit(1)
 	}
 }
 
@@ -43,7 +43,10 @@ func main() {
 func run(ctx context.Context, addr, redisAddr string, visitors bool, out io.Writer) error {
 	var client redis.UniversalClient // nil counts in memory
 	if redisAddr != "" {
-		c := redis.NewClient(&redis.Options{Addr: redisAddr, DialerRetries: 1})
+		c := redis.NewClient(&redis.Options{
+			Addr:          redisAddr,
+			DialerRetries: 1, // with more, the log shows a timeout and not the refused connection behind it
+		})
 		defer c.Close()
 		client = c
 	}
