@@ -40,7 +40,9 @@ type decisions struct {
 // allow counts an admission of n > 0 units.
 func (d *decisions) allow(n int64, near bool) {
 	d.allowed++
-	d.moreAllowed += uint64(n - 1)
+	if n > 1 {
+		d.moreAllowed += uint64(n - 1)
+	}
 	if near {
 		d.near++
 	}
