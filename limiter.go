@@ -190,9 +190,6 @@ func (l *Limiter) begin() {
 		l.succeeded = nil
 		l.counts.replaceRemote(old.remote, l.remote)
 	}
-	if l.memory != nil {
-		l.counts.include(l.memory)
-	}
 	l.adoptStore()
 	l.logStore()
 	if l.remote != nil {

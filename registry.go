@@ -191,6 +191,9 @@ func (r *Registry) claim(l *Limiter) error {
 			l.succeed(old)
 		}
 	}
+	if l.memory != nil {
+		l.counts.include(l.memory)
+	}
 	r.limiters[l.name] = l
 	for _, prefix := range l.prefixes {
 		r.prefixes[prefix] = l
