@@ -143,7 +143,7 @@ func (l *Limiter) SetLimitsContext(ctx context.Context, limits ...Limit) error {
 	if err != nil {
 		return fmt.Errorf("ratelimit: limiter %q: SetLimits: %w", l.name, err)
 	}
-	old := l.setPolicy(limits)
+	p, old := l.setPolicy(limits)
 	if !l.begun.Load() {
 		return nil // the running generation's record and leases are not its own
 	}
@@ -151,13 +151,12 @@ func (l *Limiter) SetLimitsContext(ctx context.Context, limits ...Limit) error {
 	if l.remote != nil {
 		l.remote.SetLimits(l.policy.Load().countedUnder())
 	}
-	l.reportLimits(ctx, old)
+	l.reportLimits(ctx, p, old)
 	return nil
 }
 
-// reportLimits reports each limit that was not in force under the policy old.
-func (l *Limiter) reportLimits(ctx context.Context, old *policy) {
-	p := l.policy.Load()
+// reportLimits reports each limit of p that was not in force under the policy old.
+func (l *Limiter) reportLimits(ctx context.Context, p, old *policy) {
 	for i, name := range p.names {
 		if !slices.Contains(old.given, *p.limit(i)) {
 			l.events.emit(ctx, Event{Kind: EventLimitsChanged, Policy: name, Limit: *p.limit(i)})
@@ -196,7 +195,7 @@ func (l *Limiter) begin() {
 		l.remote.Begin()
 	}
 	if old != nil {
-		l.reportLimits(context.Background(), old.policy.Load())
+		l.reportLimits(context.Background(), l.policy.Load(), old.policy.Load())
 	}
 }
 
@@ -209,12 +208,12 @@ func (l *Limiter) adoptStore() {
 	}
 }
 
-// setPolicy puts limits in force, and returns the policy before them.
-func (l *Limiter) setPolicy(limits []Limit) (old *policy) {
-	p := newPolicy(l.name, limits)
+// setPolicy puts limits in force, and returns their policy and the one before.
+func (l *Limiter) setPolicy(limits []Limit) (p, old *policy) {
+	p = newPolicy(l.name, limits)
 	l.counts.policies.register(p)
 	l.used.add(p.limits)
-	return l.policy.Swap(p)
+	return p, l.policy.Swap(p)
 }
 
 // Take takes one unit of key. See [Limiter.TakeN].
