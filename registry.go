@@ -28,7 +28,7 @@ type Registry struct {
 
 	made uint64 // counts the limiters ever made here
 
-	observers observers // of this registry's limiters, and of those that a Reload builds for it
+	observers observers // of this registry's limiters, and of the limiters that a Reload builds for it
 }
 
 // DefaultRegistry is the registry of [New] and [Reload].

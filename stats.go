@@ -10,7 +10,7 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/table"
 )
 
-// This file has what a limiter counts of itself. Decisions in a limiter's own memory
+// This file has the counts that a limiter keeps of itself. Decisions in a limiter's own memory
 // store are counted by the store's table, whose locks are held anyway, and all others
 // by counts. Nothing is added up before somebody asks.
 
@@ -24,9 +24,9 @@ type LimiterStats struct {
 	// calls that ended with an error, are not counted.
 	Allowed, Denied uint64
 
-	// AllowedUnits and DeniedUnits are what these decisions were about. Of a TakeUpTo
-	// that was allowed, they have the units granted. Units that are given back later
-	// are not subtracted.
+	// AllowedUnits and DeniedUnits are what these decisions were about. An allowed
+	// TakeUpTo counts with the units that it has granted. Units that are given back
+	// later are not subtracted.
 	AllowedUnits, DeniedUnits uint64
 
 	// ShadowDenied counts the requests that would have been denied, and were let through
@@ -58,7 +58,7 @@ type LimiterStats struct {
 
 // RemoteStats are what a limiter has counted of its [RemoteStore].
 type RemoteStats struct {
-	// Calls counts the calls that were made to the store, also those that failed.
+	// Calls counts the calls that were made to the store, failed ones included.
 	// CallTime is how long they took together, as their callers saw it, and CallTimes
 	// how they are distributed. Callers that shared a round trip are counted one by
 	// one.
@@ -137,7 +137,7 @@ func (c *counts) include(s *MemoryStore) {
 }
 
 // decided counts a decision about n > 0 units that was not made in the limiter's own
-// table. Each counter that it changes only grows, whoever reads it in between.
+// table. Each counter only grows, at every instant at which it can be read.
 func (c *counts) decided(n int64, p *policy, t *taken, results []Result) {
 	source := &c.sources[t.source]
 	switch denied := results[t.bound].RetryAfter != 0; {
@@ -244,8 +244,8 @@ func (c *counts) remoteStats(r *remote.Remote) RemoteStats {
 	return stats
 }
 
-// remoteTotals returns what a store's parts have counted, with what those of replaced
-// stores had. c.mu must be held.
+// remoteTotals returns what a store's parts have counted, and adds what the parts of
+// replaced stores had. c.mu must be held.
 func (c *counts) remoteTotals(r *remote.Remote) remoteTotals {
 	t := c.carried
 	if r != nil {

@@ -337,8 +337,10 @@ func (t *Table) Counts() (sum Stats, decisions Decisions) {
 		s := &t.shards[i]
 		s.mu.Lock()
 		sum.Counters += s.used
-		sum.Evicted += s.evicted
-		sum.EvictedDenied += s.evictedDenied
+		if r := s.decisions.rare; r != nil {
+			sum.Evicted += r.evicted
+			sum.EvictedDenied += r.evictedDenied
+		}
 		decisions.add(&s.decisions)
 		s.mu.Unlock()
 	}
