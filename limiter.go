@@ -107,6 +107,7 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 			Counts: &l.counts.remote,
 		})
 	}
+	l.counts.use(l.memory, l.remote)
 	return l, nil
 }
 
@@ -187,7 +188,6 @@ func (l *Limiter) begin() {
 	if old != nil { // its plans have counters, too
 		l.used.addAll(old.used.with(old.plans.all()))
 		l.succeeded = nil
-		l.counts.replaceRemote(old.remote, l.remote)
 	}
 	l.adoptStore()
 	l.logStore()
@@ -497,13 +497,14 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 
 // Stats returns what the limiter has counted of itself. It may be called at any time,
 // and waits for no store. It locks each part of a memory store for a moment.
-func (l *Limiter) Stats() LimiterStats { return l.counts.stats(l.memory, l.remote) }
+func (l *Limiter) Stats() LimiterStats { return l.counts.stats() }
 
 // Info says what a limiter is.
 type Info struct {
 	Name      string
 	Site      string // file:line of the call that has made it
 	Store     string // the type of its store, such as "MemoryStore"
+	Remote    bool   // the store's counters are outside of this process
 	Prefix    string // of its store
 	Capacity  int    // the most counters that a MemoryStore holds; 0 for other stores
 	OnFailure FailurePolicy
@@ -511,7 +512,7 @@ type Info struct {
 
 // Info returns what the limiter is.
 func (l *Limiter) Info() Info {
-	info := Info{Name: l.name, Site: l.site, Store: storeName(l.store), Prefix: l.store.Prefix(), OnFailure: l.opts.OnFailure}
+	info := Info{Name: l.name, Site: l.site, Store: storeName(l.store), Remote: l.remote != nil, Prefix: l.store.Prefix(), OnFailure: l.opts.OnFailure}
 	if l.memory != nil {
 		info.Capacity = l.memory.opts.MaxKeys
 	}

@@ -276,6 +276,9 @@ func (next *Registry) replace(r *Registry, made uint64) (begun, replaced []*Limi
 		l.replaced.Store(true)
 		replaced = append(replaced, l)
 	}
+	for _, l := range next.limiters {
+		l.counts.use(l.memory, l.remote)
+	}
 	r.retire()
 	r.limiters, r.prefixes = next.limiters, next.prefixes
 	next.limiters, next.prefixes, next.over = nil, nil, true
