@@ -64,7 +64,7 @@ func TestEachValueOfAMemoryLimiter(t *testing.T) {
 		"ratelimit.requests{ratelimit.limiter=api,ratelimit.result=failed}":        1,
 
 		"ratelimit.denials{ratelimit.limiter=api,ratelimit.policy=calls}":  3,
-		"ratelimit.denials{ratelimit.limiter=api,ratelimit.policy=api-1m}":    0,
+		"ratelimit.denials{ratelimit.limiter=api,ratelimit.policy=api-1m}": 0,
 		"ratelimit.denials{ratelimit.limiter=api,ratelimit.policy=gold}":   2,
 		"ratelimit.denials{ratelimit.limiter=api,ratelimit.policy=nobody}": 1,
 
@@ -75,12 +75,12 @@ func TestEachValueOfAMemoryLimiter(t *testing.T) {
 		"ratelimit.warnings{ratelimit.code=no-key,ratelimit.limiter=api}":        2,
 		"ratelimit.warnings{ratelimit.code=option-failed,ratelimit.limiter=api}": 1,
 
-		"ratelimit.limit.units{ratelimit.algorithm=fixed,ratelimit.limiter=api,ratelimit.policy=calls}":  5,
-		"ratelimit.limit.units{ratelimit.algorithm=sliding,ratelimit.limiter=api,ratelimit.policy=api}":  100,
-		"ratelimit.limit.units{ratelimit.algorithm=bucket,ratelimit.limiter=api,ratelimit.policy=gold}":  1,
-		"ratelimit.limit.window{ratelimit.algorithm=fixed,ratelimit.limiter=api,ratelimit.policy=calls}": 3600,
+		"ratelimit.limit.units{ratelimit.algorithm=fixed,ratelimit.limiter=api,ratelimit.policy=calls}":     5,
+		"ratelimit.limit.units{ratelimit.algorithm=sliding,ratelimit.limiter=api,ratelimit.policy=api-1m}":  100,
+		"ratelimit.limit.units{ratelimit.algorithm=bucket,ratelimit.limiter=api,ratelimit.policy=gold}":     1,
+		"ratelimit.limit.window{ratelimit.algorithm=fixed,ratelimit.limiter=api,ratelimit.policy=calls}":    3600,
 		"ratelimit.limit.window{ratelimit.algorithm=sliding,ratelimit.limiter=api,ratelimit.policy=api-1m}": 60,
-		"ratelimit.limit.window{ratelimit.algorithm=bucket,ratelimit.limiter=api,ratelimit.policy=gold}": 60,
+		"ratelimit.limit.window{ratelimit.algorithm=bucket,ratelimit.limiter=api,ratelimit.policy=gold}":    60,
 
 		"ratelimit.memory.counters{ratelimit.limiter=api}":                         5,
 		"ratelimit.memory.capacity{ratelimit.limiter=api}":                         ratelimit.DefaultMaxKeys,
