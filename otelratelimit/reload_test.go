@@ -250,7 +250,7 @@ func TestLimitersComeAndGo(t *testing.T) {
 
 const secret = "203.0.113."
 
-// TestFloodAddsNoSeries sends 100,000 keys, and then a thousand plans. No attribute
+// TestFloodAddsNoSeries sends 100,000 keys, a tenth of them to a remote store, and then a thousand plans. No attribute
 // has a key.
 func TestFloodAddsNoSeries(t *testing.T) {
 	var reg ratelimit.Registry
@@ -268,7 +268,10 @@ func TestFloodAddsNoSeries(t *testing.T) {
 	limiters := []*ratelimit.Limiter{newLimiter(t, &reg, "memory", memory), newLimiter(t, &reg, "remote", remote)}
 	flood := func(from, to int) {
 		for i := from; i < to; i++ {
-			for _, l := range limiters {
+			for j, l := range limiters {
+				if j == 1 && i%10 != 0 { // to save time
+					continue
+				}
 				for range 2 {
 					_, err := l.Take(ctx, fmt.Sprint(secret, i))
 					require.NoError(t, err)

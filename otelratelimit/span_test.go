@@ -2,6 +2,7 @@ package otelratelimit_test
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"testing"
 
@@ -139,7 +140,7 @@ func BenchmarkCollect(b *testing.B) {
 	var reg ratelimit.Registry
 	reader, _ := register(b, &reg)
 	for i := range 100 {
-		newLimiter(b, &reg, string(rune('a'+i)), quiet(hourly(1)))
+		newLimiter(b, &reg, fmt.Sprint("limiter", i), quiet(hourly(1)))
 	}
 	b.ReportAllocs()
 	for b.Loop() {
