@@ -69,22 +69,19 @@ type life struct {
 	limiter  *ratelimit.Limiter
 	requests uint64 // all of them
 
-	// The highest differences that were observed. The two numbers of a difference are
-	// read at slightly different times, so a difference can be less than it was. A
-	// counter that falls would look as if the process had been restarted.
-	decidedByStore highest
-	callsSucceeded highest
+	// succeeded is the highest number of calls without an error that was observed.
+	// It is the difference of two numbers that are read at slightly different times,
+	// so the latest difference can be less. A counter that falls would look as if the
+	// process had been restarted.
+	succeeded uint64
 }
 
-// highest is the highest value so far.
-type highest uint64
-
-// difference returns all minus part, or the highest difference before if that is more.
-func (h *highest) difference(all, part uint64) uint64 {
-	if all > part {
-		*h = max(*h, highest(all-part))
+// callsSucceeded returns the number of calls to the store without an error.
+func (l *life) callsSucceeded(s *ratelimit.RemoteStats) uint64 {
+	if s.Calls > s.Failures {
+		l.succeeded = max(l.succeeded, s.Calls-s.Failures)
 	}
-	return uint64(*h)
+	return l.succeeded
 }
 
 // An observation is what one collection reports of one limiter.
@@ -123,9 +120,8 @@ func (o *observation) requests(s *ratelimit.LimiterStats) {
 
 // policies reports the denials and the limit of each policy.
 func (o *observation) policies(all []ratelimit.PolicyStats) {
-	denied := make(map[string]uint64, len(all)) // there may be two entries named "other"
 	for _, p := range all {
-		denied[p.Name] += p.Denied
+		o.count(o.denials, p.Denied, policyKey.String(p.Name))
 		if p.Limit.N() == 0 { // there is no limit, or it has no number
 			continue
 		}
@@ -133,29 +129,29 @@ func (o *observation) policies(all []ratelimit.PolicyStats) {
 		o.to.ObserveInt64(o.limitUnits, p.Limit.N(), with)
 		o.to.ObserveFloat64(o.limitWindow, p.Limit.Window().Seconds(), with)
 	}
-	for name, n := range denied {
-		o.count(o.denials, n, policyKey.String(name))
-	}
 }
 
 // store reports where requests were decided, and the state of the store.
 func (o *observation) store(info ratelimit.Info, s *ratelimit.LimiterStats) {
-	inMemory := info.Capacity > 0
 	remote := &s.Remote
 	elsewhere := remote.Cached + remote.Leased + remote.Fallback + remote.FailedOpen
 	decided := s.Allowed + s.Denied + s.ShadowDenied
-	o.count(o.decisions, o.life.decidedByStore.difference(decided, elsewhere), sourceKey.String(ratelimit.SourceStore.String()))
-	if inMemory {
+	o.count(o.decisions, decided-elsewhere, sourceKey.String(ratelimit.SourceStore.String()))
+	if info.Capacity > 0 {
 		o.memory(info.Capacity, s.Memory)
 	}
-	if inMemory && *remote == (ratelimit.RemoteStats{}) { // it has never had a remote store
-		return
+	if info.Remote || *remote != (ratelimit.RemoteStats{}) { // or it had a remote store before a Reload
+		o.remote(remote)
 	}
+}
+
+// remote reports what only a remote store has.
+func (o *observation) remote(remote *ratelimit.RemoteStats) {
 	o.count(o.decisions, remote.Cached, sourceKey.String(ratelimit.SourceCache.String()))
 	o.count(o.decisions, remote.Leased, sourceKey.String(ratelimit.SourceLease.String()))
 	o.count(o.decisions, remote.Fallback, sourceKey.String(ratelimit.SourceFallback.String()))
 	o.count(o.decisions, remote.FailedOpen, sourceKey.String(ratelimit.SourceFailOpen.String()))
-	o.count(o.storeCalls, o.life.callsSucceeded.difference(remote.Calls, remote.Failures))
+	o.count(o.storeCalls, o.life.callsSucceeded(remote))
 	o.count(o.storeCalls, remote.Failures, errorTypeKey.String(string(ratelimit.CodeStoreFailed)))
 	o.to.ObserveFloat64(o.storeCallTime, remote.CallTime.Seconds(), o.with())
 	o.count(o.sparedCalls, remote.Spared)

@@ -67,22 +67,22 @@
 //   - ratelimit.memory.evictions counts counters of a MemoryStore that were removed
 //     before they expired. ratelimit.denied says whether their key was being denied.
 //
-// A limiter has either the metrics below ratelimit.memory or those below
-// ratelimit.store. A limiter that a Reload has moved from a remote store into
-// memory has both.
+// A limiter on a MemoryStore has the metrics below ratelimit.memory. A limiter on a
+// RemoteStore has those below ratelimit.store and all sources. If a Reload has moved
+// it from there into memory, it has both. A limiter on another store has neither.
 //
 // # Attributes
 //
 // Attributes of metrics come from code alone: names of limiters and policies, and
 // constants of this library. There is never a key or an address, and a flood of
-// new keys adds no series. A limiter has at most 128 policies, two of which are
-// both named "other" and share a series.
+// new keys adds no series. A limiter has at most 127 policies: 62 of its own, 64 of
+// plans, and "other" for the rest.
 //
 // The SDK of OpenTelemetry keeps 2,000 series per instrument by default. If there
 // are more, it puts the rest into one series with the attribute
-// otel.metric.overflow. Programs with more than 15 limiters that each have 64 plans
-// should raise the limit, see WithCardinalityLimit of the SDK's package metric, or
-// drop ratelimit.policy with a view.
+// otel.metric.overflow. Programs with more than 30 limiters that each have 64 plans
+// should raise the limit with WithCardinalityLimit of the SDK, or drop
+// ratelimit.policy with a view.
 //
 // # Lifetime
 //

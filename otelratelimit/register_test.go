@@ -173,6 +173,21 @@ func TestStoresOfOtherSources(t *testing.T) {
 	require.EqualValues(t, 0, got["ratelimit.denials{ratelimit.limiter=shadow,ratelimit.policy=shadow}"])
 }
 
+// TestWrappedStore has neither the metrics of a memory store nor those of a remote
+// one.
+func TestWrappedStore(t *testing.T) {
+	var reg ratelimit.Registry
+	reader, _ := register(t, &reg)
+	opts := quiet(hourly(5))
+	opts.Store = &struct{ ratelimit.Store }{newMemory(t)}
+	newLimiter(t, &reg, "x", opts).Take(ctx, "a")
+	got := values(t, reader)
+	require.EqualValues(t, 1, got["ratelimit.decisions{ratelimit.limiter=x,ratelimit.source=store}"])
+	for series := range got {
+		require.NotRegexp(t, `^ratelimit\.(store|memory)\.`, series)
+	}
+}
+
 // TestEvictionsOfDeniedKeys fills a small store with keys that are being denied.
 func TestEvictionsOfDeniedKeys(t *testing.T) {
 	var reg ratelimit.Registry
