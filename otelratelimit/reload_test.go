@@ -172,9 +172,17 @@ func TestSeriesFollowTheRegistry(t *testing.T) {
 	require.EqualValues(t, 1, fromStore("a"))
 
 	// Closed and made again between two collections.
-	a.Close()
-	newLimiter(t, &reg, "a", quiet(hourly(9)))
-	require.Zero(t, fromStore("a"))
+	for _, n := range []int{5, 2} {
+		a.Close()
+		opts := quiet(hourly(9))
+		opts.Store = newRemote(t)
+		a = newLimiter(t, &reg, "a", opts)
+		for range n {
+			a.Take(ctx, "k")
+		}
+		require.EqualValues(t, n, fromStore("a"))
+		require.EqualValues(t, a.Stats().Remote.Calls, values(t, reader)["ratelimit.store.calls{ratelimit.limiter=a}"])
+	}
 
 	remote := newRemote(t)
 	for _, store := range []ratelimit.Store{newMemory(t), remote, newMemory(t)} {
