@@ -30,7 +30,8 @@ const scope = "github.com/ratelimit-go/ratelimit/otelratelimit"
 // not be called with the registry that a Reload passes to its build function. It
 // returns an error if reg is registered with mp already, because every request
 // would then be counted twice, or if mp refuses an instrument. Then nothing has
-// been registered.
+// been registered. Register does not recognize the global provider and the SDK's
+// provider behind it as one, so use a nil mp everywhere or nowhere.
 //
 // Registries that share an mp should not use the same limiter names. Their numbers
 // cannot be distinguished.
