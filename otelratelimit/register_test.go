@@ -107,27 +107,36 @@ func TestEachValueOfARemoteLimiter(t *testing.T) {
 		take("a")
 	}
 	store.down.Store(true)
-	for range 20 {
+	outage := 0.0 // requests
+	for ; outage < 20 || l.Stats().Remote.Spared == 0; outage++ {
 		take("b")
 	}
-	stats := l.Stats().Remote
+	require.Eventually(t, func() bool { return l.Stats().Warnings[ratelimit.CodeStoreDown] == 1 }, time.Minute, time.Millisecond)
+
+	// The limiter calls the store in the background, too: collect while it does not.
+	var stats ratelimit.RemoteStats
+	var got map[string]float64
+	require.Eventually(t, func() bool {
+		stats = l.Stats().Remote
+		got = values(t, reader)
+		return stats == l.Stats().Remote
+	}, time.Minute, time.Millisecond)
 	require.Positive(t, stats.Failures)
 	require.Positive(t, stats.Spared)
 	require.Positive(t, stats.CallTime)
 
-	got := values(t, reader)
 	maps.DeleteFunc(got, func(name string, _ float64) bool {
 		return strings.HasPrefix(name, "ratelimit.requests") || strings.HasPrefix(name, "ratelimit.units") || strings.HasPrefix(name, "ratelimit.limit.")
 	})
 	failed := float64(stats.Failures)
 	require.Equal(t, map[string]float64{
-		"ratelimit.denials{ratelimit.limiter=api,ratelimit.policy=api}": 18,
+		"ratelimit.denials{ratelimit.limiter=api,ratelimit.policy=api}": 3 + outage - 5,
 		"ratelimit.near_limit{ratelimit.limiter=api}":                   4,
 
 		"ratelimit.decisions{ratelimit.limiter=api,ratelimit.source=store}":     6,
 		"ratelimit.decisions{ratelimit.limiter=api,ratelimit.source=cache}":     2,
 		"ratelimit.decisions{ratelimit.limiter=api,ratelimit.source=lease}":     0,
-		"ratelimit.decisions{ratelimit.limiter=api,ratelimit.source=fallback}":  20,
+		"ratelimit.decisions{ratelimit.limiter=api,ratelimit.source=fallback}":  outage,
 		"ratelimit.decisions{ratelimit.limiter=api,ratelimit.source=fail-open}": 0,
 
 		"ratelimit.store.calls{ratelimit.limiter=api}":                         float64(stats.Calls) - failed,
