@@ -214,7 +214,10 @@ func (c *counts) stats() LimiterStats {
 		until := t.after.Load()
 		if until == nil {
 			held, decisions := t.store.table.Counts()
-			if until = &decisions; t.store == c.memory {
+			if until = t.after.Load(); until == nil { // otherwise another limiter has got the store in the meantime
+				until = &decisions
+			}
+			if t.store == c.memory {
 				stats.Memory = c.memory.statsOf(held)
 			}
 		}
