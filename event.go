@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// This file has what a limiter reports to the program around it: events, and the
+// This file has the events that a limiter reports to the program around it, and the
 // observers that get them. Counts are in stats.go, log messages in warning.go.
 
 // Event is one thing that an operator or an auditor wants to know of. It goes to
@@ -21,8 +21,8 @@ import (
 //
 // In package slog an Event is a group of attributes. In JSON durations are seconds,
 // Kind is its text, and fields without a value are left out. Key is what a client has
-// sent, or was made of it: whoever stores or shows it must escape it, as package slog
-// and package json do.
+// sent, or was made of it. A program that stores or shows it must escape it, as package
+// slog and package json do.
 type Event struct {
 	Kind    EventKind
 	Time    time.Time // by the wall clock
@@ -163,14 +163,14 @@ type (
 )
 
 // WithActor names the person or system on whose behalf a call is made. Events that are
-// caused with this context have it as Actor: those of [Limiter.Reset],
-// [Limiter.SetLimitsContext] and [Limiter.Refund], for example.
+// caused with this context have the name as Actor: [Limiter.Reset],
+// [Limiter.SetLimitsContext] and [Limiter.Refund] cause such events, for example.
 func WithActor(ctx context.Context, who string) context.Context {
 	return context.WithValue(ctx, actorKey{}, who)
 }
 
-// WithReason says why a call is made. Events that are caused with this context have it
-// as Reason.
+// WithReason says why a call is made. Events that are caused with this context have the
+// text as Reason.
 func WithReason(ctx context.Context, why string) context.Context {
 	return context.WithValue(ctx, reasonKey{}, why)
 }

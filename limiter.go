@@ -107,6 +107,7 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 			Counts: &l.counts.remote,
 		})
 	}
+	l.counts.use(l.memory, l.remote)
 	return l, nil
 }
 
@@ -143,7 +144,7 @@ func (l *Limiter) SetLimitsContext(ctx context.Context, limits ...Limit) error {
 	if err != nil {
 		return fmt.Errorf("ratelimit: limiter %q: SetLimits: %w", l.name, err)
 	}
-	old := l.setPolicy(limits)
+	p, old := l.setPolicy(limits)
 	if !l.begun.Load() {
 		return nil // the running generation's record and leases are not its own
 	}
@@ -151,13 +152,12 @@ func (l *Limiter) SetLimitsContext(ctx context.Context, limits ...Limit) error {
 	if l.remote != nil {
 		l.remote.SetLimits(l.policy.Load().countedUnder())
 	}
-	l.reportLimits(ctx, old)
+	l.reportLimits(ctx, p, old)
 	return nil
 }
 
-// reportLimits reports each limit that was not in force under the policy old.
-func (l *Limiter) reportLimits(ctx context.Context, old *policy) {
-	p := l.policy.Load()
+// reportLimits reports each limit of p that was not in force under the policy old.
+func (l *Limiter) reportLimits(ctx context.Context, p, old *policy) {
 	for i, name := range p.names {
 		if !slices.Contains(old.given, *p.limit(i)) {
 			l.events.emit(ctx, Event{Kind: EventLimitsChanged, Policy: name, Limit: *p.limit(i)})
@@ -188,10 +188,6 @@ func (l *Limiter) begin() {
 	if old != nil { // its plans have counters, too
 		l.used.addAll(old.used.with(old.plans.all()))
 		l.succeeded = nil
-		l.counts.replaceRemote(old.remote, l.remote)
-	}
-	if l.memory != nil {
-		l.counts.include(l.memory)
 	}
 	l.adoptStore()
 	l.logStore()
@@ -199,7 +195,7 @@ func (l *Limiter) begin() {
 		l.remote.Begin()
 	}
 	if old != nil {
-		l.reportLimits(context.Background(), old.policy.Load())
+		l.reportLimits(context.Background(), l.policy.Load(), old.policy.Load())
 	}
 }
 
@@ -212,12 +208,12 @@ func (l *Limiter) adoptStore() {
 	}
 }
 
-// setPolicy puts limits in force, and returns the policy before them.
-func (l *Limiter) setPolicy(limits []Limit) (old *policy) {
-	p := newPolicy(l.name, limits)
+// setPolicy puts limits in force, and returns their policy and the one before.
+func (l *Limiter) setPolicy(limits []Limit) (p, old *policy) {
+	p = newPolicy(l.name, limits)
 	l.counts.policies.register(p)
 	l.used.add(p.limits)
-	return l.policy.Swap(p)
+	return p, l.policy.Swap(p)
 }
 
 // Take takes one unit of key. See [Limiter.TakeN].
@@ -501,13 +497,14 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 
 // Stats returns what the limiter has counted of itself. It may be called at any time,
 // and waits for no store. It locks each part of a memory store for a moment.
-func (l *Limiter) Stats() LimiterStats { return l.counts.stats(l.memory, l.remote) }
+func (l *Limiter) Stats() LimiterStats { return l.counts.stats() }
 
 // Info says what a limiter is.
 type Info struct {
 	Name      string
 	Site      string // file:line of the call that has made it
 	Store     string // the type of its store, such as "MemoryStore"
+	Remote    bool   // the store's counters are outside of this process
 	Prefix    string // of its store
 	Capacity  int    // the most counters that a MemoryStore holds; 0 for other stores
 	OnFailure FailurePolicy
@@ -515,7 +512,7 @@ type Info struct {
 
 // Info returns what the limiter is.
 func (l *Limiter) Info() Info {
-	info := Info{Name: l.name, Site: l.site, Store: storeName(l.store), Prefix: l.store.Prefix(), OnFailure: l.opts.OnFailure}
+	info := Info{Name: l.name, Site: l.site, Store: storeName(l.store), Remote: l.remote != nil, Prefix: l.store.Prefix(), OnFailure: l.opts.OnFailure}
 	if l.memory != nil {
 		info.Capacity = l.memory.opts.MaxKeys
 	}

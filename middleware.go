@@ -318,7 +318,7 @@ func (l *Limiter) Look(r *http.Request) ([]Standing, error) {
 }
 
 // LookKey is [Limiter.Look] for any key, under the limits of [Limiter.Limits]: for a
-// page that shows operators how a client stands. The key is one that Options.Key makes,
+// page that shows operators what a client has left. The key is one that Options.Key makes,
 // as [Limiter.KeyOf] returns it. It is an error where [Limiter.TakeN] has one.
 func (l *Limiter) LookKey(ctx context.Context, key string) ([]Standing, error) {
 	return l.look(ctx, key, l.policy.Load())

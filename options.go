@@ -174,8 +174,10 @@ type Options struct {
 	// goroutine that causes it and with its context: for most events, that is a request
 	// that waits. So it must not block. It is called from any number of goroutines at
 	// the same time, with no lock held, and may call the limiter. A panic in it is
-	// logged and counted, and changes nothing else. Nil observes nothing. See also
-	// [Registry.Observe], for all limiters together.
+	// logged and counted, and the request goes on. It must not close the limiter or its
+	// store in an event that no request has caused, such as EventStoreDown: Close waits
+	// until it has returned. Nil observes nothing. See also [Registry.Observe], for all
+	// limiters together.
 	Observe func(context.Context, Event)
 
 	// Logger gets the limiter's warnings, and the store that it counts in. Nothing that

@@ -237,7 +237,7 @@ type policyCounts struct {
 	all []*countedPolicy // only ever appended to
 }
 
-// A countedPolicy is one of the names, or all those that have no entry of their own.
+// A countedPolicy is one name, or the entry of all names without one of their own.
 type countedPolicy struct {
 	name   string
 	limit  Limit // the latest one of that name; guarded by policyCounts.mu

@@ -28,7 +28,7 @@ type Registry struct {
 
 	made uint64 // counts the limiters ever made here
 
-	observers observers // of this registry's limiters, and of those that a Reload builds for it
+	observers observers // of this registry's limiters, and of the limiters that a Reload builds for it
 }
 
 // DefaultRegistry is the registry of [New] and [Reload].
@@ -191,6 +191,9 @@ func (r *Registry) claim(l *Limiter) error {
 			l.succeed(old)
 		}
 	}
+	if l.memory != nil {
+		l.counts.include(l.memory)
+	}
 	r.limiters[l.name] = l
 	for _, prefix := range l.prefixes {
 		r.prefixes[prefix] = l
@@ -272,6 +275,9 @@ func (next *Registry) replace(r *Registry, made uint64) (begun, replaced []*Limi
 	for _, l := range r.limiters {
 		l.replaced.Store(true)
 		replaced = append(replaced, l)
+	}
+	for _, l := range next.limiters {
+		l.counts.use(l.memory, l.remote)
 	}
 	r.retire()
 	r.limiters, r.prefixes = next.limiters, next.prefixes

@@ -10,7 +10,7 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/table"
 )
 
-// This file has what a limiter counts of itself. Decisions in a limiter's own memory
+// This file has the counts that a limiter keeps of itself. Decisions in a limiter's own memory
 // store are counted by the store's table, whose locks are held anyway, and all others
 // by counts. Nothing is added up before somebody asks.
 
@@ -24,9 +24,9 @@ type LimiterStats struct {
 	// calls that ended with an error, are not counted.
 	Allowed, Denied uint64
 
-	// AllowedUnits and DeniedUnits are what these decisions were about. Of a TakeUpTo
-	// that was allowed, they have the units granted. Units that are given back later
-	// are not subtracted.
+	// AllowedUnits and DeniedUnits are what these decisions were about. An allowed
+	// TakeUpTo counts with the units that it has granted. Units that are given back
+	// later are not subtracted.
 	AllowedUnits, DeniedUnits uint64
 
 	// ShadowDenied counts the requests that would have been denied, and were let through
@@ -58,7 +58,7 @@ type LimiterStats struct {
 
 // RemoteStats are what a limiter has counted of its [RemoteStore].
 type RemoteStats struct {
-	// Calls counts the calls that were made to the store, also those that failed.
+	// Calls counts the calls that were made to the store, failed ones included.
 	// CallTime is how long they took together, as their callers saw it, and CallTimes
 	// how they are distributed. Callers that shared a round trip are counted one by
 	// one.
@@ -120,7 +120,9 @@ type counts struct {
 
 	mu      sync.Mutex // guards the fields below
 	tables  []*countedTable
-	carried remoteTotals // of stores that a Reload has replaced
+	memory  *MemoryStore   // of the present generation, or nil
+	store   *remote.Remote // of the present generation, or nil
+	carried remoteTotals   // of stores that a Reload has replaced
 }
 
 // remoteTotals are the counts in RemoteStats that the parts of a store keep. Those in
@@ -136,8 +138,19 @@ func (c *counts) include(s *MemoryStore) {
 	}
 }
 
+// use makes a generation's stores the present ones; either may be nil. Counts of a
+// remote store go on where they are.
+func (c *counts) use(memory *MemoryStore, store *remote.Remote) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	was := c.remoteTotals()
+	c.carried, c.memory, c.store = remoteTotals{}, memory, store
+	is := c.remoteTotals()
+	c.carried = remoteTotals{was.breakerOpened - is.breakerOpened, was.forgotten - is.forgotten, was.evicted - is.evicted}
+}
+
 // decided counts a decision about n > 0 units that was not made in the limiter's own
-// table. Each counter that it changes only grows, whoever reads it in between.
+// table. Each counter only grows, at every instant at which it can be read.
 func (c *counts) decided(n int64, p *policy, t *taken, results []Result) {
 	source := &c.sources[t.source]
 	switch denied := results[t.bound].RetryAfter != 0; {
@@ -182,9 +195,9 @@ func (c *counts) countNear(p *policy, results []Result) {
 	}
 }
 
-// stats adds up what is counted, of a limiter that counts in a memory store and has a
-// remote one, if it does. The numbers are of slightly different instants.
-func (c *counts) stats(memory *MemoryStore, r *remote.Remote) LimiterStats {
+// stats adds up what is counted. The numbers are of slightly different instants. Each
+// count is read once, so what is a sum or a difference of them does not fall either.
+func (c *counts) stats() LimiterStats {
 	stats := LimiterStats{
 		NearLimit: c.nearLimit.Load(), Exempt: c.exempt.Load(), NoKey: c.noKey.Load(), Failed: c.failed.Load(),
 		Warnings: make(map[Code]uint64),
@@ -201,16 +214,22 @@ func (c *counts) stats(memory *MemoryStore, r *remote.Remote) LimiterStats {
 		until := t.after.Load()
 		if until == nil {
 			held, decisions := t.store.table.Counts()
-			if until = &decisions; t.store == memory {
-				stats.Memory = memory.statsOf(held)
+			if until = t.after.Load(); until == nil { // otherwise another limiter has got the store in the meantime
+				until = &decisions
+			}
+			if t.store == c.memory {
+				stats.Memory = c.memory.statsOf(held)
 			}
 		}
 		t.add(&sum, until)
 	}
+	var bySource [len(sources)]uint64
 	for i := range c.sources {
-		stats.Allowed += c.sources[i].allowed.Load()
-		stats.Denied += c.sources[i].denied.Load()
-		stats.ShadowDenied += c.sources[i].shadow.Load()
+		allowed, denied, shadow := c.sources[i].allowed.Load(), c.sources[i].denied.Load(), c.sources[i].shadow.Load()
+		stats.Allowed += allowed
+		stats.Denied += denied
+		stats.ShadowDenied += shadow
+		bySource[i] = allowed + denied + shadow
 	}
 	stats.AllowedUnits = stats.Allowed + c.moreAllowed.Load() + sum.AllowedUnits
 	stats.DeniedUnits = stats.Denied + c.moreDenied.Load() + sum.DeniedUnits
@@ -219,51 +238,31 @@ func (c *counts) stats(memory *MemoryStore, r *remote.Remote) LimiterStats {
 	stats.ShadowDenied += sum.ShadowDenied
 	stats.NearLimit += sum.NearLimit
 	stats.Policies = c.policies.stats(sum.DeniedBy)
-	stats.Remote = c.remoteStats(r)
-	return stats
-}
 
-// remoteStats returns the part of stats that is about a store outside of this process.
-// c.mu must be held.
-func (c *counts) remoteStats(r *remote.Remote) RemoteStats {
-	counted, totals := c.remote.Load(), c.remoteTotals(r)
-	decisions := func(s Source) uint64 {
-		return c.sources[s].allowed.Load() + c.sources[s].denied.Load() + c.sources[s].shadow.Load()
-	}
-	stats := RemoteStats{
-		Calls: counted.Calls, CallTime: counted.CallTime, CallTimes: counted.CallTimes,
-		Failures: counted.Failures, Spared: counted.Spared, BreakerOpened: totals.breakerOpened,
-		Cached: decisions(SourceCache), Leased: decisions(SourceLease),
-		Fallback: decisions(SourceFallback), FailedOpen: decisions(SourceFailOpen),
+	calls, totals := c.remote.Load(), c.remoteTotals()
+	stats.Remote = RemoteStats{
+		Calls: calls.Calls, CallTime: calls.CallTime, CallTimes: calls.CallTimes,
+		Failures: calls.Failures, Spared: calls.Spared, BreakerOpened: totals.breakerOpened,
+		Cached: bySource[SourceCache], Leased: bySource[SourceLease],
+		Fallback: bySource[SourceFallback], FailedOpen: bySource[SourceFailOpen],
 		Forgotten: totals.forgotten, Evicted: totals.evicted,
 	}
-	if r != nil {
-		now := r.Stats()
-		stats.BreakerOpen, stats.Owed = now.BreakerOpen, now.Owed
+	if c.store != nil {
+		now := c.store.Stats()
+		stats.Remote.BreakerOpen, stats.Remote.Owed = now.BreakerOpen, now.Owed
 	}
 	return stats
 }
 
-// remoteTotals returns what a store's parts have counted, with what those of replaced
-// stores had. c.mu must be held.
-func (c *counts) remoteTotals(r *remote.Remote) remoteTotals {
+// remoteTotals returns what the parts of the present remote store have counted, and adds
+// what the parts of replaced stores had. c.mu must be held.
+func (c *counts) remoteTotals() remoteTotals {
 	t := c.carried
-	if r != nil {
-		now := r.Stats()
+	if c.store != nil {
+		now := c.store.Stats()
 		t.breakerOpened += now.BreakerOpened
 		t.forgotten += now.Forgotten
 		t.evicted += now.Evicted
 	}
 	return t
-}
-
-// replaceRemote makes the counts go on where they are when another store takes the
-// place of a limiter's. Both may be nil.
-func (c *counts) replaceRemote(old, new *remote.Remote) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	was := c.remoteTotals(old)
-	c.carried = remoteTotals{}
-	is := c.remoteTotals(new)
-	c.carried = remoteTotals{was.breakerOpened - is.breakerOpened, was.forgotten - is.forgotten, was.evicted - is.evicted}
 }

@@ -1,6 +1,7 @@
 package ratelimit
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strconv"
@@ -98,11 +99,14 @@ func (s *MemoryStore) retire() bool {
 
 // closeKept closes a store that has snapshots, with a last one.
 func (s *MemoryStore) closeKept() error {
-	defer lockPath(s.opts.SnapshotFile).Unlock()
-	if !s.retire() {
-		return nil
+	var saved, closed error
+	path := lockPath(s.opts.SnapshotFile)
+	if s.retire() {
+		saved, closed = s.snapshots.close()
 	}
-	if err := s.snapshots.close(); err != nil {
+	path.Unlock()
+	s.snapshots.report(saved)
+	if err := errors.Join(saved, closed); err != nil {
 		return fmt.Errorf("ratelimit: MemoryStore %q: Close: MemoryOptions.SnapshotFile %s: %w", s.name, s.opts.SnapshotFile, err)
 	}
 	return nil

@@ -107,8 +107,9 @@ func (k *snapshots) run() {
 		case <-timer.C:
 		}
 		start := time.Now()
-		k.save(false)
+		err := k.save(false)
 		took = time.Since(start)
+		k.report(err)
 	}
 }
 
@@ -116,14 +117,21 @@ func (k *snapshots) save(all bool) error {
 	err := k.file.Save(k.header, k.table, k.mirror, all, func() snapshot.Stamp { return snapshot.StampOf(clock.Now()) })
 	if err != nil {
 		k.failed.Add(1)
-		k.reporter.Load().warn(warnSnapshotFailed, "error", err)
 	}
 	return err
 }
 
-// close ends run, saves what has not been saved, and lets go of the file.
-func (k *snapshots) close() error {
+// report warns if the file could not be written. No lock may be held.
+func (k *snapshots) report(err error) {
+	if err != nil {
+		k.reporter.Load().warn(warnSnapshotFailed, "error", err)
+	}
+}
+
+// close ends run, saves what has not been saved, and lets go of the file. It waits for
+// a save that is under way.
+func (k *snapshots) close() (saved, closed error) {
 	close(k.stop)
 	<-k.done
-	return errors.Join(k.save(true), k.file.Close())
+	return k.save(true), k.file.Close()
 }

@@ -194,7 +194,8 @@ func (l Limit) Cap() int64 {
 }
 
 // IsNear reports whether what remains is at most a fifth of what the limit can hold.
-func (l *Limit) IsNear(remaining int64) bool { return remaining <= l.Cap()/5 }
+// The product does not overflow, because nothing that remains is above MaxUnits.
+func (l *Limit) IsNear(remaining int64) bool { return 5*remaining <= l.Cap() }
 
 // NearLimit reports whether any of the limits is near, by their answers.
 func NearLimit(limits []Limit, answers []Answer) bool {

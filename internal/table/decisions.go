@@ -26,42 +26,68 @@ type Policies [MaxLimits]uint8
 // Shadow is the policy of denials that do not count as such.
 const Shadow = 1 << 7
 
-// decisions are the counts of one shard, which must be locked.
+// decisions are the counts of one shard, which must be locked. Most decisions are about
+// one unit, and add to one of them: the units beyond that are apart.
 type decisions struct {
 	allowed, denied uint64
-	// Most decisions are about one unit. These are the units beyond that, so that
-	// such a decision only writes one of the counts above.
-	moreAllowed, moreDenied uint64
-	near                    uint64
-	shadow                  uint64
-	deniedBy                []uint64 // by policy, without policy 0, which has the rest of denied
+	moreAllowed     uint64
+	near            uint64
+	rare            *rareCounts // nil until the first of them, so that a shard stays small
+}
+
+// rareCounts are counts that most shards do not have.
+type rareCounts struct {
+	moreDenied             uint64
+	shadow                 uint64
+	deniedBy               []uint64 // by policy; policy 0, which has no entry, has the rest of denied
+	evicted, evictedDenied uint64
+}
+
+// rarely returns the rare counts. It allocates the first time.
+func (d *decisions) rarely() *rareCounts {
+	if d.rare == nil {
+		d.rare = new(rareCounts)
+	}
+	return d.rare
 }
 
 // allow counts an admission of n > 0 units.
 func (d *decisions) allow(n int64, near bool) {
 	d.allowed++
-	d.moreAllowed += uint64(n - 1)
+	if n > 1 {
+		d.moreAllowed += uint64(n - 1)
+	}
 	if near {
 		d.near++
 	}
 }
 
-// deny counts a denial of n > 0 units by a policy. It allocates the first time that
-// a shard denies by a policy other than 0.
+// deny counts a denial of n > 0 units by a policy.
 func (d *decisions) deny(n int64, policy uint8) {
-	if policy >= Shadow {
-		d.shadow++
+	if n > 1 || policy != 0 {
+		d.denyRarely(n, policy)
 		return
 	}
 	d.denied++
-	d.moreDenied += uint64(n - 1)
+}
+
+// denyRarely is deny for more than one unit, or a policy other than 0. It allocates the
+// first time that a shard denies by that policy.
+func (d *decisions) denyRarely(n int64, policy uint8) {
+	r := d.rarely()
+	if policy >= Shadow {
+		r.shadow++
+		return
+	}
+	d.denied++
+	r.moreDenied += uint64(n - 1)
 	if policy == 0 {
 		return
 	}
-	if int(policy) >= len(d.deniedBy) {
-		d.deniedBy = append(d.deniedBy, make([]uint64, int(policy)+1-len(d.deniedBy))...)
+	if int(policy) >= len(r.deniedBy) {
+		r.deniedBy = append(r.deniedBy, make([]uint64, int(policy)+1-len(r.deniedBy))...)
 	}
-	d.deniedBy[policy]++
+	r.deniedBy[policy]++
 }
 
 // decided counts a decision about n >= 0 units under several limits.
@@ -82,19 +108,23 @@ func (sum *Decisions) add(d *decisions) {
 	sum.Allowed += d.allowed
 	sum.Denied += d.denied
 	sum.AllowedUnits += d.allowed + d.moreAllowed
-	sum.DeniedUnits += d.denied + d.moreDenied
+	sum.DeniedUnits += d.denied
 	sum.NearLimit += d.near
-	sum.ShadowDenied += d.shadow
-	if missing := len(d.deniedBy) - len(sum.DeniedBy); missing > 0 {
-		sum.DeniedBy = append(sum.DeniedBy, make([]uint64, missing)...)
-	}
 	if len(sum.DeniedBy) == 0 {
 		sum.DeniedBy = append(sum.DeniedBy, 0)
 	}
-	others := uint64(0)
-	for i, denied := range d.deniedBy {
-		sum.DeniedBy[i] += denied
-		others += denied
+	sum.DeniedBy[0] += d.denied
+	r := d.rare
+	if r == nil {
+		return
 	}
-	sum.DeniedBy[0] += d.denied - others
+	sum.DeniedUnits += r.moreDenied
+	sum.ShadowDenied += r.shadow
+	if missing := len(r.deniedBy) - len(sum.DeniedBy); missing > 0 {
+		sum.DeniedBy = append(sum.DeniedBy, make([]uint64, missing)...)
+	}
+	for i, denied := range r.deniedBy {
+		sum.DeniedBy[i] += denied
+		sum.DeniedBy[0] -= denied
+	}
 }

@@ -54,9 +54,10 @@ func (s *shard) count(v victim, now int64) {
 	if v.fresh <= now {
 		return
 	}
-	s.evicted++
+	rare := s.decisions.rarely()
+	rare.evicted++
 	if v.slot().when&flagRefused != 0 {
-		s.evictedDenied++
+		rare.evictedDenied++
 	}
 }
 

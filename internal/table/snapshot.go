@@ -82,6 +82,7 @@ func (t *Table) Apply(changes Changes, shapes *Shapes, shift int64) error {
 	now := t.clock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	t.use(uint64(changes.Shard))
 	s.now = now
 	for _, gone := range changes.Removed {
 		if c := s.find(id(gone)); c.group != nil {
