@@ -87,8 +87,8 @@ func TestScrapesDuringReloads(t *testing.T) {
 				families, err := metrics.Gather()
 				assert.NoError(t, err)
 				now := countersOf(families, "kept")
-				for name, was := range before {
-					if !assert.Contains(t, now, name) || !assert.GreaterOrEqual(t, now[name], was, name) {
+				for name, was := range before { // a series of a store that was never called may go
+					if was > 0 && !assert.Contains(t, now, name) || !assert.GreaterOrEqual(t, now[name], was, name) {
 						return
 					}
 				}
@@ -106,12 +106,10 @@ func TestScrapesDuringReloads(t *testing.T) {
 	families, err := metrics.Gather()
 	require.NoError(t, err)
 	kept, n := countersOf(families, "kept"), float64(requests[0]+requests[1])
-	allowed := kept["ratelimit_requests_total limiter=kept result=allowed"]
-	require.Equal(t, n, allowed+kept["ratelimit_denied_total limiter=kept policy=kept-1h"]+kept["ratelimit_denied_total limiter=kept policy=kept-1m"])
-	require.Equal(t, n, kept["ratelimit_units_total limiter=kept result=allowed"]+kept["ratelimit_units_total limiter=kept result=denied"])
-	// Shadow may have let two requests through that a scrape has taken for denied ones,
-	// one of each goroutine.
-	require.InDelta(t, n+1, allowed+kept["ratelimit_requests_total limiter=kept result=denied"]+kept["ratelimit_requests_total limiter=kept result=shadow_denied"], 1)
+	result := func(name string) float64 { return kept["ratelimit_requests_total limiter=kept result="+name] }
+	require.Equal(t, n, result("allowed")+result("denied")+result("shadow_denied"))
+	require.Equal(t, result("denied"), kept["ratelimit_denied_total limiter=kept policy=kept-1h"]+kept["ratelimit_denied_total limiter=kept policy=kept-1m"])
+	require.Equal(t, n-result("shadow_denied"), kept["ratelimit_units_total limiter=kept result=allowed"]+kept["ratelimit_units_total limiter=kept result=denied"])
 }
 
 // countersOf returns the counters and histograms with a limiter's name.

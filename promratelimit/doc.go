@@ -9,10 +9,9 @@
 //
 //   - ratelimit_requests_total counts requests, and calls such as Take, by result. The
 //     results are allowed, denied, shadow_denied, exempt, no_key and failed. Only requests
-//     can be exempt, have no key, or fail. In Shadow, denied may be too high by the few
-//     requests that a scrape has found between their denial and what Shadow did.
-//   - ratelimit_denied_total counts denials by policy, which is the name of the limit that
-//     has denied. Denials that Shadow has let through are included.
+//     can be exempt, have no key, fail, or be let through by Shadow.
+//   - ratelimit_denied_total has the requests with the result denied, by policy, which is
+//     the name of the limit that has denied.
 //   - ratelimit_near_limit_total counts allowed requests that left at most a fifth of a
 //     limit.
 //   - ratelimit_units_total counts the units that were asked for, by result: allowed or
@@ -30,8 +29,7 @@
 // # Remote stores
 //
 // These metrics have the label limiter, too. They are for limiters whose store is a
-// [ratelimit.RemoteStore]. If the store is not a [ratelimit.RedisStore], they begin with
-// its first call.
+// [ratelimit.RemoteStore].
 //
 //   - ratelimit_store_seconds is a histogram of the duration of calls, as their callers saw
 //     it. It is exported as a classic and as a native histogram; Prometheus chooses. It
@@ -60,7 +58,7 @@
 //
 // All labels come from the program: names of limiters and limits, types and codes. No
 // label has a key, an address or a path. New keys add no series. A limiter that is used
-// under ever new plans has series for 64 names of plans, and for 64 names of its own
+// under ever new plans has series for 64 names of plans, and for 62 names of its own
 // limits. All further names share the policy "other".
 //
 // Counters do not fall when a Reload replaces a limiter. They start from zero when a

@@ -25,11 +25,11 @@ var (
 	requests = describe("requests_total",
 		"Requests, and calls that asked for units, by result.", "limiter", "result")
 	deniedBy = describe("denied_total",
-		"Denials by the limit that has denied. Denials that Shadow has let through are included.", "limiter", "policy")
+		"Requests, and calls that asked for units, that were denied, by the limit that has denied.", "limiter", "policy")
 	nearLimit = describe("near_limit_total",
 		"Allowed requests that left at most a fifth of a limit.", "limiter")
 	units = describe("units_total",
-		"Units that were asked for, by result. Denials that Shadow has let through are in denied.", "limiter", "result")
+		"Units that were asked for, by result.", "limiter", "result")
 	decisions = describe("decisions_total",
 		"Decisions by where they were made.", "limiter", "source")
 	limitUnits = describe("limit_units",
