@@ -114,15 +114,12 @@ func (s *MemoryStore) takeReporting(key string, n int64, limits []Limit, results
 }
 
 // take is Take for limits that are known to be valid. It also returns which of them
-// binds.
+// binds. Without policies the table does not count the decision: a limiter that calls
+// the store through a wrapper counts its decisions itself.
 func (s *MemoryStore) take(key string, n int64, limits []Limit, results []Result, policies *table.Policies) (at Instant, bound int) {
-	if len(limits) == 1 {
-		var policy uint8
-		if policies != nil {
-			policy = policies[0]
-		}
+	if len(limits) == 1 && policies != nil {
 		result := &results[0] // nothing panics while the lock is held
-		a, at, held := s.table.TakeOne(key, n, &limits[0].rule, policy)
+		a, at, held := s.table.TakeOne(key, n, &limits[0].rule, policies[0])
 		*result = resultOf(a)
 		held.Unlock()
 		return Instant(at), 0

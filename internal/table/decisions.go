@@ -19,8 +19,8 @@ type Decisions struct {
 }
 
 // Policies numbers the limits of one call, for [Decisions.DeniedBy]. A number of
-// Shadow or more means that a denial counts as ShadowDenied. Nil means 0 for all of
-// them. The table neither keeps nor changes it.
+// Shadow or more means that a denial counts as ShadowDenied. Nil means that the call is
+// not counted. The table neither keeps nor changes it.
 type Policies [MaxLimits]uint8
 
 // Shadow is the policy of denials that do not count as such.
@@ -93,11 +93,9 @@ func (d *decisions) denyRarely(n int64, policy uint8) {
 // decided counts a decision about n >= 0 units under several limits.
 func (d *decisions) decided(n int64, admitted bool, limits []rule.Limit, answers []rule.Answer, policies *Policies) {
 	switch {
-	case n == 0:
+	case n == 0, policies == nil:
 	case admitted:
 		d.allow(n, rule.NearLimit(limits, answers))
-	case policies == nil:
-		d.deny(n, 0)
 	default:
 		d.deny(n, policies[rule.Binding(answers)])
 	}
