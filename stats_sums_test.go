@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -220,5 +221,51 @@ func TestSumsAreExactAcrossStores(t *testing.T) {
 			opts.Limits = []Limit{FixedWindow(50, time.Hour), SlidingWindow(1e6, time.Hour)}
 		}
 		return opts
+	})
+}
+
+// TestRemoteCountsGoOnWithAnotherStore replaces a store by others, each of which has an
+// outage. All generations report the same counts, and none falls.
+func TestRemoteCountsGoOnWithAnotherStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reg := new(Registry)
+		defer reg.Close()
+		var all []*Limiter
+		var last map[string]uint64
+		for i := range 4 {
+			backend := &remoteBackend{Store: memory(t, fmt.Sprint(i))}
+			opts := with(backend)
+			if i == 2 {
+				opts = with(memory(t, "in this process"))
+			}
+			require.NoError(t, reg.Reload(func(next *Registry) error {
+				l, err := next.New("x", opts)
+				all = append(all, l)
+				return err
+			}))
+			l := all[i]
+			noneFalls(t, last, countersOf(l.Stats()))
+			opened := l.Stats().Remote.BreakerOpened
+			if i != 2 {
+				startOutage(t, backend, l, refused)
+				require.Equal(t, opened+1, l.Stats().Remote.BreakerOpened)
+				endOutage(t, backend, l)
+			}
+			for _, one := range all {
+				require.Equal(t, l.Stats(), one.Stats())
+			}
+			last = countersOf(l.Stats())
+			require.Error(t, reg.Reload(func(next *Registry) error {
+				opts := with(&remoteBackend{Store: memory(t, fmt.Sprint("refused ", i))})
+				opts.Limits = []Limit{FixedWindow(9, time.Minute).Named("refused")}
+				l, err := next.New("x", opts)
+				require.NoError(t, err)
+				require.NoError(t, l.SetLimits(FixedWindow(8, time.Minute).Named("refused, too")))
+				noneFalls(t, last, countersOf(l.Stats()))
+				return errBackend
+			}))
+			require.Equal(t, last, countersOf(l.Stats()), "a Reload that has failed changes nothing")
+		}
+		require.EqualValues(t, 3, all[3].Stats().Remote.BreakerOpened)
 	})
 }
