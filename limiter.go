@@ -181,10 +181,11 @@ func (l *Limiter) succeed(old *Limiter) {
 }
 
 // begin is called when l owns what it counts with: by New, or when the Reload that l
-// was made in has succeeded.
-func (l *Limiter) begin() {
+// was made in has succeeded. It returns the limiter that l has replaced, or nil.
+func (l *Limiter) begin() (old *Limiter) {
 	l.begun.Store(true)
-	old := l.succeeded
+	l.counts.policies.use(l.policy.Load())
+	old = l.succeeded
 	if old != nil { // its plans have counters, too
 		l.used.addAll(old.used.with(old.plans.all()))
 		l.succeeded = nil
@@ -194,9 +195,7 @@ func (l *Limiter) begin() {
 	if l.remote != nil {
 		l.remote.Begin()
 	}
-	if old != nil {
-		l.reportLimits(context.Background(), l.policy.Load(), old.policy.Load())
-	}
+	return old
 }
 
 // adoptStore makes stores that keep a record of their limiter keep it of l.
@@ -213,7 +212,11 @@ func (l *Limiter) setPolicy(limits []Limit) (p, old *policy) {
 	p = newPolicy(l.name, limits)
 	l.counts.policies.register(p)
 	l.used.add(p.limits)
-	return p, l.policy.Swap(p)
+	old = l.policy.Swap(p)
+	if l.begun.Load() {
+		l.counts.policies.use(p)
+	}
+	return p, old
 }
 
 // Take takes one unit of key. See [Limiter.TakeN].

@@ -218,6 +218,7 @@ func (c *plans) of(limiter string, store Store, limits []Limit, used *usedLimits
 	}
 	p.plan = true
 	counted.register(p)
+	counted.use(p)
 	used.add(p.limits)
 	var old []*policy
 	if made != nil {
@@ -241,6 +242,7 @@ type policyCounts struct {
 type countedPolicy struct {
 	name   string
 	limit  Limit // the latest one of that name; guarded by policyCounts.mu
+	used   bool  // it has been in force; guarded by policyCounts.mu
 	plan   bool
 	number uint8         // its index, by which tables count
 	denied atomic.Uint64 // by decisions that were not made in a table
@@ -261,10 +263,20 @@ func (c *policyCounts) register(p *policy) {
 	p.counted = make([]*countedPolicy, p.width())
 	for i, name := range p.names {
 		counted := c.find(name, p.plan)
+		p.counted[i], p.numbers[i], p.shadow[i] = counted, counted.number, counted.number|table.Shadow
+	}
+}
+
+// use notes that a registered policy is in force. Until then its names are not in the
+// statistics: the Reload that it is made in may fail.
+func (c *policyCounts) use(p *policy) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i, counted := range p.counted {
+		counted.used = true
 		if counted.name != otherPolicies && (!p.plan || counted.plan) {
 			counted.limit = *p.limit(i)
 		}
-		p.counted[i], p.numbers[i], p.shadow[i] = counted, counted.number, counted.number|table.Shadow
 	}
 }
 
@@ -301,7 +313,13 @@ func (c *policyCounts) stats(deniedBy []uint64) []PolicyStats {
 	for i, denied := range deniedBy {
 		all[min(i, len(all)-1)].Denied += denied // the last one, if a limiter that had the store before still denies
 	}
-	return all
+	shown := all[:0]
+	for i, p := range all {
+		if c.all[i].used || p.Denied > 0 {
+			shown = append(shown, p)
+		}
+	}
+	return shown
 }
 
 // PolicyStats are what a limiter has counted of one of its limits. A denial counts for

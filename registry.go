@@ -141,8 +141,14 @@ func (r *Registry) Reload(build func(next *Registry) error) error {
 		return fmt.Errorf("ratelimit: Reload: nothing has changed: %w", err)
 	}
 	done = true
-	for _, l := range begun {
-		l.begin()
+	olds := make([]*Limiter, len(begun))
+	for i, l := range begun {
+		olds[i] = l.begin()
+	}
+	for i, l := range begun { // only now, because observers may call Reload
+		if old := olds[i]; old != nil {
+			l.reportLimits(context.Background(), l.policy.Load(), old.policy.Load())
+		}
 	}
 	for _, l := range replaced {
 		kind := EventClosed

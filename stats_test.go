@@ -2,14 +2,8 @@ package ratelimit_test
 
 import (
 	"fmt"
-	"net/http"
-	"net/http/httptest"
-	"sync"
-	"sync/atomic"
 	"testing"
-	"time"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	. "github.com/ratelimit-go/ratelimit"
@@ -75,74 +69,4 @@ func TestStatsHoldNoKeys(t *testing.T) {
 		memTake(t, s, fmt.Sprint(secret, i), 6, hour)
 	}
 	require.NotContains(t, fmt.Sprintf("%+v", s.Stats()), secret)
-}
-
-// TestStatsCountEachDecision makes decisions of every kind from many goroutines, on each
-// kind of store, across reloads.
-func TestStatsCountEachDecision(t *testing.T) {
-	gold := []Limit{Unlimited}
-	for name, store := range map[string]func(*testing.T) Store{
-		"memory": func(t *testing.T) Store { return memory(t, "a") }, "wrapped": func(t *testing.T) Store { return &wrapper{memory(t, "b")} },
-		"Redis": func(t *testing.T) Store { return redisStore(t, newMini(t).client(t), "rl:") }, "failing": func(t *testing.T) Store { return &remoteBackend{Store: memory(t, "c"), mode: refused} },
-	} {
-		t.Run(name, func(t *testing.T) {
-			var reg Registry
-			defer reg.Close()
-			opts := quiet(FixedWindow(50, time.Hour))
-			opts.Store, opts.Timeout = store(t), time.Minute
-			opts.LimitsFor = func(r *http.Request) []Limit {
-				return map[string][]Limit{"gold": gold, "bad": {Deny}, "two": {FixedWindow(40, time.Hour), SlidingWindow(9, time.Minute)}}[r.Header.Get("Plan")]
-			}
-			l, err := reg.New("x", opts)
-			require.NoError(t, err)
-			var allowed, denied atomic.Uint64
-			countDecision := func(ok bool) {
-				if ok {
-					allowed.Add(1)
-				} else {
-					denied.Add(1)
-				}
-			}
-			for range 3 {
-				var all sync.WaitGroup
-				h := l.Middleware(httpServed)
-				for range 4 {
-					all.Go(func() {
-						for i := range 25 {
-							d, err := l.TakeN(ctx, "key", 1+int64(i%3))
-							assert.NoError(t, err)
-							countDecision(d.Allowed)
-							l.TakeN(ctx, "key", 0) // a look
-							d, err = l.TakeLimits(ctx, "key", 1, gold...)
-							assert.NoError(t, err)
-							countDecision(d.Allowed)
-							granted, _, err := l.TakeUpTo(ctx, "key", 3)
-							assert.NoError(t, err)
-							countDecision(granted > 0)
-							for _, plan := range []string{"", "gold", "bad", "two"} {
-								w := httptest.NewRecorder()
-								h.ServeHTTP(w, httpRequest("GET", "Plan: "+plan))
-								countDecision(w.Code == 204)
-							}
-							_, err = l.Take(ctx, "")
-							assert.Error(t, err)
-						}
-					})
-				}
-				all.Wait()
-				stats := l.Stats()
-				assert.Equal(t, allowed.Load(), stats.Allowed)
-				assert.Equal(t, denied.Load(), stats.Denied)
-				require.NoError(t, reg.Reload(func(next *Registry) (err error) {
-					l, err = next.New("x", opts)
-					return err
-				}))
-			}
-			assert.Equal(t, allowed.Load()+denied.Load(), l.Stats().Allowed+l.Stats().Denied, "a Reload goes on with the counts")
-			require.NoError(t, l.Close())
-			l, err = reg.New("x", opts)
-			require.NoError(t, err)
-			assert.Zero(t, l.Stats().Allowed+l.Stats().Denied, "a new limiter begins with none")
-		})
-	}
 }
