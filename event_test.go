@@ -112,7 +112,7 @@ func TestEachDenialIsAnEvent(t *testing.T) {
 						Limit: c.limit, Decision: d, Units: c.units,
 					}, events[0])
 					seen.mu.Lock()
-						require.Equal(t, by, seen.contexts[0], "the context is the caller's")
+					require.Equal(t, by, seen.contexts[0], "the context is the caller's")
 					seen.mu.Unlock()
 				})
 			})

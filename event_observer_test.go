@@ -1,0 +1,459 @@
+package ratelimit_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+)
+
+// TestObserversAreCalledInOrder adds observers, and stops some of them.
+func TestObserversAreCalledInOrder(t *testing.T) {
+	reg := new(Registry)
+	defer reg.Close()
+	var calls []string
+	observer := func(name string) func(context.Context, Event) {
+		return func(context.Context, Event) { calls = append(calls, name) }
+	}
+	opts := with(memory(t, "x"))
+	opts.Observe = observer("own")
+	reg.Observe(observer("first")) // before the limiter is there
+	l, err := reg.New("x", opts)
+	require.NoError(t, err)
+	stopSecond := reg.Observe(observer("second"))
+	reg.Observe(nil)() // observes nothing
+	var stopItself func()
+	stopItself = reg.Observe(func(context.Context, Event) {
+		calls = append(calls, "once")
+		stopItself()
+		stopItself()
+	})
+	reg.Observe(observer("last"))
+	want := func(names ...string) {
+		t.Helper()
+		calls = nil
+		require.NoError(t, l.Reset(ctx, "key"))
+		require.Equal(t, names, calls)
+	}
+	want("own", "first", "second", "once", "last")
+	want("own", "first", "second", "last")
+	stopSecond()
+	stopSecond()
+	want("own", "first", "last")
+
+	// The limiter of another registry has other observers.
+	other := httpLimiter(t, quiet(hour))
+	calls = nil
+	require.NoError(t, other.Reset(ctx, "key"))
+	require.Empty(t, calls)
+
+	// A Reload that fails leaves all as they are, and so does one that succeeds.
+	var stopNext func()
+	require.Error(t, reg.Reload(func(next *Registry) error {
+		_, err := next.New("x", opts)
+		require.NoError(t, err)
+		stopNext = next.Observe(observer("next"))
+		return errBackend
+	}))
+	want("own", "first", "last", "next")
+	opts.Observe = nil
+	was := l
+	require.NoError(t, reg.Reload(func(next *Registry) (err error) {
+		l, err = next.New("x", opts)
+		return err
+	}))
+	want("first", "last", "next")
+	stopNext()
+	want("first", "last")
+	l = was // it still reports
+	want("own", "first", "last")
+}
+
+// TestObserverIsAddedWhileEventsAreReported adds and stops observers during a flood of
+// events.
+func TestObserverIsAddedWhileEventsAreReported(t *testing.T) {
+	reg := new(Registry)
+	defer reg.Close()
+	l, err := reg.New("x", with(memory(t, "x")))
+	require.NoError(t, err)
+	var seen, always atomic.Int64
+	defer reg.Observe(func(context.Context, Event) { always.Add(1) })()
+	var denied atomic.Int64
+	memTogether(func(g int) {
+		for range 50 {
+			if g%2 == 0 {
+				stop := reg.Observe(func(context.Context, Event) { seen.Add(1) })
+				stop()
+				stop()
+				continue
+			}
+			if d, err := l.Take(ctx, "key"); assert.NoError(t, err) && !d.Allowed {
+				denied.Add(1)
+			}
+		}
+	})
+	require.EqualValues(t, denied.Load(), always.Load(), "each event arrives once")
+	before := seen.Load()
+	decide(t, l, "key", 1)
+	require.Equal(t, before, seen.Load(), "all of them have stopped")
+}
+
+// causes are, for each kind of event, a call that causes it. The limiter's limit is
+// one unit, and its store a remoteBackend.
+var causes = map[EventKind]struct {
+	cause func(t *testing.T, reg *Registry, l *Limiter, backend *remoteBackend)
+	async bool // the event comes from a goroutine of the limiter
+}{
+	EventDenied: {func(t *testing.T, _ *Registry, l *Limiter, _ *remoteBackend) {
+		l.Take(ctx, "key")
+		d, err := l.Take(ctx, "key")
+		require.NoError(t, err)
+		require.False(t, d.Allowed)
+	}, false},
+	EventShadowDenied: {func(t *testing.T, _ *Registry, l *Limiter, _ *remoteBackend) {
+		h := l.Middleware(httpServed)
+		statusOf(h)
+		require.Equal(t, http.StatusNoContent, statusOf(h))
+	}, false},
+	EventReset: {func(t *testing.T, _ *Registry, l *Limiter, _ *remoteBackend) { require.NoError(t, l.Reset(ctx, "key")) }, false},
+	EventRefunded: {func(t *testing.T, _ *Registry, l *Limiter, _ *remoteBackend) {
+		require.NoError(t, l.Refund(WithActor(ctx, "x"), "key", 1))
+	}, false},
+	EventLimitsChanged: {func(t *testing.T, _ *Registry, l *Limiter, _ *remoteBackend) {
+		require.NoError(t, l.SetLimits(named(2, "new")))
+	}, false},
+	EventReplaced: {func(t *testing.T, reg *Registry, l *Limiter, backend *remoteBackend) {
+		require.NoError(t, reg.Reload(func(next *Registry) error {
+			_, err := next.New(l.Name(), with(backend))
+			return err
+		}))
+	}, false},
+	EventClosed: {func(t *testing.T, _ *Registry, l *Limiter, _ *remoteBackend) { require.NoError(t, l.Close()) }, false},
+	EventStoreDown: {func(t *testing.T, _ *Registry, l *Limiter, backend *remoteBackend) {
+		backend.set(refused)
+		for i := range 5 {
+			l.Take(ctx, fmt.Sprint(i))
+		}
+		synctest.Wait()
+	}, true},
+	EventStoreBack: {func(t *testing.T, _ *Registry, l *Limiter, backend *remoteBackend) {
+		backend.set(refused)
+		for i := range 5 {
+			l.Take(ctx, fmt.Sprint(i))
+		}
+		synctest.Wait()
+		backend.set(up)
+		time.Sleep(2 * time.Second)
+		l.Take(ctx, "back")
+		synctest.Wait()
+	}, true},
+	EventWarning: {func(t *testing.T, _ *Registry, l *Limiter, _ *remoteBackend) {
+		require.Equal(t, http.StatusTooManyRequests, statusOf(l.Middleware(httpServed)), "a cost above the limit")
+	}, false},
+}
+
+// forEachKind runs a test in a bubble for each kind of event. cause makes an event of
+// the kind happen, and observe sets the observer that is called for each of them.
+func forEachKind(t *testing.T, test func(t *testing.T, kind EventKind, reg *Registry, l *Limiter, backend *remoteBackend, observe func(func(context.Context, Event)), cause func())) {
+	require.Len(t, causes, int(EventWarning), "there is a cause for each kind")
+	for kind, c := range causes {
+		t.Run(kind.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				reg := new(Registry)
+				backend := &remoteBackend{Store: memory(t, "backend")}
+				opts := quiet(named(1, "own"))
+				opts.Store, opts.Shadow = backend, kind == EventShadowDenied
+				if kind == EventWarning {
+					opts.Cost = func(*http.Request) int64 { return 2 }
+				}
+				var fn func(context.Context, Event)
+				opts.Observe = func(ctx context.Context, e Event) {
+					if fn != nil && e.Kind == kind {
+						fn(ctx, e)
+					}
+				}
+				l, err := reg.New("lim", opts)
+				require.NoError(t, err)
+				defer reg.Close()
+				test(t, kind, reg, l, backend, func(f func(context.Context, Event)) { fn = f }, func() { c.cause(t, reg, l, backend) })
+			})
+		})
+	}
+}
+
+// TestNoLockIsHeldWhileAnObserverRuns calls everything that takes a lock from an
+// observer, for each kind of event. A deadlock ends the bubble.
+func TestNoLockIsHeldWhileAnObserverRuns(t *testing.T) {
+	forEachKind(t, func(t *testing.T, kind EventKind, reg *Registry, l *Limiter, backend *remoteBackend, observe func(func(context.Context, Event)), cause func()) {
+		var calls, inside int
+		observe(func(ctx context.Context, e Event) {
+			if calls++; calls > 1 {
+				return
+			}
+			l.Stats()
+			l.Info()
+			l.Take(ctx, "another key")
+			l.TakeLimits(ctx, "another key", 1, named(3, "plan"))
+			l.TakeUpTo(ctx, e.Key+"key", 1)
+			l.Refund(WithActor(ctx, "observer"), "key", 1)
+			l.Reset(ctx, "key")
+			l.LookKey(ctx, "key")
+			l.SetLimits(named(7, "by the observer"))
+			statusOf(l.Middleware(httpServed))
+			reg.Lookup("lim")
+			for range reg.All() {
+			}
+			reg.Observe(func(context.Context, Event) { inside++ })()
+			other, err := reg.New("another", with(Memory(t.Name()+" another")))
+			assert.NoError(t, err)
+			other.Close()
+			assert.NoError(t, Memory(t.Name()+" another").Close())
+			assert.NoError(t, reg.Reload(func(next *Registry) error {
+				_, err := next.New("lim", with(backend))
+				return err
+			}))
+		})
+		cause()
+		require.Positive(t, calls)
+	})
+}
+
+// TestObserverMayCloseTheLimiter closes it from an observer. If no request has caused the
+// event, that needs a goroutine: see Options.Observe.
+func TestObserverMayCloseTheLimiter(t *testing.T) {
+	forEachKind(t, func(t *testing.T, kind EventKind, reg *Registry, l *Limiter, backend *remoteBackend, observe func(func(context.Context, Event)), cause func()) {
+		calls := 0
+		observe(func(context.Context, Event) {
+			if calls++; causes[kind].async {
+				go reg.Close()
+				return
+			}
+			l.Close()
+			reg.Close()
+		})
+		cause()
+		synctest.Wait()
+		require.Equal(t, 1, calls)
+		_, err := l.Take(ctx, "key")
+		if kind != EventReplaced { // its successor has been closed, and it as well
+			require.ErrorIs(t, err, ErrClosed)
+		}
+	})
+}
+
+// TestObserverThatPanicsChangesNothing panics for each kind of event, with values of any
+// kind. The observers after it are called.
+func TestObserverThatPanicsChangesNothing(t *testing.T) {
+	var noError *os.PathError
+	for name, with := range map[string]any{
+		"text": "a bug", "an error": errBackend, "a nil error": error(nil), "a typed nil": noError, "ErrAbortHandler": http.ErrAbortHandler,
+		"a value whose text panics": panicky{},
+	} {
+		t.Run(name, func(t *testing.T) {
+			forEachKind(t, func(t *testing.T, kind EventKind, reg *Registry, l *Limiter, backend *remoteBackend, observe func(func(context.Context, Event)), cause func()) {
+				var after []EventKind
+				var mu sync.Mutex
+				reg.Observe(func(_ context.Context, e Event) {
+					mu.Lock()
+					defer mu.Unlock()
+					after = append(after, e.Kind)
+				})
+				observe(func(context.Context, Event) { panic(with) })
+				cause()
+				synctest.Wait()
+				mu.Lock()
+				defer mu.Unlock()
+				require.Contains(t, after, kind)
+				require.EqualValues(t, 1, l.Stats().Warnings[CodeObserverPanicked])
+				require.NotContains(t, after, EventKind(0))
+			})
+		})
+	}
+}
+
+// panicky is a value that cannot be printed.
+type panicky struct{}
+
+func (panicky) String() string { panic("no text") }
+
+// TestPanicOfAnObserverIsLogged is about the log, and its event, which is none.
+func TestPanicOfAnObserverIsLogged(t *testing.T) {
+	var log logged
+	var seen recorder
+	reg := new(Registry)
+	defer reg.Close()
+	opts := with(memory(t, "x"))
+	opts.Logger = log.logger()
+	opts.Observe = func(context.Context, Event) { panic("a bug") }
+	l, err := reg.New("x", opts)
+	require.NoError(t, err)
+	reg.Observe(func(context.Context, Event) { panic("another bug") })
+	reg.Observe(seen.observe)
+	for range 3 {
+		require.NoError(t, l.Reset(ctx, "key"))
+	}
+	require.Equal(t, []Code{CodeObserverPanicked}, log.codes(), "once a minute")
+	require.Contains(t, log.text(), `event=reset panic="a bug"`)
+	require.EqualValues(t, 6, l.Stats().Warnings[CodeObserverPanicked])
+	require.Equal(t, []EventKind{EventReset, EventReset, EventReset}, seen.kinds(), "the warning is no event")
+}
+
+// TestObserverThatPanicsInsideAPanic reports an event while a handler's panic is on its
+// way: the request does not count, and its units cannot be given back.
+func TestObserverThatPanicsInsideAPanic(t *testing.T) {
+	backend := &remoteBackend{Store: memory(t, "s")}
+	var calls atomic.Int64
+	opts := with(backend)
+	opts.Count = func(_ *http.Request, status int) bool { return status != http.StatusInternalServerError }
+	opts.OnFailure = FailClosed
+	opts.Observe = func(context.Context, Event) { calls.Add(1); panic("the observer's") }
+	l := httpLimiter(t, opts)
+	h := l.Middleware(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		backend.set(refused)
+		panic("the handler's")
+	}))
+	require.PanicsWithValue(t, "the handler's", func() { h.ServeHTTP(httptest.NewRecorder(), httpRequest("GET")) })
+	require.Eventually(t, func() bool { return calls.Load() == 1 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return l.Stats().Warnings[CodeObserverPanicked] == 1 }, 5*time.Second, time.Millisecond)
+}
+
+// TestSlowObserverHoldsUpItsOwnRequestOnly blocks in an observer.
+func TestSlowObserverHoldsUpItsOwnRequestOnly(t *testing.T) {
+	for name, store := range map[string]func(t *testing.T) Store{
+		"memory": func(t *testing.T) Store { return memory(t, "a") }, "remote": func(t *testing.T) Store { return &remoteBackend{Store: memory(t, "b")} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				release := make(chan struct{})
+				opts := with(store(t))
+				opts.Observe = func(_ context.Context, e Event) {
+					if e.Key == "slow" {
+						<-release
+					}
+				}
+				l := httpLimiter(t, opts)
+				decide(t, l, "slow", 5)
+				var returned atomic.Bool
+				go func() {
+					l.Take(ctx, "slow")
+					returned.Store(true)
+				}()
+				synctest.Wait()
+				start := time.Now()
+				for i := range 100 {
+					require.Equal(t, i < 5, decide(t, l, "another", 1).Allowed)
+					require.Zero(t, decide(t, l, "slow", 0).Remaining, "the same key, too")
+				}
+				require.NoError(t, l.Reset(ctx, "another"))
+				require.NoError(t, l.SetLimits(FixedWindow(9, time.Hour)))
+				require.EqualValues(t, 1+1+100, totalOf(l.Stats()))
+				require.Equal(t, start, time.Now())
+				require.False(t, returned.Load())
+				close(release)
+				synctest.Wait()
+				require.True(t, returned.Load())
+			})
+		})
+	}
+}
+
+// TestEventsAreReportedOnce denies from many goroutines, across Reloads.
+func TestEventsAreReportedOnce(t *testing.T) {
+	reg := new(Registry)
+	defer reg.Close()
+	var mu sync.Mutex
+	var own, all uint64
+	count := func(n *uint64) func(context.Context, Event) {
+		return func(_ context.Context, e Event) {
+			if e.Kind == EventDenied {
+				mu.Lock()
+				*n++
+				mu.Unlock()
+			}
+		}
+	}
+	reg.Observe(count(&all))
+	store := memory(t, "x")
+	build := func(reg *Registry) error {
+		opts := with(store)
+		opts.Observe = count(&own)
+		_, err := reg.New("x", opts)
+		return err
+	}
+	require.NoError(t, build(reg))
+	stop := make(chan struct{})
+	var reloads sync.WaitGroup
+	reloads.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				assert.NoError(t, reg.Reload(build))
+			}
+		}
+	})
+	memTogether(func(int) {
+		for range 50 {
+			l, _ := reg.Lookup("x")
+			_, err := l.Take(ctx, "key")
+			assert.NoError(t, err)
+		}
+	})
+	close(stop)
+	reloads.Wait()
+	l, _ := reg.Lookup("x")
+	require.EqualValues(t, 64*50-5, l.Stats().Denied)
+	require.Equal(t, l.Stats().Denied, own)
+	require.Equal(t, l.Stats().Denied, all)
+}
+
+// TestEventsCostNothingIfNobodyObserves counts allocations of denials.
+func TestEventsCostNothingIfNobodyObserves(t *testing.T) {
+	reg := new(Registry)
+	defer reg.Close()
+	l, err := reg.New("x", with(memory(t, "x")))
+	require.NoError(t, err)
+	reg.Observe(func(context.Context, Event) {})() // nobody observes any more
+	decide(t, l, "key", 5)
+	require.Zero(t, testing.AllocsPerRun(100, func() { l.Take(ctx, "key") }))
+	calls := 0
+	reg.Observe(func(context.Context, Event) { calls++ })
+	l.Take(ctx, "key")
+	require.Equal(t, 1, calls)
+}
+
+// TestObserverGetsTheRequestsContext observes denials with contexts of their own.
+func TestObserverGetsTheRequestsContext(t *testing.T) {
+	type traceKey struct{}
+	var traces []any
+	opts := quiet(named(1, "own"))
+	opts.Observe = func(ctx context.Context, _ Event) { traces = append(traces, ctx.Value(traceKey{})) }
+	l := httpLimiter(t, opts)
+	h := l.Middleware(httpServed)
+	for i := range 3 {
+		r := httpRequest("GET")
+		ctx := context.WithValue(WithActor(r.Context(), "x"), traceKey{}, i)
+		h.ServeHTTP(httptest.NewRecorder(), r.WithContext(ctx))
+		_, err := l.Take(ctx, "key")
+		require.NoError(t, err)
+	}
+	require.Equal(t, []any{1, 1, 2, 2}, traces)
+	canceled, cancel := context.WithCancelCause(ctx)
+	cancel(errors.New("gone"))
+	_, err := l.Take(canceled, "key")
+	require.ErrorIs(t, err, context.Canceled)
+	require.Len(t, traces, 4, "nothing was decided")
+}
