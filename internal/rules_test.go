@@ -14,9 +14,10 @@ import (
 	"testing/fstest"
 )
 
-// This file checks docs/rules.md: its rules are numbered from 1 without a gap, each
-// one has a command that names tests, and the numbers in storetest are rules of the
-// page. commands_test.go checks that the named tests exist.
+// This file checks docs/rules.md: its rules are numbered from 1, each one has a command
+// that names tests, and the numbers in storetest are rules of the page. A gap in the
+// numbers must be stated on the page, in the words of the variable notBuilt.
+// commands_test.go checks that the named tests exist.
 
 func TestRulesAreNumberedAndShown(t *testing.T) {
 	if err := checkRules(os.DirFS("..")); err != nil {
@@ -28,6 +29,7 @@ func TestRulesAreNumberedAndShown(t *testing.T) {
 func TestWrongRulesAreFound(t *testing.T) {
 	const (
 		one = "### 1. First\n\nText.\n\n- `go test -run TestX .`: this.\n- `go test ./internal/x`: that.\n\n"
+		gap = "## Later\n\nRules 2 to 4 are not built yet.\n\n"
 		two = "## Other\n\n### 2. Second\n\n- `cd internal/e2e && RATELIMIT_FAULTS=1 go test -run 'TestX|TestY' .`\n"
 	)
 	cases := func(text string) map[string]string { return map[string]string{"storetest/cases_x.go": text} }
@@ -39,6 +41,12 @@ func TestWrongRulesAreFound(t *testing.T) {
 		{"all right", one + two, nil, ""},
 		{"no rules", "# Rules\n", nil, "no rules"},
 		{"a gap", one + strings.Replace(two, "### 2.", "### 3.", 1), nil, "rule 3 follows rule 1"},
+		{"a stated gap", one + gap + strings.Replace(two, "### 2.", "### 5.", 1), cases("\t\trules: []int{1, 5},\n"), ""},
+		{"a larger gap than stated", one + gap + strings.Replace(two, "### 2.", "### 6.", 1), nil, "rule 6 follows rule 4"},
+		{"a smaller gap than stated", one + gap + strings.Replace(two, "### 2.", "### 4.", 1), nil, "rule 4 follows rule 4"},
+		{"a gap that begins elsewhere", one + strings.Replace(gap, "2 to 4", "3 to 4", 1) + two, nil, "rules 3 to 4 follow rule 1"},
+		{"a gap that ends before it begins", one + strings.Replace(gap, "2 to 4", "2 to 1", 1) + two, nil, "rules 2 to 1 follow rule 1"},
+		{"a number in a stated gap", one + gap + strings.Replace(two, "### 2.", "### 5.", 1), cases("\t\trules: []int{1, 3},\n"), "cases_x.go: rule 3"},
 		{"a number twice", one + one, nil, "rule 1 follows rule 1"},
 		{"not from 1", two, nil, "rule 2 follows rule 0"},
 		{"no command", one + "### 2. Second\n\nText.\n", nil, "rule 2 has no command"},
@@ -67,6 +75,9 @@ var (
 	// heading matches a heading of the page, with the number if it is a rule's.
 	heading = regexp.MustCompile(`^##+ (?:(\d+)\.)?`)
 
+	// notBuilt matches the statement that some numbers have no rule on the page.
+	notBuilt = regexp.MustCompile(`^Rules (\d+) to (\d+) are not built yet\b`)
+
 	// ruleNumbers matches the list of rules of a case in storetest.
 	ruleNumbers = regexp.MustCompile(`\brules:\s*\[\]int\{([^}]*)\}`)
 )
@@ -84,7 +95,7 @@ func checkRules(fsys fs.FS) error {
 	}
 	var errs []error
 	last, current := 0, 0 // the last rule, and the one of the present section; 0 for none
-	shown := make(map[int]bool)
+	shown, missing := make(map[int]bool), make(map[int]bool)
 	for i, line := range strings.Split(string(text), "\n") {
 		if m := heading.FindStringSubmatch(line); m != nil {
 			current, _ = strconv.Atoi(m[1])
@@ -93,6 +104,17 @@ func checkRules(fsys fs.FS) error {
 					errs = append(errs, fmt.Errorf("%s: rule %d follows rule %d", rulesPage, current, last))
 				}
 				last = current
+			}
+		}
+		if m := notBuilt.FindStringSubmatch(line); m != nil {
+			first, _ := strconv.Atoi(m[1])
+			until, _ := strconv.Atoi(m[2])
+			if first != last+1 || until < first {
+				errs = append(errs, fmt.Errorf("%s: rules %d to %d follow rule %d", rulesPage, first, until, last))
+			}
+			for last < until {
+				last++
+				missing[last] = true
 			}
 		}
 		position := fmt.Sprintf("%s:%d", rulesPage, i+1)
@@ -104,16 +126,16 @@ func checkRules(fsys fs.FS) error {
 		errs = append(errs, fmt.Errorf("%s has no rules", rulesPage))
 	}
 	for number := 1; number <= last; number++ {
-		if !shown[number] {
+		if !shown[number] && !missing[number] {
 			errs = append(errs, fmt.Errorf("%s: rule %d has no command that names a test", rulesPage, number))
 		}
 	}
-	return errors.Join(append(errs, checkCaseRules(fsys, last))...)
+	return errors.Join(append(errs, checkCaseRules(fsys, func(number int) bool { return number >= 1 && number <= last && !missing[number] }))...)
 }
 
-// checkCaseRules returns an error for each number in the sources of storetest that
-// is no rule from 1 to last.
-func checkCaseRules(fsys fs.FS, last int) error {
+// checkCaseRules returns an error for each number in the sources of storetest that is
+// no rule.
+func checkCaseRules(fsys fs.FS, isRule func(number int) bool) error {
 	files, err := fs.Glob(fsys, "storetest/*.go")
 	if err != nil {
 		return err
@@ -127,7 +149,7 @@ func checkCaseRules(fsys fs.FS, last int) error {
 		for _, m := range ruleNumbers.FindAllStringSubmatch(string(text), -1) {
 			for field := range strings.SplitSeq(m[1], ",") {
 				number, err := strconv.Atoi(strings.TrimSpace(field))
-				if err != nil || number < 1 || number > last {
+				if err != nil || !isRule(number) {
 					errs = append(errs, fmt.Errorf("%s: rule %s is not in %s", path.Base(file), strings.TrimSpace(field), rulesPage))
 				}
 			}
