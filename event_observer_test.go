@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -456,4 +457,102 @@ func TestObserverGetsTheRequestsContext(t *testing.T) {
 	_, err := l.Take(canceled, "key")
 	require.ErrorIs(t, err, context.Canceled)
 	require.Len(t, traces, 4, "nothing was decided")
+}
+
+// TestEachSetLimitsReportsItsOwnLimits changes the limits from many goroutines.
+func TestEachSetLimitsReportsItsOwnLimits(t *testing.T) {
+	var seen recorder
+	opts := quiet(hour)
+	opts.Observe = seen.observe
+	l := httpLimiter(t, opts)
+	memTogether(func(g int) {
+		assert.NoError(t, l.SetLimitsContext(WithActor(ctx, fmt.Sprint(g)), named(int64(g+1), fmt.Sprint("of ", g))))
+	})
+	got := map[string]Limit{}
+	for _, e := range seen.all() {
+		require.Equal(t, EventLimitsChanged, e.Kind)
+		require.Equal(t, "of "+e.Actor, e.Policy)
+		got[e.Actor] = e.Limit
+	}
+	require.Len(t, got, 64)
+	for g := range 64 {
+		require.Equal(t, named(int64(g+1), fmt.Sprint("of ", g)), got[fmt.Sprint(g)])
+	}
+}
+
+// TestLimitsSetInABuildAreReportedByTheReload calls SetLimits on a limiter of a
+// generation that is being built.
+func TestLimitsSetInABuildAreReportedByTheReload(t *testing.T) {
+	reg := new(Registry)
+	defer reg.Close()
+	var seen recorder
+	reg.Observe(seen.observe)
+	store := memory(t, "x")
+	build := func(limits ...Limit) func(next *Registry) error {
+		return func(next *Registry) error {
+			l, err := next.New("x", with(store))
+			if err != nil || len(limits) == 0 {
+				return err
+			}
+			return l.SetLimits(limits...)
+		}
+	}
+	require.NoError(t, reg.Reload(build()))
+	require.NoError(t, reg.Reload(build(named(9, "nine"))))
+	require.Equal(t, []Event{
+		{Kind: EventLimitsChanged, Limiter: "x", Policy: "nine", Limit: named(9, "nine")}, {Kind: EventReplaced, Limiter: "x"},
+	}, seen.all())
+	require.Error(t, reg.Reload(func(next *Registry) error {
+		require.NoError(t, build(named(10, "ten"))(next))
+		return errBackend
+	}))
+	require.Empty(t, seen.all())
+	l, _ := reg.Lookup("x")
+	require.Equal(t, []PolicyStats{{"x", hour, 0}, {"nine", named(9, "nine"), 0}}, l.Stats().Policies)
+}
+
+// TestSnapshotFailuresAreEventsWithoutLocks removes the folder of a snapshot file. The
+// observer opens and closes stores, also on that file.
+func TestSnapshotFailuresAreEventsWithoutLocks(t *testing.T) {
+	opts := inFile(t)
+	opts.SnapshotEvery = time.Hour
+	store, err := NewMemoryStore(t.Name(), opts)
+	require.NoError(t, err)
+	var events []Event
+	limiterOpts := with(store)
+	limiterOpts.Observe = func(_ context.Context, e Event) {
+		events = append(events, e)
+		Memory(t.Name() + " another").Close()
+		assert.NoError(t, store.Close(), "it is closed already")
+		_, err := NewMemoryStore(t.Name(), opts)
+		assert.Error(t, err, "there is no folder")
+	}
+	l := httpLimiter(t, limiterOpts)
+	decide(t, l, "key", 1)
+	require.NoError(t, os.RemoveAll(filepath.Dir(opts.SnapshotFile)))
+	require.Error(t, store.Close())
+	require.Len(t, events, 1)
+	require.Equal(t, EventWarning, events[0].Kind)
+	require.Equal(t, CodeSnapshotFailed, events[0].Code)
+	require.Error(t, events[0].Err)
+	require.EqualValues(t, 1, l.Stats().Warnings[CodeSnapshotFailed])
+}
+
+// TestClaimedPrefixIsAnEvent counts under a prefix of a limiter of another name.
+func TestClaimedPrefixIsAnEvent(t *testing.T) {
+	client := newMini(t).client(t)
+	var seen recorder
+	for _, name := range []string{"first", "second"} {
+		opts := with(redisStore(t, client, "rl:shared:"))
+		opts.Observe, opts.Timeout, opts.Limits = seen.observe, time.Minute, []Limit{FixedWindow(50, time.Hour)}
+		l := httpLimiterNamed(t, name, opts)
+		decide(t, l, "key", 1)
+		require.Eventually(t, func() bool {
+			n, err := client.Exists(ctx, "rl:shared:owner").Result()
+			return err == nil && n == 1
+		}, 10*time.Second, time.Millisecond)
+	}
+	require.Eventually(t, func() bool { return len(seen.of(EventWarning)) == 1 }, 10*time.Second, time.Millisecond)
+	e := seen.all()[0]
+	require.Equal(t, Event{Kind: EventWarning, Limiter: "second", Code: CodePrefixClaimed}, e)
 }

@@ -1,8 +1,11 @@
 package ratelimit_test
 
 import (
+	"context"
 	"fmt"
+	"math"
 	"net/http"
+	"net/http/httptest"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -392,4 +395,118 @@ func TestEachCallToTheStoreIsCounted(t *testing.T) {
 		require.Error(t, l.Reset(ctx, "newer"))
 		require.Equal(t, after.Calls+1, l.Stats().Remote.Calls)
 	})
+}
+
+// TestEachRequestIsCountedOnce sends requests whose counting is not obvious.
+func TestEachRequestIsCountedOnce(t *testing.T) {
+	var l *Limiter
+	h := func(next http.Handler) http.Handler { return l.Middleware(next) }
+	for _, test := range []struct {
+		name   string
+		change func(*Options)
+		send   func(t *testing.T)
+		want   LimiterStats // Remote, Memory, Policies and Warnings are not compared
+	}{
+		{"it passes the limiter twice", nil, func(t *testing.T) {
+			require.Equal(t, 204, statusOf(h(h(httpServed))))
+		}, LimiterStats{Allowed: 1, AllowedUnits: 1}},
+		{"Options.Denied sends it round again", func(o *Options) {
+			o.Denied = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h(httpServed).ServeHTTP(w, r) })
+		}, func(t *testing.T) {
+			decide(t, l, httpKey, 5)
+			require.Equal(t, 429, statusOf(h(httpServed)))
+		}, LimiterStats{Allowed: 1, AllowedUnits: 5, NearLimit: 1, Denied: 1, DeniedUnits: 1}},
+		{"a handler makes another one of it", nil, func(t *testing.T) {
+			require.Equal(t, 204, statusOf(h(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.WriteHeader(statusOf(h(httpServed)))
+			}))))
+		}, LimiterStats{Allowed: 2, AllowedUnits: 2}},
+		{"its units are given back", func(o *Options) {
+			o.Count = func(*http.Request, int) bool { return false }
+		}, func(t *testing.T) { statusOf(h(httpServed)) }, LimiterStats{Allowed: 1, AllowedUnits: 1}},
+		{"it costs more in the end", nil, func(t *testing.T) {
+			statusOf(h(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { require.NoError(t, l.AddCost(r.Context(), 3)) })))
+			require.EqualValues(t, 1, leftOf(t, l, httpKey))
+		}, LimiterStats{Allowed: 1, AllowedUnits: 1}},
+		{"its client has left", nil, func(t *testing.T) {
+			left, cancel := context.WithCancel(ctx)
+			cancel()
+			require.Contains(t, httpAnswer(h(httpServed), httpRequest("GET").WithContext(left)), "503")
+		}, LimiterStats{Failed: 1}},
+		{"its client has left, in Shadow", func(o *Options) { o.Shadow = true }, func(t *testing.T) {
+			left, cancel := context.WithCancel(ctx)
+			cancel()
+			require.Contains(t, httpAnswer(h(httpServed), httpRequest("GET").WithContext(left)), "204")
+		}, LimiterStats{Failed: 1}},
+		{"the limiter is closed", nil, func(t *testing.T) {
+			require.NoError(t, l.Close())
+			require.Equal(t, 503, statusOf(h(httpServed)))
+			_, err := l.Take(ctx, "key")
+			require.ErrorIs(t, err, ErrClosed)
+		}, LimiterStats{Failed: 1}},
+		{"it is a preflight", func(o *Options) { o.SkipPreflight = true }, func(t *testing.T) {
+			httpAnswer(h(httpServed), httpRequest("OPTIONS", "Origin: https://a.example", "Access-Control-Request-Method: PUT"))
+		}, LimiterStats{Exempt: 1}},
+		{"its handler panics", nil, func(t *testing.T) {
+			require.Panics(t, func() { statusOf(h(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("a bug") }))) })
+		}, LimiterStats{Allowed: 1, AllowedUnits: 1}},
+		{"the limiter is asked by Check", nil, func(t *testing.T) {
+			for range 2 {
+				require.True(t, l.Check(httptest.NewRecorder(), httpRequest("GET")))
+			}
+		}, LimiterStats{Allowed: 2, AllowedUnits: 2}},
+		{"units are refunded and the key is reset", nil, func(t *testing.T) {
+			decide(t, l, "key", 5)
+			require.NoError(t, l.Refund(ctx, "key", 5))
+			require.NoError(t, l.Reset(ctx, "key"))
+		}, LimiterStats{Allowed: 1, AllowedUnits: 5, NearLimit: 1}},
+		{"more units than fit into an int64 of denials", nil, func(t *testing.T) {
+			for range 2 {
+				decide(t, l, "key", math.MaxInt64)
+			}
+		}, LimiterStats{Denied: 2, DeniedUnits: math.MaxUint64 - 1}},
+	} {
+		for kind, store := range map[string]func(t *testing.T) Store{
+			"memory": func(t *testing.T) Store { return memory(t, "m") }, "wrapped": func(t *testing.T) Store { return &wrapper{memory(t, "w")} },
+		} {
+			t.Run(test.name+", "+kind, func(t *testing.T) {
+				opts := quiet(hour)
+				opts.Store = store(t)
+				if test.change != nil {
+					test.change(&opts)
+				}
+				l = httpLimiter(t, opts)
+				test.send(t)
+				got := l.Stats()
+				got.Remote, got.Memory, got.Policies, got.Warnings = RemoteStats{}, MemoryStats{}, nil, nil
+				require.Equal(t, test.want, got)
+			})
+		}
+	}
+}
+
+// TestReadsDoNotFallWhileUnitsAreTaken reads the statistics during a flood.
+func TestReadsDoNotFallWhileUnitsAreTaken(t *testing.T) {
+	for name, store := range map[string]Store{"memory": memory(t, "a"), "wrapped": &wrapper{memory(t, "b")}, "remote": &remoteBackend{Store: memory(t, "c")}} {
+		opts := quiet(FixedWindow(5, time.Hour), SlidingWindow(1000, time.Minute))
+		opts.Store = store
+		l := httpLimiter(t, opts)
+		memTogether(func(g int) {
+			was := map[string]uint64{}
+			for i := range 40 {
+				_, err := l.TakeN(ctx, fmt.Sprint(i%7), int64(g%3))
+				assert.NoError(t, err)
+				if g%8 == 0 {
+					s := l.Stats()
+					is := countersOf(s)
+					noneFalls(t, was, is)
+					was = is
+				}
+			}
+		})
+		s := l.Stats()
+		// Of 64 goroutines, 22 ask for none.
+		assert.EqualValues(t, (64-22)*40, s.Allowed+s.Denied, name)
+		assert.EqualValues(t, 21*40*1+21*40*2, s.AllowedUnits+s.DeniedUnits, name)
+	}
 }
