@@ -111,122 +111,144 @@ func TestObserverIsAddedWhileEventsAreReported(t *testing.T) {
 	require.Equal(t, before, seen.Load(), "all of them have stopped")
 }
 
-// causes are, for each kind of event, a call that causes it. The limiter's limit is
-// one unit, and its store a remoteBackend.
+// observedLimiter is a limiter whose events of one kind are observed. Its limit is one unit.
+type observedLimiter struct {
+	kind    EventKind
+	reg     *Registry
+	l       *Limiter
+	store   Store
+	backend *remoteBackend // the store, or nil
+	observe func(context.Context, Event)
+	cause   func() // makes an event of the kind happen
+}
+
+// causes are, for each kind of event, a call that causes it.
 var causes = map[EventKind]struct {
-	cause func(t *testing.T, reg *Registry, l *Limiter, backend *remoteBackend)
+	cause func(t *testing.T, s *observedLimiter)
 	async bool // the event comes from a goroutine of the limiter
 }{
-	EventDenied: {func(t *testing.T, _ *Registry, l *Limiter, _ *remoteBackend) {
-		l.Take(ctx, "key")
-		d, err := l.Take(ctx, "key")
+	EventDenied: {func(t *testing.T, s *observedLimiter) {
+		s.l.Take(ctx, "key")
+		d, err := s.l.Take(ctx, "key")
 		require.NoError(t, err)
 		require.False(t, d.Allowed)
 	}, false},
-	EventShadowDenied: {func(t *testing.T, _ *Registry, l *Limiter, _ *remoteBackend) {
-		h := l.Middleware(httpServed)
+	EventShadowDenied: {func(t *testing.T, s *observedLimiter) {
+		h := s.l.Middleware(httpServed)
 		statusOf(h)
 		require.Equal(t, http.StatusNoContent, statusOf(h))
 	}, false},
-	EventReset: {func(t *testing.T, _ *Registry, l *Limiter, _ *remoteBackend) { require.NoError(t, l.Reset(ctx, "key")) }, false},
-	EventRefunded: {func(t *testing.T, _ *Registry, l *Limiter, _ *remoteBackend) {
-		require.NoError(t, l.Refund(WithActor(ctx, "x"), "key", 1))
+	EventReset: {func(t *testing.T, s *observedLimiter) { require.NoError(t, s.l.Reset(ctx, "key")) }, false},
+	EventRefunded: {func(t *testing.T, s *observedLimiter) {
+		require.NoError(t, s.l.Refund(WithActor(ctx, "x"), "key", 1))
 	}, false},
-	EventLimitsChanged: {func(t *testing.T, _ *Registry, l *Limiter, _ *remoteBackend) {
-		require.NoError(t, l.SetLimits(named(2, "new")))
+	EventLimitsChanged: {func(t *testing.T, s *observedLimiter) {
+		require.NoError(t, s.l.SetLimits(named(2, "new")))
 	}, false},
-	EventReplaced: {func(t *testing.T, reg *Registry, l *Limiter, backend *remoteBackend) {
-		require.NoError(t, reg.Reload(func(next *Registry) error {
-			_, err := next.New(l.Name(), with(backend))
+	EventReplaced: {func(t *testing.T, s *observedLimiter) {
+		require.NoError(t, s.reg.Reload(func(next *Registry) error {
+			_, err := next.New(s.l.Name(), with(s.store))
 			return err
 		}))
 	}, false},
-	EventClosed: {func(t *testing.T, _ *Registry, l *Limiter, _ *remoteBackend) { require.NoError(t, l.Close()) }, false},
-	EventStoreDown: {func(t *testing.T, _ *Registry, l *Limiter, backend *remoteBackend) {
-		backend.set(refused)
+	EventClosed: {func(t *testing.T, s *observedLimiter) { require.NoError(t, s.l.Close()) }, false},
+	EventStoreDown: {func(t *testing.T, s *observedLimiter) {
+		s.backend.set(refused)
 		for i := range 5 {
-			l.Take(ctx, fmt.Sprint(i))
+			s.l.Take(ctx, fmt.Sprint(i))
 		}
 		synctest.Wait()
 	}, true},
-	EventStoreBack: {func(t *testing.T, _ *Registry, l *Limiter, backend *remoteBackend) {
-		backend.set(refused)
+	EventStoreBack: {func(t *testing.T, s *observedLimiter) {
+		s.backend.set(refused)
 		for i := range 5 {
-			l.Take(ctx, fmt.Sprint(i))
+			s.l.Take(ctx, fmt.Sprint(i))
 		}
 		synctest.Wait()
-		backend.set(up)
+		s.backend.set(up)
 		time.Sleep(2 * time.Second)
-		l.Take(ctx, "back")
+		s.l.Take(ctx, "back")
 		synctest.Wait()
 	}, true},
-	EventWarning: {func(t *testing.T, _ *Registry, l *Limiter, _ *remoteBackend) {
-		require.Equal(t, http.StatusTooManyRequests, statusOf(l.Middleware(httpServed)), "a cost above the limit")
+	EventWarning: {func(t *testing.T, s *observedLimiter) {
+		require.Equal(t, http.StatusTooManyRequests, statusOf(s.l.Middleware(httpServed)), "a cost above the limit")
 	}, false},
 }
 
-// forEachKind runs a test in a bubble for each kind of event. cause makes an event of
-// the kind happen, and observe sets the observer that is called for each of them.
-func forEachKind(t *testing.T, test func(t *testing.T, kind EventKind, reg *Registry, l *Limiter, backend *remoteBackend, observe func(func(context.Context, Event)), cause func())) {
+// forEachKind runs a test in a bubble for each kind of event, on each kind of store that
+// can cause it.
+func forEachKind(t *testing.T, test func(t *testing.T, s *observedLimiter)) {
 	require.Len(t, causes, int(EventWarning), "there is a cause for each kind")
 	for kind, c := range causes {
-		t.Run(kind.String(), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				reg := new(Registry)
-				backend := &remoteBackend{Store: memory(t, "backend")}
-				opts := quiet(named(1, "own"))
-				opts.Store, opts.Shadow = backend, kind == EventShadowDenied
-				if kind == EventWarning {
-					opts.Cost = func(*http.Request) int64 { return 2 }
-				}
-				var fn func(context.Context, Event)
-				opts.Observe = func(ctx context.Context, e Event) {
-					if fn != nil && e.Kind == kind {
-						fn(ctx, e)
+		for _, name := range []string{"memory", "wrapped", "remote"} {
+			if c.async && name != "remote" {
+				continue
+			}
+			t.Run(kind.String()+", "+name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					s := &observedLimiter{kind: kind, reg: new(Registry), store: memory(t, "store")}
+					switch name {
+					case "wrapped":
+						s.store = &wrapper{s.store}
+					case "remote":
+						s.backend = &remoteBackend{Store: s.store}
+						s.store = s.backend
 					}
-				}
-				l, err := reg.New("lim", opts)
-				require.NoError(t, err)
-				defer reg.Close()
-				test(t, kind, reg, l, backend, func(f func(context.Context, Event)) { fn = f }, func() { c.cause(t, reg, l, backend) })
+					opts := quiet(named(1, "own"))
+					opts.Store, opts.Shadow = s.store, kind == EventShadowDenied
+					if kind == EventWarning {
+						opts.Cost = func(*http.Request) int64 { return 2 }
+					}
+					opts.Observe = func(ctx context.Context, e Event) {
+						if e.Kind == kind {
+							s.observe(ctx, e)
+						}
+					}
+					var err error
+					s.l, err = s.reg.New("lim", opts)
+					require.NoError(t, err)
+					defer s.reg.Close()
+					s.cause = func() { c.cause(t, s) }
+					test(t, s)
+				})
 			})
-		})
+		}
 	}
 }
 
 // TestNoLockIsHeldWhileAnObserverRuns calls everything that takes a lock from an
-// observer, for each kind of event. A deadlock ends the bubble.
+// observer, for each kind of event. If a lock were held, the test would hang.
 func TestNoLockIsHeldWhileAnObserverRuns(t *testing.T) {
-	forEachKind(t, func(t *testing.T, kind EventKind, reg *Registry, l *Limiter, backend *remoteBackend, observe func(func(context.Context, Event)), cause func()) {
+	forEachKind(t, func(t *testing.T, s *observedLimiter) {
 		var calls, inside int
-		observe(func(ctx context.Context, e Event) {
+		s.observe = func(ctx context.Context, e Event) {
 			if calls++; calls > 1 {
 				return
 			}
-			l.Stats()
-			l.Info()
-			l.Take(ctx, "another key")
-			l.TakeLimits(ctx, "another key", 1, named(3, "plan"))
-			l.TakeUpTo(ctx, e.Key+"key", 1)
-			l.Refund(WithActor(ctx, "observer"), "key", 1)
-			l.Reset(ctx, "key")
-			l.LookKey(ctx, "key")
-			l.SetLimits(named(7, "by the observer"))
-			statusOf(l.Middleware(httpServed))
-			reg.Lookup("lim")
-			for range reg.All() {
+			s.l.Stats()
+			s.l.Info()
+			s.l.Take(ctx, "another key")
+			s.l.TakeLimits(ctx, "another key", 1, named(3, "plan"))
+			s.l.TakeUpTo(ctx, e.Key+"key", 1)
+			s.l.Refund(WithActor(ctx, "observer"), "key", 1)
+			s.l.Reset(ctx, "key")
+			s.l.LookKey(ctx, "key")
+			s.l.SetLimits(named(7, "by the observer"))
+			statusOf(s.l.Middleware(httpServed))
+			s.reg.Lookup("lim")
+			for range s.reg.All() {
 			}
-			reg.Observe(func(context.Context, Event) { inside++ })()
-			other, err := reg.New("another", with(Memory(t.Name()+" another")))
+			s.reg.Observe(func(context.Context, Event) { inside++ })()
+			other, err := s.reg.New("another", with(Memory(t.Name()+" another")))
 			assert.NoError(t, err)
 			other.Close()
 			assert.NoError(t, Memory(t.Name()+" another").Close())
-			assert.NoError(t, reg.Reload(func(next *Registry) error {
-				_, err := next.New("lim", with(backend))
+			assert.NoError(t, s.reg.Reload(func(next *Registry) error {
+				_, err := next.New("lim", with(s.store))
 				return err
 			}))
-		})
-		cause()
+		}
+		s.cause()
 		require.Positive(t, calls)
 	})
 }
@@ -234,21 +256,21 @@ func TestNoLockIsHeldWhileAnObserverRuns(t *testing.T) {
 // TestObserverMayCloseTheLimiter closes it from an observer. If no request has caused the
 // event, that needs a goroutine: see Options.Observe.
 func TestObserverMayCloseTheLimiter(t *testing.T) {
-	forEachKind(t, func(t *testing.T, kind EventKind, reg *Registry, l *Limiter, backend *remoteBackend, observe func(func(context.Context, Event)), cause func()) {
+	forEachKind(t, func(t *testing.T, s *observedLimiter) {
 		calls := 0
-		observe(func(context.Context, Event) {
-			if calls++; causes[kind].async {
-				go reg.Close()
+		s.observe = func(context.Context, Event) {
+			if calls++; causes[s.kind].async {
+				go s.reg.Close()
 				return
 			}
-			l.Close()
-			reg.Close()
-		})
-		cause()
+			s.l.Close()
+			s.reg.Close()
+		}
+		s.cause()
 		synctest.Wait()
 		require.Equal(t, 1, calls)
-		_, err := l.Take(ctx, "key")
-		if kind != EventReplaced { // its successor has been closed, and it as well
+		_, err := s.l.Take(ctx, "key")
+		if s.kind != EventReplaced { // its successor has been closed, and it as well
 			require.ErrorIs(t, err, ErrClosed)
 		}
 	})
@@ -263,21 +285,21 @@ func TestObserverThatPanicsChangesNothing(t *testing.T) {
 		"a value whose text panics": panicky{},
 	} {
 		t.Run(name, func(t *testing.T) {
-			forEachKind(t, func(t *testing.T, kind EventKind, reg *Registry, l *Limiter, backend *remoteBackend, observe func(func(context.Context, Event)), cause func()) {
+			forEachKind(t, func(t *testing.T, s *observedLimiter) {
 				var after []EventKind
 				var mu sync.Mutex
-				reg.Observe(func(_ context.Context, e Event) {
+				s.reg.Observe(func(_ context.Context, e Event) {
 					mu.Lock()
 					defer mu.Unlock()
 					after = append(after, e.Kind)
 				})
-				observe(func(context.Context, Event) { panic(with) })
-				cause()
+				s.observe = func(context.Context, Event) { panic(with) }
+				s.cause()
 				synctest.Wait()
 				mu.Lock()
 				defer mu.Unlock()
-				require.Contains(t, after, kind)
-				require.EqualValues(t, 1, l.Stats().Warnings[CodeObserverPanicked])
+				require.Contains(t, after, s.kind)
+				require.EqualValues(t, 1, s.l.Stats().Warnings[CodeObserverPanicked])
 				require.NotContains(t, after, EventKind(0))
 			})
 		})
