@@ -244,10 +244,11 @@ func TestRemoteCountsGoOnWithAnotherStore(t *testing.T) {
 			}))
 			l := all[i]
 			noneFalls(t, last, countersOf(l.Stats()))
-			opened := l.Stats().Remote.BreakerOpened
+			opened, calls := l.Stats().Remote.BreakerOpened, l.Stats().Remote.Calls
 			if i != 2 {
 				startOutage(t, backend, l, refused)
 				require.Equal(t, opened+1, l.Stats().Remote.BreakerOpened)
+				require.Equal(t, calls+5, l.Stats().Remote.Calls)
 				endOutage(t, backend, l)
 			}
 			for _, one := range all {
