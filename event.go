@@ -54,8 +54,8 @@ const (
 	// EventRefunded: [Limiter.Refund] has given units back in the name of an actor.
 	// A Refund without one is no event.
 	EventRefunded
-	// EventLimitsChanged: a limit is in force that was not before, by
-	// [Limiter.SetLimits] or a [Reload]. There is one event for each new limit.
+	// EventLimitsChanged: [Limiter.SetLimits] or a [Reload] has put other limits in
+	// force. There is one event for each limit that is in force now.
 	EventLimitsChanged
 	// EventReplaced: a [Reload] has replaced a limiter.
 	EventReplaced

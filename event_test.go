@@ -164,7 +164,11 @@ func TestAdministrativeCallsAreEvents(t *testing.T) {
 		{"Refund of less than nothing", func() error { return l.Refund(by, "key", -1) }, nil, true},
 		{"SetLimits to the same", func() error { return l.SetLimits(one) }, nil, false},
 		{"SetLimits", func() error { return l.SetLimits(one, two, three.Named("new")) }, nil, true}, // two counters in one
-		{"SetLimits to one more", func() error { return l.SetLimits(one, two) }, []Event{{Kind: EventLimitsChanged, Limiter: "lim", Policy: "lim-1m", Limit: two}}, false},
+		{"SetLimits to one more", func() error { return l.SetLimits(one, two) }, []Event{
+			{Kind: EventLimitsChanged, Limiter: "lim", Policy: "one", Limit: one},
+			{Kind: EventLimitsChanged, Limiter: "lim", Policy: "lim-1m", Limit: two},
+		}, false},
+		{"SetLimits to one less", func() error { return l.SetLimits(one) }, []Event{{Kind: EventLimitsChanged, Limiter: "lim", Policy: "one", Limit: one}}, false},
 		{"SetLimitsContext", func() error { return l.SetLimitsContext(by, three) }, []Event{{Kind: EventLimitsChanged, Limiter: "lim", Policy: "three", Limit: three, Actor: "anna", Reason: "ticket 7"}}, false},
 		{"SetLimitsContext with a context that is done", func() error {
 			done, cancel := context.WithCancel(by)
@@ -227,6 +231,7 @@ func TestReloadReportsWhatHasChanged(t *testing.T) {
 	require.Empty(t, seen.all(), "a Reload that fails reports nothing")
 	require.NoError(t, reload(nil, map[string][]Limit{"a": {named(1, "one"), SlidingWindow(3, time.Minute)}, "c": {named(3, "three")}}))
 	require.ElementsMatch(t, []Event{
+		{Kind: EventLimitsChanged, Limiter: t.Name() + "a", Policy: "one", Limit: named(1, "one")},
 		{Kind: EventLimitsChanged, Limiter: t.Name() + "a", Policy: t.Name() + "a-1m", Limit: SlidingWindow(3, time.Minute)},
 		{Kind: EventReplaced, Limiter: t.Name() + "a"},
 		{Kind: EventClosed, Limiter: t.Name() + "b"},

@@ -137,25 +137,18 @@ func ExampleLimiter_Stats() {
 	// pro 3/1h fixed name=pro 2
 }
 
-// Add header fields to the limiter's own answers: set them around the limiter, and
-// remove them inside. The limiter's text is Options.Message.
-func ExampleLimiter_Middleware_addToDenial() {
+// Add a header field to the limiter's own answer to denied requests.
+func ExampleAnswerDenied() {
 	api := ratelimit.Must(ratelimit.New("added", ratelimit.Options{
 		Limits: []ratelimit.Limit{ratelimit.FixedWindow(1, time.Hour)},
+		Denied: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Link", `</docs/limits>; rel="help"`)
+			ratelimit.AnswerDenied(w, r)
+		}),
 		Logger: discard,
 	}))
 	defer forget(api)
-	withHelp := func(next http.Handler) http.Handler {
-		limited := api.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Del("Link")
-			next.ServeHTTP(w, r)
-		}))
-		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("Link", `</docs/limits>; rel="help"`)
-			limited.ServeHTTP(w, r)
-		})
-	}
-	handler := withHelp(welcome)
+	handler := api.Middleware(welcome)
 	for range 2 {
 		w := httptest.NewRecorder()
 		handler.ServeHTTP(w, httptest.NewRequest("GET", "/", nil))

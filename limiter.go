@@ -156,12 +156,13 @@ func (l *Limiter) SetLimitsContext(ctx context.Context, limits ...Limit) error {
 	return nil
 }
 
-// reportLimits reports each limit of p that was not in force under the policy old.
+// reportLimits reports each limit of p, unless the policy old had the same ones.
 func (l *Limiter) reportLimits(ctx context.Context, p, old *policy) {
+	if slices.Equal(p.given, old.given) {
+		return
+	}
 	for i, name := range p.names {
-		if !slices.Contains(old.given, *p.limit(i)) {
-			l.events.emit(ctx, Event{Kind: EventLimitsChanged, Policy: name, Limit: *p.limit(i)})
-		}
+		l.events.emit(ctx, Event{Kind: EventLimitsChanged, Policy: name, Limit: *p.limit(i)})
 	}
 }
 
@@ -175,9 +176,14 @@ func (l *Limiter) succeed(old *Limiter) {
 		return
 	}
 	l.remote.CountIn(&l.counts.remote)
-	if old.remote != nil && slices.Equal(old.prefixes, l.prefixes) {
+	if l.continues(old) {
 		l.remote.TakeOver(old.remote)
 	}
+}
+
+// continues reports whether l counts where old does, outside of this process.
+func (l *Limiter) continues(old *Limiter) bool {
+	return l.remote != nil && old.remote != nil && slices.Equal(old.prefixes, l.prefixes)
 }
 
 // begin is called when l owns what it counts with: by New, or when the Reload that l
@@ -194,6 +200,11 @@ func (l *Limiter) begin() (old *Limiter) {
 	l.logStore()
 	if l.remote != nil {
 		l.remote.Begin()
+	}
+	if old != nil && old.remote != nil && !l.continues(old) {
+		// Nobody else ends its work beside the decisions. It sends the store what it is
+		// owed, for a second at most; requests that still reach old are decided.
+		go old.remote.Close()
 	}
 	return old
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 
 	"github.com/ratelimit-go/ratelimit/internal/accept"
@@ -393,17 +394,52 @@ func (l *Limiter) deny(w http.ResponseWriter, r *http.Request, v *verdict) {
 	} else {
 		w.Header()["Retry-After"] = []string{strconv.FormatInt(max(1, seconds(retry)), 10)}
 	}
+	results := v.under(v.state.bound.policy)
 	if l.opts.Denied != nil {
-		inner := r.WithContext(v.state)
+		inner := r.WithContext(&denial{v.state, slices.Clone(results)})
 		defer handBack(r, inner)
 		servePage(w, http.StatusTooManyRequests, func(w http.ResponseWriter) { l.opts.Denied.ServeHTTP(w, inner) })
 		return
 	}
+	l.answerDenied(w, r, v.state.bound.policy, results)
+}
+
+// answerDenied sends the limiter's own answer.
+func (l *Limiter) answerDenied(w http.ResponseWriter, r *http.Request, p *policy, results []Result) {
 	body, contentType := l.message, plainText
 	if accept.PrefersJSON(r.Header["Accept"]) {
-		body, contentType = problem(l.problem, v.state.bound.policy, v.under(v.state.bound.policy)), problemJSON
+		body, contentType = problem(l.problem, p, results), problemJSON
 	}
 	answer(w, r, http.StatusTooManyRequests, contentType, body)
+}
+
+// A denial is the context of a request that Options.Denied answers.
+type denial struct {
+	*requestState
+	results []Result
+}
+
+type denialKey struct{}
+
+// Value implements [context.Context].
+func (d *denial) Value(key any) any {
+	if key == (denialKey{}) {
+		return d
+	}
+	return d.requestState.Value(key)
+}
+
+// AnswerDenied answers a denied request as its limiter does without Options.Denied: with
+// Options.Message in plain text, or with problem details. It is for handlers in
+// Options.Denied that add a header field, or do something else first. r is the request
+// that such a handler gets, or a copy of it with a context derived from its context. Any
+// other request is answered with 429 and the text of that status.
+func AnswerDenied(w http.ResponseWriter, r *http.Request) {
+	if d, ok := r.Context().Value(denialKey{}).(*denial); ok {
+		d.limiter.answerDenied(w, r, d.bound.policy, d.results)
+		return
+	}
+	answer(w, r, http.StatusTooManyRequests, plainText, []byte(http.StatusText(http.StatusTooManyRequests)))
 }
 
 // fail answers a request that was not decided. What it says itself does not say why:

@@ -99,7 +99,8 @@ type Options struct {
 	// that writes no status answers with 429. [http.ServeFile] and [http.ServeContent]
 	// write a status of their own, 200 or 206 or 304: write a file's content instead.
 	// Caches are forbidden to store the answer, whatever the handler says.
-	// [DecisionFrom] has the decision.
+	// [DecisionFrom] has the decision, and [AnswerDenied] sends what the limiter would have
+	// sent.
 	Denied http.Handler
 
 	// Failed answers requests that were not decided, in place of the limiter: with

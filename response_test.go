@@ -85,3 +85,39 @@ func TestDenialIsReadableThroughACompressor(t *testing.T) {
 	}
 	t.Fatal("never denied")
 }
+
+// TestAnswerDenied answers in Options.Denied as the limiter does without it.
+func TestAnswerDenied(t *testing.T) {
+	limits := []Limit{FixedWindow(1, time.Hour).Named("a"), FixedWindow(9, time.Minute).Named("b")}
+	denied := func(name string, opts Options, wrap func(http.Handler) http.Handler, fields ...string) *httptest.ResponseRecorder {
+		opts.Limits = limits
+		l := httpLimiterNamed(t, t.Name()+name, opts)
+		h := wrap(l.Middleware(httpServed))
+		h.ServeHTTP(httptest.NewRecorder(), httpRequest("GET", fields...))
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httpRequest("GET", fields...))
+		return w
+	}
+	asItIs := func(h http.Handler) http.Handler { return h }
+	withTimeout := func(h http.Handler) http.Handler { return http.TimeoutHandler(h, time.Minute, "") }
+	add := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Link", "help")
+		AnswerDenied(w, r.WithContext(WithActor(r.Context(), "a derived context")))
+	})
+	for name, wrap := range map[string]func(http.Handler) http.Handler{"alone": asItIs, "in a TimeoutHandler": withTimeout} {
+		for _, accept := range []string{"*/*", "application/json"} {
+			want := denied(name+accept+" 1", Options{Message: "Stop."}, wrap, "Accept: "+accept)
+			got := denied(name+accept+" 2", Options{Message: "Stop.", Denied: add}, wrap, "Accept: "+accept)
+			assert.Equal(t, "help", got.Header().Get("Link"))
+			got.Header().Del("Link")
+			assert.Equal(t, 429, got.Code)
+			assert.Equal(t, want.Header(), got.Header(), "%s, %s", name, accept)
+			assert.Equal(t, want.Body.String(), got.Body.String(), "%s, %s", name, accept)
+		}
+	}
+	w := httptest.NewRecorder()
+	AnswerDenied(w, httpRequest("GET"))
+	assert.Equal(t, 429, w.Code)
+	assert.Equal(t, "Too Many Requests", w.Body.String())
+	assert.Equal(t, "no-store", w.Header().Get("Cache-Control"))
+}

@@ -58,6 +58,7 @@ func addShop(mux *http.ServeMux, redis redis.UniversalClient, metrics prometheus
 		Key:     client.Key,
 		Count:   func(_ *http.Request, status int) bool { return status >= 400 }, // only failed logins
 		Message: "Too many failed logins. Try again later, or reset your password.",
+		Denied:  http.HandlerFunc(linkHelp),
 	})
 	if err != nil {
 		return err
@@ -88,7 +89,7 @@ func addShop(mux *http.ServeMux, redis redis.UniversalClient, metrics prometheus
 		}
 		io.WriteString(w, "a hat\n")
 	})))
-	mux.Handle("POST /login", linkHelp(login.Middleware(http.HandlerFunc(signIn))))
+	mux.Handle("POST /login", login.Middleware(http.HandlerFunc(signIn)))
 	mux.Handle("POST /checkout", checkout.Middleware(text("thank you\n")))
 	return nil
 }
@@ -121,13 +122,10 @@ func offerPro(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// linkHelp adds a header field to every response. It is around the limiter, so denials
-// have the field, too.
-func linkHelp(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Link", `</password-reset>; rel="help"`)
-		next.ServeHTTP(w, r)
-	})
+// linkHelp adds a header field to the limiter's own answer to denied logins.
+func linkHelp(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Link", `</password-reset>; rel="help"`)
+	ratelimit.AnswerDenied(w, r)
 }
 
 func signIn(w http.ResponseWriter, r *http.Request) {

@@ -27,6 +27,7 @@ type outage struct {
 	ended   int64
 	due     int64 // when the present outage is reported
 	last    int64 // when an outage was last reported; 0 means never
+	down    int64 // when the outage began that was reported last; 0 if its end was reported, too
 	cause   error
 	changed chan struct{} // receives a value when a field above has changed
 }
@@ -56,16 +57,16 @@ func (r *Remote) breakerChanged(now int64, err error) {
 	r.watchOutage()
 }
 
-func (o *outage) isOpen() bool {
+// isPending reports whether there is an outage, or one whose end has not been reported.
+func (o *outage) isPending() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.open
+	return o.open || o.down != 0
 }
 
 // A report says what must be reported next, and when.
 type report struct {
 	kind  reportKind
-	began int64         // when the outage of a reportDown began
 	after time.Duration // for reportLater: how long to wait; for reportBack: how long the outage lasted
 	cause error
 }
@@ -79,36 +80,36 @@ const (
 	reportBack
 )
 
-// next returns what to report. since is when the outage began that was reported
-// last, or 0 if its end was reported, too. It takes the lock.
-func (o *outage) next(since, now int64) report {
+// next returns what to report, and notes that it is reported. It takes the lock.
+func (o *outage) next(now int64) report {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	switch {
-	case since != 0 && (!o.open || o.began != since):
-		return report{kind: reportBack, after: time.Duration(o.ended - since)}
+	switch down := o.down; {
+	case down != 0 && (!o.open || o.began != down):
+		o.down = 0
+		return report{kind: reportBack, after: time.Duration(o.ended - down)}
 	case !o.open:
 		return report{kind: reportNothing}
-	case since != 0:
+	case down != 0:
 		return report{kind: reportLater, after: time.Duration(math.MaxInt64)}
 	case now < o.due:
 		return report{kind: reportLater, after: time.Duration(o.due - now)}
 	}
-	o.last = now
-	return report{kind: reportDown, began: o.began, cause: o.cause}
+	o.last, o.down = now, o.began
+	return report{kind: reportDown, cause: o.cause}
 }
 
-// watchOutage makes sure that a goroutine of the owner reports the present outage,
-// if there is one. It does not wait.
+// watchOutage makes sure that a goroutine of the owner reports the present outage and its
+// end, if there is one. It does not wait.
 func (r *Remote) watchOutage() {
-	if !r.outage.isOpen() {
+	if !r.outage.isPending() {
 		return
 	}
 	r.goOwner(func(owner *Remote) {
 		for owner.watching.CompareAndSwap(false, true) {
 			owner.reportOutage()
 			owner.watching.Store(false)
-			if !owner.outage.isOpen() || owner.areLoopsStopped() {
+			if !owner.outage.isPending() || owner.areLoopsStopped() {
 				return
 			}
 		}
@@ -117,20 +118,17 @@ func (r *Remote) watchOutage() {
 
 // reportOutage reports the present outage and its end. It waits for that on the
 // goroutine that watchOutage has started. It returns when there is no outage. It
-// also returns when there is another owner, which reports the outage again.
+// also returns when there is another owner, which goes on from there.
 func (r *Remote) reportOutage() {
-	since := int64(0)
 	for {
-		next := r.outage.next(since, clock.Now())
+		next := r.outage.next(clock.Now())
 		switch next.kind {
 		case reportNothing:
 			return
 		case reportDown:
 			r.opts.Report.StoreDown(r.breaker.Opened(), next.cause)
-			since = next.began
 		case reportBack:
 			r.opts.Report.StoreBack(r.breaker.Opened(), next.after)
-			since = 0
 		case reportLater:
 			timer := time.NewTimer(next.after)
 			select {

@@ -138,8 +138,9 @@ const NothingTaken = math.MinInt64
 // decided there, with its settings and its client. All work beside the decisions is
 // done by one generation, the owner.
 type Remote struct {
-	opts   Options
-	limits atomic.Pointer[engine.Limits]
+	opts       Options
+	limits     atomic.Pointer[engine.Limits]
+	generation int // how many generations have shared the state before this one
 	*state
 
 	waiting atomic.Int64 // callers that wait for the store
@@ -181,17 +182,25 @@ func New(opts Options) *Remote {
 // TakeOver makes r share the state of old, the generation before it with the same
 // name and prefix. old stays the owner until Begin. TakeOver must be called before
 // any other method of r.
-func (r *Remote) TakeOver(old *Remote) { r.state = old.state }
+func (r *Remote) TakeOver(old *Remote) { r.state, r.generation = old.state, old.generation+1 }
 
 // CountIn makes r count in c from now on. It must be called before any other method
 // of r, except TakeOver.
 func (r *Remote) CountIn(c *Counts) { r.opts.Counts = c }
 
 // Begin makes r the owner. The previous owner, if there is one, ends its work
-// beside the decisions, and r continues it. Begin may start goroutines.
+// beside the decisions, and r continues it. If a later generation has begun in the
+// meantime, that one stays the owner. Begin may start goroutines.
 func (r *Remote) Begin() {
-	if before := r.owner.Swap(r); before != r {
-		before.stopLoops()
+	for before := r.owner.Load(); before != r; before = r.owner.Load() {
+		if before.generation > r.generation {
+			r.stopLoops()
+			return
+		}
+		if r.owner.CompareAndSwap(before, r) {
+			before.stopLoops()
+			break
+		}
 	}
 	if r.areLoopsStopped() { // r was closed before it was the owner
 		r.finish()

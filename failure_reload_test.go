@@ -1,0 +1,90 @@
+package ratelimit_test
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+)
+
+// TestOutageIsReportedOnceOverReloads reloads while a store is down, and once more
+// between its return and the report of that.
+func TestOutageIsReportedOnceOverReloads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var seen recorder
+		backend := &remoteBackend{Store: memory(t, "backend")}
+		opts := Options{Limits: []Limit{hour}, Store: backend, Observe: seen.observe, Logger: quietly}
+		reg := new(Registry)
+		defer reg.Close()
+		reload := func() *Limiter {
+			var l *Limiter
+			require.NoError(t, reg.Reload(func(next *Registry) (err error) {
+				l, err = next.New("l", opts)
+				return err
+			}))
+			return l
+		}
+		outages := func() (kinds []EventKind) {
+			synctest.Wait()
+			for _, e := range seen.all() {
+				if e.Kind == EventStoreDown || e.Kind == EventStoreBack {
+					kinds = append(kinds, e.Kind)
+				}
+			}
+			return kinds
+		}
+		l := reload()
+		startOutage(t, backend, l, refused)
+		require.Equal(t, []EventKind{EventStoreDown}, outages())
+		for range 5 {
+			l = reload()
+			decide(t, l, "key", 1)
+			time.Sleep(time.Second)
+		}
+		require.Empty(t, outages())
+		endOutage(t, backend, l)
+		reload()
+		require.Equal(t, []EventKind{EventStoreBack}, outages())
+		require.EqualValues(t, 1, l.Stats().Warnings[CodeStoreDown])
+		require.EqualValues(t, 1, l.Stats().Warnings[CodeStoreBack])
+	})
+}
+
+// TestReloadToAnotherStoreEndsTheWorkForTheOldOne reloads while the old store is down,
+// and while it is up and is owed units.
+func TestReloadToAnotherStoreEndsTheWorkForTheOldOne(t *testing.T) {
+	for _, isUp := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			old := &remoteBackend{Store: memory(t, "old")}
+			reg := new(Registry)
+			reload := func(store Store) *Limiter {
+				var l *Limiter
+				require.NoError(t, reg.Reload(func(next *Registry) (err error) {
+					l, err = next.New("l", Options{Limits: []Limit{hour}, Store: store, Logger: quietly})
+					return err
+				}))
+				return l
+			}
+			l := reload(old)
+			idle := goroutines()
+			startOutage(t, old, l, refused)
+			decide(t, l, "owed", 2)
+			if isUp {
+				old.set(up)
+				time.Sleep(time.Second) // the breaker allows a call
+			}
+			reload(memory(t, "new"))
+			time.Sleep(2 * time.Second) // Close has a second
+			synctest.Wait()
+			require.LessOrEqual(t, goroutines(), idle, "nothing of the old generation runs")
+			if isUp {
+				require.EqualValues(t, 3, old.remaining(t, "owed", hour), "it has got what it was owed")
+			}
+			require.True(t, decide(t, l, "in flight", 1).Allowed, "requests that still reach it are decided")
+			require.NoError(t, reg.Close())
+		})
+	}
+}
