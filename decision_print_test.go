@@ -100,3 +100,15 @@ func TestWordsPrintWell(t *testing.T) {
 		assert.Contains(t, out.String(), `"value":"`+test.want+`"`)
 	}
 }
+
+// TestStandingsAreSentences prints what an operator reads.
+func TestStandingsAreSentences(t *testing.T) {
+	for want, s := range map[string]Standing{
+		"login: 3 left of 5/1h fixed":                   {"login", hour, Result{Remaining: 3, MoreAfter: time.Minute}},
+		"login: 0 left of 5/1h fixed, more after 59m2s": {"login", hour, Result{MoreAfter: 59*time.Minute + 2*time.Second}},
+		"gold: unlimited":                               {"gold", Unlimited, Result{Remaining: 999_999_999_999_999}},
+		"shut: denied by deny for ever":                 {"shut", Deny, Result{RetryAfter: Never}},
+	} {
+		require.Equal(t, want, fmt.Sprint(s))
+	}
+}

@@ -42,6 +42,13 @@ func TestLookKeyIsLookForAnyKey(t *testing.T) {
 				require.Equal(t, []Standing{{"lim-1h", limits[0], Result{Remaining: 5}}, {"m", limits[1], Result{Remaining: 3}}}, got)
 				require.EqualValues(t, 1, totalOf(l.Stats()))
 
+				plan := FixedWindow(50, time.Hour).Named("plan") // the same counter, with another number
+				got, err = l.LookKey(ctx, "alice", plan)
+				require.NoError(t, err)
+				require.Equal(t, []Standing{{"plan", plan, Result{Remaining: 47, MoreAfter: time.Hour, ResetAfter: time.Hour}}}, got)
+				_, err = l.LookKey(ctx, "alice", Limit{})
+				require.ErrorContains(t, err, `ratelimit: limiter "lim": LookKey: `)
+
 				require.NoError(t, l.SetLimits(Deny.Named("shut")))
 				got, err = l.LookKey(ctx, "alice")
 				require.NoError(t, err)

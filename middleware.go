@@ -287,11 +287,27 @@ func (l *Limiter) subject(r *http.Request) (key string, p *policy, err error) {
 	return key, p, err
 }
 
-// Standing is the state of a request's key under one of its limits.
+// Standing is the state of a key under one of its limits. If Remaining is 0, the next
+// request for a unit is denied, and MoreAfter is the time until one unit fits. RetryAfter
+// is [Never] under [Deny], and otherwise 0, because a look asks for nothing.
 type Standing struct {
 	Name  string // the policy name, as in the header fields
 	Limit Limit
 	Result
+}
+
+// String returns the standing as a sentence, such as "login: 3 left of 5/1h fixed" or
+// "login: 0 left of 5/1h fixed, more after 59m2s".
+func (s Standing) String() string {
+	switch {
+	case s.RetryAfter == Never:
+		return fmt.Sprintf("%s: denied by %v for ever", s.Name, s.Limit)
+	case s.Limit.rule.Kind == kindUnlimited:
+		return fmt.Sprintf("%s: %v", s.Name, s.Limit)
+	case s.Remaining == 0:
+		return fmt.Sprintf("%s: 0 left of %v, more after %v", s.Name, s.Limit, s.MoreAfter)
+	}
+	return fmt.Sprintf("%s: %d left of %v", s.Name, s.Remaining, s.Limit)
 }
 
 // MarshalJSON implements [json.Marshaler]. Durations are seconds, and [Never] is null.
@@ -318,11 +334,17 @@ func (l *Limiter) Look(r *http.Request) ([]Standing, error) {
 	return l.look(r.Context(), key, p)
 }
 
-// LookKey is [Limiter.Look] for any key, under the limits of [Limiter.Limits]: for a
-// page that shows operators what a client has left. The key is one that Options.Key makes,
-// as [Limiter.KeyOf] returns it. It is an error where [Limiter.TakeN] has one.
-func (l *Limiter) LookKey(ctx context.Context, key string) ([]Standing, error) {
-	return l.look(ctx, key, l.policy.Load())
+// LookKey is [Limiter.Look] for any key: for a page that shows operators what a client
+// has left. The key is one that Options.Key makes, as [Limiter.KeyOf] returns it. limits
+// are those of the client's plan, as for [Limiter.TakeLimits]. Without any, they are those
+// of [Limiter.Limits]: then LookKey says nothing of what the client has left under a plan.
+// It is an error where TakeLimits has one.
+func (l *Limiter) LookKey(ctx context.Context, key string, limits ...Limit) ([]Standing, error) {
+	p, err := l.policyOf(limits)
+	if err != nil {
+		return nil, fmt.Errorf("ratelimit: limiter %q: LookKey: %w", l.name, err)
+	}
+	return l.look(ctx, key, p)
 }
 
 func (l *Limiter) look(ctx context.Context, key string, p *policy) ([]Standing, error) {

@@ -167,6 +167,7 @@ func (o *observation) memory(capacity int, s ratelimit.MemoryStats) {
 	o.to.ObserveInt64(o.memoryCapacity, int64(capacity), o.with())
 	o.count(o.evictions, s.Evicted-s.EvictedDenied, deniedKey.Bool(false))
 	o.count(o.evictions, s.EvictedDenied, deniedKey.Bool(true))
+	o.count(o.snapshotFailures, s.SnapshotsFailed)
 }
 
 func oneIf(yes bool) int64 {

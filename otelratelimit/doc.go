@@ -34,6 +34,7 @@
 //	ratelimit.memory.counters      UpDownCounter    {counter}
 //	ratelimit.memory.capacity      UpDownCounter    {counter}
 //	ratelimit.memory.evictions     Counter          {counter}   ratelimit.denied
+//	ratelimit.memory.snapshot_failures Counter      {failure}
 //
 // Metrics that need an explanation:
 //

@@ -25,9 +25,10 @@ type instruments struct {
 	owedKeys      metric.Int64ObservableUpDownCounter
 	forgottenKeys metric.Int64ObservableCounter
 
-	memoryCounters metric.Int64ObservableUpDownCounter
-	memoryCapacity metric.Int64ObservableUpDownCounter
-	evictions      metric.Int64ObservableCounter
+	memoryCounters   metric.Int64ObservableUpDownCounter
+	memoryCapacity   metric.Int64ObservableUpDownCounter
+	evictions        metric.Int64ObservableCounter
+	snapshotFailures metric.Int64ObservableCounter
 }
 
 // A builder makes instruments, and keeps the errors until the end.
@@ -57,9 +58,10 @@ func (b *builder) instruments() instruments {
 		owedKeys:      b.upDownCounter("ratelimit.store.owed_keys", "{key}", "Keys with units that the remote store does not know of yet."),
 		forgottenKeys: b.counter("ratelimit.store.forgotten_keys", "{key}", "Keys whose units could not be kept for the remote store."),
 
-		memoryCounters: b.upDownCounter("ratelimit.memory.counters", "{counter}", "Counters that a memory store holds."),
-		memoryCapacity: b.upDownCounter("ratelimit.memory.capacity", "{counter}", "The most counters that a memory store can hold."),
-		evictions:      b.counter("ratelimit.memory.evictions", "{counter}", "Counters that a memory store has removed before they expired."),
+		memoryCounters:   b.upDownCounter("ratelimit.memory.counters", "{counter}", "Counters that a memory store holds."),
+		memoryCapacity:   b.upDownCounter("ratelimit.memory.capacity", "{counter}", "The most counters that a memory store can hold."),
+		evictions:        b.counter("ratelimit.memory.evictions", "{counter}", "Counters that a memory store has removed before they expired."),
+		snapshotFailures: b.counter("ratelimit.memory.snapshot_failures", "{failure}", "Times that the snapshot file of a memory store could not be written."),
 	}
 }
 

@@ -86,6 +86,7 @@ func TestEachValueOfAMemoryLimiter(t *testing.T) {
 		"ratelimit.memory.capacity{ratelimit.limiter=api}":                         ratelimit.DefaultMaxKeys,
 		"ratelimit.memory.evictions{ratelimit.denied=false,ratelimit.limiter=api}": 0,
 		"ratelimit.memory.evictions{ratelimit.denied=true,ratelimit.limiter=api}":  0,
+		"ratelimit.memory.snapshot_failures{ratelimit.limiter=api}":                0,
 	}
 	require.Equal(t, want, values(t, reader))
 	require.Equal(t, want, values(t, reader), "reading changes nothing")
