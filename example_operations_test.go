@@ -182,7 +182,7 @@ func ExampleLimiter_LookKey() {
 		return
 	}
 	left := func() {
-		standings, err := login.LookKey(ctx, key)
+		standings, err := login.LookKey(ctx, key) // for a user with a plan: LookKey(ctx, key, plan...)
 		if err != nil {
 			fmt.Println(err)
 			return

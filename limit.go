@@ -31,7 +31,7 @@ type Limit struct {
 
 // Limits for plans that count nothing. They can have a name; their other numbers are 0.
 var (
-	// Unlimited admits everything. A request under Unlimited alone is not counted, is
+	// Unlimited admits everything. A request under Unlimited alone takes no units, is
 	// admitted even if the store fails, and has no header fields. Beside other
 	// limits it adds nothing.
 	Unlimited = Limit{rule: rule.Limit{Kind: kindUnlimited}}

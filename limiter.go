@@ -122,7 +122,8 @@ func (l *Limiter) Limits() []Limit { return slices.Clone(l.policy.Load().given) 
 // N or the burst is in effect at once, and lowering it leaves at least 0. Where an
 // error is returned, nothing has changed: where the limits are refused as by [New],
 // or the limiter has been closed, or replaced by a [Reload]. Other processes keep their
-// limits: call it in each of them.
+// limits: call it in each of them. Requests whose limits come from Options.LimitsFor
+// keep them: change your plans there.
 func (l *Limiter) SetLimits(limits ...Limit) error {
 	return l.SetLimitsContext(context.Background(), limits...)
 }
