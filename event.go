@@ -232,6 +232,9 @@ func (m *emitter) emit(ctx context.Context, e Event) {
 	if !m.observed() {
 		return
 	}
+	if ctx == nil {
+		ctx = context.Background()
+	}
 	e.Time, e.Limiter, e.Actor = time.Now(), m.report.name, actorOf(ctx)
 	e.Reason, _ = ctx.Value(reasonKey{}).(string)
 	if m.own != nil {
@@ -240,6 +243,21 @@ func (m *emitter) emit(ctx context.Context, e Event) {
 	for _, o := range m.registry.all() {
 		m.call(*o, ctx, &e)
 	}
+}
+
+// isolated is emit on another goroutine, for which it waits. It is for events of this
+// library's own goroutines, which others rely on: an observer may end the goroutine that
+// it runs on, as a failing test does.
+func (m *emitter) isolated(e Event) {
+	if !m.observed() {
+		return
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		m.emit(context.Background(), e)
+	}()
+	<-done
 }
 
 // call calls one observer. If it panics, that is logged, and nobody else notices. The
@@ -261,6 +279,10 @@ func (m *emitter) warned(w warning, err error, lasted time.Duration) {
 		e.Kind = EventStoreDown
 	case warnStoreBack:
 		e.Kind = EventStoreBack
+	case warnPrefixClaimed, warnOtherLimits, warnSnapshotFailed:
+	default:
+		m.emit(context.Background(), e)
+		return
 	}
-	m.emit(context.Background(), e)
+	m.isolated(e)
 }

@@ -107,7 +107,6 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 			Counts: &l.counts.remote,
 		})
 	}
-	l.counts.use(l.memory, l.remote)
 	return l, nil
 }
 
@@ -157,9 +156,9 @@ func (l *Limiter) SetLimitsContext(ctx context.Context, limits ...Limit) error {
 	return nil
 }
 
-// reportLimits reports each limit of p, unless the policy old had the same ones.
+// reportLimits reports each limit of p, unless the policy old had the same ones in force.
 func (l *Limiter) reportLimits(ctx context.Context, p, old *policy) {
-	if slices.Equal(p.given, old.given) {
+	if p.always != nil && old.always != nil && *p.always == *old.always || p.always == nil && slices.Equal(p.limits, old.limits) {
 		return
 	}
 	for i, name := range p.names {
@@ -188,17 +187,16 @@ func (l *Limiter) continues(old *Limiter) bool {
 }
 
 // begin is called when l owns what it counts with: by New, or when the Reload that l
-// was made in has succeeded. It returns the limiter that l has replaced, or nil.
-func (l *Limiter) begin() (old *Limiter) {
+// was made in has succeeded. It calls no observer.
+func (l *Limiter) begin() {
 	l.begun.Store(true)
 	l.counts.policies.use(l.policy.Load())
-	old = l.succeeded
+	old := l.succeeded
 	if old != nil { // its plans have counters, too
 		l.used.addAll(old.used.with(old.plans.all()))
 		l.succeeded = nil
 	}
 	l.adoptStore()
-	l.logStore()
 	if l.remote != nil {
 		l.remote.Begin()
 	}
@@ -207,7 +205,6 @@ func (l *Limiter) begin() (old *Limiter) {
 		// owed, for a second at most; requests that still reach old are decided.
 		go old.remote.Close()
 	}
-	return old
 }
 
 // adoptStore makes stores that keep a record of their limiter keep it of l.

@@ -336,8 +336,8 @@ func (l *Limiter) Look(r *http.Request) ([]Standing, error) {
 
 // LookKey is [Limiter.Look] for any key: for a page that shows operators what a client
 // has left. The key is one that Options.Key makes, as [Limiter.KeyOf] returns it. limits
-// are those of the client's plan, as for [Limiter.TakeLimits]. Without any, they are those
-// of [Limiter.Limits]: then LookKey says nothing of what the client has left under a plan.
+// are the limits of the client's plan, as for [Limiter.TakeLimits]. Without any, LookKey
+// looks under [Limiter.Limits], and says nothing of what the client has left under a plan.
 // It is an error where TakeLimits has one.
 func (l *Limiter) LookKey(ctx context.Context, key string, limits ...Limit) ([]Standing, error) {
 	p, err := l.policyOf(limits)

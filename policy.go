@@ -241,9 +241,10 @@ type policyCounts struct {
 // A countedPolicy is one name, or the entry of all names without one of their own.
 type countedPolicy struct {
 	name   string
-	limit  Limit // the latest one of that name; guarded by policyCounts.mu
-	used   bool  // it has been in force; guarded by policyCounts.mu
-	plan   bool
+	limit  Limit         // the latest one of that name; guarded by policyCounts.mu
+	used   bool          // it has been in force; guarded by policyCounts.mu
+	own    bool          // one of the limiter's own limits has had it; guarded by policyCounts.mu
+	plan   bool          // a plan had it first
 	number uint8         // its index, by which tables count
 	denied atomic.Uint64 // by decisions that were not made in a table
 }
@@ -273,8 +274,8 @@ func (c *policyCounts) use(p *policy) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i, counted := range p.counted {
-		counted.used = true
-		if counted.name != otherPolicies && (!p.plan || counted.plan) {
+		counted.used, counted.own = true, counted.own || !p.plan
+		if counted.name != otherPolicies && !(p.plan && counted.own) {
 			counted.limit = *p.limit(i)
 		}
 	}
@@ -286,13 +287,21 @@ func (c *policyCounts) find(name string, plan bool) *countedPolicy {
 	if plan {
 		room = maxPlanNames
 	}
+	var unused *countedPolicy // of a Reload that has failed, most likely
 	for _, p := range c.all {
 		if p.name == name {
 			return p
 		}
 		if p.plan == plan {
 			room--
+			if !p.used && p.denied.Load() == 0 {
+				unused = p
+			}
 		}
+	}
+	if room <= 0 && unused != nil && name != otherPolicies {
+		unused.name = name
+		return unused
 	}
 	if room <= 0 && name != otherPolicies {
 		return c.find(otherPolicies, plan)

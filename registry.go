@@ -60,6 +60,7 @@ func (r *Registry) New(name string, opts Options) (*Limiter, error) {
 	}
 	if r.base == nil { // otherwise it begins when the Reload succeeds
 		l.begin()
+		l.logStore()
 		if inHandler {
 			l.report.warn(warnInHandler)
 		}
@@ -136,28 +137,42 @@ func (r *Registry) Reload(build func(next *Registry) error) error {
 	if err := build(next); err != nil {
 		return fmt.Errorf("ratelimit: Reload: nothing has changed: %w", err)
 	}
-	begun, replaced, err := next.replace(r, made)
+	begun, err := next.replace(r, made)
 	if err != nil {
 		return fmt.Errorf("ratelimit: Reload: nothing has changed: %w", err)
 	}
 	done = true
-	olds := make([]*Limiter, len(begun))
-	for i, l := range begun {
-		olds[i] = l.begin()
-	}
-	for i, l := range begun { // only now, because observers may call Reload
-		if old := olds[i]; old != nil {
-			l.reportLimits(context.Background(), l.policy.Load(), old.policy.Load())
+	for _, g := range begun {
+		if g.now != nil {
+			g.now.begin()
 		}
 	}
-	for _, l := range replaced {
-		kind := EventClosed
-		if slices.ContainsFunc(begun, func(next *Limiter) bool { return next.name == l.name }) {
-			kind = EventReplaced
-		}
-		l.events.emit(context.Background(), Event{Kind: kind})
+	for _, g := range begun { // only now, because observers may call Reload
+		g.report()
 	}
 	return nil
+}
+
+// A succession is a limiter that a Reload has made, and the one that it has replaced.
+// Either may be nil.
+type succession struct {
+	now, was                *Limiter
+	policyNow, policyBefore *policy
+}
+
+// report logs and reports what the Reload has done. No lock may be held.
+func (s *succession) report() {
+	if s.now != nil {
+		s.now.logStore()
+	}
+	switch {
+	case s.was == nil:
+	case s.now == nil:
+		s.was.events.emit(context.Background(), Event{Kind: EventClosed})
+	default:
+		s.now.reportLimits(context.Background(), s.policyNow, s.policyBefore)
+		s.was.events.emit(context.Background(), Event{Kind: EventReplaced})
+	}
 }
 
 // Reload replaces all limiters of the [DefaultRegistry]; see [Registry.Reload].
@@ -197,8 +212,8 @@ func (r *Registry) claim(l *Limiter) error {
 			l.succeed(old)
 		}
 	}
-	if l.memory != nil {
-		l.counts.include(l.memory)
+	if r.base == nil {
+		l.counts.use(l.memory, l.remote)
 	}
 	r.limiters[l.name] = l
 	for _, prefix := range l.prefixes {
@@ -265,25 +280,32 @@ func (r *Registry) stores() *map[Store]*Limiter {
 	return &claims.stores
 }
 
-// replace puts next's limiters into r, where its old ones were, and returns both. made
-// is how many limiters r had made when the Reload began.
-func (next *Registry) replace(r *Registry, made uint64) (begun, replaced []*Limiter, err error) {
+// replace puts next's limiters into r, where its old ones were, and returns what has
+// followed what. made is how many limiters r had made when the Reload began.
+func (next *Registry) replace(r *Registry, made uint64) (begun []*succession, err error) {
 	claims.Lock()
 	defer claims.Unlock()
 	if r.made != made {
-		return nil, nil, errors.New("a limiter was made, the registry was closed, or another Reload finished meanwhile; call it again")
+		return nil, errors.New("a limiter was made, the registry was closed, or another Reload finished meanwhile; call it again")
 	}
 	for s, l := range next.staged { // another registry may have claimed one in the meantime
 		if holder := claims.stores[s]; holder != nil && !next.succeeds(l, holder) {
-			return nil, nil, l.conflict(ErrStoreShared, holder)
+			return nil, l.conflict(ErrStoreShared, holder)
 		}
 	}
-	for _, l := range r.limiters {
+	for name, l := range r.limiters {
 		l.replaced.Store(true)
-		replaced = append(replaced, l)
+		if next.limiters[name] == nil {
+			begun = append(begun, &succession{was: l})
+		}
 	}
-	for _, l := range next.limiters {
+	for name, l := range next.limiters {
 		l.counts.use(l.memory, l.remote)
+		s := &succession{now: l, was: r.limiters[name], policyNow: l.policy.Load()}
+		if s.was != nil {
+			s.policyBefore = s.was.policy.Load()
+		}
+		begun = append(begun, s)
 	}
 	r.retire()
 	r.limiters, r.prefixes = next.limiters, next.prefixes
@@ -293,7 +315,7 @@ func (next *Registry) replace(r *Registry, made uint64) (begun, replaced []*Limi
 		l.registry = r
 	}
 	r.made += next.made + 1
-	return slices.Collect(maps.Values(r.limiters)), replaced, nil
+	return begun, nil
 }
 
 // abandon ends a Reload that has failed.

@@ -2,6 +2,7 @@ package ratelimit
 
 import (
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,18 +16,20 @@ import (
 // by counts. Nothing is added up before somebody asks.
 
 // LimiterStats are counts over a limiter's life. A limiter that a [Reload] puts in the
-// place of another one of the same name goes on with its counts, so they never fall.
+// place of another one of the same name goes on with its counts, so they never fall. Only
+// Memory is about the store that the limiter has now.
 // Each request is counted as exactly one of Allowed, Denied, ShadowDenied, Exempt, NoKey
-// and Failed, and each call that asked for units as Allowed or Denied. A request that
-// passes the limiter twice is counted once.
+// and Failed, and each call that asked for units as Allowed or Denied. A request that was
+// decided and passes the limiter again is not counted again. A request in which one of
+// the options' functions panics is not counted.
 type LimiterStats struct {
 	// Allowed and Denied count decisions, also under [Unlimited] and [Deny]. Looks, and
 	// calls that ended with an error, are not counted.
 	Allowed, Denied uint64
 
-	// AllowedUnits and DeniedUnits are what these decisions were about. An allowed
-	// TakeUpTo counts with the units that it has granted. Units that are given back
-	// later are not subtracted.
+	// AllowedUnits and DeniedUnits are what these decisions were about, at most the
+	// largest int64. An allowed TakeUpTo counts with the units that it has granted. Units
+	// that are given back or charged later change nothing here.
 	AllowedUnits, DeniedUnits uint64
 
 	// ShadowDenied counts the requests that would have been denied, and were let through
@@ -120,29 +123,34 @@ type counts struct {
 
 	mu      sync.Mutex // guards the fields below
 	tables  []*countedTable
-	memory  *MemoryStore   // of the present generation, or nil
-	store   *remote.Remote // of the present generation, or nil
-	carried remoteTotals   // of stores that a Reload has replaced
+	over    table.Decisions // of tables that are not in tables any more
+	memory  *MemoryStore    // of the present generation, or nil
+	store   *remote.Remote  // of the present generation, or nil
+	carried remoteTotals    // of stores that a Reload has replaced
 }
 
 // remoteTotals are the counts in RemoteStats that the parts of a store keep. Those in
 // counts.carried are modulo 2^64: what other limiters have evicted may be part of both.
 type remoteTotals struct{ breakerOpened, forgotten, evicted uint64 }
 
-// include counts a memory store's decisions from now on.
-func (c *counts) include(s *MemoryStore) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if t := s.countFor(c.tables); t != nil {
-		c.tables = append(c.tables, t)
-	}
-}
-
-// use makes a generation's stores the present ones; either may be nil. Counts of a
-// remote store go on where they are.
+// use makes a generation's stores the present ones; either may be nil. From now on the
+// memory store's decisions are counted here. Counts of a remote store go on where they
+// are.
 func (c *counts) use(memory *MemoryStore, store *remote.Remote) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if memory != nil {
+		if t := memory.countFor(c.tables); t != nil {
+			c.tables = append(c.tables, t)
+		}
+	}
+	c.tables = slices.DeleteFunc(c.tables, func(t *countedTable) bool { // so that closed stores can be freed
+		over := t.store != memory && t.isOver()
+		if over {
+			t.addTo(&c.over)
+		}
+		return over
+	})
 	was := c.remoteTotals()
 	c.carried, c.memory, c.store = remoteTotals{}, memory, store
 	is := c.remoteTotals()
@@ -160,14 +168,23 @@ func (c *counts) decided(n int64, p *policy, t *taken, results []Result) {
 		source.denied.Add(1)
 		p.counted[t.bound].denied.Add(1)
 		if n > 1 {
-			c.moreDenied.Add(uint64(n - 1))
+			addUnits(&c.moreDenied, n-1)
 		}
 	default:
 		source.allowed.Add(1)
 		if n > 1 {
-			c.moreAllowed.Add(uint64(n - 1))
+			addUnits(&c.moreAllowed, n-1)
 		}
 		c.countNear(p, results)
+	}
+}
+
+func addUnits(sum *atomic.Uint64, n int64) {
+	for {
+		before := sum.Load()
+		if sum.CompareAndSwap(before, table.AddUnits(before, uint64(n))) {
+			return
+		}
 	}
 }
 
@@ -209,19 +226,12 @@ func (c *counts) stats() LimiterStats {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var sum table.Decisions
+	sum := c.over
+	sum.DeniedBy = slices.Clone(sum.DeniedBy)
 	for _, t := range c.tables {
-		until := t.after.Load()
-		if until == nil {
-			held, decisions := t.store.table.Counts()
-			if until = t.after.Load(); until == nil { // otherwise another limiter has got the store in the meantime
-				until = &decisions
-			}
-			if t.store == c.memory {
-				stats.Memory = c.memory.statsOf(held)
-			}
+		if held := t.addTo(&sum); t.store == c.memory {
+			stats.Memory = c.memory.statsOf(held)
 		}
-		t.add(&sum, until)
 	}
 	var bySource [len(sources)]uint64
 	for i := range c.sources {
@@ -231,8 +241,8 @@ func (c *counts) stats() LimiterStats {
 		stats.ShadowDenied += shadow
 		bySource[i] = allowed + denied + shadow
 	}
-	stats.AllowedUnits = stats.Allowed + c.moreAllowed.Load() + sum.AllowedUnits
-	stats.DeniedUnits = stats.Denied + c.moreDenied.Load() + sum.DeniedUnits
+	stats.AllowedUnits = table.AddUnits(stats.Allowed+c.moreAllowed.Load(), sum.AllowedUnits)
+	stats.DeniedUnits = table.AddUnits(stats.Denied+c.moreDenied.Load(), sum.DeniedUnits)
 	stats.Allowed += sum.Allowed + c.freeAllowed.Load()
 	stats.Denied += sum.Denied + c.freeDenied.Load()
 	stats.ShadowDenied += sum.ShadowDenied

@@ -464,7 +464,7 @@ func TestEachRequestIsCountedOnce(t *testing.T) {
 			for range 2 {
 				decide(t, l, "key", math.MaxInt64)
 			}
-		}, LimiterStats{Denied: 2, DeniedUnits: math.MaxUint64 - 1}},
+		}, LimiterStats{Denied: 2, DeniedUnits: math.MaxInt64}},
 	} {
 		for kind, store := range map[string]func(t *testing.T) Store{
 			"memory": func(t *testing.T) Store { return memory(t, "m") }, "wrapped": func(t *testing.T) Store { return &wrapper{memory(t, "w")} },

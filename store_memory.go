@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"sync/atomic"
 
 	"github.com/ratelimit-go/ratelimit/internal/clock"
@@ -35,32 +36,54 @@ type MemoryStore struct {
 // between two instants.
 type countedTable struct {
 	store  *MemoryStore
-	before table.Decisions                 // what the table had counted when the limiter got the store
-	after  atomic.Pointer[table.Decisions] // set when another limiter has got it
+	before table.Decisions // what the table had counted when the limiter got the store
+
+	mu    sync.Mutex
+	after *table.Decisions // set when another limiter has got the store; guarded by mu
 }
 
 // countFor begins to count for a limiter that has counted in some tables before. It
-// returns what to add to them, or nil if it counts for that limiter already.
+// returns what to add to them, or nil if it counts for that limiter already. Calls for
+// one store must not overlap.
 func (s *MemoryStore) countFor(tables []*countedTable) *countedTable {
-	previous := s.counted.Load()
-	if previous != nil && slices.Contains(tables, previous) {
+	begun, previous := &countedTable{store: s}, s.counted.Load()
+	switch {
+	case previous == nil:
+		_, begun.before = s.table.Counts()
+	case slices.Contains(tables, previous):
 		return nil
+	default:
+		begun.before = previous.end()
 	}
-	_, now := s.table.Counts()
-	if previous != nil {
-		previous.after.Store(&now)
-	}
-	begun := &countedTable{store: s, before: now}
 	s.counted.Store(begun)
 	return begun
 }
 
-// add adds the decisions to a sum.
-func (t *countedTable) add(sum *table.Decisions, until *table.Decisions) {
+// end ends the counting, and returns what the table has counted until now.
+func (t *countedTable) end() table.Decisions {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.after == nil {
+		_, now := t.store.table.Counts()
+		t.after = &now
+	}
+	return *t.after
+}
+
+// addTo adds the decisions to a sum. If they are still being counted, it also returns how
+// full the table is.
+func (t *countedTable) addTo(sum *table.Decisions) (held table.Stats) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	until := t.after
+	if until == nil {
+		stats, now := t.store.table.Counts()
+		held, until = stats, &now
+	}
 	sum.Allowed += until.Allowed - t.before.Allowed
 	sum.Denied += until.Denied - t.before.Denied
-	sum.AllowedUnits += until.AllowedUnits - t.before.AllowedUnits
-	sum.DeniedUnits += until.DeniedUnits - t.before.DeniedUnits
+	sum.AllowedUnits = table.AddUnits(sum.AllowedUnits, until.AllowedUnits-t.before.AllowedUnits)
+	sum.DeniedUnits = table.AddUnits(sum.DeniedUnits, until.DeniedUnits-t.before.DeniedUnits)
 	sum.NearLimit += until.NearLimit - t.before.NearLimit
 	sum.ShadowDenied += until.ShadowDenied - t.before.ShadowDenied
 	for i, denied := range until.DeniedBy {
@@ -72,6 +95,15 @@ func (t *countedTable) add(sum *table.Decisions, until *table.Decisions) {
 		}
 		sum.DeniedBy[i] += denied
 	}
+	return held
+}
+
+// isOver reports whether nothing will be added any more, because another limiter has the
+// store, or because it has been closed.
+func (t *countedTable) isOver() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.after != nil || t.store.closed.Load()
 }
 
 // Name returns the name that the store is known by in this process.

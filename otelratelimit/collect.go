@@ -21,6 +21,7 @@ const (
 	codeKey      = attribute.Key("ratelimit.code")
 	algorithmKey = attribute.Key("ratelimit.algorithm")
 	deniedKey    = attribute.Key("ratelimit.denied")
+	storeKey     = attribute.Key("ratelimit.store")
 	errorTypeKey = attribute.Key("error.type")
 )
 
@@ -138,7 +139,7 @@ func (o *observation) store(info ratelimit.Info, s *ratelimit.LimiterStats) {
 	decided := s.Allowed + s.Denied + s.ShadowDenied
 	o.count(o.decisions, decided-elsewhere, sourceKey.String(ratelimit.SourceStore.String()))
 	if info.Capacity > 0 {
-		o.memory(info.Capacity, s.Memory)
+		o.memory(storeKey.String(info.Prefix), info.Capacity, s.Memory)
 	}
 	if info.Remote || *remote != (ratelimit.RemoteStats{}) { // or it had a remote store before a Reload
 		o.remote(remote)
@@ -161,13 +162,14 @@ func (o *observation) remote(remote *ratelimit.RemoteStats) {
 	o.count(o.forgottenKeys, remote.Forgotten)
 }
 
-// memory reports how full a memory store is.
-func (o *observation) memory(capacity int, s ratelimit.MemoryStats) {
-	o.to.ObserveInt64(o.memoryCounters, int64(s.Counters), o.with())
-	o.to.ObserveInt64(o.memoryCapacity, int64(capacity), o.with())
-	o.count(o.evictions, s.Evicted-s.EvictedDenied, deniedKey.Bool(false))
-	o.count(o.evictions, s.EvictedDenied, deniedKey.Bool(true))
-	o.count(o.snapshotFailures, s.SnapshotsFailed)
+// memory reports how full a memory store is. The numbers are the store's, and begin again
+// if a Reload gives the limiter another one.
+func (o *observation) memory(store attribute.KeyValue, capacity int, s ratelimit.MemoryStats) {
+	o.to.ObserveInt64(o.memoryCounters, int64(s.Counters), o.with(store))
+	o.to.ObserveInt64(o.memoryCapacity, int64(capacity), o.with(store))
+	o.count(o.evictions, s.Evicted-s.EvictedDenied, store, deniedKey.Bool(false))
+	o.count(o.evictions, s.EvictedDenied, store, deniedKey.Bool(true))
+	o.count(o.snapshotFailures, s.SnapshotsFailed, store)
 }
 
 func oneIf(yes bool) int64 {

@@ -31,10 +31,10 @@
 //	ratelimit.store.breaker_open   Gauge            1
 //	ratelimit.store.owed_keys      UpDownCounter    {key}
 //	ratelimit.store.forgotten_keys Counter          {key}
-//	ratelimit.memory.counters      UpDownCounter    {counter}
-//	ratelimit.memory.capacity      UpDownCounter    {counter}
-//	ratelimit.memory.evictions     Counter          {counter}   ratelimit.denied
-//	ratelimit.memory.snapshot_failures Counter      {failure}
+//	ratelimit.memory.counters      UpDownCounter    {counter}   ratelimit.store
+//	ratelimit.memory.capacity      UpDownCounter    {counter}   ratelimit.store
+//	ratelimit.memory.evictions     Counter          {counter}   ratelimit.store, ratelimit.denied
+//	ratelimit.memory.snapshot_failures Counter      {failure}   ratelimit.store
 //
 // Metrics that need an explanation:
 //

@@ -82,11 +82,11 @@ func TestEachValueOfAMemoryLimiter(t *testing.T) {
 		"ratelimit.limit.window{ratelimit.algorithm=sliding,ratelimit.limiter=api,ratelimit.policy=api-1m}": 60,
 		"ratelimit.limit.window{ratelimit.algorithm=bucket,ratelimit.limiter=api,ratelimit.policy=gold}":    60,
 
-		"ratelimit.memory.counters{ratelimit.limiter=api}":                         5,
-		"ratelimit.memory.capacity{ratelimit.limiter=api}":                         ratelimit.DefaultMaxKeys,
-		"ratelimit.memory.evictions{ratelimit.denied=false,ratelimit.limiter=api}": 0,
-		"ratelimit.memory.evictions{ratelimit.denied=true,ratelimit.limiter=api}":  0,
-		"ratelimit.memory.snapshot_failures{ratelimit.limiter=api}":                0,
+		"ratelimit.memory.counters{ratelimit.limiter=api,ratelimit.store=" + l.Info().Prefix + "}":                         5,
+		"ratelimit.memory.capacity{ratelimit.limiter=api,ratelimit.store=" + l.Info().Prefix + "}":                         ratelimit.DefaultMaxKeys,
+		"ratelimit.memory.evictions{ratelimit.denied=false,ratelimit.limiter=api,ratelimit.store=" + l.Info().Prefix + "}": 0,
+		"ratelimit.memory.evictions{ratelimit.denied=true,ratelimit.limiter=api,ratelimit.store=" + l.Info().Prefix + "}":  0,
+		"ratelimit.memory.snapshot_failures{ratelimit.limiter=api,ratelimit.store=" + l.Info().Prefix + "}":                0,
 	}
 	require.Equal(t, want, values(t, reader))
 	require.Equal(t, want, values(t, reader), "reading changes nothing")
@@ -216,10 +216,10 @@ func TestEvictionsOfDeniedKeys(t *testing.T) {
 	s, got := store.Stats(), values(t, reader)
 	require.Positive(t, s.Evicted)
 	require.Positive(t, s.EvictedDenied)
-	require.EqualValues(t, s.EvictedDenied, got["ratelimit.memory.evictions{ratelimit.denied=true,ratelimit.limiter=x}"])
-	require.EqualValues(t, s.Evicted-s.EvictedDenied, got["ratelimit.memory.evictions{ratelimit.denied=false,ratelimit.limiter=x}"])
-	require.EqualValues(t, s.Counters, got["ratelimit.memory.counters{ratelimit.limiter=x}"])
-	require.LessOrEqual(t, got["ratelimit.memory.counters{ratelimit.limiter=x}"], got["ratelimit.memory.capacity{ratelimit.limiter=x}"])
+	require.EqualValues(t, s.EvictedDenied, got["ratelimit.memory.evictions{ratelimit.denied=true,ratelimit.limiter=x,ratelimit.store="+store.Prefix()+"}"])
+	require.EqualValues(t, s.Evicted-s.EvictedDenied, got["ratelimit.memory.evictions{ratelimit.denied=false,ratelimit.limiter=x,ratelimit.store="+store.Prefix()+"}"])
+	require.EqualValues(t, s.Counters, got["ratelimit.memory.counters{ratelimit.limiter=x,ratelimit.store="+store.Prefix()+"}"])
+	require.LessOrEqual(t, got["ratelimit.memory.counters{ratelimit.limiter=x,ratelimit.store="+store.Prefix()+"}"], got["ratelimit.memory.capacity{ratelimit.limiter=x,ratelimit.store="+store.Prefix()+"}"])
 }
 
 // TestTheDocumentationHasEachMetric compares the table of the package documentation

@@ -201,7 +201,7 @@ func TestSeriesFollowTheRegistry(t *testing.T) {
 	n, _ = allowed("b")
 	require.EqualValues(t, 6, n)
 	got := values(t, reader)
-	require.Contains(t, got, "ratelimit.memory.counters{ratelimit.limiter=b}")
+	require.Contains(t, got, "ratelimit.memory.counters{ratelimit.limiter=b,ratelimit.store="+b.Info().Prefix+"}")
 	require.Positive(t, got["ratelimit.store.calls{ratelimit.limiter=b}"], "counters go on")
 
 	require.NoError(t, b.SetLimits(ratelimit.TokenBucket(7, time.Minute, 9)))

@@ -123,11 +123,11 @@ func (s *Store) checkRecord(ctx context.Context, own *claim) error {
 		other.Limiter = fmt.Sprintf("%.64q, which is no record of this library", text)
 	}
 	if other.Limiter != own.record.Limiter {
-		if s.owner.foreign.Add(1) == 1 {
-			own.report.PrefixClaimed(s.prefix, other)
-		}
 		if s.options.RefuseClaimed {
 			s.owner.claimedBy.Store(&other.Limiter)
+		}
+		if s.owner.foreign.Add(1) == 1 {
+			own.report.PrefixClaimed(s.prefix, other)
 		}
 		return errClaimed
 	}

@@ -1,6 +1,10 @@
 package table
 
-import "github.com/ratelimit-go/ratelimit/internal/rule"
+import (
+	"math"
+
+	"github.com/ratelimit-go/ratelimit/internal/rule"
+)
 
 // This file counts decisions. Each shard counts its own ones, because its lock is
 // held anyway when it decides, and [Table.Counts] adds them up. Which keys were
@@ -25,6 +29,15 @@ type Policies [MaxLimits]uint8
 
 // Shadow is the policy of denials that do not count as such.
 const Shadow = 1 << 7
+
+// AddUnits adds numbers of units. The sum stays at the largest int64: what a request costs
+// may be a client's choice, and a count must not fall.
+func AddUnits(a, b uint64) uint64 {
+	if sum := a + b; sum >= a && sum <= math.MaxInt64 {
+		return sum
+	}
+	return math.MaxInt64
+}
 
 // decisions are the counts of one shard, which must be locked. Most decisions are about
 // one unit, and add to one of them: the units beyond that are apart.
@@ -55,7 +68,7 @@ func (d *decisions) rarely() *rareCounts {
 func (d *decisions) allow(n int64, near bool) {
 	d.allowed++
 	if n > 1 {
-		d.moreAllowed += uint64(n - 1)
+		d.moreAllowed = AddUnits(d.moreAllowed, uint64(n-1))
 	}
 	if near {
 		d.near++
@@ -80,7 +93,7 @@ func (d *decisions) denyRarely(n int64, policy uint8) {
 		return
 	}
 	d.denied++
-	r.moreDenied += uint64(n - 1)
+	r.moreDenied = AddUnits(r.moreDenied, uint64(n-1))
 	if policy == 0 {
 		return
 	}
@@ -105,8 +118,8 @@ func (d *decisions) decided(n int64, admitted bool, limits []rule.Limit, answers
 func (sum *Decisions) add(d *decisions) {
 	sum.Allowed += d.allowed
 	sum.Denied += d.denied
-	sum.AllowedUnits += d.allowed + d.moreAllowed
-	sum.DeniedUnits += d.denied
+	sum.AllowedUnits = AddUnits(sum.AllowedUnits, d.allowed+d.moreAllowed)
+	sum.DeniedUnits = AddUnits(sum.DeniedUnits, d.denied)
 	sum.NearLimit += d.near
 	if len(sum.DeniedBy) == 0 {
 		sum.DeniedBy = append(sum.DeniedBy, 0)
@@ -116,7 +129,7 @@ func (sum *Decisions) add(d *decisions) {
 	if r == nil {
 		return
 	}
-	sum.DeniedUnits += r.moreDenied
+	sum.DeniedUnits = AddUnits(sum.DeniedUnits, r.moreDenied)
 	sum.ShadowDenied += r.shadow
 	if missing := len(r.deniedBy) - len(sum.DeniedBy); missing > 0 {
 		sum.DeniedBy = append(sum.DeniedBy, make([]uint64, missing)...)
