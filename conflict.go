@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"reflect"
-	"strings"
 )
 
 // What a [ConflictError] is about, for errors.Is.
@@ -28,12 +26,6 @@ type ConflictError struct {
 
 	kind    error
 	unshare string // how to give each limiter a store of its own
-}
-
-// storeName is the name of a store's type, such as "RedisStore".
-func storeName(s Store) string {
-	name := reflect.TypeOf(s).String()
-	return name[strings.LastIndexByte(name, '.')+1:]
 }
 
 // unshareAdvice says how to give each limiter a store of its own, in the words of

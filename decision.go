@@ -37,6 +37,11 @@ type Decision struct {
 	// Source says where the decision was made.
 	Source Source
 
+	// Blocked means that a block of the key is in force, under Limit or another limit;
+	// see [Limit.Block]. That goes also for a look, and for a request that costs 0: these
+	// are allowed.
+	Blocked bool
+
 	// Policy is the name of Limit, as in the header fields.
 	Policy string
 
@@ -45,16 +50,21 @@ type Decision struct {
 }
 
 // String returns the decision as a sentence, such as "denied by 5/1h fixed for 59m2s".
+// For a block it has "blocked" in place of "denied".
 func (d Decision) String() string {
 	switch {
 	case d.Limit == (Limit{}):
 		return "no decision"
 	case d.Allowed && d.Limit.rule.Kind == kindUnlimited:
 		return "allowed by " + d.Limit.String()
+	case d.Allowed && d.Blocked:
+		return fmt.Sprintf("allowed, blocked by %v for %v", d.Limit, d.MoreAfter)
 	case d.Allowed:
 		return fmt.Sprintf("allowed, %d left of %v", d.Remaining, d.Limit)
 	case d.RetryAfter == Never:
 		return fmt.Sprintf("denied by %v for ever", d.Limit)
+	case d.Blocked:
+		return fmt.Sprintf("blocked by %v for %v", d.Limit, d.RetryAfter)
 	}
 	return fmt.Sprintf("denied by %v for %v", d.Limit, d.RetryAfter)
 }
@@ -64,6 +74,9 @@ func (d Decision) LogValue() slog.Value {
 	attrs := []slog.Attr{slog.Bool("allowed", d.Allowed), slog.String("limit", d.Limit.String()), slog.Int64("remaining", d.Remaining)}
 	if d.RetryAfter != 0 && d.RetryAfter != Never {
 		attrs = append(attrs, slog.Duration("retry_after", d.RetryAfter))
+	}
+	if d.Blocked {
+		attrs = append(attrs, slog.Bool("blocked", true))
 	}
 	return slog.GroupValue(append(attrs, slog.String("source", d.Source.String()))...)
 }
@@ -79,7 +92,8 @@ func (d Decision) MarshalJSON() ([]byte, error) {
 		Source     Source   `json:"source"`
 		Policy     string   `json:"policy,omitempty"`
 		MoreAfter  float64  `json:"more_after,omitzero"`
-	}{d.Allowed, "", d.Remaining, d.ResetAfter.Seconds(), orNull(d.RetryAfter), d.Source, d.Policy, d.MoreAfter.Seconds()}
+		Blocked    bool     `json:"blocked,omitzero"`
+	}{d.Allowed, "", d.Remaining, d.ResetAfter.Seconds(), orNull(d.RetryAfter), d.Source, d.Policy, d.MoreAfter.Seconds(), d.Blocked}
 	if d.Limit != (Limit{}) {
 		form.Limit = d.Limit.String()
 	}
@@ -95,6 +109,14 @@ func orNull(wait time.Duration) *float64 {
 	return &seconds
 }
 
+// boundFlags say more about a decision, in one byte.
+type boundFlags uint8
+
+const (
+	keyBlocked    boundFlags = 1 << iota // a block of the key is in force
+	timeoutWriter                        // the response is of an http.TimeoutHandler: see requestState.isOf
+)
+
 // bound is a decision in its smallest form: the limit that binds, and the result
 // under it.
 type bound struct {
@@ -105,8 +127,8 @@ type bound struct {
 	moreAfter  time.Duration
 	index      uint8 // of that limit in the policy
 	source     Source
-	styles     uint8         // the Headers of this limiter and those around it
-	ofTimeout  bool          // the response is of an http.TimeoutHandler: see requestState.isOf
+	styles     uint8 // the Headers of this limiter and those around it
+	flags      boundFlags
 	spent      atomic.Uint32 // how long an answer has waited for stores outside of this process, in microseconds
 }
 
@@ -119,7 +141,9 @@ func (b *bound) limit() *Limit { return b.policy.limit(int(b.index)) }
 func (b *bound) allowed() bool { return b.retryAfter == 0 }
 
 func (b *bound) decision() Decision {
-	return Decision{b.allowed(), *b.limit(), b.remaining, b.resetAfter, b.retryAfter, b.source, b.policy.names[b.index], b.moreAfter}
+	return Decision{
+		b.allowed(), *b.limit(), b.remaining, b.resetAfter, b.retryAfter, b.source, b.flags&keyBlocked != 0, b.policy.names[b.index], b.moreAfter,
+	}
 }
 
 // taken is what a limiter's take returns beside the results.
@@ -128,7 +152,24 @@ type taken struct {
 	granted int64   // of a TakeUpTo: how many units
 	bound   int     // which limit binds
 	source  Source
-	shadow  bool // see asShadow
+	shadow  bool            // see asShadow
+	blocked bool            // a block of the key is in force
+	began   uint8           // which limit has started a block that lasts longest, plus 1; 0 if none has
+	pending *pendingRequest // the units, if Options.Count may give them back; nil if nobody wants to know
+}
+
+// noteBlocks finds the blocks among the results.
+func (t *taken) noteBlocks(results []Result) {
+	for i := range results {
+		r := &results[i]
+		if !r.Blocked {
+			continue
+		}
+		t.blocked = true
+		if r.BlockBegan && (t.began == 0 || r.RetryAfter > results[t.began-1].RetryAfter) {
+			t.began = uint8(i + 1)
+		}
+	}
 }
 
 // fill fills in the decision that follows from the limit that binds.
@@ -139,6 +180,7 @@ func (d *Decision) fill(p *policy, t *taken, r *Result) {
 	d.ResetAfter = r.ResetAfter
 	d.RetryAfter = r.RetryAfter
 	d.Source = t.source
+	d.Blocked = t.blocked
 	d.Policy = p.names[t.bound]
 	d.MoreAfter = r.MoreAfter
 }

@@ -28,15 +28,15 @@ type Event struct {
 	Time    time.Time // by the wall clock
 	Limiter string    // the limiter's name
 
-	Key    string // of a denial, a reset or a refund
-	Policy string // the name of the limit that has denied or has changed, as in the header fields
+	Key    string // of a denial, a block, a reset or a refund
+	Policy string // the name of the limit that has denied, blocked or changed, as in the header fields
 	Actor  string // see WithActor
 	Reason string // see WithReason
 
 	Limit    Limit         // the limit that has denied, or that is in force now
-	Decision Decision      // of a denial
+	Decision Decision      // of a denial, also if it has started a block
 	Units    int64         // that were asked for or refunded
-	Duration time.Duration // of the outage that is over
+	Duration time.Duration // of a block that has begun, or of the outage that is over
 	Code     Code          // of a warning
 	Err      error         // why a store is down, or what a warning is about; it may hold text of the store
 }
@@ -49,6 +49,12 @@ const (
 	EventDenied EventKind = iota + 1
 	// EventShadowDenied: a request would have been denied, and Shadow has let it through.
 	EventShadowDenied
+	// EventBlocked: a denial has started a block; see [Limit.Block]. It comes right after
+	// the EventDenied or EventShadowDenied of that denial. Duration is how long the block
+	// lasts, and Policy is the limit that has started it. If several have, it is the one
+	// that blocks for the longest. A block by hand, by [Limiter.Block], has no Policy and
+	// no Decision.
+	EventBlocked
 	// EventReset: [Limiter.Reset] has forgotten what was counted for a key.
 	EventReset
 	// EventRefunded: [Limiter.Refund] has given units back in the name of an actor.
@@ -73,7 +79,7 @@ const (
 )
 
 var eventKinds = [...]string{
-	EventDenied: "denied", EventShadowDenied: "shadow-denied", EventReset: "reset", EventRefunded: "refunded",
+	EventDenied: "denied", EventShadowDenied: "shadow-denied", EventBlocked: "blocked", EventReset: "reset", EventRefunded: "refunded",
 	EventLimitsChanged: "limits-changed", EventReplaced: "replaced", EventClosed: "closed",
 	EventStoreDown: "store-down", EventStoreBack: "store-back", EventWarning: "warning",
 }
@@ -163,7 +169,7 @@ type (
 )
 
 // WithActor names the person or system on whose behalf a call is made. Events that are
-// caused with this context have the name as Actor: [Limiter.Reset],
+// caused with this context have the name as Actor: [Limiter.Reset], [Limiter.Block],
 // [Limiter.SetLimitsContext] and [Limiter.Refund] cause such events, for example.
 func WithActor(ctx context.Context, who string) context.Context {
 	return context.WithValue(ctx, actorKey{}, who)

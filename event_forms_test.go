@@ -107,12 +107,12 @@ func TestEventKindsHaveTexts(t *testing.T) {
 		require.Equal(t, map[EventKind]int{kind: 1}, counted)
 	}
 	require.Equal(t, "EventKind(0)", EventKind(0).String())
-	require.Equal(t, "EventKind(11)", EventKind(11).String())
+	require.Equal(t, "EventKind(12)", EventKind(12).String())
 	require.Equal(t, "EventKind(255)", EventKind(255).String())
 	kind := EventReset
-	for _, text := range []string{"", "Denied", "denied ", "EventKind(1)", "EventKind(11)", "\xff", "store_down"} {
+	for _, text := range []string{"", "Denied", "denied ", "EventKind(1)", "EventKind(12)", "\xff", "store_down"} {
 		require.EqualError(t, kind.UnmarshalText([]byte(text)), fmt.Sprintf("ratelimit: event kind %q: want one of "+
-			"denied, shadow-denied, reset, refunded, limits-changed, replaced, closed, store-down, store-back, warning", text))
+			"denied, shadow-denied, blocked, reset, refunded, limits-changed, replaced, closed, store-down, store-back, warning", text))
 		require.Equal(t, EventReset, kind, "an error changes nothing")
 	}
 }

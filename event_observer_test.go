@@ -138,6 +138,11 @@ var causes = map[EventKind]struct {
 		statusOf(h)
 		require.Equal(t, http.StatusNoContent, statusOf(h))
 	}, false},
+	EventBlocked: {func(t *testing.T, s *observedLimiter) {
+		h := s.l.Middleware(httpServed)
+		statusOf(h)
+		require.Equal(t, http.StatusTooManyRequests, statusOf(h))
+	}, false},
 	EventReset: {func(t *testing.T, s *observedLimiter) { require.NoError(t, s.l.Reset(ctx, "key")) }, false},
 	EventRefunded: {func(t *testing.T, s *observedLimiter) {
 		require.NoError(t, s.l.Refund(WithActor(ctx, "x"), "key", 1))
@@ -181,7 +186,7 @@ func forEachKind(t *testing.T, test func(t *testing.T, s *observedLimiter)) {
 	require.Len(t, causes, int(EventWarning), "there is a cause for each kind")
 	for kind, c := range causes {
 		for _, name := range []string{"memory", "wrapped", "remote"} {
-			if c.async && name != "remote" {
+			if c.async && name != "remote" || kind == EventBlocked && name != "memory" {
 				continue
 			}
 			t.Run(kind.String()+", "+name, func(t *testing.T) {
@@ -196,6 +201,10 @@ func forEachKind(t *testing.T, test func(t *testing.T, s *observedLimiter)) {
 					}
 					opts := quiet(named(1, "own"))
 					opts.Store, opts.Shadow = s.store, kind == EventShadowDenied
+					if kind == EventBlocked {
+						opts.Limits = []Limit{named(1, "own").Block(time.Minute)}
+						opts.Count = func(*http.Request, int) bool { return true }
+					}
 					if kind == EventWarning {
 						opts.Cost = func(*http.Request) int64 { return 2 }
 					}

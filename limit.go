@@ -3,6 +3,7 @@ package ratelimit
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -22,11 +23,12 @@ import (
 // from 1 ms to 50 years.
 //
 // The algorithm and the window identify a counter: under another window or algorithm a
-// key starts from zero. N and the burst do not: they can change while a key is being
-// counted, and what was counted stays counted.
+// key starts from zero. N, the burst and the durations of [Limit.Block] do not: they can
+// change while a key is being counted, and what was counted stays counted.
 type Limit struct {
-	rule rule.Limit
-	name string
+	rule  rule.Limit
+	name  string
+	block ladderHandle // zero without Block
 }
 
 // Limits for plans that count nothing. They can have a name; their other numbers are 0.
@@ -118,6 +120,66 @@ func (l Limit) Named(name string) Limit {
 // Name returns the name given with [Limit.Named], or "".
 func (l Limit) Name() string { return l.name }
 
+// Block returns the limit with blocks: a denial blocks the key for longer than the limit
+// itself would deny it. The first denial blocks for the first duration, the next one
+// after that block for the second, and so on. The last duration repeats. There are 1 to 4
+// durations, each from 1 ms to 50 years and none shorter than the one before.
+//
+//	FixedWindow(5, time.Hour).Block(time.Minute, time.Hour, 24*time.Hour)
+//
+// A block lasts for its duration, or until the limit alone would admit the request if
+// that is later. While it lasts, requests are denied and counted nowhere, and nothing
+// that the client does makes it longer. A request that costs 0 passes.
+//
+// The durations start again with the first one when the key has not been blocked for as
+// long as the longest duration, or for as long as the window if that is longer.
+// [Limiter.Refund] and [Limiter.AddCost] neither start nor lift a block. [Limiter.Reset]
+// lifts it, and [Limiter.Block] starts one by hand. A request whose cost is above what
+// the limit can ever hold starts no block.
+//
+// A block belongs to the counter: it also denies under other limits with the same
+// algorithm and window. So it goes on if [Limiter.SetLimits], a [Reload] or another plan
+// removes Block. With several limits, each one that has Block and denies starts its own
+// block, and while one of them lasts, no limit counts. With Options.Count, a denial
+// starts a block only if there would be one without the requests whose status is not yet
+// known. In Shadow, blocks are counted and reported, and requests are let through.
+//
+// Only a [MemoryStore] counts blocks so far, and stores that implement [KindStore]. [New]
+// refuses the limit for other stores.
+func (l Limit) Block(d ...time.Duration) Limit {
+	l.block = newLadder(d)
+	return l
+}
+
+// Ladder returns the durations given to [Limit.Block], or nil if there are none. The
+// slice is the caller's own.
+func (l Limit) Ladder() []time.Duration {
+	if !l.blocks() {
+		return nil
+	}
+	return l.block.Value().list()
+}
+
+// blocks reports whether the limit has Block.
+func (l Limit) blocks() bool { return l.block != ladderHandle{} }
+
+// anyBlocks reports whether any of the limits has Block.
+func anyBlocks(limits []Limit) bool { return slices.ContainsFunc(limits, Limit.blocks) }
+
+// laddersOf returns the ladders of valid limits, or nil if none has Block.
+func laddersOf(limits []Limit) *[MaxLimits]*rule.Ladder {
+	var all *[MaxLimits]*rule.Ladder
+	for i := range limits {
+		if limits[i].blocks() {
+			if all == nil {
+				all = new([MaxLimits]*rule.Ladder)
+			}
+			all[i] = limits[i].block.Value().rule()
+		}
+	}
+	return all
+}
+
 // N returns the units per window.
 func (l Limit) N() int64 { return l.rule.N }
 
@@ -149,6 +211,7 @@ func (l Limit) Algorithm() string {
 // and flags:
 //
 //	5/1h fixed
+//	5/1h fixed block=1m,1h,24h
 //	100/1m sliding name=search
 //	10/1s bucket burst=20 name="my policy"
 //	unlimited
@@ -212,7 +275,7 @@ func parseOptions(l Limit, rest string) (_ Limit, err error) {
 	for rest != "" {
 		option, value, ok := strings.Cut(rest, "=")
 		if !ok || strings.ContainsFunc(option, unicode.IsSpace) {
-			return l, fmt.Errorf("option %q: want burst=… or name=…", rest)
+			return l, fmt.Errorf("option %q: want burst=…, block=… or name=…", rest)
 		}
 		if seen[option] {
 			return l, fmt.Errorf("option %s is there twice", option)
@@ -226,12 +289,19 @@ func parseOptions(l Limit, rest string) (_ Limit, err error) {
 			}
 		case option == "burst":
 			return l, fmt.Errorf("option burst: only a bucket has one, not %s", l.Algorithm())
+		case option == "block" && l.counts():
+			value, rest = cutSpace(value)
+			if l.block, err = parseLadder(value); err != nil {
+				return l, err
+			}
+		case option == "block":
+			return l, fmt.Errorf("option block: %s counts nothing, so it cannot block: remove it", l.Algorithm())
 		case option == "name":
 			if l.name, rest, err = cutName(value); err != nil {
 				return l, err
 			}
 		default:
-			return l, fmt.Errorf("option %q: want burst=… or name=…", option)
+			return l, fmt.Errorf("option %q: want burst=…, block=… or name=…", option)
 		}
 	}
 	if l.rule.Kind == rule.Bucket && !seen["burst"] {
@@ -282,6 +352,9 @@ func (l Limit) String() string {
 	if l.counts() {
 		s = l.rule.String()
 	}
+	if l.blocks() {
+		s += " block=" + l.block.Value().String()
+	}
 	switch {
 	case l.name == "" || l.rule.Kind == 0:
 		return s
@@ -317,6 +390,9 @@ func (l Limit) validate() error {
 		return errors.New("it is the zero Limit; make one with FixedWindow, SlidingWindow or TokenBucket")
 	}
 	if !l.counts() {
+		if l.blocks() {
+			return fmt.Errorf("its block is %v, and %s counts nothing, so it cannot block: remove Block", l.block.Value(), l.Algorithm())
+		}
 		return validateName("its name", l.name, true)
 	}
 	if n := l.rule.N; n < 1 || n > rule.MaxUnits {
@@ -334,6 +410,11 @@ func (l Limit) validate() error {
 		}
 		if full := l.rule.Refill(); full > rule.MaxSpan {
 			return fmt.Errorf("an empty bucket of %d units takes more than 50 years to refill: want a smaller burst or a higher rate", l.rule.Burst)
+		}
+	}
+	if l.blocks() {
+		if err := l.block.Value().validate(); err != nil {
+			return err
 		}
 	}
 	return validateName("its name", l.name, true)

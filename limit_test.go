@@ -77,7 +77,7 @@ func TestParseLimitErrorsNameTheMistake(t *testing.T) {
 		{"5/1h bucket burst=", `burst: "" is not a whole number`},
 		{"5/1h bucket burst=2 burst=3", "option burst is there twice"},
 		{"5/1h fixed burst=2", "only a bucket has one"},
-		{"5/1h fixed color=red", `option "color": want burst=… or name=…`},
+		{"5/1h fixed color=red", `option "color": want burst=…, block=… or name=…`},
 		{"5/1h fixed red", `option "red"`},
 		{"5/1h fixed name=", "option name: it is empty"},
 		{`5/1h fixed name=""`, "option name: it is empty"},

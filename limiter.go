@@ -35,12 +35,13 @@ type Limiter struct {
 	remote       *remote.Remote // that decides, if store is outside of this process
 	createdRedis *RedisStore    // store, if it was made for Options.Redis and ends with the limiter
 
-	policy  atomic.Pointer[policy]
-	plans   plans
-	used    usedLimits
-	key     probe  // what Options.Key is made of
-	message []byte // the body of a denial in plain text
-	problem []byte // the constant part of it as problem details
+	policy   atomic.Pointer[policy]
+	plans    plans
+	used     usedLimits
+	underway *underway // nil without Options.Count
+	key      probe     // what Options.Key is made of
+	message  []byte    // the body of a denial in plain text
+	problem  []byte    // the constant part of it as problem details
 
 	begun     atomic.Bool // it owns what it counts with
 	closed    atomic.Bool
@@ -84,6 +85,9 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 	}
 	l.events.report, l.events.own = l.report, l.opts.Observe
 	l.key = probeKey(l.opts.Key)
+	if l.opts.Count != nil {
+		l.underway = newUnderway()
+	}
 	l.message = []byte(l.opts.Message)
 	l.problem = problemHead(l.opts.Message)
 	l.setPolicy(opts.Limits)
@@ -172,6 +176,9 @@ func (l *Limiter) succeed(old *Limiter) {
 	l.succeeded = old
 	l.counts, l.report.counts = old.counts, &old.counts.warnings
 	l.counts.policies.register(l.policy.Load())
+	if l.underway != nil && old.underway != nil && slices.Equal(old.prefixes, l.prefixes) {
+		l.underway = old.underway // its requests may still give units back
+	}
 	if l.remote == nil {
 		return
 	}
@@ -280,6 +287,10 @@ func (l *Limiter) TakeUpTo(ctx context.Context, key string, n int64) (granted in
 		return 0, d, fmt.Errorf("ratelimit: limiter %q: cannot take up to %d units: want 1 or more; TakeN with 0 looks", l.name, n)
 	}
 	p := l.policy.Load()
+	if p.ladders != nil && l.memory == nil {
+		return 0, d, fmt.Errorf("ratelimit: limiter %q: TakeUpTo: a limit has Block, and %s is asked for fewer units until they fit, "+
+			"of which the first denial would start the block: use TakeN", l.name, storeName(l.store))
+	}
 	var results [MaxLimits]Result
 	t, err := l.take(ctx, key, n, forUpTo, p, results[:p.width()])
 	if err != nil {
@@ -288,6 +299,7 @@ func (l *Limiter) TakeUpTo(ctx context.Context, key string, n int64) (granted in
 	d.fill(p, &t, &results[t.bound])
 	if !d.Allowed {
 		l.reportDenial(ctx, EventDenied, key, n, &d)
+		l.reportBegun(ctx, key, n, &d, p, &t, results[:])
 	}
 	return t.granted, d, nil
 }
@@ -308,7 +320,7 @@ func (l *Limiter) negative(n int64) error {
 // takeInto fills in the caller's Decision in place, because it is large to copy.
 func (l *Limiter) takeInto(d *Decision, ctx context.Context, key string, n int64) error {
 	p := l.policy.Load()
-	if l.memory == nil || len(p.limits) != 1 {
+	if l.memory == nil || !p.single {
 		return l.takeAll(d, ctx, key, n, p)
 	}
 	// The common case goes straight to its counter.
@@ -318,9 +330,9 @@ func (l *Limiter) takeInto(d *Decision, ctx context.Context, key string, n int64
 	if err := l.memory.ready(ctx); err != nil {
 		return l.wrap(err)
 	}
-	answer, _, held := l.memory.table.TakeOne(key, n, &p.limits[0].rule, p.numbers[0])
+	answer, _, blocked, held := l.memory.table.TakeOne(key, n, &p.limits[0].rule, p.numbers[0])
 	result := resultOf(answer)
-	d.fill(p, &taken{}, &result)
+	d.fill(p, &taken{blocked: blocked}, &result)
 	held.Unlock() // no defer: nothing above can panic, and it costs 4 ns
 	if !d.Allowed {
 		l.reportDenial(ctx, EventDenied, key, n, d)
@@ -338,8 +350,20 @@ func (l *Limiter) takeAll(d *Decision, ctx context.Context, key string, n int64,
 	d.fill(p, &t, &results[t.bound])
 	if !d.Allowed && n > 0 { // a look, which Deny denies, is no event
 		l.reportDenial(ctx, EventDenied, key, n, d)
+		l.reportBegun(ctx, key, n, d, p, &t, results[:])
 	}
 	return nil
+}
+
+// reportBegun reports the block that a decision has started, if it has started one.
+func (l *Limiter) reportBegun(ctx context.Context, key string, n int64, d *Decision, p *policy, t *taken, results []Result) {
+	if t.began == 0 || !l.events.observed() {
+		return
+	}
+	i := int(t.began - 1)
+	l.events.emit(ctx, Event{
+		Kind: EventBlocked, Key: key, Policy: p.names[i], Limit: *p.limit(i), Decision: *d, Units: n, Duration: results[i].RetryAfter,
+	})
 }
 
 // reportDenial reports a denial of n units.
@@ -353,15 +377,34 @@ func (l *Limiter) reportDenial(ctx context.Context, kind EventKind, key string, 
 type asking uint8
 
 const (
-	forAll   asking = iota // all of them, or none
-	forUpTo                // as many as fit, of at least one
-	asShadow               // as forAll, and a denial is let through
+	forAll     asking = iota // all of them, or none
+	forUpTo                  // as many as fit, of at least one
+	forRequest               // as forAll, for a request that Options.Count may decide about later
+	asShadow                 // as forRequest forAll, and a denial is let through
 )
 
 // take decides, where this limiter counts. It counts the decision, unless n is 0.
 // results does not escape: what an interface is given does, so engines fill a pooled
 // buffer.
 func (l *Limiter) take(ctx context.Context, key string, n int64, how asking, p *policy, results []Result) (t taken, err error) {
+	u := l.underway
+	if u == nil || p.ladders == nil && !u.used.Load() {
+		return l.takeWith(ctx, key, n, how, p, results, nil)
+	}
+	if !u.used.Load() {
+		u.used.Store(true)
+	}
+	s := u.lock(key)
+	defer s.mu.Unlock()
+	t, err = l.takeWith(ctx, key, n, how, p, results, s.pending(key))
+	if err == nil && how >= forRequest && n > 0 && results[t.bound].RetryAfter == 0 && t.at != nothingTaken {
+		t.pending = s.add(key, n, t.at)
+	}
+	return t, err
+}
+
+// takeWith is take for a key of which the pending units may yet be given back.
+func (l *Limiter) takeWith(ctx context.Context, key string, n int64, how asking, p *policy, results []Result, pending []rule.Pending) (t taken, err error) {
 	t.shadow = how == asShadow
 	if err := l.ready(key); err != nil {
 		return t, err
@@ -383,21 +426,22 @@ func (l *Limiter) take(ctx context.Context, key string, n int64, how asking, p *
 		}
 		switch how {
 		case forUpTo:
-			t.granted, t.bound = l.memory.takeUpTo(key, n, p.limits, results, &p.numbers)
+			t.granted, t.bound = l.memory.takeUpTo(key, n, p.limits, results, &p.numbers, startsBlocks(p.ladders, pending))
 		case asShadow:
-			t.at, t.bound = l.memory.take(key, n, p.limits, results, &p.shadow)
+			t.at, t.bound = l.memory.take(key, n, p.limits, results, &p.shadow, startsBlocks(p.ladders, pending))
 		default:
-			t.at, t.bound = l.memory.take(key, n, p.limits, results, &p.numbers)
+			t.at, t.bound = l.memory.take(key, n, p.limits, results, &p.numbers, startsBlocks(p.ladders, pending))
 		}
+		t.noteBlocks(results)
 		return t, nil
 	}
 	buf := answers.Get().(*[MaxLimits]rule.Answer)
 	defer answers.Put(buf)
 	from := remote.FromStore
+	var reply engine.Reply
 	switch {
 	case l.remote == nil:
-		var reply engine.Reply
-		reply, err = l.engine.Take(ctx, engine.Request{Key: key, Units: n, UpTo: how == forUpTo, Limits: p.under}, buf[:len(results)])
+		reply, err = l.engine.Take(ctx, engine.Request{Key: key, Units: n, UpTo: how == forUpTo, Limits: p.under, Pending: pending}, buf[:len(results)])
 		t.at, t.granted = Instant(reply.At), reply.Granted
 	case how == forUpTo:
 		t.granted, from, err = l.remote.TakeUpTo(ctx, key, n, p.under, buf[:len(results)])
@@ -413,6 +457,8 @@ func (l *Limiter) take(ctx context.Context, key string, n int64, how asking, p *
 		results[i] = resultOf(buf[i])
 	}
 	t.source, t.bound = Source(from), rule.Binding(buf[:len(results)])
+	mark(results, reply.Blocked, reply.Began)
+	t.noteBlocks(results)
 	if how == forUpTo && t.granted > 0 {
 		n = t.granted
 	}
@@ -475,8 +521,8 @@ func (l *Limiter) Refund(ctx context.Context, key string, n int64) error {
 }
 
 // Reset forgets what is counted for key, under the present limits and under all
-// limits that this limiter has used before: it unblocks a user. The key is one
-// that Options.Key makes, to the letter: for IPv6 "2001:db8:1:2::/64", and from
+// limits that this limiter has used before, and lifts its blocks: it unblocks a user.
+// The key is one that Options.Key makes, to the letter: for IPv6 "2001:db8:1:2::/64", and from
 // FirstKey with its mark, "1=203.0.113.7". It is an error if key is empty, ctx
 // is done, the limiter is closed or the store fails, but none if nothing was
 // counted. It waits for a [RemoteStore] for at most 5 seconds, or until ctx ends. If
@@ -503,6 +549,45 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 		return fmt.Errorf("ratelimit: limiter %q: Reset: it has used limits of more than %d algorithms and windows: the key was reset "+
 			"under the last %[2]d, and may be counted under others until their windows end: use fewer in Options.LimitsFor and SetLimits",
 			l.name, maxUsed)
+	}
+	return nil
+}
+
+// Block blocks key by hand for d, which is from 1 ms to 50 years: until then every request
+// that costs something is denied, as during a block that a denial has started; see
+// [Limit.Block]. The limits need not have Block. If the key is blocked for longer already,
+// that stays: to block it for a shorter time, Reset it first. [Limiter.Reset] lifts the
+// block. The key is one that Options.Key makes; see [Limiter.KeyOf].
+//
+// The block is one of each counter that Reset would forget. So it does not hold under a
+// plan, or after a SetLimits, with an algorithm and window that the limiter has never used
+// before. A block by hand does not change which duration of a ladder is next.
+//
+// It is an error if d is out of range, the store counts no blocks (see [KindStore]), the
+// limiter counts under no limit, and where Reset has one. Observers get an
+// [EventBlocked] with the actor and the reason of ctx; see [WithActor].
+func (l *Limiter) Block(ctx context.Context, key string, d time.Duration) error {
+	if err := l.ready(key); err != nil {
+		return err
+	}
+	if err := validateBlock(d); err != nil {
+		return fmt.Errorf("ratelimit: limiter %q: Block has %w", l.name, err)
+	}
+	store, err := blockStore(l.store)
+	if err != nil {
+		return fmt.Errorf("ratelimit: limiter %q: Block: %w", l.name, err)
+	}
+	limits, dropped := l.used.with(append(l.plans.all(), l.policy.Load()))
+	if len(limits) == 0 {
+		return fmt.Errorf("ratelimit: limiter %q: Block: it counts under no limit: add one to Options.Limits", l.name)
+	}
+	if err := store.Block(ctx, key, d, limits); err != nil {
+		return l.wrap(publicError(err))
+	}
+	l.events.emit(ctx, Event{Kind: EventBlocked, Key: key, Duration: d})
+	if dropped {
+		return fmt.Errorf("ratelimit: limiter %q: Block: it has used limits of more than %d algorithms and windows: the key is blocked "+
+			"under the last %[2]d alone: use fewer in Options.LimitsFor and SetLimits", l.name, maxUsed)
 	}
 	return nil
 }

@@ -98,6 +98,7 @@ func (l *Limiter) Check(w http.ResponseWriter, r *http.Request) bool {
 	*r = *r.WithContext(state)
 	if ok && l.opts.Count != nil {
 		state.expectStatus()
+		state.forgetAtEnd()
 	}
 	return ok
 }
@@ -185,7 +186,7 @@ func (l *Limiter) decide(w http.ResponseWriter, h http.Header, r *http.Request, 
 	if l.remote != nil {
 		start = clock.Now()
 	}
-	how := forAll
+	how := forRequest
 	if l.opts.Shadow {
 		how = asShadow
 	}
@@ -201,10 +202,20 @@ func (l *Limiter) decide(w http.ResponseWriter, h http.Header, r *http.Request, 
 	v.state = &requestState{
 		Context: r.Context(), limiter: l, request: r, response: h, outer: outer, key: key,
 		bound: bound{
-			policy: p, index: uint8(t.bound), source: t.source, ofTimeout: inTimeout,
+			policy: p, index: uint8(t.bound), source: t.source,
 			remaining: binds.Remaining, retryAfter: binds.RetryAfter, resetAfter: binds.ResetAfter, moreAfter: binds.MoreAfter,
 		},
 		charge: charge{at: t.at},
+	}
+	if inTimeout {
+		v.state.bound.flags |= timeoutWriter
+	}
+	if t.blocked {
+		v.state.bound.flags |= keyBlocked
+	}
+	if t.pending != nil {
+		t.pending.Context = v.state.Context
+		v.state.Context = t.pending
 	}
 	if l.remote != nil {
 		v.state.bound.spend((clock.Now() - start) / 1000)
@@ -216,18 +227,19 @@ func (l *Limiter) decide(w http.ResponseWriter, h http.Header, r *http.Request, 
 		}
 	case l.opts.Shadow:
 		l.report.warn(warnShadow, "denied", l.counts.letThrough.Add(1))
-		l.reportDecided(r, EventShadowDenied, v.state, cost)
+		l.reportDecided(r, EventShadowDenied, v.state, cost, &t, results)
 	default:
 		v.status = http.StatusTooManyRequests
-		l.reportDecided(r, EventDenied, v.state, cost)
+		l.reportDecided(r, EventDenied, v.state, cost, &t, results)
 	}
 }
 
-// reportDecided reports the denial of a request.
-func (l *Limiter) reportDecided(r *http.Request, kind EventKind, s *requestState, cost int64) {
+// reportDecided reports the denial of a request, and the block that it has started, if any.
+func (l *Limiter) reportDecided(r *http.Request, kind EventKind, s *requestState, cost int64, t *taken, results []Result) {
 	if l.events.observed() {
 		d := s.bound.decision()
 		l.reportDenial(r.Context(), kind, s.key, cost, &d)
+		l.reportBegun(r.Context(), s.key, cost, &d, s.bound.policy, t, results)
 	}
 }
 
@@ -319,7 +331,8 @@ func (s Standing) MarshalJSON() ([]byte, error) {
 		RetryAfter *float64 `json:"retry_after"`
 		MoreAfter  float64  `json:"more_after"`
 		ResetAfter float64  `json:"reset_after"`
-	}{s.Name, s.Limit.String(), s.Remaining, orNull(s.RetryAfter), s.MoreAfter.Seconds(), s.ResetAfter.Seconds()})
+		Blocked    bool     `json:"blocked,omitzero"`
+	}{s.Name, s.Limit.String(), s.Remaining, orNull(s.RetryAfter), s.MoreAfter.Seconds(), s.ResetAfter.Seconds(), s.Blocked})
 }
 
 // Look returns the state of r's key under each limit that holds for r, without taking

@@ -116,7 +116,8 @@ type Options struct {
 	// tried out. [DecisionFrom] returns the decision that would have been made. The
 	// log, at most once a minute, and [Limiter.Stats] have the number of denials. Header fields are sent only
 	// if Headers is set. A limiter in Shadow still counts. Take is not changed by
-	// it: what it returns is for the caller to act on.
+	// it: what it returns is for the caller to act on. Blocks are kept in Shadow, too: a
+	// key that is blocked stays so when Shadow ends. Reset it first, or use another name.
 	Shadow bool
 
 	// Timeout is how long a decision may take at a store outside of this process.
@@ -248,6 +249,9 @@ func (o Options) validate(limiter string) error {
 			return fmt.Errorf("Options.Redis is a nil %T: leave it out to count in memory", o.Redis)
 		}
 	}
+	if o.Redis != nil && anyBlocks(o.Limits) {
+		return errRedisBlocks(o.Limits)
+	}
 	all := layers(o.Store)
 	if len(all) > maxLayers {
 		return fmt.Errorf("Options.Store wraps more than %d stores, or itself", maxLayers)
@@ -297,6 +301,12 @@ func (o Options) validate(limiter string) error {
 		return fmt.Errorf("Options.Denied is a nil %T: leave it out for the default answer", o.Denied)
 	}
 	return nil
+}
+
+// errRedisBlocks is the error for limits with Block and Options.Redis.
+func errRedisBlocks(limits []Limit) error {
+	i := slices.IndexFunc(limits, Limit.blocks)
+	return fmt.Errorf("Options.Limits: limit %v: Options.Redis makes a RedisStore, which does not count blocks: use a MemoryStore, or remove Block", limits[i])
 }
 
 func isNil(v any) bool {

@@ -21,12 +21,14 @@ import (
 // request is there: their counting rules, their names, and the constant parts of
 // header fields and problem details. It does not change.
 type policy struct {
-	given    []Limit        // as the limiter got them
-	limits   []Limit        // the limits that the store counts; none if always is set
-	always   *Limit         // Unlimited or Deny, if it decides alone
-	under    *engine.Limits // the same limits, for an engine
-	plan     bool           // made of what Options.LimitsFor returned
-	names    []string       // effective policy names
+	given    []Limit                  // as the limiter got them
+	limits   []Limit                  // the limits that the store counts; none if always is set
+	always   *Limit                   // Unlimited or Deny, if it decides alone
+	under    *engine.Limits           // the same limits, for an engine
+	ladders  *[MaxLimits]*rule.Ladder // of the same limits; nil if none has Block
+	single   bool                     // there is one limit, without Block: a table's TakeOne decides
+	plan     bool                     // made of what Options.LimitsFor returned
+	names    []string                 // effective policy names
 	counted  []*countedPolicy
 	numbers  table.Policies // of counted
 	shadow   table.Policies // numbers, for requests that Shadow would let through
@@ -79,7 +81,8 @@ func newPolicy(limiter string, limits []Limit) *policy {
 	if i := slices.IndexFunc(p.given, func(l Limit) bool { return l.rule.Kind == kindDeny }); i >= 0 {
 		p.limits, p.always = nil, &p.given[i]
 	}
-	p.under = engineLimits(p.limits)
+	p.under, p.ladders = engineLimits(p.limits), laddersOf(p.limits)
+	p.single = len(p.limits) == 1 && p.ladders == nil
 	if p.always != nil {
 		p.names = policyNames(limiter, []Limit{*p.always})
 		asJSON, _ := json.Marshal(p.names[0])

@@ -87,7 +87,7 @@ func (s *requestState) isOf(r *http.Request, h http.Header, ofTimeout bool) bool
 
 // isOfInner is isOf for the request of another state, further in.
 func (s *requestState) isOfInner(inner *requestState) bool {
-	return s.isOf(inner.request, inner.response, inner.bound.ofTimeout)
+	return s.isOf(inner.request, inner.response, inner.bound.flags&timeoutWriter != 0)
 }
 
 // sameMap reports whether two headers are one map.
@@ -190,6 +190,25 @@ func (s *requestState) expectStatus() {
 	})
 }
 
+// forgetAtEnd is for a request of Check. When it is over, its units count, also if
+// nobody calls Responded.
+func (s *requestState) forgetAtEnd() {
+	switch p := s.pending(); {
+	case p == nil:
+	case s.Context.Done() == nil: // nobody will say when the request is over
+		p.decided()
+	default:
+		context.AfterFunc(s.Context, p.decided)
+	}
+}
+
+// pending returns what other requests of the key know of the request's units, or nil. It
+// is kept in the context, so that requests without it need no room for it.
+func (s *requestState) pending() *pendingRequest {
+	p, _ := s.Context.(*pendingRequest)
+	return p
+}
+
 // settle asks Options.Count whether the request counts, and gives its units back if
 // it does not. It does nothing the second time. A request whose client has left
 // counts, whatever Count says, unless it is known to have succeeded: middleware that
@@ -199,6 +218,7 @@ func (s *requestState) settle(r *http.Request, status int, written bool) {
 	if !s.charge.decided.CompareAndSwap(false, true) {
 		return
 	}
+	defer s.pending().decided() // also if Count panics
 	counts := s.limiter.opts.Count(r, status)
 	succeeded := written && status < http.StatusBadRequest
 	left := r.Context().Err() != nil || s.Context.Err() != nil
@@ -241,6 +261,11 @@ func (s *requestState) addCost(closing context.Context, n int64, wait time.Durat
 		ctx, cancel = context.WithCancel(ctx)
 		defer cancel()
 		defer context.AfterFunc(closing, cancel)()
+	}
+	if p := s.pending(); p != nil {
+		p.shard.mu.Lock()
+		defer p.shard.mu.Unlock()
+		defer func() { p.set(s.charge.units) }()
 	}
 	charged, err := s.limiter.adjust(ctx, s.key, n, at, s.limits(), max(0, time.Until(deadline)))
 	if err != nil {

@@ -3,8 +3,11 @@ package ratelimit
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math"
+	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -20,6 +23,8 @@ import (
 // algorithm and window. A limit's N, burst and name are not part of it: they may
 // differ from call to call, and what was counted stays counted (see [Limit]).
 // Keys are any bytes but never empty, and two keys never share a counter.
+//
+// A limit with [Limit.Block] reaches a store only if it is a [KindStore].
 //
 // Limits are valid, at most [MaxLimits], and no two limits of one call have the same
 // algorithm and window. A call neither keeps nor changes the slices that it is given.
@@ -71,6 +76,10 @@ type Result struct {
 	RetryAfter time.Duration // until the units asked for fit: 0 if they do, [Never] if they cannot
 	MoreAfter  time.Duration // until Remaining grows; 0 if the limit is whole
 	ResetAfter time.Duration // until the limit is whole again
+
+	// Blocked means that a block of the counter is in force, and BlockBegan that this
+	// call has started it. Only a [KindStore] sets them.
+	Blocked, BlockBegan bool
 
 	// state, if a limiter has set it, is where a store of this package puts what its
 	// counter holds. It travels through wrappers that hand the results on. A limiter
@@ -132,6 +141,100 @@ type Instant int64
 // Now means the instant at which a store sees the call. Every instant in the future
 // means the same.
 const Now Instant = math.MaxInt64
+
+// KindStore is a [Store] that counts more than the three algorithms. [New],
+// [Limiter.SetLimits], Options.LimitsFor and [Limiter.TakeLimits] refuse limits that
+// need more than the store's Kinds. A [RemoteStore] cannot count blocks for a limiter
+// yet, whatever its Kinds.
+//
+// A store with [KindBlock] keeps the block of a counter beside it: when the block ends,
+// and how many denials have blocked the key. See [Limit.Block] for the rules. Take
+// changes as follows:
+//
+//   - If a counter of the call is blocked, n > 0 units are denied and nothing changes.
+//     The Result of a blocked counter has Blocked set and no Remaining. Its RetryAfter,
+//     MoreAfter and ResetAfter are as without the block, but not before its end. n of 0
+//     is admitted.
+//   - If none is, each limit that denies and has a [Limit.Ladder] starts a block, in the
+//     same step. Its Result also has BlockBegan set. If RetryAfter of one limit is
+//     [Never], no limit starts a block.
+//
+// Adjust neither starts, moves nor lifts a block. Reset lifts it.
+//
+// A wrapper that embeds a store of this package has the methods of KindStore, too, but
+// limits with Block are refused for it: its own methods may hand on other limits. A
+// wrapper that should count blocks holds the store in a field, implements KindStore
+// itself, and hands on the limits that it gets, with their ladders.
+type KindStore interface {
+	Store
+
+	// Kinds returns what the store counts. It is the same for the life of the store.
+	Kinds() Kinds
+
+	// TakePending is Take for a key of which some units may yet be given back, because
+	// nobody knows yet whether they count; see Options.Count. A denial that there would
+	// not be without the pending units starts no block. It is called with a lock held
+	// that holds up other requests of the key.
+	TakePending(ctx context.Context, key string, n int64, pending []Pending, limits []Limit, results []Result) (Instant, error)
+
+	// Block blocks the counters of key under each limit for d from now, or until the end
+	// of the block in force if that is later. The next denial after it uses the same
+	// duration of a ladder as without it. There may be more limits than [MaxLimits], and
+	// counters need not exist.
+	Block(ctx context.Context, key string, d time.Duration, limits []Limit) error
+}
+
+// Kinds is a set of what a [KindStore] counts beside the three algorithms.
+type Kinds uint32
+
+// KindBlock: limits with [Limit.Block], and blocks by hand.
+const KindBlock Kinds = 1
+
+// Pending are units that [Store.Take] has taken at an instant and that may yet be given
+// back.
+type Pending struct {
+	Units int64
+	At    Instant
+}
+
+// blockStore returns the store as a KindStore that counts blocks for a limiter, or an
+// error that says why it is none.
+func blockStore(s Store) (KindStore, error) {
+	k, ok := s.(KindStore)
+	if e, embeds := s.(embeddable); ok && embeds && e.embedded() != s {
+		return nil, fmt.Errorf("%s (prefix %q) embeds a store of this package, so its own methods may hand on other limits: "+
+			"hold the store in a field and implement KindStore, or remove Block", storeName(s), s.Prefix())
+	}
+	if !ok || k.Kinds()&KindBlock == 0 {
+		return nil, fmt.Errorf("%s (prefix %q) does not count blocks: use a MemoryStore, or remove Block", storeName(s), s.Prefix())
+	}
+	for _, layer := range layers(s) {
+		if _, remote := layer.(RemoteStore); remote {
+			return nil, fmt.Errorf("%s (prefix %q) is a RemoteStore, for which limiters do not count blocks yet: use a MemoryStore, or remove Block",
+				storeName(s), s.Prefix())
+		}
+	}
+	return k, nil
+}
+
+// validateKinds returns an error if the store does not count what one of the limits
+// needs. The error names both.
+func validateKinds(s Store, limits []Limit) error {
+	for _, l := range limits {
+		if l.blocks() {
+			if _, err := blockStore(s); err != nil {
+				return fmt.Errorf("limit %v: %w", l, err)
+			}
+		}
+	}
+	return nil
+}
+
+// storeName returns the type of a store without its package.
+func storeName(s Store) string {
+	name := reflect.TypeOf(s).String()
+	return name[strings.LastIndexByte(name, '.')+1:]
+}
 
 // RemoteStore is a [Store] whose counters are outside of this process, where they
 // may be slow, full or gone. A limiter adds what that needs: a timeout, a cache of
@@ -240,7 +343,10 @@ func validateStore(s Store, limits []Limit) error {
 			}
 		}
 	}
-	return nil
+	if s == nil {
+		return nil
+	}
+	return validateKinds(s, limits)
 }
 
 // rulesOf are the limits' counting rules.
@@ -259,6 +365,16 @@ func resultOf(a rule.Answer) Result {
 		RetryAfter: time.Duration(a.Retry),
 		MoreAfter:  time.Duration(a.More),
 		ResetAfter: time.Duration(a.Reset),
+	}
+}
+
+// mark sets which of the results are of counters that are blocked: bit i is for result i.
+func mark(results []Result, blocked, began uint8) {
+	if blocked == 0 {
+		return
+	}
+	for i := range results {
+		results[i].Blocked, results[i].BlockBegan = blocked>>i&1 != 0, began>>i&1 != 0
 	}
 }
 

@@ -63,7 +63,7 @@ func (e storeEngine) Take(ctx context.Context, r engine.Request, answers []rule.
 	for i := range states {
 		buf[i].state = &states[i]
 	}
-	at, err := e.store.Take(ctx, r.Key, r.Units, publicLimits(r.Limits), buf[:len(answers)])
+	at, err := e.takeFrom(ctx, &r, buf[:len(answers)])
 	if err != nil {
 		return engine.Reply{}, err // the buffer is not used again: the store may still write to it
 	}
@@ -73,6 +73,7 @@ func (e storeEngine) Take(ctx context.Context, r engine.Request, answers []rule.
 		r.States[i], ok = states[i].get(r.Limits.Rules[i], r.Units, int64(at), &buf[i])
 		exact = exact && ok
 	}
+	reply := engine.Reply{At: int64(at), Newest: true, Exact: exact}
 	for i, result := range buf[:len(answers)] {
 		answers[i] = rule.Answer{
 			Remaining: max(0, min(result.Remaining, r.Limits.Rules[i].Cap())),
@@ -80,9 +81,28 @@ func (e storeEngine) Take(ctx context.Context, r engine.Request, answers []rule.
 			More:      max(0, int64(result.MoreAfter)),
 			Reset:     max(0, int64(result.ResetAfter)),
 		}
+		if result.Blocked {
+			reply.Blocked |= 1 << i
+		}
+		if result.BlockBegan {
+			reply.Began |= 1 << i
+		}
 	}
 	results.Put(buf)
-	return engine.Reply{At: int64(at), Newest: true, Exact: exact}, nil
+	return reply, nil
+}
+
+// takeFrom calls the store.
+func (e storeEngine) takeFrom(ctx context.Context, r *engine.Request, results []Result) (Instant, error) {
+	limits := publicLimits(r.Limits)
+	if k, ok := e.store.(KindStore); ok && len(r.Pending) > 0 {
+		pending := make([]Pending, len(r.Pending))
+		for i, p := range r.Pending {
+			pending[i] = Pending{p.Units, Instant(p.At)}
+		}
+		return k.TakePending(ctx, r.Key, r.Units, pending, limits, results)
+	}
+	return e.store.Take(ctx, r.Key, r.Units, limits, results)
 }
 
 // takeUpTo asks the store for fewer and fewer units, until they fit or one does not. A

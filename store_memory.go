@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
@@ -120,16 +121,72 @@ func (s *MemoryStore) Take(ctx context.Context, key string, n int64, limits []Li
 	if n < 0 {
 		return 0, fmt.Errorf("ratelimit: MemoryStore %q: Take of %d units: want 0 units or more", s.name, n)
 	}
-	for i := range limits {
-		if limits[i].rule.N < 1 || limits[i].rule.Window < rule.MinSpan {
-			return 0, fmt.Errorf("ratelimit: MemoryStore %q: limit %v is not valid", s.name, limits[i])
-		}
+	if err := s.validateCall(limits); err != nil {
+		return 0, err
 	}
 	if len(results) > 0 && results[0].state != nil {
 		return s.takeReporting(key, n, limits, results), nil
 	}
-	at, _ := s.take(key, n, limits, results, nil)
+	at, _ := s.take(key, n, limits, results, nil, startsBlocks(laddersOf(limits), nil))
 	return at, nil
+}
+
+// TakePending implements [KindStore].
+func (s *MemoryStore) TakePending(ctx context.Context, key string, n int64, pending []Pending, limits []Limit, results []Result) (Instant, error) {
+	ladders := laddersOf(limits)
+	if ladders == nil || n <= 0 {
+		return s.Take(ctx, key, n, limits, results)
+	}
+	if err := s.ready(ctx); err != nil {
+		return 0, err
+	}
+	if err := s.validateCall(limits); err != nil {
+		return 0, err
+	}
+	held := make([]rule.Pending, len(pending))
+	for i, p := range pending {
+		held[i] = rule.Pending{Units: max(0, p.Units), At: int64(max(0, p.At))}
+	}
+	at, _ := s.take(key, n, limits, results, nil, startsBlocks(ladders, held))
+	return at, nil
+}
+
+// startsBlocks returns how a call starts blocks, or nil if no limit has a ladder.
+func startsBlocks(ladders *[MaxLimits]*rule.Ladder, pending []rule.Pending) *table.Blocking {
+	if ladders == nil {
+		return nil
+	}
+	return &table.Blocking{Ladders: ladders, Pending: pending}
+}
+
+// Kinds implements [KindStore]. It returns [KindBlock].
+func (s *MemoryStore) Kinds() Kinds { return KindBlock }
+
+// Block implements [KindStore].
+func (s *MemoryStore) Block(ctx context.Context, key string, d time.Duration, limits []Limit) error {
+	if err := s.ready(ctx); err != nil {
+		return err
+	}
+	if err := validateBlock(d); err != nil {
+		return fmt.Errorf("ratelimit: MemoryStore %q: Block has %w", s.name, err)
+	}
+	s.table.Block(key, int64(d), rulesOf(limits))
+	return nil
+}
+
+// validateCall returns an error if a limit of a call is not valid.
+func (s *MemoryStore) validateCall(limits []Limit) error {
+	for i := range limits {
+		if limits[i].rule.N < 1 || limits[i].rule.Window < rule.MinSpan {
+			return fmt.Errorf("ratelimit: MemoryStore %q: limit %v is not valid", s.name, limits[i])
+		}
+		if limits[i].blocks() {
+			if err := limits[i].block.Value().validate(); err != nil {
+				return fmt.Errorf("ratelimit: MemoryStore %q: limit %v: %w", s.name, limits[i], err)
+			}
+		}
+	}
+	return nil
 }
 
 // takeReporting is take for a limiter that wants the states, too.
@@ -148,11 +205,16 @@ func (s *MemoryStore) takeReporting(key string, n int64, limits []Limit, results
 // take is Take for limits that are known to be valid. It also returns which of them
 // binds. Without policies the table does not count the decision: a limiter that calls
 // the store through a wrapper counts its decisions itself.
-func (s *MemoryStore) take(key string, n int64, limits []Limit, results []Result, policies *table.Policies) (at Instant, bound int) {
+func (s *MemoryStore) take(key string, n int64, limits []Limit, results []Result, policies *table.Policies, blocking *table.Blocking) (at Instant, bound int) {
+	if blocking != nil {
+		_, at, bound = s.takeBlocking(key, n, false, limits, results, policies, blocking)
+		return at, bound
+	}
 	if len(limits) == 1 && policies != nil {
 		result := &results[0] // nothing panics while the lock is held
-		a, at, held := s.table.TakeOne(key, n, &limits[0].rule, policies[0])
+		a, at, blocked, held := s.table.TakeOne(key, n, &limits[0].rule, policies[0])
 		*result = resultOf(a)
+		result.Blocked = blocked
 		held.Unlock()
 		return Instant(at), 0
 	}
@@ -161,23 +223,33 @@ func (s *MemoryStore) take(key string, n int64, limits []Limit, results []Result
 	for i := range limits {
 		rules[i] = limits[i].rule
 	}
-	now := s.table.Take(key, n, rules[:len(limits)], answers[:len(limits)], policies)
+	now, marks := s.table.Take(key, n, rules[:len(limits)], answers[:len(limits)], policies)
 	for i, a := range answers[:len(limits)] {
 		results[i] = resultOf(a)
 	}
+	mark(results[:len(limits)], marks.Blocked, marks.Began)
 	return Instant(now), rule.Binding(answers[:len(limits)])
 }
 
 // takeUpTo takes as many of n units as fit under every limit, which are valid. It also
 // returns which of them binds.
-func (s *MemoryStore) takeUpTo(key string, n int64, limits []Limit, results []Result, policies *table.Policies) (granted int64, bound int) {
+func (s *MemoryStore) takeUpTo(key string, n int64, limits []Limit, results []Result, policies *table.Policies, blocking *table.Blocking) (granted int64, bound int) {
+	granted, _, bound = s.takeBlocking(key, n, true, limits, results, policies, blocking)
+	return granted, bound
+}
+
+// takeBlocking takes n units, or with upTo as many of them as fit. If blocking is not nil,
+// a denial may start blocks.
+func (s *MemoryStore) takeBlocking(key string, n int64, upTo bool, limits []Limit, results []Result, policies *table.Policies, blocking *table.Blocking) (granted int64, at Instant, bound int) {
 	var rules [MaxLimits]rule.Limit
 	var answers [MaxLimits]rule.Answer
-	granted, _ = s.table.TakeUpToAt(s.table.Hash(key, table.Owner{}), n, clock.Now(), appendRules(rules[:0], limits), answers[:len(limits)], nil, policies)
+	under := appendRules(rules[:0], limits)
+	granted, now, marks := s.table.TakeBlocking(s.table.Hash(key, table.Owner{}), n, clock.Now(), upTo, under, answers[:len(limits)], nil, policies, blocking)
 	for i, a := range answers[:len(limits)] {
 		results[i] = resultOf(a)
 	}
-	return granted, rule.Binding(answers[:len(limits)])
+	mark(results[:len(limits)], marks.Blocked, marks.Began)
+	return granted, Instant(now), rule.Binding(answers[:len(limits)])
 }
 
 // Adjust implements [Store].
@@ -213,11 +285,23 @@ func (s *MemoryStore) validateFor(limits []Limit) error {
 		return errors.New("Options.Store is a MemoryStore made by hand: get one with Memory or NewMemoryStore")
 	case s.closed.Load():
 		return fmt.Errorf("Options.Store is the MemoryStore %q, which has been closed: get it again with Memory or NewMemoryStore", s.name)
-	case s.opts.MaxKeys < len(limits):
+	case s.opts.MaxKeys < places(limits):
 		return fmt.Errorf("Options.Store is the MemoryStore %q with room for %d counters, and one key needs %d: raise MemoryOptions.MaxKeys",
-			s.name, s.opts.MaxKeys, len(limits))
+			s.name, s.opts.MaxKeys, places(limits))
 	}
 	return nil
+}
+
+// places returns how many places of MaxKeys one key needs: one for each counter, and one
+// for each block.
+func places(limits []Limit) int {
+	n := len(limits)
+	for _, l := range limits {
+		if l.blocks() {
+			n++
+		}
+	}
+	return n
 }
 
 // embedded implements embeddable.

@@ -49,6 +49,10 @@ type Request struct {
 	Now    int64 // what clock.Now has just returned; a second reading would be a large part of a shared decision's cost
 	Until  int64 // a deadline by that clock, in addition to the context's deadline; 0 is none
 
+	// Pending are units of the key that may yet be given back. A denial that there would
+	// not be without them starts no block. Only engines that count blocks use it.
+	Pending []rule.Pending
+
 	// States is a buffer for the states after the call, one for each limit, by the
 	// engine's clock in nanoseconds. It may be nil. An engine that does not know the
 	// states leaves it unchanged; see Reply.Exact.
@@ -64,6 +68,10 @@ type Reply struct {
 	// Newest is false if another caller gets a newer answer about the same key
 	// from the same command. This answer need not be cached then.
 	Newest bool
+
+	// Blocked and Began have a bit for each limit whose counter is blocked, and for each
+	// limit that has started a block now. Engines that count no blocks leave them 0.
+	Blocked, Began uint8
 
 	Exact bool // Request.States has been filled in
 }

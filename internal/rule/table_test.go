@@ -8,6 +8,10 @@ import (
 
 type takes = [][2]int64 // {instant, units}
 
+func answer(remaining, retry, more, reset int64) rule.Answer {
+	return rule.Answer{Remaining: remaining, Retry: retry, More: more, Reset: reset}
+}
+
 // TestTake checks complete answers. The rows under one limit are one history.
 func TestTake(t *testing.T) {
 	var (
@@ -28,52 +32,52 @@ func TestTake(t *testing.T) {
 		n    int64
 		want rule.Answer // Remaining, Retry, More, Reset
 	}{
-		{"fixed: fresh", login, nil, 0, 0, rule.Answer{3, 0, 0, 0}},
-		{"fixed: first unit opens the window", login, nil, 5 * hour, 1, rule.Answer{2, 0, hour, hour}},
-		{"fixed: all at once", login, nil, 0, 3, rule.Answer{0, 0, hour, hour}},
-		{"fixed: last unit", login, takes{{0, 1}, {20 * minute, 1}}, 30 * minute, 1, rule.Answer{0, 0, 30 * minute, 30 * minute}},
-		{"fixed: full", login, takes{{0, 3}}, 59 * minute, 1, rule.Answer{0, minute, minute, minute}},
-		{"fixed: full in its last instant", login, takes{{0, 3}}, hour - 1, 1, rule.Answer{0, 1, 1, 1}},
-		{"fixed: the next window", login, takes{{0, 3}}, hour, 1, rule.Answer{2, 0, hour, hour}},
-		{"fixed: the next window opens late", login, takes{{0, 3}}, hour + 7, 2, rule.Answer{1, 0, hour, hour}},
-		{"fixed: two do not fit where one does", login, takes{{0, 2}}, 10 * minute, 2, rule.Answer{1, 50 * minute, 50 * minute, 50 * minute}},
-		{"fixed: never", login, nil, 0, 4, rule.Answer{3, never, 0, 0}},
-		{"fixed: never, in use", login, takes{{0, 1}}, minute, never, rule.Answer{2, never, 59 * minute, 59 * minute}},
+		{"fixed: fresh", login, nil, 0, 0, answer(3, 0, 0, 0)},
+		{"fixed: first unit opens the window", login, nil, 5 * hour, 1, answer(2, 0, hour, hour)},
+		{"fixed: all at once", login, nil, 0, 3, answer(0, 0, hour, hour)},
+		{"fixed: last unit", login, takes{{0, 1}, {20 * minute, 1}}, 30 * minute, 1, answer(0, 0, 30*minute, 30*minute)},
+		{"fixed: full", login, takes{{0, 3}}, 59 * minute, 1, answer(0, minute, minute, minute)},
+		{"fixed: full in its last instant", login, takes{{0, 3}}, hour - 1, 1, answer(0, 1, 1, 1)},
+		{"fixed: the next window", login, takes{{0, 3}}, hour, 1, answer(2, 0, hour, hour)},
+		{"fixed: the next window opens late", login, takes{{0, 3}}, hour + 7, 2, answer(1, 0, hour, hour)},
+		{"fixed: two do not fit where one does", login, takes{{0, 2}}, 10 * minute, 2, answer(1, 50*minute, 50*minute, 50*minute)},
+		{"fixed: never", login, nil, 0, 4, answer(3, never, 0, 0)},
+		{"fixed: never, in use", login, takes{{0, 1}}, minute, never, answer(2, never, 59*minute, 59*minute)},
 
-		{"sliding: fresh", api, nil, 0, 0, rule.Answer{10, 0, 0, 0}},
-		{"sliding: one unit weighs until it is the older half", api, nil, 0, 1, rule.Answer{9, 0, minute + 1, minute + 1}},
-		{"sliding: all at once", api, takes{{0, 10}}, 0, 0, rule.Answer{0, 0, minute + 1, 114*second + 1}},
-		{"sliding: the older half weighs all", api, takes{{0, 10}}, minute, 1, rule.Answer{0, 1, 1, 54*second + 1}},
-		{"sliding: and a unit less 1 ns later", api, takes{{0, 10}}, minute + 1, 1, rule.Answer{0, 0, 6 * second, minute}},
-		{"sliding: 3/4 of it", api, takes{{0, 10}}, 75 * second, 0, rule.Answer{3, 0, 3*second + 1, 39*second + 1}},
-		{"sliding: 3/4, three fit", api, takes{{0, 10}}, 75 * second, 3, rule.Answer{0, 0, 3*second + 1, 85*second + 1}},
-		{"sliding: 3/4, four do not", api, takes{{0, 10}}, 75 * second, 4, rule.Answer{3, 3*second + 1, 3*second + 1, 39*second + 1}},
-		{"sliding: 1/2 of it", api, takes{{0, 10}}, 90 * second, 0, rule.Answer{5, 0, 1, 24*second + 1}},
-		{"sliding: 1/10 of it", api, takes{{0, 10}}, 114 * second, 10, rule.Answer{9, 1, 1, 1}},
-		{"sliding: below one unit it opens afresh", api, takes{{0, 10}}, 114*second + 1, 10, rule.Answer{0, 0, minute + 1, 114*second + 1}},
-		{"sliding: never", api, takes{{0, 10}}, 90 * second, 11, rule.Answer{5, never, 1, 24*second + 1}},
-		{"sliding: dense", dense, takes{{0, 10}}, 5, 0, rule.Answer{3, 0, 1, 3}},
-		{"sliding: dense, last instant", dense, takes{{0, 10}}, 7, 9, rule.Answer{8, 1, 1, 1}},
+		{"sliding: fresh", api, nil, 0, 0, answer(10, 0, 0, 0)},
+		{"sliding: one unit weighs until it is the older half", api, nil, 0, 1, answer(9, 0, minute+1, minute+1)},
+		{"sliding: all at once", api, takes{{0, 10}}, 0, 0, answer(0, 0, minute+1, 114*second+1)},
+		{"sliding: the older half weighs all", api, takes{{0, 10}}, minute, 1, answer(0, 1, 1, 54*second+1)},
+		{"sliding: and a unit less 1 ns later", api, takes{{0, 10}}, minute + 1, 1, answer(0, 0, 6*second, minute)},
+		{"sliding: 3/4 of it", api, takes{{0, 10}}, 75 * second, 0, answer(3, 0, 3*second+1, 39*second+1)},
+		{"sliding: 3/4, three fit", api, takes{{0, 10}}, 75 * second, 3, answer(0, 0, 3*second+1, 85*second+1)},
+		{"sliding: 3/4, four do not", api, takes{{0, 10}}, 75 * second, 4, answer(3, 3*second+1, 3*second+1, 39*second+1)},
+		{"sliding: 1/2 of it", api, takes{{0, 10}}, 90 * second, 0, answer(5, 0, 1, 24*second+1)},
+		{"sliding: 1/10 of it", api, takes{{0, 10}}, 114 * second, 10, answer(9, 1, 1, 1)},
+		{"sliding: below one unit it opens afresh", api, takes{{0, 10}}, 114*second + 1, 10, answer(0, 0, minute+1, 114*second+1)},
+		{"sliding: never", api, takes{{0, 10}}, 90 * second, 11, answer(5, never, 1, 24*second+1)},
+		{"sliding: dense", dense, takes{{0, 10}}, 5, 0, answer(3, 0, 1, 3)},
+		{"sliding: dense, last instant", dense, takes{{0, 10}}, 7, 9, answer(8, 1, 1, 1)},
 
-		{"bucket: fresh", thirds, nil, 0, 0, rule.Answer{3, 0, 0, 0}},
-		{"bucket: all at once", thirds, nil, 0, 3, rule.Answer{0, 0, 333_333_334, second}},
-		{"bucket: a third of a second less a bit", thirds, takes{{0, 3}}, 333_333_333, 1, rule.Answer{0, 1, 1, 666_666_667}},
-		{"bucket: a third of a second", thirds, takes{{0, 3}}, 333_333_334, 1, rule.Answer{0, 0, 333_333_333, second}},
-		{"bucket: two thirds", thirds, takes{{0, 3}}, 666_666_667, 2, rule.Answer{0, 0, 333_333_333, second}},
-		{"bucket: all again", thirds, takes{{0, 3}}, second, 3, rule.Answer{0, 0, 333_333_334, second}},
-		{"bucket: never", thirds, takes{{0, 1}}, 0, 4, rule.Answer{2, never, 333_333_334, 333_333_334}},
-		{"bucket: burst above the rate", steady, nil, 0, 20, rule.Answer{0, 0, 100 * ms, 2 * second}},
-		{"bucket: half a unit", steady, takes{{0, 20}}, 50 * ms, 0, rule.Answer{0, 0, 50 * ms, 1950 * ms}},
-		{"bucket: two where one fits", steady, takes{{0, 20}}, 150 * ms, 2, rule.Answer{1, 50 * ms, 50 * ms, 1850 * ms}},
-		{"bucket: all of them again", steady, takes{{0, 20}}, 150 * ms, 20, rule.Answer{1, 1850 * ms, 50 * ms, 1850 * ms}},
-		{"bucket: units per nanosecond", torn, takes{{0, 10}}, 1, 3, rule.Answer{2, 1, 1, 3}},
-		{"bucket: units per nanosecond, whole", torn, takes{{0, 10}}, 4, 0, rule.Answer{10, 0, 0, 0}},
-		{"bucket: more leaked than an int64 holds", wild, takes{{0, 5}}, 10 * second, 0, rule.Answer{5, 0, 0, 0}},
-		{"bucket: more leaked than 64 bits hold", wild, takes{{0, 5}}, 20 * second, 0, rule.Answer{5, 0, 0, 0}},
+		{"bucket: fresh", thirds, nil, 0, 0, answer(3, 0, 0, 0)},
+		{"bucket: all at once", thirds, nil, 0, 3, answer(0, 0, 333_333_334, second)},
+		{"bucket: a third of a second less a bit", thirds, takes{{0, 3}}, 333_333_333, 1, answer(0, 1, 1, 666_666_667)},
+		{"bucket: a third of a second", thirds, takes{{0, 3}}, 333_333_334, 1, answer(0, 0, 333_333_333, second)},
+		{"bucket: two thirds", thirds, takes{{0, 3}}, 666_666_667, 2, answer(0, 0, 333_333_333, second)},
+		{"bucket: all again", thirds, takes{{0, 3}}, second, 3, answer(0, 0, 333_333_334, second)},
+		{"bucket: never", thirds, takes{{0, 1}}, 0, 4, answer(2, never, 333_333_334, 333_333_334)},
+		{"bucket: burst above the rate", steady, nil, 0, 20, answer(0, 0, 100*ms, 2*second)},
+		{"bucket: half a unit", steady, takes{{0, 20}}, 50 * ms, 0, answer(0, 0, 50*ms, 1950*ms)},
+		{"bucket: two where one fits", steady, takes{{0, 20}}, 150 * ms, 2, answer(1, 50*ms, 50*ms, 1850*ms)},
+		{"bucket: all of them again", steady, takes{{0, 20}}, 150 * ms, 20, answer(1, 1850*ms, 50*ms, 1850*ms)},
+		{"bucket: units per nanosecond", torn, takes{{0, 10}}, 1, 3, answer(2, 1, 1, 3)},
+		{"bucket: units per nanosecond, whole", torn, takes{{0, 10}}, 4, 0, answer(10, 0, 0, 0)},
+		{"bucket: more leaked than an int64 holds", wild, takes{{0, 5}}, 10 * second, 0, answer(5, 0, 0, 0)},
+		{"bucket: more leaked than 64 bits hold", wild, takes{{0, 5}}, 20 * second, 0, answer(5, 0, 0, 0)},
 
-		{"clock behind: fixed stands still", login, takes{{hour, 1}}, 50 * minute, 3, rule.Answer{2, 70 * minute, 70 * minute, 70 * minute}},
-		{"clock behind: sliding stands still", api, takes{{minute, 10}}, 50 * second, 1, rule.Answer{0, 70*second + 1, 70*second + 1, 124*second + 1}},
-		{"clock behind: bucket stands still", steady, takes{{second, 20}}, 900 * ms, 1, rule.Answer{0, 200 * ms, 200 * ms, 2100 * ms}},
+		{"clock behind: fixed stands still", login, takes{{hour, 1}}, 50 * minute, 3, answer(2, 70*minute, 70*minute, 70*minute)},
+		{"clock behind: sliding stands still", api, takes{{minute, 10}}, 50 * second, 1, answer(0, 70*second+1, 70*second+1, 124*second+1)},
+		{"clock behind: bucket stands still", steady, takes{{second, 20}}, 900 * ms, 1, answer(0, 200*ms, 200*ms, 2100*ms)},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			s := after(row.l, row.past)
@@ -97,18 +101,18 @@ func TestNewLimit(t *testing.T) {
 		at, n    int64
 		want     rule.Answer
 	}{
-		{"fixed: raised", fixed(3, hour), fixed(5, hour), takes{{0, 3}}, 30 * minute, 1, rule.Answer{1, 0, 30 * minute, 30 * minute}},
-		{"fixed: lowered", fixed(5, hour), fixed(4, hour), takes{{0, 3}}, 30 * minute, 1, rule.Answer{0, 0, 30 * minute, 30 * minute}},
-		{"fixed: lowered below the count", fixed(5, hour), fixed(2, hour), takes{{0, 4}}, 30 * minute, 1, rule.Answer{0, 30 * minute, 30 * minute, 30 * minute}},
-		{"sliding: raised", sliding(10, minute), sliding(20, minute), takes{{0, 10}}, 75 * second, 0, rule.Answer{13, 0, 3*second + 1, 39*second + 1}},
-		{"sliding: lowered", sliding(10, minute), sliding(8, minute), takes{{0, 10}}, 75 * second, 1, rule.Answer{0, 0, 3*second + 1, 45*second + 1}},
-		{"sliding: lowered below the older half", sliding(10, minute), sliding(4, minute), takes{{0, 10}}, 75 * second, 1, rule.Answer{0, 21*second + 1, 21*second + 1, 39*second + 1}},
-		{"sliding: lowered below this half", sliding(10, minute), sliding(4, minute), takes{{0, 10}}, 0, 1, rule.Answer{0, 96*second + 1, 96*second + 1, 114*second + 1}},
-		{"bucket: burst raised", bucket(10, second, 20), bucket(10, second, 30), takes{{0, 20}}, 0, 1, rule.Answer{9, 0, 100 * ms, 2100 * ms}},
-		{"bucket: burst lowered", bucket(10, second, 20), bucket(10, second, 15), takes{{0, 10}}, 0, 1, rule.Answer{4, 0, 100 * ms, 1100 * ms}},
-		{"bucket: burst lowered below the level", bucket(10, second, 20), bucket(10, second, 5), takes{{0, 20}}, 0, 1, rule.Answer{0, 1600 * ms, 1600 * ms, 2 * second}},
-		{"bucket: rate raised", bucket(10, second, 20), bucket(20, second, 20), takes{{0, 20}}, 0, 1, rule.Answer{0, 50 * ms, 50 * ms, second}},
-		{"bucket: rate lowered", bucket(10, second, 20), bucket(5, second, 20), takes{{0, 20}}, 0, 1, rule.Answer{0, 200 * ms, 200 * ms, 4 * second}},
+		{"fixed: raised", fixed(3, hour), fixed(5, hour), takes{{0, 3}}, 30 * minute, 1, answer(1, 0, 30*minute, 30*minute)},
+		{"fixed: lowered", fixed(5, hour), fixed(4, hour), takes{{0, 3}}, 30 * minute, 1, answer(0, 0, 30*minute, 30*minute)},
+		{"fixed: lowered below the count", fixed(5, hour), fixed(2, hour), takes{{0, 4}}, 30 * minute, 1, answer(0, 30*minute, 30*minute, 30*minute)},
+		{"sliding: raised", sliding(10, minute), sliding(20, minute), takes{{0, 10}}, 75 * second, 0, answer(13, 0, 3*second+1, 39*second+1)},
+		{"sliding: lowered", sliding(10, minute), sliding(8, minute), takes{{0, 10}}, 75 * second, 1, answer(0, 0, 3*second+1, 45*second+1)},
+		{"sliding: lowered below the older half", sliding(10, minute), sliding(4, minute), takes{{0, 10}}, 75 * second, 1, answer(0, 21*second+1, 21*second+1, 39*second+1)},
+		{"sliding: lowered below this half", sliding(10, minute), sliding(4, minute), takes{{0, 10}}, 0, 1, answer(0, 96*second+1, 96*second+1, 114*second+1)},
+		{"bucket: burst raised", bucket(10, second, 20), bucket(10, second, 30), takes{{0, 20}}, 0, 1, answer(9, 0, 100*ms, 2100*ms)},
+		{"bucket: burst lowered", bucket(10, second, 20), bucket(10, second, 15), takes{{0, 10}}, 0, 1, answer(4, 0, 100*ms, 1100*ms)},
+		{"bucket: burst lowered below the level", bucket(10, second, 20), bucket(10, second, 5), takes{{0, 20}}, 0, 1, answer(0, 1600*ms, 1600*ms, 2*second)},
+		{"bucket: rate raised", bucket(10, second, 20), bucket(20, second, 20), takes{{0, 20}}, 0, 1, answer(0, 50*ms, 50*ms, second)},
+		{"bucket: rate lowered", bucket(10, second, 20), bucket(5, second, 20), takes{{0, 20}}, 0, 1, answer(0, 200*ms, 200*ms, 4*second)},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			if _, got := row.now.Take(after(row.old, row.past), row.at, row.n); got != row.want {
@@ -166,7 +170,7 @@ func TestBucketOfOne(t *testing.T) {
 	var s rule.State
 	for k := range int64(1000) {
 		var a rule.Answer
-		if s, a = l.Take(s, k*333_333_334, 1); a != (rule.Answer{0, 0, 333_333_334, 333_333_334}) {
+		if s, a = l.Take(s, k*333_333_334, 1); a != (answer(0, 0, 333_333_334, 333_333_334)) {
 			t.Fatalf("unit %d: %+v", k, a)
 		}
 	}

@@ -26,6 +26,7 @@ type File struct {
 
 	size    int64     // of the file
 	whole   int64     // how much of it the last rewrite wrote; 0 if the file may differ from what the last Save left
+	version uint32    // of the file as it was written whole
 	owed    bool      // the file is missing or the last Save failed, so the next one writes all of it
 	closing sync.Once // of data
 }
@@ -170,8 +171,9 @@ const alwaysWhole = 1 << 20
 // same meaning as in [table.Mirror.Update]. While the changes are few, Save
 // appends them to the file. When they have become as large as the file was
 // without them, it writes a new file. So the amount written is proportional to
-// the changes, not to the counters. If nothing has changed and the file exists,
-// Save writes nothing. The error is ErrInUse if somebody has removed the lock
+// the changes, not to the counters. It also writes a new file if the table holds its
+// first block, because that needs another version of the format. If nothing has changed
+// and the file exists, Save writes nothing. The error is ErrInUse if somebody has removed the lock
 // and another process has the file.
 func (f *File) Save(header Header, t *table.Table, m *table.Mirror, all bool, now func() Stamp) error {
 	if err := f.check(); err != nil {
@@ -193,7 +195,7 @@ func (f *File) Save(header Header, t *table.Table, m *table.Mirror, all bool, no
 		return nil
 	}
 	commit := Commit{now(), t.Shapes()}
-	if n := int64(len(f.buf)); n < most && f.size-f.whole+n < f.whole {
+	if n := int64(len(f.buf)); n < most && f.size-f.whole+n < f.whole && versionOf(&commit.Shapes) == f.version {
 		if f.append(commit) == nil {
 			return nil
 		}
@@ -204,7 +206,7 @@ func (f *File) Save(header Header, t *table.Table, m *table.Mirror, all bool, no
 		os.Remove(f.path + asideSuffix)
 		return err
 	}
-	f.size, f.whole, f.owed = size, size, false
+	f.size, f.whole, f.owed, f.version = size, size, false, versionOf(&commit.Shapes)
 	return nil
 }
 
@@ -267,7 +269,7 @@ func (f *File) rewrite(header Header, m *table.Mirror, commit Commit) (size int6
 // writeAll writes everything to an empty file, and syncs it.
 func (f *File) writeAll(file *os.File, header Header, m *table.Mirror, commit Commit) (size int64, err error) {
 	w := bufio.NewWriterSize(file, 1<<18)
-	f.buf = header.append(f.buf[:0])
+	f.buf = header.append(f.buf[:0], versionOf(&commit.Shapes))
 	write := func() {
 		w.Write(f.buf) // Flush returns the error
 		size += int64(len(f.buf))

@@ -5,7 +5,7 @@
 // All numbers are little-endian. A file begins with a header:
 //
 //	8 bytes  "RLSNAP\r\n"
-//	uint32   version: 1
+//	uint32   version: 1, or 2 if there may be blocks
 //	uint32   number of shards
 //	16 bytes secret that keys are hashed under
 //	uint32   checksum of all that
@@ -25,8 +25,10 @@
 // [table.Counter]).
 //
 // A body of kind commit has the [Stamp] of the changes before it, and the limits that
-// counters were used under: Kind, N, Window and Burst, of 8 bytes each. Changes without
-// a commit are ignored. A file gets its name only after its first commit; further
+// counters were used under: Kind, N, Window and Burst, of 8 bytes each. From version 2 on,
+// the last of them may have the kind [rule.Blocked]: the counters with its number are
+// blocks. A file has version 1 until its table holds the first block, so programs that
+// do not know blocks can read it. Changes without a commit are ignored. A file gets its name only after its first commit; further
 // changes and commits are appended. So whatever follows the last commit is what a
 // process was writing when it ended. After a power failure, file systems may leave zeros
 // up to the end of the file in place of data that was not written. If other bytes follow
@@ -46,7 +48,8 @@ import (
 
 const (
 	magic      = "RLSNAP\r\n"
-	version    = 1
+	version    = 1 // without blocks
+	withBlocks = 2
 	headerSize = len(magic) + 4 + 4 + 16 + 4
 	partSize   = 4 + 4 + 4 + 4 // without its body
 
@@ -77,7 +80,7 @@ type Header struct {
 	Shards int
 }
 
-func (h Header) append(b []byte) []byte {
+func (h Header) append(b []byte, version uint32) []byte {
 	start := len(b)
 	b = append(b, magic...)
 	b = order.AppendUint32(b, version)
@@ -96,8 +99,8 @@ func readHeader(b []byte) (h Header, err error) {
 	case len(b) < len(magic)+4 || string(b[:len(magic)]) != magic:
 		return h, damaged("it was not written by a MemoryStore")
 	}
-	if v := order.Uint32(b[len(magic):]); v != version {
-		return h, damaged("it has version %d of the format, and this program knows version %d", v, version)
+	if v := order.Uint32(b[len(magic):]); v < version || v > withBlocks {
+		return h, damaged("it has version %d of the format, and this program knows versions %d and %d", v, version, withBlocks)
 	}
 	if len(b) < headerSize {
 		return h, damaged("it ends after %d bytes", len(b))
@@ -207,7 +210,15 @@ func AppendCommit(b []byte, c Commit) []byte {
 	})
 }
 
-func readCommit(b []byte, c *Commit) error {
+// versionOf returns the version of a file with the given limits.
+func versionOf(shapes *table.Shapes) uint32 {
+	if shapes.HasBlocks() {
+		return withBlocks
+	}
+	return version
+}
+
+func readCommit(b []byte, blocks bool, c *Commit) error {
 	if len(b) != commitSize {
 		return damaged("a commit does not add up")
 	}
@@ -217,7 +228,8 @@ func readCommit(b []byte, c *Commit) error {
 	for i := range c.Shapes {
 		kind := order.Uint64(b)
 		l := rule.Limit{Kind: rule.Kind(kind), N: int64(order.Uint64(b[8:])), Window: int64(order.Uint64(b[16:])), Burst: int64(order.Uint64(b[24:]))}
-		if kind > uint64(rule.Bucket) || kind != 0 && i == 0 ||
+		block := kind == uint64(rule.Blocked) && blocks && i == len(c.Shapes)-1
+		if kind > uint64(rule.Bucket) && !block || kind != 0 && i == 0 ||
 			min(l.N, l.Window, l.Burst) < 0 || max(l.N, l.Burst) > rule.MaxUnits || l.Window > 2*rule.MaxSpan ||
 			kind != 0 && (l.N < 1 || l.Window < rule.MinSpan || l.Window > rule.MaxSpan) {
 			return damaged("limit %d of a commit is not one", i)
@@ -260,7 +272,7 @@ func Decode(b []byte) (*Contents, error) {
 		case kind == kindChanges:
 			err = readChanges(body, header.Shards, &changes)
 		case kind == kindCommit:
-			err = readCommit(body, &c.Commit)
+			err = readCommit(body, order.Uint32(b[len(magic):]) >= withBlocks, &c.Commit)
 			c.size = len(b) - len(after)
 		}
 		if err != nil {

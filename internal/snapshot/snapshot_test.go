@@ -115,8 +115,8 @@ func TestEveryByte(t *testing.T) {
 			t.Errorf("%.20q: %v", b, err)
 		}
 	}
-	newer := binary.LittleEndian.AppendUint32([]byte(magic), 2)
-	if _, err := Decode(append(newer, whole[len(newer):]...)); err == nil || !strings.Contains(err.Error(), "version 2") {
+	newer := binary.LittleEndian.AppendUint32([]byte(magic), 3)
+	if _, err := Decode(append(newer, whole[len(newer):]...)); err == nil || !strings.Contains(err.Error(), "version 3 of the format, and this program knows versions 1 and 2") {
 		t.Errorf("a newer version: %v", err)
 	}
 }
@@ -466,7 +466,7 @@ func FuzzRestore(f *testing.F) {
 	noLimit := AppendCommit(nil, Commit{Stamp{Wall: 5}, table.Shapes{{N: 1}, {}}})
 	f.Add(changes[12:len(changes)-4], noLimit[12:len(noLimit)-4], uint8(1))
 	f.Fuzz(func(t *testing.T, changes, commit []byte, shards uint8) {
-		b := Header{table.Secret{1, 2}, int(shards)}.append(nil)
+		b := Header{table.Secret{1, 2}, int(shards)}.append(nil, version)
 		b = appendPart(b, kindChanges, func(b []byte) []byte { return append(b, changes...) })
 		b = appendPart(b, kindCommit, func(b []byte) []byte { return append(b, commit...) })
 		c, err := Decode(b)

@@ -56,6 +56,9 @@ func (s *shard) count(v victim, now int64) {
 	}
 	rare := s.decisions.rarely()
 	rare.evicted++
+	if v.id().isBlock() && v.slot().block().Left(now) == 0 {
+		return // only the rung is lost
+	}
 	if v.slot().when&flagRefused != 0 {
 		rare.evictedDenied++
 	}
@@ -114,8 +117,10 @@ func (v *victim) considerAll(b *group, own []id, shapes *shapes, now int64) {
 		switch {
 		case fresh <= now:
 			fresh = now
-		case slices.Contains(own, id.fingerprint()):
+		case slices.Contains(own, id.counter()):
 			r = rankSibling
+		case id.isBlock() && c.block().Left(now) == 0:
+			r = rankEmpty // its key is not denied, but would be blocked for a shorter time
 		case c.when&flagRefused != 0:
 			r = rankRefused
 		case c.empty(l, now):

@@ -162,7 +162,7 @@ func places(s *shard) iter.Seq[place] {
 }
 
 // checkInvariants checks every shard. Each counter is in one of the two groups that
-// its id names, and only once. No counter is fresh. No shard is above its maximum,
+// its id names, and only once. No counter is fresh. The number of blocks is right. No shard is above its maximum,
 // and so neither is the table. The map rest has exactly the split counters.
 func checkInvariants(t *testing.T, tab *Table) {
 	t.Helper()
@@ -170,7 +170,7 @@ func checkInvariants(t *testing.T, tab *Table) {
 		s := &tab.shards[i]
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		ids, split := make(map[id]bool), 0
+		ids, split, blocks := make(map[id]bool), 0, 0
 		for p := range places(s) {
 			of, c := *p.id(), p.slot()
 			if of == 0 {
@@ -188,6 +188,8 @@ func checkInvariants(t *testing.T, tab *Table) {
 				t.Fatalf("shard %d: %x is there twice", i, of)
 			case found.group == nil || found.id() != p.id():
 				t.Fatalf("shard %d: %x is not found", i, of)
+			case of.isBlock():
+				blocks++
 			case c.what == 0 && s.rest[of.fingerprint()] == 0:
 				t.Fatalf("shard %d: %x counts nothing", i, of)
 			}
@@ -195,6 +197,9 @@ func checkInvariants(t *testing.T, tab *Table) {
 				split++
 			}
 			ids[of] = true
+		}
+		if blocks != int(s.blocks) {
+			t.Fatalf("shard %d: %d blocks, want %d", i, s.blocks, blocks)
 		}
 		if len(ids) != s.used || s.used > s.max || len(s.rest) != split {
 			t.Fatalf("shard %d: %d counters, used is %d of %d; %d are split, the rest is of %d", i, len(ids), s.used, s.max, split, len(s.rest))
@@ -254,7 +259,7 @@ func TestHash(t *testing.T) {
 	}
 }
 
-// TestCounterIDs: all counters that a key can have are distinct.
+// TestCounterIDs: all counters and blocks that a key can have are distinct.
 func TestCounterIDs(t *testing.T) {
 	windows := map[int64]bool{rule.MaxSpan: true, rule.MaxSpan - 1: true}
 	for w := int64(1); w <= rule.MaxSpan; w *= 2 {
@@ -264,10 +269,15 @@ func TestCounterIDs(t *testing.T) {
 	ids := make(map[id]rule.Limit)
 	for w := range windows {
 		for _, l := range []rule.Limit{fixed(1, w), sliding(1, w), bucket(1, w, 1)} {
-			if other, exists := ids[h.id(&l)]; exists {
-				t.Errorf("%+v and %+v have one counter", l, other)
+			for _, of := range []id{h.id(&l), h.id(&l).sibling()} {
+				if other, exists := ids[of]; exists {
+					t.Errorf("%+v and %+v have one counter or block", l, other)
+				}
+				ids[of] = l
 			}
-			ids[h.id(&l)] = l
+			if block := h.id(&l).sibling() | blockShape; block.counter() != h.id(&l) {
+				t.Errorf("%+v: the block's counter is %x", l, block.counter())
+			}
 		}
 	}
 }

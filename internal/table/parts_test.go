@@ -37,8 +37,8 @@ func BenchmarkParts(b *testing.B) {
 		var state rule.State
 		now := int64(1)
 		run("rule, "+name, func() { now++; state, _ = l.Take(state, now, 1) })
-		run("engine, "+name, func() { _, at, held := tab.TakeOne(key, 1, l, 0); held.Unlock(); sink += at })
-		run("engine, with a file, "+name, func() { _, at, held := kept.TakeOne(key, 1, l, 0); held.Unlock(); sink += at })
+		run("engine, "+name, func() { _, at, _, held := tab.TakeOne(key, 1, l, 0); held.Unlock(); sink += at })
+		run("engine, with a file, "+name, func() { _, at, _, held := kept.TakeOne(key, 1, l, 0); held.Unlock(); sink += at })
 	}
 }
 

@@ -9,9 +9,10 @@ import (
 
 // shapes assigns numbers to the limits that a table has seen. It only distinguishes
 // what determines when a counter expires: kind, window and, for buckets, rate. A
-// slot has 6 bits for the number. The first 56 shapes get one each. All other shapes
-// share the numbers below classes, by the longest life of their counters. Methods
-// take no lock and may be called concurrently.
+// slot has 6 bits for the number. The first 55 shapes get one each. All other shapes
+// share the numbers below classes, by the longest life of their counters. The last
+// number is for blocks; see block.go. Methods take no lock and may be called
+// concurrently.
 type shapes [maxShapes]atomic.Pointer[rule.Limit]
 
 // classes is how many numbers are for limits without a number of their own.
@@ -27,7 +28,7 @@ var classLives = [classes]int64{
 
 // of returns the number of a limit's shape.
 func (s *shapes) of(l *rule.Limit) id {
-	for i := classes; i < maxShapes; i++ {
+	for i := classes; i < blockShape; i++ {
 		known := s[i].Load()
 		if known == nil {
 			copied := *l

@@ -22,10 +22,11 @@ type shard struct {
 	rest   map[id]int64
 
 	decisions decisions
+	blocks    int32 // places that hold a block: without any, nobody looks for one
 	inserts   uint8
 	// Two shards' locks are never in one cache line, nor in the pair of it. Without this
-	// there are 113 bytes; on a 32-bit machine each of 8 words above has 4 bytes less.
-	_ [15 + 8*(64-bits.UintSize)/8]byte
+	// there are 117 bytes; on a 32-bit machine each of 8 words above has 4 bytes less.
+	_ [11 + 8*(64-bits.UintSize)/8]byte
 }
 
 // pair returns the two groups of an id.
@@ -100,6 +101,9 @@ func (s *shard) put(p place, as id, l *rule.Limit, state rule.State, flags uint6
 func (s *shard) free(p place) {
 	if p.slot().when&flagSplit != 0 {
 		delete(s.rest, p.id().fingerprint())
+	}
+	if p.id().isBlock() {
+		s.blocks--
 	}
 	*p.id(), *p.slot() = 0, slot{}
 	s.used--

@@ -176,6 +176,8 @@ func (s *slot) fresh(l *rule.Limit) int64 {
 		return t + w - (w+b-1)/b + 1
 	case l.Kind == rule.Bucket && !split:
 		return t + int64(min(s.what/uint64(l.N), rule.MaxSpan)) + 1
+	case l.Kind == rule.Blocked:
+		return s.block().Forgotten()
 	case l.Kind == rule.Bucket:
 		return t + rule.Limit{N: l.N, Window: w, Burst: int64(s.what) + 1}.Refill()
 	}

@@ -16,15 +16,18 @@ import (
 // Counter is the exported form of one counter.
 type Counter struct {
 	// ID identifies the counter in its shard. The low 6 bits are the number of the
-	// limit that it was last used under.
+	// limit that it was last used under. The limit of a block has the kind
+	// [rule.Blocked].
 	ID uint64
-	// When is the T of its state. The high 3 bits say whether it was refused, was
-	// empty, and is split.
+	// When is the T of its state, or the end of a block. The high 3 bits say whether it
+	// was refused, was empty, and is split.
 	When uint64
 	// What holds A and B of its state. For a fixed window it is the units. For a
 	// sliding window it is the units of this window shifted left by 32 bits, plus
 	// the units of the window before. For a bucket it is the level in Window-ths of
-	// a unit. If the counter is split, What is A and Rest is B.
+	// a unit. If the counter is split, What is A and Rest is B. For a block, What is the
+	// time in nanoseconds for which its rung is remembered after its end, shifted left by
+	// 3 bits, plus the rung.
 	What uint64
 	Rest int64
 }
@@ -42,8 +45,12 @@ type Changes struct {
 
 // Shapes lists limits by their number in a counter's ID. The limits with the lowest
 // numbers have no kind. They are shared by counters whose limit has no number of its own,
-// and their window is the longest life of such a counter.
+// and their window is the longest life of such a counter. The last one is of the kind
+// [rule.Blocked] if the table has ever held a block.
 type Shapes [maxShapes]rule.Limit
+
+// HasBlocks reports whether there may be counters that are blocks.
+func (s *Shapes) HasBlocks() bool { return s[blockShape].Kind == rule.Blocked }
 
 // NewKept returns a table like New, but it hashes keys with the given secret and has
 // at most mostShards shards. A counter stores only the part of a hash that its shard
@@ -95,6 +102,12 @@ func (t *Table) Apply(changes Changes, shapes *Shapes, shift int64) error {
 		if of == 0 || min(l.N, l.Window) < 1 {
 			return errCounter
 		}
+		if l.Kind == rule.Blocked {
+			if err := s.applyBlock(of, slot{from.When, from.What}, &t.shapes, shift, now); err != nil {
+				return err
+			}
+			continue
+		}
 		// Instants in the future are moved to now: otherwise the units would count for longer
 		// than their window.
 		at := min(max(0, int64(from.When&timeMask)+shift), now)
@@ -131,6 +144,25 @@ func (t *Table) Apply(changes Changes, shapes *Shapes, shift int64) error {
 		}
 		*to.id(), *to.slot() = as, c
 	}
+	return nil
+}
+
+// applyBlock sets the block with this id, which is not the counter's.
+func (s *shard) applyBlock(of id, c slot, shapes *shapes, shift, now int64) error {
+	b := c.block()
+	if b.Rung > rule.MaxRungs || b.Forget > rule.MaxSpan || c.when&(flagEmpty|flagSplit) != 0 {
+		return errCounter
+	}
+	// A block that ended before the new clock began ends at 0. Its rung is remembered for
+	// correspondingly less.
+	ends := b.Until + shift
+	b.Until = max(0, min(ends, rule.MaxUntil))
+	b.Forget = max(0, b.Forget+min(ends, 0))
+	if b.Forgotten() <= now {
+		s.unblock(of.sibling())
+		return nil
+	}
+	s.setBlock(of.sibling(), nil, shapes, b, now)
 	return nil
 }
 

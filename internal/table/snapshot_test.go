@@ -238,8 +238,12 @@ func TestUpdateOfNothing(t *testing.T) {
 func FuzzApply(f *testing.F) {
 	f.Add(uint64(1<<20|1), uint64(flagSplit|5), uint64(1), int64(1), int64(0), uint8(2), int64(1), int64(hour), int64(1))
 	f.Add(uint64(1<<20), uint64(0), uint64(math.MaxUint64), int64(math.MinInt64), int64(math.MaxInt64), uint8(0), int64(1), int64(hour), int64(1))
+	f.Add(uint64(1<<20|63), uint64(flagRefused|1<<60), uint64(hour<<3|2), int64(0), int64(-hour), uint8(4), int64(1), int64(hour), int64(0))
 	f.Fuzz(func(t *testing.T, id, when, what uint64, rest, shift int64, kind uint8, n, window, burst int64) {
-		l := rule.Limit{Kind: rule.Kind(kind % 4), N: n, Window: window}
+		l := rule.Limit{Kind: rule.Kind(kind % 5), N: n, Window: window}
+		if kind%5 == 4 {
+			l.Kind = rule.Blocked
+		}
 		if n < 1 || n > rule.MaxUnits || window < rule.MinSpan || window > rule.MaxSpan {
 			return
 		}
@@ -264,7 +268,7 @@ func FuzzApply(f *testing.F) {
 		checkInvariants(t, tab.Table)
 		for range 10 {
 			tab.clock.Add(rand.Int64N(hour))
-			if l.Kind != 0 {
+			if l.Kind != 0 && l.Kind != rule.Blocked {
 				tab.take("k", 1, l)
 				tab.Adjust("k", -1, tab.clock.Load(), []rule.Limit{l})
 			}

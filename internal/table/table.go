@@ -7,6 +7,7 @@
 //	table.go      the table and the methods that count
 //	shard.go      one shard: its groups, and how it grows and shrinks
 //	slot.go       how one counter is packed
+//	block.go      blocks, each in a place beside its counter's
 //	evict.go      which counter is evicted when the table is full
 //	decisions.go  counts of decisions
 //	sweep.go      how expired counters are freed
@@ -77,18 +78,22 @@ func (t *Table) divide(max, n int) {
 }
 
 // TakeOne takes n units of key under one limit, whose number in [Policies] is policy.
-// It is Take without the work that
-// several limits need, because most limiters have one limit.
+// It is Take without the work that several limits need, because most limiters have one
+// limit. It starts no block.
+// blocked is whether the counter is blocked.
 //
 // TakeOne returns with the shard locked: the caller must unlock held once it has copied
 // the answer. Copying it after the unlock is 4 ns slower. The answer has just been
 // written in parts, and the CPU cannot read it as a whole before the writes have reached
 // the cache. The unlock waits for them anyway.
-func (t *Table) TakeOne(key string, n int64, l *rule.Limit, policy uint8) (a rule.Answer, now int64, held *sync.Mutex) {
+func (t *Table) TakeOne(key string, n int64, l *rule.Limit, policy uint8) (a rule.Answer, now int64, blocked bool, held *sync.Mutex) {
 	h := t.hash(key)
 	of := h.id(l)
 	shape := t.shapes.of(l)
 	s, now := t.lock(h)
+	if s.blocks != 0 && s.block(of).Left(now) > 0 {
+		return t.takeOneBlocked(s, of, n, now, l, policy), now, true, &s.mu
+	}
 	c := s.find(of)
 	before := s.get(c, l)
 	after, a := l.Take(before, now, n)
@@ -111,7 +116,7 @@ func (t *Table) TakeOne(key string, n int64, l *rule.Limit, policy uint8) (a rul
 			s.put(c, of|shape, l, after, flags)
 		}
 	}
-	return a, now, &s.mu
+	return a, now, false, &s.mu
 }
 
 // Take takes n units of key under every limit, or under none, in one step. It fills
@@ -120,14 +125,14 @@ func (t *Table) TakeOne(key string, n int64, l *rule.Limit, policy uint8) (a rul
 //
 // A call with n = 0 is a look and writes nothing. It neither creates a counter nor
 // removes a counter's protection from eviction.
-func (t *Table) Take(key string, n int64, limits []rule.Limit, answers []rule.Answer, policies *Policies) (at int64) {
+func (t *Table) Take(key string, n int64, limits []rule.Limit, answers []rule.Answer, policies *Policies) (at int64, marks Marks) {
 	h := t.hash(key)
 	d := decision{policies: policies}
 	h.fill(&d.ids, limits)
 	s, now := t.lock(h)
 	defer s.mu.Unlock()
 	d.take(s, &t.shapes, n, n, now, limits, answers)
-	return now
+	return now, d.marks
 }
 
 // TakeAt is Take for a key that has been hashed, at an instant that the caller has read from
@@ -152,11 +157,7 @@ func (t *Table) TakeUpToAt(h Hash, n, now int64, limits []rule.Limit, answers []
 	h.fill(&d.ids, limits)
 	s, now := t.lockAt(h.keyHash, now)
 	defer s.mu.Unlock()
-	for i := range limits {
-		_, a := limits[i].Take(s.get(s.find(d.ids[i]), &limits[i]), now, 0)
-		n = min(n, a.Remaining)
-	}
-	n = max(n, 1)
+	n = d.fitting(s, n, now, limits)
 	admitted := d.take(s, &t.shapes, n, asked, now, limits, answers)
 	copy(after, d.after[:len(limits)])
 	if !admitted {
@@ -168,8 +169,19 @@ func (t *Table) TakeUpToAt(h Hash, n, now int64, limits []rule.Limit, answers []
 // decision holds the intermediate results of a Take under several limits.
 type decision struct {
 	policies      *Policies
+	blocking      *Blocking
+	marks         Marks
 	ids           [MaxLimits]id
 	before, after [MaxLimits]rule.State
+}
+
+// fitting returns how many of n > 0 units fit without a block, and at least 1.
+func (d *decision) fitting(s *shard, n, now int64, limits []rule.Limit) int64 {
+	for i := range limits {
+		_, a := limits[i].Take(s.get(s.find(d.ids[i]), &limits[i]), now, 0)
+		n = min(n, a.Remaining)
+	}
+	return max(n, 1)
 }
 
 // take is Take in a shard that is locked. d.ids must be filled in. A denial is counted
@@ -181,13 +193,17 @@ func (d *decision) take(s *shard, shapes *shapes, n, asked, now int64, limits []
 		d.after[i], answers[i] = limits[i].Take(d.before[i], now, n)
 		admitted = admitted && answers[i].Retry == 0
 	}
+	if s.blocks != 0 && d.deniesBlocked(s, n, now, limits, answers) {
+		copy(d.after[:], d.before[:len(limits)])
+		s.decisions.decided(asked, false, limits, answers, d.policies)
+		return n == 0
+	}
 	if n == 0 {
 		return true
 	}
 	if admitted {
 		asked = n
 	}
-	s.decisions.decided(asked, admitted, limits, answers, d.policies)
 	for i := range limits {
 		l := &limits[i]
 		if !admitted && answers[i].Retry == 0 {
@@ -207,6 +223,10 @@ func (d *decision) take(s *shard, shapes *shapes, n, asked, now int64, limits []
 			s.write(d.ids[i], d.ids[:len(limits)], shapes, l, d.after[i], flags, now)
 		}
 	}
+	if !admitted && d.blocking != nil {
+		d.startBlocks(s, shapes, n, now, limits, answers)
+	}
+	s.decisions.decided(asked, admitted, limits, answers, d.policies)
 	return admitted
 }
 
@@ -300,8 +320,8 @@ func (s *shard) refusedStill(c place, was, is rule.Answer) uint64 {
 	return s.flags(c) & flagRefused
 }
 
-// Reset deletes the counters of key under every limit. The number of limits may be
-// larger than [MaxLimits]. It locks the key's shard.
+// Reset deletes the counters of key under every limit, and their blocks. The number of
+// limits may be larger than [MaxLimits]. It locks the key's shard.
 func (t *Table) Reset(key string, limits []rule.Limit) {
 	h := t.hash(key)
 	s, _ := t.lock(h)
@@ -312,9 +332,11 @@ func (t *Table) Reset(key string, limits []rule.Limit) {
 // forget is Reset in a shard that is locked.
 func (s *shard) forget(h keyHash, limits []rule.Limit) {
 	for i := range limits {
-		if c := s.find(h.id(&limits[i])); c.group != nil {
+		of := h.id(&limits[i])
+		if c := s.find(of); c.group != nil {
 			s.free(c)
 		}
+		s.unblock(of)
 	}
 }
 

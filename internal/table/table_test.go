@@ -62,12 +62,13 @@ func (tab *timed) Take(key string, n int64, limits []rule.Limit, answers []rule.
 		answers[0], at = tab.TakeOne(key, n, &limits[0])
 		return at
 	}
-	return tab.Table.Take(key, n, limits, answers, nil)
+	at, _ = tab.Table.Take(key, n, limits, answers, nil)
+	return at
 }
 
 // TakeOne unlocks the shard that the table leaves locked.
 func (tab *timed) TakeOne(key string, n int64, l *rule.Limit) (rule.Answer, int64) {
-	a, now, held := tab.Table.TakeOne(key, n, l, 0)
+	a, now, _, held := tab.Table.TakeOne(key, n, l, 0)
 	held.Unlock()
 	return a, now
 }

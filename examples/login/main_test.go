@@ -1,0 +1,126 @@
+package main
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ratelimit-go/ratelimit"
+)
+
+// start makes a login of its own for a test.
+func start(t *testing.T, failures ratelimit.Limit) *login {
+	s, err := newLogin(failures, map[string]string{"ada": "right", "grace": "right"})
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		require.NoError(t, s.close())
+		ratelimit.Memory("login-address").Close()
+		ratelimit.Memory("login-account").Close()
+	})
+	return s
+}
+
+// try logs in, and returns the status and Retry-After.
+func try(s *login, address, account, password string) (status int, retry string) {
+	form := url.Values{"account": {account}, "password": {password}}
+	r := httptest.NewRequest("POST", "/login", strings.NewReader(form.Encode()))
+	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	r.RemoteAddr = address + ":1234"
+	w := httptest.NewRecorder()
+	s.handler().ServeHTTP(w, r)
+	return w.Code, w.Header().Get("Retry-After")
+}
+
+// operate makes an operator's request, and returns the body.
+func operate(t *testing.T, s *login, method, path string) string {
+	t.Helper()
+	w := httptest.NewRecorder()
+	s.operator().ServeHTTP(w, httptest.NewRequest(method, path, nil))
+	require.Equal(t, http.StatusOK, w.Code, w.Body.String())
+	return w.Body.String()
+}
+
+// TestLadder checks that wrong passwords block for a minute, an hour and a day, per
+// address and per account, and that right ones count nowhere.
+func TestLadder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, ratelimit.FixedWindow(3, 30*time.Second).Block(time.Minute, time.Hour, 24*time.Hour))
+		for range 20 {
+			status, _ := try(s, "192.0.2.1", "ada", "right")
+			require.Equal(t, 200, status)
+		}
+		for i, block := range []time.Duration{time.Minute, time.Hour, 24 * time.Hour, 24 * time.Hour} {
+			for range 3 {
+				status, _ := try(s, "192.0.2.1", "ada", "wrong")
+				require.Equal(t, 401, status)
+			}
+			status, retry := try(s, "192.0.2.1", "grace", "right")
+			require.Equal(t, 429, status, "block %d, by the address", i)
+			require.Equal(t, block.Seconds(), seconds(t, retry))
+			status, retry = try(s, "192.0.2.2", "ADA", "right")
+			require.Equal(t, 429, status, "block %d, by the account", i)
+			require.Equal(t, block.Seconds(), seconds(t, retry))
+			status, _ = try(s, "192.0.2.2", "grace", "right")
+			require.Equal(t, 200, status)
+			time.Sleep(block)
+			status, _ = try(s, "192.0.2.1", "ada", "right")
+			require.Equal(t, 200, status)
+		}
+	})
+}
+
+func seconds(t *testing.T, retry string) float64 {
+	t.Helper()
+	d, err := time.ParseDuration(retry + "s")
+	require.NoError(t, err)
+	return d.Seconds()
+}
+
+// TestOperator checks that an operator sees who is blocked, unblocks them, and blocks an
+// account by hand.
+func TestOperator(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, ratelimit.FixedWindow(1, time.Minute).Block(time.Hour))
+		try(s, "192.0.2.1", "ada", "wrong")
+		status, _ := try(s, "192.0.2.2", "ada", "wrong")
+		require.Equal(t, 429, status)
+		require.Contains(t, operate(t, s, "GET", "/blocks/account?key=Ada"), `"blocked":true`)
+		require.NotContains(t, operate(t, s, "GET", "/blocks/account?key=grace"), "blocked")
+		operate(t, s, "DELETE", "/blocks/account?key=ada&who=olga")
+		status, _ = try(s, "192.0.2.3", "ada", "right")
+		require.Equal(t, 200, status)
+
+		operate(t, s, "POST", "/blocks/account?key=grace&for=24h&who=olga")
+		status, retry := try(s, "192.0.2.3", "grace", "right")
+		require.Equal(t, 429, status)
+		require.Equal(t, "86400", retry)
+		status, _ = try(s, "192.0.2.3", "ada", "right")
+		require.Equal(t, 200, status, "the address has its unit back")
+
+		for _, wrong := range []struct {
+			path string
+			want int
+		}{{"/blocks/account?key=grace&for=soon", 400}, {"/blocks/account?key=grace&for=1ns", 400}, {"/blocks/mailbox?key=grace&for=1h", 404}} {
+			w := httptest.NewRecorder()
+			s.operator().ServeHTTP(w, httptest.NewRequest("POST", wrong.path, nil))
+			require.Equal(t, wrong.want, w.Code, wrong.path)
+		}
+	})
+}
+
+// TestWithoutAnAccount checks that such requests are refused before they are counted.
+func TestWithoutAnAccount(t *testing.T) {
+	s := start(t, ratelimit.FixedWindow(1, time.Minute).Block(time.Hour))
+	for range 5 {
+		status, _ := try(s, "192.0.2.1", " ", "right")
+		require.Equal(t, 400, status)
+	}
+	status, _ := try(s, "192.0.2.1", "ada", "right")
+	require.Equal(t, 200, status)
+}
