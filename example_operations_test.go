@@ -159,8 +159,8 @@ func ExampleAnswerDenied() {
 	// 429 </docs/limits>; rel="help" Too many requests, please try again later.
 }
 
-// Show an operator what a client has left, and let the client in again. The event says
-// who has done it, and why.
+// Show an operator what a client has left, and let the client in again. The event names
+// the actor and the reason.
 func ExampleLimiter_LookKey() {
 	login := ratelimit.Must(ratelimit.New("unblock", ratelimit.Options{
 		Limits: []ratelimit.Limit{ratelimit.FixedWindow(1, time.Hour)},

@@ -121,17 +121,16 @@ type counts struct {
 	warnings              warningCounts
 	remote                remote.Counts
 
-	mu      sync.Mutex // guards the fields below
-	tables  []*countedTable
-	over    table.Decisions // of tables that are not in tables any more
-	memory  *MemoryStore    // of the present generation, or nil
-	store   *remote.Remote  // of the present generation, or nil
-	carried remoteTotals    // of stores that a Reload has replaced
-}
+	mu     sync.Mutex // guards the fields below
+	tables []*countedTable
+	over   table.Decisions // of tables that are not in tables any more
+	memory *MemoryStore    // of the present generation, or nil
+	store  *remote.Remote  // of the present generation, or nil
 
-// remoteTotals are the counts in RemoteStats that the parts of a store keep. Those in
-// counts.carried are modulo 2^64: what other limiters have evicted may be part of both.
-type remoteTotals struct{ breakerOpened, forgotten, evicted uint64 }
+	// What the remote stores that a Reload has replaced had counted, modulo 2^64: what
+	// other limiters have evicted may be part of both stores' counts.
+	carried remote.Stats
+}
 
 // use makes a generation's stores the present ones; either may be nil. From now on the
 // memory store's decisions are counted here. Counts of a remote store go on where they
@@ -151,10 +150,12 @@ func (c *counts) use(memory *MemoryStore, store *remote.Remote) {
 		}
 		return over
 	})
-	was := c.remoteTotals()
-	c.carried, c.memory, c.store = remoteTotals{}, memory, store
-	is := c.remoteTotals()
-	c.carried = remoteTotals{was.breakerOpened - is.breakerOpened, was.forgotten - is.forgotten, was.evicted - is.evicted}
+	was := c.remoteStats()
+	c.carried, c.memory, c.store = remote.Stats{}, memory, store
+	is := c.remoteStats()
+	c.carried = remote.Stats{
+		BreakerOpened: was.BreakerOpened - is.BreakerOpened, Forgotten: was.Forgotten - is.Forgotten, Evicted: was.Evicted - is.Evicted,
+	}
 }
 
 // decided counts a decision about n > 0 units that was not made in the limiter's own
@@ -249,30 +250,25 @@ func (c *counts) stats() LimiterStats {
 	stats.NearLimit += sum.NearLimit
 	stats.Policies = c.policies.stats(sum.DeniedBy)
 
-	calls, totals := c.remote.Load(), c.remoteTotals()
+	calls, parts := c.remote.Load(), c.remoteStats()
 	stats.Remote = RemoteStats{
 		Calls: calls.Calls, CallTime: calls.CallTime, CallTimes: calls.CallTimes,
-		Failures: calls.Failures, Spared: calls.Spared, BreakerOpened: totals.breakerOpened,
+		Failures: calls.Failures, Spared: calls.Spared, BreakerOpen: parts.BreakerOpen, BreakerOpened: parts.BreakerOpened,
 		Cached: bySource[SourceCache], Leased: bySource[SourceLease],
 		Fallback: bySource[SourceFallback], FailedOpen: bySource[SourceFailOpen],
-		Forgotten: totals.forgotten, Evicted: totals.evicted,
-	}
-	if c.store != nil {
-		now := c.store.Stats()
-		stats.Remote.BreakerOpen, stats.Remote.Owed = now.BreakerOpen, now.Owed
+		Owed: parts.Owed, Forgotten: parts.Forgotten, Evicted: parts.Evicted,
 	}
 	return stats
 }
 
-// remoteTotals returns what the parts of the present remote store have counted, and adds
-// what the parts of replaced stores had. c.mu must be held.
-func (c *counts) remoteTotals() remoteTotals {
-	t := c.carried
+// remoteStats returns the stats of the present remote store, whose counts include those
+// of replaced stores. c.mu must be held.
+func (c *counts) remoteStats() (s remote.Stats) {
 	if c.store != nil {
-		now := c.store.Stats()
-		t.breakerOpened += now.BreakerOpened
-		t.forgotten += now.Forgotten
-		t.evicted += now.Evicted
+		s = c.store.Stats()
 	}
-	return t
+	s.BreakerOpened += c.carried.BreakerOpened
+	s.Forgotten += c.carried.Forgotten
+	s.Evicted += c.carried.Evicted
+	return s
 }

@@ -385,7 +385,7 @@ func (c *Cache) TakeUpTo(key string, n, now int64, limits []rule.Limit, answers 
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var after [MaxLimits]rule.State
-	taken, at = c.memory.table.TakeUpToAt(p.Hash, n, now, limits, answers, after[:len(limits)], nil)
+	taken, at = c.memory.table.TakeUpToAt(p.Hash, n, now, limits, answers, after[:len(limits)])
 	c.took(&p, key, taken, at, limits, &after, owed)
 	return taken, at
 }

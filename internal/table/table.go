@@ -152,18 +152,9 @@ func (t *Table) TakeAt(h Hash, n, now int64, limits []rule.Limit, answers []rule
 
 // TakeUpToAt is TakeAt for as many of n > 0 units as fit. It returns how many were
 // taken. If none fits, the answers are for a denial of one unit.
-func (t *Table) TakeUpToAt(h Hash, n, now int64, limits []rule.Limit, answers []rule.Answer, after []rule.State, policies *Policies) (taken, at int64) {
-	asked, d := n, decision{policies: policies}
-	h.fill(&d.ids, limits)
-	s, now := t.lockAt(h.keyHash, now)
-	defer s.mu.Unlock()
-	n = d.fitting(s, n, now, limits)
-	admitted := d.take(s, &t.shapes, n, asked, now, limits, answers)
-	copy(after, d.after[:len(limits)])
-	if !admitted {
-		n = 0
-	}
-	return n, now
+func (t *Table) TakeUpToAt(h Hash, n, now int64, limits []rule.Limit, answers []rule.Answer, after []rule.State) (taken, at int64) {
+	taken, at, _ = t.TakeBlocking(h, n, now, true, limits, answers, after, nil, nil)
+	return taken, at
 }
 
 // decision holds the intermediate results of a Take under several limits.
