@@ -48,11 +48,16 @@ local redis = (function(real)
       ms = math.floor(now / 1000)
       return life
     end,
-    SET = function(key, value, px, ends)
+    SET = function(key, value, px, ends, condition)
       if px ~= 'PXAT' or integer(ends) + 0 <= 0 then error('SET without an end') end
       if type(value) == 'number' then value = integer(value) end
-      if ms > ends + 0 then return real.call('DEL', key) end
-      real.call('HSET', key, 'value', value, 'ends', integer(ends))
+      if condition and (condition == 'XX') ~= (get(key) and true or false) then return false end
+      if ms > ends + 0 then
+        real.call('DEL', key)
+      else
+        real.call('HSET', key, 'value', value, 'ends', integer(ends))
+      end
+      return {ok = 'OK'}
     end,
     INCRBY = function(key, n)
       local value = get(key)

@@ -36,9 +36,8 @@ end
 local values, lives -- by key: its value, and its PTTL if a fixed window
 if undecided then
   -- A fast path has run, so there is one limit, and take i has key i. PTTL and
-  -- TIME have been read. The values are read again, because the MGET of
-  -- fixed.lua returns false both for a missing key and for one that is not a
-  -- string.
+  -- TIME have been read. The values are read again, because the MGET of a fast
+  -- path returns false both for a missing key and for one that is not a string.
   values, lives = {}, {}
   for _, i in ipairs(undecided) do
     values[i] = readCounter(i)

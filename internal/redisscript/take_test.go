@@ -161,13 +161,17 @@ func TestTakeManyStates(t *testing.T) {
 				for _, key := range []string{"endless", "endless full", "endless look"} {
 					require.NoError(t, c.Set(ctx, key+shapeOf(l), fmt.Sprint(now, " 9 0"), 0).Err())
 				}
-				require.NoError(t, c.RPush(ctx, "list"+shapeOf(l), "x").Err())
+				for _, key := range []string{"list", "list look", "list full"} {
+					require.NoError(t, c.RPush(ctx, key+shapeOf(l), "x").Err())
+				}
+				require.NoError(t, c.Expire(ctx, "list look"+shapeOf(l), time.Hour).Err())
 				takes, err := ask(c, limits, asked{"a", 1, 1}, asked{"b", 1, 1}, asked{"list", 2, 2}, asked{"full", 1, 1}, asked{"text", 1, 1},
 					asked{"short", 1, 1}, asked{"long", 0, 1}, asked{"ahead", 4, 3}, asked{"far", 1, 2}, asked{"over", 0, 2}, asked{"endless", 1, 1},
-					asked{"endless full", 2, 1}, asked{"endless look", 0, 1}, asked{"new", 4, 3}, asked{"look", 0, 1}, asked{"last", 1, 2})
+					asked{"endless full", 2, 1}, asked{"endless look", 0, 1}, asked{"new", 4, 3}, asked{"look", 0, 1}, asked{"list look", 0, 1}, asked{"list full", 11, 1},
+					asked{"new full", 11, 1}, asked{"last", 1, 2})
 				require.NoError(t, err)
-				require.Equal(t, map[int]int64{2: -1, 3: 0, 4: -1, 5: -1, 6: -1, 7: 1, 11: 0, 13: 2}, maps.Collect(takes.Incomplete()))
-				for i, want := range []int64{0, 4, 0, 10, 0, 0, 0, 4, 4, 999999999999999, 9, 9, 9, 0, 0, 0} {
+				require.Equal(t, map[int]int64{2: -1, 3: 0, 4: -1, 5: -1, 6: -1, 7: 1, 11: 0, 13: 2, 15: -1, 16: -1, 17: 0}, maps.Collect(takes.Incomplete()))
+				for i, want := range []int64{0, 4, 0, 10, 0, 0, 0, 4, 4, 999999999999999, 9, 9, 9, 0, 0, 0, 0, 0, 0} {
 					states := make([]rule.State, 1)
 					takes.States(i, states)
 					if states[0].B > 0 { // a fraction has leaked in the meantime
@@ -178,7 +182,8 @@ func TestTakeManyStates(t *testing.T) {
 				for _, key := range []string{"a", "b", "full", "ahead", "far", "endless", "endless full", "endless look", "new", "last"} {
 					require.Greater(t, c.PTTL(ctx, key+shapeOf(l)).Val(), 40*time.Second, "of key %q", key)
 				}
-				require.Zero(t, c.Exists(ctx, "look"+shapeOf(l)).Val())
+				require.Zero(t, c.Exists(ctx, "look"+shapeOf(l), "new full"+shapeOf(l)).Val())
+				require.Equal(t, int64(1), c.LLen(ctx, "list"+shapeOf(l)).Val())
 				require.Equal(t, "x", c.Get(ctx, "text"+shapeOf(l)).Val())
 				require.NoError(t, c.FlushAll(ctx).Err())
 			}
