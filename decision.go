@@ -155,6 +155,7 @@ type taken struct {
 	shadow  bool            // see asShadow
 	blocked bool            // a block of the key is in force
 	began   uint8           // which limit has started a block that lasts longest, plus 1; 0 if none has
+	counted Instant         // when the units were counted that may lead to a denial, or nothingTaken
 	pending *pendingRequest // the units, if Options.Count may give them back; nil if nobody wants to know
 }
 

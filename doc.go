@@ -36,6 +36,7 @@
 //	store     where counters live
 //	prefix    the part of a backend that a store writes to
 //	decision  the answer for one request; denied is a decision, not an error
+//	block     a denial that lasts longer than the limit would: until a fixed instant
 //
 // # Testing
 //

@@ -151,6 +151,9 @@ func (e Event) LogValue() slog.Value {
 	if wait := e.Decision.RetryAfter; wait != 0 && wait != Never {
 		attrs = append(attrs, slog.Duration("retry_after", wait))
 	}
+	if e.Decision.Blocked {
+		attrs = append(attrs, slog.Bool("blocked", true))
+	}
 	if e.Units != 0 {
 		attrs = append(attrs, slog.Int64("units", e.Units))
 	}

@@ -34,7 +34,8 @@ const unreached mode = 100
 // linkStore is a process's link to a store that keeps its counters.
 type linkStore struct {
 	Store
-	mode atomic.Int32
+	mode   atomic.Int32
+	blocks *blockBooks // nil if blocks are not checked
 
 	mu     sync.Mutex
 	missed []missedCharge
@@ -54,6 +55,7 @@ type callRecord struct {
 	unanswered bool
 	applied    bool      // the store has counted the units
 	at         time.Time // when the call reached the store
+	blocked    []Limit   // of a block by hand: the limits whose counters are blocked
 }
 
 type callRecordKey struct{}
@@ -75,9 +77,11 @@ func (s *linkStore) call(ctx context.Context, carryOut func(context.Context) err
 		<-ctx.Done()
 		return false, errBackendRefused
 	case silent:
+		s.blocks.loses()
 		<-ctx.Done()
 		return false, ctx.Err()
 	case lost:
+		s.blocks.loses()
 		carryOut(context.WithoutCancel(ctx))
 		<-ctx.Done()
 		return true, ctx.Err()
@@ -86,13 +90,19 @@ func (s *linkStore) call(ctx context.Context, carryOut func(context.Context) err
 }
 
 // Take implements [Store].
-func (s *linkStore) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (at Instant, err error) {
+func (s *linkStore) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
+	return s.TakePending(ctx, key, n, nil, limits, results)
+}
+
+// TakePending implements [KindStore].
+func (s *linkStore) TakePending(ctx context.Context, key string, n int64, pending []Pending, limits []Limit, results []Result) (at Instant, err error) {
 	start, fits := time.Now(), true
 	done, err := s.call(ctx, func(ctx context.Context) (err error) {
-		at, err = s.Store.Take(ctx, key, n, limits, results)
+		at, err = s.Store.(KindStore).TakePending(ctx, key, n, pending, limits, results)
 		for _, r := range results {
 			fits = fits && r.RetryAfter == 0
 		}
+		s.blocks.startedAtStore(key, limits, results)
 		return err
 	})
 	if record, ok := ctx.Value(callRecordKey{}).(*callRecord); ok && n > 0 {
@@ -117,7 +127,25 @@ func (s *linkStore) Adjust(ctx context.Context, key string, n int64, at Instant,
 
 // Reset implements [Store].
 func (s *linkStore) Reset(ctx context.Context, key string, limits []Limit) error {
-	_, err := s.call(ctx, func(ctx context.Context) error { return s.Store.Reset(ctx, key, limits) })
+	_, err := s.call(ctx, func(ctx context.Context) error {
+		s.blocks.resetAtStore(key, limits)
+		return s.Store.Reset(ctx, key, limits)
+	})
+	return err
+}
+
+// Kinds implements [KindStore].
+func (s *linkStore) Kinds() Kinds { return KindBlock }
+
+// Block implements [KindStore].
+func (s *linkStore) Block(ctx context.Context, key string, b Block, limits []Limit) error {
+	if record, ok := ctx.Value(callRecordKey{}).(*callRecord); ok {
+		record.blocked, record.at = limits, time.Now()
+	}
+	_, err := s.call(ctx, func(ctx context.Context) error {
+		s.blocks.joinedAtStore(key, limits, b)
+		return s.Store.(KindStore).Block(ctx, key, b, limits)
+	})
 	return err
 }
 
@@ -147,6 +175,9 @@ var boundModes = [][]mode{
 func boundFamilies() map[string]worldSpec {
 	families := map[string]worldSpec{}
 	for name, spec := range neverFamilies() {
+		if spec.blocks {
+			continue // see blockFamilies
+		}
 		spec.leases, spec.huge = []time.Duration{0}, false
 		spec.windows = []int{1, 1, 1, 2, 3, 9, 14}
 		spec.scales = []time.Duration{20 * time.Millisecond, time.Second, time.Minute, time.Hour, time.Hour}
@@ -203,6 +234,9 @@ const lasting = 100 * time.Hour
 // runOneProcess runs a history of one process.
 func runOneProcess(t *testing.T, h history) *wrong {
 	p := newBounded(h.world, modelMemory(t), newBooks(h.world))
+	if h.world.blocks {
+		p.watchBlocks(newBlockBooks(h.world))
+	}
 	defer p.end()
 	for i, s := range h.steps {
 		if what := p.step(s); what != "" {
@@ -222,10 +256,13 @@ func runOneProcess(t *testing.T, h history) *wrong {
 func runShared(t *testing.T, h history) *wrong {
 	b := newBooks(h.world)
 	b.shared, b.lasting = true, h.world.counters[0].Window() >= lasting
-	store := modelMemory(t)
+	store, blocks := modelMemory(t), newBlockBooks(h.world)
 	var all []*bounded
 	for range 2 {
 		p := newBounded(h.world, store, b)
+		if h.world.blocks {
+			p.watchBlocks(blocks)
+		}
 		defer p.end()
 		all = append(all, p)
 	}
@@ -273,6 +310,7 @@ type bounded struct {
 	link    *linkStore
 	entries map[*inflight][]*entry
 	last    Decision
+	watch   *blockWatch // nil if blocks are not checked
 }
 
 func newBounded(w *world, store Store, b *books) *bounded {
@@ -300,6 +338,10 @@ func (p *bounded) step(s step) string {
 	case doRestart:
 		p.startOver(s)
 		return ""
+	case doBlock:
+		if key == "" {
+			return ""
+		}
 	case doReset:
 		for _, f := range p.requests {
 			if f.key == key {
@@ -328,6 +370,14 @@ func (p *bounded) step(s step) string {
 	}
 	p.link.missed = nil
 	p.link.mu.Unlock()
+	if p.watch != nil {
+		if o.inflight != nil {
+			limits = o.inflight.limits
+		}
+		if what := p.watch.step(s, key, limits, o, record, start); what != "" {
+			return what
+		}
+	}
 
 	switch s.do {
 	case doReset:
@@ -349,11 +399,14 @@ func (p *bounded) step(s step) string {
 		if o.inflight != nil {
 			limits = o.inflight.limits
 		}
-		if key != "" && (o.err != nil || o.status == http.StatusServiceUnavailable) {
-			return fmt.Sprintf("no decision: %v", o)
-		}
 		if timeout := timeoutOf(p.world); took > timeout {
 			return fmt.Sprintf("the decision took %v, with a Timeout of %v", took, timeout)
+		}
+		if p.world.policies != nil {
+			return "" // FailClosed decides nothing, and FailOpen counts nothing
+		}
+		if key != "" && (o.err != nil || o.status == http.StatusServiceUnavailable) {
+			return fmt.Sprintf("no decision: %v", o)
 		}
 		return p.enter(key, limits, s.n, o, record)
 	}
@@ -434,6 +487,9 @@ func (p *bounded) startOver(s step) {
 	}
 	p.do(context.Background(), s)
 	p.world.introduce(p.limiter, p.world.keys...)
+	if p.watch != nil {
+		p.watch.restarted()
+	}
 }
 
 // endOutage has the store back for good, and waits until it knows of all units.
@@ -448,7 +504,10 @@ func (p *bounded) endOutage() string {
 		synctest.Wait()
 	}
 	if owed := p.limiter.Stats().Remote.Owed; owed > 0 {
-		return fmt.Sprintf("units of %d keys are still owed to the store", owed)
+		return fmt.Sprintf("units or blocks of %d keys are still owed to the store", owed)
+	}
+	if p.watch != nil {
+		return p.watch.settled()
 	}
 	return ""
 }
@@ -467,7 +526,7 @@ func (p *bounded) wholeAgain() string {
 	for i, key := range p.world.keys {
 		for plan := range p.world.plans {
 			for _, s := range p.do(context.Background(), step{do: doLook, key: i, plan: plan}).standings {
-				if s.Remaining != s.Limit.Burst() {
+				if s.Remaining != s.Limit.Burst() || s.Blocked {
 					return fmt.Sprintf("key %.40q is not whole again: %+v", key, s)
 				}
 			}

@@ -13,6 +13,7 @@ import (
 func handWorld(limit Limit, plans ...[]Limit) *world {
 	w := &world{keys: []string{"key", "other"}, counters: []Limit{limit}, start: []Limit{limit}, outer: []Limit{limit}}
 	w.plans = append([][]Limit{nil}, plans...)
+	w.blocks = limit.Ladder() != nil
 	w.opts = w.options(Options{DenyRecheck: -1})
 	return w
 }
@@ -25,6 +26,13 @@ func TestFoundByModels(t *testing.T) {
 	for i := range 9 {
 		nine = append(nine, []Limit{FixedWindow(3, time.Duration(2+i)*time.Hour)})
 	}
+	var nineWithBlock [][]Limit
+	for _, plan := range nine {
+		nineWithBlock = append(nineWithBlock, []Limit{plan[0].Block(time.Hour)})
+	}
+	blocking := three.Block(time.Hour)
+	failOpen := handWorld(FixedWindow(3, time.Minute).Block(time.Hour))
+	failOpen.policies = []FailurePolicy{FailOpen}
 	long := handWorld(three)
 	long.keys = []string{hostileKeys[0], hostileKeys[1]}
 
@@ -71,6 +79,20 @@ func TestFoundByModels(t *testing.T) {
 		{"more is asked for than was denied, of a bucket above its limit", runShared, handWorld(TokenBucket(2, 7*time.Minute, 6)), []step{
 			{do: doTake, n: 5}, {do: doSetLimits, in: 1, limits: []Limit{TokenBucket(2, 7*time.Minute, 3)}}, {do: doTake, in: 1, n: 1},
 			{do: doWait, wait: 8 * time.Minute}, {do: doTake, in: 1, n: 2},
+		}},
+		{"a key is blocked by hand and reset under nine windows with Block", runOneProcess, handWorld(blocking, nineWithBlock...), []step{
+			{do: doCheck, n: 3, plan: 1}, {do: doCheck, n: 1, plan: 2}, {do: doCheck, n: 1, plan: 3}, {do: doCheck, n: 1, plan: 4},
+			{do: doCheck, n: 1, plan: 5}, {do: doCheck, n: 1, plan: 6}, {do: doCheck, n: 1, plan: 7}, {do: doCheck, n: 1, plan: 8},
+			{do: doCheck, n: 1, plan: 9}, {do: doBlock, wait: time.Hour}, {do: doReset, key: 1},
+		}},
+		{"a block that is sent gets lost", runOneProcess, handWorld(blocking), []step{
+			{do: doMode, mode: refused}, {do: doBlock, wait: time.Hour}, {do: doMode, mode: silent}, {do: doReload, limits: []Limit{blocking}},
+		}},
+		{"a blocked key is blocked by hand for a shorter time", runOneProcess, failOpen, []step{
+			{do: doDrain}, {do: doBlock, wait: time.Second}, {do: doWait, wait: 2 * time.Second}, {do: doMode, mode: refused}, {do: doTake, n: 1},
+		}},
+		{"a denial starts a block beside a request under way", runNeverAnswers, handWorld(blocking), []step{
+			{do: doServe, n: 1}, {do: doTake, n: 2}, {do: doBlock, wait: time.Second}, {do: doWait, wait: time.Second}, {do: doTake, n: 1}, {do: doTake, n: 2},
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -22,6 +22,7 @@ import (
 //	failure_model_test.go          model 1: a store that never answers
 //	failure_model_bound_test.go    model 2: a store that comes and goes
 //	failure_model_books_test.go    counts what model 2 admits
+//	failure_model_blocks_test.go   model 2 with blocks, and the books of them
 //	failure_model_found_test.go    the shortest histories of faults that were found
 
 // A history is a world, which does not change, and the steps that are taken in
@@ -43,6 +44,9 @@ type world struct {
 	opts     Options
 	looks    bool // look at the key after each step
 	huge     bool // limits go up to the largest number of units
+
+	blocks   bool            // limits have Block
+	policies []FailurePolicy // OnFailure of the first limiter and of its successors, in turn; nil for FallbackLocal
 }
 
 // An action is what a step does.
@@ -70,12 +74,13 @@ const (
 	doCloseReplaced // close that limiter
 	doRestart       // Close and New
 	doMode          // decides what happens to calls to the store from now on
+	doBlock         // block by hand
 	actions
 )
 
 var actionNames = [actions]string{
 	"wait", "take", "drain", "take with a short deadline", "take gone", "refund", "reset", "look", "serve", "check", "nest", "outer", "add cost", "end",
-	"set limits", "reload", "fail reload", "take replaced", "close replaced", "restart", "mode",
+	"set limits", "reload", "fail reload", "take replaced", "close replaced", "restart", "mode", "block",
 }
 
 // A step is one action with its arguments.
@@ -88,7 +93,7 @@ type step struct {
 	which  int           // which request in flight, counted from the last one, modulo their number
 	status int           // what a request ends with; 0 is a panic
 	limits []Limit       // the limiter's new limits
-	wait   time.Duration // how long to wait, in addition to until
+	wait   time.Duration // how long to wait, in addition to until; how long to block
 	until  until
 	mode   mode
 }
@@ -111,6 +116,8 @@ func (s step) String() string {
 		if s.until != untilNothing {
 			text = fmt.Sprintf("wait %s%+d ns", [...]string{untilRetry: "RetryAfter", untilHalf: "RetryAfter/2", untilReset: "ResetAfter"}[s.until], s.wait)
 		}
+	case doBlock:
+		text = fmt.Sprintf("block in=%d key=%d for %v", s.in, s.key, s.wait)
 	case doLook, doServe, doCheck, doNest:
 		text += fmt.Sprintf(" plan=%d", s.plan)
 	case doAddCost:
@@ -135,6 +142,9 @@ func (h history) String() string {
 	w := h.world
 	fmt.Fprintf(&b, "limits %v, outer %v\n", w.start, w.outer)
 	fmt.Fprintf(&b, "Timeout %v, DenyRecheck %v, Lease %v, Shadow %v\n", w.opts.Timeout, w.opts.DenyRecheck, w.opts.Lease, w.opts.Shadow)
+	if w.policies != nil {
+		fmt.Fprintf(&b, "policies %v\n", w.policies)
+	}
 	for i, key := range w.keys {
 		if slices.ContainsFunc(h.steps, func(s step) bool { return s.key == i }) {
 			fmt.Fprintf(&b, "key %d: %d bytes, %.40q\n", i, len(key), key)
@@ -206,10 +216,12 @@ type worldSpec struct {
 	timeouts   []time.Duration
 	leases     []time.Duration
 	huge       bool
+	blocks     bool            // three in four limits have Block
+	policies   []FailurePolicy // at random; nil means FallbackLocal alone
 }
 
 func newWorld(c choices, spec worldSpec) *world {
-	w := &world{looks: c.pick(2) == 0}
+	w := &world{looks: c.pick(2) == 0, blocks: spec.blocks}
 	hostile := c.pick(len(hostileKeys) - 2)
 	w.keys = []string{hostileKeys[hostile], hostileKeys[hostile+1], hostileKeys[c.pick(len(hostileKeys))]}
 	w.keys = slices.Compact(w.keys)[:min(len(w.keys), oneOf(c, 1, 1, 2, 3))]
@@ -238,11 +250,16 @@ func newWorld(c choices, spec worldSpec) *world {
 	}
 	w.plans = append(w.plans, w.tooMany())
 	w.opts = w.options(Options{
-		Shadow:      c.pick(16) == 0,
+		Shadow:      c.pick(16) == 0 && !spec.blocks, // what AddCost charges a request that the cache has denied is not given back
 		Timeout:     oneOf(c, spec.timeouts...),
 		DenyRecheck: oneOf(c, 0, -1, -1, 50*time.Millisecond),
 		Lease:       oneOf(c, spec.leases...),
 	})
+	if spec.policies != nil {
+		for range 4 {
+			w.policies = append(w.policies, oneOf(c, spec.policies...))
+		}
+	}
 	return w
 }
 
@@ -286,10 +303,27 @@ func (w *world) limits(c choices, spec worldSpec) []Limit {
 		default:
 			l = TokenBucket(l.N(), l.Window(), n)
 		}
+		if spec.blocks && c.pick(4) > 0 {
+			l = l.Block(newLadder(c, l.Window())...)
+		}
 		limits = append(limits, l)
 	}
 	return limits
 }
+
+// newLadder returns the durations of a limit's blocks, from an eighth of its window up.
+func newLadder(c choices, window time.Duration) (ladder []time.Duration) {
+	d := oneOf(c, window/8, window/2, window, 2*window) + time.Duration(c.pick(3))
+	for range 1 + c.pick(4) {
+		ladder = append(ladder, min(d, longestBlock))
+		d *= time.Duration(1 + c.pick(4))
+	}
+	return ladder
+}
+
+// longestBlock is the longest duration of a block. Histories wait for longer than that in
+// the end.
+const longestBlock = 500 * time.Hour
 
 // tooMany returns limits that are not valid.
 func (w *world) tooMany() (limits []Limit) {
@@ -317,7 +351,7 @@ func newHistory(c choices, spec worldSpec, sc script) history {
 	h := history{world: newWorld(c, spec)}
 	total := 0
 	for i := range sc.weights {
-		if do := action(i); do != doTake && do != doMode && c.pick(3) == 0 {
+		if do := action(i); do != doTake && do != doMode && sc.weights[i] > 0 && c.pick(3) == 0 {
 			sc.weights[i] = 0
 		}
 		total += sc.weights[i]
@@ -369,6 +403,9 @@ func newStep(c choices, w *world, spec worldSpec, sc script, total int) step {
 		s.plan = c.pick(len(w.plans))
 	case doServe, doCheck, doNest:
 		s.plan, s.n = c.pick(len(w.plans)), units(sc.units)
+	case doBlock:
+		window := w.counters[c.pick(len(w.counters))].Window()
+		s.wait = oneOf(c, time.Millisecond, window/8, window, 2*window) + time.Duration(c.pick(3))
 	case doAddCost:
 		s.which, s.n = newWhich(c), units(sc.costs)
 	case doEnd:

@@ -86,6 +86,7 @@ type subject struct {
 	replaced *Limiter // the limiter that the last Reload has replaced, unless it is closed
 	requests []*inflight
 	made     []*Limiter // all limiters, to be closed at the end
+	policy   int        // counts the limiters that have got one of world.policies
 }
 
 func newSubject(w *world, newStore func() Store) *subject {
@@ -111,6 +112,10 @@ func (p *subject) start(limits []Limit) {
 func (p *subject) options(limits []Limit) Options {
 	opts := p.world.opts
 	opts.Limits, opts.Store = limits, p.store
+	if policies := p.world.policies; policies != nil {
+		opts.OnFailure = policies[p.policy%len(policies)]
+		p.policy++
+	}
 	return opts
 }
 
@@ -163,6 +168,8 @@ func (p *subject) do(ctx context.Context, s step) (o outcome) {
 		o.err = p.limiter.Refund(ctx, key, s.n)
 	case doReset:
 		o.err = p.limiter.Reset(ctx, key)
+	case doBlock:
+		o.err = p.limiter.Block(ctx, key, s.wait)
 	case doLook:
 		f := &inflight{key: key, plan: s.plan}
 		o.standings, o.err = p.limiter.Look(f.newRequest(ctx))

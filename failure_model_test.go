@@ -64,6 +64,16 @@ func (s *deadStore) Adjust(ctx context.Context, _ string, _ int64, _ Instant, _ 
 
 func (s *deadStore) Reset(ctx context.Context, _ string, _ []Limit) error { return s.call(ctx) }
 
+func (s *deadStore) Kinds() Kinds { return KindBlock }
+
+func (s *deadStore) TakePending(ctx context.Context, _ string, _ int64, _ []Pending, _ []Limit, _ []Result) (Instant, error) {
+	return 0, s.call(ctx)
+}
+
+func (s *deadStore) Block(ctx context.Context, _ string, _ Block, _ []Limit) error {
+	return s.call(ctx)
+}
+
 // neverFamilies are the families of histories of a store that never answers.
 func neverFamilies() map[string]worldSpec {
 	families := map[string]worldSpec{}
@@ -81,6 +91,8 @@ func neverFamilies() map[string]worldSpec {
 			spec.algorithms = []string{"fixed", "sliding", "bucket"}
 		}
 		families[algorithm] = spec
+		spec.blocks = true
+		families[algorithm+" with blocks"] = spec
 	}
 	return families
 }
@@ -104,7 +116,11 @@ func TestStoreNeverAnswers(t *testing.T) {
 	for name, spec := range neverFamilies() {
 		t.Run(name, func(t *testing.T) {
 			runSeeds(t, 100, func(t *testing.T, seed int) {
-				failIfWrong(t, newHistory(seeded(name, seed), spec, neverScript), runNeverAnswers)
+				sc := neverScript
+				if spec.blocks {
+					sc.weights[doBlock] = 3
+				}
+				failIfWrong(t, newHistory(seeded(name, seed), spec, sc), runNeverAnswers)
 			})
 		})
 	}
@@ -202,9 +218,9 @@ func runNeverAnswers(t *testing.T, h history) (found *wrong) {
 	both := func(s step) string {
 		ctx, cancel := modelContext(h.world, s)
 		defer cancel()
-		if hangs.Load() && s.do == doNest {
+		if hangs.Load() && (s.do == doNest || s.do == doBlock) {
 			// Two decisions a timeout apart would be made at one instant on
-			// memory.
+			// memory. A block begins before the store is called.
 			hangs.Store(false)
 			defer hangs.Store(true)
 			time.Sleep(10 * time.Second) // until no call hangs any more

@@ -23,6 +23,7 @@ type remoteBackend struct {
 	calls    atomic.Int64 // all calls
 	unknown  atomic.Int64 // takes of units that the store may have counted, or not
 	adjusted atomic.Int64 // calls of Adjust
+	blocks   atomic.Int64 // calls of Block
 
 	mu   sync.Mutex
 	mode mode
@@ -81,8 +82,18 @@ func (s *remoteBackend) call(ctx context.Context, key string, carryOut func() er
 }
 
 func (s *remoteBackend) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (at Instant, err error) {
+	return s.take(ctx, key, n, func(ctx context.Context) (Instant, error) { return s.Store.Take(ctx, key, n, limits, results) })
+}
+
+func (s *remoteBackend) TakePending(ctx context.Context, key string, n int64, pending []Pending, limits []Limit, results []Result) (Instant, error) {
+	return s.take(ctx, key, n, func(ctx context.Context) (Instant, error) {
+		return s.Store.(KindStore).TakePending(ctx, key, n, pending, limits, results)
+	})
+}
+
+func (s *remoteBackend) take(ctx context.Context, key string, n int64, carryOut func(context.Context) (Instant, error)) (at Instant, err error) {
 	err = s.call(ctx, key, func() (err error) {
-		at, err = s.Store.Take(context.WithoutCancel(ctx), key, n, limits, results)
+		at, err = carryOut(context.WithoutCancel(ctx))
 		return err
 	})
 	if errors.Is(err, context.DeadlineExceeded) && n > 0 {
@@ -113,6 +124,32 @@ func (s *remoteBackend) Adjust(ctx context.Context, key string, n int64, at Inst
 
 func (s *remoteBackend) Reset(ctx context.Context, key string, limits []Limit) error {
 	return s.call(ctx, key, func() error { return s.Store.Reset(context.WithoutCancel(ctx), key, limits) })
+}
+
+// Kinds returns what the server counts.
+func (s *remoteBackend) Kinds() Kinds {
+	if k, ok := s.Store.(KindStore); ok {
+		return k.Kinds()
+	}
+	return 0
+}
+
+func (s *remoteBackend) Block(ctx context.Context, key string, b Block, limits []Limit) error {
+	s.blocks.Add(1)
+	return s.call(ctx, key, func() error { return s.Store.(KindStore).Block(context.WithoutCancel(ctx), key, b, limits) })
+}
+
+// blocked returns for how long a key is blocked in the store, from the view of another
+// process.
+func (s *remoteBackend) blocked(t *testing.T, key string, limit Limit) time.Duration {
+	t.Helper()
+	results := make([]Result, 1)
+	_, err := s.Store.Take(ctx, key, 0, []Limit{limit}, results)
+	require.NoError(t, err)
+	if !results[0].Blocked {
+		return 0
+	}
+	return min(results[0].MoreAfter, results[0].ResetAfter)
 }
 
 func (s *remoteBackend) Fault(err error) Fault {

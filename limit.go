@@ -125,10 +125,10 @@ func (l Limit) Name() string { return l.name }
 // after that block for the second, and so on. The last duration repeats. There are 1 to 4
 // durations, each from 1 ms to 50 years and none shorter than the one before.
 //
-//	FixedWindow(5, time.Hour).Block(time.Minute, time.Hour, 24*time.Hour)
+//	FixedWindow(5, time.Minute).Block(time.Minute, time.Hour, 24*time.Hour)
 //
 // A block lasts for its duration, or until the limit alone would admit the request if
-// that is later. While it lasts, requests are denied and counted nowhere, and nothing
+// that is later. So a duration that is shorter than the window often has no effect. While it lasts, requests are denied and counted nowhere, and nothing
 // that the client does makes it longer. A request that costs 0 passes.
 //
 // The durations start again with the first one when the key has not been blocked for as
@@ -140,12 +140,13 @@ func (l Limit) Name() string { return l.name }
 // A block belongs to the counter: it also denies under other limits with the same
 // algorithm and window. So it goes on if [Limiter.SetLimits], a [Reload] or another plan
 // removes Block. With several limits, each one that has Block and denies starts its own
-// block, and while one of them lasts, no limit counts. With Options.Count, a denial
-// starts a block only if there would be one without the requests whose status is not yet
-// known. In Shadow, blocks are counted and reported, and requests are let through.
+// block, and while one of them lasts, no limit counts. With Options.Count, the units
+// that lead to a block are failures, and the denial after them starts it, whatever the
+// request would have been. A denial starts no block if there would be none without the
+// requests that this process is still handling. In Shadow, blocks are counted and reported, and requests are let through.
 //
-// Only a [MemoryStore] counts blocks so far, and stores that implement [KindStore]. [New]
-// refuses the limit for other stores.
+// A [MemoryStore] and a [RedisStore] count blocks, and so do stores that implement
+// [KindStore]. [New] refuses the limit for other stores.
 func (l Limit) Block(d ...time.Duration) Limit {
 	l.block = newLadder(d)
 	return l
@@ -165,6 +166,27 @@ func (l Limit) blocks() bool { return l.block != ladderHandle{} }
 
 // anyBlocks reports whether any of the limits has Block.
 func anyBlocks(limits []Limit) bool { return slices.ContainsFunc(limits, Limit.blocks) }
+
+// validateLadders returns an error for a limit whose Block is not valid.
+func validateLadders(limits []Limit) error {
+	for _, l := range limits {
+		if l.blocks() {
+			if err := l.block.Value().validate(); err != nil {
+				return fmt.Errorf("limit %v: %w", l, err)
+			}
+		}
+	}
+	return nil
+}
+
+// withoutBlocks returns the limits without Block.
+func withoutBlocks(limits []Limit) []Limit {
+	limits = slices.Clone(limits)
+	for i := range limits {
+		limits[i].block = ladderHandle{}
+	}
+	return limits
+}
 
 // laddersOf returns the ladders of valid limits, or nil if none has Block.
 func laddersOf(limits []Limit) *[MaxLimits]*rule.Ladder {

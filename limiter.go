@@ -38,10 +38,11 @@ type Limiter struct {
 	policy   atomic.Pointer[policy]
 	plans    plans
 	used     usedLimits
-	underway *underway // nil without Options.Count
-	key      probe     // what Options.Key is made of
-	message  []byte    // the body of a denial in plain text
-	problem  []byte    // the constant part of it as problem details
+	underway atomic.Pointer[underway] // nil until a limit with Block is in force; see underwayUnder
+	nested   atomic.Bool              // a limiter further in has decided a request of this one
+	key      probe                    // what Options.Key is made of
+	message  []byte                   // the body of a denial in plain text
+	problem  []byte                   // the constant part of it as problem details
 
 	begun     atomic.Bool // it owns what it counts with
 	closed    atomic.Bool
@@ -85,9 +86,6 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 	}
 	l.events.report, l.events.own = l.report, l.opts.Observe
 	l.key = probeKey(l.opts.Key)
-	if l.opts.Count != nil {
-		l.underway = newUnderway()
-	}
 	l.message = []byte(l.opts.Message)
 	l.problem = problemHead(l.opts.Message)
 	l.setPolicy(opts.Limits)
@@ -176,8 +174,9 @@ func (l *Limiter) succeed(old *Limiter) {
 	l.succeeded = old
 	l.counts, l.report.counts = old.counts, &old.counts.warnings
 	l.counts.policies.register(l.policy.Load())
-	if l.underway != nil && old.underway != nil && slices.Equal(old.prefixes, l.prefixes) {
-		l.underway = old.underway // its requests may still give units back
+	l.nested.Store(old.nested.Load())
+	if slices.Equal(old.prefixes, l.prefixes) {
+		l.underway.Store(old.underway.Load()) // its requests may still give units back
 	}
 	if l.remote == nil {
 		return
@@ -287,9 +286,9 @@ func (l *Limiter) TakeUpTo(ctx context.Context, key string, n int64) (granted in
 		return 0, d, fmt.Errorf("ratelimit: limiter %q: cannot take up to %d units: want 1 or more; TakeN with 0 looks", l.name, n)
 	}
 	p := l.policy.Load()
-	if p.ladders != nil && l.memory == nil {
+	if adapter, ok := l.engine.(storeEngine); ok && l.memory == nil && p.under.Ladders != nil && adapter.shared == nil {
 		return 0, d, fmt.Errorf("ratelimit: limiter %q: TakeUpTo: a limit has Block, and %s is asked for fewer units until they fit, "+
-			"of which the first denial would start the block: use TakeN", l.name, storeName(l.store))
+			"of which the first denial would start the block: use TakeN, or implement SharedStore", l.name, storeName(l.store))
 	}
 	var results [MaxLimits]Result
 	t, err := l.take(ctx, key, n, forUpTo, p, results[:p.width()])
@@ -387,24 +386,57 @@ const (
 // results does not escape: what an interface is given does, so engines fill a pooled
 // buffer.
 func (l *Limiter) take(ctx context.Context, key string, n int64, how asking, p *policy, results []Result) (t taken, err error) {
-	u := l.underway
-	if u == nil || p.ladders == nil && !u.used.Load() {
-		return l.takeWith(ctx, key, n, how, p, results, nil)
+	u := l.underwayUnder(p)
+	if u == nil {
+		return l.takeWith(ctx, key, n, how, p, results, nil, nil)
 	}
-	if !u.used.Load() {
-		u.used.Store(true)
+	asked := int64(0) // units that may be given back later
+	if how >= forRequest {
+		asked = n
 	}
-	s := u.lock(key)
-	defer s.mu.Unlock()
-	t, err = l.takeWith(ctx, key, n, how, p, results, s.pending(key))
-	if err == nil && how >= forRequest && n > 0 && results[t.bound].RetryAfter == 0 && t.at != nothingTaken {
-		t.pending = s.add(key, n, t.at)
+	if l.remote == nil {
+		s := u.lock(key)
+		defer s.mu.Unlock()
+		t, err = l.takeWith(ctx, key, n, how, p, results, s.pending(key, p), nil)
+		if err == nil && asked > 0 && results[t.bound].RetryAfter == 0 && t.counted != nothingTaken {
+			t.pending = s.add(key, asked, t.counted, p, false)
+		}
+		return t, err
+	}
+	own := turn{underway: u, key: key, policy: p, units: asked}
+	took := int64(0)
+	defer func() { // also if the store panics
+		t.pending = own.end(took, t.counted)
+		if took > 0 && results[t.bound].RetryAfter > 0 {
+			// The store may have taken the units of a request that was denied here.
+			t.pending.keep()
+			t.pending = nil
+		}
+	}()
+	t, err = l.takeWith(ctx, key, n, how, p, results, nil, &own)
+	if err == nil && t.counted != nothingTaken {
+		took = asked
 	}
 	return t, err
 }
 
-// takeWith is take for a key of which the pending units may yet be given back.
-func (l *Limiter) takeWith(ctx context.Context, key string, n int64, how asking, p *policy, results []Result, pending []rule.Pending) (t taken, err error) {
+// underwayUnder returns the units under way that a decision under p needs or changes. It
+// is nil if no limit with Block has been in force, or if nothing gives units back later:
+// neither Options.Count nor a limiter further in.
+func (l *Limiter) underwayUnder(p *policy) *underway {
+	if u := l.underway.Load(); u != nil {
+		return u
+	}
+	if p.under.Ladders == nil || l.opts.Count == nil && !l.nested.Load() {
+		return nil
+	}
+	l.underway.CompareAndSwap(nil, newUnderway())
+	return l.underway.Load()
+}
+
+// takeWith is take for a key of which some units may yet be given back: the pending ones,
+// or for a store outside of this process the units of the request's turn. Both may be nil.
+func (l *Limiter) takeWith(ctx context.Context, key string, n int64, how asking, p *policy, results []Result, pending []rule.Pending, own *turn) (t taken, err error) {
 	t.shadow = how == asShadow
 	if err := l.ready(key); err != nil {
 		return t, err
@@ -414,7 +446,8 @@ func (l *Limiter) takeWith(ctx context.Context, key string, n int64, how asking,
 			return t, l.wrap(err)
 		}
 		results[0] = p.decides()
-		if t.at = nothingTaken; results[0].RetryAfter == 0 {
+		t.at, t.counted = nothingTaken, nothingTaken
+		if results[0].RetryAfter == 0 {
 			t.granted = n
 		}
 		l.count(n, p, &t, results)
@@ -426,29 +459,32 @@ func (l *Limiter) takeWith(ctx context.Context, key string, n int64, how asking,
 		}
 		switch how {
 		case forUpTo:
-			t.granted, t.bound = l.memory.takeUpTo(key, n, p.limits, results, &p.numbers, startsBlocks(p.ladders, pending))
+			t.granted, t.bound = l.memory.takeUpTo(key, n, p.limits, results, &p.numbers, startsBlocks(p.under.Ladders, pending))
 		case asShadow:
-			t.at, t.bound = l.memory.take(key, n, p.limits, results, &p.shadow, startsBlocks(p.ladders, pending))
+			t.at, t.bound = l.memory.take(key, n, p.limits, results, &p.shadow, startsBlocks(p.under.Ladders, pending))
 		default:
-			t.at, t.bound = l.memory.take(key, n, p.limits, results, &p.numbers, startsBlocks(p.ladders, pending))
+			t.at, t.bound = l.memory.take(key, n, p.limits, results, &p.numbers, startsBlocks(p.under.Ladders, pending))
 		}
+		t.counted = t.at
 		t.noteBlocks(results)
 		return t, nil
 	}
 	buf := answers.Get().(*[MaxLimits]rule.Answer)
 	defer answers.Put(buf)
-	from := remote.FromStore
-	var reply engine.Reply
-	switch {
-	case l.remote == nil:
-		reply, err = l.engine.Take(ctx, engine.Request{Key: key, Units: n, UpTo: how == forUpTo, Limits: p.under, Pending: pending}, buf[:len(results)])
-		t.at, t.granted = Instant(reply.At), reply.Granted
-	case how == forUpTo:
-		t.granted, from, err = l.remote.TakeUpTo(ctx, key, n, p.under, buf[:len(results)])
-	default:
-		var at int64
-		at, from, err = l.remote.Take(ctx, key, n, p.under, buf[:len(results)])
-		t.at = Instant(at)
+	decided := remote.Decision{Source: remote.FromStore}
+	if l.remote == nil {
+		var reply engine.Reply
+		reply, err = l.engine.Take(ctx, engine.Request{
+			Key: key, Units: n, UpTo: how == forUpTo, Limits: p.under, StartsBlocks: p.under.Ladders != nil, Pending: pending,
+		}, buf[:len(results)])
+		decided.At, decided.Counted, decided.Granted = reply.At, reply.At, reply.Granted
+		decided.Blocked, decided.Began = reply.Blocked, reply.Began
+	} else {
+		request := remote.Request{Key: key, Units: n, UpTo: how == forUpTo, Limits: p.under}
+		if own != nil {
+			request.Turn = own
+		}
+		decided, err = l.remote.Take(ctx, request, buf[:len(results)])
 	}
 	if err != nil {
 		return taken{}, l.wrap(publicError(err))
@@ -456,8 +492,10 @@ func (l *Limiter) takeWith(ctx context.Context, key string, n int64, how asking,
 	for i := range results {
 		results[i] = resultOf(buf[i])
 	}
-	t.source, t.bound = Source(from), rule.Binding(buf[:len(results)])
-	mark(results, reply.Blocked, reply.Began)
+	t.at, t.counted = Instant(decided.At), Instant(decided.Counted)
+	t.granted, t.source = decided.Granted, Source(decided.Source)
+	t.bound = rule.Binding(buf[:len(results)])
+	mark(results, decided.Blocked, decided.Began)
 	t.noteBlocks(results)
 	if how == forUpTo && t.granted > 0 {
 		n = t.granted
@@ -541,8 +579,13 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 	if l.remote != nil {
 		reset = l.remote.Reset
 	}
-	if err := reset(ctx, key, engineLimits(limits)); err != nil {
-		return l.wrap(publicError(err))
+	// There may be more than MaxLimits. Neither Reset nor Block uses ladders.
+	if err := reset(ctx, key, engineLimits(withoutBlocks(limits))); err != nil {
+		err = publicError(err)
+		if l.remote != nil && ctx.Err() == nil {
+			err = fmt.Errorf("Reset has forgotten the key in this process alone: %w", err)
+		}
+		return l.wrap(err)
 	}
 	l.events.emit(ctx, Event{Kind: EventReset, Key: key})
 	if dropped {
@@ -564,7 +607,12 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 // before. A block by hand does not change which duration of a ladder is next.
 //
 // It is an error if d is out of range, the store counts no blocks (see [KindStore]), the
-// limiter counts under no limit, and where Reset has one. Observers get an
+// limiter counts under no limit, and where Reset has one. A [RemoteStore] that fails gets
+// the block when it answers again, with [FallbackLocal]; that is no error. With the other
+// policies it is one, and the key stays blocked in this process until the store answers
+// about it. Other processes learn of the block when they ask the store about the key: for
+// a key that they have denied within Options.DenyRecheck, and a key whose units they hold
+// by Options.Lease within that time. The plan [Unlimited] asks no store. Observers get an
 // [EventBlocked] with the actor and the reason of ctx; see [WithActor].
 func (l *Limiter) Block(ctx context.Context, key string, d time.Duration) error {
 	if err := l.ready(key); err != nil {
@@ -573,15 +621,18 @@ func (l *Limiter) Block(ctx context.Context, key string, d time.Duration) error 
 	if err := validateBlock(d); err != nil {
 		return fmt.Errorf("ratelimit: limiter %q: Block has %w", l.name, err)
 	}
-	store, err := blockStore(l.store)
-	if err != nil {
+	if _, err := blockStore(l.store); err != nil {
 		return fmt.Errorf("ratelimit: limiter %q: Block: %w", l.name, err)
 	}
 	limits, dropped := l.used.with(append(l.plans.all(), l.policy.Load()))
 	if len(limits) == 0 {
 		return fmt.Errorf("ratelimit: limiter %q: Block: it counts under no limit: add one to Options.Limits", l.name)
 	}
-	if err := store.Block(ctx, key, d, limits); err != nil {
+	block := l.engine.Block
+	if l.remote != nil {
+		block = l.remote.Block
+	}
+	if err := block(ctx, key, rule.Block{Until: int64(d)}, engineLimits(withoutBlocks(limits))); err != nil {
 		return l.wrap(publicError(err))
 	}
 	l.events.emit(ctx, Event{Kind: EventBlocked, Key: key, Duration: d})

@@ -49,9 +49,14 @@ func (l *Limiter) Middleware(next http.Handler) http.Handler {
 		}
 		inner := r.WithContext(state)
 		defer handBack(r, inner)
-		if l.opts.Count == nil && l.opts.Headers&olderStyles == 0 {
-			next.ServeHTTP(w, inner)
-			return
+		if l.opts.Count == nil {
+			if l.nested.Load() {
+				defer state.pending().decided() // unless a limiter further in has decided
+			}
+			if l.opts.Headers&olderStyles == 0 {
+				next.ServeHTTP(w, inner)
+				return
+			}
 		}
 		state.watch(next, w, inner)
 	})
@@ -98,6 +103,8 @@ func (l *Limiter) Check(w http.ResponseWriter, r *http.Request) bool {
 	*r = *r.WithContext(state)
 	if ok && l.opts.Count != nil {
 		state.expectStatus()
+	}
+	if ok {
 		state.forgetAtEnd()
 	}
 	return ok
@@ -217,6 +224,7 @@ func (l *Limiter) decide(w http.ResponseWriter, h http.Header, r *http.Request, 
 		t.pending.Context = v.state.Context
 		v.state.Context = t.pending
 	}
+	v.state.decidedInside()
 	if l.remote != nil {
 		v.state.bound.spend((clock.Now() - start) / 1000)
 	}
@@ -308,14 +316,17 @@ type Standing struct {
 	Result
 }
 
-// String returns the standing as a sentence, such as "login: 3 left of 5/1h fixed" or
-// "login: 0 left of 5/1h fixed, more after 59m2s".
+// String returns the standing as a sentence, such as "login: 3 left of 5/1h fixed",
+// "login: 0 left of 5/1h fixed, more after 59m2s" or
+// "login: blocked by 5/1m fixed block=1h, more after 59m2s".
 func (s Standing) String() string {
 	switch {
 	case s.RetryAfter == Never:
 		return fmt.Sprintf("%s: denied by %v for ever", s.Name, s.Limit)
 	case s.Limit.rule.Kind == kindUnlimited:
 		return fmt.Sprintf("%s: %v", s.Name, s.Limit)
+	case s.Blocked:
+		return fmt.Sprintf("%s: blocked by %v, more after %v", s.Name, s.Limit, s.MoreAfter)
 	case s.Remaining == 0:
 		return fmt.Sprintf("%s: 0 left of %v, more after %v", s.Name, s.Limit, s.MoreAfter)
 	}

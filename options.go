@@ -249,9 +249,6 @@ func (o Options) validate(limiter string) error {
 			return fmt.Errorf("Options.Redis is a nil %T: leave it out to count in memory", o.Redis)
 		}
 	}
-	if o.Redis != nil && anyBlocks(o.Limits) {
-		return errRedisBlocks(o.Limits)
-	}
 	all := layers(o.Store)
 	if len(all) > maxLayers {
 		return fmt.Errorf("Options.Store wraps more than %d stores, or itself", maxLayers)
@@ -301,12 +298,6 @@ func (o Options) validate(limiter string) error {
 		return fmt.Errorf("Options.Denied is a nil %T: leave it out for the default answer", o.Denied)
 	}
 	return nil
-}
-
-// errRedisBlocks is the error for limits with Block and Options.Redis.
-func errRedisBlocks(limits []Limit) error {
-	i := slices.IndexFunc(limits, Limit.blocks)
-	return fmt.Errorf("Options.Limits: limit %v: Options.Redis makes a RedisStore, which does not count blocks: use a MemoryStore, or remove Block", limits[i])
 }
 
 func isNil(v any) bool {

@@ -21,14 +21,14 @@ import (
 // request is there: their counting rules, their names, and the constant parts of
 // header fields and problem details. It does not change.
 type policy struct {
-	given    []Limit                  // as the limiter got them
-	limits   []Limit                  // the limits that the store counts; none if always is set
-	always   *Limit                   // Unlimited or Deny, if it decides alone
-	under    *engine.Limits           // the same limits, for an engine
-	ladders  *[MaxLimits]*rule.Ladder // of the same limits; nil if none has Block
-	single   bool                     // there is one limit, without Block: a table's TakeOne decides
-	plan     bool                     // made of what Options.LimitsFor returned
-	names    []string                 // effective policy names
+	given    []Limit        // as the limiter got them
+	limits   []Limit        // the limits that the store counts; none if always is set
+	always   *Limit         // Unlimited or Deny, if it decides alone
+	under    *engine.Limits // the same limits, for an engine
+	lasts    int64          // for how long units count, at most, under any of the limits
+	single   bool           // there is one limit, without Block: a table's TakeOne decides
+	plan     bool           // made of what Options.LimitsFor returned
+	names    []string       // effective policy names
 	counted  []*countedPolicy
 	numbers  table.Policies // of counted
 	shadow   table.Policies // numbers, for requests that Shadow would let through
@@ -40,6 +40,14 @@ type policy struct {
 // width is how many results a decision has: one for each limit that the store counts,
 // or the one of Unlimited or Deny.
 func (p *policy) width() int { return max(1, len(p.limits)) }
+
+// sharesCounter reports whether a key has a counter under a limit of p that it also has
+// under a limit of other.
+func (p *policy) sharesCounter(other *policy) bool {
+	return p == other || slices.ContainsFunc(p.limits, func(l Limit) bool {
+		return slices.ContainsFunc(other.limits, l.sameCounter)
+	})
+}
 
 // limit returns the limit of a result.
 func (p *policy) limit(i int) *Limit {
@@ -81,8 +89,11 @@ func newPolicy(limiter string, limits []Limit) *policy {
 	if i := slices.IndexFunc(p.given, func(l Limit) bool { return l.rule.Kind == kindDeny }); i >= 0 {
 		p.limits, p.always = nil, &p.given[i]
 	}
-	p.under, p.ladders = engineLimits(p.limits), laddersOf(p.limits)
-	p.single = len(p.limits) == 1 && p.ladders == nil
+	p.under = engineLimits(p.limits)
+	for i := range p.limits {
+		p.lasts = max(p.lasts, p.limits[i].rule.Lasts())
+	}
+	p.single = len(p.limits) == 1 && p.under.Ladders == nil
 	if p.always != nil {
 		p.names = policyNames(limiter, []Limit{*p.always})
 		asJSON, _ := json.Marshal(p.names[0])

@@ -190,6 +190,25 @@ func (s *requestState) expectStatus() {
 	})
 }
 
+// decidedInside is called when the limiter of s has decided. If it admits the request, the
+// limiters around it that have Block and no Count keep their units for good. It also makes
+// them expect that a limiter further in gives units back: they learn that from the first
+// request that passes both.
+func (s *requestState) decidedInside() {
+	for outer := s.outer; outer != nil && outer.isOfInner(s); outer = outer.outer {
+		l := outer.limiter
+		if l == s.limiter || l.opts.Count != nil || outer.bound.policy.under.Ladders == nil {
+			continue
+		}
+		if !l.nested.Load() {
+			l.nested.Store(true)
+		}
+		if s.admitted() {
+			outer.pending().decided()
+		}
+	}
+}
+
 // forgetAtEnd is for a request of Check. When it is over, its units count, also if
 // nobody calls Responded.
 func (s *requestState) forgetAtEnd() {
@@ -218,11 +237,16 @@ func (s *requestState) settle(r *http.Request, status int, written bool) {
 	if !s.charge.decided.CompareAndSwap(false, true) {
 		return
 	}
-	defer s.pending().decided() // also if Count panics
+	givesBack := false
+	defer func() {
+		if !givesBack { // also if Count panics
+			s.pending().decided()
+		}
+	}()
 	counts := s.limiter.opts.Count(r, status)
 	succeeded := written && status < http.StatusBadRequest
 	left := r.Context().Err() != nil || s.Context.Err() != nil
-	if !counts && (succeeded || !left) {
+	if givesBack = !counts && (succeeded || !left); givesBack {
 		s.giveBackInTime([]*requestState{s})
 	}
 }
@@ -241,7 +265,7 @@ func (l *Limiter) goAdjust(f func(closing context.Context)) {
 
 // addCost adjusts the request's units. It waits for the store, for so long at most
 // and not after closing is done, and for another addCost of the same request.
-func (s *requestState) addCost(closing context.Context, n int64, wait time.Duration) error {
+func (s *requestState) addCost(closing context.Context, n int64, wait time.Duration) (err error) {
 	deadline := time.Now().Add(wait)
 	if !s.charge.lockUntil(deadline) {
 		return s.limiter.wrap(errAdjusting)
@@ -263,9 +287,21 @@ func (s *requestState) addCost(closing context.Context, n int64, wait time.Durat
 		defer context.AfterFunc(closing, cancel)()
 	}
 	if p := s.pending(); p != nil {
-		p.shard.mu.Lock()
-		defer p.shard.mu.Unlock()
-		defer func() { p.set(s.charge.units) }()
+		update := p.update
+		if s.limiter.remote == nil {
+			p.shard.mu.Lock()
+			defer p.shard.mu.Unlock()
+			update = p.set
+		} else {
+			// The lock must not be held while the store is asked. Meanwhile the units that may
+			// be given back are the larger number, so that no block starts because of them.
+			update(max(s.charge.units, s.charge.units+n))
+		}
+		defer func() {
+			if err == nil || n > 0 { // units that may not have been given back stay
+				update(s.charge.units)
+			}
+		}()
 	}
 	charged, err := s.limiter.adjust(ctx, s.key, n, at, s.limits(), max(0, time.Until(deadline)))
 	if err != nil {
@@ -299,11 +335,19 @@ func (s *requestState) limits() *engine.Limits {
 	return engineLimits(limits)
 }
 
-// giveBack returns all that the request has taken of this limiter. It does
-// nothing the second time. It waits for the store, for so long at most.
+// giveBack returns all that the request has taken of this limiter. It does nothing the
+// second time. It waits for the store, for so long at most. Units that it cannot give back,
+// because the store may not have counted them or does not answer, go on to count, but they
+// start no block.
 func (s *requestState) giveBack(closing context.Context, wait time.Duration) {
-	if err := s.addCost(closing, math.MinInt64, wait); err != nil {
+	err := s.addCost(closing, math.MinInt64, wait)
+	if err != nil {
 		s.limiter.report.warn(warnStoreFailed, "error", err)
+	}
+	if err != nil || s.charge.at == nothingTaken {
+		s.pending().keep()
+	} else {
+		s.pending().decided()
 	}
 }
 

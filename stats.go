@@ -80,7 +80,7 @@ type RemoteStats struct {
 	// lease, Fallback those made in this process because the store failed, and
 	// FailedOpen those let through.
 	Cached, Leased, Fallback, FailedOpen uint64
-	// Owed is the number of keys with units that the store does not know of yet.
+	// Owed is the number of keys with units or blocks that the store does not know of yet.
 	// Forgotten counts keys for which that could not be kept.
 	Owed      int
 	Forgotten uint64

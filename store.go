@@ -52,7 +52,7 @@ type Store interface {
 
 	// Adjust moves what is counted for key under each limit by n units, without
 	// asking, for units that were taken at an instant that Take returned, or
-	// [Now]: n < 0 gives back, n > 0 charges. Both reach only as far as those units
+	// [Now]: n < 0 gives back, n > 0 charges, and n may be any int64. Both reach only as far as those units
 	// still count: not into a window that opened after they were taken, and in a
 	// bucket only the part that has not leaked since. There is one exception: a charge
 	// of units that were taken less than a fixed window ago counts in the window that
@@ -61,7 +61,7 @@ type Store interface {
 	// Nothing falls below zero, rises above the limit, or is given back to a key that
 	// has no counter. A charge makes a counter, with a window that opened when the units
 	// were taken. Adjust returns how many whole units it has charged under every limit:
-	// the least of what there was room for under each.
+	// the least of what there was room for under each, and 0 if n < 0.
 	Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (charged int64, err error)
 
 	// Reset forgets what is counted for key under each limit. There may be more
@@ -101,7 +101,15 @@ const Never time.Duration = math.MaxInt64
 type reportedState struct {
 	mu    sync.Mutex
 	state rule.State
+	block rule.Block
 	known bool
+}
+
+// reportedBlock returns the counter's block.
+func (r *reportedState) reportedBlock() (b rule.Block, known bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.block, r.known
 }
 
 // get returns the state, if it explains what a limiter got: the wrapper may have
@@ -117,19 +125,26 @@ func (r *reportedState) get(l rule.Limit, n, at int64, got *Result) (s rule.Stat
 		n = 0
 	}
 	_, a := l.Take(s, at, n)
+	if got.Blocked {
+		b, _ := r.reportedBlock()
+		if a.Retry == 0 { // another limit has denied, or nothing but the block
+			_, a = l.Take(s, at, 0)
+		}
+		a = a.Over(b.Left(at), n)
+	}
 	near := func(a int64, b time.Duration) bool { // Redis rounds windows to milliseconds
 		return a == int64(b) || max(a, int64(b))-min(a, int64(b)) <= int64(time.Millisecond)
 	}
 	return s, a.Remaining == got.Remaining && near(a.Retry, got.RetryAfter) && near(a.Reset, got.ResetAfter)
 }
 
-// report fills in the result, and the state if it is wanted.
-func (r *Result) report(a rule.Answer, s rule.State) {
+// report fills in the result, and the state and the block if they are wanted.
+func (r *Result) report(a rule.Answer, s rule.State, b rule.Block) {
 	wanted := r.state
 	*r = resultOf(a)
 	if r.state = wanted; wanted != nil {
 		wanted.mu.Lock()
-		wanted.state, wanted.known = s, true
+		wanted.state, wanted.block, wanted.known = s, b, true
 		wanted.mu.Unlock()
 	}
 }
@@ -144,8 +159,7 @@ const Now Instant = math.MaxInt64
 
 // KindStore is a [Store] that counts more than the three algorithms. [New],
 // [Limiter.SetLimits], Options.LimitsFor and [Limiter.TakeLimits] refuse limits that
-// need more than the store's Kinds. A [RemoteStore] cannot count blocks for a limiter
-// yet, whatever its Kinds.
+// need more than the store's Kinds.
 //
 // A store with [KindBlock] keeps the block of a counter beside it: when the block ends,
 // and how many denials have blocked the key. See [Limit.Block] for the rules. Take
@@ -153,8 +167,8 @@ const Now Instant = math.MaxInt64
 //
 //   - If a counter of the call is blocked, n > 0 units are denied and nothing changes.
 //     The Result of a blocked counter has Blocked set and no Remaining. Its RetryAfter,
-//     MoreAfter and ResetAfter are as without the block, but not before its end. n of 0
-//     is admitted.
+//     MoreAfter and ResetAfter are as without the block, but not before its end. If units
+//     are left beneath the block, MoreAfter is its end. n of 0 is admitted.
 //   - If none is, each limit that denies and has a [Limit.Ladder] starts a block, in the
 //     same step. Its Result also has BlockBegan set. If RetryAfter of one limit is
 //     [Never], no limit starts a block.
@@ -171,18 +185,49 @@ type KindStore interface {
 	// Kinds returns what the store counts. It is the same for the life of the store.
 	Kinds() Kinds
 
-	// TakePending is Take for a key of which some units may yet be given back, because
-	// nobody knows yet whether they count; see Options.Count. A denial that there would
-	// not be without the pending units starts no block. It is called with a lock held
-	// that holds up other requests of the key.
+	// TakePending is Take, which is TakePending without pending units, for a key of which some units may yet be given back, because
+	// nobody knows yet whether they count; see Options.Count. A limit that would not deny
+	// without the pending units starts no block. In a window, the pending units count
+	// that Adjust would give back. In a bucket, all pending units count for as long as the
+	// bucket takes to be whole again, because it is not known which units have leaked. It is called with a lock held
+	// that holds up other requests of the key, and of one in 64 of all other keys, unless
+	// the store is a [RemoteStore]. A limiter does not call it if the store is a
+	// [SharedStore].
 	TakePending(ctx context.Context, key string, n int64, pending []Pending, limits []Limit, results []Result) (Instant, error)
 
-	// Block blocks the counters of key under each limit for d from now, or until the end
-	// of the block in force if that is later. The next denial after it uses the same
-	// duration of a ladder as without it. There may be more limits than [MaxLimits], and
+	// Block joins a block with the block of key's counter under each limit: of two ends
+	// the later one stays, of two rungs the higher one, and the rung is remembered for
+	// the longer of the two times. There may be more limits than [MaxLimits], and
 	// counters need not exist.
-	Block(ctx context.Context, key string, d time.Duration, limits []Limit) error
+	Block(ctx context.Context, key string, b Block, limits []Limit) error
 }
+
+// Block is a block that a limiter hands to a [KindStore]: one by hand, or one that has
+// begun while the store was away.
+type Block struct {
+	// Left is how long the block lasts from now on, 50 years at most. It is negative
+	// for a block that is over, whose rung is still remembered.
+	Left time.Duration
+
+	// Rung is how many denials have blocked the key, 0 to 4: so it is the index of the
+	// next one's duration in a [Limit.Ladder]. A block by hand has 0.
+	Rung int
+
+	// Forget is for how long Rung is remembered after the end of the block: the longest
+	// duration of the ladder, or the window if that is longer.
+	Forget time.Duration
+}
+
+// validate returns an error for a block that no limiter hands out.
+func (b Block) validate() error {
+	if b.Left > rule.MaxSpan || b.Rung < 0 || b.Rung > rule.MaxRungs || b.Forget < 0 || b.Forget > rule.MaxSpan {
+		return fmt.Errorf("%+v: want at most 50 years, and a rung of 0 to %d", b, rule.MaxRungs)
+	}
+	return nil
+}
+
+// rule returns the block as the counting rules take it, without its end.
+func (b Block) rule() rule.Block { return rule.Block{Rung: uint8(b.Rung), Forget: int64(b.Forget)} }
 
 // Kinds is a set of what a [KindStore] counts beside the three algorithms.
 type Kinds uint32
@@ -206,13 +251,7 @@ func blockStore(s Store) (KindStore, error) {
 			"hold the store in a field and implement KindStore, or remove Block", storeName(s), s.Prefix())
 	}
 	if !ok || k.Kinds()&KindBlock == 0 {
-		return nil, fmt.Errorf("%s (prefix %q) does not count blocks: use a MemoryStore, or remove Block", storeName(s), s.Prefix())
-	}
-	for _, layer := range layers(s) {
-		if _, remote := layer.(RemoteStore); remote {
-			return nil, fmt.Errorf("%s (prefix %q) is a RemoteStore, for which limiters do not count blocks yet: use a MemoryStore, or remove Block",
-				storeName(s), s.Prefix())
-		}
+		return nil, fmt.Errorf("%s (prefix %q) does not count blocks: use a MemoryStore or a RedisStore, implement KindStore, or remove Block", storeName(s), s.Prefix())
 	}
 	return k, nil
 }
@@ -246,6 +285,39 @@ type RemoteStore interface {
 	// Fault says what an error of one of the store's calls means. It is not asked
 	// about the error of a context that its caller has cancelled.
 	Fault(err error) Fault
+}
+
+// SharedStore is a [RemoteStore] whose calls share commands: one command of the backend
+// decides for several callers of this process. A limiter calls TakeShared in place of
+// Take. It has the arguments of Take and [KindStore.TakePending], and what such a store can use:
+// a deadline that needs no context of its own, and a way to say that another caller of
+// the command gets a newer answer about the key.
+//
+// A limiter only uses the TakeShared of the outermost store. If that embeds a store of
+// this package and has no TakeShared of its own, the limiter calls its Take.
+type SharedStore interface {
+	RemoteStore
+
+	// TakeShared decides a request and fills in results, which is as long as its limits.
+	// It returns when ctx is done or the deadline has passed.
+	TakeShared(ctx context.Context, r SharedRequest, results []Result) (SharedReply, error)
+}
+
+// SharedRequest is what a limiter asks of a [SharedStore].
+type SharedRequest struct {
+	Key      string
+	Units    int64 // as for Store.Take
+	UpTo     bool  // take as many of the units, of at least 1, as fit; if none fits, the answer is a denial of 1 unit
+	Limits   []Limit
+	Pending  []Pending // as for KindStore.TakePending
+	Deadline time.Time // of the call, in addition to its context's; zero for none
+}
+
+// SharedReply is what a [SharedStore] returns beside the results.
+type SharedReply struct {
+	At      Instant // the time of the decision
+	Granted int64   // how many units were taken, if the request had UpTo set
+	Newest  bool    // no other caller of the same command gets a newer answer about the key
 }
 
 // Fault is what an error of a [RemoteStore] means.

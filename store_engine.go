@@ -3,7 +3,10 @@ package ratelimit
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/engine"
@@ -23,7 +26,7 @@ type engineStore interface {
 // whatever kind is called through its public methods. It also returns whether the
 // store is outside of this process.
 func engineOf(s Store) (e engine.Engine, isRemote bool) {
-	adapter := storeEngine{store: s}
+	adapter := storeEngine{store: s, shared: sharedStore(s)}
 	for _, layer := range layers(s) {
 		if r, ok := layer.(RemoteStore); ok {
 			adapter.remote = r
@@ -37,9 +40,19 @@ func engineOf(s Store) (e engine.Engine, isRemote bool) {
 	return adapter, isRemote
 }
 
+// sharedStore returns the store as a SharedStore whose methods are its own, or nil.
+func sharedStore(s Store) SharedStore {
+	if e, embeds := s.(embeddable); embeds && e.embedded() != s {
+		return nil
+	}
+	shared, _ := s.(SharedStore)
+	return shared
+}
+
 // storeEngine makes an engine of any [Store].
 type storeEngine struct {
 	store  Store
+	shared SharedStore // the store, if it is one
 	remote RemoteStore // the store, or the first one that it wraps, that classifies errors; nil if none does
 }
 
@@ -49,13 +62,8 @@ var results = sync.Pool{New: func() any { return new([MaxLimits]Result) }}
 // Take implements [engine.Engine]. A store may answer anything: its answers are
 // brought into bounds.
 func (e storeEngine) Take(ctx context.Context, r engine.Request, answers []rule.Answer) (engine.Reply, error) {
-	if r.UpTo {
+	if r.UpTo && e.shared == nil {
 		return e.takeUpTo(ctx, r, answers)
-	}
-	if r.Until != 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, clock.Time(r.Until))
-		defer cancel()
 	}
 	buf := results.Get().(*[MaxLimits]Result)
 	*buf = [MaxLimits]Result{}
@@ -63,17 +71,25 @@ func (e storeEngine) Take(ctx context.Context, r engine.Request, answers []rule.
 	for i := range states {
 		buf[i].state = &states[i]
 	}
-	at, err := e.takeFrom(ctx, &r, buf[:len(answers)])
+	reply, err := e.takeFrom(ctx, &r, buf[:len(answers)])
 	if err != nil {
 		return engine.Reply{}, err // the buffer is not used again: the store may still write to it
 	}
-	exact := len(r.States) > 0
+	asked := r.Units
+	if r.UpTo {
+		denied := slices.ContainsFunc(buf[:len(answers)], func(r Result) bool { return r.RetryAfter > 0 })
+		if reply.Granted < 0 || reply.Granted > r.Units || (reply.Granted == 0) != denied {
+			return engine.Reply{}, fmt.Errorf("%s (prefix %q): TakeShared of up to %d units has granted %d, and a RetryAfter in its results is %v: "+
+				"want either units or a RetryAfter", storeName(e.store), e.store.Prefix(), r.Units, reply.Granted, denied)
+		}
+		asked = 1
+	}
+	reply.Exact = len(r.States) > 0
 	for i := range states {
 		var ok bool
-		r.States[i], ok = states[i].get(r.Limits.Rules[i], r.Units, int64(at), &buf[i])
-		exact = exact && ok
+		r.States[i], ok = states[i].get(r.Limits.Rules[i], asked, reply.At, &buf[i])
+		reply.Exact = reply.Exact && ok
 	}
-	reply := engine.Reply{At: int64(at), Newest: true, Exact: exact}
 	for i, result := range buf[:len(answers)] {
 		answers[i] = rule.Answer{
 			Remaining: max(0, min(result.Remaining, r.Limits.Rules[i].Cap())),
@@ -87,22 +103,64 @@ func (e storeEngine) Take(ctx context.Context, r engine.Request, answers []rule.
 		if result.BlockBegan {
 			reply.Began |= 1 << i
 		}
+		if i < len(r.Blocks) {
+			r.Blocks[i] = blockOf(&result, states, i, answers[i], reply.At)
+		}
 	}
 	results.Put(buf)
 	return reply, nil
 }
 
-// takeFrom calls the store.
-func (e storeEngine) takeFrom(ctx context.Context, r *engine.Request, results []Result) (Instant, error) {
-	limits := publicLimits(r.Limits)
-	if k, ok := e.store.(KindStore); ok && len(r.Pending) > 0 {
-		pending := make([]Pending, len(r.Pending))
-		for i, p := range r.Pending {
-			pending[i] = Pending{p.Units, Instant(p.At)}
+// blockOf returns the block of a result: as the store has reported it, or a guess. A block
+// ends no later than any of the waits of the result. How many denials have blocked the key
+// is not known then.
+func blockOf(result *Result, states []reportedState, i int, a rule.Answer, at int64) rule.Block {
+	if i < len(states) && result.state == &states[i] {
+		if b, known := states[i].reportedBlock(); known && (b.Left(at) > 0) == result.Blocked {
+			return b
 		}
-		return k.TakePending(ctx, r.Key, r.Units, pending, limits, results)
 	}
-	return e.store.Take(ctx, r.Key, r.Units, limits, results)
+	if !result.Blocked {
+		return rule.Block{}
+	}
+	left := min(a.More, a.Reset)
+	if a.Retry > 0 {
+		left = min(left, a.Retry)
+	}
+	return rule.Block{Until: rule.Lasting(left, at)}
+}
+
+// takeFrom calls the store.
+func (e storeEngine) takeFrom(ctx context.Context, r *engine.Request, results []Result) (engine.Reply, error) {
+	limits := publicLimits(r.Limits)
+	if !r.StartsBlocks && anyBlocks(limits) {
+		limits = withoutBlocks(limits)
+	}
+	var pending []Pending
+	for _, p := range r.Pending {
+		pending = append(pending, Pending{p.Units, Instant(p.At)})
+	}
+	if e.shared != nil {
+		shared := SharedRequest{Key: r.Key, Units: r.Units, UpTo: r.UpTo, Limits: limits, Pending: pending}
+		if r.Until != 0 {
+			shared.Deadline = clock.Time(r.Until)
+		}
+		reply, err := e.shared.TakeShared(ctx, shared, results)
+		return engine.Reply{At: int64(reply.At), Granted: reply.Granted, Newest: reply.Newest}, err
+	}
+	if r.Until != 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, clock.Time(r.Until))
+		defer cancel()
+	}
+	var at Instant
+	var err error
+	if k, ok := e.store.(KindStore); ok && len(pending) > 0 {
+		at, err = k.TakePending(ctx, r.Key, r.Units, pending, limits, results)
+	} else {
+		at, err = e.store.Take(ctx, r.Key, r.Units, limits, results)
+	}
+	return engine.Reply{At: int64(at), Newest: true}, err
 }
 
 // takeUpTo asks the store for fewer and fewer units, until they fit or one does not. A
@@ -144,6 +202,16 @@ func (e storeEngine) Reset(ctx context.Context, key string, limits *engine.Limit
 	return e.store.Reset(ctx, key, publicLimits(limits))
 }
 
+// Block implements [engine.Engine].
+func (e storeEngine) Block(ctx context.Context, key string, b rule.Block, limits *engine.Limits) error {
+	k, err := blockStore(e.store)
+	if err != nil {
+		return err
+	}
+	handed := Block{Left: time.Duration(b.Until), Rung: int(b.Rung), Forget: time.Duration(b.Forget)}
+	return k.Block(ctx, key, handed, publicLimits(limits))
+}
+
 // Fault implements [engine.Engine].
 func (e storeEngine) Fault(err error) engine.Fault {
 	var inside *redisstore.Error
@@ -160,7 +228,7 @@ func (e storeEngine) Fault(err error) engine.Fault {
 
 // engineLimits are limits as an engine takes them.
 func engineLimits(limits []Limit) *engine.Limits {
-	return &engine.Limits{Rules: rulesOf(limits), Public: limits}
+	return &engine.Limits{Rules: rulesOf(limits), Ladders: laddersOf(limits), Public: limits}
 }
 
 // publicLimits is the inverse of engineLimits. Limits that an engine's caller has

@@ -6,7 +6,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	. "github.com/ratelimit-go/ratelimit"
@@ -28,15 +27,13 @@ func (e embedder) Take(ctx context.Context, key string, n int64, limits []Limit,
 // embedsEmbedder embeds a wrapper that embeds.
 type embedsEmbedder struct{ embedder }
 
+// redisEmbedder embeds a RedisStore.
+type redisEmbedder struct{ *RedisStore }
+
 // noKinds implements KindStore, and counts no blocks.
 type noKinds struct{ *kindWrapper }
 
 func (noKinds) Kinds() Kinds { return 0 }
-
-// remoteKinds is a KindStore outside of this process.
-type remoteKinds struct{ *kindWrapper }
-
-func (remoteKinds) Fault(error) Fault { return FaultUnknown }
 
 // kindWrapper implements KindStore in full, and counts its calls.
 type kindWrapper struct {
@@ -65,29 +62,25 @@ func (w *kindWrapper) Reset(ctx context.Context, key string, limits []Limit) err
 	return w.inner.Reset(ctx, key, limits)
 }
 
-func (w *kindWrapper) Block(ctx context.Context, key string, d time.Duration, limits []Limit) error {
-	return w.inner.Block(ctx, key, d, limits)
+func (w *kindWrapper) Block(ctx context.Context, key string, b Block, limits []Limit) error {
+	return w.inner.Block(ctx, key, b, limits)
 }
 
 // TestStoresWithoutBlocksAreRefused: New, SetLimits, LimitsFor, TakeLimits and Block refuse
 // a store that cannot count blocks, or might lose them, and name the limit and the store.
 func TestStoresWithoutBlocksAreRefused(t *testing.T) {
-	client := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1"})
-	defer client.Close()
-	redisStore, err := NewRedisStore(client, "p:")
-	require.NoError(t, err)
-	defer redisStore.Close()
+	redisStore := redisStore(t, unreachableClient(t), "p:")
 	blocking := hour.Block(time.Minute)
 	for name, tc := range map[string]struct {
 		store func(*MemoryStore) Store
 		want  string
 	}{
-		"RedisStore":            {func(*MemoryStore) Store { return redisStore }, `RedisStore (prefix "p:") does not count blocks`},
+		"wraps a RedisStore":    {func(*MemoryStore) Store { return &plainWrapper{redisStore} }, `plainWrapper (prefix "p:") does not count blocks`},
+		"embeds a RedisStore":   {func(*MemoryStore) Store { return &redisEmbedder{redisStore} }, "redisEmbedder (prefix \"p:\") embeds a store of this package"},
 		"foreign":               {func(m *MemoryStore) Store { return &plainWrapper{m} }, "plainWrapper (prefix"},
 		"embeds":                {func(m *MemoryStore) Store { return &embedder{m} }, "embeds a store of this package, so its own methods may hand on other limits"},
 		"embeds what embeds":    {func(m *MemoryStore) Store { return &embedsEmbedder{embedder{m}} }, "embedsEmbedder"},
 		"counts other kinds":    {func(m *MemoryStore) Store { return &noKinds{&kindWrapper{inner: m}} }, "noKinds"},
-		"RemoteStore":           {func(m *MemoryStore) Store { return &remoteKinds{&kindWrapper{inner: m}} }, "for which limiters do not count blocks yet"},
 		"wraps an own embedder": {func(m *MemoryStore) Store { return &plainWrapper{&embedder{m}} }, "does not count blocks"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -110,10 +103,6 @@ func TestStoresWithoutBlocksAreRefused(t *testing.T) {
 			require.ErrorContains(t, l.Block(ctx, "k", time.Hour), tc.want)
 		})
 	}
-	o := quiet(blocking)
-	o.Redis = client
-	_, err = new(Registry).New("login", o)
-	require.ErrorContains(t, err, "limit 5/1h fixed block=1m: Options.Redis makes a RedisStore, which does not count blocks")
 }
 
 // TestKindStoreOfAnotherMake: a wrapper that implements KindStore is called through its

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
@@ -124,11 +123,7 @@ func (s *MemoryStore) Take(ctx context.Context, key string, n int64, limits []Li
 	if err := s.validateCall(limits); err != nil {
 		return 0, err
 	}
-	if len(results) > 0 && results[0].state != nil {
-		return s.takeReporting(key, n, limits, results), nil
-	}
-	at, _ := s.take(key, n, limits, results, nil, startsBlocks(laddersOf(limits), nil))
-	return at, nil
+	return s.takeFor(key, n, limits, results, startsBlocks(laddersOf(limits), nil)), nil
 }
 
 // TakePending implements [KindStore].
@@ -147,8 +142,16 @@ func (s *MemoryStore) TakePending(ctx context.Context, key string, n int64, pend
 	for i, p := range pending {
 		held[i] = rule.Pending{Units: max(0, p.Units), At: int64(max(0, p.At))}
 	}
-	at, _ := s.take(key, n, limits, results, nil, startsBlocks(ladders, held))
-	return at, nil
+	return s.takeFor(key, n, limits, results, startsBlocks(ladders, held)), nil
+}
+
+// takeFor is Take for a caller that may want the states, too.
+func (s *MemoryStore) takeFor(key string, n int64, limits []Limit, results []Result, blocking *table.Blocking) Instant {
+	if len(results) > 0 && results[0].state != nil {
+		return s.takeReporting(key, n, limits, results, blocking)
+	}
+	at, _ := s.take(key, n, limits, results, nil, blocking)
+	return at
 }
 
 // startsBlocks returns how a call starts blocks, or nil if no limit has a ladder.
@@ -163,14 +166,14 @@ func startsBlocks(ladders *[MaxLimits]*rule.Ladder, pending []rule.Pending) *tab
 func (s *MemoryStore) Kinds() Kinds { return KindBlock }
 
 // Block implements [KindStore].
-func (s *MemoryStore) Block(ctx context.Context, key string, d time.Duration, limits []Limit) error {
+func (s *MemoryStore) Block(ctx context.Context, key string, b Block, limits []Limit) error {
 	if err := s.ready(ctx); err != nil {
 		return err
 	}
-	if err := validateBlock(d); err != nil {
+	if err := b.validate(); err != nil {
 		return fmt.Errorf("ratelimit: MemoryStore %q: Block has %w", s.name, err)
 	}
-	s.table.Block(key, int64(d), rulesOf(limits))
+	s.table.Block(key, int64(b.Left), b.rule(), rulesOf(limits))
 	return nil
 }
 
@@ -180,25 +183,25 @@ func (s *MemoryStore) validateCall(limits []Limit) error {
 		if limits[i].rule.N < 1 || limits[i].rule.Window < rule.MinSpan {
 			return fmt.Errorf("ratelimit: MemoryStore %q: limit %v is not valid", s.name, limits[i])
 		}
-		if limits[i].blocks() {
-			if err := limits[i].block.Value().validate(); err != nil {
-				return fmt.Errorf("ratelimit: MemoryStore %q: limit %v: %w", s.name, limits[i], err)
-			}
-		}
+	}
+	if err := validateLadders(limits); err != nil {
+		return fmt.Errorf("ratelimit: MemoryStore %q: %w", s.name, err)
 	}
 	return nil
 }
 
-// takeReporting is take for a limiter that wants the states, too.
-func (s *MemoryStore) takeReporting(key string, n int64, limits []Limit, results []Result) Instant {
+// takeReporting is take for a limiter that wants the states and the blocks, too.
+func (s *MemoryStore) takeReporting(key string, n int64, limits []Limit, results []Result, blocking *table.Blocking) Instant {
 	var rules [MaxLimits]rule.Limit
 	var answers [MaxLimits]rule.Answer
 	var states [MaxLimits]rule.State
-	under := appendRules(rules[:0], limits)
-	_, at := s.table.TakeAt(s.table.Hash(key, table.Owner{}), n, clock.Now(), under, answers[:len(limits)], states[:len(limits)])
+	under, h := appendRules(rules[:0], limits), s.table.Hash(key, table.Owner{})
+	_, at, marks := s.table.TakeBlocking(h, n, clock.Now(), false, under, answers[:len(limits)], states[:len(limits)], nil, blocking)
 	for i := range limits {
-		results[i].report(answers[i], states[i])
+		b, _ := s.table.BlockOf(h, at, &under[i])
+		results[i].report(answers[i], states[i], b)
 	}
+	mark(results, marks.Blocked, marks.Began)
 	return Instant(at)
 }
 

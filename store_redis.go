@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -123,27 +124,65 @@ func (s *RedisStore) Prefix() string { return s.engine.Prefix() }
 
 // Take implements [Store].
 func (s *RedisStore) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
+	reply, err := s.TakeShared(ctx, SharedRequest{Key: key, Units: n, Limits: limits}, results)
+	return reply.At, err
+}
+
+// TakePending implements [KindStore].
+func (s *RedisStore) TakePending(ctx context.Context, key string, n int64, pending []Pending, limits []Limit, results []Result) (Instant, error) {
+	reply, err := s.TakeShared(ctx, SharedRequest{Key: key, Units: n, Limits: limits, Pending: pending}, results)
+	return reply.At, err
+}
+
+// TakeShared implements [SharedStore].
+func (s *RedisStore) TakeShared(ctx context.Context, r SharedRequest, results []Result) (SharedReply, error) {
 	var rules [MaxLimits]rule.Limit
 	var answers [MaxLimits]rule.Answer
-	under := engine.Limits{Rules: appendRules(rules[:0], limits)}
+	under := engine.Limits{Rules: appendRules(rules[:0], r.Limits), Ladders: laddersOf(r.Limits)}
+	if under.Ladders != nil {
+		if err := validateLadders(r.Limits); err != nil {
+			return SharedReply{}, fmt.Errorf("ratelimit: RedisStore %q: %w", s.Prefix(), err)
+		}
+	}
 	given := answers[:min(len(results), MaxLimits)]
-	request := engine.Request{Key: key, Units: n, Limits: &under, Now: clock.Now()}
+	request := engine.Request{Key: r.Key, Units: r.Units, UpTo: r.UpTo, Limits: &under, Now: clock.Now(), StartsBlocks: true}
+	if !r.Deadline.IsZero() {
+		request.Until = request.Now + int64(time.Until(r.Deadline))
+	}
+	for _, p := range r.Pending {
+		request.Pending = append(request.Pending, rule.Pending{Units: max(0, p.Units), At: int64(max(0, p.At))})
+	}
 	var states [MaxLimits]rule.State
+	var blocks [MaxLimits]rule.Block
 	if len(given) > 0 && results[0].state != nil {
-		request.States = states[:len(given)]
+		request.States, request.Blocks = states[:len(given)], blocks[:len(given)]
 	}
 	reply, err := s.engine.Take(ctx, request, given)
 	if err != nil {
-		return 0, publicError(err)
+		return SharedReply{}, publicError(err)
 	}
 	for i, a := range given {
 		if reply.Exact {
-			results[i].report(a, states[i])
+			results[i].report(a, states[i], blocks[i])
 		} else {
 			results[i] = resultOf(a)
 		}
 	}
-	return Instant(reply.At), nil
+	mark(results, reply.Blocked, reply.Began)
+	return SharedReply{At: Instant(reply.At), Granted: reply.Granted, Newest: reply.Newest}, nil
+}
+
+// Kinds implements [KindStore]. It returns [KindBlock].
+func (s *RedisStore) Kinds() Kinds { return KindBlock }
+
+// Block implements [KindStore].
+func (s *RedisStore) Block(ctx context.Context, key string, b Block, limits []Limit) error {
+	if err := b.validate(); err != nil {
+		return fmt.Errorf("ratelimit: RedisStore %q: Block has %w", s.Prefix(), err)
+	}
+	given := b.rule()
+	given.Until = int64(b.Left)
+	return publicError(s.engine.Block(ctx, key, given, &engine.Limits{Rules: rulesOf(limits)}))
 }
 
 // Adjust implements [Store].

@@ -65,6 +65,11 @@ func agree(t *testing.T, r *rand.Rand) {
 		}
 		return b
 	}
+	ladders := [][]time.Duration{
+		{time.Millisecond}, {7 * time.Millisecond, time.Second}, {time.Second, time.Second, time.Hour}, {time.Hour, 2 * time.Hour, 3 * time.Hour, 24 * time.Hour},
+	}
+	blocked, began := 0, 0
+	defer func() { t.Logf("%d blocked, %d began", blocked, began) }()
 	type instant struct {
 		memory, redis Instant
 		when          time.Time
@@ -77,6 +82,12 @@ func agree(t *testing.T, r *rand.Rand) {
 			l := pick()
 			if !slices.ContainsFunc(limits, func(o Limit) bool { return o.Algorithm() == l.Algorithm() && o.Window() == l.Window() }) {
 				limits = append(limits, l)
+			}
+		}
+		for i, l := range limits {
+			// Not if a block could end later than a memory store's clock.
+			if r.IntN(2) == 0 && float64(l.Burst())/float64(l.N())*float64(l.Window()) < float64(years)/8 {
+				limits[i] = l.Block(ladders[r.IntN(len(ladders))]...)
 			}
 		}
 		key := []string{"a", "b", "a{}\x00"}[r.IntN(3)]
@@ -96,11 +107,17 @@ func agree(t *testing.T, r *rand.Rand) {
 		}
 		ops = append(ops, time.Now())
 		what := fmt.Sprintf("%d units of %q under %v", n, key, limits)
-		switch r.IntN(8) {
+		switch r.IntN(16) {
 		case 0:
+			b := Block{Left: time.Duration(among(-w, 0, ms, min(w, int64(24*time.Hour)), int64(time.Hour))), Rung: r.IntN(5), Forget: time.Duration(among(0, ms, int64(time.Hour)))}
+			if b.Left < Never/8 && b.Left > -Never/8 {
+				require.NoError(t, memoryStore.Block(ctx, key, b, limits))
+				require.NoError(t, redis.Block(ctx, key, b, limits))
+			}
+		case 1:
 			require.NoError(t, memoryStore.Reset(ctx, key, limits))
 			require.NoError(t, redis.Reset(ctx, key, limits))
-		case 1, 2:
+		case 2, 3, 4:
 			if r.IntN(2) == 0 {
 				n = -n
 			}
@@ -111,9 +128,14 @@ func agree(t *testing.T, r *rand.Rand) {
 			require.Equal(t, want, got, "charged: %s", what)
 		default:
 			want, got := make([]Result, len(limits)), make([]Result, len(limits))
-			a, err := memoryStore.Take(ctx, key, n, limits, want)
+			var pendingMemory, pendingRedis []Pending
+			for range among(0, 0, 1, 3) {
+				units := 1 + r.Int64N(l.Burst())
+				pendingMemory, pendingRedis = append(pendingMemory, Pending{units, at.memory}), append(pendingRedis, Pending{units, at.redis})
+			}
+			a, err := memoryStore.TakePending(ctx, key, n, pendingMemory, limits, want)
 			require.NoError(t, err)
-			b, err := redis.Take(ctx, key, n, limits, got)
+			b, err := redis.TakePending(ctx, key, n, pendingRedis, limits, got)
 			require.NoError(t, err)
 			instants = append(instants, instant{a, b, time.Now()})
 			for i := range want {
@@ -123,6 +145,12 @@ func agree(t *testing.T, r *rand.Rand) {
 					}
 				}
 				require.Equal(t, want[i], got[i], "%v: %s", limits[i], what)
+				if want[i].Blocked {
+					blocked++
+				}
+				if want[i].BlockBegan {
+					began++
+				}
 			}
 		}
 	}

@@ -34,6 +34,7 @@ type Group string
 const (
 	Speed      Group = "In memory, ns per decision"
 	Size       Group = "In memory, a million keys"
+	Blocks     Group = "In memory, limits with Block, ns per decision"
 	Middleware Group = "Middleware, ns per request"
 	Server     Group = "A server under load"
 	Stress     Group = "Expiry, growth and flooding"
@@ -52,6 +53,10 @@ var Cases = []Case{
 	{Name: "hot-parallel", run: parallel(1, oneKey), Measures: nanoseconds(Speed, "one hot key, all cores", Goal{{ByRival, 0.9}})},
 	{Name: "uniform", run: parallel(spread, uniform), Measures: nanoseconds(Speed, "100k keys uniform, all cores", Goal{{ByRival, 0.5}})},
 	{Name: "zipf", run: parallel(spread, zipf), Measures: nanoseconds(Speed, "100k keys Zipf, all cores", Goal{{ByRival, 0.6}})},
+	{Name: "block-allowed", only: ours, run: with(plenty.blocking(), hot), Measures: nanoseconds(Blocks, "one hot key, allowed, with Block", Goal{{Allocs, 0}})},
+	{Name: "block-without-allowed", only: ours, run: hot, Measures: nanoseconds(Blocks, "— without Block", Goal{{Allocs, 0}})},
+	{Name: "block-denied", only: ours, run: with(single.blocking(), hotDenied), Measures: nanoseconds(Blocks, "one hot key, denied by a block", Goal{{Allocs, 0}})},
+	{Name: "block-without-denied", only: ours, run: hotDenied, Measures: nanoseconds(Blocks, "— denied without Block", Goal{{Allocs, 0}})},
 	{Name: "allowed", http: true, run: allowed, Measures: nanoseconds(Middleware, "allowed", Goal{{ByRival, 0.5}, {Allocs, 4}})},
 	{Name: "denied", http: true, run: denied, Measures: nanoseconds(Middleware, "denied", Goal{{ByRival, 0.5}})},
 	{Name: "allowed-nofields", http: true, nofields: true, run: allowed,
@@ -76,6 +81,9 @@ var Cases = []Case{
 		{Group: Stress, Title: "— evicted while being denied", Unit: "evicted-denied", Goal: Goal{{AtMost, 0}}},
 	}},
 }
+
+// ours are the names of this library's limits in the cases that no other library can run.
+var ours = []string{"fixed", "bucket"}
 
 func expiring(which string) []Measure {
 	return []Measure{

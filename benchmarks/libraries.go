@@ -70,6 +70,10 @@ type quota struct {
 	window time.Duration
 	refill time.Duration
 	keys   int // the maximum number of keys; 0 means maxKeys
+
+	// Of this library alone:
+	block   time.Duration // how long a denial blocks a key; 0 means no blocks
+	recheck time.Duration // Options.DenyRecheck
 }
 
 // most returns the maximum number of keys.
@@ -83,6 +87,18 @@ var (
 	// single denies every request after the first.
 	single = quota{units: 1, window: time.Hour, refill: time.Hour}
 )
+
+// blocking returns the quota with blocks that last for the whole benchmark.
+func (q quota) blocking() quota {
+	q.block = 2 * time.Hour
+	return q
+}
+
+// atServer returns the quota with denials that the server decides.
+func (q quota) atServer() quota {
+	q.recheck = 1
+	return q
+}
 
 // address is the key function for libraries that leave the key to their users. It
 // returns the address without the port, which is the default key of other libraries.

@@ -9,9 +9,20 @@ import (
 	"github.com/ratelimit-go/ratelimit"
 )
 
-func fixedWindow(q quota) ratelimit.Limit { return ratelimit.FixedWindow(q.units, q.window) }
+func fixedWindow(q quota) ratelimit.Limit {
+	return q.withBlock(ratelimit.FixedWindow(q.units, q.window))
+}
 
-func tokenBucket(q quota) ratelimit.Limit { return ratelimit.TokenBucket(1, q.refill, q.units) }
+func tokenBucket(q quota) ratelimit.Limit {
+	return q.withBlock(ratelimit.TokenBucket(1, q.refill, q.units))
+}
+
+func (q quota) withBlock(l ratelimit.Limit) ratelimit.Limit {
+	if q.block > 0 {
+		l = l.Block(q.block)
+	}
+	return l
+}
 
 func openFixed(q quota, fields bool) subject { return openOurs(q, fields, fixedWindow(q)) }
 

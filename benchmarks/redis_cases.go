@@ -11,8 +11,9 @@ import (
 )
 
 const (
-	OnRedis   Group = "Redis, one server"
-	OnCluster Group = "Redis, a cluster"
+	OnRedis     Group = "Redis, one server"
+	OnCluster   Group = "Redis, a cluster"
+	RedisBlocks Group = "Redis, one server, limits with Block"
 )
 
 // RedisCase is one benchmark on Redis.
@@ -40,13 +41,18 @@ var RedisCases = []RedisCase{
 		{Group: OnRedis, Title: "— commands", Unit: "cmd/op", Goal: Goal{{AtMost, 0}}},
 	}}, run: deniedSerially, skip: []string{"incr", evalsha, "incr-pipelined", "rueidis-incr", wake}},
 	{Case: Case{Name: "redis-spread", Measures: append(perSecond(OnRedis, "64 callers, 10,000 keys, decisions/s", 2.5),
-		Measure{Group: OnRedis, Title: "— commands", Unit: "cmd/op", Goal: Goal{{AtMost, 1}}})}, run: many(64, manyKeys)},
+		Measure{Group: OnRedis, Title: "— commands", Unit: "cmd/op", Goal: Goal{{AtMost, 1}}})}, run: many(64, manyKeys, plenty)},
 	{Case: Case{Name: "redis-hot", Measures: append(perSecond(OnRedis, "64 callers, one key, decisions/s", 8),
-		Measure{Group: OnRedis, Title: "— commands", Unit: "cmd/op", Goal: Goal{{AtMost, 1}}})}, run: many(64, 1)},
+		Measure{Group: OnRedis, Title: "— commands", Unit: "cmd/op", Goal: Goal{{AtMost, 1}}})}, run: many(64, 1, plenty)},
 	{Case: Case{Name: "redis-spread-1000", Measures: append(perSecond(OnRedis, "1,000 callers, 10,000 keys, decisions/s", 0),
-		Measure{Group: OnRedis, Title: "— p99 in ms", Unit: "ms/p99"})}, run: many(1000, manyKeys)},
+		Measure{Group: OnRedis, Title: "— p99 in ms", Unit: "ms/p99"})}, run: many(1000, manyKeys, plenty)},
 	{Case: Case{Name: "redis-hot-1000", Measures: append(perSecond(OnRedis, "1,000 callers, one key, decisions/s", 0),
-		Measure{Group: OnRedis, Title: "— p99 in ms", Unit: "ms/p99"})}, run: many(1000, 1)},
+		Measure{Group: OnRedis, Title: "— p99 in ms", Unit: "ms/p99"})}, run: many(1000, 1, plenty)},
+	{Case: blockCase("redis-block-spread", "64 callers, 10,000 keys, with Block, nothing blocked, decisions/s"), run: many(64, manyKeys, plenty.blocking())},
+	{Case: blockCase("redis-block-without-spread", "— without Block"), run: many(64, manyKeys, plenty)},
+	{Case: blockCase("redis-block-cached", "64 callers, 10,000 blocked keys, denied by the near cache, decisions/s"), run: manyDenied(64, single.blocking())},
+	{Case: blockCase("redis-block-server", "64 callers, 10,000 blocked keys, denied by the server, decisions/s"), run: manyDenied(64, single.blocking().atServer())},
+	{Case: blockCase("redis-block-without-server", "— denied without Block"), run: manyDenied(64, single.atServer())},
 	{Case: Case{Name: "cluster-spread", Measures: perSecond(OnCluster, "64 callers, 10,000 keys, decisions/s", 2.5)}, run: inCluster(64, manyKeys), skip: []string{wake}},
 	{Case: Case{Name: "cluster-hot", Measures: perSecond(OnCluster, "64 callers, one key, decisions/s", 8)}, run: inCluster(64, 1), skip: []string{wake}},
 }
@@ -62,7 +68,14 @@ func perSecond(g Group, title string, times float64) []Measure {
 }
 
 // Has reports whether l takes part in c.
-func (c RedisCase) Has(l RedisLibrary) bool { return !slices.Contains(c.skip, l.Name) }
+func (c RedisCase) Has(l RedisLibrary) bool {
+	return !slices.Contains(c.skip, l.Name) && (c.only == nil || slices.Contains(c.only, l.Name))
+}
+
+// blockCase returns a case that only this library can run.
+func blockCase(name, title string) Case {
+	return Case{Name: name, only: ours, Measures: append(perSecond(RedisBlocks, title, 0), Measure{Group: RedisBlocks, Title: "— commands", Unit: "cmd/op"})}
+}
 
 const (
 	manyKeys  = 10_000
@@ -197,14 +210,29 @@ func commands(server *redistest.Server, l RedisLibrary, s subject, callers int, 
 	return float64(sent(server.Commands())) / float64(t.done+t.failed)
 }
 
-func many(callers, n int) func(*testing.B, *redisServers, RedisLibrary) {
+func many(callers, n int, q quota) func(*testing.B, *redisServers, RedisLibrary) {
 	return func(b *testing.B, on *redisServers, l RedisLibrary) {
-		s, all := l.open(onServer(on.server), plenty), keys(n)
+		s, all := l.open(onServer(on.server), q), keys(n)
 		defer s.end()
-		timeMany(b, l, s, callers, all)
+		timeMany(b, l, s, callers, all, true)
 		if callers <= 64 {
 			b.ReportMetric(commands(on.server, l, s, callers, all, true), "cmd/op")
 		}
+	}
+}
+
+// manyDenied times denials of keys that have used up their limit, and are blocked if the
+// quota has blocks.
+func manyDenied(callers int, q quota) func(*testing.B, *redisServers, RedisLibrary) {
+	return func(b *testing.B, on *redisServers, l RedisLibrary) {
+		s, all := l.open(onServer(on.server), q), keys(manyKeys)
+		defer s.end()
+		for _, k := range all {
+			s.take(k)
+			s.take(k)
+		}
+		timeMany(b, l, s, callers, all, false)
+		b.ReportMetric(commands(on.server, l, s, callers, all, false), "cmd/op")
 	}
 }
 
@@ -212,15 +240,15 @@ func inCluster(callers, n int) func(*testing.B, *redisServers, RedisLibrary) {
 	return func(b *testing.B, on *redisServers, l RedisLibrary) {
 		s, all := l.open(onCluster(on.cluster), plenty), keys(n)
 		defer s.end()
-		timeMany(b, l, s, callers, all)
+		timeMany(b, l, s, callers, all, true)
 	}
 }
 
-func timeMany(b *testing.B, l RedisLibrary, s subject, callers int, all []string) {
-	decide(s, callers, all, redisTurn, true) // makes keys and connections
+func timeMany(b *testing.B, l RedisLibrary, s subject, callers int, all []string, want bool) {
+	decide(s, callers, all, redisTurn, want) // makes keys and connections
 	var turns []turn
 	for b.Loop() {
-		turns = append(turns, decide(s, callers, all, redisTurn, true))
+		turns = append(turns, decide(s, callers, all, redisTurn, want))
 	}
 	report(b, l, turns)
 }

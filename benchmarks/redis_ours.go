@@ -16,6 +16,8 @@ func openOursOnRedis(limit func(quota) ratelimit.Limit, lease time.Duration) fun
 			Limits: []ratelimit.Limit{limit(q)},
 			Redis:  client,
 			Lease:  lease,
+
+			DenyRecheck: q.recheck,
 			// The timeout that go-redis, and so every rival, uses for a reply. A busy machine
 			// should not favor anybody.
 			Timeout: 3 * time.Second,

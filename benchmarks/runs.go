@@ -23,6 +23,11 @@ func keys(n int) []string {
 	return all
 }
 
+// with runs a case with another quota.
+func with(q quota, run func(*testing.B, opener)) func(*testing.B, opener) {
+	return func(b *testing.B, open opener) { run(b, func(quota) subject { return open(q) }) }
+}
+
 func hot(b *testing.B, open opener) {
 	s, k := open(plenty), key(0)
 	defer s.end()

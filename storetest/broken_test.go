@@ -21,7 +21,8 @@ type fault struct {
 // store that has this fault only. Many of them are in libraries that exist. The case
 // must fail on a clock that the test sets, and on one that goes on by itself.
 func TestBrokenStoresAreCaught(t *testing.T) {
-	faults := slices.Concat(takeFaults, severalFaults, waitFaults, timeFaults, adjustFaults, pastUnitsFaults, resetFaults, changeFaults, keyFaults, callFaults)
+	faults := slices.Concat(takeFaults, severalFaults, waitFaults, timeFaults, adjustFaults, pastUnitsFaults, resetFaults, changeFaults, keyFaults, callFaults,
+		blockFaults, severalBlockFaults, handBlockFaults, blockTimeFaults, sharedFaults)
 	for _, f := range faults {
 		t.Run(f.caught+"/"+f.does, func(t *testing.T) {
 			i := slices.IndexFunc(cases, func(c testCase) bool { return c.name == f.caught })

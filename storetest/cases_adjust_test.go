@@ -74,7 +74,7 @@ var adjustFaults = []fault{
 				return s.adjust(c)
 			}
 			results := make([]ratelimit.Result, len(c.limits))
-			if err := s.take(&call{c.ctx, c.key, c.n, 0, c.limits, results}); err != nil || !admitted(results) {
+			if err := s.take(&call{ctx: c.ctx, key: c.key, n: c.n, limits: c.limits, results: results}); err != nil || !admitted(results) {
 				return 0, err
 			}
 			return c.n, nil
@@ -97,7 +97,7 @@ var adjustFaults = []fault{
 	{caught: "charge-several", does: "returns the most that a limit was charged", breaks: func(s *reference) {
 		s.onAdjust = func(c *call) (charged int64, err error) {
 			for _, l := range c.limits {
-				one, err := s.adjust(&call{c.ctx, c.key, c.n, c.at, []ratelimit.Limit{l}, nil})
+				one, err := s.adjust(&call{ctx: c.ctx, key: c.key, n: c.n, at: c.at, limits: []ratelimit.Limit{l}})
 				if charged = max(charged, one); err != nil {
 					return 0, err
 				}
@@ -109,7 +109,7 @@ var adjustFaults = []fault{
 		beforeAdjust(func(c *call) {
 			if c.n > 0 {
 				results := make([]ratelimit.Result, len(c.limits))
-				s.take(&call{c.ctx, c.key, 0, 0, c.limits, results})
+				s.take(&call{ctx: c.ctx, key: c.key, limits: c.limits, results: results})
 				for _, res := range results {
 					c.n = min(c.n, res.Remaining)
 				}

@@ -42,6 +42,19 @@ var callCases = []testCase{
 					r.problem("Reset returned %v, want %v", err, want)
 				}
 				r.remains("key", 1, l)
+				if k, ok := kindStore(r.store); ok {
+					limits := []ratelimit.Limit{l.Block(r.window)}
+					for _, n := range []int64{0, 1, 2} {
+						if _, err := k.TakePending(ctx, "key", n, nil, limits, make([]ratelimit.Result, 1)); !errors.Is(err, want) {
+							r.problem("TakePending of %d units returned %v, want %v", n, err, want)
+						}
+					}
+					if err := k.Block(ctx, "key", ratelimit.Block{Left: r.window}, limits); !errors.Is(err, want) {
+						r.problem("Block returned %v, want %v", err, want)
+					}
+					r.free("key", l)
+					r.remains("key", 1, l)
+				}
 			}
 		},
 	},
@@ -80,6 +93,14 @@ var callCases = []testCase{
 				r.take("key", 1, limits...)
 				r.adjust("key", 1, ratelimit.Now, limits...)
 				r.adjust("key", -1, ratelimit.Now, limits...)
+				if _, ok := kindStore(r.store); ok {
+					pending := []ratelimit.Pending{{Units: 1, At: r.at}, {Units: 7}}
+					r.takePending("other", 1, pending[:1], limits...)
+					if pending[0].Units != 1 || pending[1].Units != 7 {
+						r.problem("the pending units were 1 and 7, and are now %v", pending)
+					}
+					r.block("other", ratelimit.Block{Left: r.window}, limits...)
+				}
 				r.reset("other", limits...)
 				if !slices.Equal(backing, want) {
 					r.problem("the limits were %v and are now %v", want, backing)
@@ -144,8 +165,15 @@ var callCases = []testCase{
 			ctx := context.Background()
 			_, taken := r.store.Take(ctx, "key", 1, limits, make([]ratelimit.Result, 1))
 			_, adjusted := r.store.Adjust(ctx, "key", 1, ratelimit.Now, limits)
-			for i, err := range []error{taken, adjusted, r.store.Reset(ctx, "key", limits)} {
-				method := []string{"Take", "Adjust", "Reset"}[i]
+			errs := map[string]error{"Take": taken, "Adjust": adjusted, "Reset": r.store.Reset(ctx, "key", limits)}
+			if k, ok := kindStore(r.store); ok {
+				_, errs["TakePending"] = k.TakePending(ctx, "key", 1, nil, limits, make([]ratelimit.Result, 1))
+				errs["Block"] = k.Block(ctx, "key", ratelimit.Block{Left: r.window}, limits)
+			}
+			if s, ok := r.store.(ratelimit.SharedStore); ok {
+				_, errs["TakeShared"] = s.TakeShared(ctx, ratelimit.SharedRequest{Key: "key", Units: 1, Limits: limits}, make([]ratelimit.Result, 1))
+			}
+			for method, err := range errs {
 				if !errors.Is(err, ratelimit.ErrStoreClosed) {
 					r.problem("after Close, %s returned %v, want ErrStoreClosed", method, err)
 				}

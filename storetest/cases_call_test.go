@@ -18,6 +18,7 @@ var callFaults = []fault{
 			return s.reset(c)
 		}
 	}},
+	{caught: "context", does: "blocks although the context is done", breaks: beforeBlock(func(_ *reference, c *call) { c.ctx = context.Background() })},
 	{caught: "context", does: "acts, and then returns the context's error", breaks: beforeAdjustThenError},
 	{caught: "context", does: "returns an error of its own", breaks: func(s *reference) {
 		take := s.onTake
@@ -75,6 +76,17 @@ var callFaults = []fault{
 			}
 		})
 	}},
+	{caught: "limits-slice", does: "sorts the limits of a block", breaks: beforeBlock(func(_ *reference, c *call) { slices.Reverse(c.limits) })},
+	{caught: "limits-slice", does: "changes the pending units", breaks: func(s *reference) {
+		s.beforeTake(func(c *call) {
+			for i := range c.pending {
+				c.pending[i].Units = 0
+			}
+		})
+	}},
+	{caught: "limits-slice", does: "appends to the pending units", breaks: func(s *reference) {
+		s.beforeTake(func(c *call) { _ = append(c.pending, ratelimit.Pending{}) })
+	}},
 	{caught: "results-slice", does: "goes on to write to the results", breaks: func(s *reference) {
 		var kept []ratelimit.Result
 		s.afterTake(func(c *call) {
@@ -90,6 +102,7 @@ var callFaults = []fault{
 	{caught: "closed", does: "goes on after Close", breaks: func(s *reference) {
 		s.beforeTake(func(*call) { s.closed = false })
 	}},
+	{caught: "closed", does: "blocks after Close", breaks: beforeBlock(func(s *reference, _ *call) { s.closed = false })},
 	{caught: "closed", does: "has an error of its own after Close", breaks: func(s *reference) {
 		s.onReset = func(c *call) error {
 			if s.closed {

@@ -17,7 +17,7 @@ var severalFaults = []fault{
 				first.limits, first.results = c.limits, c.results
 				return s.take(&first)
 			}
-			s.adjust(&call{c.ctx, c.key, c.n, ratelimit.Now, c.limits[1:], nil})
+			s.adjust(&call{ctx: c.ctx, key: c.key, n: c.n, at: ratelimit.Now, limits: c.limits[1:]})
 			look := call{ctx: c.ctx, key: c.key, limits: c.limits, results: c.results}
 			return s.take(&look)
 		}
@@ -26,7 +26,7 @@ var severalFaults = []fault{
 		s.afterTake(func(c *call) {
 			for i, l := range c.limits {
 				if !admitted(c.results) && c.results[i].RetryAfter == 0 {
-					s.adjust(&call{c.ctx, c.key, c.n, ratelimit.Now, []ratelimit.Limit{l}, nil})
+					s.adjust(&call{ctx: c.ctx, key: c.key, n: c.n, at: ratelimit.Now, limits: []ratelimit.Limit{l}})
 				}
 			}
 		})
@@ -120,7 +120,7 @@ func inTurn(giveBack bool) func(*reference) {
 				}
 				c.at = one.at
 				if time.Sleep(time.Microsecond); giveBack && i > 0 && c.results[i].RetryAfter != 0 {
-					s.adjust(&call{c.ctx, c.key, -c.n - 1, ratelimit.Now, c.limits[:i], nil})
+					s.adjust(&call{ctx: c.ctx, key: c.key, n: -c.n - 1, at: ratelimit.Now, limits: c.limits[:i]})
 				}
 			}
 			return nil

@@ -153,7 +153,7 @@ var takeCases = []testCase{
 			for _, l := range r.three(100) {
 				for _, cost := range []int64{1, 3} {
 					key, want := fmt.Sprint("cost ", cost), 100/cost
-					if got := r.hammer([]ratelimit.Store{r.store}, key, cost, l); got != want {
+					if got, _ := r.hammer([]ratelimit.Store{r.store}, key, cost, l); got != want {
 						r.problem("%d takes of %d units were admitted under %v, want %d", got, cost, l, want)
 					}
 					r.remains(key, 100-cost*want, l)
@@ -168,7 +168,7 @@ var takeCases = []testCase{
 		check: func(r *run) {
 			tight, loose := ratelimit.FixedWindow(50, r.window), ratelimit.SlidingWindow(200, r.window)
 			bucket := ratelimit.TokenBucket(120, 2*r.window, 120)
-			if got := r.hammer([]ratelimit.Store{r.store}, "key", 1, loose, bucket, tight); got != 50 {
+			if got, _ := r.hammer([]ratelimit.Store{r.store}, "key", 1, loose, bucket, tight); got != 50 {
 				r.problem("%d units were admitted, want 50", got)
 			}
 			r.remains("key", 0, tight)
@@ -281,7 +281,7 @@ var takeCases = []testCase{
 			here, there := r.newStore(r.t, "storetest:shared:"), r.newStore(r.t, "storetest:shared:")
 			both := []ratelimit.Store{here, there}
 			for _, l := range r.three(100) {
-				if got := r.hammer(both, "key", 1, l); got != 100 {
+				if got, _ := r.hammer(both, "key", 1, l); got != 100 {
 					r.problem("two stores of one prefix admitted %d units under %v, want 100", got, l)
 				}
 				r.store = here
@@ -299,6 +299,15 @@ var takeCases = []testCase{
 				r.reset("key", l)
 				r.store = there
 				r.remains("key", 100, l)
+				if _, ok := kindStore(here); ok {
+					r.admits("blocked", 100, l)
+					r.begins("blocked", 1, 3*r.window, l.Block(3*r.window))
+					r.store = here
+					r.blocked("blocked", 3*r.window, l)
+					r.reset("blocked", l)
+					r.store = there
+					r.free("blocked", l)
+				}
 			}
 		},
 	},

@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"sync"
@@ -19,6 +20,12 @@ var takeFaults = []fault{
 			res.Remaining = min(res.Remaining+c.n, l.Burst())
 		}
 	})},
+	{caught: "limit", does: "sets Blocked with a denial, although it counts no blocks", breaks: func(s *reference) {
+		s.kinds = 0
+		eachResult(func(c *call, _ ratelimit.Limit, res *ratelimit.Result) {
+			res.Blocked = res.RetryAfter > 0 && res.Remaining == 0
+		})(s)
+	}},
 	{caught: "cost", does: "takes one unit whatever the cost", breaks: func(s *reference) { s.beforeTake(func(c *call) { c.n = min(c.n, 1) }) }},
 	{caught: "cost", does: "admits any cost while a unit is left", breaks: func(s *reference) {
 		take := s.onTake
@@ -43,7 +50,7 @@ var takeFaults = []fault{
 	{caught: "denied", does: "charges what it denies", breaks: func(s *reference) {
 		s.afterTake(func(c *call) {
 			if !admitted(c.results) {
-				s.adjust(&call{c.ctx, c.key, c.n, ratelimit.Now, c.limits, nil})
+				s.adjust(&call{ctx: c.ctx, key: c.key, n: c.n, at: ratelimit.Now, limits: c.limits})
 			}
 		})
 	}},
@@ -181,6 +188,11 @@ var takeFaults = []fault{
 	}},
 	{caught: "concurrent-refunds", does: "reads and writes without a lock when it gives back", breaks: func(s *reference) { s.racesToAdjust(-1) }},
 	{caught: "concurrent-charges", does: "reads and writes without a lock when it charges", breaks: func(s *reference) { s.racesToAdjust(1) }},
+	{caught: "processes", does: "keeps blocks in the process", breaks: func(s *reference) {
+		s.processes++
+		process := s.processes
+		s.blockName = func(key string, l ratelimit.Limit) string { return fmt.Sprint(process, s.name(key, l)) }
+	}},
 	{caught: "processes", does: "counts in each process for itself", breaks: func(s *reference) {
 		separate := newServer()
 		separate.delay = s.delay

@@ -16,7 +16,7 @@ var waitCases = []testCase{
 		rules: []int{3},
 		rule:  "each field of each result is set anew, whatever the buffer has held",
 		check: func(r *run) {
-			long := ratelimit.Result{Remaining: 1, RetryAfter: r.window, MoreAfter: r.window, ResetAfter: r.window}
+			long := ratelimit.Result{Remaining: 1, RetryAfter: r.window, MoreAfter: r.window, ResetAfter: r.window, Blocked: true, BlockBegan: true}
 			for _, l := range r.three(3) {
 				for _, n := range []int64{0, 4} {
 					results := []ratelimit.Result{long}
@@ -269,7 +269,7 @@ var timeCases = []testCase{
 			r.until(r.eighths(4))
 			r.admits("other", 12, l)
 			r.until(r.eighths(9))
-			if got := r.hammer([]ratelimit.Store{r.store}, "key", 1, l); got != 20 {
+			if got, _ := r.hammer([]ratelimit.Store{r.store}, "key", 1, l); got != 20 {
 				r.problem("%d units were admitted in the next window, want 20", got)
 			}
 			r.remains("key", 0, l)

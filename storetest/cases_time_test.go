@@ -34,6 +34,17 @@ var waitFaults = []fault{
 			return err
 		}
 	}},
+	{caught: "results", does: "sets Blocked and BlockBegan only during a block", breaks: func(s *reference) {
+		take := s.onTake
+		s.onTake = func(c *call) error {
+			before := c.results[0]
+			err := take(c)
+			if res := &c.results[0]; err == nil && !res.Blocked {
+				res.Blocked, res.BlockBegan = before.Blocked, before.BlockBegan
+			}
+			return err
+		}
+	}},
 	{caught: "waits", does: "returns the whole window for each wait", breaks: func(s *reference) {
 		eachResult(func(_ *call, l ratelimit.Limit, res *ratelimit.Result) {
 			for _, d := range []*time.Duration{&res.RetryAfter, &res.MoreAfter, &res.ResetAfter} {

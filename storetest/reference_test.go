@@ -20,6 +20,7 @@ type server struct {
 	clock    func() int64  // nanoseconds
 	delay    time.Duration // of a call, there and back
 	counters map[string]counter
+	blocks   map[string]block
 
 	calls     int
 	processes int64 // for a fault: stores that were made
@@ -34,8 +35,14 @@ type counter struct {
 	level         *big.Int // nil is 0
 }
 
+// A block is the last one of a counter. It is remembered for some time after its end.
+type block struct {
+	until, forget int64
+	rung          int // how many denials have blocked the counter
+}
+
 func newServer() *server {
-	return &server{clock: func() int64 { return time.Now().UnixNano() }, counters: map[string]counter{}}
+	return &server{clock: func() int64 { return time.Now().UnixNano() }, counters: map[string]counter{}, blocks: map[string]block{}}
 }
 
 // A reference is a store on a server. Its parts are fields, so that a test can break
@@ -45,16 +52,25 @@ type reference struct {
 	clock  func() int64 // the server's
 	prefix string
 	closed bool
+	kinds  ratelimit.Kinds
 
 	onTake   func(c *call) error
 	onAdjust func(c *call) (charged int64, err error)
 	onReset  func(c *call) error
+	onBlock  func(c *call) error
 
 	// The counting, by a counter that aged has brought to now.
 	name func(key string, l ratelimit.Limit) string                          // of a counter at the server
 	aged func(l ratelimit.Limit, c counter, now int64) counter               // the counter as it is now
 	used func(l ratelimit.Limit, c counter, now int64) int64                 // the units that have no room now
 	move func(l ratelimit.Limit, c counter, n int64, now, age int64) counter // Adjust by n units of this age
+
+	blockName func(key string, l ratelimit.Limit) string                             // as name
+	recall    func(l ratelimit.Limit, b block, now int64) block                      // the block as far as it is remembered now
+	starts    func(c *call, l ratelimit.Limit, counted counter, now int64) bool      // whether a denial under l starts a block
+	start     func(l ratelimit.Limit, b block, retry time.Duration, now int64) block // after the block b
+	join      func(b, joined block) block
+	over      func(res *ratelimit.Result, left time.Duration, n int64) // changes a result without the block
 }
 
 // A call is the arguments of one, and the instant that it returns.
@@ -65,15 +81,26 @@ type call struct {
 	at      ratelimit.Instant
 	limits  []ratelimit.Limit
 	results []ratelimit.Result
+
+	pending []ratelimit.Pending
+	given   ratelimit.Block // by hand
+	shared  bool            // TakeShared
+	upTo    bool
+	granted int64
+	newest  bool
+
+	fits, blocked, never bool // under all limits, a counter is, under one limit
 }
 
 func (s *server) store(prefix string) *reference {
-	r := &reference{server: s, clock: s.clock, prefix: prefix}
-	r.onTake, r.onAdjust, r.onReset = r.take, r.adjust, r.reset
+	r := &reference{server: s, clock: s.clock, prefix: prefix, kinds: ratelimit.KindBlock | 1<<31} // and one that nobody knows
+	r.onTake, r.onAdjust, r.onReset, r.onBlock = r.take, r.adjust, r.reset, r.block
 	r.name = func(key string, l ratelimit.Limit) string {
 		return r.begins(key) + fmt.Sprint(l.Algorithm(), int64(l.Window()))
 	}
 	r.aged, r.used, r.move = aged, used, move
+	r.blockName = func(key string, l ratelimit.Limit) string { return r.name(key, l) }
+	r.recall, r.starts, r.start, r.join, r.over = recall, r.startsBlock, start, join, over
 	return r
 }
 
@@ -96,6 +123,29 @@ func (r *reference) Adjust(ctx context.Context, key string, n int64, at ratelimi
 
 func (r *reference) Reset(ctx context.Context, key string, limits []ratelimit.Limit) error {
 	return r.onReset(&call{ctx: ctx, key: key, limits: limits})
+}
+
+func (r *reference) Kinds() ratelimit.Kinds { return r.kinds }
+
+func (r *reference) TakePending(ctx context.Context, key string, n int64, pending []ratelimit.Pending, limits []ratelimit.Limit, results []ratelimit.Result) (ratelimit.Instant, error) {
+	c := &call{ctx: ctx, key: key, n: n, limits: limits, results: results, pending: pending}
+	err := r.onTake(c)
+	return c.at, err
+}
+
+func (r *reference) Block(ctx context.Context, key string, b ratelimit.Block, limits []ratelimit.Limit) error {
+	return r.onBlock(&call{ctx: ctx, key: key, given: b, limits: limits})
+}
+
+func (r *reference) TakeShared(ctx context.Context, q ratelimit.SharedRequest, results []ratelimit.Result) (ratelimit.SharedReply, error) {
+	if !q.Deadline.IsZero() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, q.Deadline)
+		defer cancel()
+	}
+	c := &call{ctx: ctx, key: q.Key, n: q.Units, limits: q.Limits, results: results, pending: q.Pending, shared: true, upTo: q.UpTo, newest: true}
+	err := r.onTake(c)
+	return ratelimit.SharedReply{At: c.at, Granted: c.granted, Newest: c.newest}, err
 }
 
 func (r *reference) Fault(error) ratelimit.Fault { return ratelimit.FaultUnknown }
@@ -136,13 +186,22 @@ func (r *reference) take(c *call) error {
 	if err := r.begin(c.ctx); err != nil {
 		return err
 	}
-	now, fits := r.clock(), true
-	for _, l := range c.limits {
-		fits = fits && (c.n == 0 || c.n <= l.Burst()-r.used(l, r.get(c.key, l, now), now))
+	now := r.clock()
+	if c.upTo {
+		for _, l := range c.limits {
+			c.n = max(1, min(c.n, l.Burst()-r.used(l, r.get(c.key, l, now), now)))
+		}
 	}
+	c.fits, c.blocked, c.never = true, false, false
+	for _, l := range c.limits {
+		c.fits = c.fits && (c.n == 0 || c.n <= l.Burst()-r.used(l, r.get(c.key, l, now), now))
+		c.blocked = c.blocked || r.blockOf(c.key, l, now).until > now
+		c.never = c.never || c.n > l.Burst()
+	}
+	takes := c.fits && (c.n == 0 || !c.blocked)
 	for i, l := range c.limits {
 		counted, asked := r.get(c.key, l, now), c.n
-		if fits {
+		if takes {
 			asked = 0
 			if c.n > 0 {
 				counted = add(l, counted, c.n)
@@ -157,6 +216,18 @@ func (r *reference) take(c *call) error {
 		if left < l.Burst() {
 			c.results[i].MoreAfter, c.results[i].ResetAfter = r.wait(l, counted, now, left+1), r.wait(l, counted, now, l.Burst())
 		}
+		b := r.blockOf(c.key, l, now)
+		if asked > left && r.starts(c, l, counted, now) {
+			b = r.start(l, b, c.results[i].RetryAfter, now)
+			r.blocks[r.blockName(c.key, l)] = b
+			c.results[i].BlockBegan = true
+		}
+		if b.until > now {
+			r.over(&c.results[i], time.Duration(b.until-now), c.n)
+		}
+	}
+	if takes {
+		c.granted = c.n
 	}
 	c.at = ratelimit.Instant(now)
 	r.mu.Unlock()
@@ -208,9 +279,73 @@ func (r *reference) reset(c *call) error {
 	}
 	for _, l := range c.limits {
 		delete(r.counters, r.name(c.key, l))
+		delete(r.blocks, r.blockName(c.key, l))
 	}
 	r.mu.Unlock()
 	return r.waitHalfDelay(c.ctx)
+}
+
+func (r *reference) block(c *call) error {
+	if err := r.begin(c.ctx); err != nil {
+		return err
+	}
+	now := r.clock()
+	for _, l := range c.limits {
+		given := block{now + int64(c.given.Left), int64(c.given.Forget), c.given.Rung}
+		r.blocks[r.blockName(c.key, l)] = r.join(r.blockOf(c.key, l, now), given)
+	}
+	r.mu.Unlock()
+	return r.waitHalfDelay(c.ctx)
+}
+
+func (r *reference) blockOf(key string, l ratelimit.Limit, now int64) block {
+	return r.recall(l, r.blocks[r.blockName(key, l)], now)
+}
+
+func recall(_ ratelimit.Limit, b block, now int64) block {
+	if now >= b.until+b.forget {
+		return block{}
+	}
+	return b
+}
+
+// startsBlock reports whether a denial starts a block, also without the pending units.
+func (r *reference) startsBlock(c *call, l ratelimit.Limit, counted counter, now int64) bool {
+	if l.Ladder() == nil || c.blocked || c.never {
+		return false
+	}
+	for _, p := range c.pending {
+		age := now - max(0, min(now, int64(p.At)))
+		if l.Algorithm() == "bucket" {
+			if age*l.N() >= l.Burst()*int64(l.Window()) {
+				continue
+			}
+			age = 0
+		}
+		counted = r.move(l, counted, -p.Units, now, age)
+	}
+	return c.n > l.Burst()-r.used(l, counted, now)
+}
+
+func start(l ratelimit.Limit, b block, retry time.Duration, now int64) block {
+	ladder := l.Ladder()
+	lasts := max(retry, ladder[min(b.rung, len(ladder)-1)])
+	return block{now + int64(lasts), int64(max(l.Window(), ladder[len(ladder)-1])), min(b.rung+1, 4)}
+}
+
+func join(b, joined block) block {
+	return block{max(b.until, joined.until), max(b.forget, joined.forget), max(b.rung, joined.rung)}
+}
+
+func over(res *ratelimit.Result, left time.Duration, n int64) {
+	res.Blocked = true
+	if res.MoreAfter = max(res.MoreAfter, left); res.Remaining > 0 {
+		res.MoreAfter = left
+	}
+	res.Remaining, res.ResetAfter = 0, max(res.ResetAfter, left)
+	if n > 0 {
+		res.RetryAfter = max(res.RetryAfter, left)
+	}
 }
 
 func (c counter) empty() bool { return c.units == 0 && c.before == 0 && parts(c.level).Sign() == 0 }
@@ -374,8 +509,8 @@ func TestReferenceConformsInRealTime(t *testing.T) {
 			})
 		})
 	}
-	if windows := float64(waited) / float64(window); windows > 38 || windows < 36 {
-		t.Errorf("the cases that wait take %.1f windows; the package comment says 38 at most", windows)
+	if windows := float64(waited) / float64(window); windows > 46 || windows < 44 {
+		t.Errorf("the cases that wait take %.1f windows; the package comment says 46 at most", windows)
 	}
 	t.Logf("%d calls", calls)
 }

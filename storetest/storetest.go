@@ -15,16 +15,22 @@
 // each clause of the contract that can be checked in this way; the last section lists
 // the others.
 //
+// The contracts of [ratelimit.KindStore] with [ratelimit.KindBlock] and of
+// [ratelimit.SharedStore] have cases of their own. These are skipped, with a reason, for
+// a store that does not implement them. A limiter hands no store a limit that needs
+// more than the store's Kinds, so no case does.
+//
 // # Time
 //
 // A store that takes its time from package time needs no option: each case runs in
 // a bubble of testing/synctest, and none waits for real. [Clock] is for a store
 // whose clock the test sets, and [RealTime] for one with a server's clock.
 //
-// With RealTime, the cases that wait take 38 windows at most, all together. They run
-// one after the other; 38 windows of 1.5 s are a minute. The other cases do not wait.
-// All cases make some 8,000 calls, most of them from 64 goroutines at once. With
-// go test -short, the cases that wait in real time are skipped.
+// With RealTime, the cases that wait take 38 windows at most, all together, and 46 for
+// a KindStore. They run one after the other; 38 windows of 1.5 s are a minute. The
+// other cases do not wait. All cases make some 9,000 calls, 10,000 for a KindStore and
+// 19,000 for a SharedStore that is one. Most calls come from 64 goroutines at once.
+// With go test -short, the cases that wait in real time are skipped.
 //
 // # Connecting
 //
@@ -46,6 +52,8 @@
 //   - A call returns when its context ends, even if the backend hangs.
 //   - Fault classifies errors correctly.
 //   - A call on an existing key allocates nothing.
+//   - A SharedStore does not set Newest if another caller of the same command gets a newer
+//     answer about the key.
 package storetest
 
 import (
@@ -123,6 +131,21 @@ type testCase struct {
 	rule  string // what the contract says, in words
 	waits bool   // the case sleeps
 	check func(r *run)
+
+	blocks, shared bool // only for a KindStore with KindBlock, and for a SharedStore
+}
+
+// missing returns what a store must be for the case and is not, or "".
+func (c testCase) missing(s ratelimit.Store) string {
+	_, blocks := kindStore(s)
+	_, shared := s.(ratelimit.SharedStore)
+	switch {
+	case c.blocks && !blocks:
+		return "a KindStore with KindBlock"
+	case c.shared && !shared:
+		return "a SharedStore"
+	}
+	return ""
 }
 
 func (c testCase) String() string {
@@ -134,7 +157,8 @@ func (c testCase) String() string {
 }
 
 // cases are all cases, in the order in which they run.
-var cases = concat(takeCases, severalCases, waitCases, timeCases, adjustCases, lateCases, resetCases, changeCases, keyCases, callCases)
+var cases = concat(takeCases, severalCases, waitCases, timeCases, adjustCases, lateCases, resetCases, changeCases, keyCases, callCases,
+	blockCases, severalBlockCases, handBlockCases, blockTimeCases, sharedCases)
 
 func concat(groups ...[]testCase) (all []testCase) {
 	for _, group := range groups {

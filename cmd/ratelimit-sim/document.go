@@ -76,7 +76,7 @@ type scenario struct {
 	run  func() (table, chart string) // chart is empty if there is none
 }
 
-var scenarios = []scenario{{"commands", commands}, {"algorithms", algorithms}, {"keys", manyKeys}, {"share", share}, {"outage", outage}}
+var scenarios = []scenario{{"commands", commands}, {"algorithms", algorithms}, {"keys", manyKeys}, {"share", share}, {"outage", outage}, {"blocks", blocks}}
 
 var fleets = []int{1, 3, 10, 30, 100, 300, 1000}
 
@@ -96,6 +96,34 @@ func sweep(c sim.Config, fleets []int) []result {
 		}
 	}
 	return simulate(configs)
+}
+
+// blocks simulates an attack of a day: ten keys, two requests a second for each.
+func blocks() (string, string) {
+	var configs []sim.Config
+	limits := []string{
+		"5/15m fixed", "5/15m fixed block=15m,1h,24h", "5/15m sliding", "5/15m sliding block=15m,1h,24h",
+		"5/15m bucket burst=5", "5/15m bucket burst=5 block=15m,1h,24h", "600/1m bucket burst=10", "600/1m bucket burst=10 block=10s,1m,10m",
+	}
+	for i, text := range limits {
+		l, err := ratelimit.ParseLimit(text)
+		if err != nil {
+			panic(err)
+		}
+		c := base
+		c.Mode, c.Processes, c.Keys.Count, c.Rate, c.Span = sim.Cached, 4, 10, 20, 24*time.Hour
+		if i >= 6 { // a limit of requests, and 50 a second for each key
+			c.Rate, c.Span = 500, time.Hour
+		}
+		c.Limit, c.Ladder = ruleOf(l), ladderOf(l)
+		configs = append(configs, c)
+	}
+	var b strings.Builder
+	b.WriteString("| limit | requests per key and second | admitted per key and day | commands per decision |\n|---|---|---|---|\n")
+	for i, r := range simulate(configs) {
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", limits[i], number(r.Rate/float64(r.Keys.Count)), number(r.perDay()), small(r.PerDecision()))
+	}
+	return b.String(), ""
 }
 
 // lines draws a number of each result against the processes.

@@ -73,7 +73,7 @@ func run(args []string, w io.Writer) error {
 	if err := validate(c); err != nil {
 		return err
 	}
-	c.Limit = ruleOf(l)
+	c.Limit, c.Ladder = ruleOf(l), ladderOf(l)
 	if *down != "" {
 		from, to, _ := strings.Cut(*down, "-")
 		var o sim.Outage
@@ -142,6 +142,19 @@ func ruleOf(l ratelimit.Limit) rule.Limit {
 	return r
 }
 
+// ladderOf returns the ladder of a limit's blocks, or nil if it has none.
+func ladderOf(l ratelimit.Limit) *rule.Ladder {
+	durations := l.Ladder()
+	if durations == nil {
+		return nil
+	}
+	ladder := rule.Ladder{N: len(durations)}
+	for i, d := range durations {
+		ladder.Rungs[i] = int64(d)
+	}
+	return &ladder
+}
+
 // result is the result of a simulation.
 type result struct {
 	sim.Config
@@ -166,15 +179,29 @@ func simulate(configs []sim.Config) []result {
 
 func table(results []result) string {
 	var b strings.Builder
-	b.WriteString("| processes | mode | commands a second | a decision | Redis busy | admitted of the limit | fairness | wait, 50 % | 99 % |\n|---|---|---|---|---|---|---|---|---|\n")
+	blocks := results[0].Ladder != nil
+	head, line := "| processes | mode | commands a second | a decision | Redis busy | admitted of the limit | fairness | wait, 50 % | 99 % |", "|---|---|---|---|---|---|---|---|---|"
+	if blocks {
+		head, line = head+" denied by a block, without a command | admitted per key and day |", line+"---|---|"
+	}
+	b.WriteString(head + "\n" + line + "\n")
 	for _, r := range results {
-		fmt.Fprintf(&b, "| %s | %v | %s | %s | %s | %s | %.3f | %s | %s |\n", number(float64(r.Config.Processes)), r.Mode,
+		fmt.Fprintf(&b, "| %s | %v | %s | %s | %s | %s | %.3f | %s | %s |", number(float64(r.Config.Processes)), r.Mode,
 			number(r.perSecond()), small(r.PerDecision()), percent(r.Busy), percent(r.OfIdeal()), r.Jain(), span(r.Wait(0.5)), span(r.Wait(0.99)))
+		if blocks {
+			fmt.Fprintf(&b, " %s | %s |", percent(float64(r.Blocked)/float64(max(1, r.Requests))), number(r.perDay()))
+		}
+		b.WriteByte('\n')
 	}
 	return b.String()
 }
 
 func (r result) perSecond() float64 { return float64(r.Commands) / r.Span.Seconds() }
+
+// perDay returns how many requests of a key were admitted, on average and in a day.
+func (r result) perDay() float64 {
+	return float64(r.Admitted) / float64(r.Keys.Count) * (24 * time.Hour).Seconds() / r.Span.Seconds()
+}
 
 // number formats a number for readers, such as 12,300.
 func number(f float64) string {

@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/ratelimit-go/ratelimit"
 )
 
@@ -19,10 +21,12 @@ type login struct {
 	byAccount *ratelimit.Limiter
 }
 
-func newLogin(failures ratelimit.Limit, passwords map[string]string) (s *login, err error) {
+// newLogin counts in memory if client is nil.
+func newLogin(failures ratelimit.Limit, client redis.UniversalClient, passwords map[string]string) (s *login, err error) {
 	s = &login{passwords: passwords}
 	s.byAddress, err = s.limiters.New("login-address", ratelimit.Options{
 		Limits:  []ratelimit.Limit{failures},
+		Redis:   client,
 		Count:   wrongPassword,
 		Message: "Too many wrong passwords from your address.",
 	})
@@ -31,6 +35,7 @@ func newLogin(failures ratelimit.Limit, passwords map[string]string) (s *login, 
 	}
 	s.byAccount, err = s.limiters.New("login-account", ratelimit.Options{
 		Limits:  []ratelimit.Limit{failures},
+		Redis:   client,
 		Key:     func(r *http.Request) (string, error) { return account(r), nil },
 		Count:   wrongPassword,
 		Message: "Too many wrong passwords for this account.",

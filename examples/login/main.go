@@ -4,6 +4,7 @@
 // account by hand.
 //
 //	go run ./examples/login
+//	go run ./examples/login -redis localhost:6379
 package main
 
 import (
@@ -13,19 +14,26 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/ratelimit-go/ratelimit"
 )
 
 func main() {
 	addr := flag.String("addr", "127.0.0.1:8080", "`address` to listen on")
 	operator := flag.String("operator", "127.0.0.1:8081", "`address` of the operator's routes; keep it private")
+	redisAddr := flag.String("redis", "", "`address` of a Redis server that counts for several processes; empty counts in memory")
 	limit := flag.String("limit", "5/15m fixed block=15m,1h,24h", "wrong passwords, and how long more of them block")
 	flag.Parse()
 	failures, err := ratelimit.ParseLimit(*limit)
 	if err != nil {
 		log.Fatal(err)
 	}
-	s, err := newLogin(failures, map[string]string{"ada": "correct horse", "grace": "battery staple"})
+	var client redis.UniversalClient
+	if *redisAddr != "" {
+		client = redis.NewClient(&redis.Options{Addr: *redisAddr})
+	}
+	s, err := newLogin(failures, client, map[string]string{"ada": "correct horse", "grace": "battery staple"})
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"math/bits"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -9,6 +10,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	"github.com/ratelimit-go/ratelimit"
@@ -16,7 +19,7 @@ import (
 
 // start makes a login of its own for a test.
 func start(t *testing.T, failures ratelimit.Limit) *login {
-	s, err := newLogin(failures, map[string]string{"ada": "right", "grace": "right"})
+	s, err := newLogin(failures, nil, map[string]string{"ada": "right", "grace": "right"})
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		require.NoError(t, s.close())
@@ -122,5 +125,34 @@ func TestWithoutAnAccount(t *testing.T) {
 		require.Equal(t, 400, status)
 	}
 	status, _ := try(s, "192.0.2.1", "ada", "right")
+	require.Equal(t, 200, status)
+}
+
+// TestProcessesShareBlocks: with Redis, a block that one process starts holds in another,
+// and an operator lifts it in both.
+func TestProcessesShareBlocks(t *testing.T) {
+	if bits.UintSize < 64 {
+		t.Skip("miniredis keeps integers in an int, and the scripts have larger ones")
+	}
+	client := redis.NewClient(&redis.Options{Addr: miniredis.RunT(t).Addr()})
+	defer client.Close()
+	var processes []*login
+	for range 2 {
+		s, err := newLogin(ratelimit.FixedWindow(2, time.Minute).Block(time.Hour), client, map[string]string{"ada": "right"})
+		require.NoError(t, err)
+		defer s.close()
+		processes = append(processes, s)
+	}
+	for _, s := range processes {
+		status, _ := try(s, "192.0.2.1", "ada", "wrong")
+		require.Equal(t, 401, status)
+	}
+	status, _ := try(processes[0], "192.0.2.1", "ada", "wrong")
+	require.Equal(t, 429, status)
+	status, retry := try(processes[1], "192.0.2.2", "ada", "right")
+	require.Equal(t, 429, status)
+	require.Greater(t, seconds(t, retry), 3500.0)
+	operate(t, processes[1], "DELETE", "/blocks/account?key=ada&who=olga")
+	status, _ = try(processes[1], "192.0.2.2", "ada", "right")
 	require.Equal(t, 200, status)
 }

@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"context"
 	"net"
 	"sync/atomic"
 	"time"
@@ -137,10 +138,18 @@ func wrappedAndHung(s *stage) {
 	s.wrap = func(store Store) Store { return &wrappingStore{store} }
 }
 
-// wrappingStore is a store around another one, like a wrapper for metrics.
+// wrappingStore is a store around another one, like a wrapper for metrics. It counts blocks
+// because it implements KindStore.
 type wrappingStore struct{ Store }
 
 func (w *wrappingStore) Unwrap() Store { return w.Store }
+func (w *wrappingStore) Kinds() Kinds  { return KindBlock }
+func (w *wrappingStore) TakePending(ctx context.Context, key string, n int64, pending []Pending, limits []Limit, results []Result) (Instant, error) {
+	return w.Store.(KindStore).TakePending(ctx, key, n, pending, limits, results)
+}
+func (w *wrappingStore) Block(ctx context.Context, key string, b Block, limits []Limit) error {
+	return w.Store.(KindStore).Block(ctx, key, b, limits)
+}
 
 func loading(s *stage) {
 	server := redistest.Start(s)

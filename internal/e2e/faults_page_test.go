@@ -55,9 +55,10 @@ func faultsIntro() string {
 
 The test suite writes this page: `+"`%s`"+`.
 
-Each fault is injected into real Redis servers while %d callers keep calling three limiters, through `+"`Take`"+` and through
+Each fault is injected into real Redis servers while %d callers keep calling four limiters, through `+"`Take`"+` and through
 `+"`Middleware`"+`. Four of their keys have a role: one is used up, one is half used, one is used up by all callers during the
-fault, and one is never used up. There are %d other keys. The limiters have `+"`FallbackLocal`"+`, unless the row names
+fault, and one is never used up. There are %d other keys. Denials of the fourth limiter block: one of its keys is blocked before
+the fault, and %d others are used up before the fault, during it and after it. The limiters have `+"`FallbackLocal`"+`, unless the row names
 another policy, and a `+"`Timeout`"+` of %v.
 
 For each row the suite checks that
@@ -67,7 +68,10 @@ For each row the suite checks that
 - the admitted units stay within a bound: the limit, one unit for each call that Redis has not answered, and one for each
   caller whose call was in flight when Redis failed. If Redis comes back without its counters, the bound includes the limit
   twice. With `+"`FailOpen`"+` there is no bound;
-- a blocked key stays blocked, unless Redis has lost its counters;
+- a key that is used up stays denied, and a key with a [block](redis.md#what-happens-to-blocks) stays blocked, unless Redis has
+  lost its counters;
+- no key gets a longer block than its first one, whatever replies are lost. Redis has all blocks that have begun, except those
+  that it has lost and at most one for each call that has failed;
 - Redis decides again when it is back, and receives the units that are
   [owed to it](redis.md#what-happens-to-units-admitted-while-redis-was-down). No goroutine and no connection is left when
   limiters and client are closed.
@@ -78,7 +82,7 @@ Times are rounded up to 2, 5, 10 or 20 times their unit. So "2 × `+"`Timeout`"+
 at most 200 ms, not that it took as long. The machine is busy, and the scheduling of goroutines comes on top of `+"`Timeout`"+`:
 see [rule 13](rules.md#13-no-decision-and-no-answer-takes-longer-than-timeout). In another run, on two cores, the slowest answer took less than
 110 ms in half of the rows, and 254 ms in the slowest row.
-`, faultsCommand, faultCallers, spreadKeys, faultTimeout, int(faultHangs/faultTimeout))
+`, faultsCommand, faultCallers, spreadKeys, spreadKeys*9/10, faultTimeout, int(faultHangs/faultTimeout))
 }
 
 // faultsOfOtherTests is the part of the page about other tests.
@@ -101,8 +105,8 @@ const faultsOfOtherTests = `
 func writeFaults(t *testing.T, rows []row) {
 	var b strings.Builder
 	b.WriteString(faultsIntro())
-	b.WriteString("\n| fault | decisions | errors seen | slowest answer | calls to Redis failed | counters lost by Redis | admitted above all limits | at most | Redis decides again within | goroutines, connections left |\n")
-	b.WriteString("|---|---|---|---|---|---|---|---|---|---|\n")
+	b.WriteString("\n| fault | decisions | errors seen | slowest answer | calls to Redis failed | counters lost by Redis | admitted above all limits | at most | blocks begun | missing at Redis | Redis decides again within | goroutines, connections left |\n")
+	b.WriteString("|---|---|---|---|---|---|---|---|---|---|---|---|\n")
 	for _, r := range rows {
 		errors, over, most := "0", oneDigit(r.over), oneDigit(int64(r.failed)+faultCallers)
 		if r.errors > 0 {
@@ -114,8 +118,8 @@ func writeFaults(t *testing.T, rows []row) {
 		case r.fault.loss != lossNone:
 			most = "the limits again"
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s × `Timeout` | %s | %s | %s | %s | %s s | none |\n", r.fault.cell(), oneDigit(r.decisions), errors,
-			upTo(r.worst, faultTimeout), oneDigit(int64(r.failed)), r.fault.loss, over, most, upTo(r.recovery, time.Second))
+		fmt.Fprintf(&b, "| %s | %s | %s | %s × `Timeout` | %s | %s | %s | %s | %s | %s | %s s | none |\n", r.fault.cell(), oneDigit(r.decisions), errors,
+			upTo(r.worst, faultTimeout), oneDigit(int64(r.failed)), r.fault.loss, over, most, oneDigit(r.blocks), oneDigit(r.unblocked), upTo(r.recovery, time.Second))
 	}
 	b.WriteString(faultsOfOtherTests)
 	require.NoError(t, os.WriteFile(faultsPage, []byte(b.String()), 0o644))

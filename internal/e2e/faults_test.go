@@ -93,6 +93,7 @@ func (f *fault) id() string {
 type stage struct {
 	*testing.T
 	limits faultLimits
+	blocks faultBlocks
 	client redis.UniversalClient
 	down   bool              // Redis is down from the start
 	wrap   func(Store) Store // of each limiter's RedisStore, if not nil
@@ -146,6 +147,8 @@ type row struct {
 	worst     time.Duration
 	failed    uint64 // calls to Redis
 	over      int64  // units above the limits
+	blocks    int64  // that have begun
+	unblocked int64  // of these, the ones that Redis does not have afterwards
 	recovery  time.Duration
 }
 
@@ -158,19 +161,43 @@ const (
 	faultHangs = 30 * faultTimeout
 )
 
-// faultLimits are three limiters on one client.
+// faultLimits are four limiters on one client.
 type faultLimits struct {
 	few  *Limiter // 20 units a key: for keys that are used up, or half used, and hundreds of others
 	hot  *Limiter // one key that many callers use up during the fault
 	busy *Limiter // one key that is never used up
+	ban  *Limiter // 20 units a key, and denials block: a key that is blocked before the fault, and others
 }
 
 const (
 	fewN, hotN = 20, 1500
 	spreadKeys = 200
+	banCost    = 10 // of a call of the limiter with blocks
 )
 
-func (l *faultLimits) all() []*Limiter { return []*Limiter{l.few, l.hot, l.busy} }
+// banned is the limit with blocks. A second block of a key would show in its duration.
+var banned = FixedWindow(fewN, time.Hour).Block(3*time.Hour, 24*time.Hour)
+
+// faultBlocks has the blocks that have begun, by key.
+type faultBlocks struct {
+	mu   sync.Mutex
+	last map[string]time.Duration
+}
+
+// observe notes blocks.
+func (b *faultBlocks) observe(_ context.Context, e Event) {
+	if e.Kind != EventBlocked {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.last == nil {
+		b.last = make(map[string]time.Duration)
+	}
+	b.last[e.Key] = max(b.last[e.Key], e.Duration)
+}
+
+func (l *faultLimits) all() []*Limiter { return []*Limiter{l.few, l.hot, l.busy, l.ban} }
 
 func (l *faultLimits) stats() (sum RemoteStats) {
 	for _, limiter := range l.all() {
@@ -188,6 +215,9 @@ func (s *stage) newLimits(reg *Registry, on FailurePolicy, lease time.Duration) 
 	limiter := func(name string, limit Limit) *Limiter {
 		o := quiet(limit)
 		o.Redis, o.Timeout, o.OnFailure, o.Lease, o.Key = s.client, faultTimeout, on, lease, HeaderKey("Key")
+		if name == "ban" {
+			o.Cost, o.Observe = func(*http.Request) int64 { return banCost }, s.blocks.observe
+		}
 		if s.wrap != nil {
 			o.Redis, o.Store = nil, s.wrap(redisStore(s, s.client, "rl:"+name+":"))
 		}
@@ -197,6 +227,7 @@ func (s *stage) newLimits(reg *Registry, on FailurePolicy, lease time.Duration) 
 		few:  limiter("few", FixedWindow(fewN, time.Hour)),
 		hot:  limiter("hot", FixedWindow(hotN, time.Hour)),
 		busy: limiter("busy", TokenBucket(1_000_000_000, time.Second, 1_000_000_000)),
+		ban:  limiter("ban", banned),
 	}
 }
 
@@ -228,6 +259,10 @@ func (f *fault) run(t *testing.T, lease time.Duration) (r row) {
 		})
 	}
 	if !s.down {
+		s.eventually("a key to be blocked", func() bool {
+			d, err := s.limits.ban.TakeN(ctx, "banned", banCost)
+			return err == nil && d.Blocked
+		})
 		s.awaitRedis()
 	}
 	callers := newFaultCallers(s)
@@ -258,7 +293,11 @@ func (f *fault) run(t *testing.T, lease time.Duration) (r row) {
 	} else {
 		require.Zero(t, r.errors, "callers that saw an error")
 	}
-	r.over = f.bounds(t, callers, stats)
+	r.over = f.bounds(s, callers, stats)
+	r.blocks, r.unblocked = f.blocked(s)
+	if f.loss == lossNone {
+		require.LessOrEqual(t, r.unblocked, int64(stats.Failures), "blocks whose command has failed")
+	}
 
 	// Afterwards: nothing is left.
 	require.NoError(t, reg.Close())
@@ -272,7 +311,8 @@ func (f *fault) run(t *testing.T, lease time.Duration) (r row) {
 // bounds checks what was admitted, and returns how many units were above the limits. A key
 // gets more than its limit only by calls that were in flight when Redis failed: either their
 // reply was lost, or they were decided without Redis before the reply.
-func (f *fault) bounds(t *testing.T, c *faultCalls, stats RemoteStats) (over int64) {
+func (f *fault) bounds(s *stage, c *faultCalls, stats RemoteStats) (over int64) {
+	t := s.T
 	if f.on == FailOpen {
 		return 0 // no bound
 	}
@@ -282,7 +322,10 @@ func (f *fault) bounds(t *testing.T, c *faultCalls, stats RemoteStats) (over int
 		limits = 2
 	}
 	for key, n := range c.admitted() {
-		limit, used := int64(fewN), int64(0)
+		limit, used, doubtful := int64(fewN), int64(0), doubtful
+		if strings.HasPrefix(key, "ban") {
+			doubtful *= banCost
+		}
 		switch key {
 		case "hot":
 			limit = hotN
@@ -293,14 +336,42 @@ func (f *fault) bounds(t *testing.T, c *faultCalls, stats RemoteStats) (over int
 			if f.loss != lossAll {
 				require.Zero(t, n, "a blocked key stays blocked")
 			}
+		case "banned":
+			if s.down { // it was not blocked before
+				break
+			}
+			used = fewN
+			if f.loss != lossAll {
+				require.Zero(t, n, "a block goes on")
+			}
 		}
 		require.LessOrEqual(t, n, limits*limit-used+doubtful, key)
-		over += max(0, n-(limit-used))
+		if !strings.HasPrefix(key, "ban") { // the page has units of single calls
+			over += max(0, n-(limit-used))
+		}
 	}
 	if f.loss == lossNone {
 		require.LessOrEqual(t, over, doubtful, "units above all limits")
 	}
 	return over
+}
+
+// blocked checks the blocks that have begun, and returns how many there were, and how many
+// of them another process does not find at Redis.
+func (f *fault) blocked(s *stage) (begun, missing int64) {
+	store := redisStore(s, s.client, "rl:ban:")
+	defer store.Close()
+	for key, lasts := range s.blocks.last {
+		require.Equal(s, banned.Ladder()[0], lasts, "no key was blocked a second time: %s", key)
+		results, _ := take(s, store, key, 0, banned)
+		if begun++; !results[0].Blocked {
+			missing++
+			continue
+		}
+		require.LessOrEqual(s, results[0].MoreAfter, lasts, key)
+	}
+	require.NotZero(s, begun)
+	return begun, missing
 }
 
 // awaitRedis waits until Redis decides again, about new keys and about the busy key.
@@ -344,7 +415,8 @@ type faultCalls struct {
 	decisions, errors  atomic.Int64
 	worst              atomic.Int64
 	blocked, half, hot atomic.Int64 // admitted
-	spread             [spreadKeys]atomic.Int64
+	banned             atomic.Int64
+	spread, bans       [spreadKeys]atomic.Int64
 	mu                 sync.Mutex
 	unexpected         string
 }
@@ -378,7 +450,7 @@ func (c *faultCalls) stop() {
 // call makes one call for some key.
 func (c *faultCalls) call(take func(l *Limiter, key string) (admitted, failed bool)) {
 	l, key, count := c.limits.few, "", (*atomic.Int64)(nil)
-	switch i := rand.IntN(8); i {
+	switch i := rand.IntN(9); i {
 	case 0:
 		key, count = "blocked", &c.blocked
 	case 1:
@@ -387,6 +459,13 @@ func (c *faultCalls) call(take func(l *Limiter, key string) (admitted, failed bo
 		l, key, count = c.limits.hot, "hot", &c.hot
 	case 4:
 		l, key, count = c.limits.busy, "busy", new(atomic.Int64)
+	case 5:
+		l = c.limits.ban
+		if i = rand.IntN(spreadKeys); i < spreadKeys/10 {
+			key, count = "banned", &c.banned
+		} else {
+			key, count = "ban"+strconv.Itoa(i), &c.bans[i]
+		}
 	default:
 		i = rand.IntN(spreadKeys)
 		key, count = "key"+strconv.Itoa(i), &c.spread[i]
@@ -405,7 +484,11 @@ func (c *faultCalls) call(take func(l *Limiter, key string) (admitted, failed bo
 }
 
 func (c *faultCalls) take(l *Limiter, key string) (admitted, failed bool) {
-	d, err := l.Take(ctx, key)
+	n := int64(1)
+	if l == c.limits.ban {
+		n = banCost
+	}
+	d, err := l.TakeN(ctx, key, n)
 	return d.Allowed, err != nil
 }
 
@@ -433,8 +516,10 @@ func (c *faultCalls) unexpectedAnswer() string {
 
 func (c *faultCalls) admitted() map[string]int64 {
 	m := map[string]int64{"blocked": c.blocked.Load(), "half": c.half.Load(), "hot": c.hot.Load()}
+	m["banned"] = banCost * c.banned.Load()
 	for i := range c.spread {
 		m["key"+strconv.Itoa(i)] = c.spread[i].Load()
+		m["ban"+strconv.Itoa(i)] = banCost * c.bans[i].Load()
 	}
 	return m
 }

@@ -19,6 +19,7 @@ var (
 	oneLimit  = []Limit{FixedWindow(20, time.Hour)}
 	twoLimits = []Limit{FixedWindow(20, time.Hour), FixedWindow(23, 2*time.Hour)}
 	bigLimit  = []Limit{FixedWindow(96, time.Hour)} // of which a part can be leased or lost
+	withBlock = []Limit{FixedWindow(5, blockSpans[notBlocked]).Block(blockSpans[firstBlock], blockSpans[secondBlock])}
 )
 
 // callsForMuch are the calls after which much of bigLimit is used, so that a fault
@@ -53,6 +54,20 @@ var scenarios = []scenario{
 		r.awaitCalls(callsAfter)
 		p.Refuse(false)
 	})},
+
+	// The window and the blocks are longer than a history. A reset lifts a block.
+	{name: "blocks, no fault", limits: withBlock, blocks: true, onFailure: FailClosed, refunds: true, setup: onServer(func(r *run, _ *redistest.Server) {})},
+	{name: "blocks, SCRIPT FLUSH", limits: withBlock, blocks: true, onFailure: FailClosed, refunds: true, setup: onServer(flushScripts)},
+	{name: "blocks, restarted without persistence", limits: withBlock, blocks: true, onFailure: FailClosed, refunds: true, setup: onServer(func(r *run, s *redistest.Server) {
+		r.lose(r.keys, -1, s.Restart)
+	})},
+	{name: "blocks, replies lost", limits: withBlock, blocks: true, onFailure: FailClosed, refunds: true, setup: onProxy(loseReplies)},
+	{name: "blocks, connections reset", limits: withBlock, blocks: true, onFailure: FailClosed, refunds: true, setup: onProxy(func(r *run, p *redistest.Proxy) {
+		p.ResetRate(0.03) // with more of them the checker takes too long
+		r.awaitCalls(callsAfter)
+		p.ResetRate(0)
+	})},
+	{name: "blocks, Cluster, a slot moves there and back", limits: withBlock, blocks: true, onFailure: FailClosed, refunds: true, setup: onCluster(0, moveSlot)},
 
 	{name: "Cluster, a slot moves there and back", limits: oneLimit, onFailure: FailClosed, refunds: true, setup: onCluster(0, moveSlot)},
 	{name: "Cluster, a slot moves there and back, two limits", limits: twoLimits, onFailure: FailClosed, refunds: true, setup: onCluster(0, moveSlot)},

@@ -24,6 +24,8 @@ const (
 	actRefund action = "refund"
 	actLose   action = "lose" // the fault: Redis loses commands that it has executed
 	actRead   action = "read" // what Redis has counted in the end
+	actReset  action = "reset"
+	actBlock  action = "block" // by hand
 )
 
 // operation is one operation of a history: the input of the model's step.
@@ -57,6 +59,29 @@ type outcome struct {
 	verdict   verdict
 	remaining int64            // of a decision of the store; -1 is not checked
 	counted   [maxLimits]int64 // by actRead
+	block     block            // of a decision, and by actRead
+	rung      int              // by actRead
+}
+
+// block is a block by its duration. No block ends during a history.
+type block uint8
+
+const (
+	notBlocked block = iota
+	firstBlock
+	byHand
+	secondBlock // of a ladder; a model never has it, because no block ends
+)
+
+// blockSpans are the durations of blocks. Each is longer than the window.
+var blockSpans = [...]time.Duration{notBlocked: time.Hour, firstBlock: 2 * time.Hour, byHand: 3 * time.Hour, secondBlock: 4 * time.Hour}
+
+// blockOf returns which block denies for a time.
+func blockOf(retryAfter time.Duration) (b block) {
+	for retryAfter > blockSpans[b] && b < secondBlock {
+		b++
+	}
+	return b
 }
 
 // maxLimits is the most limits that a history's keys have.
@@ -68,6 +93,10 @@ type keyState struct {
 	// unanswered are the calls that Redis may have carried out, or may still carry
 	// out: by their units, from -maxTaken for refunds to maxTaken.
 	unanswered [2*maxTaken + 1]uint8
+	block      block
+	rung       int // how many denials have blocked the key
+	lateResets uint8
+	lateBlocks uint8               // unanswered calls, too
 	admitted   [maxProcesses]int64 // units of each process; counted with FallbackLocal only
 }
 
@@ -87,6 +116,9 @@ type keyModel struct {
 	// not say when a debt is paid, and so which calls Redis must deny. In the end
 	// Redis has counted everything, up to the limit.
 	fallback bool
+	// blocks: the limit has Block. There is one limit then, and neither leases nor
+	// fallback.
+	blocks bool
 }
 
 // porcupine returns the model for the checker. It tries both fates of each call
@@ -113,6 +145,14 @@ func (m keyModel) step(s keyState, o operation, out outcome) (next []any) {
 	case unsent, anything:
 		return []any{s}
 	case unknown: // it takes effect before a later operation, or never
+		switch o.action {
+		case actReset:
+			s.lateResets++
+			return []any{s}
+		case actBlock:
+			s.lateBlocks++
+			return []any{s}
+		}
 		u := o.units
 		if o.action == actRefund {
 			u = -u
@@ -141,14 +181,46 @@ func (m keyModel) reachable(s keyState) []keyState {
 		}
 		for j, calls := range all[i].unanswered {
 			s, units := all[i], int64(j-maxTaken)
-			if calls == 0 || units > 0 && !m.fits(s, units) {
+			if calls == 0 || units > 0 && (s.block != notBlocked || !m.blocks && !m.fits(s, units)) {
 				continue
 			}
 			s.unanswered[j]--
+			if m.blocks && units > 0 && !m.fits(s, units) {
+				add(m.denies(s))
+				continue
+			}
 			add(m.count(s, units))
+		}
+		if s := all[i]; s.lateResets > 0 {
+			s.lateResets--
+			add(m.reset(s))
+		}
+		if s := all[i]; s.lateBlocks > 0 {
+			s.lateBlocks--
+			add(m.blockByHand(s))
 		}
 	}
 	return all
+}
+
+// denies returns the state after a denial that starts a block.
+func (m keyModel) denies(s keyState) keyState {
+	s.block, s.rung = firstBlock, 1
+	return s
+}
+
+// blockByHand returns the state after a block by hand. Of two ends the later one stays.
+func (m keyModel) blockByHand(s keyState) keyState {
+	s.block = max(s.block, byHand)
+	return s
+}
+
+// reset returns the state after a reset. Calls that were not answered may still be
+// carried out.
+func (m keyModel) reset(s keyState) keyState {
+	clear(s.used[:])
+	s.block, s.rung = notBlocked, 0
+	return s
 }
 
 // apply returns the states after an operation that takes effect in state s.
@@ -158,9 +230,16 @@ func (m keyModel) apply(s keyState, o operation, out outcome) []keyState {
 		s = m.count(s, -o.units)
 		s.admitted[o.process] -= o.units
 		return []keyState{m.forget(s)}
+	case actReset:
+		return []keyState{m.reset(s)}
+	case actBlock:
+		return []keyState{m.blockByHand(s)}
 	case actLose:
 		return m.lose(s, o.most)
 	case actRead:
+		if out.block != notBlocked && s.block == notBlocked || out.block == notBlocked && s.block != notBlocked || out.rung != s.rung {
+			return nil
+		}
 		for i, n := range m.limits {
 			used := s.used[i]
 			if m.fallback {
@@ -171,6 +250,9 @@ func (m keyModel) apply(s keyState, o operation, out outcome) []keyState {
 			}
 		}
 		return []keyState{s}
+	}
+	if m.blocks {
+		return m.takeBlocking(s, o, out)
 	}
 	switch out.verdict {
 	case denied, cached:
@@ -194,6 +276,40 @@ func (m keyModel) apply(s keyState, o operation, out outcome) []keyState {
 	}
 	s.admitted[o.process] += o.units
 	return []keyState{m.forget(s)}
+}
+
+// takeBlocking is apply for a take under a limit with Block.
+func (m keyModel) takeBlocking(s keyState, o operation, out outcome) []keyState {
+	left := m.left(s)
+	switch {
+	case s.block == notBlocked && m.fits(s, o.units):
+		if out.verdict != done || out.block != notBlocked {
+			return nil
+		}
+		s = m.count(s, o.units)
+		left -= o.units
+	case s.block == notBlocked:
+		if out.verdict != denied { // the store alone starts a block
+			return nil
+		}
+		s, left = m.denies(s), 0
+	default:
+		left = 0
+		if admits := out.verdict == done; admits != (o.units == 0) {
+			return nil
+		}
+	}
+	if out.remaining >= 0 && out.remaining != left {
+		return nil
+	}
+	if o.units == 0 {
+		if (out.block == notBlocked) != (s.block == notBlocked) {
+			return nil
+		}
+	} else if out.block != s.block {
+		return nil
+	}
+	return []keyState{s}
 }
 
 // fits reports whether units fit under all limits.
@@ -252,9 +368,9 @@ func (m keyModel) forget(s keyState) keyState {
 // answered before the fault has no effect after it: its server is gone.
 func (m keyModel) lose(s keyState, most int64) (next []keyState) {
 	clear(s.unanswered[:])
+	s.lateResets, s.lateBlocks = 0, 0
 	if most < 0 {
-		clear(s.used[:])
-		return []keyState{s}
+		return []keyState{m.reset(s)}
 	}
 	for lost := -most; lost <= most; lost++ {
 		if after := m.count(s, -lost); !slices.Contains(next, after) {
@@ -293,6 +409,9 @@ func TestModelRefusesHistories(t *testing.T) {
 	}
 	type model = keyModel
 	five := model{limits: []int64{5}}
+	blocking := model{limits: []int64{5}, blocks: true}
+	resets, blocksByHand := operation{action: actReset}, operation{action: actBlock}
+	blocks := func(by block) outcome { return outcome{verdict: denied, block: by} }
 	for _, c := range []struct {
 		name string
 		keyModel
@@ -311,6 +430,13 @@ func TestModelRefusesHistories(t *testing.T) {
 		{"everything lost once", five, []any{takes(3), admits, takes(2), admits, loses(-1), admits, takes(3), admits, takes(2), admits}, []any{takes(1), admits}},
 		{"units of a lease", model{limits: []int64{5}, leases: true}, []any{takes(3), outcome{verdict: leased, remaining: -1}, takes(2), admits}, []any{takes(1), outcome{verdict: leased, remaining: -1}}},
 		{"more missing than a killed process held", five, []any{takes(2), admits, reads(2), counted(4)}, []any{reads(2), counted(5)}},
+		{"a block that a refund does not lift", blocking, []any{takes(5), admits, takes(1), blocks(firstBlock), refunds(3), admits, takes(1), blocks(firstBlock)}, []any{takes(1), admits}},
+		{"a reset that lifts a block", blocking, []any{takes(5), admits, takes(1), blocks(firstBlock), resets, admits, takes(5), admits}, []any{takes(1), outcome{verdict: done, remaining: 0}}},
+		{"a denial that starts no block", blocking, []any{takes(4), admits, takes(2), blocks(firstBlock)}, []any{takes(0), outcome{verdict: done, remaining: 1}}},
+		{"a rung that is skipped", blocking, []any{takes(5), admits, takes(1), blocks(firstBlock), resets, admits, takes(5), admits}, []any{takes(1), blocks(secondBlock)}},
+		{"a shorter block that replaces one by hand", blocking, []any{takes(5), admits, blocksByHand, admits, takes(1), blocks(byHand)}, []any{takes(1), blocks(firstBlock)}},
+		{"a denial without an answer that starts a block", blocking, []any{takes(5), admits, takes(1), outcome{verdict: unknown}, refunds(5), admits, takes(1), blocks(firstBlock)}, []any{takes(1), admits}},
+		{"a block that is not at Redis in the end", blocking, []any{takes(5), admits, takes(1), blocks(firstBlock)}, []any{reads(0), counted(5)}},
 		{"a process's own limit in an outage", model{limits: []int64{5}, fallback: true}, []any{takes(3), admits, takes(2), outcome{verdict: local, remaining: -1}}, []any{takes(1), outcome{verdict: local, remaining: -1}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -38,6 +39,7 @@ type scenario struct {
 	lease     time.Duration
 	onFailure FailurePolicy
 	refunds   bool // whether workers also give units back
+	blocks    bool // the limit has Block; workers also reset keys and block them by hand
 	setup     func(t *testing.T) site
 }
 
@@ -120,7 +122,7 @@ func (s scenario) histories() int {
 // record has the workers call their limiters, and the fault happen in between.
 func (r *run) record() {
 	r.history = make(map[string][]porcupine.Operation)
-	r.model = keyModel{leases: r.lease > 0, fallback: r.onFailure == FallbackLocal}
+	r.model = keyModel{leases: r.lease > 0, fallback: r.onFailure == FallbackLocal, blocks: r.blocks}
 	for _, l := range r.limits {
 		r.model.limits = append(r.model.limits, l.Burst())
 	}
@@ -131,6 +133,9 @@ func (r *run) record() {
 	for id := range historyProcesses {
 		o := redisOptions(r.client(), r.limits...)
 		o.Lease, o.OnFailure = r.lease, r.onFailure
+		if r.blocks {
+			o.DenyRecheck = 5 * time.Millisecond // the near cache denies, too
+		}
 		p := newHistoryProcess(newLimiter(r, r.name, o), id, r.scenario)
 		limiters = append(limiters, p.Limiter)
 		for range historyWorkers {
@@ -206,9 +211,14 @@ func (r *run) call(p *historyProcess, key string, rng *rand.Rand) verdict {
 		// It was true when the store last answered this process about the key, or later.
 		call = min(call, known)
 	case done, denied:
-		p.learn(key, call)
+		if o.action == actTake {
+			p.learn(key, call)
+		}
 	}
 	r.add(key, o, out, call)
+	if o.action == actBlock {
+		p.blocked(key, out.verdict, r.now())
+	}
 	return out.verdict
 }
 
@@ -219,11 +229,36 @@ func (r *run) read() {
 	defer s.Close()
 	for _, key := range r.keys {
 		call, out := r.now(), outcome{verdict: done}
+		if r.blocks {
+			r.readBlock(key, &out)
+			r.add(key, operation{action: actRead, most: r.extra}, out, call)
+			continue
+		}
 		results, _ := take(r, s, key, 0, r.limits...)
 		for i, result := range results {
 			out.counted[i] = r.limits[i].Burst() - result.Remaining
 		}
 		r.add(key, operation{action: actRead, most: r.extra}, out, call)
+	}
+}
+
+// readBlock reads what Redis has counted for a key, with its block. While there is one, a
+// look does not show the units.
+func (r *run) readBlock(key string, out *outcome) {
+	value, err := r.reader.Get(ctx, "rl:"+r.name+":{"+key+"}:fixed-1h").Result()
+	if err != redis.Nil {
+		require.NoError(r, err)
+		_, err = fmt.Sscan(value, &out.counted[0])
+	}
+	if state, rest, ok := strings.Cut(value, " !"); ok {
+		var opened, ends, lasts int64
+		_, err = fmt.Sscan(state, &opened, &out.counted[0])
+		require.NoError(r, err, value)
+		_, err = fmt.Sscan(rest, &ends, &lasts, &out.rung)
+		out.block = firstBlock // or one by hand
+	}
+	if err != redis.Nil {
+		require.NoError(r, err, value)
 	}
 }
 
@@ -264,17 +299,21 @@ type historyProcess struct {
 	*Limiter
 	id      int
 	refunds bool
+	blocks  bool
 	// coarse: the model does not check denials and what is left.
 	coarse bool
 
 	mu       sync.Mutex
 	admitted map[string]int64 // units that have not been given back, by key
 	known    map[string]int64 // start of the latest call that the store has answered, by key
+	// doubtful has keys that this process has blocked by hand, and the store may not have.
+	// The value is when the call has ended.
+	doubtful map[string]int64
 }
 
 func newHistoryProcess(l *Limiter, id int, s scenario) *historyProcess {
 	return &historyProcess{
-		Limiter: l, id: id, refunds: s.refunds, coarse: s.lease > 0 || s.onFailure == FallbackLocal,
+		Limiter: l, id: id, refunds: s.refunds, blocks: s.blocks, doubtful: make(map[string]int64), coarse: s.lease > 0 || s.onFailure == FallbackLocal,
 		admitted: make(map[string]int64), known: make(map[string]int64),
 	}
 }
@@ -285,6 +324,17 @@ func (p *historyProcess) next(key string, rng *rand.Rand) operation {
 	o := operation{action: actTake, process: p.id, units: rng.Int64N(maxTaken + 1)}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.blocks {
+		switch rng.IntN(16) {
+		case 0:
+			o.action, o.units = actBlock, 0
+			p.doubtful[key] = math.MaxInt64
+			return o
+		case 1, 2:
+			o.action, o.units = actReset, 0
+			return o
+		}
+	}
 	if p.refunds && o.units > 0 && p.admitted[key] >= o.units && rng.IntN(3) == 0 {
 		p.admitted[key] -= o.units
 		o.action = actRefund
@@ -296,6 +346,12 @@ func (p *historyProcess) next(key string, rng *rand.Rand) operation {
 func (p *historyProcess) do(key string, o operation) outcome {
 	if o.action == actRefund {
 		return outcome{verdict: verdictOf(p.Refund(ctx, key, o.units))}
+	}
+	switch o.action {
+	case actReset:
+		return outcome{verdict: verdictOf(p.Reset(ctx, key))}
+	case actBlock:
+		return outcome{verdict: verdictOf(p.Block(ctx, key, blockSpans[byHand]))}
 	}
 	d, err := p.TakeN(ctx, key, o.units)
 	out := outcome{verdict: verdictOf(err), remaining: -1}
@@ -316,6 +372,15 @@ func (p *historyProcess) do(key string, o operation) outcome {
 	}
 	if d.Source == SourceStore && !p.coarse {
 		out.remaining = d.Remaining
+	}
+	if p.blocks && d.Blocked {
+		out.block = firstBlock
+		if !d.Allowed {
+			out.block = blockOf(d.RetryAfter)
+		}
+	}
+	if out.verdict == cached && p.isDoubtful(key) {
+		out.verdict = anything
 	}
 	if d.Allowed {
 		p.mu.Lock()
@@ -350,4 +415,26 @@ func (p *historyProcess) learn(key string, call int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.known[key] = max(p.known[key], call)
+	if since, ok := p.doubtful[key]; ok && since < call {
+		delete(p.doubtful, key)
+	}
+}
+
+// blocked notes that a block by hand has ended at an instant. A block that the store has
+// not confirmed is in force in this process until the store answers about the key.
+func (p *historyProcess) blocked(key string, v verdict, now int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.doubtful[key] = now
+	if v == done {
+		delete(p.doubtful, key)
+	}
+}
+
+// isDoubtful reports whether this process may deny a key that is not blocked at the store.
+func (p *historyProcess) isDoubtful(key string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, ok := p.doubtful[key]
+	return ok
 }

@@ -18,6 +18,7 @@ const roleEnv = "RATELIMIT_E2E_ROLE"
 // roles are the functions that this test binary runs in child processes.
 var roles = map[string]func() error{
 	"compete": competeAtRedis,
+	"deny":    denyAtRedis,
 	"count":   countInFile,
 	"history": takeUntilKilled,
 	"load":    sendLoads,

@@ -128,6 +128,48 @@ func TestTwoVersionsShareCountersAtRedis(t *testing.T) {
 	}
 }
 
+// TestBlocksBesideAVersionWithoutThem has a limiter with blocks beside a version that knows
+// none. The old version takes a blocked counter for a foreign value: it admits nothing and
+// changes nothing. Keys that are not blocked are counted together. The new version goes on
+// with its block, and after a Reset both count the key again.
+func TestBlocksBesideAVersionWithoutThem(t *testing.T) {
+	oldProgram, newProgram := versions(t)
+	for _, limits := range upgraded[:3] {
+		server := redistest.Start(t)
+		client := server.Client()
+		old := startCounting(t, oldProgram, "redis", server.Addr, limits)
+		new := startCounting(t, newProgram, "redis", server.Addr, []string{limits[0] + " block=1h,24h"})
+		most := int64(20)
+		if strings.Contains(limits[0], "bucket") {
+			most = 15
+		}
+		require.Equal(t, fmt.Sprintf("true %d", most-5), old.do("take", "k", 5))
+		require.Equal(t, "true 0", new.do("take", "k", most-5))
+		require.Equal(t, "false 0", old.do("take", "k", 1))
+		require.Equal(t, "false 0", new.do("take", "k", 1))
+		keys := client.Keys(ctx, "rl:{k}:*").Val()
+		require.Len(t, keys, 1)
+		value, life := client.Get(ctx, keys[0]).Val(), client.PTTL(ctx, keys[0]).Val()
+		require.Contains(t, value, " !")
+		for _, n := range []int64{1, 0, 3} {
+			answer := old.do("try", "k", n)
+			require.Contains(t, answer, "error: ", "%d units", n)
+			require.Contains(t, answer, "holds something else than a counter", "%d units", n)
+			require.Equal(t, value, client.Get(ctx, keys[0]).Val(), "it is not overwritten")
+		}
+		require.LessOrEqual(t, client.PTTL(ctx, keys[0]).Val(), life)
+		require.Equal(t, "false 0", new.do("take", "k", 1))
+		require.Equal(t, value, client.Get(ctx, keys[0]).Val())
+		require.Equal(t, fmt.Sprintf("true %d", most-1), old.do("take", "other", 1))
+		require.Equal(t, fmt.Sprintf("true %d", most-2), new.do("take", "other", 1))
+		require.Equal(t, "ok", new.do("reset", "k", 0))
+		require.Equal(t, fmt.Sprintf("true %d", most-1), old.do("take", "k", 1))
+		require.Equal(t, fmt.Sprintf("true %d", most-2), new.do("take", "k", 1))
+		old.end()
+		new.end()
+	}
+}
+
 // TestTwoVersionsReadOneSnapshotFile has the versions take turns with a file, for upgrades and
 // downgrades. Each finds exactly the counters that the one before has left.
 func TestTwoVersionsReadOneSnapshotFile(t *testing.T) {

@@ -23,7 +23,8 @@ import (
 type Engine interface {
 	// Take takes the request's units under every limit, or under none if one of
 	// them has too few left. It fills answers, which is as long as the limits.
-	// A denied call changes nothing, and neither does a call for 0 units.
+	// A denied call changes nothing, except that it may start blocks. A call for 0
+	// units changes nothing.
 	Take(ctx context.Context, r Request, answers []rule.Answer) (Reply, error)
 
 	// Adjust changes the counters by n units that were taken at an instant of
@@ -35,6 +36,13 @@ type Engine interface {
 	// Reset deletes the counters of key under each limit. There may be more
 	// limits than a limiter has.
 	Reset(ctx context.Context, key string, limits *Limits) error
+
+	// Block joins a block with the block of key's counter under each limit: of two ends
+	// the later one stays, of two rungs the higher one, and the rung is remembered for the
+	// longer of the two times. b.Until is how long the block lasts from now on. It is
+	// negative for a block that is over, whose rung is still remembered. There may be more
+	// limits than a limiter has. An engine whose store counts no blocks returns an error.
+	Block(ctx context.Context, key string, b rule.Block, limits *Limits) error
 
 	// Fault classifies an error of one of the calls above.
 	Fault(err error) Fault
@@ -49,14 +57,22 @@ type Request struct {
 	Now    int64 // what clock.Now has just returned; a second reading would be a large part of a shared decision's cost
 	Until  int64 // a deadline by that clock, in addition to the context's deadline; 0 is none
 
+	// StartsBlocks means that a denial starts the blocks of Limits.Ladders. Without it a
+	// denial starts none, as for units that no client has asked for.
+	StartsBlocks bool
 	// Pending are units of the key that may yet be given back. A denial that there would
-	// not be without them starts no block. Only engines that count blocks use it.
+	// not be without them starts no block.
 	Pending []rule.Pending
 
 	// States is a buffer for the states after the call, one for each limit, by the
 	// engine's clock in nanoseconds. It may be nil. An engine that does not know the
 	// states leaves it unchanged; see Reply.Exact.
 	States []rule.State
+
+	// Blocks is a buffer for the blocks of the counters after the call, one for each
+	// limit, by the engine's clock in nanoseconds. It may be nil; otherwise it has zero
+	// Blocks. An engine that counts no blocks leaves it unchanged.
+	Blocks []rule.Block
 }
 
 // A Reply is what an engine returns in addition to the answers.
@@ -84,6 +100,9 @@ const Now = math.MaxInt64
 // an engine may cache what it derives from it by its address.
 type Limits struct {
 	Rules []rule.Limit
+
+	// Ladders has the ladder of each limit that starts blocks. It is nil if none does.
+	Ladders *[rule.MaxLimits]*rule.Ladder
 
 	// Public has the limits in the type that a public Store takes. Only the
 	// wrapper of that Store knows the type. It is nil if there are only the

@@ -22,7 +22,7 @@ func BenchmarkDenied(b *testing.B) {
 					if names[i] = fmt.Sprintf("198.51.%08d", i); round == 0 {
 						store.take(names[i], 5, hour, limits)
 					}
-					if deny, _ := c.Denied(names[i], 1, hour, -1, limits, answers); !deny {
+					if deny, _, _ := c.Denied(names[i], 1, hour, -1, limits, answers); !deny {
 						c.Learn(names[i], store.take(names[i], 1, hour, limits))
 					}
 				}
@@ -30,7 +30,7 @@ func BenchmarkDenied(b *testing.B) {
 			b.Run(fmt.Sprintf("%d limits/%d keys", n, keys), func(b *testing.B) {
 				missed := 0
 				for i := range b.N {
-					if deny, _ := c.Denied(names[i%keys], 1, hour, -1, limits, answers); !deny {
+					if deny, _, _ := c.Denied(names[i%keys], 1, hour, -1, limits, answers); !deny {
 						missed++
 					}
 				}

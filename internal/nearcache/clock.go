@@ -52,7 +52,8 @@ type clock struct {
 	// When the store's clock was last seen to have jumped ahead, 0 for never, and how
 	// far it has jumped in all.
 	jumped, jumpedBy atomic.Int64
-	mu               sync.Mutex // held while these fields are changed; reads take no lock
+	odd              atomic.Bool // whether it has jumped ahead an odd number of times
+	mu               sync.Mutex  // held while these fields are changed; reads take no lock
 }
 
 const (
@@ -74,6 +75,7 @@ func (k *clock) observe(at, now int64) {
 	if until != 0 && measured > k.offset.Load()+maxLatency {
 		k.jumpedBy.Add(measured - k.offset.Load())
 		k.jumped.Store(now)
+		k.odd.Store(!k.odd.Load())
 	}
 	switch {
 	case until == 0 || measured <= k.offset.Load()-maxLatency: // the first, or another clock

@@ -48,6 +48,15 @@ func (l *lease) serves(limits []rule.Limit, now int64) bool {
 	return l != nil && l.live(now) && slices.Equal(l.limits, limits)
 }
 
+// stopLease ends the time of a key's lease, because the key is blocked: no unit of it is
+// handed out any more, and the next EndLeases returns the rest. The key's stripe must be
+// locked.
+func (p *keyRef) stopLease(key string) {
+	if l := p.leases[key]; l != nil {
+		l.earlier.until, l.latest.until = 0, 0
+	}
+}
+
 const (
 	// leaseBusy is how many units of a key must be requested in an age before
 	// the key gets a lease.
@@ -112,7 +121,7 @@ func (d *demand) turn(now, age int64) {
 }
 
 // TakeLeased takes n units of key out of its lease and fills answers, if n units are
-// left. at is when the store counted them. If refill is true, the lease is running
+// left and none of the key's counters is blocked. at is when the store counted them. If refill is true, the lease is running
 // low, and the caller should request more with WantLease. age, here and below, is how
 // long units may be held, in nanoseconds. TakeLeased locks the key's stripe.
 func (c *Cache) TakeLeased(key string, n, now, age int64, limits []rule.Limit, answers []rule.Answer) (at Instant, ok, refill bool) {
@@ -125,9 +134,12 @@ func (c *Cache) TakeLeased(key string, n, now, age int64, limits []rule.Limit, a
 	if !l.serves(limits, now) || n > l.left() {
 		return Instant{}, false, false
 	}
+	var states [MaxLimits]rule.State
+	if c.memory.table.States(p.Hash, now, limits, states[:len(limits)]) != 0 {
+		return Instant{}, false, false
+	}
 	for i := range limits {
-		state, _ := c.memory.table.State(p.Hash, now, &limits[i])
-		_, a := limits[i].Take(state, now, 0)
+		_, a := limits[i].Take(states[i], now, 0)
 		a.Remaining = min(a.Remaining+l.left()-n, limits[i].Cap())
 		answers[i] = a
 	}
@@ -176,8 +188,8 @@ type LeaseRequest struct {
 
 // WantLease returns how many units to take for a lease, in addition to the units that a
 // request needs. If that is more than 0, the caller must call [Cache.AddLease] with the
-// outcome. A key without a counter here is assumed to be unused. If it is not, the
-// store denies the lease. WantLease locks the key's stripe.
+// outcome. It is 0 for a key that is blocked. A key without a counter here is assumed to be
+// unused. If it is not, the store denies the lease. WantLease locks the key's stripe.
 func (c *Cache) WantLease(key string, now, age int64, limits []rule.Limit) LeaseRequest {
 	p := c.at(key)
 	p.mu.Lock()
@@ -190,10 +202,13 @@ func (c *Cache) WantLease(key string, now, age int64, limits []rule.Limit) Lease
 	if busy < leaseBusy {
 		return LeaseRequest{}
 	}
+	var states [MaxLimits]rule.State
+	if c.memory.table.States(p.Hash, now, limits, states[:len(limits)]) != 0 {
+		return LeaseRequest{}
+	}
 	wanted := busy / 2 // enough for half an age
 	for i := range limits {
-		state, _ := c.memory.table.State(p.Hash, now, &limits[i])
-		_, a := limits[i].Take(state, now, 0)
+		_, a := limits[i].Take(states[i], now, 0)
 		wanted = min(wanted, a.Remaining/leaseShare)
 	}
 	if l != nil && l.live(now) && l.left() > 0 {
@@ -218,9 +233,10 @@ func (c *Cache) WantLease(key string, now, age int64, limits []rule.Limit) Lease
 
 // AddLease adds the units of a request to the lease after the store has counted them at
 // its instant at. If the store has granted none, the caller must set Units of the request
-// to 0. AddLease returns how many units can be taken now. If ok is true, the rest of an
-// earlier lease has ended, and the caller must give it back to the store. AddLease locks
-// the key's stripe.
+// to 0. AddLease returns how many units can be taken now. If ok is true, units of ended
+// must be given back to the store by the caller: the rest of an earlier lease, or the units
+// of the request if the key has been blocked in the meantime. AddLease locks the key's
+// stripe.
 func (c *Cache) AddLease(r LeaseRequest, key string, at, now, age int64, limits []rule.Limit, answers []rule.Answer) (held int64, ended EndedLease, ok bool) {
 	p := c.at(key)
 	p.mu.Lock()
@@ -239,6 +255,15 @@ func (c *Cache) AddLease(r LeaseRequest, key string, at, now, age int64, limits 
 			delete(p.leases, key)
 		}
 		return 0, EndedLease{}, false
+	}
+	var states [MaxLimits]rule.State
+	if c.memory.table.States(p.Hash, now, limits, states[:len(limits)]) != 0 {
+		// The rest of an earlier lease stays, because it may be of other limits. It was
+		// stopped when the block became known, so the next EndLeases returns it.
+		if l.left() == 0 {
+			delete(p.leases, key)
+		}
+		return 0, EndedLease{key, r.Units, taken, slices.Clone(limits)}, true
 	}
 	if !l.serves(limits, now) {
 		ended, ok = l.end(key)

@@ -38,7 +38,7 @@ func (h *holder) consult(n int64) rule.Answer {
 }
 
 func (h *holder) learn(limits []rule.Limit, n int64, state rule.State, a rule.Answer) {
-	h.cache.Learn("key", Reply{n, limits, []rule.Answer{a}, []rule.State{state}, h.now, h.now, leaseTTL, h.cache.Version("key")})
+	h.cache.Learn("key", Reply{N: n, Limits: limits, Answers: []rule.Answer{a}, States: []rule.State{state}, At: h.now, Now: h.now, Recheck: leaseTTL, Version: h.cache.Version("key")})
 }
 
 // request is what a limiter does for a request of n units.

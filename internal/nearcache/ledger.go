@@ -10,16 +10,17 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/table"
 )
 
-// The ledger has the units that the store is owed. For each key it has records in the
-// order in which they were made. This file has the ledger and how it is settled; sending
-// the units is up to package remote. Like the table, the ledger identifies a key by its
-// hash. It also needs the key itself, to send it to the store. A key longer than longKey
-// bytes is not stored: its units are sent when a caller passes the key again.
+// The ledger has the units and the blocks that the store is owed. For each key it has
+// records of units in the order in which they were made, and one block for each counter
+// that was blocked here. This file has the ledger and how it is settled; sending is up to
+// package remote. Like the table, the ledger identifies a key by its hash. It also needs
+// the key itself, to send it to the store. A key longer than longKey bytes is not stored:
+// what is owed for it is sent when a caller passes the key again.
 //
 // The ledger is bounded in bytes. When it is full, the keys that have been in it for
 // the longest time are dropped. The store never learns of their units, so it may admit
-// the same number of units again. Forgotten counts these keys, unless their units no
-// longer count. Each stripe has an equal part of the bytes. Keys longer than longKey
+// the same number of units again, and it does not block these keys. Forgotten counts them,
+// unless their units and blocks no longer count. Each stripe has an equal part of the bytes. Keys longer than longKey
 // bytes have a quarter of the ledger to themselves. So a client that sends long keys
 // cannot displace short ones.
 //
@@ -40,13 +41,19 @@ type entryList struct {
 
 // entry is one key of the ledger.
 type entry struct {
-	hash        table.Hash
-	key         string // empty for a long one
-	records     []record
-	sending     *Batch   // the batch that is being sent now, or nil
-	sentRecords []record // the records of the batch, in the order of its Owed
-	prev, next  *entry
-	bytes       int // as counted in entryList.bytes
+	hash       table.Hash
+	key        string // empty for a long one
+	records    []record
+	blocks     []owedBlock
+	sending    *Batch // the batch that is being sent now, or nil
+	prev, next *entry
+	bytes      int // as counted in entryList.bytes
+}
+
+// owedBlock is the block of one counter that the store is owed. Its end is on our clock.
+type owedBlock struct {
+	limit unique.Handle[rule.Limit]
+	block rule.Block
 }
 
 // record has units of one counter that the store is owed.
@@ -79,6 +86,7 @@ const (
 	// entry and its slot in the map.
 	entryBytes  = 160
 	recordBytes = 48
+	blockBytes  = 32
 	// roomyKey is the cost of a key of 48 bytes with one record.
 	roomyKey = entryBytes + recordBytes + 48
 	// maxGivenBack is the largest number of records of units given back that a
@@ -101,9 +109,19 @@ func LedgerBytes(keys int) int {
 	return int(min(bytes, math.MaxInt/2))
 }
 
-// owes reports whether the store is owed units of the key, including units that are
-// being sent.
-func (e *entry) owes() bool { return len(e.records) > 0 || e.sending != nil }
+// owes reports whether the store is owed anything for the key, including what is being
+// sent.
+func (e *entry) owes() bool { return e.hasUnsent() || e.sending != nil }
+
+// hasUnsent reports whether there is anything that is not being sent.
+func (e *entry) hasUnsent() bool { return len(e.records) > 0 || len(e.blocks) > 0 }
+
+// counts reports whether the store would miss anything at now if the entry were dropped.
+func (e *entry) counts(now int64) bool {
+	return e.sending != nil ||
+		slices.ContainsFunc(e.records, func(r record) bool { return r.counts(now) }) ||
+		slices.ContainsFunc(e.blocks, func(o owedBlock) bool { return o.counts(now) })
+}
 
 // open returns the entry of a key, and creates it if there is none. The caller must
 // call changed after it has changed the entry. The stripe must be locked.
@@ -134,7 +152,10 @@ func (c *Cache) changed(p *keyRef, e *entry, now int64) {
 		return
 	}
 	q := led.listOf(e)
-	bytes := entryBytes + len(e.key) + recordBytes*(cap(e.records)+cap(e.sentRecords))
+	bytes := entryBytes + len(e.key) + recordBytes*cap(e.records) + blockBytes*cap(e.blocks)
+	if e.sending != nil {
+		bytes += recordBytes * cap(e.sending.records)
+	}
 	q.bytes += bytes - e.bytes
 	e.bytes = bytes
 	for q.bytes > c.share(e) {
@@ -142,7 +163,7 @@ func (c *Cache) changed(p *keyRef, e *entry, now int64) {
 		if bytes > c.share(e) {
 			oldest = e // the entry alone is too large
 		}
-		if oldest.sending != nil || slices.ContainsFunc(oldest.records, func(r record) bool { return r.counts(now) }) {
+		if oldest.counts(now) {
 			c.forgotten.Add(1)
 		}
 		c.drop(led, oldest)
@@ -202,9 +223,36 @@ func (q *entryList) unlink(e *entry) {
 }
 
 // sameCounter reports whether a record is of the counter that a limit names.
-func (r *record) sameCounter(l *rule.Limit) bool {
-	of := r.limit.Value()
-	return of.Kind == l.Kind && of.Window == l.Window
+func (r *record) sameCounter(l *rule.Limit) bool { return sameCounter(r.limit, l) }
+
+func sameCounter(of unique.Handle[rule.Limit], l *rule.Limit) bool {
+	other := of.Value()
+	return other.Kind == l.Kind && other.Window == l.Window
+}
+
+// counts reports whether the block is worth sending at now. The rung counts after the end
+// of the block, until it is forgotten.
+func (o *owedBlock) counts(now int64) bool { return o.block.Forgotten() > now }
+
+// oweBlock adds a block of a counter, whose end is on our clock. It joins the block with
+// an earlier one of the same counter. It also drops the blocks that are forgotten by now.
+func (e *entry) oweBlock(l *rule.Limit, b rule.Block, now int64) {
+	e.dropForgotten(now)
+	if b.Forgotten() <= now {
+		return
+	}
+	for i := range e.blocks {
+		if o := &e.blocks[i]; sameCounter(o.limit, l) {
+			o.block = o.block.Join(b, now)
+			return
+		}
+	}
+	e.blocks = append(e.blocks, owedBlock{unique.Make(*l), b})
+}
+
+// dropForgotten drops the blocks that are forgotten by now.
+func (e *entry) dropForgotten(now int64) {
+	e.blocks = slices.DeleteFunc(e.blocks, func(o owedBlock) bool { return !o.counts(now) })
 }
 
 // counts reports whether the units still count at now. It returns true for a
@@ -341,11 +389,16 @@ func unbounded(l rule.Limit) rule.Limit {
 	return l
 }
 
-// Owed has units to send to the store.
+// Owed has units or a block to send to the store.
 type Owed struct {
 	Limit rule.Limit
-	Units int64   // negative if they were given back
+	Units int64   // negative if they were given back; 0 for a block
 	At    Instant // when they were taken; see [Cache.SendAt]
+
+	// Block is what to join with the counter's block at the store. Its end is on our
+	// clock: the store must get what is left of it, which is negative if only the rung
+	// still counts. A block that is sent twice changes nothing.
+	Block rule.Block
 }
 
 // SendAt returns the instant on the store's clock at which the units were taken, to be
@@ -357,24 +410,25 @@ func (c *Cache) SendAt(o *Owed) (at int64, known bool) {
 	return c.clock.store(o.At.Here)
 }
 
-// Batch has the units of one key that the store is owed. One caller sends it.
+// Batch has the units and blocks of one key that the store is owed. One caller sends it.
 type Batch struct {
 	Key  string
-	Owed []Owed // in the order to send them in
+	Owed []Owed // in the order to send them in: first units, then blocks
 
-	entry *entry
-	done  chan struct{}
+	entry   *entry
+	records []record // the records of the first elements of Owed; the other elements are blocks
+	done    chan struct{}
 }
 
-// Owing returns how many keys have units that the store is owed. It takes no
+// Owing returns how many keys have units or blocks that the store is owed. It takes no
 // lock.
 func (c *Cache) Owing() int { return int(c.owing.Load()) }
 
-// Forgotten returns how many keys were dropped from the ledger while their units still
-// counted. It takes no lock.
+// Forgotten returns how many keys were dropped from the ledger while their units or blocks
+// still counted. It takes no lock.
 func (c *Cache) Forgotten() uint64 { return c.forgotten.Load() }
 
-// Owes reports whether the store is owed units of a key. If the units are being sent,
+// Owes reports whether the store is owed anything for a key. If that is being sent,
 // sending is a channel that is closed when that has ended. Otherwise sending is nil.
 // Owes takes no lock if the ledger is empty.
 func (c *Cache) Owes(key string) (owes bool, sending <-chan struct{}) {
@@ -394,9 +448,9 @@ func (c *Cache) Owes(key string) (owes bool, sending <-chan struct{}) {
 	return true, e.sending.done
 }
 
-// OwingKeys returns the keys with owed units that no caller is sending, without keys
-// longer than longKey. It locks one stripe at a time. It also drops records whose
-// units no longer count.
+// OwingKeys returns the keys with owed units or blocks that no caller is sending, without
+// keys longer than longKey. It locks one stripe at a time. It also drops the units that no
+// longer count, and blocks that are forgotten.
 func (c *Cache) OwingKeys(now int64) (keys []string) {
 	for i := range c.stripes {
 		s := &c.stripes[i]
@@ -407,8 +461,9 @@ func (c *Cache) OwingKeys(now int64) (keys []string) {
 				l := r.limit.Value()
 				return !r.counts(now) || l.Kind == rule.Bucket && r.units > 0 && c.notLeaked(&p, &l, &r, now) == 0
 			})
+			e.dropForgotten(now)
 			switch {
-			case len(e.records) > 0 && e.key != "":
+			case e.hasUnsent() && e.key != "":
 				keys = append(keys, e.key)
 			case !e.owes():
 				c.drop(&s.ledger, e)
@@ -419,10 +474,10 @@ func (c *Cache) OwingKeys(now int64) (keys []string) {
 	return keys
 }
 
-// BeginSending returns the owed units of a key as a Batch. It returns nil if there are
-// none, or if another caller is sending them. The caller must send the batch and then
-// call [Cache.EndSending]. Until then the key still counts as owing. BeginSending locks
-// the key's stripe.
+// BeginSending returns what is owed for a key as a Batch. It returns nil if nothing is
+// owed, or if another caller is sending it. The caller must send the batch and then call
+// [Cache.EndSending]. Until then the key still counts as owing. BeginSending locks the
+// key's stripe.
 func (c *Cache) BeginSending(key string, now int64) *Batch {
 	if c.owing.Load() == 0 {
 		return nil
@@ -438,7 +493,11 @@ func (c *Cache) BeginSending(key string, now int64) *Batch {
 	for i := range e.records {
 		b.add(c, &p, &e.records[i], now)
 	}
-	e.records = nil
+	e.dropForgotten(now)
+	for _, o := range e.blocks {
+		b.Owed = append(b.Owed, Owed{Limit: o.limit.Value(), Block: o.block})
+	}
+	e.records, e.blocks = nil, nil
 	if len(b.Owed) > 0 {
 		e.sending = b
 	} else {
@@ -454,8 +513,8 @@ func (b *Batch) add(c *Cache, p *keyRef, r *record, now int64) {
 	l := r.limit.Value()
 	send := func(r record, at Instant) {
 		if r.units != 0 {
-			b.Owed = append(b.Owed, Owed{l, r.units, at})
-			b.entry.sentRecords = append(b.entry.sentRecords, r)
+			b.Owed = append(b.Owed, Owed{Limit: l, Units: r.units, At: at})
+			b.records = append(b.records, r)
 		}
 	}
 	switch {
@@ -509,7 +568,7 @@ func levelOf(l *rule.Limit, s rule.State, now int64) int64 {
 // EndSending ends at now what BeginSending has begun, and wakes the callers that wait for
 // it. sent is how many of the first elements of b.Owed the store has, or may have,
 // counted. The store has certainly not counted the other elements, and they go back into
-// the ledger. EndSending locks the key's stripe.
+// the ledger. There a block is joined with one that began in the meantime. EndSending locks the key's stripe.
 func (c *Cache) EndSending(b *Batch, sent int, now int64) {
 	p := c.at(b.Key)
 	p.mu.Lock()
@@ -523,7 +582,10 @@ func (c *Cache) EndSending(b *Batch, sent int, now int64) {
 	if sent > 0 {
 		c.countedHere(&p, now)
 	}
-	e.records = append(e.sentRecords[sent:], e.records...)
-	e.sentRecords = nil
+	units := len(b.records)
+	e.records = append(b.records[min(sent, units):], e.records...)
+	for _, o := range b.Owed[max(sent, units):] {
+		e.oweBlock(&o.Limit, o.Block, now)
+	}
 	c.changed(&p, e, now)
 }

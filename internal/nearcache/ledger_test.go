@@ -38,7 +38,7 @@ func TestSettling(t *testing.T) {
 		require.True(t, owes)
 		require.Nil(t, settling)
 		b := c.BeginSending("key", second)
-		require.Equal(t, []Owed{{l, 2, Here(0)}}, b.Owed)
+		require.Equal(t, []Owed{{Limit: l, Units: 2, At: Here(0)}}, b.Owed)
 		require.Nil(t, c.BeginSending("key", second))
 		require.Empty(t, c.OwingKeys(second))
 		owes, settling = c.Owes("key")
@@ -55,9 +55,9 @@ func TestSettling(t *testing.T) {
 		b = c.BeginSending("key", second)
 		switch name {
 		case "not sent":
-			require.Equal(t, []Owed{{l, 2, Here(0)}}, b.Owed)
+			require.Equal(t, []Owed{{Limit: l, Units: 2, At: Here(0)}}, b.Owed)
 		case "forgotten, and used again":
-			require.Equal(t, []Owed{{l, 1, Here(second)}}, b.Owed)
+			require.Equal(t, []Owed{{Limit: l, Units: 1, At: Here(second)}}, b.Owed)
 		default:
 			require.Nil(t, b, name)
 		}
@@ -77,7 +77,7 @@ func TestOwedMeanwhile(t *testing.T) {
 	c.EndSending(b, 1, 2*second)
 	require.Equal(t, 1, c.Owing())
 	b = c.BeginSending("key", 2*second)
-	require.Equal(t, []Owed{{m, 1, Here(0)}, {m, 1, Here(0)}, {l, 3, Here(second)}}, b.Owed)
+	require.Equal(t, []Owed{{Limit: m, Units: 1, At: Here(0)}, {Limit: m, Units: 1, At: Here(0)}, {Limit: l, Units: 3, At: Here(second)}}, b.Owed)
 	c.EndSending(b, 3, 2*second)
 	require.Zero(t, c.Owing())
 }
@@ -163,10 +163,10 @@ func TestSlidingIsSentInTwo(t *testing.T) {
 	take(c, "key", 2, hour, true, l)
 	take(c, "key", 3, hour+50*second, true, l)
 	b := c.BeginSending("key", hour+55*second)
-	require.Equal(t, []Owed{{l, 1, Here(hour)}, {l, 4, Here(hour + 50*second)}}, b.Owed)
+	require.Equal(t, []Owed{{Limit: l, Units: 1, At: Here(hour)}, {Limit: l, Units: 4, At: Here(hour + 50*second)}}, b.Owed)
 	c.EndSending(b, 0, hour+55*second)
 	b = c.BeginSending("key", hour+70*second)
-	require.Equal(t, []Owed{{l, 1, Here(hour)}, {l, 4, Here(hour + 50*second)}}, b.Owed)
+	require.Equal(t, []Owed{{Limit: l, Units: 1, At: Here(hour)}, {Limit: l, Units: 4, At: Here(hour + 50*second)}}, b.Owed)
 	c.EndSending(b, 2, hour+70*second)
 
 	// In the older of the two windows one unit may weigh nothing, and would not open a
@@ -175,7 +175,7 @@ func TestSlidingIsSentInTwo(t *testing.T) {
 	take(c, "other", 2, hour, true, l)
 	take(c, "other", 3, hour+50*second, true, l)
 	b = c.BeginSending("other", hour+70*second)
-	require.Equal(t, []Owed{{l, 5, Here(hour + 50*second)}}, b.Owed)
+	require.Equal(t, []Owed{{Limit: l, Units: 5, At: Here(hour + 50*second)}}, b.Owed)
 }
 
 // TestLateAnswerAfterUnclearTake: units of a call with an unknown effect still count
@@ -202,13 +202,13 @@ func TestLedgerIsBounded(t *testing.T) {
 		answers := make([]rule.Answer, 2)
 		n := 0
 		for ; c.Forgotten() < 4000; n++ {
-			c.Take(fmt.Sprint(n, strings.Repeat("x", pad)), 1, hour, l, answers, true)
+			c.Take(fmt.Sprint(n, strings.Repeat("x", pad)), Taking{Units: 1, Limits: l}, hour, answers, true)
 		}
 		table := New(NewMemory(1<<16), bytes)
 		withLedger := liveHeap() - before
 		before = liveHeap()
 		for i := range n {
-			table.Take(fmt.Sprint(i, strings.Repeat("x", pad)), 1, hour, l, answers, false)
+			table.Take(fmt.Sprint(i, strings.Repeat("x", pad)), Taking{Units: 1, Limits: l}, hour, answers, false)
 		}
 		got := withLedger - (liveHeap() - before)
 		t.Logf("%s: %d keys in %d bytes of %d", name, c.Owing(), got, bytes)
@@ -223,7 +223,7 @@ func TestLedgerIsBounded(t *testing.T) {
 		// Units that no longer count are not lost.
 		lost := c.Forgotten()
 		for i := range n {
-			c.Take(fmt.Sprint("new", i, strings.Repeat("x", pad)), 1, 4*hour, l, answers, true)
+			c.Take(fmt.Sprint("new", i, strings.Repeat("x", pad)), Taking{Units: 1, Limits: l}, 4*hour, answers, true)
 		}
 		require.Less(t, c.Forgotten()-lost, uint64(n-c.Owing()+n/10), name)
 	}
@@ -311,7 +311,7 @@ func TestBytesPerKey(t *testing.T) {
 	require.Less(t, got, 40.0)
 	known := 0
 	for i := range keys {
-		if deny, _ := c.Denied("198.51."+fmt.Sprint(i), 1, hour, -1, limits, make([]rule.Answer, 1)); deny {
+		if deny, _, _ := c.Denied("198.51."+fmt.Sprint(i), 1, hour, -1, limits, make([]rule.Answer, 1)); deny {
 			known++
 		}
 	}
@@ -339,7 +339,7 @@ func TestPermissionsGrow(t *testing.T) {
 			asked = 0
 			for i := range row.keys {
 				key := fmt.Sprint(i)
-				if deny, _ := c.Denied(key, 1, now, -1, limits, answers); !deny {
+				if deny, _, _ := c.Denied(key, 1, now, -1, limits, answers); !deny {
 					asked++
 					store.take(key, 1, now, limits)
 					c.Learn(key, store.take(key, 1, now, limits))

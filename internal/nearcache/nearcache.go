@@ -11,22 +11,24 @@
 //     permission that is lost means that the store is asked.
 //   - marks: the instant of the newest answer that was learnt, by which answers that
 //     overtake each other are put in order.
-//   - the ledger: units that were decided here and that the store does not know of,
-//     with their key. The store is owed these units.
+//   - the ledger: units and blocks that were decided here and that the store does not know
+//     of, with their key. The store is owed these.
 //   - leases: units that the store has counted and this process has not handed out yet.
 //
 // # Words
 //
-// Units are owed if the store does not know of them and this process must send them to
-// it. Settling a key means sending the units that are owed for it. A key is unused under
-// a limit if all of its units are left: it was never used, or its units no longer count.
+// Units or a block are owed if the store does not know of them and this process must send
+// them to it. Settling a key means sending what is owed for it. A key is blocked if one of
+// its counters has a block in force: it is denied then, even if units are left. A key is
+// unused under a limit if all of its units are left: it was never used, or its units no
+// longer count.
 //
 // # Two clocks
 //
 // This process counts on its own monotonic clock, and the store on another one. An
-// [Instant] has the time on both clocks. States are converted when they are learnt, so a
-// jump of the store's clock does not change what is already known here. Callers pass the
-// store's instants unchanged; clock.go converts them.
+// [Instant] has the time on both clocks. States and blocks are converted when they are
+// learnt, so a jump of the store's clock does not change what is already known here.
+// Callers pass the store's instants unchanged; clock.go and blocks.go convert them.
 //
 // # How a limiter uses it
 //
@@ -40,24 +42,31 @@
 //  2. [Cache.Denied]. If it is true, that is the answer. Otherwise keep the version.
 //  3. If [Cache.Owes] is true, settle the key first, or go to step 5.
 //  4. Ask the store. On success pass its answer to [Cache.Learn] with the version of
-//     step 2. The units are taken at Cache.InstantOf the store's instant.
+//     step 2, and with the key's blocks. The units are taken at Cache.InstantOf the store's
+//     instant.
 //  5. If the store has failed, [Cache.Take]. owed is true if the failed call has certainly
 //     changed nothing at the store. If that is not known, the units must never be given
 //     back: they may be somebody else's at the store. Otherwise they are taken at
-//     [Here] of the instant that Take returned.
+//     [Here] of the instant that Take returned. A block that a denial has started here is
+//     owed in both cases.
 //
 // When units are given back or charged later, pass the Instant at which they were taken, or
 // [AnyTime]. If nothing is owed for the key, send the change to the store first. Then call
 // [Cache.Adjust]. Pass owed = false if the store has made the change, and owed = true if it
 // has certainly not. If that is not known, do not call Adjust.
 //
-// To settle a key, call [Cache.BeginSending]. Send each element of the batch with
-// Store.Adjust, in order and under one limit each. Then call [Cache.EndSending] with the
-// number of elements that the store has or may have counted. An element that may have
-// been counted must not be sent again.
+// To block a key by hand, send the block to the store first. Then call [Cache.Block], with
+// owed = true if the store may not have it. Give the lease that Block has ended back to the
+// store.
+//
+// To settle a key, call [Cache.BeginSending]. Send each element of the batch in order and
+// under one limit each: units with Engine.Adjust, and a block with Engine.Block, as the time
+// that is left of it. Then call [Cache.EndSending] with the number of elements that the
+// store has or may have counted. Units that may have been counted must not be sent again.
+// A block may be.
 //
 // To reset a key, wait until no caller settles it, call [Cache.Erase], and reset the
-// store. Then call Forget again, because answers that were in flight may have been learnt
+// store. Then call Erase again, because answers that were in flight may have been learnt
 // in the meantime.
 package nearcache
 
@@ -80,9 +89,9 @@ type Memory struct {
 }
 
 // NewMemory returns a Memory of at most the given number of counters. A key has one
-// counter for each algorithm and window that it is limited under. The Memory starts small
-// and grows to 30 bytes per counter. If that many keys are denied at once, it uses up to 8
-// more bytes for each.
+// counter for each algorithm and window that it is limited under, and a block takes the
+// place of a counter. The Memory starts small and grows to 30 bytes per counter. If that
+// many keys are denied at once, it uses up to 8 more bytes for each.
 func NewMemory(counters int) *Memory {
 	counters = max(counters, 1)
 	noClock := func() int64 { return 0 } // only for methods that are not used here
@@ -96,7 +105,8 @@ func (c *Cache) Evicted() uint64 { return c.memory.table.Stats().Evicted }
 // Cache has the knowledge of one limiter about its store's keys. It is safe for
 // concurrent use. Its methods never wait for the store; they only take locks that are
 // held for a short time. This file has the requests and the store's answers. The
-// ledger, the leases, the permissions and the clocks are in files of these names.
+// ledger, the leases, the blocks, the permissions and the clocks are in files of these
+// names.
 type Cache struct {
 	memory *Memory
 	owner  table.Owner
@@ -169,61 +179,74 @@ func (c *Cache) at(key string) keyRef {
 }
 
 // Denied reports whether n units of a key are known to be denied, and if so fills
-// answers, which must be as long as limits. When a permission to deny has expired, Denied
+// answers, which must be as long as limits. A key that is blocked is denied for every
+// n > 0. Bit i of blocked is set if the counter under limit i is blocked. When a permission to deny has expired, Denied
 // returns false to one caller, which then asks the store. It denies for all others for
 // another recheck. If recheck is negative, a permission lasts as long as the denial. The
 // version is for [Cache.Learn]. Denied does not lock the stripe.
-func (c *Cache) Denied(key string, n, now, recheck int64, limits []rule.Limit, answers []rule.Answer) (denied bool, version uint64) {
+func (c *Cache) Denied(key string, n, now, recheck int64, limits []rule.Limit, answers []rule.Answer) (denied bool, blocked uint8, version uint64) {
 	p := c.at(key)
 	version = p.version.Load()
 	if n == 0 {
-		return false, version
+		return false, 0, version
 	}
 	permission, until := c.memory.permissions.find(p.bits, n)
-	if permission == nil || !c.memory.table.Denied(p.Hash, n, now, limits, answers) {
-		return false, version
+	if permission == nil {
+		return false, 0, version
 	}
-	if until&^tagMask > now {
-		return true, version
+	if denied, blocked = c.memory.table.Denied(p.Hash, n, now, limits, answers); !denied {
+		return false, 0, version
 	}
-	if recheck > 0 {
-		// Only the caller that extends the permission asks the store.
-		return !permission.extend(until, now+recheck), version
+	// If the permission has expired, only the caller that extends it asks the store.
+	if until&^tagMask <= now && (recheck <= 0 || permission.extend(until, now+recheck)) {
+		return false, 0, version
 	}
-	return false, version
+	return true, blocked, version
 }
 
 // StillDenied reports whether the store's clock has jumped ahead while n units of a key
 // were denied, and the denial is not over by our clock. Call it for units that the
 // store has admitted. The store's counter may have expired early, and a wrong clock
 // must not unblock a key that this process knows to be denied. If StillDenied returns
-// true, it fills answers. It does not lock the stripe.
+// true, it fills answers, and returns which limits are blocked. It does not lock the
+// stripe.
 //
-// A jump unblocks a key early only if the rest of the denial is no longer than the
-// jump. If the rest is longer, another event has unblocked the key, such as a
-// reset.
-func (c *Cache) StillDenied(key string, n, now int64, limits []rule.Limit, answers []rule.Answer) bool {
+// A jump unblocks a key early only if the denial is from before the jump, and if its rest
+// is no longer than the jump. Otherwise another event has unblocked the key, such as a
+// reset. That a block is from before the jump shows in the table's bit of it: Learn, Take
+// and Block write whether the number of jumps so far is odd. If the clock jumps twice
+// during one block, the second jump is not noticed.
+func (c *Cache) StillDenied(key string, n, now int64, limits []rule.Limit, answers []rule.Answer) (denied bool, blocked uint8) {
 	jumped := c.clock.jumped.Load()
 	if jumped == 0 || n == 0 {
-		return false
+		return false, 0
 	}
 	p := c.at(key)
 	var denial [MaxLimits]rule.Answer
-	if !c.memory.table.Denied(p.Hash, n, now, limits, denial[:len(limits)]) {
-		return false
+	denied, blocked = c.memory.table.Denied(p.Hash, n, now, limits, denial[:len(limits)])
+	if !denied {
+		return false, 0
 	}
 	by := c.clock.jumpedBy.Load()
 	for i := range limits {
+		if blocked>>i&1 != 0 {
+			b, odd := c.memory.table.BlockOf(p.Hash, now, &limits[i])
+			if b.Left(now) <= by && odd != c.clock.odd.Load() {
+				copy(answers, denial[:len(limits)])
+				return true, blocked
+			}
+			continue
+		}
 		retry := denial[i].Retry
 		if retry == 0 || retry > by {
 			continue
 		}
 		if state, found := c.memory.table.State(p.Hash, now, &limits[i]); found && state.T < jumped {
 			copy(answers, denial[:len(limits)])
-			return true
+			return true, blocked
 		}
 	}
-	return false
+	return false, 0
 }
 
 // Version returns the version of a key before the store is asked, for [Cache.Learn].
@@ -235,16 +258,21 @@ type Reply struct {
 	Limits  []rule.Limit  // under which they were asked for
 	Answers []rule.Answer // under each limit
 	States  []rule.State  // after the call, on the store's clock; nil if the store does not report them
+	Blocks  []rule.Block  // after the call, on the store's clock, zero where there is none; nil if the store counts no blocks
 	At      int64         // the store's instant of the decision
 	Now     int64         // ours, when the answer arrived
 	Recheck int64         // how long a denial may be answered here; negative is as long as it lasts
 	Version uint64        // from before the store was asked
 }
 
-// Learn stores what the store has answered for a key. While units of the key are owed,
-// Learn ignores the answer, because the store does not know of these units. If the answer
-// may be older than what is known, the stricter state stays under each limit. Learn locks
-// the key's stripe.
+// Learn stores what the store has answered for a key. While units or blocks of the key are
+// owed, Learn ignores the answer, because the store does not know of them. If the answer
+// may be older than what is known, the stricter state stays under each limit, and the
+// blocks are joined. Otherwise the states and the blocks are replaced, and a block that the
+// store does not have is deleted here. A block that is over is stored, too, so that a
+// denial here uses the right rung. Learn locks the key's stripe.
+//
+// If the key is blocked by now, no unit of its lease is handed out any more.
 //
 // If the store does not report its states, Learn guesses them from the answers (see
 // [rule.Limit.Guess]). A denial by a sliding window whose state was guessed is used with
@@ -253,18 +281,24 @@ type Reply struct {
 func (c *Cache) Learn(key string, r Reply) {
 	c.clock.observe(r.At, r.Now)
 	at := c.clock.here(r.At)
-	states, guessed := c.statesOf(&r, at)
+	var blocks [MaxLimits]rule.Block
+	blocked, ends := c.blocksOf(&r, at, &blocks)
+	states, guessed := c.statesOf(&r, blocked, at)
 	p := c.at(key)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if e := p.ledger.keys[p.Hash]; e != nil && e.owes() {
+		if blocked != 0 {
+			p.stopLease(key)
+		}
 		return
 	}
+	// If units were given back since then, the denial may already be out of date.
+	// The state is still learnt, but the next request asks the store.
+	valid := p.version.Load() == r.Version
 	refused, retry := int64(0), int64(0)
 	for i := range r.Answers {
-		// If units were given back since then, the denial may already be out of date.
-		// The state is still learnt, but the next request asks the store.
-		if wait := r.Answers[i].Retry; wait > 0 && p.version.Load() == r.Version {
+		if wait := r.Answers[i].Retry; wait > 0 && valid {
 			refused = r.N
 			if wait != rule.Never {
 				retry = max(retry, wait)
@@ -272,34 +306,50 @@ func (c *Cache) Learn(key string, r Reply) {
 		}
 	}
 	older := p.older(r.At, r.Now)
-	c.memory.table.Learn(p.Hash, refused, r.Now, r.Limits, states[:len(r.Limits)], older || r.uncertain())
+	learnt := table.Learnt{States: states[:len(r.Limits)], StatesOlder: older || r.uncertain(blocked), BlocksOlder: older, Odd: c.clock.odd.Load()}
+	if r.Blocks != nil {
+		learnt.Blocks = blocks[:len(r.Blocks)]
+	}
+	if c.memory.table.Learn(p.Hash, refused, r.Now, r.Limits, learnt) != 0 {
+		p.stopLease(key)
+	}
 	if !older {
 		p.set(r.At, r.Now)
 	}
 	switch {
-	case retry > 0:
-		// A permission ends up to 65 µs early. The permission for the whole denial
-		// may end later than the denial, because the table knows when the denial
-		// ends.
-		until := at + retry + tagMask
-		if r.Recheck >= 0 && r.Now+r.Recheck < at+retry {
-			until = r.Now + r.Recheck
-		}
-		if !guessed {
-			c.memory.permissions.put(p.bits, 0, until, r.Now)
-		} else if exact(&r, states[:], at) {
-			c.memory.permissions.put(p.bits, r.N, until, r.Now)
-		}
+	case retry > 0 && !guessed:
+		c.permit(&p, 0, at+retry, r.Now, r.Recheck)
+	case retry > 0 && blocked == 0 && exact(&r, states[:], at):
+		c.permit(&p, r.N, at+retry, r.Now, r.Recheck)
+	case blocked != 0 && valid:
+		c.permit(&p, 0, ends, r.Now, r.Recheck)
 	case r.N > 0 && refused == 0 && !older:
 		c.memory.permissions.drop(p.bits)
 	}
 }
 
+// permit permits this process to deny n units of a key, or any number of units if n is 0,
+// until the denial ends, and at most for recheck unless that is negative. A permission
+// ends up to 65 µs early. The permission for the whole denial may end later than the
+// denial, because the table knows when the denial ends.
+func (c *Cache) permit(p *keyRef, n, ends, now, recheck int64) {
+	until := ends + tagMask
+	if recheck >= 0 && now+recheck < ends {
+		until = now + recheck
+	}
+	c.memory.permissions.put(p.bits, n, until, now)
+}
+
 // statesOf returns the states of a reply on our clock. guessed is true if the store
-// has not reported its states and a sliding window denies.
-func (c *Cache) statesOf(r *Reply, at int64) (states [MaxLimits]rule.State, guessed bool) {
+// has not reported its states and a sliding window denies that is not blocked. The answer
+// for a limit that is blocked does not show its state, so its state is fresh then, and the
+// reply is uncertain.
+func (c *Cache) statesOf(r *Reply, blocked uint8, at int64) (states [MaxLimits]rule.State, guessed bool) {
 	for i := range r.Limits {
 		l := &r.Limits[i]
+		if r.States == nil && blocked>>i&1 != 0 {
+			continue
+		}
 		if r.States == nil {
 			states[i] = l.Guess(r.Answers[i], at)
 			guessed = guessed || l.Kind == rule.Sliding && r.Answers[i].Retry > 0
@@ -318,10 +368,11 @@ func (c *Cache) statesOf(r *Reply, at int64) (states [MaxLimits]rule.State, gues
 // uncertain reports whether the states are guessed and may count for less than the
 // store's own. That can happen for a sliding window. It can also happen for a counter
 // that is at its limit: it may really be above the limit, if it was filled under a
-// higher one. Then the state that is known here is the better one.
-func (r *Reply) uncertain() bool {
+// higher one. The answer for a blocked counter says nothing about its units. Then the state
+// that is known here is the better one.
+func (r *Reply) uncertain(blocked uint8) bool {
 	for i, a := range r.Answers {
-		if r.States == nil && (a.Remaining == 0 || r.Limits[i].Kind == rule.Sliding) {
+		if r.States == nil && (a.Remaining == 0 || blocked != 0 || r.Limits[i].Kind == rule.Sliding) {
 			return true
 		}
 	}
@@ -362,32 +413,40 @@ func (c *Cache) countedHere(p *keyRef, now int64) {
 	}
 }
 
-// Take takes n units of key under every limit, or under none. It is for requests that the
-// store cannot decide. It fills answers, which must be as long as limits, and returns the
-// instant of the decision on our clock. owed must be true only if the store certainly does
-// not know of the units. Take locks the key's stripe.
-func (c *Cache) Take(key string, n, now int64, limits []rule.Limit, answers []rule.Answer, owed bool) (admitted bool, at int64) {
-	p := c.at(key)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	var after [MaxLimits]rule.State
-	admitted, at = c.memory.table.TakeAt(p.Hash, n, now, limits, answers, after[:len(limits)])
-	if admitted {
-		c.took(&p, key, n, at, limits, &after, owed)
-	}
-	return admitted, at
+// Taking is a request that is decided here.
+type Taking struct {
+	Units  int64
+	UpTo   bool // take as many of the units as fit; Units is at least 1, and if none fits, the answer is a denial of one unit
+	Limits []rule.Limit
+
+	// Ladders has the ladder of each limit that starts a block when it denies, and Pending
+	// has the units that may yet be given back: see [table.Blocking]. A nil Ladders starts
+	// none.
+	Ladders *[MaxLimits]*rule.Ladder
+	Pending []rule.Pending
 }
 
-// TakeUpTo is Take for as many of n > 0 units as fit. It returns how many were taken. If
-// none fits, the answers are for a denial of one unit.
-func (c *Cache) TakeUpTo(key string, n, now int64, limits []rule.Limit, answers []rule.Answer, owed bool) (taken, at int64) {
+// Take takes units of key under every limit, or under none. It is for requests that the
+// store cannot decide. It fills answers, which must be as long as the limits. It returns
+// how many units were taken, the instant of the decision on our clock, and which limits are
+// blocked. owed must be true only if the store certainly does not know of the units. A block
+// that starts is owed in any case. Take locks the key's stripe.
+func (c *Cache) Take(key string, t Taking, now int64, answers []rule.Answer, owed bool) (taken, at int64, marks table.Marks) {
 	p := c.at(key)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var after [MaxLimits]rule.State
-	taken, at = c.memory.table.TakeUpToAt(p.Hash, n, now, limits, answers, after[:len(limits)])
-	c.took(&p, key, taken, at, limits, &after, owed)
-	return taken, at
+	var began [MaxLimits]rule.Block
+	var starting *table.Blocking
+	if t.Ladders != nil {
+		starting = &table.Blocking{Ladders: t.Ladders, Pending: t.Pending, Began: &began, Odd: c.clock.odd.Load()}
+	}
+	taken, at, marks = c.memory.table.TakeBlocking(p.Hash, t.Units, now, t.UpTo, t.Limits, answers, after[:len(t.Limits)], nil, starting)
+	if marks.Began != 0 {
+		c.began(&p, key, marks.Began, &began, at, t.Limits)
+	}
+	c.took(&p, key, taken, at, t.Limits, &after, owed)
+	return taken, at, marks
 }
 
 // took notes that n units were taken here: answers in flight do not include them, and
@@ -451,8 +510,8 @@ func (c *Cache) Adjust(key string, n int64, at Instant, now int64, limits []rule
 	return charged
 }
 
-// Erase deletes the counters of a key under any number of limits, and all units of
-// the key that are owed or leased. It locks the key's stripe.
+// Erase deletes the counters and blocks of a key under any number of limits, all units and
+// blocks of the key that are owed, and its lease. It locks the key's stripe.
 func (c *Cache) Erase(key string, now int64, limits []rule.Limit) {
 	p := c.at(key)
 	p.mu.Lock()

@@ -34,13 +34,13 @@ func bucket(n, per, burst int64) rule.Limit {
 func newCache() *Cache { return New(NewMemory(1<<16), 1<<20) }
 
 func take(c *Cache, key string, n, now int64, owed bool, limits ...rule.Limit) bool {
-	admitted, _ := c.Take(key, n, now, limits, make([]rule.Answer, len(limits)), owed)
-	return admitted
+	taken, _, _ := c.Take(key, Taking{Units: n, Limits: limits}, now, make([]rule.Answer, len(limits)), owed)
+	return taken == n
 }
 
 func left(c *Cache, key string, now int64, l rule.Limit) int64 {
 	var answers [1]rule.Answer
-	c.Take(key, 0, now, []rule.Limit{l}, answers[:], false)
+	c.Take(key, Taking{Limits: []rule.Limit{l}}, now, answers[:], false)
 	return answers[0].Remaining
 }
 
@@ -243,7 +243,8 @@ func TestAwayIsMemory(t *testing.T) {
 				}
 			default:
 				answers := make([]rule.Answer, len(limits))
-				admitted, at := c.Take(key, n, now, limits, answers, true)
+				taken, at, _ := c.Take(key, Taking{Units: n, Limits: limits}, now, answers, true)
+				admitted := taken == n
 				want := m.take(key, n, now, limits)
 				require.Equal(t, want.Answers, answers, fail)
 				require.Equal(t, !denied(want), admitted, fail)
@@ -351,7 +352,7 @@ func comesAndGoes(t *testing.T, seed uint64) {
 		}
 		k := 1 + r.Int64N(3)
 		answers := make([]rule.Answer, len(limits))
-		deny, version := p.Denied("key", k, now, -1, limits, answers)
+		deny, _, version := p.Denied("key", k, now, -1, limits, answers)
 		switch {
 		case deny:
 		case up && !owes:
@@ -374,11 +375,11 @@ func comesAndGoes(t *testing.T, seed uint64) {
 			// might be counted twice. So these units are admitted beyond the bound, and the
 			// check leaves them out.
 			counted := r.IntN(2) == 0 && !denied(store.take("key", k, now, limits))
-			if admitted, _ := p.Take("key", k, now, limits, answers, unclear); admitted && counted {
+			if taken, _, _ := p.Take("key", Taking{Units: k, Limits: limits}, now, answers, unclear); taken > 0 && counted {
 				p.taken = append(p.taken, takenUnits{k, now, Instant{}})
 			}
 		default:
-			if admitted, at := p.Take("key", k, now, limits, answers, certain); admitted {
+			if taken, at, _ := p.Take("key", Taking{Units: k, Limits: limits}, now, answers, certain); taken > 0 {
 				p.taken = append(p.taken, takenUnits{k, now, Here(at)})
 			}
 		}
@@ -481,7 +482,7 @@ func TestTwoDenialsAtOnce(t *testing.T) {
 	c, store, limits := newCache(), newRemote(hour), []rule.Limit{fixed(2, minute)}
 	c.Learn("key", store.take("key", 2, hour, limits))
 	c.Learn("key", store.take("key", 1, hour, limits))
-	deny, _ := c.Denied("key", 1, hour, -1, limits, make([]rule.Answer, 1))
+	deny, _, _ := c.Denied("key", 1, hour, -1, limits, make([]rule.Answer, 1))
 	require.True(t, deny)
 }
 
@@ -495,7 +496,7 @@ func TestStoreClockJumps(t *testing.T) {
 		store.clockOffset = clockOffset
 		c.Learn("other", store.take("other", 0, hour+int64(i+1)*second, limits))
 		answers := make([]rule.Answer, 1)
-		deny, _ := c.Denied("key", 1, hour+minute, -1, limits, answers)
+		deny, _, _ := c.Denied("key", 1, hour+minute, -1, limits, answers)
 		require.True(t, deny)
 		require.EqualValues(t, 9*minute, answers[0].Retry)
 		got, known := c.StoreTime(hour + minute)
@@ -548,7 +549,7 @@ func TestRecheck(t *testing.T) {
 		c.Learn("key", reply)
 		asked, end := 0, hour+minute
 		for now := hour; now < end+10*second; now += 100 * ms {
-			deny, _ := c.Denied("key", 1, now, recheck, limits, make([]rule.Answer, 1))
+			deny, _, _ := c.Denied("key", 1, now, recheck, limits, make([]rule.Answer, 1))
 			if !deny && now < end {
 				asked++
 			}
@@ -581,7 +582,7 @@ func TestDenialsByCost(t *testing.T) {
 			c.Learn("key", reply)
 			for n := int64(0); n < 12; n++ {
 				answers, want := make([]rule.Answer, 1), store.take("key", n, hour+80*second, limits).Answers
-				deny, _ := c.Denied("key", n, hour+80*second, -1, limits, answers)
+				deny, _, _ := c.Denied("key", n, hour+80*second, -1, limits, answers)
 				if want[0].Retry == 0 {
 					store.adjust("key", -n, math.MaxInt64, hour+80*second, l)
 				}
@@ -603,8 +604,8 @@ func TestLookKeepsDenial(t *testing.T) {
 	store.take("key", 1, hour, limits)
 	c.Learn("key", store.take("key", 1, hour, limits))
 	c.Learn("key", store.take("key", 0, hour+second, limits))
-	c.Take("key", 0, hour+second, limits, make([]rule.Answer, 1), false)
-	deny, _ := c.Denied("key", 1, hour+second, -1, limits, make([]rule.Answer, 1))
+	c.Take("key", Taking{Limits: limits}, hour+second, make([]rule.Answer, 1), false)
+	deny, _, _ := c.Denied("key", 1, hour+second, -1, limits, make([]rule.Answer, 1))
 	require.True(t, deny)
 }
 
@@ -616,7 +617,7 @@ func TestRefundEndsDenial(t *testing.T) {
 	delayed := store.take("key", 1, hour, limits)
 	c.Learn("key", delayed)
 	known := func() bool {
-		deny, _ := c.Denied("key", 1, hour+second, -1, limits, make([]rule.Answer, 1))
+		deny, _, _ := c.Denied("key", 1, hour+second, -1, limits, make([]rule.Answer, 1))
 		return deny
 	}
 	require.True(t, known())
@@ -643,7 +644,7 @@ func TestAllocations(t *testing.T) {
 			"Learn":  func() { c.Learn("key", reply) },
 			"Denied": func() { c.Denied("key", 1, hour, -1, limits, answers) },
 			"Owes":   func() { c.Owes("key") },
-			"Take":   func() { c.Take("key", 1, hour, limits, answers, true) },
+			"Take":   func() { c.Take("key", Taking{Units: 1, Limits: limits}, hour, answers, true) },
 		} {
 			require.Zero(t, testing.AllocsPerRun(100, call), "%s under %d limits", name, n)
 		}
@@ -666,7 +667,7 @@ func TestConcurrently(t *testing.T) {
 				case 0:
 					c.Learn(key, newRemote(hour).take(key, 1+r.Int64N(7), now, limits))
 				case 1, 2:
-					c.Take(key, r.Int64N(3), now, limits, answers, r.IntN(2) == 0)
+					c.Take(key, Taking{Units: r.Int64N(3), Limits: limits}, now, answers, r.IntN(2) == 0)
 				case 3:
 					c.Adjust(key, r.Int64N(5)-2, []Instant{AnyTime, Here(now - second), c.InstantOf(now)}[r.IntN(3)], now, limits, r.IntN(2) == 0)
 				case 4:

@@ -1,6 +1,7 @@
 -- Adjust moves the counters of one key by some units, without asking whether
 -- they fit: it gives units back, or charges units that were used already. It
--- moves each counter only as far as the units still count there.
+-- moves each counter only as far as the units still count there. It keeps the
+-- counters' blocks.
 --
 -- Adjust is lib.lua and then this file. The package comment in script.go
 -- describes the protocol:
@@ -39,56 +40,16 @@ end
 local age = 0 -- of the units
 if takenAt ~= 'now' then age = math.max(0, now - tonumber(takenAt)) end
 
--- shift moves a window's count by the units, between zero and the limit. A
--- count that is already above the limit, because the limit was lowered, stays.
-local function shift(count, n)
-  if units < 0 then return math.max(0, count + units) end
-  return math.max(count, math.min(count + units, n))
-end
-
--- adjust returns a state with the units moved, as Adjust of internal/rule does.
--- The state must have been brought forward to now.
-local function adjust(kind, t, a, b, n, w, burst)
-  if units == 0 or (units < 0 and fresh(a, b)) then return t, a, b end
-  local elapsed = math.max(0, now - t)
-  if kind == 'b' then
-    -- Units leak in the order they came. whole and part are how much of these
-    -- units has not leaked yet.
-    local _, whole, part = at(kind, now - age, math.abs(units), 0, n, w, now)
-    if units < 0 then
-      a, b = drain(a, b, whole, part, w)
-    elseif a < burst then
-      a, b = a + whole, b + part
-      if b >= w then a, b = a + 1, b - w end
-      if a >= burst then a, b = burst, 0 end
-    end
-  elseif fresh(a, b) then
-    t, a, b = at(kind, now - age, math.min(units, n), 0, n, w, now)
-    if kind == 'f' and a > 0 then t = newWindowT(t, w) end
-  elseif age <= elapsed then
-    a = shift(a, n) -- they were taken in this window
-  elseif kind == 'f' and (age <= elapsed + 2000 or units > 0 and age < w) then
-    -- A fixed window can seem to have opened up to two milliseconds late: one
-    -- from the rounding of its end, and one that may have begun between PTTL
-    -- and TIME. Units to charge that are older than the window, but younger
-    -- than its length, would have opened a window that is still open.
-    a = shift(a, n)
-  elseif kind == 's' and age - elapsed <= w then
-    b = shift(b, n) -- they were taken in the window before
-  end
-  return at(kind, t, a, b, n, w, now) -- fresh, if the units left weigh nothing
-end
-
 -- Nothing is written until all keys are known to hold counters.
-local before, after, needsTTL = {}, {}, {}
+local before, after, needsTTL, blocks = {}, {}, {}, {}
 local reply = {now}
 for i = 1, #KEYS do
   local kind, n, w, burst = kinds[i], N[i], windows[i], bursts[i]
-  local t, a, b, needed = decode(kind, values[i], lives[i], w, now)
+  local t, a, b, needed, block = decode(kind, values[i], lives[i], w, now)
   if not t then return redis.error_reply('JUNK ' .. i) end
   t, a, b = at(kind, t, a, b, n, w, now)
-  before[i], after[i] = {t, a, b}, {adjust(kind, t, a, b, n, w, burst)}
-  needsTTL[i] = needed
+  before[i], after[i] = {t, a, b}, {move(kind, t, a, b, n, w, burst, now, units, age)}
+  needsTTL[i], blocks[i] = needed, block
   for _, number in ipairs(before[i]) do reply[#reply + 1] = number end
   for _, number in ipairs(after[i]) do reply[#reply + 1] = number end
 end
@@ -96,11 +57,12 @@ end
 for i = 1, #KEYS do
   local kind, n, w = kinds[i], N[i], windows[i]
   local oldA, t, a, b = before[i][2], unpack(after[i])
-  if kind == 'f' and oldA > 0 and a > 0 and not needsTTL[i] then
-    -- INCRBY keeps the time to live, and so the window's end.
+  if kind == 'f' and oldA > 0 and a > 0 and not needsTTL[i] and tonumber(values[i]) then
+    -- INCRBY keeps the time to live, and so the window's end. The value is not a
+    -- number if the counter has a block.
     if a ~= oldA then redis.call('INCRBY', KEYS[i], a - oldA) end
   elseif values[i] or not fresh(a, b) then
-    write(KEYS[i], kind, t, a, b, n, w, now)
+    write(KEYS[i], kind, t, a, b, n, w, now, blocks[i])
   end
 end
 return reply

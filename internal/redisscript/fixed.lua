@@ -9,7 +9,8 @@
 -- The second file of Take: take_begin.lua lists the files and the reply.
 --
 --   KEYS   for each take: its counter
---   ARGV   f, N, window; for each special take: number, cost, callers
+--   ARGV   f, N, window, or F, N, window, ladder;
+--          the rest of what take_begin.lua lists
 --
 -- Expects the locals of take_begin.lua. If all takes are decided, it returns
 -- the reply. Otherwise it leaves now, undecided, reply and replyLength to
@@ -84,11 +85,13 @@ if oneLimit and kind == 'f' then
         reply[2 * i], reply[2 * i + 1] = newT, 0
 
       elseif count and life > 0 and life <= maxLife then
-        -- The window is open.
+        -- The window is open, and the counter has no block: its value would not
+        -- be a number.
         local a = tonumber(count) or 0
         if a <= 0 or a >= 1e15 then break end
         local left, granted = n - a, asked
         if asked > left then
+          if startsBlocks then break end
           admitted = 0
           if left > 0 then admitted = (left - left % cost) / cost end
           granted = cost * admitted

@@ -1,24 +1,30 @@
 -- The limits in ARGV, reading and writing counters, and the arithmetic of
--- internal/rule: what Take and Adjust share.
+-- internal/rule: what Take, Adjust and Block share.
 --
 -- The fourth file of Take, between the fast paths and take.lua: take_begin.lua
--- lists the files. The first file of Adjust, before adjust.lua.
+-- lists the files. The first file of Adjust and of Block.
 --
 --   KEYS   for each key: a counter for each limit
---   ARGV   for each limit: kind (f, s or b), N, window, and burst if it is a b
+--   ARGV   for each limit: kind (f, s or b), N, window, and burst if it is a b;
+--            or kind (F, S or B), the same, and the ladder: the durations of
+--            its blocks, with spaces between them
 --          then the script's own arguments, of which the first is a number
 --   reply  is up to the file that follows
 --
 -- Expects no locals. Leaves to the files after it:
 --
 --   limitCount, kinds, N, windows, bursts   the limits, numbered from 1
+--   ladders                                 their ladders; nil for f, s and b
 --   ownArg                                  the index of the first own argument
 --   readCounter, readAll, decode, write     functions for counters
---   fresh, older, drain, at, newWindowT     functions for states
+--   fresh, older, drain, at, newWindowT,    functions for states
+--   left, move
 --
 -- A function that internal/rule has too has the same name here, and is
 -- explained there. Parameters kind, n, w and burst are the fields of a
--- rule.Limit, and t, a and b the fields of a rule.State.
+-- rule.Limit, and t, a and b the fields of a rule.State. Parameter block is a
+-- table with the fields of a rule.Block, or nil: ends (Until), rung and forget.
+-- It also has lasts, the whole duration of the block.
 --
 -- Checked against internal/rule by TestScriptsFollowTheRules and FuzzScripts:
 -- they run random histories on a clock of their own, here and in the rule, up
@@ -34,25 +40,31 @@
 -- write a number, but on a 32-bit server it cannot write the largest ones, and
 -- then %.0f is used. A number that is an argument itself is formatted by Redis,
 -- with 17 digits, which is slower than both.
+local exact = 9007199254740992 -- 2^53: integers up to it are exact
 local intFormat, stateFormat = '%d', '%d %d %d'
-if string.format(intFormat, 9007199254740992) ~= '9007199254740992' then
+if string.format(intFormat, exact) ~= '9007199254740992' then
   intFormat, stateFormat = '%.0f', '%.0f %.0f %.0f'
 end
 
-local limitCount, kinds, N, windows, bursts = 0, {}, {}, {}, {}
+local limitCount, kinds, N, windows, bursts, ladders = 0, {}, {}, {}, {}, {}
 local ownArg = 1
 repeat
   limitCount = limitCount + 1
-  kinds[limitCount] = ARGV[ownArg]
+  local letter = ARGV[ownArg]
+  local kind = string.lower(letter)
+  kinds[limitCount] = kind
   N[limitCount] = ARGV[ownArg + 1] + 0
   windows[limitCount] = ARGV[ownArg + 2] + 0
   ownArg = ownArg + 3
-  if kinds[limitCount] == 'b' then
+  if kind == 'b' then
     bursts[limitCount] = ARGV[ownArg] + 0
     ownArg = ownArg + 1
   end
-  local following = ARGV[ownArg]
-until following ~= 'f' and following ~= 's' and following ~= 'b'
+  if letter ~= kind then
+    ladders[limitCount] = ARGV[ownArg]
+    ownArg = ownArg + 1
+  end
+until not ARGV[ownArg] or tonumber(ARGV[ownArg])
 
 local function fresh(a, b) return a == 0 and b == 0 end
 
@@ -131,6 +143,63 @@ local function at(kind, t, a, b, n, w, now)
   return t, a, b
 end
 
+local function ceilMillis(micros) return math.ceil(micros / 1000) end
+
+-- newWindowT returns T of a fixed window that opens now. The window ends when
+-- its key expires, on a whole millisecond. That is rounded up, so T can be up
+-- to a millisecond after now.
+local function newWindowT(now, w) return ceilMillis(now + w) * 1000 - w end
+
+-- left returns how many units still fit into a state, which is at now. It is
+-- negative if the limit was lowered.
+local function left(kind, t, a, b, n, w, burst, now)
+  if kind == 's' then return n - a - older(t, b, w, now) end
+  if kind == 'f' then return n - a end
+  if b > 0 then a = a + 1 end -- a unit that has begun to leak
+  return burst - a
+end
+
+-- shift moves a window's count by some units, between zero and the limit. A
+-- count that is already above the limit, because the limit was lowered, stays.
+local function shift(count, units, n)
+  if units < 0 then return math.max(0, count + units) end
+  return math.max(count, math.min(count + units, n))
+end
+
+-- move returns a state with some units moved that were taken age ago, as Adjust
+-- of internal/rule does: less than 0 gives them back, more than 0 charges them.
+-- The state must be at now, and so is the one returned.
+local function move(kind, t, a, b, n, w, burst, now, units, age)
+  if units == 0 or (units < 0 and fresh(a, b)) then return t, a, b end
+  local elapsed = math.max(0, now - t)
+  if kind == 'b' then
+    -- Units leak in the order they came. whole and part are how much of these
+    -- units has not leaked yet.
+    local _, whole, part = at(kind, now - age, math.abs(units), 0, n, w, now)
+    if units < 0 then
+      a, b = drain(a, b, whole, part, w)
+    elseif a < burst then
+      a, b = a + whole, b + part
+      if b >= w then a, b = a + 1, b - w end
+      if a >= burst then a, b = burst, 0 end
+    end
+  elseif fresh(a, b) then
+    t, a, b = at(kind, now - age, math.min(units, n), 0, n, w, now)
+    if kind == 'f' and a > 0 then t = newWindowT(t, w) end
+  elseif age <= elapsed then
+    a = shift(a, units, n) -- they were taken in this window
+  elseif kind == 'f' and (age <= elapsed + 2000 or units > 0 and age < w) then
+    -- A fixed window can seem to have opened up to two milliseconds late: one
+    -- from the rounding of its end, and one that may have begun between PTTL
+    -- and TIME. Units to charge that are older than the window, but younger
+    -- than its length, would have opened a window that is still open.
+    a = shift(a, units, n)
+  elseif kind == 's' and age - elapsed <= w then
+    b = shift(b, units, n) -- they were taken in the window before
+  end
+  return at(kind, t, a, b, n, w, now) -- fresh, if the units left weigh nothing
+end
+
 -- resetAt returns the instant from which on a state counts as a fresh one: now
 -- plus the Reset of a rule.Answer. A sliding window's units weigh nothing when
 -- floor(a*(w-e)/w) is 0, e after the window that follows theirs has begun. The
@@ -144,13 +213,6 @@ local function resetAt(kind, t, a, b, n, w, now)
   local span, remainder = muldiv(a, w, n)
   return math.max(t, now) + span + ceildiv(remainder + b, n)
 end
-
-local function ceilMillis(micros) return math.ceil(micros / 1000) end
-
--- newWindowT returns T of a fixed window that opens now. The window ends when
--- its key expires, on a whole millisecond. That is rounded up, so T can be up
--- to a millisecond after now.
-local function newWindowT(now, w) return ceilMillis(now + w) * 1000 - w end
 
 -- readCounter returns the value of KEYS[i]: a string, false if the key is
 -- missing, or an error, which is a table, if it is not a string. It calls by
@@ -181,28 +243,76 @@ local function readAll()
   return values, lives, time[1] * 1000000 + time[2]
 end
 
+-- decodeBlock returns the block of a counter from the end of its value: ends,
+-- lasts, rung and forget. It returns nil for any other text. The second result
+-- is true if the clock has been set back since: no block has more left than its
+-- duration.
+local function decodeBlock(text, now)
+  local ends, lasts, rung, forget = string.match(text, '^(%d+) (%d+) ([0-4]) (%d+)$')
+  if not ends or #ends > 16 or #lasts > 16 or #forget > 16 then return nil end
+  local block = {ends = ends + 0, lasts = lasts + 0, rung = rung + 0, forget = forget + 0}
+  if math.max(block.ends, block.lasts, block.forget) > exact then return nil end
+  if block.ends - now <= block.lasts then return block, false end
+  block.ends = now + block.lasts
+  return block, true
+end
+
+-- decodePacked returns the state in a value of three big-endian doubles, T, A and
+-- B, or nil. No version writes such values so far. They take the server less time
+-- than text: see docs/redis.md. Every version reads them, so that a later one can
+-- write them while this one runs, too. Their first byte, of an instant after 1987,
+-- is C, with which no text of digits begins. The library struct is missing in
+-- some servers that run Lua.
+local function decodePacked(value)
+  local struct = rawget(_G, 'struct')
+  if not struct then return nil end
+  local t, a, b = struct.unpack('>ddd', value)
+  if t % 1 ~= 0 or a % 1 ~= 0 or b % 1 ~= 0 or a < 0 or a >= 1e15 or b < 0 or b > exact then return nil end
+  return t, a, b
+end
+
 -- decode returns the state t, a, b that a key holds, from its value, and its
 -- PTTL (life) if it is a fixed window: -2 if the key is missing, -1 if it has
 -- no time to live. It returns nil if the value is not a counter.
 --
 -- The fourth result is true if the key needs a new time to live, even if no
 -- units are added: it has none, or it was written by a clock that was more than
--- a window ahead.
+-- a window ahead. The fifth one is the counter's block, or nil if it has none or
+-- one that is forgotten.
 local function decode(kind, value, life, w, now)
   if not value or life == -2 then return now, 0, 0, false end
   if type(value) ~= 'string' then return nil end
-  if kind == 'f' then
-    -- It must be a number that INCRBY accepts, and less than 1e15.
-    if value ~= '0' and not string.find(value, '^[1-9]%d*$') then return nil end
+  local needsTTL, block = life == -1, nil
+  if #value == 24 and string.byte(value) == 67 and kind ~= 'f' then -- 67 is C
+    local t, a, b = decodePacked(value)
+    if not t then return nil end
+    return t, a, b, t - now > w
+  end
+  -- A value without a block is the usual one, so it is tried first.
+  local t, a, b
+  if kind ~= 'f' then
+    t, a, b = string.match(value, '^(%d+) (%d+) (%d+)$')
+  elseif value == '0' or string.find(value, '^[1-9]%d*$') then
+    -- It is a number that INCRBY accepts. It must be less than 1e15.
     if #value > 15 then return nil end
-    if life == -1 then return now, tonumber(value), 0, true end
-    local t = (math.floor(now / 1000) + life) * 1000 - w
+    if needsTTL then return now, tonumber(value), 0, true end
+    t = (math.floor(now / 1000) + life) * 1000 - w
     return t, tonumber(value), 0, t - now > w
   end
-  local t, a, b = string.match(value, '^(%d+) (%d+) (%d+)$')
+  if not t then
+    local blockAt = string.find(value, ' !', 1, true)
+    if not blockAt then return nil end
+    local setBack
+    block, setBack = decodeBlock(string.sub(value, blockAt + 2), now)
+    if not block then return nil end
+    needsTTL = needsTTL or setBack
+    if block.ends + block.forget <= now then block = nil end
+    t, a, b = string.match(string.sub(value, 1, blockAt - 1), '^(%d+) (%d+) (%d+)$')
+  end
   if not t or #t > 16 or #a > 15 or #b > 16 then return nil end
-  t = tonumber(t)
-  return t, tonumber(a), tonumber(b), t - now > w
+  t, b = tonumber(t), tonumber(b)
+  if b > exact then return nil end
+  return t, tonumber(a), b, needsTTL or t - now > w, block
 end
 
 -- maxEnd is the latest instant at which a key may expire, in milliseconds: more
@@ -210,15 +320,28 @@ end
 -- that was filled under a far larger limit can take that long to leak.
 local maxEnd = 4503599627370496
 
--- write stores a state. The key expires when the state counts as a fresh one. A
--- fresh state is not stored: its key is deleted.
-local function write(key, kind, t, a, b, n, w, now)
-  if fresh(a, b) then
+-- write stores a state and a block. The key expires when the state counts as a
+-- fresh one and the block is forgotten. If both are so now, the key is deleted.
+local function write(key, kind, t, a, b, n, w, now, block)
+  local ends = now
+  if not fresh(a, b) then
+    ends = resetAt(kind, t, a, b, n, w, now)
+  elseif not block then
     redis.call('DEL', key)
     return
   end
   local value = a
-  if kind ~= 'f' then value = string.format(stateFormat, t, a, b) end
-  local ends = math.min(maxEnd, ceilMillis(resetAt(kind, t, a, b, n, w, now)))
+  if kind ~= 'f' then
+    value = string.format(stateFormat, t, a, b)
+  elseif block then
+    -- The window ends on a whole millisecond, as without a block.
+    value = string.format(stateFormat, newWindowT(t, w), a, 0)
+  end
+  if block then
+    ends = math.max(ends, block.ends + block.forget)
+    value = value .. ' !' .. string.format(stateFormat, block.ends, block.lasts, block.rung) ..
+      string.format(' ' .. intFormat, block.forget)
+  end
+  ends = math.min(maxEnd, ceilMillis(ends))
   redis.call('SET', key, value, 'PXAT', string.format(intFormat, ends))
 end

@@ -32,6 +32,7 @@ var shim string
 var (
 	take   = redis.NewScript(shim + redisscript.Take.Text.(string))
 	adjust = redis.NewScript(shim + redisscript.Adjust.Text.(string))
+	block  = redis.NewScript(shim + redisscript.Block.Text.(string))
 )
 
 // mini returns a client of a miniredis, which runs scripts in gopher-lua.
@@ -60,7 +61,29 @@ type model struct {
 
 type counter struct {
 	rule.State
-	ends int64 // in milliseconds
+	ends  int64 // in milliseconds
+	block rule.Block
+	lasts int64 // the duration of block
+	long  bool  // its value has a block, which may be forgotten by now
+}
+
+// blocking says how takes start blocks. The zero blocking starts none.
+type blocking struct {
+	ladders [3]*rule.Ladder // of each limit; in microseconds, as all spans here
+	upTo    bool
+	pending []rule.Pending
+}
+
+// nanos returns a ladder as Args takes it.
+func nanos(l *rule.Ladder) *rule.Ladder {
+	if l == nil {
+		return nil
+	}
+	in := *l
+	for i := range in.Rungs {
+		in.Rungs[i] *= 1000
+	}
+	return &in
 }
 
 func newModel(t testing.TB, c *redis.Client, now int64) *model {
@@ -93,11 +116,11 @@ func shapeOf(l rule.Limit) string { return fmt.Sprint(l.Kind, "-", l.Window) }
 func (m *model) counterOf(l rule.Limit) string { return m.key + shapeOf(l) }
 
 // run runs a script on the counters of some keys.
-func (m *model) run(s *redis.Script, keys []string, limits []rule.Limit, rest ...any) []int64 {
+func (m *model) run(s *redis.Script, keys []string, limits []rule.Limit, with blocking, rest ...any) []int64 {
 	m.t.Helper()
 	var args []any
-	for _, l := range limits {
-		args = append(args, redisscript.Args(l)...)
+	for i, l := range limits {
+		args = append(args, redisscript.Args(l, nanos(with.ladders[i]))...)
 	}
 	var counters []string
 	for _, m.key = range keys {
@@ -132,16 +155,63 @@ func (m *model) set(l rule.Limit, c *counter, s rule.State, written bool) {
 		s.T = ceil(s.T+l.Window, 1000)*1000 - l.Window
 	}
 	c.State = s
-	if written && (l.Kind != rule.Fixed || wasFresh) {
-		c.ends = m.end(l, s)
+	if written && (l.Kind != rule.Fixed || wasFresh || c.long) {
+		m.written(l, c)
 	}
+}
+
+// written is for a counter whose value is written with a new time to live.
+func (m *model) written(l rule.Limit, c *counter) {
+	c.ends = m.end(l, c.State)
+	if c.long = c.block.Forgotten() > m.now; c.long {
+		c.ends = max(c.ends, ceil(c.block.Forgotten(), 1000))
+	} else {
+		c.block = rule.Block{}
+	}
+}
+
+// blockOf returns the block of a counter, and whether the clock was set back since it
+// began. Then it has no more left than its duration.
+func (m *model) blockOf(c *counter) (b rule.Block, setBack bool) {
+	if setBack = c.block.Left(m.now) > c.lasts; setBack {
+		c.block.Until = m.now + c.lasts
+	}
+	if c.block.Forgotten() <= m.now {
+		return rule.Block{}, setBack
+	}
+	return c.block, setBack
+}
+
+func (m *model) setBlock(c *counter, b rule.Block) {
+	if b.Until != c.block.Until {
+		c.lasts = b.Left(m.now)
+	}
+	c.block = b
+}
+
+// join is a Block of one counter.
+func (m *model) join(key string, left int64, b rule.Block, limits []rule.Limit) {
+	m.t.Helper()
+	m.log = append(m.log, fmt.Sprintf("block %s for %d, %+v of %+v", key, left, b, limits))
+	given := rule.Block{Until: left * 1000, Rung: b.Rung, Forget: b.Forget * 1000}
+	if reply := m.run(block, []string{key}, limits, blocking{}, redisscript.BlockArgs(nil, given)...); len(reply) != 1 || reply[0] != m.now {
+		m.fail("%d", reply)
+	}
+	for _, l := range limits {
+		c := m.get(l)
+		have, _ := m.blockOf(c)
+		b.Until = rule.Lasting(left, m.now)
+		m.setBlock(c, have.Join(b, m.now))
+		m.setAsRead(l, c)
+	}
+	m.check(limits)
 }
 
 // repair is for a window that was moved back to now, after a clock that was wrong.
 func (m *model) repair(l rule.Limit, c *counter) {
 	if l.Kind == rule.Fixed && !c.Fresh() {
 		c.T = ceil(c.T+l.Window, 1000)*1000 - l.Window
-		c.ends = (c.T + l.Window) / 1000
+		m.written(l, c)
 	}
 }
 
@@ -182,18 +252,44 @@ type asked struct {
 // have one by one.
 func (m *model) take(limits []rule.Limit, asks ...asked) {
 	m.t.Helper()
-	m.log = append(m.log, fmt.Sprintf("take %v of %+v", asks, limits))
+	m.takeBlocking(limits, blocking{}, asks...)
+}
+
+func (m *model) takeBlocking(limits []rule.Limit, with blocking, asks ...asked) {
+	m.t.Helper()
+	m.log = append(m.log, fmt.Sprintf("take %v of %+v, blocking %+v", asks, limits, with))
+	for _, l := range with.ladders {
+		if l != nil {
+			m.log = append(m.log, fmt.Sprintf("  ladder %+v", *l))
+		}
+	}
 	var keys []string
 	var args []any
 	for i, ask := range asks {
 		keys = append(keys, ask.key)
 		args = redisscript.AppendTake(args, i, ask.cost, ask.callers)
 	}
-	takes, err := redisscript.ParseTakes(m.run(take, keys, limits, args...), len(asks), limits)
+	if with.upTo || with.pending != nil {
+		pending := slices.Clone(with.pending)
+		for i := range pending {
+			if pending[i].At != math.MaxInt64 {
+				pending[i].At *= 1000
+			}
+		}
+		args = redisscript.AppendOptions(args, with.upTo, pending)
+	}
+	takes, err := redisscript.ParseTakes(m.run(take, keys, limits, with, args...), len(asks), limits)
 	if err != nil || takes.Now != m.now {
 		m.fail("now %d: %v", takes.Now, err)
 	}
 	incomplete := maps.Collect(takes.Incomplete())
+	blocks := make(map[int]map[int]redisscript.Blocked)
+	for i, b := range takes.Blocks() {
+		if blocks[i] == nil {
+			blocks[i] = make(map[int]redisscript.Blocked)
+		}
+		blocks[i][b.Limit] = b
+	}
 	before := make([]rule.State, len(limits))
 	for i, ask := range asks {
 		takes.States(i, before)
@@ -201,31 +297,50 @@ func (m *model) take(limits []rule.Limit, asks ...asked) {
 		if !ok {
 			admitted = ask.callers
 		}
-		m.took(limits, ask, before, admitted)
+		m.took(limits, with, ask, before, admitted, blocks[i])
 	}
 }
 
 // took compares one of them.
-func (m *model) took(limits []rule.Limit, ask asked, before []rule.State, admitted int64) {
+func (m *model) took(limits []rule.Limit, with blocking, ask asked, before []rule.State, admitted int64, blocks map[int]redisscript.Blocked) {
 	m.t.Helper()
 	m.key = ask.key
 	for i, l := range limits {
 		m.same("state before", l, before[i], m.get(l).State)
 	}
-	want := int64(0)
+	want, began, moved := int64(0), make(map[int]bool), make(map[int]bool)
 	for range ask.callers {
-		fits := true
-		for _, l := range limits {
-			_, a := l.Take(m.get(l).State, m.now, ask.cost)
-			fits = fits && a.Retry == 0
+		fits, blocked, never := true, false, false
+		for i, l := range limits {
+			c := m.get(l)
+			_, a := l.Take(c.State, m.now, ask.cost)
+			fits, never = fits && a.Retry == 0, never || a.Retry == rule.Never
+			moved[i] = moved[i] || c.T-m.now > l.Window
+			b, setBack := m.blockOf(c)
+			if setBack {
+				m.setAsRead(l, c)
+			}
+			blocked = blocked || b.Left(m.now) > 0
 		}
-		for _, l := range limits {
+		fits = fits && (!blocked || ask.cost == 0)
+		starts := !fits && !blocked && !never && !(with.upTo && want > 0)
+		for i, l := range limits {
 			c, n := m.get(l), ask.cost
 			if !fits {
 				n = 0
 			}
 			aheadOfWindow := c.T-m.now > l.Window
-			s, _ := l.Take(c.State, m.now, n)
+			s, a := l.Take(c.State, m.now, n)
+			if starts && with.ladders[i] != nil {
+				if _, a = l.Take(c.State, m.now, ask.cost); a.Retry > 0 && m.deniesWithout(l, with.pending, c.State, ask.cost) {
+					b, _ := m.blockOf(c)
+					b = b.Start(with.ladders[i], l.Window, a.Retry, m.now)
+					b.Until = min(b.Until, 1<<52+1<<51) // as late as the script writes an end
+					m.setBlock(c, b)
+					began[i] = true
+					m.setAsRead(l, c)
+				}
+			}
 			if n > 0 || aheadOfWindow { // otherwise the stored value stays unchanged
 				m.set(l, c, s, true)
 			}
@@ -240,7 +355,53 @@ func (m *model) took(limits []rule.Limit, ask asked, before []rule.State, admitt
 	if admitted != want {
 		m.fail("%d were admitted, not %d", admitted, want)
 	}
+	for i, l := range limits {
+		b, _ := m.blockOf(m.get(l))
+		got := blocks[i]
+		if moved[i] && got.Block.Until < b.Until && b.Until < got.Block.Until+1000 {
+			// The script starts the block before it rounds the end of a window that it has
+			// moved back.
+			c := m.get(l)
+			c.block.Until, b.Until = got.Block.Until, got.Block.Until
+			c.lasts = b.Left(m.now)
+			m.written(l, c)
+		}
+		if got.Block != b || got.Began != began[i] {
+			m.fail("%s: the block of %+v is %+v, not %+v, began %v", ask.key, l, got, b, began[i])
+		}
+	}
 	m.check(limits)
+}
+
+// deniesWithout is DeniesWithout of the rule, with the time that a fixed window may begin
+// late.
+func (m *model) deniesWithout(l rule.Limit, pending []rule.Pending, s rule.State, n int64) bool {
+	if l.Kind == rule.Bucket {
+		return l.DeniesWithout(pending, s, m.now, n)
+	}
+	for _, p := range pending {
+		s = l.Adjust(s, m.now, -p.Units, m.ageInWindow(l, s, -p.Units, max(0, m.now-p.At)))
+	}
+	_, a := l.Take(s, m.now, n)
+	return a.Retry != 0
+}
+
+// setAsRead is for a counter that is written because of its block. Its state is brought
+// forward to now.
+func (m *model) setAsRead(l rule.Limit, c *counter) {
+	roomy := l
+	aheadOfWindow := c.T-m.now > l.Window
+	if roomy.Kind == rule.Bucket {
+		roomy.Burst = rule.MaxUnits + 1
+	} else {
+		roomy.N = 2*rule.MaxUnits + 1
+	}
+	s, _ := roomy.Take(c.State, m.now, 1)
+	s.A--
+	m.set(l, c, s, false)
+	if m.written(l, c); aheadOfWindow {
+		m.repair(l, c)
+	}
 }
 
 func (m *model) adjust(key string, n, at int64, limits []rule.Limit) {
@@ -251,13 +412,14 @@ func (m *model) adjust(key string, n, at int64, limits []rule.Limit) {
 	if at == math.MaxInt64 {
 		arg = "now"
 	}
-	now, err := redisscript.ParseAdjust(m.run(adjust, []string{key}, limits, n, arg), before, after)
+	now, err := redisscript.ParseAdjust(m.run(adjust, []string{key}, limits, blocking{}, n, arg), before, after)
 	if err != nil || now != m.now {
 		m.fail("now %d: %v", now, err)
 	}
 	for i, l := range limits {
 		c := m.get(l)
 		m.same("state before", l, before[i], c.State)
+		m.blockOf(c)
 		aheadOfWindow := !c.Fresh() && c.T-m.now > l.Window
 		s := l.Adjust(c.State, m.now, n, m.ageInWindow(l, c.State, n, max(0, m.now-at)))
 		charged := l.Charged(before[i], after[i], m.now)
@@ -267,7 +429,10 @@ func (m *model) adjust(key string, n, at int64, limits []rule.Limit) {
 		if near := (rule.State{T: min(c.T, m.now), A: c.A, B: c.B}); s == c.State || s == near {
 			s = before[i] // nothing was changed, but the state was brought forward to now
 		}
-		m.set(l, c, s, true)
+		hasKey := c.ends >= m.now/1000
+		if m.set(l, c, s, true); hasKey && c.long {
+			m.written(l, c)
+		}
 		m.same("state after", l, after[i], c.State)
 		if aheadOfWindow {
 			m.repair(l, c)
@@ -295,7 +460,7 @@ func (m *model) check(limits []rule.Limit) {
 		if err != nil && err != redis.Nil {
 			m.fail("%v", err)
 		}
-		if m.look(l, c.State).Reset == 0 && (err == redis.Nil || l.Kind != rule.Bucket) {
+		if b, _ := m.blockOf(c); b == (rule.Block{}) && m.look(l, c.State).Reset == 0 && (err == redis.Nil || l.Kind != rule.Bucket) {
 			continue // nothing is kept, or what is has ended
 		}
 		got, _ := strconv.ParseInt(ends, 10, 64)
@@ -341,6 +506,19 @@ func history(t testing.TB, c *redis.Client, r *rand.Rand, steps int) {
 		number(&kinds[i])
 	}
 	instants, keys := []int64{0, math.MaxInt64}, []string{"a", "b", "c", "d"}
+	ladder := func() *rule.Ladder {
+		l := &rule.Ladder{N: r.IntN(rule.MaxRungs + 1)}
+		if l.N == 0 {
+			return nil
+		}
+		for i := range l.N {
+			l.Rungs[i] = among(1000, windows[0], windows[1], 1000+r.Int64N(2*windows[0]))
+			if i > 0 {
+				l.Rungs[i] += l.Rungs[i-1]
+			}
+		}
+		return l
+	}
 	for range steps {
 		limits := make([]rule.Limit, 0, 4)
 		for range among(1, 1, 2, 3) {
@@ -362,14 +540,28 @@ func history(t testing.TB, c *redis.Client, r *rand.Rand, steps int) {
 			return among(0, 1, 1, 1, 2, l.N/2, l.N-1, l.N, l.N+1, l.Cap(), l.Cap()/2, rule.MaxUnits+1, r.Int64N(l.Cap())+1)
 		}
 		key, n := keys[r.IntN(2)], min(cost(), rule.MaxUnits)
-		switch r.IntN(8) {
-		case 0, 1, 2, 3:
+		switch r.IntN(10) {
+		default:
 			r.Shuffle(len(keys), func(i, j int) { keys[i], keys[j] = keys[j], keys[i] })
 			var asks []asked
 			for _, key := range keys[:among(1, 1, 2, 4)] {
 				asks = append(asks, asked{key, cost(), among(1, 1, 1, 2, 5)})
 			}
-			m.take(limits, asks...)
+			with := blocking{}
+			if r.IntN(2) == 0 {
+				for i := range limits {
+					with.ladders[i] = ladder()
+				}
+			}
+			if len(asks) == 1 && r.IntN(2) == 0 {
+				if asks[0].cost == 1 {
+					with.upTo = r.IntN(2) == 0
+				}
+				for range among(0, 1, 3) {
+					with.pending = append(with.pending, rule.Pending{Units: cost(), At: instants[r.IntN(len(instants))]})
+				}
+			}
+			m.takeBlocking(limits, with, asks...)
 			instants = append(instants, m.now)
 		case 4:
 			m.adjust(key, -n, instants[r.IntN(len(instants))], limits)
@@ -379,6 +571,8 @@ func history(t testing.TB, c *redis.Client, r *rand.Rand, steps int) {
 			m.adjust(key, among(n, -n), max(0, m.now-among(0, 1, 999, 1000, 1999, 2000, 2001, w-1, w, w+1, r.Int64N(2*w))), limits)
 		case 7:
 			m.take(limits, asked{key, 0, 1})
+		case 8:
+			m.join(key, among(-w, -1, 0, 1, w, 2*w, r.Int64N(w)), rule.Block{Rung: uint8(r.IntN(rule.MaxRungs + 1)), Forget: among(0, w, r.Int64N(w))}, limits)
 		}
 	}
 }
@@ -511,7 +705,7 @@ func TestAdjustHeldUp(t *testing.T) {
 					t.Fatal(err)
 				}
 				before, after := make([]rule.State, 1), make([]rule.State, 1)
-				_, err := redisscript.ParseAdjust(m.run(adjust, []string{"a"}, []rule.Limit{l}, -3, openedAt+tc.at), before, after)
+				_, err := redisscript.ParseAdjust(m.run(adjust, []string{"a"}, []rule.Limit{l}, blocking{}, -3, openedAt+tc.at), before, after)
 				if err != nil || before[0].A != 3 || after[0].A != tc.left {
 					t.Errorf("%s: %v, from %+v to %+v, not %d", tc.what, err, before, after, tc.left)
 				}

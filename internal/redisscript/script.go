@@ -9,6 +9,7 @@
 //
 //	Take    take_begin.lua fixed.lua state.lua lib.lua take.lua
 //	Adjust  lib.lua adjust.lua
+//	Block   lib.lua block.lua
 //	Reset   reset.lua
 //
 // # Counters
@@ -28,6 +29,15 @@
 //	sliding window  "T A B"
 //	bucket          "T A B"
 //
+// A counter with a [rule.Block] is longer, also if it is a fixed window. It expires when
+// its state is a fresh one and the block is forgotten. Then the first form is used again.
+//
+//	any             "T A B !ends lasts rung forget"
+//
+// ends is Until of the block, rung and forget are its other fields, and lasts is its whole
+// duration. If the clock is set back, a block has no more than that left. A version of this library that knows no blocks takes such a value for a
+// foreign one: it decides about the key in its own process.
+//
 // # Take
 //
 // A take asks for cost units of one key, under some limits, for each of some
@@ -38,14 +48,17 @@
 // are numbered from 1 in arguments and reply, and from 0 in Go.
 //
 //	KEYS   for each take: the key of its counter under each limit
-//	ARGV   for each limit: kind, N, window, and the burst of a bucket: see [Args]
+//	ARGV   for each limit: see [Args]
 //	       for each special take: number, cost, number of callers: see [AppendTake]
+//	       more about the only take, if it needs that: see [AppendOptions]
 //	reply  the server's time
 //	       for each take and limit: T, A, B of the state before the first caller;
 //	         only T, A if it is a fixed window
 //	       for each take that has not admitted all its callers: number of the take,
 //	         and how many it has admitted, or -i if key i of the take does
 //	         not hold a counter, and nothing was changed for this take
+//	       for each block that is not forgotten: -number of the take; i for its key i,
+//	         or -i if this take has started the block; ends, rung, forget
 //
 // A special take is one that is not one unit for one caller. All of the reply is
 // integers. [ParseTakes] reads it.
@@ -61,7 +74,8 @@
 // remains and when more fits: an admitted caller asks it for 0 units, and a denied
 // one for cost units, which at least one of the limits denies. So all callers
 // get the same answers as if each had sent a command of its own, in this order
-// and at this time.
+// and at this time. Blocks are as after the last caller. If the take has started them,
+// caller m has, and the callers after it are denied by them.
 //
 // # Adjust
 //
@@ -78,6 +92,17 @@
 //
 // [ParseAdjust] reads the reply.
 //
+// # Block
+//
+// Block joins a block with the block of each counter of a key: see [rule.Block.Join].
+//
+//	KEYS   the key of the counter under each limit
+//	ARGV   for each limit: as for Take, without ladders
+//	       how long the block lasts from now on, or less than 0: it is over
+//	       rung, forget
+//	reply  the server's time
+//	error  JUNK i, as for Adjust
+//
 // # Reset
 //
 //	KEYS   the keys to delete
@@ -90,6 +115,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"iter"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -112,6 +138,8 @@ var (
 	take string
 	//go:embed adjust.lua
 	adjust string
+	//go:embed block.lua
+	block string
 	//go:embed reset.lua
 	reset string
 )
@@ -129,6 +157,7 @@ func newScript(text string) Script {
 var (
 	Take   = newScript(takeBegin + fixed + state + lib + take)
 	Adjust = newScript(lib + adjust)
+	Block  = newScript(lib + block)
 	Reset  = newScript(reset)
 )
 
@@ -136,17 +165,35 @@ var (
 // rounded up: microseconds are what Redis returns for the time. The scripts and
 // the states in their replies are for such limits.
 func Micro(l rule.Limit) rule.Limit {
-	l.Window = (l.Window + 999) / 1000
+	l.Window = micros(l.Window)
 	return l
 }
 
-// Args returns the script arguments of a limit from [Micro]: its kind, which is
-// f (fixed), s (sliding) or b (bucket), N, the window, and the burst of a bucket.
-func Args(l rule.Limit) []any {
+// micros rounds a span up to microseconds.
+func micros(nanos int64) int64 {
+	if nanos < 0 {
+		return nanos / 1000
+	}
+	return nanos/1000 + min(1, nanos%1000)
+}
+
+// Args returns the script arguments of a limit from [Micro]: its kind, which is f
+// (fixed), s (sliding) or b (bucket), N, the window, and the burst of a bucket. With a
+// ladder, the kind is a capital letter, and the durations of the ladder are the last
+// argument.
+func Args(l rule.Limit, ladder *rule.Ladder) []any {
 	kind := map[rule.Kind]string{rule.Fixed: "f", rule.Sliding: "s", rule.Bucket: "b"}[l.Kind]
 	args := []any{kind, strconv.FormatInt(l.N, 10), strconv.FormatInt(l.Window, 10)}
 	if l.Kind == rule.Bucket {
 		args = append(args, strconv.FormatInt(l.Burst, 10))
+	}
+	if ladder != nil {
+		var durations []byte
+		for _, d := range ladder.Rungs[:ladder.N] {
+			durations = append(strconv.AppendInt(durations, micros(d), 10), ' ')
+		}
+		args[0] = strings.ToUpper(kind)
+		args = append(args, string(durations[:len(durations)-1]))
 	}
 	return args
 }
@@ -159,6 +206,39 @@ func AppendTake(args []any, i int, cost, callers int64) []any {
 		return args
 	}
 	return append(args, i+1, cost, callers)
+}
+
+// AppendOptions appends what a command of one take needs to start blocks. It must be
+// called after AppendTake. upTo means that the take's callers are the units of one caller,
+// for as many as fit: a block starts only if none fits. The pending units may yet
+// be given back: a denial that there would not be without them starts no block. They were
+// taken at instants of the server's clock in nanoseconds.
+func AppendOptions(args []any, upTo bool, pending []rule.Pending) []any {
+	flag := "0"
+	if upTo {
+		flag = "1"
+	}
+	args = append(args, "0", flag)
+	for _, p := range pending {
+		args = append(args, p.Units, instant(p.At))
+	}
+	return args
+}
+
+// AdjustArgs appends the arguments of an Adjust of units that were taken at an instant of
+// the server's clock in nanoseconds.
+func AdjustArgs(args []any, units, at int64) []any { return append(args, units, instant(at)) }
+
+func instant(at int64) any {
+	if at == math.MaxInt64 {
+		return "now"
+	}
+	return at / 1000
+}
+
+// BlockArgs appends the arguments of a Block. b.Until is how long it lasts from now on.
+func BlockArgs(args []any, b rule.Block) []any {
+	return append(args, micros(b.Until), int64(b.Rung), micros(b.Forget))
 }
 
 // MaxKey is the length in bytes of the longest key that is written unchanged
@@ -218,11 +298,11 @@ var ErrReply = errors.New("the reply is not one of this library's scripts: is th
 // Takes is a reply of Take. The package comment says what a caller derives
 // from it.
 type Takes struct {
-	Now        int64 // the server's time, in microseconds
-	limits     []rule.Limit
-	states     []int64 // the numbers of the states, for each take and limit
-	width      int     // how many of them belong to one take
-	incomplete []int64 // pairs: number of a take, from 1, and callers admitted, or -i
+	Now    int64 // the server's time, in microseconds
+	limits []rule.Limit
+	states []int64 // the numbers of the states, for each take and limit
+	width  int     // how many of them belong to one take
+	rest   []int64 // what the reply has after the states
 }
 
 // ParseTakes reads a reply of Take to a command of this number of takes. The
@@ -233,21 +313,49 @@ func ParseTakes(reply []int64, takes int, limits []rule.Limit) (Takes, error) {
 		t.width += width(l)
 	}
 	end := 1 + takes*t.width
-	if len(reply) < end || (len(reply)-end)%2 != 0 {
+	if len(reply) < end {
 		return Takes{}, ErrReply
 	}
 	for _, number := range reply[:end] {
-		if number < 0 || number > 1<<53 {
+		if number < 0 || number > most {
 			return Takes{}, ErrReply
 		}
 	}
-	t.Now, t.states, t.incomplete = reply[0], reply[1:end], reply[end:]
-	for i, admitted := range t.Incomplete() {
-		if i < 0 || i >= takes || admitted < -int64(len(limits)) {
+	t.Now, t.states, t.rest = reply[0], reply[1:end], reply[end:]
+	for rest := t.rest; len(rest) > 0; {
+		n := entry(rest)
+		if n > len(rest) || rest[0] == 0 || max(rest[0], -rest[0]) > int64(takes) {
 			return Takes{}, ErrReply
 		}
+		if n == pair && rest[1] < -int64(len(limits)) || n == blockEntry && !validBlock(rest, len(limits)) {
+			return Takes{}, ErrReply
+		}
+		rest = rest[n:]
 	}
 	return t, nil
+}
+
+// most is the largest number of a state or block.
+const most = 1 << 53
+
+// The rest of a reply has entries of two lengths. An entry for a block begins with a
+// negative number.
+const (
+	pair       = 2
+	blockEntry = 5
+)
+
+func entry(rest []int64) (length int) {
+	if rest[0] < 0 {
+		return blockEntry
+	}
+	return pair
+}
+
+func validBlock(e []int64, limits int) bool {
+	number := max(e[1], -e[1])
+	return number >= 1 && number <= int64(limits) && e[2] >= 0 && e[2] <= most &&
+		e[3] >= 0 && e[3] <= rule.MaxRungs && e[4] >= 0 && e[4] <= most
 }
 
 // States sets states to the states of take number i, from 0, before its first
@@ -269,8 +377,31 @@ func (t Takes) States(i int, states []rule.State) {
 // take, from 1, does not hold a counter.
 func (t Takes) Incomplete() iter.Seq2[int, int64] {
 	return func(yield func(int, int64) bool) {
-		for p := t.incomplete; len(p) > 0; p = p[2:] {
-			if !yield(int(p[0]-1), p[1]) {
+		for rest := t.rest; len(rest) > 0; rest = rest[entry(rest):] {
+			if entry(rest) == pair && !yield(int(rest[0]-1), rest[1]) {
+				return
+			}
+		}
+	}
+}
+
+// A Blocked is a block of one counter after a take.
+type Blocked struct {
+	Limit int        // from 0
+	Block rule.Block // in microseconds, by the server's clock
+	Began bool       // the take has started it
+}
+
+// Blocks returns the blocks of the counters, by number of the take, from 0.
+func (t Takes) Blocks() iter.Seq2[int, Blocked] {
+	return func(yield func(int, Blocked) bool) {
+		for rest := t.rest; len(rest) > 0; rest = rest[entry(rest):] {
+			if entry(rest) == pair {
+				continue
+			}
+			b := Blocked{Limit: int(max(rest[1], -rest[1]) - 1), Began: rest[1] < 0}
+			b.Block = rule.Block{Until: rest[2], Rung: uint8(rest[3]), Forget: rest[4]}
+			if !yield(int(-rest[0]-1), b) {
 				return
 			}
 		}

@@ -11,7 +11,8 @@
 --
 --   KEYS   for each take: its counter
 --   ARGV   s, N, window, or b, N, window, burst;
---          for each special take: number, cost, callers
+--          or S or B, the same, and a ladder;
+--          the rest of what take_begin.lua lists
 --
 -- Expects the locals of take_begin.lua. If all takes are decided, it returns
 -- the reply. Otherwise it leaves now, undecided, reply and replyLength to
@@ -46,7 +47,7 @@ if oneLimit and kind ~= 'f' then
 
   -- One MGET takes less time than a GET for each key: Take of 32 keys is 7 %
   -- faster. It returns false both for a missing key and for a key that is not a
-  -- string. Neither costs another call: SET with NX does not replace a key, and
+  -- string. They need no further call: SET with NX does not replace a key, and
   -- PTTL is -2 only for a missing one.
   reply = {0, 0, 0, 0} -- the usual length, so that the table need not grow
   local values = call('MGET', unpack(keys))
@@ -69,14 +70,15 @@ if oneLimit and kind ~= 'f' then
     -- follows a successful write.
     local decided = false
     repeat
-      -- 1. Read the state. Not usual: another text, a clock set back.
+      -- 1. Read the state. Not usual: another text, such as one with a block, and a
+      -- clock that was set back.
       local value = values[i]
       local t, a, b = now, 0, 0
       if value then
         t, a, b = match(value, '^(%d+) (%d+) (%d+)$')
         if not t or #t > 16 or #a > 15 or #b > 16 then break end
         t, a, b = t + 0, a + 0, b + 0
-        if t > now then break end
+        if t > now or b > exact then break end
       end
 
       -- 2. Bring it forward to now, and find the units that are left.
@@ -109,6 +111,7 @@ if oneLimit and kind ~= 'f' then
       -- 3. Find how many callers fit. All do if they only look.
       local granted = asked
       if cost > 0 and asked > left then
+        if startsBlocks then break end
         admitted = 0
         if left > 0 then admitted = (left - left % cost) / cost end
         granted = cost * admitted

@@ -5,8 +5,7 @@
 -- The last file of Take: take_begin.lua lists the files and the reply.
 --
 --   KEYS   for each take: a counter for each limit
---   ARGV   for each limit: what lib.lua reads
---          for each special take: number, cost, callers
+--   ARGV   what take_begin.lua lists
 --
 -- Expects the locals of take_begin.lua and lib.lua. Returns the reply.
 --
@@ -28,10 +27,17 @@ for i = 1, limitCount do
 end
 
 local costs, callerCounts = {}, {} -- of the special takes, by number
-for arg = ownArg, #ARGV, 3 do
+local arg = ownArg
+while ARGV[arg] and ARGV[arg] ~= '0' do
   local take = ARGV[arg] + 0
   costs[take], callerCounts[take] = ARGV[arg + 1] + 0, ARGV[arg + 2] + 0
+  arg = arg + 3
 end
+
+-- After a 0: whether the callers are the units of one caller who wants as many
+-- as fit, and the units of the key that may yet be given back, in pairs of units
+-- and when they were taken, or "now".
+local upTo, firstPending = ARGV[arg] and ARGV[arg + 1] == '1', arg + 2
 
 local values, lives -- by key: its value, and its PTTL if a fixed window
 if undecided then
@@ -50,51 +56,130 @@ else
   reply, replyLength = {now}, 1 + numbersPerTake * #undecided
 end
 
+-- Functions that start blocks. Only limits with a ladder need them, and making a
+-- function takes time.
+local deniesWithout, start
+if next(ladders) then
+  -- wait returns how long it takes until cost units fit into a state, which is at
+  -- now and has too little room. cost is at most what the limit can hold.
+  local function wait(kind, t, a, b, n, w, burst, now, cost)
+    if kind == 'f' then return t + w - now end
+    if kind == 's' then
+      local room, units = n - a - cost, b
+      local window = t -- of which the units are the window before
+      if room < 0 then room, units, window = n - cost, a, t + w end
+      local quotient, remainder = muldiv(room + 1, w, units)
+      if remainder > 0 then quotient = quotient + 1 end
+      return window + w - quotient + 1 - now -- see weighsAtMost
+    end
+    local span, remainder = muldiv(a + cost - burst, w, n)
+    return math.max(0, t - now) + span + ceildiv(remainder + b, n)
+  end
+
+  -- deniesWithout reports whether cost units are denied by limit i in a state even
+  -- if all pending units are given back. DeniesWithout of internal/rule explains
+  -- what a bucket gets back.
+  deniesWithout = function(i, t, a, b, cost)
+    local kind, n, w, burst = kinds[i], N[i], windows[i], bursts[i]
+    local refill = 0
+    if kind == 'b' then
+      local span, remainder = muldiv(burst, w, n)
+      refill = span + ceildiv(remainder, n)
+    end
+    for arg = firstPending, #ARGV, 2 do
+      local age = 0
+      if ARGV[arg + 1] ~= 'now' then age = math.max(0, now - ARGV[arg + 1]) end
+      if kind ~= 'b' then
+        t, a, b = move(kind, t, a, b, n, w, burst, now, -ARGV[arg], age)
+      elseif age < refill then
+        a, b = drain(a, b, ARGV[arg] + 0, 0, w)
+      end
+    end
+    return left(kind, t, a, b, n, w, burst, now) < cost
+  end
+
+  -- start returns the block that a denial of cost units starts under limit i, after
+  -- block, which is nil or over. It follows Start of internal/rule. maxBlockEnd is
+  -- more than a century away. Its sum with a forget, less than 2^51, is exact.
+  local maxBlockEnd = 6755399441055744 -- 2^52 + 2^51
+  start = function(i, t, a, b, cost, block)
+    local rung = block and block.rung or 0
+    local lasts, longest, number = 0, 0, 0
+    for duration in string.gmatch(ladders[i], '%d+') do
+      longest = tonumber(duration)
+      if number <= rung then lasts = longest end -- the last one is for all further rungs
+      number = number + 1
+    end
+    local w = windows[i]
+    lasts = math.max(lasts, wait(kinds[i], t, a, b, N[i], w, bursts[i], now, cost))
+    local ends = math.min(now + lasts, maxBlockEnd)
+    return {ends = ends, lasts = ends - now, rung = math.min(rung + 1, 4), forget = math.max(longest, w)}
+  end
+end
+
 -- decide decides a take and writes its counters. It sets the take's states in
 -- reply, and returns how many callers are admitted, or -i if key i of the take
--- does not hold a counter.
+-- does not hold a counter. It also returns the blocks of the limits, and which
+-- of them have begun now.
 local function decide(take, cost, callers)
   local firstKey = (take - 1) * limitCount -- the key of limit i is firstKey + i
   local offset = 1 + (take - 1) * numbersPerTake -- of its states in reply
 
   -- Nothing is written until all counters of the take are read.
   local admitted = callers
-  local T, A, B, needsTTL = {}, {}, {}, {} -- by limit, from decode
+  local T, A, B, needsTTL = {}, {}, {}, {} -- by limit
+  local blocks, began -- by limit; nil without any
+  local blocked, tooDear = false, false -- a block is in force; one limit can never hold the cost
   for i = 1, limitCount do
     local kind, n, w, burst = kinds[i], N[i], windows[i], bursts[i]
     local key = firstKey + i
-    local t, a, b, needed = decode(kind, values[key], lives[key], w, now)
+    local t, a, b, needed, block = decode(kind, values[key], lives[key], w, now)
     if not t then
       for j = 1, numbersPerTake do reply[offset + j] = 0 end
       return -i
     end
     t, a, b = at(kind, t, a, b, n, w, now)
-    local left = n - a
-    if kind == 's' then
-      left = left - older(t, b, w, now)
-    elseif kind == 'b' then
-      left = burst - a
-      if b > 0 then left = left - 1 end -- a unit that has begun to leak
-    elseif a == 0 then
-      t = newWindowT(now, w)
-    end
+    if kind == 'f' and a == 0 then t = newWindowT(now, w) end
     if cost > 0 then -- a look always fits
+      local left = left(kind, t, a, b, n, w, burst, now)
       admitted = math.min(admitted, math.max(0, math.floor(left / cost)))
+      tooDear = tooDear or cost > (burst or n)
+    end
+    if block then
+      blocks = blocks or {}
+      blocks[i], blocked = block, blocked or block.ends > now
     end
     T[i], A[i], B[i], needsTTL[i] = t, a, b, needed
+  end
+
+  if blocked and cost > 0 then
+    admitted = 0
+  elseif start and admitted < callers and not tooDear and not (upTo and admitted > 0) then
+    -- The caller after the last one that is admitted is denied. The limits that
+    -- deny it block the key, and so the callers after it.
+    for i = 1, limitCount do
+      local t, a, b = T[i], A[i] + cost * admitted, B[i]
+      if ladders[i] and left(kinds[i], t, a, b, N[i], windows[i], bursts[i], now) < cost and deniesWithout(i, t, a, b, cost) then
+        blocks, began = blocks or {}, began or {}
+        blocks[i], began[i] = start(i, t, a, b, cost, blocks[i]), true
+      end
+    end
   end
 
   local taken = cost * admitted
   for i = 1, limitCount do
     local kind, n, w = kinds[i], N[i], windows[i]
     local key, t, a, b = keys[firstKey + i], T[i], A[i], B[i]
-    if taken > 0 and kind == 'f' and a > 0 and not needsTTL[i] then
-      -- INCRBY keeps the time to live, and so the window's end.
+    local value, block = values[firstKey + i], blocks and blocks[i]
+    local begun = began and began[i]
+    if taken > 0 and kind == 'f' and a > 0 and not (needsTTL[i] or begun) and tonumber(value) then
+      -- INCRBY keeps the time to live, and so the window's end. The value is not a
+      -- number if the counter has a block.
       call('INCRBY', key, taken)
-    elseif taken > 0 or needsTTL[i] then
-      write(key, kind, t, a + taken, b, n, w, now)
-    elseif values[firstKey + i] and kind ~= 'f' and call('PTTL', key) == -1 then
-      write(key, kind, t, a, b, n, w, now) -- to set a time to live
+    elseif taken > 0 or needsTTL[i] or begun then
+      write(key, kind, t, a + taken, b, n, w, now, block)
+    elseif value and kind ~= 'f' and call('PTTL', key) == -1 then
+      write(key, kind, t, a, b, n, w, now, block) -- to set a time to live
     end
     reply[offset + 1], reply[offset + 2] = t, a
     if kind == 'f' then
@@ -104,15 +189,24 @@ local function decide(take, cost, callers)
       offset = offset + 3
     end
   end
-  return admitted
+  return admitted, blocks, began
 end
 
 for _, take in ipairs(undecided) do
   local callers = callerCounts[take] or 1
-  local admitted = decide(take, costs[take] or 1, callers)
+  local admitted, blocks, began = decide(take, costs[take] or 1, callers)
   if admitted ~= callers then
     reply[replyLength + 1], reply[replyLength + 2] = take, admitted
     replyLength = replyLength + 2
+  end
+  for i = 1, blocks and limitCount or 0 do
+    local block = blocks[i]
+    if block then
+      reply[replyLength + 1], reply[replyLength + 2] = -take, began and began[i] and -i or i
+      reply[replyLength + 3], reply[replyLength + 4] = block.ends, block.rung
+      reply[replyLength + 5] = block.forget
+      replyLength = replyLength + 5
+    end
   end
 end
 return reply

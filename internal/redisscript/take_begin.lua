@@ -14,14 +14,17 @@
 -- comment in script.go describes the protocol:
 --
 --   KEYS   for each take: a counter for each limit
---   ARGV   for each limit: kind (f, s or b), N, window, and burst if it is a b
+--   ARGV   for each limit: what lib.lua reads
 --          for each special take: number, cost, callers
+--          0, upTo and pending units, if there is one take that needs them
 --   reply  the server's time
 --          for each take and limit: the state T, A, B before the first caller,
 --            only T, A if the limit is a fixed window
 --          for each take that has not admitted all its callers: number of the
 --            take, and how many it has admitted; or -i if its key i does not
 --            hold a counter, and nothing was changed for this take
+--          for each block: -number of the take; i if it is of key i, or -i if
+--            this take has started it; its end; its rung; its forget
 --
 -- Takes are numbered from 1. A special take is one that is not one unit for
 -- one caller; their numbers ascend. Instants and windows are in microseconds.
@@ -37,12 +40,16 @@ local call = redis.call -- if the command fails, the script ends with its error
 local try = redis.pcall -- if the command fails, the result is a table
 
 local kind = ARGV[1] -- of the first limit
+local startsBlocks = kind == 'F' or kind == 'S' or kind == 'B'
+if startsBlocks then kind = string.lower(kind) end
 local afterFirstLimit = 4 -- an index in ARGV
 if kind == 'b' then afterFirstLimit = 5 end
+if startsBlocks then afterFirstLimit = afterFirstLimit + 1 end
 
--- Another limit, a special take, or nothing.
+-- Another limit, which begins with a letter, or a number: a special take or the
+-- 0 after them. nil if there is none of these.
 local following = ARGV[afterFirstLimit]
-local oneLimit = following ~= 'f' and following ~= 's' and following ~= 'b'
+local oneLimit = not following or tonumber(following)
 
 -- A fast path sets these if it runs. The general path goes on with them.
 local now         -- the server's time

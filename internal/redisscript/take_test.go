@@ -2,6 +2,7 @@ package redisscript_test
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"maps"
 	"math"
@@ -30,7 +31,7 @@ func ask(c redis.Scripter, limits []rule.Limit, asks ...asked) (redisscript.Take
 	var keys []string
 	var args []any
 	for _, l := range limits {
-		args = append(args, redisscript.Args(l)...)
+		args = append(args, redisscript.Args(l, nil)...)
 	}
 	for i, a := range asks {
 		for _, l := range limits {
@@ -154,7 +155,7 @@ func TestTakeManyStates(t *testing.T) {
 				now := time.Now().UnixMicro()
 				for key, state := range map[string]any{
 					"b": fmt.Sprint(now, " 4 0"), "full": fmt.Sprint(now, " 10 0"), "text": "x", "short": "1 2", "long": fmt.Sprint(now, " 1000000000000000 0"),
-					"ahead": fmt.Sprint(now+hourly/2, " 4 0"), "far": fmt.Sprint(now+2*hourly, " 4 0"), "over": fmt.Sprint(now, " 999999999999999 0"),
+					"ahead": fmt.Sprint(now+hourly/2, " 4 0"), "far": fmt.Sprint(now+2*hourly, " 4 0"), "over": fmt.Sprint(now, " 999999999999999 0"), "wide": fmt.Sprint(now, " 1 9999999999999999"),
 				} {
 					require.NoError(t, c.Set(ctx, key+shapeOf(l), state, time.Minute).Err())
 				}
@@ -168,9 +169,9 @@ func TestTakeManyStates(t *testing.T) {
 				takes, err := ask(c, limits, asked{"a", 1, 1}, asked{"b", 1, 1}, asked{"list", 2, 2}, asked{"full", 1, 1}, asked{"text", 1, 1},
 					asked{"short", 1, 1}, asked{"long", 0, 1}, asked{"ahead", 4, 3}, asked{"far", 1, 2}, asked{"over", 0, 2}, asked{"endless", 1, 1},
 					asked{"endless full", 2, 1}, asked{"endless look", 0, 1}, asked{"new", 4, 3}, asked{"look", 0, 1}, asked{"list look", 0, 1}, asked{"list full", 11, 1},
-					asked{"new full", 11, 1}, asked{"last", 1, 2})
+					asked{"new full", 11, 1}, asked{"last", 1, 2}, asked{"wide", 1, 1})
 				require.NoError(t, err)
-				require.Equal(t, map[int]int64{2: -1, 3: 0, 4: -1, 5: -1, 6: -1, 7: 1, 11: 0, 13: 2, 15: -1, 16: -1, 17: 0}, maps.Collect(takes.Incomplete()))
+				require.Equal(t, map[int]int64{2: -1, 3: 0, 4: -1, 5: -1, 6: -1, 7: 1, 11: 0, 13: 2, 15: -1, 16: -1, 17: 0, 19: -1}, maps.Collect(takes.Incomplete()))
 				for i, want := range []int64{0, 4, 0, 10, 0, 0, 0, 4, 4, 999999999999999, 9, 9, 9, 0, 0, 0, 0, 0, 0} {
 					states := make([]rule.State, 1)
 					takes.States(i, states)
@@ -324,5 +325,87 @@ func TestDenialsRepairTimesToLive(t *testing.T) {
 				require.Equal(t, n, s.A, "%v", limits[i])
 			}
 		}
+	}
+}
+
+// packed returns a state as a later version may write it.
+func packed(t, a, b float64) string {
+	var value []byte
+	for _, number := range []float64{t, a, b} {
+		value = binary.BigEndian.AppendUint64(value, math.Float64bits(number))
+	}
+	return string(value)
+}
+
+// TestPackedStates: a state in three doubles is the same as one in text, and is replaced
+// by text. Other values of 24 bytes are no counters.
+func TestPackedStates(t *testing.T) {
+	c := server(t)
+	for _, l := range []rule.Limit{{Kind: rule.Sliding, N: 10, Window: hourly}, {Kind: rule.Bucket, N: 1, Window: hourly, Burst: 10}} {
+		limits, now := []rule.Limit{l}, float64(time.Now().UnixMicro())
+		require.NoError(t, c.FlushAll(ctx).Err())
+		for key, value := range map[string]string{
+			"half": packed(now, 4, 0), "full": packed(now, 10, 0), "text": fmt.Sprintf("%.0f 123 456", now),
+			"fraction": packed(now, 4.5, 0), "negative": packed(now, -1, 0), "nan": packed(now, math.NaN(), 0),
+			"infinite": packed(now, math.Inf(1), 0), "large": packed(now, 1e15, 0), "C": "C" + strings.Repeat("x", 23),
+		} {
+			require.Len(t, value, 24, key)
+			require.NoError(t, c.Set(ctx, key+shapeOf(l), value, time.Hour).Err())
+		}
+		takes, err := ask(c, limits, asked{"half", 2, 1}, asked{"full", 1, 1}, asked{"text", 0, 1}, asked{"fraction", 1, 1},
+			asked{"negative", 1, 1}, asked{"nan", 1, 1}, asked{"infinite", 1, 1}, asked{"large", 1, 1}, asked{"C", 1, 1})
+		require.NoError(t, err)
+		require.Equal(t, map[int]int64{1: 0, 3: -1, 4: -1, 5: -1, 6: -1, 7: -1, 8: -1}, maps.Collect(takes.Incomplete()))
+		value := c.Get(ctx, "half"+shapeOf(l)).Val()
+		if l.Kind == rule.Sliding {
+			require.Equal(t, fmt.Sprintf("%.0f 6 0", now), value)
+		} else {
+			require.Regexp(t, `^\d{16} [56] \d+$`, value)
+		}
+		require.Equal(t, packed(now, 10, 0), c.Get(ctx, "full"+shapeOf(l)).Val(), "a denial changes nothing")
+		fixed := rule.Limit{Kind: rule.Fixed, N: 10, Window: hourly}
+		require.NoError(t, c.Set(ctx, "half"+shapeOf(fixed), packed(now, 4, 0), time.Hour).Err())
+		takes, err = ask(c, []rule.Limit{fixed}, asked{"half", 1, 1})
+		require.NoError(t, err)
+		require.Equal(t, map[int]int64{0: -1}, maps.Collect(takes.Incomplete()))
+	}
+}
+
+// TestForeignBlocks: a value that ends like one with a block, but is none, is no counter,
+// and stays as it is.
+func TestForeignBlocks(t *testing.T) {
+	for name, client := range map[string]func(testing.TB) *redis.Client{"server": server, "gopher-lua": mini} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := client(t)
+			for _, l := range []rule.Limit{
+				{Kind: rule.Fixed, N: 10, Window: hourly}, {Kind: rule.Sliding, N: 10, Window: hourly}, {Kind: rule.Bucket, N: 1, Window: hourly, Burst: 10},
+			} {
+				limits := []rule.Limit{l}
+				now := time.Now().UnixMicro()
+				for i, value := range []string{
+					" !", "5 !1 1 1 1", "1 2 3 !", "1 2 3 !1 2 3", "1 2 3 !1 2 3 4 5", "1 2 3 !-1 2 3 4", "1 2 3 !1 2 33 4", "1 2 3 !1.5 2 3 4",
+					"1 2 3 !12345678901234567 1 1 1", "1 2 3 !1 12345678901234567 1 1", "1 2 3 !1 1 1 12345678901234567", "1 2 3 !1 1 1 1 !1 1 1 1",
+					"1 2 3 4 !1 1 1 1", "a b c !1 1 1 1", "1 2 3 !0x1 1 1 1", "1 2 3 !1 1 5 1",
+					"1 2 3 !9007199254740994 1 1 1", "1 2 3 !1 9999999999999999 1 1", "1 2 3 !1 1 1 9999999999999999", "1 2 9999999999999999 !1 1 1 1", "1 2 3  !1 1 1 1", "1 2 3 !1 1 1 1 ",
+				} {
+					require.NoError(t, c.Set(ctx, "k"+shapeOf(l), value, time.Hour).Err())
+					for _, cost := range []int64{0, 1, 11} {
+						takes, err := ask(c, limits, asked{"k", cost, 1})
+						require.NoError(t, err)
+						require.Equal(t, map[int]int64{0: -1}, maps.Collect(takes.Incomplete()), "%d: %q", i, value)
+					}
+					require.Equal(t, value, c.Get(ctx, "k"+shapeOf(l)).Val())
+				}
+				// The largest numbers that a block may have are one, which ends.
+				value := fmt.Sprintf("%d 1 0 !9007199254740992 3600000000 4 9007199254740992", now)
+				require.NoError(t, c.Set(ctx, "k"+shapeOf(l), value, time.Hour).Err())
+				takes, err := ask(c, limits, asked{"k", 1, 1})
+				require.NoError(t, err)
+				blocks := maps.Collect(takes.Blocks())
+				require.Len(t, blocks, 1)
+				require.Equal(t, takes.Now+hourly, blocks[0].Block.Until)
+			}
+		})
 	}
 }

@@ -15,6 +15,7 @@ type op uint8
 const (
 	take op = iota
 	adjust
+	block
 	reset
 )
 
@@ -26,6 +27,9 @@ type call struct {
 	units int64
 	upTo  bool  // of a take: take as many of the units as fit, as if each belonged to another caller
 	at    int64 // of an adjust: the server's instant at which the units were taken, in nanoseconds
+
+	pending []rule.Pending // of a take: see engine.Request
+	given   rule.Block     // of a block: see engine.Engine
 
 	// group has the callers that share a take with this one. It is set from
 	// when a round trip begins until the queue calls answered.
@@ -45,6 +49,9 @@ type result struct {
 	admitted int64 // of a take: how many callers of the group were admitted, the first ones; if upTo is set, how many units
 	before   [rule.MaxLimits]rule.State
 	after    [rule.MaxLimits]rule.State // of an adjust
+	blocked  bool                       // of a take: blocks has the counters' blocks, after the last caller
+	blocks   [rule.MaxLimits]rule.Block // in microseconds
+	began    uint8                      // the blocks that the first caller who was denied has started, as in engine.Reply
 }
 
 // copyFrom copies the parts of r that a call with this number of limits uses. It
@@ -55,6 +62,15 @@ func (to *result) copyFrom(r *result, op op, limits int) {
 	if op == adjust {
 		copy(to.after[:limits], r.after[:limits])
 	}
+	if to.blocked = r.blocked; r.blocked {
+		to.blocks, to.began = r.blocks, r.began
+	}
+}
+
+// alone reports whether a take needs a command of its own: redisscript.AppendOptions is
+// about the only take of a command.
+func (c *call) alone() bool {
+	return c.set.ladders != nil && (len(c.pending) > 0 || c.upTo)
 }
 
 // wasAdmitted reports whether a take was admitted.
@@ -91,8 +107,9 @@ func (c *call) held() int64 {
 
 // answer works out the caller's answers to a take, as if the callers of the group
 // had come one after the other. So this caller has found the state before the
-// group, plus the units of the callers that were admitted before it.
-func (c *call) answer(answers []rule.Answer) error {
+// group, plus the units of the callers that were admitted before it. It also returns
+// which of the limits are blocked, and which blocks this caller has started.
+func (c *call) answer(answers []rule.Answer) (blocked, began uint8, err error) {
 	admitted, refused := c.wasAdmitted(), false
 	for i, l := range c.set.micros {
 		state := c.before[i]
@@ -106,6 +123,11 @@ func (c *call) answer(answers []rule.Answer) error {
 		} else { // admitted, or denied by another limit: report what this one allows
 			_, a = l.Take(state, c.now, 0)
 		}
+		if left := c.blockedFor(i); left > 0 {
+			a = a.Over(left, c.asked())
+			blocked |= 1 << i
+			refused = refused || a.Retry > 0
+		}
 		answers[i] = rule.Answer{
 			Remaining: a.Remaining,
 			Retry:     int64(redisscript.Nanos(a.Retry)),
@@ -114,9 +136,33 @@ func (c *call) answer(answers []rule.Answer) error {
 		}
 	}
 	if refused == admitted {
-		return errors.New("the script's arithmetic is not this library's: is there a proxy that changes replies?")
+		return 0, 0, errors.New("the script's arithmetic is not this library's: is there a proxy that changes replies?")
 	}
-	return nil
+	if c.index == c.admitted {
+		began = c.began
+	}
+	return blocked, began, nil
+}
+
+// blockedFor returns how long a limit's counter is blocked for this caller, in
+// microseconds. A block that the group has started is one for the callers that were
+// denied.
+func (c *call) blockedFor(limit int) int64 {
+	if !c.blocked || c.began>>limit&1 != 0 && c.wasAdmitted() {
+		return 0
+	}
+	return c.blocks[limit].Left(c.now)
+}
+
+// blocksAfter fills in the counters' blocks after the whole group.
+func (c *call) blocksAfter(blocks []rule.Block) {
+	if !c.blocked {
+		return
+	}
+	for i := range blocks {
+		b := c.blocks[i]
+		blocks[i] = rule.Block{Until: b.Until * 1000, Rung: b.Rung, Forget: b.Forget * 1000}
+	}
 }
 
 // states fills in the states after a take, as this caller finds them, and reports

@@ -5,8 +5,8 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/ratelimit-go/ratelimit/internal/engine"
 	"github.com/ratelimit-go/ratelimit/internal/redisscript"
+	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
 // A command runs a script once, for one group, or for takes of several keys under
@@ -18,7 +18,9 @@ type command struct {
 	cmd    *redis.IntSliceCmd
 }
 
-var scripts = [...]redisscript.Script{take: redisscript.Take, adjust: redisscript.Adjust, reset: redisscript.Reset}
+var scripts = [...]redisscript.Script{
+	take: redisscript.Take, adjust: redisscript.Adjust, block: redisscript.Block, reset: redisscript.Reset,
+}
 
 func (c *command) op() op         { return c.groups[0].first().op }
 func (c *command) set() *limitSet { return c.groups[0].first().set }
@@ -40,12 +42,13 @@ func (c *command) build(ctx context.Context, prefix string) {
 		for i, g := range c.groups {
 			c.args = redisscript.AppendTake(c.args, i, g.cost(), g.takers())
 		}
-	case adjust:
-		if f.at == engine.Now {
-			c.args = append(c.args, f.units, "now")
-		} else {
-			c.args = append(c.args, f.units, f.at/1000)
+		if f.alone() {
+			c.args = redisscript.AppendOptions(c.args, f.upTo, f.pending)
 		}
+	case adjust:
+		c.args = redisscript.AdjustArgs(c.args, f.units, f.at)
+	case block:
+		c.args = redisscript.BlockArgs(c.args, f.given)
 	}
 	c.cmd = redis.NewIntSliceCmd(ctx, c.args...)
 }
@@ -132,6 +135,15 @@ func (s *Store) readTakes(c *command, reply []int64) error {
 	for i, g := range c.groups {
 		g.now, g.admitted = takes.Now, g.takers()
 		takes.States(i, g.before[:])
+	}
+	for i, b := range takes.Blocks() {
+		g := c.groups[i]
+		if !g.blocked {
+			g.blocked, g.blocks, g.began = true, [rule.MaxLimits]rule.Block{}, 0
+		}
+		if g.blocks[b.Limit] = b.Block; b.Began {
+			g.began |= 1 << b.Limit
+		}
 	}
 	for i, admitted := range takes.Incomplete() {
 		g := c.groups[i]

@@ -36,7 +36,7 @@ func (g *group) first() *call { return &g.callers[0].Value }
 // accepts reports whether a call can join the group.
 func (g *group) accepts(c *call) bool {
 	f := g.first()
-	return f.op == take && c.op == take && f.units == c.units && f.set == c.set && !f.upTo && !c.upTo
+	return f.op == take && c.op == take && f.units == c.units && f.set == c.set && !f.upTo && !c.upTo && !f.alone() && !c.alone()
 }
 
 // cost and takers are the units per caller and the number of callers that the
@@ -130,7 +130,7 @@ func (x *exchange) newGroup(j *job) *group {
 func (x *exchange) plan(together bool) {
 	var many *command
 	for _, g := range x.groups {
-		joins := together && g.first().op == take && !g.shared && (many == nil || many.set() == g.first().set)
+		joins := together && g.first().op == take && !g.first().alone() && !g.shared && (many == nil || many.set() == g.first().set)
 		if joins && many != nil && len(many.groups) < maxScriptKeys {
 			many.groups = append(many.groups, g)
 			continue
@@ -173,7 +173,7 @@ func (s *Store) splitCrossSlot(x *exchange) []*command {
 func (x *exchange) handOut() {
 	for _, g := range x.groups {
 		op, limits := g.first().op, len(g.first().set.rules)
-		if op == reset {
+		if op == reset || op == block {
 			limits = 0
 		}
 		for i, j := range g.callers {
@@ -209,7 +209,7 @@ func answered(jobs []*job) {
 func (x *exchange) release() {
 	for _, g := range x.groups {
 		clear(g.callers)
-		g.callers, g.shared, g.newest, g.err = g.callers[:0], false, false, nil
+		g.callers, g.shared, g.newest, g.blocked, g.err = g.callers[:0], false, false, false, nil
 	}
 	for _, c := range x.commands {
 		clear(c.groups)

@@ -14,25 +14,45 @@ import (
 // share a command only if they have the same set.
 type limitSet struct {
 	rules    []rule.Limit // as the caller gave them
+	ladders  *ladders     // of the limits that start blocks; nil if none does
 	micros   []rule.Limit // in microseconds, as the scripts count
 	suffixes []string     // the ends of the names of the counters' keys
 	args     []any        // the arguments of the scripts
 }
 
-func newLimitSet(rules []rule.Limit) *limitSet {
-	set := &limitSet{rules: slices.Clone(rules)}
-	for _, l := range rules {
+type ladders = [rule.MaxLimits]*rule.Ladder
+
+func newLimitSet(rules []rule.Limit, of *ladders) *limitSet {
+	set := &limitSet{rules: slices.Clone(rules), ladders: of}
+	for i, l := range rules {
 		micro := redisscript.Micro(l)
 		set.micros = append(set.micros, micro)
-		set.args = append(set.args, redisscript.Args(micro)...)
+		var ladder *rule.Ladder
+		if of != nil {
+			ladder = of[i]
+		}
+		set.args = append(set.args, redisscript.Args(micro, ladder)...)
 		set.suffixes = append(set.suffixes, l.Kind.String()+"-"+rule.FormatSpan(l.Window))
 	}
 	return set
 }
 
+// has reports whether the set has these limits and ladders.
+func (set *limitSet) has(rules []rule.Limit, of *ladders) bool {
+	if !slices.Equal(set.rules, rules) || (set.ladders == nil) != (of == nil) {
+		return false
+	}
+	if set.ladders == of {
+		return true
+	}
+	return slices.EqualFunc(set.ladders[:], of[:], func(a, b *rule.Ladder) bool {
+		return a == b || a != nil && b != nil && *a == *b
+	})
+}
+
 // limitSets caches the sets that a store has made: one for its limiter's own
-// limits, and one for each of its plans. Its zero value is ready to use. It
-// takes no lock.
+// limits, and one for each of its plans, with and without blocks. Its zero value is
+// ready to use. It takes no lock.
 type limitSets struct {
 	known atomic.Pointer[[]*limitSet]
 }
@@ -41,18 +61,19 @@ type limitSets struct {
 // newest sets stay.
 const maxLimitSets = 32
 
-// of returns the set of these limits. If two goroutines make a set at the same
-// time, the second set is not cached.
-func (s *limitSets) of(rules []rule.Limit) *limitSet {
+// of returns the set of these limits, and of the ladders by which they start blocks,
+// which must not change any more. If two goroutines make a set at the same time, the
+// second set is not cached.
+func (s *limitSets) of(rules []rule.Limit, of *ladders) *limitSet {
 	known := s.known.Load()
 	if known != nil {
 		for _, set := range *known {
-			if slices.Equal(set.rules, rules) {
+			if set.has(rules, of) {
 				return set
 			}
 		}
 	}
-	set := newLimitSet(rules)
+	set := newLimitSet(rules, of)
 	sets := []*limitSet{set}
 	if known != nil {
 		sets = append(sets, (*known)[:min(len(*known), maxLimitSets-1)]...)

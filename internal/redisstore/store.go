@@ -57,7 +57,7 @@ var Batching = batch.Settings{
 // sideTimeout is the timeout of commands that are not part of a decision.
 const sideTimeout = 5 * time.Second
 
-// maxResetLimits is the most limits of a Reset: Lua unpacks at least this
+// maxResetLimits is the most limits of a Reset or a Block: Lua unpacks at least this
 // many arguments at once.
 const maxResetLimits = 4096
 
@@ -156,14 +156,23 @@ func (s *Store) Take(ctx context.Context, r engine.Request, answers []rule.Answe
 	if err := validate(rules, rule.MaxLimits); err != nil {
 		return engine.Reply{}, s.callError(err)
 	}
-	job := s.job(take, r.Key, rules)
+	var of *ladders
+	if r.StartsBlocks {
+		of = r.Limits.Ladders
+	}
+	job := s.job(take, r.Key, rules, of)
 	job.Value.units, job.Value.upTo = min(r.Units, rule.MaxUnits+1), r.UpTo // no limit can hold more
+	job.Value.pending = r.Pending
 	if err := s.do(ctx, r.Now, r.Until, job); err != nil {
 		return engine.Reply{}, err
 	}
 	c := &job.Value
-	err := c.answer(answers)
-	reply := engine.Reply{At: c.now * 1000, Granted: c.taken(), Newest: c.newest, Exact: len(r.States) > 0 && c.states(r.States)}
+	blocked, began, err := c.answer(answers)
+	reply := engine.Reply{
+		At: c.now * 1000, Granted: c.taken(), Newest: c.newest, Blocked: blocked, Began: began,
+		Exact: len(r.States) > 0 && c.states(r.States),
+	}
+	c.blocksAfter(r.Blocks)
 	s.jobs.Put(job)
 	if err != nil {
 		return engine.Reply{}, s.callError(err)
@@ -176,7 +185,7 @@ func (s *Store) Adjust(ctx context.Context, key string, n, at int64, limits *eng
 	if err := validate(limits.Rules, rule.MaxLimits); err != nil {
 		return 0, s.callError(err)
 	}
-	job := s.job(adjust, key, limits.Rules)
+	job := s.job(adjust, key, limits.Rules, nil)
 	job.Value.units, job.Value.at = max(-rule.MaxUnits, min(n, rule.MaxUnits)), at
 	if err := s.do(ctx, clock.Now(), 0, job); err != nil {
 		return 0, err
@@ -194,7 +203,21 @@ func (s *Store) Reset(ctx context.Context, key string, limits *engine.Limits) er
 	if err := validate(limits.Rules, maxResetLimits); err != nil {
 		return s.callError(err)
 	}
-	job := s.job(reset, key, limits.Rules)
+	job := s.job(reset, key, limits.Rules, nil)
+	if err := s.do(ctx, clock.Now(), 0, job); err != nil {
+		return err
+	}
+	s.jobs.Put(job)
+	return nil
+}
+
+// Block implements [engine.Engine].
+func (s *Store) Block(ctx context.Context, key string, b rule.Block, limits *engine.Limits) error {
+	if err := validate(limits.Rules, maxResetLimits); err != nil {
+		return s.callError(err)
+	}
+	job := s.job(block, key, limits.Rules, nil)
+	job.Value.given = b
 	if err := s.do(ctx, clock.Now(), 0, job); err != nil {
 		return err
 	}
@@ -206,14 +229,14 @@ func (s *Store) callError(err error) error { return &Error{Cause: Call, Prefix: 
 
 // job returns a call that is ready for a queue. It reuses a call that has
 // returned without an error.
-func (s *Store) job(op op, key string, rules []rule.Limit) *job {
+func (s *Store) job(op op, key string, rules []rule.Limit, of *ladders) *job {
 	j, _ := s.jobs.Get().(*job)
 	if j == nil {
 		j = new(job)
 	}
 	c := &j.Value
-	c.op, c.key, c.set = op, s.stored(key), s.sets.of(rules)
-	c.upTo, c.group, c.err = false, nil, nil
+	c.op, c.key, c.set = op, s.stored(key), s.sets.of(rules, of)
+	c.upTo, c.pending, c.group, c.err = false, nil, nil, nil
 	return j
 }
 
@@ -224,6 +247,9 @@ func (s *Store) job(op op, key string, rules []rule.Limit) *job {
 func (s *Store) do(ctx context.Context, now, until int64, j *job) error {
 	if s.closed.Load() {
 		return s.closedError()
+	}
+	if until != 0 && now >= until {
+		return &Error{Cause: Backend, Prefix: s.prefix, Fault: engine.Refused, Err: batch.ErrNotSent}
 	}
 	if other := s.owner.claimedBy.Load(); other != nil {
 		s.checkOwner(now)

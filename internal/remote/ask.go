@@ -36,17 +36,18 @@ func (p panicError) Error() string { return fmt.Sprintf("panic: %v", p.with) }
 
 // consult asks the store, waits for its answer, and stores the answer in the
 // near cache.
-func (r *Remote) consult(ctx context.Context, req *storeRequest, answers []rule.Answer) (at int64, err error) {
-	states := stateBuffers.Get().(*[rule.MaxLimits]rule.State)
-	defer stateBuffers.Put(states)
-	req.states = states[:len(answers)]
+func (r *Remote) consult(ctx context.Context, req *storeRequest, answers []rule.Answer) error {
+	buffers := replyBuffers.Get().(*replyBuffer)
+	defer replyBuffers.Put(buffers)
+	states, blocks := buffers.states[:len(answers)], buffers.blocks[:len(answers)]
+	clear(blocks)
 	var reply engine.Reply
-	now, err := r.ask(ctx, req.now, func(ctx context.Context) (err error) {
-		reply, err = r.call(ctx, req, answers)
+	now, err := r.ask(ctx, req.now, req.until, func(ctx context.Context) (err error) {
+		reply, err = r.call(ctx, req, answers, states, blocks)
 		return err
 	})
 	if err != nil {
-		return 0, err
+		return err
 	}
 	r.near.Observe(reply.At, now)
 	// If a jump of the store's clock has unblocked the key early, an admission is
@@ -54,52 +55,59 @@ func (r *Remote) consult(ctx context.Context, req *storeRequest, answers []rule.
 	// Units that were given back may not have reached the store yet, so it may deny
 	// because of them. Learning its state would replace the better one here. A store
 	// that has denied has taken no units, so there is nothing to give back.
-	taken := req.units
-	if req.upTo {
+	taken := req.Units + req.more
+	if req.UpTo {
 		taken = reply.Granted
 	}
 	admitted := !isDenial(answers)
-	if r.near.StillDenied(req.key, req.least(), now, req.limits.Rules, answers) {
+	if denied, blocked := r.near.StillDenied(req.Key, req.least(), now, req.Limits.Rules, answers); denied {
 		if admitted {
 			r.returnUnits(req, taken, reply.At)
 		}
-		return NothingTaken, nil
+		req.decided = Decision{At: NothingTaken, Counted: NothingTaken, Blocked: blocked}
+		return nil
 	}
-	if req.granted = taken; !admitted {
-		req.granted = 0
+	req.decided = Decision{At: reply.At, Counted: NothingTaken, Blocked: reply.Blocked, Began: reply.Began}
+	if admitted {
+		req.decided.Counted, req.decided.Granted = reply.At, taken
 	}
 	if !reply.Newest {
-		return reply.At, nil
+		return nil
 	}
 	learnt := nearcache.Reply{
-		N: max(req.least(), req.granted), Limits: req.limits.Rules, Answers: answers,
-		At: reply.At, Now: now, Recheck: int64(r.opts.Recheck), Version: req.version,
+		N: max(req.least(), req.decided.Granted), Limits: req.Limits.Rules, Answers: answers,
+		At: reply.At, Now: now, Recheck: r.recheck(req, reply.Blocked), Version: req.version, Blocks: blocks,
 	}
 	if reply.Exact {
-		learnt.States = req.states
+		learnt.States = states
 	}
-	r.near.Learn(req.key, learnt)
-	return reply.At, nil
+	r.near.Learn(req.Key, learnt)
+	return nil
 }
 
 // returnUnits gives back what the store has taken for a request that is denied here.
 // It does so on a goroutine and does not wait.
 func (r *Remote) returnUnits(req *storeRequest, n, at int64) {
-	key, limits := strings.Clone(req.key), req.limits
+	key, limits := strings.Clone(req.Key), req.Limits
 	r.goOwner(func(o *Remote) { o.move(o.closing, key, -n, at, limits, SideTimeout) })
 }
 
-// stateBuffers has the buffers for Request.States. A buffer on the stack would
-// be moved to the heap, because it is passed to a method of an interface.
-var stateBuffers = sync.Pool{New: func() any { return new([rule.MaxLimits]rule.State) }}
+// A replyBuffer has the buffers of an engine.Request. On the stack they would be moved to
+// the heap, because they are passed to a method of an interface.
+type replyBuffer struct {
+	states [rule.MaxLimits]rule.State
+	blocks [rule.MaxLimits]rule.Block
+}
+
+var replyBuffers = sync.Pool{New: func() any { return new(replyBuffer) }}
 
 // look asks the store for 0 units, to find out whether it answers. It waits for
 // the reply.
 func (r *Remote) look(ctx context.Context, key string, limits *engine.Limits, until int64) error {
-	req := storeRequest{key: key, limits: limits, now: clock.Now(), until: until}
+	req := storeRequest{Request: Request{Key: key, Limits: limits}, now: clock.Now(), until: until}
 	var reply engine.Reply
-	now, err := r.ask(ctx, req.now, func(ctx context.Context) (err error) {
-		reply, err = r.call(ctx, &req, make([]rule.Answer, len(limits.Rules)))
+	now, err := r.ask(ctx, req.now, req.until, func(ctx context.Context) (err error) {
+		reply, err = r.call(ctx, &req, make([]rule.Answer, len(limits.Rules)), nil, nil)
 		return err
 	})
 	if err == nil {
@@ -109,17 +117,31 @@ func (r *Remote) look(ctx context.Context, key string, limits *engine.Limits, un
 }
 
 // call asks the store, within what is left of the timeout.
-func (r *Remote) call(ctx context.Context, req *storeRequest, answers []rule.Answer) (engine.Reply, error) {
+func (r *Remote) call(ctx context.Context, req *storeRequest, answers []rule.Answer, states []rule.State, blocks []rule.Block) (engine.Reply, error) {
 	if req.until != 0 && req.now >= req.until {
 		return engine.Reply{}, nothingTakenError{context.DeadlineExceeded}
 	}
-	return r.opts.Engine.Take(ctx, engine.Request{Key: req.key, Units: req.units, UpTo: req.upTo, Limits: req.limits, Now: req.now, Until: req.until, States: req.states}, answers)
+	q := engine.Request{
+		Key: req.Key, Units: req.Units + req.more, UpTo: req.UpTo, Limits: req.Limits, Now: req.now, Until: req.until,
+		States: states, Blocks: blocks,
+	}
+	q.StartsBlocks = req.startsBlocks()
+	if q.StartsBlocks {
+		// A jump of the store's clock may have ended a denial there that still holds here. The
+		// store then counts units that are given back, and must start no block because of them.
+		still, _ := r.near.StillDenied(req.Key, req.least(), req.now, req.Limits.Rules, answers)
+		q.StartsBlocks = !still
+	}
+	if q.StartsBlocks {
+		q.Pending = r.pending(req, (*Remote).sendAt)
+	}
+	return r.opts.Engine.Take(ctx, q, answers)
 }
 
 // move adjusts units at the store. It waits for the reply, but not longer than
 // wait.
 func (r *Remote) move(ctx context.Context, key string, n, at int64, limits *engine.Limits, wait time.Duration) (charged int64, err error) {
-	_, err = r.ask(ctx, clock.Now(), func(ctx context.Context) (err error) {
+	_, err = r.ask(ctx, clock.Now(), 0, func(ctx context.Context) (err error) {
 		ctx, cancel := context.WithTimeout(ctx, wait)
 		defer cancel()
 		charged, err = r.opts.Engine.Adjust(ctx, key, n, at, limits)
@@ -130,10 +152,11 @@ func (r *Remote) move(ctx context.Context, key string, n, at int64, limits *engi
 
 // ask makes a call to the store and waits until it has ended. If the breaker is
 // open or MaxWaiting callers wait, it returns an error without a call. start is
-// what the clock has just returned. ask reports to the breaker how the call has
+// what the clock has just returned, and until is when the call must have ended, where 0
+// means that it has all the time it needs. ask reports to the breaker how the call has
 // ended, even if the store panics. After a success it may start a goroutine that
 // settles what is owed.
-func (r *Remote) ask(ctx context.Context, start int64, call func(context.Context) error) (end int64, err error) {
+func (r *Remote) ask(ctx context.Context, start, until int64, call func(context.Context) error) (end int64, err error) {
 	ok, probe := r.breaker.Allow(start)
 	if !ok {
 		r.opts.Counts.spared.Add(1)
@@ -161,7 +184,7 @@ func (r *Remote) ask(ctx context.Context, start int64, call func(context.Context
 		}
 	}()
 	err = call(ctx)
-	if outcome = r.outcome(ctx, start, err); outcome == breaker.Unclear && ctx.Err() != context.Canceled {
+	if outcome = r.outcome(ctx, start, until, err); outcome == breaker.Unclear && ctx.Err() != context.Canceled {
 		if probe {
 			outcome = breaker.Failed // otherwise each caller would be the next probe
 		}
@@ -174,8 +197,9 @@ func (r *Remote) ask(ctx context.Context, start int64, call func(context.Context
 // before the store is checked.
 const hastyInRow = 5
 
-// callerTooHasty is called when a caller's own deadline has ended a call. That says
-// nothing about the store. But if all callers have such deadlines and the store hangs,
+// callerTooHasty is called when a call has ended that had too little time: because of its
+// caller's own deadline, or because its caller had waited for its turn. That says nothing
+// about the store. But if all callers have so little time and the store hangs,
 // no other failure opens the breaker. So after hastyInRow of them a goroutine calls the
 // store with the whole timeout. It repeats this until a call succeeds or the breaker
 // opens.
@@ -198,11 +222,11 @@ func (r *Remote) callerTooHasty() {
 
 // outcome returns what the end of a call means for the breaker. It counts
 // failures.
-func (r *Remote) outcome(ctx context.Context, start int64, err error) breaker.Outcome {
+func (r *Remote) outcome(ctx context.Context, start, until int64, err error) breaker.Outcome {
 	switch {
 	case err == nil:
 		return breaker.Succeeded
-	case ctx.Err() == context.Canceled, r.callerDeadlineFirst(ctx, start), r.fault(err) == engine.Closed:
+	case ctx.Err() == context.Canceled, r.callerDeadlineFirst(ctx, start), r.tooLate(start, until, err), r.fault(err) == engine.Closed:
 		return breaker.Unclear // the store is not to blame
 	case r.opts.Engine.Fault(err) == engine.Key:
 		r.opts.Counts.failures.Add(1)
@@ -222,6 +246,12 @@ func (r *Remote) callerDeadlineFirst(ctx context.Context, start int64) bool {
 	}
 	until := r.until(start)
 	return until == 0 || deadline.Before(clock.Time(until))
+}
+
+// tooLate reports whether a call has timed out that had less than half of the timeout,
+// because the caller had waited for its turn.
+func (r *Remote) tooLate(start, until int64, err error) bool {
+	return until != 0 && until-start < int64(r.opts.Timeout/2) && errors.Is(err, context.DeadlineExceeded)
 }
 
 // storeUnchanged reports whether a failed call has certainly changed nothing at the

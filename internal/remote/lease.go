@@ -23,11 +23,15 @@ func (r *Remote) leases() bool { return r.opts.Lease > 0 }
 
 // takeLeased decides from the key's lease, if the lease has enough units. If the
 // lease runs low, a goroutine takes more units at the store.
-func (r *Remote) takeLeased(req *storeRequest, answers []rule.Answer) (at int64, ok bool) {
-	if !r.leases() || req.units == 0 {
-		return 0, false
+func (r *Remote) takeLeased(req *storeRequest, answers []rule.Answer) (ok bool) {
+	if !r.leases() || req.Units == 0 {
+		return false
 	}
-	return r.spend(req.key, req.units, req.limits, req.now, answers)
+	at, ok := r.spend(req.Key, req.Units, req.Limits, req.now, answers)
+	if ok {
+		req.decided = Decision{At: at, Counted: at, Source: FromLease}
+	}
+	return ok
 }
 
 // spendUpTo takes as many of the units as the key's lease has, and returns how
@@ -36,13 +40,15 @@ func (r *Remote) spendUpTo(req *storeRequest, answers []rule.Answer) (taken int6
 	if !r.leases() {
 		return 0
 	}
-	held := min(req.units, r.near.Leased(req.key, req.now, req.limits.Rules))
+	held := min(req.Units, r.near.Leased(req.Key, req.now, req.Limits.Rules))
 	if held == 0 {
 		return 0
 	}
-	if _, ok := r.spend(req.key, held, req.limits, req.now, answers); !ok {
+	at, ok := r.spend(req.Key, held, req.Limits, req.now, answers)
+	if !ok {
 		return 0
 	}
+	req.decided.At = at
 	return held
 }
 
@@ -59,30 +65,30 @@ func (r *Remote) spend(key string, n int64, limits *engine.Limits, now int64, an
 // takeAndLease takes the caller's units at the store. For a busy key it takes
 // more units for a lease, so that the next requests need not ask. It waits for
 // the store, a second time if the store has denied the larger request.
-func (r *Remote) takeAndLease(ctx context.Context, req *storeRequest, answers []rule.Answer) (at int64, err error) {
-	ask := r.near.WantLease(req.key, req.now, int64(r.opts.Lease), req.limits.Rules)
-	more := *req
-	more.units += ask.Units
+func (r *Remote) takeAndLease(ctx context.Context, req *storeRequest, answers []rule.Answer) error {
+	ask := r.near.WantLease(req.Key, req.now, int64(r.opts.Lease), req.Limits.Rules)
 	asked := ask.Units > 0
 	defer func() {
 		if asked { // the store has panicked
 			ask.Units = 0
-			r.keep(req.key, req.limits, ask, 0, answers)
+			r.keep(req.Key, req.Limits, ask, 0, answers)
 		}
 	}()
-	at, err = r.consult(ctx, &more, answers)
+	req.more = ask.Units
+	err := r.consult(ctx, req, answers)
+	req.more = 0
 	if !asked {
-		return at, err
+		return err
 	}
 	asked = false
 	if err == nil && !isDenial(answers) {
-		addHeld(answers, req.limits.Rules, r.keep(req.key, req.limits, ask, at, answers))
-		return at, nil
+		addHeld(answers, req.Limits.Rules, r.keep(req.Key, req.Limits, ask, req.decided.At, answers))
+		return nil
 	}
 	ask.Units = 0
-	r.keep(req.key, req.limits, ask, 0, answers)
+	r.keep(req.Key, req.Limits, ask, 0, answers)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	// Fewer units are left than expected. The caller's units alone may fit.
 	req.now = clock.Now()
@@ -122,7 +128,9 @@ func (r *Remote) refill(key string, limits *engine.Limits) {
 	key = strings.Clone(key)
 	r.goOwner(func(o *Remote) {
 		now, answers := clock.Now(), make([]rule.Answer, len(limits.Rules))
-		req := storeRequest{key: key, units: ask.Units, limits: limits, now: now, until: o.until(now), version: o.near.Version(key)}
+		req := storeRequest{
+			Request: Request{Key: key, Limits: limits}, more: ask.Units, now: now, until: o.until(now), version: o.near.Version(key),
+		}
 		at, answered := int64(0), false
 		defer func() { // also if the store panics
 			if !answered {
@@ -130,9 +138,8 @@ func (r *Remote) refill(key string, limits *engine.Limits) {
 			}
 			o.keep(key, limits, ask, at, answers)
 		}()
-		var err error
-		at, err = o.consult(o.closing, &req, answers)
-		answered = err == nil && !isDenial(answers)
+		err := o.consult(o.closing, &req, answers)
+		at, answered = req.decided.At, err == nil && !isDenial(answers)
 	})
 }
 

@@ -152,6 +152,7 @@ type Remote struct {
 	sweeping      atomic.Bool  // a goroutine gives back leases whose time is over
 	watching      atomic.Bool  // a goroutine reports an outage
 	looking       atomic.Bool  // a goroutine checks whether the store answers
+	resending     atomic.Bool  // a goroutine sends the store what it is owed until it has all
 
 	loopsStopped chan struct{}      // closed by stopLoops
 	closing      context.Context    // cancelled by Close: calls end, too
@@ -296,170 +297,314 @@ func (r *Remote) recovering(f func()) func() {
 	}
 }
 
+// A Request asks for units of a key.
+type Request struct {
+	Key    string
+	Units  int64
+	UpTo   bool // take as many of the units, of at least one, as fit
+	Limits *engine.Limits
+	Turn   Turn // may be nil
+}
+
+// A Turn has the units of a request's key that may yet be given back. A denial that there
+// would not be without them starts no block. They only are all such units while no other
+// request of the key is being decided.
+type Turn interface {
+	// Begin waits until no other request of the key is being decided. begun reports whether
+	// that has come, and waited whether there was one. Begin waits until ctx is done, or
+	// until an instant, where 0 means never.
+	Begin(ctx context.Context, until int64) (begun, waited bool)
+	// Begun reports whether the request has its turn.
+	Begun() bool
+	// Pending returns the units, at the instants that Take has returned.
+	Pending() []rule.Pending
+}
+
+// A Decision is what has been decided about a request, beside its answers.
+type Decision struct {
+	At int64 // for Adjust; see instants.go
+
+	// Counted is At, or when this process has counted the units of a call whose outcome is
+	// unknown, also if they were denied here: the store may have counted them, too. They
+	// can lead to denials, but they cannot be given back. It is NothingTaken otherwise.
+	Counted int64
+
+	Granted int64 // how many units were taken, if the request has UpTo set
+	Source  Source
+
+	// Blocked and Began have a bit for each limit whose counter is blocked, and for each
+	// limit that has started a block now.
+	Blocked, Began uint8
+}
+
 // A storeRequest is a caller's request, with what is known before the store is asked.
 // The clock is read once before the store is asked and once after. If many callers
 // share a round trip, reading the clock is a large part of the cost of a decision.
 type storeRequest struct {
-	key     string
-	units   int64
-	limits  *engine.Limits
+	Request
 	now     int64
-	until   int64        // when the timeout is over; 0 means never
-	version uint64       // the cache's version of the key, for Learn
-	states  []rule.State // a buffer for the engine
-	upTo    bool         // take as many of the units as fit
-	granted int64        // how many of them were taken, if upTo is set and there was no error
+	until   int64  // when the timeout is over; 0 means never
+	version uint64 // the cache's version of the key, for Learn
+
+	// more is how many units are asked for beside the request's own, for a lease. A
+	// denial of these starts no block.
+	more int64
+
+	// leased is how many units of a request with UpTo set the lease has granted. If it has
+	// granted any, the request is admitted, and a denial of the rest starts no block.
+	leased int64
+
+	decided Decision
+}
+
+// left returns how much of the timeout is left at req.now.
+func (req *storeRequest) left() time.Duration {
+	if req.until == 0 {
+		return math.MaxInt64
+	}
+	return time.Duration(req.until - req.now)
 }
 
 // least returns how many units must fit, or the question is denied.
 func (req *storeRequest) least() int64 {
-	if req.upTo {
+	if req.UpTo {
 		return 1
 	}
-	return req.units
+	return req.Units + req.more
 }
 
-// Take decides a request for n >= 0 units of key. It fills answers, which is as long as
-// the limits. It waits for the store, but not longer than the timeout. The returned
-// instant is for Adjust; see instants.go. If the caller's context is done, the error is
-// ctx.Err(). With FailClosed, or if this process is shutting down, the error may also
-// be the store's error.
-func (r *Remote) Take(ctx context.Context, key string, n int64, limits *engine.Limits, answers []rule.Answer) (at int64, source Source, err error) {
-	if err := ctx.Err(); err != nil {
-		return 0, 0, err
-	}
-	n = min(n, rule.MaxUnits+1) // no limit can hold that many, and adding a lease cannot overflow
-	now := clock.Now()
-	req := storeRequest{key: key, units: n, limits: limits, now: now, until: r.until(now)}
-	if at, ok := r.takeLeased(&req, answers); ok {
-		return at, FromLease, nil
-	}
-	if r.isDenied(&req, answers) {
-		return NothingTaken, FromCache, nil
-	}
-	at, err = r.takeFromStore(ctx, &req, answers)
-	if err == nil {
-		return at, FromStore, nil
-	}
-	return r.takeWithoutStore(ctx, &req, err, answers)
+// startsBlocks reports whether a denial starts blocks. It must not if there may be other
+// units that are given back, if no client has asked for all of the units, or if the client
+// has got some.
+func (req *storeRequest) startsBlocks() bool {
+	return req.Limits.Ladders != nil && req.more == 0 && req.leased == 0 && req.Units > 0 && (req.Turn == nil || req.Turn.Begun())
 }
 
-// TakeUpTo is Take for as many of n > 0 units as fit, and returns how many. It uses
-// the units that this process holds as a lease first, and asks the store for the
-// rest.
-func (r *Remote) TakeUpTo(ctx context.Context, key string, n int64, limits *engine.Limits, answers []rule.Answer) (granted int64, source Source, err error) {
+// turnUntil returns until when the request waits for its turn. The rest of the timeout is
+// for the store.
+func (r *Remote) turnUntil(req *storeRequest) int64 {
+	if req.until == 0 {
+		return 0
+	}
+	return req.until - int64(r.opts.Timeout/2)
+}
+
+// Take decides a request for 0 units or more. It fills answers, which is as long as the
+// limits. It waits for the store, but not longer than the timeout. If the caller's
+// context is done, the error is ctx.Err(). With FailClosed, or if this process is
+// shutting down, the error may also be the store's error.
+//
+// A request with UpTo set uses the units that this process holds as a lease first, and
+// asks the store for the rest.
+func (r *Remote) Take(ctx context.Context, request Request, answers []rule.Answer) (Decision, error) {
 	if err := ctx.Err(); err != nil {
-		return 0, 0, err
+		return Decision{}, err
 	}
 	now := clock.Now()
-	req := storeRequest{key: key, units: min(n, rule.MaxUnits), limits: limits, now: now, until: r.until(now), upTo: true}
-	leased := r.spendUpTo(&req, answers)
-	if req.units -= leased; req.units == 0 {
-		return leased, FromLease, nil
+	req := storeRequest{Request: request, now: now, until: r.until(now)}
+	req.Units = min(req.Units, rule.MaxUnits+1) // no limit can hold that many, and adding a lease cannot overflow
+	if r.leases() && req.Turn != nil {
+		req.Turn.Begin(ctx, r.turnUntil(&req))
+		req.now = clock.Now()
 	}
-	switch {
-	case r.isDenied(&req, answers):
-		source = FromCache
-	default:
-		if _, err = r.takeFromStore(ctx, &req, answers); err != nil {
-			_, source, err = r.takeWithoutStore(ctx, &req, err, answers)
-		}
+	if req.UpTo {
+		return r.takeUpTo(ctx, &req, answers)
 	}
-	if leased > 0 {
-		if err != nil || req.granted == 0 { // the lease has already filled in answers
-			source, err = FromLease, nil
-		}
-		// The lease has granted some: the decision is an admission, so no answer may
-		// deny, whatever the rest has got.
-		for i := range answers {
-			answers[i].Retry = 0
-		}
+	if r.takeLeased(&req, answers) {
+		return req.decided, nil
 	}
-	if err != nil {
-		return 0, 0, err
+	return r.takeUnleased(ctx, &req, answers)
+}
+
+// takeUnleased decides a request without a lease.
+func (r *Remote) takeUnleased(ctx context.Context, req *storeRequest, answers []rule.Answer) (Decision, error) {
+	if r.isDenied(req, answers) {
+		return req.decided, nil
 	}
-	return leased + req.granted, source, nil
+	if err := r.takeFromStore(ctx, req, answers); err != nil {
+		return r.takeWithoutStore(ctx, req, err, answers)
+	}
+	return req.decided, nil
+}
+
+// takeUpTo is Take for a request with UpTo set.
+func (r *Remote) takeUpTo(ctx context.Context, req *storeRequest, answers []rule.Answer) (Decision, error) {
+	leased := r.spendUpTo(req, answers)
+	fromLease := Decision{At: req.decided.At, Counted: req.decided.At, Granted: leased, Source: FromLease}
+	req.leased = leased
+	if req.Units -= leased; req.Units == 0 {
+		return fromLease, nil
+	}
+	d, err := r.takeUnleased(ctx, req, answers)
+	if leased == 0 {
+		return d, err
+	}
+	if err != nil || d.Granted == 0 { // the lease has already filled in answers
+		d = fromLease
+		d.Granted = 0
+	}
+	// The lease has granted some: the decision is an admission, so no answer may
+	// deny, whatever the rest has got.
+	for i := range answers {
+		answers[i].Retry = 0
+	}
+	d.Granted += leased
+	d.Blocked = 0
+	return d, nil
 }
 
 // isDenied reports whether the key is known to be denied. Once in each Recheck it
-// returns false, so that one caller asks the store.
+// returns false, so that one caller asks the store. It also returns false for a denial
+// that starts a block: only the store may start one.
 func (r *Remote) isDenied(req *storeRequest, answers []rule.Answer) (denied bool) {
-	denied, req.version = r.near.Denied(req.key, req.least(), req.now, int64(r.opts.Recheck), req.limits.Rules, answers)
+	var blocked uint8
+	denied, blocked, req.version = r.near.Denied(req.Key, req.least(), req.now, r.recheck(req, blocked), req.Limits.Rules, answers)
+	if denied && blocked == 0 && r.wouldBlock(req, answers) && (r.opts.OnFailure == FallbackLocal || !r.breaker.Open()) {
+		return false
+	}
+	if denied {
+		req.decided = Decision{At: NothingTaken, Counted: NothingTaken, Source: FromCache, Blocked: blocked}
+	}
 	return denied
 }
 
-// takeFromStore asks the store for a decision. It may wait for owed units to be
-// settled, for a probe of an open breaker, and for the store's reply.
-func (r *Remote) takeFromStore(ctx context.Context, req *storeRequest, answers []rule.Answer) (at int64, err error) {
-	start := req.now
-	owes, waited := r.awaitSettled(ctx, req.key, math.MaxInt64)
-	if owes {
-		return 0, errOwing
+// recheck returns how long a denial is answered without the store, if these limits are
+// blocked. A denial that has started no block because of pending units may start one when
+// their requests are over. So it is answered for DefaultRecheck at most, even if Options
+// has no such bound.
+func (r *Remote) recheck(req *storeRequest, blocked uint8) int64 {
+	if r.opts.Recheck < 0 && blocked == 0 && req.Limits.Ladders != nil && req.Turn != nil {
+		return int64(DefaultRecheck)
 	}
-	if req.units > 0 && r.breaker.Open() && r.opts.OnFailure == FallbackLocal {
+	return int64(r.opts.Recheck)
+}
+
+// wouldBlock reports whether a denial with these answers, of a key that is not blocked,
+// starts a block. The store has denied without starting one, for example because of units
+// that were pending then, or under limits without ladders.
+func (r *Remote) wouldBlock(req *storeRequest, answers []rule.Answer) (would bool) {
+	if req.Limits.Ladders == nil || req.leased > 0 {
+		return false
+	}
+	pending := r.pending(req, here)
+	for i := range answers {
+		if answers[i].Retry == rule.Never {
+			return false
+		}
+		if would || answers[i].Retry == 0 || req.Limits.Ladders[i] == nil {
+			continue
+		}
+		l := &req.Limits.Rules[i]
+		state, _ := r.near.State(req.Key, req.now, l)
+		would = len(pending) == 0 || l.DeniesWithout(pending, state, req.now, req.least())
+	}
+	return would
+}
+
+// takeFromStore asks the store for a decision. It may wait for the request's turn, for
+// owed units to be settled, for a probe of an open breaker, and for the store's reply.
+func (r *Remote) takeFromStore(ctx context.Context, req *storeRequest, answers []rule.Answer) error {
+	start := req.now
+	if req.Turn != nil {
+		// If its turn does not come, the store is asked nevertheless, for a decision that
+		// starts no block.
+		_, waited := req.Turn.Begin(ctx, r.turnUntil(req))
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		req.now = clock.Now()
+		if waited && r.isDenied(req, answers) { // the requests before it have found out
+			return nil
+		}
+	}
+	owes, waited := r.awaitSettled(ctx, req.Key, req.left())
+	if owes {
+		return errOwing
+	}
+	if req.Units > 0 && r.breaker.Open() && r.opts.OnFailure == FallbackLocal {
 		// The store may have recovered. A call that takes no units finds out. If
 		// that call gets no reply, the store has certainly taken no units.
-		if err := r.look(ctx, req.key, req.limits, req.until); err != nil {
-			return 0, nothingTakenError{err}
+		if err := r.look(ctx, req.Key, req.Limits, req.until); err != nil {
+			return nothingTakenError{err}
 		}
 		waited = true
 	}
 	if waited {
 		req.now = clock.Now()
 	}
-	if r.leases() && req.units > 0 && !req.upTo {
+	if r.leases() && req.Units > 0 && !req.UpTo {
 		return r.takeAndLease(ctx, req, answers)
 	}
-	if at, err = r.consult(ctx, req, answers); err != nil {
-		return 0, err
+	if err := r.consult(ctx, req, answers); err != nil {
+		return err
 	}
-	if r.leases() && req.units == 0 { // a look: the units of the lease are available, too
-		addHeld(answers, req.limits.Rules, r.near.Leased(req.key, start, req.limits.Rules))
+	if r.leases() && req.Units == 0 { // a look: the units of the lease are available, too
+		addHeld(answers, req.Limits.Rules, r.near.Leased(req.Key, start, req.Limits.Rules))
 	}
-	return at, nil
+	return nil
 }
 
 // takeWithoutStore decides by the failure policy, after the store has failed
 // with err. It does not wait.
-func (r *Remote) takeWithoutStore(ctx context.Context, req *storeRequest, err error, answers []rule.Answer) (int64, Source, error) {
+func (r *Remote) takeWithoutStore(ctx context.Context, req *storeRequest, err error, answers []rule.Answer) (Decision, error) {
 	if left := ctx.Err(); left != nil {
-		return 0, 0, left
+		return Decision{}, left
 	}
 	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= 0 { // its context is about to report that
-		return 0, 0, context.DeadlineExceeded
+		return Decision{}, context.DeadlineExceeded
 	}
 	if r.fault(err) == engine.Closed {
-		return 0, 0, err // this process is shutting down and the store may be working: do not decide in its place
+		return Decision{}, err // this process is shutting down and the store may be working: do not decide in its place
 	}
 	policy := r.opts.OnFailure
-	if err == errOwing {
+	switch {
+	case err == errOwing:
 		policy = FallbackLocal // the store is available, but only this process knows all units
-	} else {
+	case policy == FailOpen && req.Units == 0:
+		policy = FallbackLocal // a look: what is known here is what denies requests
+		fallthrough
+	default:
 		r.opts.Report.StoreFailed(err)
 	}
-	rules := req.limits.Rules
 	switch policy {
 	case FailClosed:
-		return 0, 0, err
+		return Decision{}, err
 	case FailOpen:
 		for i := range answers {
-			answers[i] = rule.Answer{Remaining: max(0, rules[i].Cap()-req.units)}
+			answers[i] = rule.Answer{Remaining: max(0, req.Limits.Rules[i].Cap()-req.Units)}
 		}
-		req.granted = req.units
-		return NothingTaken, FromFailOpen, nil
+		return Decision{At: NothingTaken, Counted: NothingTaken, Granted: req.Units, Source: FromFailOpen}, nil
 	}
 	owed := r.storeUnchanged(err)
-	var here int64
-	if req.upTo {
-		req.granted, here = r.near.TakeUpTo(req.key, req.units, clock.Now(), rules, answers, owed)
-	} else {
-		_, here = r.near.Take(req.key, req.units, clock.Now(), rules, answers, owed)
+	taking := nearcache.Taking{Units: req.Units, UpTo: req.UpTo, Limits: req.Limits.Rules}
+	if req.startsBlocks() {
+		taking.Ladders, taking.Pending = req.Limits.Ladders, r.pending(req, here)
 	}
-	if !owed {
-		return NothingTaken, FromFallback, nil
+	taken, at, marks := r.near.Take(req.Key, taking, clock.Now(), answers, owed)
+	d := Decision{At: NothingTaken, Counted: takenHere(at), Granted: taken, Source: FromFallback, Blocked: marks.Blocked, Began: marks.Began}
+	if owed {
+		d.At = d.Counted
+		if isDenial(answers) {
+			d.Counted = NothingTaken
+		}
 	}
-	return takenHere(here), FromFallback, nil
+	return d, nil
 }
+
+// pending returns the units of the request's key that may yet be given back. instantOf
+// selects one of the two clocks.
+func (r *Remote) pending(req *storeRequest, instantOf func(*Remote, nearcache.Instant) int64) []rule.Pending {
+	if req.Turn == nil {
+		return nil
+	}
+	pending := req.Turn.Pending()
+	for i := range pending {
+		pending[i].At = instantOf(r, r.taken(pending[i].At))
+	}
+	return pending
+}
+
+func here(_ *Remote, at nearcache.Instant) int64 { return at.Here }
 
 // Adjust is [engine.Engine.Adjust]. at is the instant that Take has returned, or
 // [engine.Now]. wait bounds how long Adjust waits for the store, including the time
@@ -510,6 +655,41 @@ func (r *Remote) Reset(ctx context.Context, key string, limits *engine.Limits) e
 	r.opts.Counts.called(clock.Now() - start)
 	r.near.Erase(key, clock.Now(), limits.Rules) // a decision that was in flight may have been learnt
 	return err
+}
+
+// Block is [engine.Engine.Block]. The key is blocked in this process at once. It returns
+// the store's error. With FallbackLocal, a block is owed to a store that fails, and that is
+// no error. With the other policies, the key stays blocked here until the store answers
+// about it. Like Reset it asks the store even if the breaker is open, and waits for at most
+// SideTimeout.
+func (r *Remote) Block(ctx context.Context, key string, b rule.Block, limits *engine.Limits) error {
+	ctx, cancel := context.WithTimeout(ctx, SideTimeout)
+	defer cancel()
+	start := clock.Now()
+	local := b
+	local.Until = rule.Lasting(b.Until, start)
+	r.blockHere(key, local, limits, false)
+	err := r.opts.Engine.Block(ctx, key, b, limits)
+	end := clock.Now()
+	r.opts.Counts.called(end - start)
+	fault := engine.Unknown
+	if err != nil {
+		fault = r.fault(err)
+	}
+	owed := err != nil && r.opts.OnFailure == FallbackLocal && ctx.Err() != context.Canceled && fault != engine.Key && fault != engine.Closed
+	r.blockHere(key, local, limits, owed) // a decision that was in flight may have been learnt
+	if owed {
+		r.settleUntilNone()
+		return nil
+	}
+	return err
+}
+
+// blockHere blocks a key in this process, and gives its lease back.
+func (r *Remote) blockHere(key string, b rule.Block, limits *engine.Limits, owed bool) {
+	if ended, ok := r.near.Block(key, b, clock.Now(), int64(r.opts.Recheck), limits.Rules, owed); ok {
+		r.goOwner(func(o *Remote) { o.giveBack(o.closing, ended) })
+	}
 }
 
 // SetLimits replaces the limits that are in force. A goroutine gives back the

@@ -119,6 +119,30 @@ func (r *Remote) settleAll(first string) {
 	})
 }
 
+// settleUntilNone sends the store what it is owed, until nothing is owed any more. There
+// is one such goroutine at most, and only after a block by hand: other units and blocks are
+// sent when requests come, but nobody may ask this process about that key, and other
+// processes must learn of the block. The pauses grow with the outage, to a sixteenth of it.
+func (r *Remote) settleUntilNone() {
+	r.goOwner(func(o *Remote) {
+		start := clock.Now()
+		for o.near.Owing() > 0 && o.resending.CompareAndSwap(false, true) {
+			for o.near.Owing() > 0 {
+				o.settleAll("")
+				timer := time.NewTimer(max(time.Second, time.Duration(clock.Now()-start)/16))
+				select {
+				case <-timer.C:
+				case <-o.loopsStopped:
+					timer.Stop()
+					o.resending.Store(false)
+					return
+				}
+			}
+			o.resending.Store(false)
+		}
+	})
+}
+
 // storeAnswers reports whether the store answers, so that it can be sent what it is
 // owed. If the breaker is open, storeAnswers makes one call without units and waits
 // for it.
@@ -156,8 +180,9 @@ func (r *Remote) settleKeys(ctx context.Context, owingKeys []string) (complete b
 	return !left.Load()
 }
 
-// settle sends a batch to the store and waits for the replies. It never sends an
-// element a second time if the store has counted it, or may have.
+// settle sends a batch to the store and waits for the replies. It never sends units a
+// second time if the store has counted them, or may have. A block is sent until the store
+// has it: to join it again changes nothing.
 func (r *Remote) settle(ctx context.Context, b *nearcache.Batch) (err error) {
 	if b == nil {
 		return nil
@@ -167,13 +192,32 @@ func (r *Remote) settle(ctx context.Context, b *nearcache.Batch) (err error) {
 	for i := range b.Owed {
 		o := &b.Owed[i]
 		sent = i + 1
-		_, err = r.move(ctx, b.Key, o.Units, r.sendAt(o.At), &engine.Limits{Rules: []rule.Limit{o.Limit}}, SideTimeout)
+		limits := &engine.Limits{Rules: []rule.Limit{o.Limit}}
+		if o.Units != 0 {
+			_, err = r.move(ctx, b.Key, o.Units, r.sendAt(o.At), limits, SideTimeout)
+		} else {
+			err = r.sendBlock(ctx, b.Key, o.Block, limits)
+		}
 		if err != nil {
-			if r.storeUnchanged(err) {
+			if o.Units == 0 || r.storeUnchanged(err) {
 				sent = i
 			}
 			return err
 		}
 	}
 	return nil
+}
+
+// sendBlock sends the store a block that ends at an instant of our clock, and waits for
+// the reply. The store gets the time for which it lasts from now on. So a block whose
+// command is held up ends that much later.
+func (r *Remote) sendBlock(ctx context.Context, key string, b rule.Block, limits *engine.Limits) error {
+	start := clock.Now()
+	b.Until -= start
+	_, err := r.ask(ctx, start, 0, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, SideTimeout)
+		defer cancel()
+		return r.opts.Engine.Block(ctx, key, b, limits)
+	})
+	return err
 }

@@ -30,9 +30,9 @@ type Block struct {
 	Forget int64 // for how long Rung is remembered after Until
 }
 
-// MaxUntil is the latest end of a block. It is 73 years on a clock that begins at 0, and
-// needs 61 bits.
-const MaxUntil = 1<<61 - 1
+// MaxUntil is the latest end of a block. It is 146 years on a clock that begins at 0: more
+// than 50 years after any instant of package clock.
+const MaxUntil = 1<<62 - 1
 
 // Left returns how long the block still lasts, or 0 if it is over.
 func (b Block) Left(now int64) int64 {
@@ -65,18 +65,27 @@ func (b Block) Start(l *Ladder, window, retry, now int64) Block {
 	b = b.at(now)
 	lasts := max(l.Rungs[min(int(b.Rung), l.N-1)], retry)
 	return Block{
-		Until:  min(lasts, MaxUntil-min(now, MaxUntil)) + now,
+		Until:  Lasting(lasts, now),
 		Rung:   min(b.Rung+1, MaxRungs),
 		Forget: l.Forget(window),
 	}
 }
 
-// Extend returns the block after one by hand, which lasts for d from now. If b ends
-// later, its end stays. The rung stays, and is remembered from the later end on.
-func (b Block) Extend(d, now int64) Block {
+// Join returns the block of a counter that has b and is given o: of two ends the later
+// one stays, of two rungs the higher one, and the rung is remembered for the longer of the
+// two times. A block by hand has no rung, so it does not change which one is next.
+func (b Block) Join(o Block, now int64) Block {
 	b = b.at(now)
-	b.Until = max(b.Until, min(d, MaxUntil-min(now, MaxUntil))+now)
-	return b
+	return Block{Until: max(b.Until, o.Until), Rung: max(b.Rung, o.Rung), Forget: max(b.Forget, o.Forget)}
+}
+
+// Lasting returns the instant that is left after now, and at most MaxUntil. left may be
+// negative. The result is not.
+func Lasting(left, now int64) int64 {
+	if left <= 0 {
+		return max(0, now+left)
+	}
+	return min(left, MaxUntil-min(now, MaxUntil)) + now
 }
 
 // Over returns the answer for n units during a block that lasts for another left > 0. a
@@ -100,9 +109,19 @@ type Pending struct {
 
 // DeniesWithout reports whether n units are denied even if all of the pending units are
 // given back at now.
+//
+// A window gets exactly the units back that still count. How much of a unit in a
+// bucket has leaked depends on all other units, and is not known. So a bucket gets the
+// whole unit back for as long as any of it may be left: a refill after it was taken.
 func (l Limit) DeniesWithout(pending []Pending, s State, now, n int64) bool {
 	for _, p := range pending {
-		s = l.Adjust(s, now, -p.Units, max(0, now-p.At))
+		age := max(0, now-p.At)
+		switch {
+		case l.Kind != Bucket:
+			s = l.Adjust(s, now, -p.Units, age)
+		case age < l.Refill():
+			s = l.drain(l.at(l.repair(s, now), now), p.Units, 0)
+		}
 	}
 	_, a := l.Take(s, now, n)
 	return a.Retry != 0

@@ -46,7 +46,7 @@ func TestBlockAgainstReference(t *testing.T) {
 			switch {
 			case r.IntN(6) == 0: // by hand
 				d := 1 + r.Int64N(60)
-				fast = fast.Extend(d, now)
+				fast = fast.Join(rule.Block{Until: rule.Lasting(d, now)}, now)
 				slow.forgetAt(now)
 				slow.ends = append(slow.ends, now+d)
 			case fast.Left(now) == 0:
@@ -97,8 +97,8 @@ func TestBlockExtremes(t *testing.T) {
 					t.Fatalf("at %d, retry %d: %+v", now, retry, b)
 				}
 			}
-			if b = b.Extend(rule.MaxSpan, now); b.Left(now) < 0 || b.Until < now {
-				t.Fatalf("at %d: extended %+v", now, b)
+			if b = b.Join(rule.Block{Until: rule.Lasting(rule.MaxSpan, now)}, now); b.Left(now) < 0 || b.Until < now {
+				t.Fatalf("at %d: joined %+v", now, b)
 			}
 		}
 	}
@@ -120,7 +120,9 @@ func TestDeniesWithout(t *testing.T) {
 		{"one, two are asked for", fixed(5, hour), rule.State{T: minute, A: 5}, []rule.Pending{{1, 2 * minute}}, 2, true},
 		{"of the window before", fixed(5, hour), rule.State{T: minute, A: 5}, []rule.Pending{{5, minute - 1}}, 1, true},
 		{"leaked in part", bucket(1, minute, 5), rule.State{T: 4 * minute, A: 5}, []rule.Pending{{2, 3 * minute}}, 1, false},
-		{"leaked", bucket(1, minute, 5), rule.State{T: 4 * minute, A: 5}, []rule.Pending{{2, 0}}, 1, true},
+		{"one after the other", bucket(1, minute, 5), rule.State{T: 4 * minute, A: 5}, []rule.Pending{{1, minute}, {1, 2 * minute}}, 2, false},
+		{"perhaps not leaked", bucket(1, minute, 3), rule.State{T: 4 * minute, A: 3}, []rule.Pending{{2, minute + 1}}, 2, false},
+		{"leaked", bucket(1, minute, 3), rule.State{T: 4 * minute, A: 3}, []rule.Pending{{2, minute}}, 1, true},
 	} {
 		if got := row.l.DeniesWithout(row.pending, row.s, 4*minute, row.n); got != row.want {
 			t.Errorf("%s: %v", row.name, got)

@@ -233,6 +233,17 @@ func (l Limit) repair(s State, now int64) State {
 	return s
 }
 
+// Lasts is for how long units count, at most.
+func (l Limit) Lasts() int64 {
+	switch l.Kind {
+	case Sliding:
+		return 2 * l.Window
+	case Bucket:
+		return l.Refill()
+	}
+	return l.Window
+}
+
 // Refill is how long an empty bucket takes to be whole: Burst units at N per Window.
 func (l Limit) Refill() int64 { return mulAddDivCeil(l.Burst, l.Window, 0, l.N) }
 

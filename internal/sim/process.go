@@ -40,11 +40,17 @@ func (p *process) arrive() {
 	p.had.Requests++
 	p.run.report.Requests++
 	p.run.slice().Requests++
-	var a rule.Answer
-	if p.run.ideal[key], a = p.run.Limit.Take(p.run.ideal[key], p.run.now, 1); a.Retry == 0 {
+	if a := p.run.ideal[key].take(p.run.Limit, p.run.Ladder, p.run.now, 1); a.Retry == 0 {
 		p.run.report.Ideal++
 	}
 	p.take(key)
+}
+
+// blocked counts a request that a block has denied, if any of the bits is set.
+func (r *run) blocked(bits uint8) {
+	if bits != 0 {
+		r.report.Blocked++
+	}
 }
 
 // decided counts a decision.
@@ -71,7 +77,9 @@ func (p *process) take(key int) {
 		}
 	}
 	if r.Mode != Exact {
-		if denied, _ := p.near.Denied(name, 1, start, int64(r.Recheck), r.limits, r.answers); denied {
+		denied, blocked, _ := p.near.Denied(name, 1, start, int64(r.Recheck), r.limits, r.answers)
+		if denied && (blocked != 0 || r.Ladder == nil) { // otherwise the denial would start a block
+			r.blocked(blocked)
 			p.decided(FromCache, false, start)
 			return
 		}
@@ -133,12 +141,16 @@ func (p *process) refill(key int) {
 // lease.
 func (p *process) consult(key int, n int64, ask nearcache.LeaseRequest, timeout int64, then func(*call)) {
 	r := p.run
-	p.ask(&call{op: take, key: key, n: n, then: func(c *call) {
+	p.ask(&call{op: take, key: key, n: n, startsBlocks: n == 1 && ask.Units == 0, then: func(c *call) {
 		if !c.failed {
-			p.near.Learn(r.keys[key], nearcache.Reply{
+			learnt := nearcache.Reply{
 				N: n, Limits: r.limits, Answers: []rule.Answer{c.answer}, States: []rule.State{c.state},
 				At: c.answeredAt, Now: r.now, Recheck: int64(r.Recheck), Version: c.version,
-			})
+			}
+			if r.Ladder != nil {
+				learnt.Blocks = []rule.Block{c.block}
+			}
+			p.near.Learn(r.keys[key], learnt)
 		}
 		if ask.Units > 0 {
 			if c.failed || c.answer.Retry > 0 {
@@ -205,8 +217,10 @@ func (p *process) done(c *call) {
 
 // fail decides without the server, as FallbackLocal does.
 func (p *process) fail(key int, since int64, unchanged bool) {
-	admitted, _ := p.near.Take(p.run.keys[key], 1, p.run.now, p.run.limits, p.run.answers, unchanged)
-	p.decided(FromFallback, admitted, since)
+	taking := nearcache.Taking{Units: 1, Limits: p.run.limits, Ladders: p.run.ladders}
+	taken, _, marks := p.near.Take(p.run.keys[key], taking, p.run.now, p.run.answers, unchanged)
+	p.run.blocked(marks.Blocked &^ marks.Began)
+	p.decided(FromFallback, taken > 0, since)
 }
 
 // settleAll schedules a settlement, which sends the server everything that it
@@ -253,16 +267,22 @@ func (p *process) settleOne(key int, b *nearcache.Batch, i int) {
 	if !known {
 		at = p.run.now
 	}
-	p.ask(&call{op: adjust, key: key, n: o.Units, at: at, then: func(c *call) {
+	send := call{op: adjust, key: key, n: o.Units, at: at}
+	if o.Units == 0 {
+		send.op, send.block = block, o.Block
+		send.block.Until -= p.run.now
+	}
+	send.then = func(c *call) {
 		switch {
 		case !c.failed:
 			p.settleOne(key, b, i+1)
-		case c.unknown: // the server knows of the units, or may know
+		case c.unknown && c.op == adjust: // the server knows of the units, or may know
 			end(i + 1)
 		default:
 			end(i)
 		}
-	}}, int64(remote.SideTimeout))
+	}
+	p.ask(&send, int64(remote.SideTimeout))
 }
 
 func owes(c *nearcache.Cache, key string) bool {

@@ -13,6 +13,7 @@ type op uint8
 const (
 	take op = iota
 	adjust
+	block
 )
 
 // call is a call of a process to the server.
@@ -23,6 +24,10 @@ type call struct {
 	at    int64 // of an adjust: when the units were taken
 	then  func(*call)
 	start int64
+
+	startsBlocks bool       // of a take: a denial starts a block
+	block        rule.Block // of a take: after the call; of a block: what to join, with the time that is left as its end
+
 	probe bool // of the breaker
 
 	deadline int64

@@ -31,7 +31,8 @@ func (m Mode) String() string { return [...]string{"exact", "deny-cached", "leas
 type Config struct {
 	Seed      uint64
 	Mode      Mode
-	Limit     rule.Limit // of each key
+	Limit     rule.Limit   // of each key
+	Ladder    *rule.Ladder // of the limit's blocks; nil: it has none
 	Processes int
 	Rate      float64 // requests a second, of all processes together
 	Share     float64 // the fraction of them that the first process gets; 0: as many as each other process
@@ -74,6 +75,7 @@ type Report struct {
 	Requests int64
 	Admitted int64
 	Ideal    int64               // what one counter beside all processes would have admitted of the same requests
+	Blocked  int64               // requests that were denied by a block, except by the denial that has started it
 	Commands int64               // the commands that the server has carried out
 	Busy     float64             // the fraction of the time in which the server was busy
 	From     [len(sources)]int64 // decisions by their source
@@ -140,9 +142,10 @@ type run struct {
 	processes []*process
 	keys      []string
 	index     map[string]int
-	ideal     []rule.State
+	ideal     []counter
 	limits    []rule.Limit
-	answers   []rule.Answer // of one decision
+	ladders   *[rule.MaxLimits]*rule.Ladder // nil without a ladder
+	answers   []rule.Answer                 // of one decision
 }
 
 // begin is the instant at which the simulation begins. It is not 0, because
@@ -157,8 +160,11 @@ func Run(c Config) *Report {
 		r.keys = append(r.keys, fmt.Sprintf("key-%d", i))
 		r.index[r.keys[i]] = i
 	}
-	r.ideal = make([]rule.State, r.Keys.Count)
-	r.server = server{run: r, states: make([]rule.State, r.Keys.Count), free: begin}
+	if c.Ladder != nil {
+		r.ladders = &[rule.MaxLimits]*rule.Ladder{c.Ladder}
+	}
+	r.ideal = make([]counter, r.Keys.Count)
+	r.server = server{run: r, counters: make([]counter, r.Keys.Count), free: begin}
 	r.report.Slices = make([]Slice, 1+r.Span/SliceSpan)
 	for i := range r.Processes {
 		share := 1 / float64(r.Processes)

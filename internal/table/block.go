@@ -8,12 +8,16 @@ import "github.com/ratelimit-go/ratelimit/internal/rule"
 // none, a call does not look for one.
 //
 // A place that holds a block has the number blockShape for its shape. Its slot has the
-// end of the block in place of the state's T, with flagRefused. The other word has the
-// time for which the rung is remembered, shifted left by rungBits, plus the rung.
+// low bits of the block's end in place of the state's T, with flagRefused. The other word
+// has, from its low bits on: the rung, the high bits of the end, and the time for which the
+// rung is remembered in units of forgetUnit. The bit of flagEmpty is [Blocking.Odd]; it
+// has no effect here.
 
 const (
 	blockShape = maxShapes - 1
-	rungBits   = 3 // so that 61 are left, which are enough for any span
+	rungBits   = 3
+	forgetUnit = 8 // nanoseconds; what is rounded up to it needs 58 bits
+	endBits    = 3 // of the end, above timeMask; so 58 bits are left
 
 	_ = uint(1<<rungBits - 1 - rule.MaxRungs)
 
@@ -35,6 +39,13 @@ type Blocking struct {
 	// Pending are units of the key that may yet be given back. A denial that there would
 	// not be without them starts no block.
 	Pending []rule.Pending
+
+	// Began is filled with the block of each limit that has started one. It may be nil.
+	Began *[MaxLimits]rule.Block
+
+	// Odd is a bit that the table keeps with each block that starts, for package
+	// nearcache; see [Table.BlockOf].
+	Odd bool
 }
 
 // Marks says which counters of a call are blocked. Bit i is for limit i.
@@ -61,12 +72,18 @@ func (i id) counter() id {
 
 // block returns the block that a slot holds.
 func (s *slot) block() rule.Block {
-	return rule.Block{Until: int64(s.when & timeMask), Rung: uint8(s.what & (1<<rungBits - 1)), Forget: int64(s.what >> rungBits)}
+	high := s.what >> rungBits & (1<<endBits - 1)
+	return rule.Block{
+		Until:  int64(high*(timeMask+1) + s.when&timeMask),
+		Rung:   uint8(s.what & (1<<rungBits - 1)),
+		Forget: int64(s.what>>(rungBits+endBits)) * forgetUnit,
+	}
 }
 
 func (s *slot) setBlock(b rule.Block) {
-	s.when = uint64(b.Until) | flagRefused
-	s.what = uint64(b.Forget)<<rungBits | uint64(b.Rung)
+	forget := (uint64(b.Forget) + forgetUnit - 1) / forgetUnit
+	s.when = uint64(b.Until)&timeMask | flagRefused
+	s.what = forget<<(rungBits+endBits) | uint64(b.Until)/(timeMask+1)<<rungBits | uint64(b.Rung)
 }
 
 // useBlocks makes the shape of blocks known. It takes no lock.
@@ -76,19 +93,35 @@ func (s *shapes) useBlocks() {
 	}
 }
 
-// block returns the block of a counter.
-func (s *shard) block(of id) rule.Block {
+// findBlock returns the place of a counter's block, or the zero place.
+func (s *shard) findBlock(of id) place {
 	if s.blocks == 0 {
-		return rule.Block{}
+		return place{}
 	}
 	if p := s.find(of.sibling()); p.group != nil && p.id().isBlock() {
+		return p
+	}
+	return place{}
+}
+
+// block returns the block of a counter.
+func (s *shard) block(of id) rule.Block {
+	if p := s.findBlock(of); p.group != nil {
 		return p.slot().block()
 	}
 	return rule.Block{}
 }
 
-// setBlock writes the block of a counter. own has the counters of the key.
-func (s *shard) setBlock(of id, own []id, shapes *shapes, b rule.Block, now int64) {
+// isOdd reports whether the bit of a counter's block is set.
+func (s *shard) isOdd(of id) bool { return s.flags(s.findBlock(of))&flagEmpty != 0 }
+
+// setBlock writes the block of a counter and its bit. If the block is forgotten by now, it
+// deletes the one that is there. own has the counters of the key.
+func (s *shard) setBlock(of id, own []id, shapes *shapes, b rule.Block, odd bool, now int64) {
+	if b.Forgotten() <= now {
+		s.unblock(of)
+		return
+	}
 	shapes.useBlocks()
 	at := of.sibling()
 	p := s.find(at)
@@ -102,41 +135,57 @@ func (s *shard) setBlock(of id, own []id, shapes *shapes, b rule.Block, now int6
 		s.blocks++
 	}
 	p.slot().setBlock(b)
+	if odd {
+		p.slot().when |= flagEmpty
+	}
+}
+
+// joinBlock joins a block with the block of a counter. The bit is the one of the block
+// that ends later.
+func (s *shard) joinBlock(of id, own []id, shapes *shapes, b rule.Block, odd bool, now int64) {
+	was := s.block(of)
+	if was.Until > b.Until && was.Forgotten() > now {
+		odd = s.isOdd(of)
+	}
+	s.setBlock(of, own, shapes, was.Join(b, now), odd, now)
 }
 
 // unblock deletes the block of a counter.
 func (s *shard) unblock(of id) {
-	if s.blocks == 0 {
-		return
-	}
-	if p := s.find(of.sibling()); p.group != nil && p.id().isBlock() {
+	if p := s.findBlock(of); p.group != nil {
 		s.free(p)
 	}
 }
 
-// deniesBlocked is take for a key of which a counter may be blocked. It reports whether
-// one is, and then fills in the answers: the units are denied, and nothing changes.
-// answers has the answers without blocks.
-func (d *decision) deniesBlocked(s *shard, n, now int64, limits []rule.Limit, answers []rule.Answer) bool {
-	var left [MaxLimits]int64
-	blocked := false
-	for i := range limits {
-		left[i] = s.block(d.ids[i]).Left(now)
-		blocked = blocked || left[i] > 0
+// blocked returns which counters are blocked, and for how much longer. Bit i is for
+// ids[i].
+func (s *shard) blocked(ids []id, now int64) (blocked uint8, left [MaxLimits]int64) {
+	for i := range ids {
+		if left[i] = s.block(ids[i]).Left(now); left[i] > 0 {
+			blocked |= 1 << i
+		}
 	}
-	if !blocked {
-		return false
+	return blocked, left
+}
+
+// denyBlocked decides about n units of a key of which a counter may be blocked. It returns
+// which counters are. If any is, the units are denied and denyBlocked fills in the
+// answers. It changes nothing in the shard. states has the states under the limits, and
+// answers has the answers without blocks.
+func (s *shard) denyBlocked(ids []id, states []rule.State, n, now int64, limits []rule.Limit, answers []rule.Answer) uint8 {
+	blocked, left := s.blocked(ids, now)
+	if blocked == 0 {
+		return 0
 	}
 	for i := range limits {
 		if answers[i].Retry == 0 { // as if the units had not been taken
-			_, answers[i] = limits[i].Take(d.before[i], now, 0)
+			_, answers[i] = limits[i].Take(states[i], now, 0)
 		}
 		if left[i] > 0 {
 			answers[i] = answers[i].Over(left[i], n)
-			d.marks.Blocked |= 1 << i
 		}
 	}
-	return true
+	return blocked
 }
 
 // startBlocks starts the blocks that follow from a denial of n units, and changes the
@@ -153,8 +202,11 @@ func (d *decision) startBlocks(s *shard, shapes *shapes, n, now int64, limits []
 			continue
 		}
 		b := s.block(d.ids[i]).Start(ladder, l.Window, answers[i].Retry, now)
-		s.setBlock(d.ids[i], d.ids[:len(limits)], shapes, b, now)
+		s.setBlock(d.ids[i], d.ids[:len(limits)], shapes, b, d.blocking.Odd, now)
 		answers[i] = answers[i].Over(b.Left(now), n)
+		if d.blocking.Began != nil {
+			d.blocking.Began[i] = b
+		}
 		d.marks.Blocked |= 1 << i
 		d.marks.Began |= 1 << i
 	}
@@ -191,18 +243,24 @@ func (t *Table) takeOneBlocked(s *shard, of id, n, now int64, l *rule.Limit, pol
 	return answers[0]
 }
 
-// Block blocks the counters of key under every limit for d from now, or until the end of
-// the block in force if that is later. A counter need not exist. The number of limits may
-// be larger than [MaxLimits]. It locks the key's shard.
-func (t *Table) Block(key string, d int64, limits []rule.Limit) {
+// Block joins a block that ends at left from now with the block of key's counter under
+// every limit; see [rule.Block.Join]. b.Until is not used. A counter need not exist. The
+// number of limits may be larger than [MaxLimits]. It locks the key's shard.
+func (t *Table) Block(key string, left int64, b rule.Block, limits []rule.Limit) {
 	h := t.hash(key)
 	s, now := t.lock(h)
 	defer s.mu.Unlock()
+	b.Until = rule.Lasting(left, now)
+	s.blockAll(h, &t.shapes, b, false, now, limits)
+}
+
+// blockAll joins a block with the block of a key's counter under every limit.
+func (s *shard) blockAll(h keyHash, shapes *shapes, b rule.Block, odd bool, now int64, limits []rule.Limit) {
 	own := make([]id, len(limits))
 	for i := range limits {
 		own[i] = h.id(&limits[i])
 	}
 	for _, of := range own {
-		s.setBlock(of, own, &t.shapes, s.block(of).Extend(d, now), now)
+		s.joinBlock(of, own, shapes, b, odd, now)
 	}
 }

@@ -51,7 +51,7 @@ func (tab *timed) takeBlocking(key string, n int64, pending []rule.Pending, l *r
 		ladders[i] = l
 	}
 	answers := make([]rule.Answer, len(limits))
-	_, _, marks := tab.TakeBlocking(tab.Hash(key, Owner{}), n, tab.clock.Load(), false, limits, answers, nil, nil, &Blocking{&ladders, pending})
+	_, _, marks := tab.TakeBlocking(tab.Hash(key, Owner{}), n, tab.clock.Load(), false, limits, answers, nil, nil, &Blocking{Ladders: &ladders, Pending: pending})
 	return withMarks(answers, marks)
 }
 
@@ -133,7 +133,14 @@ func (m *blockModel) take(key string, now, n int64, limits []rule.Limit, ladders
 			}
 			without := was[i]
 			for _, p := range pending {
-				without = l.Adjust(without, now, -p.Units, now-p.At)
+				age := now - p.At
+				if l.Kind == rule.Bucket {
+					if age*l.N >= l.Burst*l.Window {
+						continue
+					}
+					age = 0
+				}
+				without = l.Adjust(without, now, -p.Units, age)
 			}
 			if _, a := l.Take(without, now, n); a.Retry == 0 {
 				continue
@@ -199,7 +206,7 @@ func TestBlocksAgainstModel(t *testing.T) {
 				case 2:
 					op = "block"
 					d := 1 + r.Int64N(50)
-					tab.Block(key, d, limits)
+					tab.Block(key, d, rule.Block{}, limits)
 					m.block(key, d, now, limits)
 				case 3:
 					op = "snapshot"
@@ -384,7 +391,7 @@ func TestBlocksConcurrently(t *testing.T) {
 				case 0:
 					tab.Reset(key, limits)
 				case 1:
-					tab.Block(key, 1+r.Int64N(100), limits)
+					tab.Block(key, 1+r.Int64N(100), rule.Block{}, limits)
 				case 2:
 					tab.take(key, r.Int64N(3), limits...)
 				default:
@@ -393,5 +400,35 @@ func TestBlocksConcurrently(t *testing.T) {
 			}
 		})
 		checkInvariants(t, tab.Table)
+	}
+}
+
+// TestLongBlocks: a block of any length keeps its end and its rung, in the table and in a
+// table that is made of its changes, also if the clock shows what a process sees after decades.
+func TestLongBlocks(t *testing.T) {
+	l := fixed(1, 1000)
+	for _, at := range []int64{0, 1, rule.MaxSpan * 4 / 5, rule.MaxSpan, rule.MaxSpan / 2 * 3} {
+		for _, d := range []int64{rule.MinSpan, rule.MaxSpan - 1, rule.MaxSpan} {
+			now := at
+			tab := NewKept(100, func() int64 { return now }, Secret{1, 2}, 1)
+			kept := replica{mirror: tab.Mirror()}
+			given := rule.Block{Rung: 3, Forget: rule.MaxSpan / 8 * 8}
+			tab.Block("k", d, given, []rule.Limit{l})
+			given.Until = at + d
+			kept.update(false)
+			for name, tab := range map[string]*Table{"the table": tab, "its successor": kept.successor(t, 100, 1, 0, func() int64 { return now }, false)} {
+				if got, _ := tab.BlockOf(tab.Hash("k", Owner{}), now, &l); got != given {
+					t.Errorf("%s at %d: %+v, not %+v", name, at, got, given)
+				}
+				for _, step := range []struct{ at, left int64 }{{at + d - 1, 1}, {at + d, 0}} {
+					now = step.at
+					answers := make([]rule.Answer, 1)
+					if tab.Take("k", 1, []rule.Limit{l}, answers, nil); answers[0].Retry != step.left {
+						t.Errorf("%s, blocked at %d for %d: %d left at %d, not %d", name, at, d, answers[0].Retry, now, step.left)
+					}
+				}
+				now = at
+			}
+		}
 	}
 }

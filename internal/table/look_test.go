@@ -60,13 +60,13 @@ var looks = map[string]func(tab *timed, l rule.Limit){
 	"Learn from a look": func(tab *timed, l rule.Limit) {
 		h, now := tab.Hash("k", Owner{}), tab.clock.Load()
 		state, _ := tab.State(h, now, &l)
-		tab.Learn(h, 0, now, []rule.Limit{l}, []rule.State{state}, false)
+		tab.Learn(h, 0, now, []rule.Limit{l}, Learnt{States: []rule.State{state}})
 	},
 	"Learn of what may be older": func(tab *timed, l rule.Limit) {
-		tab.Learn(tab.Hash("k", Owner{}), 0, tab.clock.Load(), []rule.Limit{l}, []rule.State{{T: 10 * hour, A: 1}}, true)
+		tab.Learn(tab.Hash("k", Owner{}), 0, tab.clock.Load(), []rule.Limit{l}, Learnt{States: []rule.State{{T: 10 * hour, A: 1}}, StatesOlder: true})
 	},
 	"a look by another owner": func(tab *timed, l rule.Limit) {
-		tab.Learn(tab.Hash("k", NewOwner()), 0, tab.clock.Load(), []rule.Limit{l}, []rule.State{{}}, false)
+		tab.Learn(tab.Hash("k", NewOwner()), 0, tab.clock.Load(), []rule.Limit{l}, Learnt{States: []rule.State{{}}})
 	},
 }
 
@@ -135,7 +135,7 @@ func TestProtectionEnds(t *testing.T) {
 		"a refund":       func(tab *timed, l rule.Limit) { tab.Adjust("k", -1, tab.clock.Load(), []rule.Limit{l}) },
 		"a higher limit": func(tab *timed, l rule.Limit) { l.N, l.Burst = 4*l.N, 4*l.Burst; tab.take("k", 1, l) },
 		"Learn of more left": func(tab *timed, l rule.Limit) {
-			tab.Learn(tab.Hash("k", Owner{}), 0, tab.clock.Load(), []rule.Limit{l}, []rule.State{{T: 10 * hour, A: 2}}, false)
+			tab.Learn(tab.Hash("k", Owner{}), 0, tab.clock.Load(), []rule.Limit{l}, Learnt{States: []rule.State{{T: 10 * hour, A: 2}}})
 		},
 	} {
 		for kind, l := range hourly(3) {
@@ -143,7 +143,7 @@ func TestProtectionEnds(t *testing.T) {
 			tab.take("k", 3, l)
 			tab.take("k", 1, l)
 			free(tab, l)
-			if tab.Denied(tab.Hash("k", Owner{}), 3, tab.clock.Load(), []rule.Limit{l}, make([]rule.Answer, 1)) {
+			if denied, _ := tab.Denied(tab.Hash("k", Owner{}), 3, tab.clock.Load(), []rule.Limit{l}, make([]rule.Answer, 1)); denied {
 				t.Errorf("%s under %s: the key is still known to be denied", name, kind)
 			}
 			flood(tab, 600, fixed(1, 4*hour))

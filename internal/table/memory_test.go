@@ -162,7 +162,7 @@ func TestBytesPerLearnedCounter(t *testing.T) {
 		before := liveHeap()
 		tab, owner := New(keys*n*8/7, func() int64 { return 0 }), NewOwner()
 		for i := range keys {
-			tab.Learn(tab.Hash("198.51."+strconv.Itoa(i), owner), 1, 2, limits, states, false)
+			tab.Learn(tab.Hash("198.51."+strconv.Itoa(i), owner), 1, 2, limits, Learnt{States: states})
 		}
 		if got := float64(liveHeap()-before) / keys / float64(n); got > 32 {
 			t.Errorf("%d limits: %.1f bytes for a counter, want at most 32", n, got)

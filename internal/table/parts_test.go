@@ -62,7 +62,7 @@ func BenchmarkRemote(b *testing.B) {
 			names := make([]string, keys)
 			for i := range names {
 				names[i] = fmt.Sprintf("198.51.%08d", i)
-				tab.Learn(tab.Hash(names[i], owner), 1, 2, limits, states, false)
+				tab.Learn(tab.Hash(names[i], owner), 1, 2, limits, Learnt{States: states})
 			}
 			run := func(name string, f func(h Hash)) {
 				b.Run(fmt.Sprintf("%s/%d limits/%d keys", name, n, keys), func(b *testing.B) {
@@ -72,7 +72,7 @@ func BenchmarkRemote(b *testing.B) {
 				})
 			}
 			run("Denied", func(h Hash) { tab.Denied(h, 1, 2, limits, answers) })
-			run("Learn", func(h Hash) { tab.Learn(h, 1, 2, limits, states, false) })
+			run("Learn", func(h Hash) { tab.Learn(h, 1, 2, limits, Learnt{States: states}) })
 			run("TakeAt", func(h Hash) { tab.TakeAt(h, 1, 2, limits, answers, nil) })
 		}
 	}

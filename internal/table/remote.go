@@ -7,9 +7,10 @@ import (
 )
 
 // This file has the methods for package nearcache, which caches a store in another
-// process: key spaces for several owners, storing states that the store has reported,
-// and checking for known denials. [Table.TakeAt] and [Table.AdjustAt], which the cache
-// uses for counting while the store is unavailable, are in table.go.
+// process: key spaces for several owners, storing states and blocks that the store has
+// reported, and checking for known denials. [Table.TakeBlocking] and [Table.AdjustAt],
+// which the cache uses for counting while the store is unavailable, are in block.go and
+// table.go.
 
 // Owner keeps the keys of one user of a table apart from the keys of all others. Methods
 // that take a key instead of a [Hash] use the zero Owner.
@@ -32,21 +33,21 @@ func (t *Table) Hash(key string, of Owner) Hash {
 // reveal where in the table the key is.
 func (h Hash) Bits() uint64 { return (h.shard ^ h.slot) * 0x9e3779b97f4a7c15 }
 
-// Denied reports whether n units of a key that has been refused before are denied now.
-// If so, it fills answers, which must be as long as limits. It writes no counter. It
+// Denied reports whether n > 0 units of a key that has been refused before, or that is
+// blocked, are denied now. If so, it fills answers, which must be as long as limits. Bit i
+// of blocked is set if the counter under limit i is blocked. Denied writes no counter. It
 // locks the key's shard.
 //
 // A key is known to be refused under a limit if its counter is marked as refused, by a
-// denied Take or by Learn. So Denied never denies a key for the first time, or for a cost
-// that can never fit. Other limits of the same key may have no counter; they are answered
-// as for an unused key.
-func (t *Table) Denied(h Hash, n, now int64, limits []rule.Limit, answers []rule.Answer) bool {
+// denied Take or by Learn. So without a block Denied never denies a key for the first
+// time, or for a cost that can never fit. A block denies every cost. Other limits of the
+// same key may have no counter; they are answered as for an unused key.
+func (t *Table) Denied(h Hash, n, now int64, limits []rule.Limit, answers []rule.Answer) (denied bool, blocked uint8) {
 	var room [MaxLimits]id
 	ids := h.fill(&room, limits)
 	s, now := t.lockAt(h.keyHash, now)
 	defer s.mu.Unlock()
 	var before [MaxLimits]rule.State
-	denied := false
 	for i := range limits {
 		c := s.find(ids[i])
 		before[i] = s.get(c, &limits[i])
@@ -55,31 +56,54 @@ func (t *Table) Denied(h Hash, n, now int64, limits []rule.Limit, answers []rule
 			denied = true
 		}
 	}
+	if s.blocks != 0 && n > 0 {
+		if blocked = s.denyBlocked(ids, before[:], n, now, limits, answers); blocked != 0 {
+			return true, blocked
+		}
+	}
 	if !denied {
-		return false
+		return false, 0
 	}
 	for i := range limits {
 		if answers[i].Retry == 0 {
 			_, answers[i] = limits[i].Take(before[i], now, 0)
 		}
 	}
-	return true
+	return true, 0
 }
 
-// Learn replaces the counters of a key with states that another store has reported.
-// The instants in states must be on the table's clock. A state that is whole at now
-// frees its counter. Learn locks the key's shard.
+// Learnt is what another store has reported about a key under some limits. Its instants
+// must be on the table's clock.
+type Learnt struct {
+	// States has the state under each limit. If StatesOlder is set, they may be older
+	// than the states here.
+	States      []rule.State
+	StatesOlder bool
+
+	// Blocks has the block under each limit, and the zero Block where there is none. It is
+	// nil if the store counts no blocks. Their ends must be 0 to [rule.MaxUntil], their
+	// rungs at most [rule.MaxRungs], and Forget 0 to [rule.MaxSpan]. If BlocksOlder is set,
+	// they may be older than the blocks here.
+	Blocks      []rule.Block
+	BlocksOlder bool
+	Odd         bool // a bit to keep with these blocks; see [Table.BlockOf]
+}
+
+// Learn replaces the counters and blocks of a key with what another store has reported. A
+// state that is whole at now frees its counter. A block that is forgotten by now frees its
+// place. Learn returns which limits are blocked after that: bit i is for limit i. It locks
+// the key's shard.
 //
-// If older is true, the states may be older than the counters here. Then under each
-// limit the stricter one stays: the state that holds more units, or as many for longer.
-// The present limit does not matter for this comparison, because the counter may also
-// be used under a higher limit. A counter that is not here may have been evicted, so
-// the reported state is used.
+// If the states may be older, then under each limit the stricter one stays: the state that
+// holds more units, or as many for longer. The present limit does not matter for this
+// comparison, because the counter may also be used under a higher limit. A counter that is
+// not here may have been evicted, so the reported state is used. If the blocks may be
+// older, both are joined.
 //
 // refused is the number of units that the store has just refused, or 0 if it has admitted
 // the request. A counter that was marked as refused stays marked unless more units are
 // left now. So a look at the store does not remove its protection from eviction.
-func (t *Table) Learn(h Hash, refused, now int64, limits []rule.Limit, states []rule.State, older bool) {
+func (t *Table) Learn(h Hash, refused, now int64, limits []rule.Limit, r Learnt) (blocked uint8) {
 	var room [MaxLimits]id
 	ids := h.fill(&room, limits)
 	s, now := t.lockAt(h.keyHash, now)
@@ -88,12 +112,12 @@ func (t *Table) Learn(h Hash, refused, now int64, limits []rule.Limit, states []
 		l := &limits[i]
 		c := s.find(ids[i])
 		was := s.get(c, l)
-		is := states[i]
+		is := r.States[i]
 		is.T = max(0, min(is.T, now)) // a state in the future would count for longer than its window
 		_, left := l.Take(was, now, 0)
 		_, leaves := l.Take(is, now, 0)
 		kept := s.refusedStill(c, left, leaves)
-		if older && holdsMore(l, was, is, now) {
+		if r.StatesOlder && holdsMore(l, was, is, now) {
 			is, leaves, kept = was, left, s.flags(c)&flagRefused
 		}
 		if leaves.Reset == 0 {
@@ -108,6 +132,19 @@ func (t *Table) Learn(h Hash, refused, now int64, limits []rule.Limit, states []
 		}
 		s.write(ids[i], ids, &t.shapes, l, is, flags, now)
 	}
+	for i := range r.Blocks {
+		switch b := r.Blocks[i]; {
+		case s.blocks == 0 && b == rule.Block{}:
+		case r.BlocksOlder:
+			s.joinBlock(ids[i], ids, &t.shapes, b, r.Odd, now)
+		default:
+			s.setBlock(ids[i], ids, &t.shapes, b, r.Odd, now)
+		}
+	}
+	if s.blocks != 0 {
+		blocked, _ = s.blocked(ids, now)
+	}
+	return blocked
 }
 
 // holdsMore reports whether a holds more units than b, or as many for longer.
@@ -129,6 +166,40 @@ func (t *Table) State(h Hash, now int64, l *rule.Limit) (state rule.State, held 
 	defer s.mu.Unlock()
 	c := s.find(h.id(l))
 	return s.get(c, l), c.group != nil
+}
+
+// States fills states with the states of a key under limits, as they were last written. It
+// returns which limits are blocked: bit i is for limit i. It locks the key's shard.
+func (t *Table) States(h Hash, now int64, limits []rule.Limit, states []rule.State) (blocked uint8) {
+	var room [MaxLimits]id
+	ids := h.fill(&room, limits)
+	s, now := t.lockAt(h.keyHash, now)
+	defer s.mu.Unlock()
+	for i := range limits {
+		states[i] = s.get(s.find(ids[i]), &limits[i])
+	}
+	if s.blocks != 0 {
+		blocked, _ = s.blocked(ids, now)
+	}
+	return blocked
+}
+
+// BlockOf returns the block of a key's counter under a limit, with the bit that was passed
+// by the last call that has changed the end of the block. It locks the key's shard.
+func (t *Table) BlockOf(h Hash, now int64, l *rule.Limit) (b rule.Block, odd bool) {
+	s, _ := t.lockAt(h.keyHash, now)
+	defer s.mu.Unlock()
+	of := h.id(l)
+	return s.block(of), s.isOdd(of)
+}
+
+// BlockAt is [Table.Block] for a key that has been hashed, with the end of the block on the
+// table's clock. b must be within the bounds of [Learnt]. odd is a bit to keep with the
+// block; see BlockOf.
+func (t *Table) BlockAt(h Hash, b rule.Block, odd bool, now int64, limits []rule.Limit) {
+	s, now := t.lockAt(h.keyHash, now)
+	defer s.mu.Unlock()
+	s.blockAll(h.keyHash, &t.shapes, b, odd, now, limits)
 }
 
 // Forget is [Table.Reset] for a key that has been hashed. It locks the key's

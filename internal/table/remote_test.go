@@ -220,12 +220,12 @@ func TestAgainstRemoteModel(t *testing.T) {
 				}
 				older, refused := r.IntN(2) == 0, []int64{0, n}[r.IntN(2)]
 				_, now = tab.TakeAt(h, 0, now, limits, answers, nil)
-				tab.Learn(h, refused, now, limits, states, older)
+				tab.Learn(h, refused, now, limits, Learnt{States: states, StatesOlder: older})
 				m.learn(key, refused, now, limits, states, older)
 			case 4:
 				_, now = tab.TakeAt(h, 0, now, limits, answers, nil)
 				want := m.denied(key, n, now, limits)
-				if got := tab.Denied(h, n, now, limits, answers); got != (want != nil) || got && !slices.Equal(answers, want) {
+				if got, _ := tab.Denied(h, n, now, limits, answers); got != (want != nil) || got && !slices.Equal(answers, want) {
 					fail("Denied", answers, want)
 				}
 			case 5:
@@ -332,7 +332,7 @@ func TestLearnBounds(t *testing.T) {
 	h := tab.Hash("k", NewOwner())
 	for kind, l := range hourly(3) {
 		for _, at := range []int64{-100 * hour, -1, 0, 9 * hour, 1000 * hour} {
-			tab.Learn(h, 1, 3*hour, []rule.Limit{l}, []rule.State{{T: at, A: 3}}, false)
+			tab.Learn(h, 1, 3*hour, []rule.Limit{l}, Learnt{States: []rule.State{{T: at, A: 3}}})
 			var answers [1]rule.Answer
 			tab.TakeAt(h, 1, 3*hour, []rule.Limit{l}, answers[:], nil)
 			if answers[0].Reset > 3*hour || answers[0].Retry > 2*hour {
@@ -355,15 +355,23 @@ func TestRemoteAllocatesNothing(t *testing.T) {
 		}
 		tab, owner := newTimed(100), NewOwner()
 		answers, moves, after := make([]rule.Answer, n), make([]Move, n), make([]rule.State, n)
-		h := tab.Hash("k", owner)
-		tab.Learn(h, 1, 2, limits, states, false)
+		h, blocked := tab.Hash("k", owner), tab.Hash("blocked", owner)
+		tab.Learn(h, 1, 2, limits, Learnt{States: states})
+		blocks := make([]rule.Block, n)
+		blocks[n-1] = rule.Block{Until: hour, Rung: 1, Forget: hour}
 		for name, call := range map[string]func(){
 			"Hash":     func() { h = tab.Hash("k", owner) },
 			"Denied":   func() { tab.Denied(h, 1, 2, limits, answers) },
-			"Learn":    func() { tab.Learn(h, 1, 2, limits, states, false) },
+			"Learn":    func() { tab.Learn(h, 1, 2, limits, Learnt{States: states}) },
 			"TakeAt":   func() { tab.TakeAt(h, 1, 2, limits, answers, after) },
 			"AdjustAt": func() { tab.AdjustAt(h, -1, 2, 2, limits, moves); tab.AdjustAt(h, 1, 2, 2, limits, moves) },
 			"State":    func() { tab.State(h, 2, &limits[0]) },
+			"States":   func() { tab.States(h, 2, limits, after) },
+			"BlockOf":  func() { tab.BlockOf(blocked, 2, &limits[0]) },
+			"Learn with a block": func() {
+				tab.Learn(blocked, 1, 2, limits, Learnt{States: states, Blocks: blocks})
+			},
+			"Denied during a block": func() { tab.Denied(blocked, 1, 2, limits, answers) },
 		} {
 			if got := testing.AllocsPerRun(100, call); got != 0 {
 				t.Errorf("%s under %d limits: %v allocations", name, n, got)
@@ -390,13 +398,25 @@ func TestRemoteConcurrently(t *testing.T) {
 				for i := range states {
 					states[i] = rule.State{T: now, A: r.Int64N(4)}
 				}
-				switch r.IntN(7) {
+				block := rule.Block{Until: now + r.Int64N(100), Rung: 1, Forget: r.Int64N(100)}
+				switch r.IntN(10) {
+				case 7:
+					tab.BlockAt(h, block, false, now, limits)
+					tab.BlockOf(h, now, &limits[0])
+				case 8:
+					blocks := make([]rule.Block, len(limits))
+					blocks[0] = block
+					tab.Learn(h, 0, now, limits, Learnt{States: states, Blocks: blocks, BlocksOlder: r.IntN(2) == 0})
+				case 9:
+					all := [MaxLimits]*rule.Ladder{ladder(50), nil, ladder(20, 90)}
+					tab.TakeBlocking(h, 1+r.Int64N(3), now, false, limits, answers, states, nil, &Blocking{Ladders: &all})
+					tab.States(h, now, limits, states)
 				case 0:
 					tab.Forget(h, now, limits)
 				case 1:
 					tab.AdjustAt(h, r.Int64N(5)-2, now-r.Int64N(50), now, limits, make([]Move, len(limits)))
 				case 2:
-					tab.Learn(h, r.Int64N(3), now, limits, states, r.IntN(2) == 0)
+					tab.Learn(h, r.Int64N(3), now, limits, Learnt{States: states, StatesOlder: r.IntN(2) == 0})
 				case 3:
 					tab.Denied(h, 1, now, limits, answers)
 				case 4:
@@ -423,7 +443,7 @@ func TestLearnedKeysSurvive(t *testing.T) {
 	tab := newTimed(most)
 	limits, answers := []rule.Limit{l}, make([]rule.Answer, 1)
 	learn := func(key string, refused, used, now int64) {
-		tab.Learn(tab.Hash(key, owner), refused, now, limits, []rule.State{{T: now, A: used}}, false)
+		tab.Learn(tab.Hash(key, owner), refused, now, limits, Learnt{States: []rule.State{{T: now, A: used}}})
 	}
 	for i := range keys {
 		learn("blocked"+strconv.Itoa(i), 1, 5, 1)
@@ -432,11 +452,237 @@ func TestLearnedKeysSurvive(t *testing.T) {
 		learn("flood"+strconv.Itoa(i), 0, 5, second)
 	}
 	for i := range keys {
-		if !tab.Denied(tab.Hash("blocked"+strconv.Itoa(i), owner), 1, second, limits, answers) {
+		if denied, _ := tab.Denied(tab.Hash("blocked"+strconv.Itoa(i), owner), 1, second, limits, answers); !denied {
 			t.Fatalf("the flood has unblocked a key: %+v", tab.Stats())
 		}
 	}
 	if s := tab.Stats(); s.EvictedDenied != 0 || s.Counters > most {
 		t.Errorf("%+v", s)
+	}
+}
+
+// TestBlocksAgainstRemoteModel: blocks that are learnt, that begin here and that are joined
+// are kept as a map of blocks would keep them, also if several owners share the table. So
+// are the counters beside them.
+func TestBlocksAgainstRemoteModel(t *testing.T) {
+	type bitBlock struct {
+		rule.Block
+		odd bool
+	}
+	r := newRand(t)
+	blocks := ladder(20, 70)
+	for range 100 {
+		tab, now := newTimed(1000), int64(10_000)
+		owners := []Owner{{}, NewOwner()}
+		models := []remoteModel{{}, {}}
+		known := []map[modelID]bitBlock{{}, {}}
+		for step := range 300 {
+			now += []int64{0, 0, 1, r.Int64N(8), r.Int64N(100), 1000}[r.IntN(6)]
+			o := r.IntN(len(owners))
+			m, has, key := models[o], known[o], []string{"a", "b"}[r.IntN(2)]
+			h, limits, n := tab.Hash(key, owners[o]), randomLimits(r), r.Int64N(4)
+			answers, states := make([]rule.Answer, len(limits)), make([]rule.State, len(limits))
+			of := func(l rule.Limit) bitBlock {
+				if b := has[m.id(key, l)]; b.Until+b.Forget > now {
+					return b
+				}
+				return bitBlock{}
+			}
+			// keep is what the table keeps of a block: it rounds Forget up.
+			keep := func(l rule.Limit, b rule.Block, odd bool) {
+				if has[m.id(key, l)] = (bitBlock{}); b.Until+b.Forget > now {
+					b.Forget = (b.Forget + forgetUnit - 1) / forgetUnit * forgetUnit
+					has[m.id(key, l)] = bitBlock{b, odd}
+				}
+			}
+			join := func(l rule.Limit, b rule.Block, odd bool) {
+				was := of(l)
+				if was.Until > b.Until {
+					odd = was.odd
+				}
+				keep(l, rule.Block{Until: max(was.Until, b.Until), Rung: max(was.Rung, b.Rung), Forget: max(was.Forget, b.Forget)}, odd)
+			}
+			some := func() rule.Block {
+				return rule.Block{Until: max(0, now+r.Int64N(60)-20), Rung: uint8(r.IntN(rule.MaxRungs + 1)), Forget: r.Int64N(80)}
+			}
+			inForce := func() (blocked uint8) {
+				for i, l := range limits {
+					if of(l).Until > now {
+						blocked |= 1 << i
+					}
+				}
+				return blocked
+			}
+			// during has the answers for a key that is blocked.
+			during := func() (want []rule.Answer) {
+				for _, l := range limits {
+					state := m[m.id(key, l)].state
+					_, a := l.Take(state, now, n)
+					if a.Retry == 0 {
+						_, a = l.Take(state, now, 0)
+					}
+					if left := of(l).Until - now; left > 0 {
+						a = a.Over(left, n)
+					}
+					want = append(want, a)
+				}
+				return want
+			}
+			op, odd := r.IntN(7), r.IntN(2) == 0
+			fail := func(got, want any) {
+				t.Helper()
+				t.Fatalf("step %d at %d: operation %d, %d for %q of owner %d under %+v:\n got %+v\nwant %+v", step, now, op, n, key, o, limits, got, want)
+			}
+			_, now = tab.TakeAt(h, 0, now, limits, answers, nil)
+			switch op {
+			case 0, 1:
+				learnt := Learnt{StatesOlder: r.IntN(2) == 0, BlocksOlder: r.IntN(2) == 0, Odd: odd}
+				for _, l := range limits {
+					b := some()
+					if r.IntN(3) == 0 {
+						b = rule.Block{}
+					}
+					learnt.States = append(learnt.States, rule.State{T: now - r.Int64N(l.Window), A: r.Int64N(l.Cap() + 2)})
+					if r.IntN(8) > 0 && len(learnt.Blocks) == len(learnt.States)-1 {
+						learnt.Blocks = append(learnt.Blocks, b)
+					}
+				}
+				if len(learnt.Blocks) < len(limits) {
+					learnt.Blocks = nil
+				}
+				m.learn(key, n, now, limits, learnt.States, learnt.StatesOlder)
+				for i, b := range learnt.Blocks {
+					if learnt.BlocksOlder {
+						join(limits[i], b, odd)
+					} else {
+						keep(limits[i], b, odd)
+					}
+				}
+				if got, want := tab.Learn(h, n, now, limits, learnt), inForce(); got != want {
+					fail(got, want)
+				}
+			case 2:
+				n++
+				want, blocked := m.denied(key, n, now, limits), inForce()
+				if blocked != 0 {
+					want = during()
+				}
+				denied, marked := tab.Denied(h, n, now, limits, answers)
+				if denied != (want != nil) || marked != blocked || denied && !slices.Equal(answers, want) {
+					fail(answers, want)
+				}
+			case 3:
+				b := some()
+				tab.BlockAt(h, b, odd, now, limits)
+				for _, l := range limits {
+					join(l, b, odd)
+				}
+			case 4:
+				if r.IntN(3) == 0 {
+					tab.Forget(h, now, limits)
+					for _, l := range limits {
+						delete(m, m.id(key, l))
+						delete(has, m.id(key, l))
+					}
+				}
+			default:
+				var all [MaxLimits]*rule.Ladder
+				for i := range limits {
+					all[i] = []*rule.Ladder{nil, blocks}[r.IntN(2)]
+				}
+				var began, started [MaxLimits]rule.Block
+				want, marks := []rule.Answer(nil), Marks{Blocked: inForce()}
+				if marks.Blocked != 0 {
+					want = during()
+				} else {
+					want, _ = m.take(key, n, now, limits)
+					never := slices.ContainsFunc(want, func(a rule.Answer) bool { return a.Retry == rule.Never })
+					for i, l := range limits {
+						if all[i] == nil || want[i].Retry == 0 || never {
+							continue
+						}
+						b := of(l).Start(blocks, l.Window, want[i].Retry, now)
+						started[i] = b
+						keep(l, b, odd)
+						want[i] = want[i].Over(b.Left(now), n)
+						marks = Marks{marks.Blocked | 1<<i, marks.Began | 1<<i}
+					}
+				}
+				_, _, got := tab.TakeBlocking(h, n, now, false, limits, answers, states, nil, &Blocking{Ladders: &all, Began: &began, Odd: odd})
+				if got != marks || !slices.Equal(answers, want) {
+					fail(answers, want)
+				}
+				if began != started {
+					fail(began, started)
+				}
+			}
+			if got, want := tab.States(h, now, limits, states), inForce(); got != want {
+				fail(got, want)
+			}
+			for i, l := range limits {
+				got, bit := tab.BlockOf(h, now, &l)
+				if got.Forgotten() <= now {
+					got, bit = rule.Block{}, false
+				}
+				if want := of(l); got != want.Block || got != (rule.Block{}) && bit != want.odd {
+					fail(got, want)
+				}
+				if state := m[m.id(key, l)].state; !sameState(l, states[i], state, now) {
+					fail(states[i], state)
+				}
+			}
+			checkInvariants(t, tab.Table)
+		}
+	}
+}
+
+// TestLearntBlocksSurvive: keys that another store has blocked are as safe from a flood as
+// keys that it denies, and need no counter.
+func TestLearntBlocksSurvive(t *testing.T) {
+	const most, keys = 20_000, 5000
+	l, owner := fixed(5, hour), NewOwner()
+	tab := newTimed(most)
+	limits, answers := []rule.Limit{l}, make([]rule.Answer, 1)
+	for i := range keys {
+		h := tab.Hash("blocked"+strconv.Itoa(i), owner)
+		tab.Learn(h, 1, 1, limits, Learnt{States: []rule.State{{}}, Blocks: []rule.Block{{Until: hour, Rung: 1, Forget: hour}}})
+	}
+	for i := range 10 * most {
+		tab.Learn(tab.Hash("flood"+strconv.Itoa(i), owner), 0, second, limits, Learnt{States: []rule.State{{T: second, A: 5}}, Blocks: []rule.Block{{}}})
+	}
+	for i := range keys {
+		denied, blocked := tab.Denied(tab.Hash("blocked"+strconv.Itoa(i), owner), 1, second, limits, answers)
+		if !denied || blocked != 1 || answers[0].Retry != hour-second {
+			t.Fatalf("the flood has unblocked a key: %+v", tab.Stats())
+		}
+	}
+	if s := tab.Stats(); s.EvictedDenied != 0 || s.Counters > most {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestLearntBlocksAreFreed: a block that is forgotten, or that the store does not have,
+// takes no place.
+func TestLearntBlocksAreFreed(t *testing.T) {
+	tab, l := newTimed(100), fixed(5, hour)
+	h, limits := tab.Hash("k", NewOwner()), []rule.Limit{l}
+	learn := func(now int64, b rule.Block, older bool) {
+		tab.Learn(h, 0, now, limits, Learnt{States: []rule.State{{}}, Blocks: []rule.Block{b}, BlocksOlder: older})
+	}
+	for name, free := range map[string]func(){
+		"none":               func() { learn(2*hour, rule.Block{}, false) },
+		"forgotten":          func() { learn(2*hour, rule.Block{Until: hour, Rung: 1, Forget: hour}, false) },
+		"older, and too old": func() { learn(5*hour, rule.Block{}, true) },
+		"by hand, too old":   func() { tab.BlockAt(h, rule.Block{Until: hour}, false, 6*hour, limits) },
+	} {
+		learn(hour, rule.Block{Until: 3 * hour, Rung: 1, Forget: hour}, false)
+		if got := tab.Stats().Counters; got != 1 {
+			t.Fatalf("%s: %d places, want 1", name, got)
+		}
+		if free(); tab.Stats().Counters != 0 {
+			t.Errorf("%s: the block is kept", name)
+		}
+		checkInvariants(t, tab.Table)
+		tab = newTimed(100)
 	}
 }

@@ -25,9 +25,9 @@ type Counter struct {
 	// What holds A and B of its state. For a fixed window it is the units. For a
 	// sliding window it is the units of this window shifted left by 32 bits, plus
 	// the units of the window before. For a bucket it is the level in Window-ths of
-	// a unit. If the counter is split, What is A and Rest is B. For a block, What is the
-	// time in nanoseconds for which its rung is remembered after its end, shifted left by
-	// 3 bits, plus the rung.
+	// a unit. If the counter is split, What is A and Rest is B. For a block, What has the
+	// rung in the low 3 bits, then 3 more bits of the end, above those in When, and then the
+	// time for which the rung is remembered after the end, in units of 8 ns, rounded up.
 	What uint64
 	Rest int64
 }
@@ -158,11 +158,7 @@ func (s *shard) applyBlock(of id, c slot, shapes *shapes, shift, now int64) erro
 	ends := b.Until + shift
 	b.Until = max(0, min(ends, rule.MaxUntil))
 	b.Forget = max(0, b.Forget+min(ends, 0))
-	if b.Forgotten() <= now {
-		s.unblock(of.sibling())
-		return nil
-	}
-	s.setBlock(of.sibling(), nil, shapes, b, now)
+	s.setBlock(of.sibling(), nil, shapes, b, false, now)
 	return nil
 }
 

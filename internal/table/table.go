@@ -150,13 +150,6 @@ func (t *Table) TakeAt(h Hash, n, now int64, limits []rule.Limit, answers []rule
 	return admitted, now
 }
 
-// TakeUpToAt is TakeAt for as many of n > 0 units as fit. It returns how many were
-// taken. If none fits, the answers are for a denial of one unit.
-func (t *Table) TakeUpToAt(h Hash, n, now int64, limits []rule.Limit, answers []rule.Answer, after []rule.State) (taken, at int64) {
-	taken, at, _ = t.TakeBlocking(h, n, now, true, limits, answers, after, nil, nil)
-	return taken, at
-}
-
 // decision holds the intermediate results of a Take under several limits.
 type decision struct {
 	policies      *Policies
@@ -184,10 +177,13 @@ func (d *decision) take(s *shard, shapes *shapes, n, asked, now int64, limits []
 		d.after[i], answers[i] = limits[i].Take(d.before[i], now, n)
 		admitted = admitted && answers[i].Retry == 0
 	}
-	if s.blocks != 0 && d.deniesBlocked(s, n, now, limits, answers) {
-		copy(d.after[:], d.before[:len(limits)])
-		s.decisions.decided(asked, false, limits, answers, d.policies)
-		return n == 0
+	if s.blocks != 0 {
+		d.marks.Blocked = s.denyBlocked(d.ids[:len(limits)], d.before[:], n, now, limits, answers)
+		if d.marks.Blocked != 0 {
+			copy(d.after[:], d.before[:len(limits)])
+			s.decisions.decided(asked, false, limits, answers, d.policies)
+			return n == 0
+		}
 	}
 	if n == 0 {
 		return true

@@ -54,7 +54,7 @@ func run(args []string, log func(format string, args ...any)) error {
 		r.versions = versions(info)
 	}
 	if *only == "redis" {
-		return r.runRedis(*rounds, *benchtime, *out, *charts, log)
+		return r.runRedis(*rounds, *benchtime, *bench, *out, *charts, log)
 	}
 	start := time.Now()
 	log("checking each library for exactness")
@@ -91,7 +91,7 @@ func run(args []string, log func(format string, args ...any)) error {
 	if *only == "memory" {
 		return nil
 	}
-	return (&results{machine: r.machine, versions: r.versions}).runRedis(*rounds, *benchtime, *out, *charts, log)
+	return (&results{machine: r.machine, versions: r.versions}).runRedis(*rounds, *benchtime, *bench, *out, *charts, log)
 }
 
 // goTest runs the tests of the folder it is called in and hands over what they

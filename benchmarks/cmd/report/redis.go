@@ -26,7 +26,7 @@ func redisPart(file string) string {
 
 // compared returns the cases and libraries of a table.
 func compared(g benchmarks.Group) (cases []benchmarks.Case, libraries []benchmarks.Library) {
-	if g != benchmarks.OnRedis && g != benchmarks.OnCluster {
+	if g != benchmarks.OnRedis && g != benchmarks.OnCluster && g != benchmarks.RedisBlocks {
 		return benchmarks.Cases, benchmarks.Libraries
 	}
 	for _, c := range benchmarks.RedisCases {
@@ -40,7 +40,7 @@ func compared(g benchmarks.Group) (cases []benchmarks.Case, libraries []benchmar
 
 // runRedis runs the cases on Redis and writes their part of the report. Without a
 // redis-server it logs that, and does not change the file.
-func (r *results) runRedis(rounds int, benchtime, out, charts string, log func(string, ...any)) error {
+func (r *results) runRedis(rounds int, benchtime, bench, out, charts string, log func(string, ...any)) error {
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		log("redis-server is not installed, so what was measured on Redis is left as it is: apt-get install redis-server")
 		return nil
@@ -58,7 +58,7 @@ func (r *results) runRedis(rounds int, benchtime, out, charts string, log func(s
 				rows++
 				log("Redis, round %d of %d, row %3d, %s: %s", round+1, rounds, rows, time.Since(start).Round(time.Second), line)
 			}
-		}, "-run", "^$", "-timeout", "0", "-bench", "^BenchmarkRedis$", "-benchtime", benchtime)
+		}, "-run", "^$", "-timeout", "0", "-bench", "^BenchmarkRedis$/"+bench, "-benchtime", benchtime)
 		if err != nil {
 			return err
 		}
@@ -106,10 +106,10 @@ runs, as above.
 ![On Redis](docs/bench-redis.svg)
 
 `, benchmarks.RedisConnections, r.cpu, r.machine, redisVersion(string(server)), "`"+r.command+"`")
-	for _, group := range []benchmarks.Group{benchmarks.OnRedis, benchmarks.OnCluster} {
+	for _, group := range []benchmarks.Group{benchmarks.OnRedis, benchmarks.RedisBlocks, benchmarks.OnCluster} {
 		title, _ := strings.CutPrefix(string(group), "Redis, ")
-		fmt.Fprintf(&b, "### On %s\n\n| case | this library | best rival | ratio | goal | | other rivals | floors |\n"+
-			"|---|---|---|---|---|---|---|---|\n", title)
+		fmt.Fprintf(&b, "### On %s\n\n%s| case | this library | best rival | ratio | goal | | other rivals | floors |\n"+
+			"|---|---|---|---|---|---|---|---|\n", title, notes[group])
 		for _, w := range r.rows(group) {
 			b.WriteString(r.line(w))
 		}
