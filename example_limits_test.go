@@ -1,0 +1,100 @@
+package ratelimit_test
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"time"
+
+	"github.com/ratelimit-go/ratelimit"
+)
+
+// This file has the snippets of docs/limits.md. TestSnippetsOfLimitsPage compares them.
+// The snippets leave Logger out.
+
+// Failed logins lead to blocks, and the blocks get longer.
+func Example_limitLogins() {
+	login := ratelimit.Must(ratelimit.New("login", ratelimit.Options{
+		Limits: []ratelimit.Limit{ratelimit.FixedWindow(5, time.Minute).Block(time.Minute, time.Hour, 24*time.Hour)},
+		Count:  func(r *http.Request, status int) bool { return status >= 400 }, // only failures
+		Logger: discard,
+	}))
+	defer forget(login)
+	wrong := login.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(401) }))
+	for range 7 {
+		w := httptest.NewRecorder()
+		wrong.ServeHTTP(w, httptest.NewRequest("POST", "/login", nil))
+		fmt.Println(strings.TrimSpace(fmt.Sprint(w.Code, " ", w.Header().Get("Retry-After"))))
+	}
+	// Output:
+	// 401
+	// 401
+	// 401
+	// 401
+	// 401
+	// 429 60
+	// 429 60
+}
+
+// A request takes units of all limits or of none.
+func Example_limitsTogether() {
+	api := ratelimit.Must(ratelimit.New("api", ratelimit.Options{
+		Limits: []ratelimit.Limit{
+			ratelimit.TokenBucket(10, time.Second, 20).Named("burst"),
+			ratelimit.FixedWindow(1000, 24*time.Hour).Named("daily"),
+		},
+		Logger: discard,
+	}))
+	defer forget(api)
+	ctx := context.Background()
+	d, _ := api.TakeN(ctx, "ann", 20)
+	fmt.Println(d.Allowed, d.Policy)
+	d, _ = api.TakeN(ctx, "ann", 20)
+	fmt.Println(d.Allowed, d.Policy)
+	left, _ := api.LookKey(ctx, "ann")
+	fmt.Println(left[1].Name, left[1].Remaining)
+	// Output:
+	// true burst
+	// false burst
+	// daily 980
+}
+
+// planOf returns the plan of a customer.
+func planOf(r *http.Request) string { return r.Header.Get("Plan") }
+
+// Two plans have numbers, and two have none.
+func Example_limitPlans() {
+	plans := map[string][]ratelimit.Limit{
+		"free":      {ratelimit.TokenBucket(1, time.Second, 10), ratelimit.FixedWindow(1_000, 24*time.Hour)},
+		"pro":       {ratelimit.TokenBucket(20, time.Second, 100), ratelimit.FixedWindow(100_000, 24*time.Hour)},
+		"internal":  {ratelimit.Unlimited},
+		"suspended": {ratelimit.Deny},
+	}
+	api := ratelimit.Must(ratelimit.New("api", ratelimit.Options{
+		Limits:    plans["free"],
+		LimitsFor: func(r *http.Request) []ratelimit.Limit { return plans[planOf(r)] }, // planOf is yours
+		Logger:    discard,
+	}))
+	defer forget(api)
+	for _, plan := range []string{"free", "pro", "internal", "suspended"} {
+		r, w := httptest.NewRequest("GET", "/", nil), httptest.NewRecorder()
+		r.Header.Set("Plan", plan)
+		api.Middleware(welcome).ServeHTTP(w, r)
+		fmt.Println(strings.TrimSpace(fmt.Sprint(plan, " ", w.Code, " ", w.Header().Get("RateLimit-Policy"))))
+	}
+	// Output:
+	// free 200 "api-1s";q=1;w=1, "api-24h";q=1000;w=86400
+	// pro 200 "api-1s";q=20;w=1, "api-24h";q=100000;w=86400
+	// internal 200
+	// suspended 429
+}
+
+// Limits are text in configuration files and flags.
+func Example_limitText() {
+	limit, err := ratelimit.ParseLimit("5/1m fixed block=1m,1h,24h")
+	fmt.Println(limit.N(), limit.Window(), limit.Ladder(), err)
+	// Output:
+	// 5 1m0s [1m0s 1h0m0s 24h0m0s] <nil>
+}

@@ -1,0 +1,304 @@
+package ratelimit_test
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/ratelimittest"
+)
+
+// This file draws the pictures of docs/limits.md. Each one shows what a limiter has
+// decided, in the virtual time of a bubble.
+
+var update = flag.Bool("update", false, "with -run TestLimitPictures: write the pictures of docs/limits.md")
+
+// TestLimitPictures checks that each picture is what a run gives.
+func TestLimitPictures(t *testing.T) {
+	burst, retries := bursts(), everySecond(pictureRetries)
+	for name, draw := range map[string]func(*testing.T) string{
+		"fixed":   func(t *testing.T) string { return pictureOf(t, FixedWindow(10, 10*time.Second), burst) },
+		"sliding": func(t *testing.T) string { return pictureOf(t, SlidingWindow(10, 10*time.Second), burst) },
+		"bucket":  func(t *testing.T) string { return pictureOf(t, TokenBucket(10, 10*time.Second, 10), burst) },
+		"block": func(t *testing.T) string {
+			ladder := []time.Duration{10 * time.Second, 20 * time.Second, 40 * time.Second}
+			return pictureOfBlocks(t, retries, []Limit{
+				FixedWindow(5, 10*time.Second),
+				FixedWindow(5, 10*time.Second).Block(ladder...),
+				SlidingWindow(5, 10*time.Second).Block(ladder...),
+				TokenBucket(5, 10*time.Second, 5).Block(ladder...),
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				path, picture := "docs/limits-"+name+".svg", draw(t)
+				if *update {
+					require.NoError(t, os.WriteFile(path, []byte(picture), 0o666))
+				}
+				committed, err := os.ReadFile(path)
+				require.NoError(t, err)
+				require.Equal(t, strings.ReplaceAll(string(committed), "\r\n", "\n"), picture,
+					"draw it again: go test -run TestLimitPictures . -args -update")
+			})
+		})
+	}
+}
+
+const (
+	pictureSpan    = 48 * time.Second // of the pictures of one limit
+	pictureRetries = 90 * time.Second // of the picture of blocks
+	sampleEvery    = 100 * time.Millisecond
+	third          = time.Second / 3 // a column of requests
+)
+
+// bursts are the requests of a client: 3 per second for 20 s, a pause, one request, two
+// bursts of 12, a pause, and one request per second.
+func bursts() (at []time.Duration) {
+	for i := range time.Duration(60) {
+		at = append(at, i*third)
+	}
+	at = append(at, 25*time.Second)
+	for _, burst := range []time.Duration{101 * third, 106 * third} { // before and after the end of a fixed window
+		for i := range time.Duration(12) {
+			at = append(at, burst+i*time.Millisecond)
+		}
+	}
+	for i := range time.Duration(6) {
+		at = append(at, (42+i)*time.Second)
+	}
+	return at
+}
+
+// everySecond is a client that sends a request every second, whatever the answer is.
+func everySecond(span time.Duration) (at []time.Duration) {
+	for t := time.Duration(0); t < span; t += time.Second {
+		at = append(at, t)
+	}
+	return at
+}
+
+// A limitRun is what a limiter has decided about requests.
+type limitRun struct {
+	at        []time.Duration
+	decisions []Decision
+	counted   []int64 // the units counted, every sampleEvery
+}
+
+// runLimit sends requests to a limiter. It must be called in a bubble.
+func runLimit(t *testing.T, limit Limit, at []time.Duration, span time.Duration) *limitRun {
+	l := ratelimittest.New(t, quiet(limit))
+	start, run := time.Now(), &limitRun{at: at}
+	for now := time.Duration(0); now <= span; now += sampleEvery {
+		for len(run.decisions) < len(at) && at[len(run.decisions)] <= now {
+			time.Sleep(at[len(run.decisions)] - time.Since(start))
+			d, err := l.Take(ctx, "client")
+			require.NoError(t, err)
+			run.decisions = append(run.decisions, d)
+		}
+		time.Sleep(now - time.Since(start))
+		left, err := l.LookKey(ctx, "client")
+		require.NoError(t, err)
+		run.counted = append(run.counted, limit.Burst()-left[0].Remaining)
+	}
+	require.Len(t, run.decisions, len(at))
+	return run
+}
+
+// admitted returns how many requests were admitted after one time, up to another one.
+func (r *limitRun) admitted(after, until time.Duration) (n int64) {
+	for i, d := range r.decisions {
+		if d.Allowed && r.at[i] > after && r.at[i] <= until {
+			n++
+		}
+	}
+	return n
+}
+
+// A picture is an SVG that is being written. Its coordinates are in tenths of a pixel, so
+// that they are integers, the same on every machine.
+type picture struct {
+	strings.Builder
+	span time.Duration // of the x axis
+}
+
+const (
+	pictureWidth = 9200
+	pictureLeft  = 340 // of the x axis
+	pictureRight = 9000
+	square       = 50 // the side of a request
+	squareStep   = 60
+)
+
+// x returns the place of a time.
+func (p *picture) x(t time.Duration) int64 {
+	return pictureLeft + (pictureRight-pictureLeft)*int64(t/time.Millisecond)/int64(p.span/time.Millisecond)
+}
+
+// px is a coordinate in pixels.
+func px(tenths int64) string { return fmt.Sprintf("%d.%d", tenths/10, tenths%10) }
+
+// text writes a text of some classes.
+func (p *picture) text(class string, x, y int64, text string) {
+	fmt.Fprintf(p, "  <text class=\"%s\" x=\"%s\" y=\"%s\">%s</text>\n", class, px(x), px(y), text)
+}
+
+// path writes a path of a class.
+func (p *picture) path(class, d string) {
+	if d != "" {
+		fmt.Fprintf(p, "  <path class=\"%s\" d=\"%s\"/>\n", class, d)
+	}
+}
+
+// boxOf is the path of a square. A denied request's has an outline only.
+func boxOf(x, y int64, allowed bool) string {
+	if allowed {
+		return fmt.Sprintf("M%s %sh5v5h-5z", px(x), px(y))
+	}
+	return fmt.Sprintf("M%s %sh4v4h-4z", px(x+5), px(y+5))
+}
+
+// requests draws squares: admitted requests upwards from the base line, denied ones
+// downwards. Requests of one column of time are stacked. It returns the height of the
+// highest stack of denied requests.
+func (p *picture) requests(run *limitRun, column time.Duration, base int64) (depth int64) {
+	var yes, no strings.Builder
+	stacks := make(map[time.Duration][2]int64)
+	for i, d := range run.decisions {
+		place := (run.at[i] + column/2) / column
+		stack := stacks[place]
+		if d.Allowed {
+			yes.WriteString(boxOf(p.x(place*column), base-squareStep*(1+stack[0]), true))
+			stack[0]++
+		} else {
+			no.WriteString(boxOf(p.x(place*column), base+20+squareStep*stack[1], false))
+			stack[1]++
+			depth = max(depth, squareStep*stack[1])
+		}
+		stacks[place] = stack
+	}
+	p.path("yes", yes.String())
+	p.path("no", no.String())
+	p.path("row", fmt.Sprintf("M%s %sH%s", px(pictureLeft), px(base+5), px(pictureRight)))
+	return depth
+}
+
+// ticks labels the x axis.
+func (p *picture) ticks(every time.Duration, y int64) {
+	for t := time.Duration(0); t <= p.span; t += every {
+		p.text("dim mid", p.x(t), y, fmt.Sprint(t.Seconds(), " s"))
+	}
+}
+
+// steps is the path of values, one for each sampleEvery.
+func (p *picture) steps(values []int64, y func(int64) int64) string {
+	var b strings.Builder
+	for i, v := range values {
+		if i == 0 {
+			fmt.Fprintf(&b, "M%s %s", px(p.x(0)), px(y(v)))
+		} else if v != values[i-1] {
+			fmt.Fprintf(&b, "H%sV%s", px(p.x(time.Duration(i)*sampleEvery)), px(y(v)))
+		}
+	}
+	fmt.Fprintf(&b, "H%s", px(p.x(p.span)))
+	return b.String()
+}
+
+// end returns the picture of a height.
+func (p *picture) end(title string, height int64) string {
+	return fmt.Sprintf(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="system-ui, sans-serif" font-size="12.5" role="img" aria-label="%s">
+  <style>
+    text { fill: #24292f } .dim { fill: #57606a } .end { text-anchor: end } .mid { text-anchor: middle } .head { font-size: 14px; font-weight: 600 }
+    path { fill: none; stroke-width: 1 } .row { stroke: #d0d7de } .back { fill: #fff } .band { fill: #ffebc2 }
+    .yes { fill: #0969da } .no { stroke: #bc4c00 } .count { stroke: #0969da; stroke-width: 2 } .recent { stroke: #57606a; stroke-width: 1.5; stroke-dasharray: 4 3 } .limit { stroke: #bc4c00 }
+    @media (prefers-color-scheme: dark) {
+      text { fill: #e6edf3 } .dim { fill: #9198a1 } .row { stroke: #3d444d } .back { fill: #0d1117 } .band { fill: #3b2a08 }
+      .yes { fill: #4493f8 } .no { stroke: #f0883e } .count { stroke: #4493f8 } .recent { stroke: #9198a1 } .limit { stroke: #f0883e }
+    }
+  </style>
+  <rect class="back" width="100%%" height="100%%"/>
+%s</svg>
+`, pictureWidth/10, height/10, title, p.String())
+}
+
+// pictureOf draws the decisions of one limit, and below them the units that it has counted
+// beside the units that it has admitted within one window.
+func pictureOf(t *testing.T, limit Limit, at []time.Duration) string {
+	p, run := &picture{span: pictureSpan}, runLimit(t, limit, at, pictureSpan)
+	recent, most := make([]int64, len(run.counted)), int64(0)
+	for i := range recent {
+		now := time.Duration(i) * sampleEvery
+		recent[i] = run.admitted(now-limit.Window(), now)
+		most = max(most, recent[i])
+	}
+	title := fmt.Sprintf("%v: %d of %d requests admitted, at most %d of them within %v", limit, run.admitted(-1, pictureSpan), len(at), most, limit.Window())
+	p.text("head", 140, 220, title)
+
+	p.path("yes", boxOf(140, 355, true))
+	p.text("", 240, 420, "admitted")
+	p.path("no", boxOf(980, 355, false))
+	p.text("", 1080, 420, "denied")
+	p.path("count", "M174 38h18")
+	p.text("", 1970, 420, "units counted")
+	p.path("recent", "M300 38h22")
+	p.text("", 3270, 420, fmt.Sprintf("admitted within the last %v", limit.Window()))
+	p.path("limit", "M510 38h18")
+	p.text("", 5330, 420, "limit")
+
+	const base, high = 1230, 20 // high is the largest value of the y axis
+	top := base + p.requests(run, third, base) + 300
+	bottom := top + 960
+	y := func(v int64) int64 { return bottom - (bottom-top)*v/high }
+	for _, v := range []int64{0, 5, 10, 15, 20} {
+		class := "row"
+		if v == limit.N() {
+			class = "limit"
+		}
+		p.path(class, fmt.Sprintf("M%s %sH%s", px(pictureLeft), px(y(v)), px(pictureRight)))
+		if v%10 == 0 {
+			p.text("dim end", pictureLeft-60, y(v)+45, fmt.Sprint(v))
+		}
+	}
+	p.path("recent", p.steps(recent, y))
+	p.path("count", p.steps(run.counted, y))
+	p.ticks(10*time.Second, bottom+190)
+	return p.end(title, bottom+300)
+}
+
+// pictureOfBlocks draws the decisions of several limits about the same requests, and the
+// blocks that they have started.
+func pictureOfBlocks(t *testing.T, at []time.Duration, limits []Limit) string {
+	p := &picture{span: pictureRetries}
+	const title = "A client that sends a request every second, whatever the answer is"
+	p.text("head", 140, 220, title)
+	p.path("yes", boxOf(140, 355, true))
+	p.text("", 240, 420, "admitted")
+	p.path("no", boxOf(980, 355, false))
+	p.text("", 1080, 420, "denied")
+	fmt.Fprintf(p, "  <rect class=\"band\" x=\"174\" y=\"32\" width=\"18\" height=\"12\"/>\n")
+	p.text("", 1970, 420, "blocked")
+
+	const lane = 620
+	y := int64(740)
+	for _, limit := range limits {
+		run := runLimit(t, limit, at, pictureRetries)
+		p.text("", pictureLeft, y, fmt.Sprintf("%v: %d of %d admitted", limit, run.admitted(-1, pictureRetries), len(at)))
+		for i, d := range run.decisions {
+			if d.Blocked && !run.decisions[i-1].Blocked { // a block has begun
+				from, until := p.x(at[i]), p.x(min(at[i]+d.RetryAfter, p.span))
+				fmt.Fprintf(p, "  <rect class=\"band\" x=\"%s\" y=\"%s\" width=\"%s\" height=\"22\"/>\n", px(from), px(y+95), px(until-from))
+			}
+		}
+		p.requests(run, time.Second, y+200)
+		y += lane
+	}
+	p.ticks(10*time.Second, y-170)
+	return p.end(title, y-60)
+}
