@@ -12,8 +12,8 @@ import (
 
 // These tests have a Redis server whose clock jumps while a key is blocked.
 
-// TestServerClockSetBackKeepsBlocks: no key is freed, and none is blocked for longer than its
-// block was to last. The ladder goes on, and the key has a time to live.
+// TestServerClockSetBackKeepsBlocks: no key is freed, and none is blocked for longer than the
+// duration of its block. The ladder goes on, and the key has a time to live.
 func TestServerClockSetBackKeepsBlocks(t *testing.T) {
 	for _, algorithm := range algorithms(3, time.Minute) {
 		for _, back := range []time.Duration{time.Millisecond, 10 * time.Minute, 90 * time.Minute, 3 * time.Hour, 1000 * time.Hour} {

@@ -234,8 +234,7 @@ func TestResetLiftsABlockAtOnce(t *testing.T) {
 }
 
 // TestBlockByHandAtARemoteStore: it takes effect at once in this process, and in others as
-// soon as they ask the store. Of two ends the later one
-// holds.
+// soon as they ask the store. The later one of two ends holds.
 func TestBlockByHandAtARemoteStore(t *testing.T) {
 	for _, limit := range algorithms(5, time.Minute) {
 		remotely(t, Options{Limits: []Limit{limit}, DenyRecheck: -1}, func(t *testing.T, backend *remoteBackend, l *Limiter) {

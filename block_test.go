@@ -280,8 +280,8 @@ func TestRefundsAndChargesMoveNoBlock(t *testing.T) {
 }
 
 // TestBlockBelongsToTheCounter: a block goes on under limits of the same algorithm and
-// window, with or without Block. Under another window the key is not blocked. The ladder
-// is that of the limit that denies, and the last duration of a shorter one.
+// window, with or without Block. Under another window the key is not blocked. The limit
+// that denies has the ladder. If it is too short, its last duration is used.
 func TestBlockBelongsToTheCounter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limit := FixedWindow(1, time.Minute)
@@ -433,7 +433,7 @@ func TestManyDenialsStartOneBlock(t *testing.T) {
 }
 
 // TestBlockByHand: it denies under limits with and without Block and under the plans that
-// were used, with the first limit's policy. The later of two ends stands. It moves no
+// were used, with the first limit's policy. The later of two ends holds. It moves no
 // rung, and its end counts for when the ladder is forgotten. Reset lifts it.
 func TestBlockByHand(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -128,8 +128,9 @@ func (l Limit) Name() string { return l.name }
 //	FixedWindow(5, time.Minute).Block(time.Minute, time.Hour, 24*time.Hour)
 //
 // A block lasts for its duration, or until the limit alone would admit the request if
-// that is later. So a duration that is shorter than the window often has no effect. While it lasts, requests are denied and counted nowhere, and nothing
-// that the client does makes it longer. A request that costs 0 passes.
+// that is later. So a duration that is shorter than the window often has no effect. While
+// the block lasts, requests are denied and counted nowhere, and nothing that the client
+// does makes it longer. A request that costs 0 passes.
 //
 // The durations start again with the first one when the key has not been blocked for as
 // long as the longest duration, or for as long as the window if that is longer.
@@ -143,7 +144,8 @@ func (l Limit) Name() string { return l.name }
 // block, and while one of them lasts, no limit counts. With Options.Count, the units
 // that lead to a block are failures, and the denial after them starts it, whatever the
 // request would have been. A denial starts no block if there would be none without the
-// requests that this process is still handling. In Shadow, blocks are counted and reported, and requests are let through.
+// requests that this process is still handling. In Shadow, blocks are counted and
+// reported, and requests are let through.
 //
 // A [MemoryStore] and a [RedisStore] count blocks, and so do stores that implement
 // [KindStore]. [New] refuses the limit for other stores.

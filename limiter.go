@@ -297,8 +297,7 @@ func (l *Limiter) TakeUpTo(ctx context.Context, key string, n int64) (granted in
 	}
 	d.fill(p, &t, &results[t.bound])
 	if !d.Allowed {
-		l.reportDenial(ctx, EventDenied, key, n, &d)
-		l.reportBegun(ctx, key, n, &d, p, &t, results[:])
+		l.reportDenial(ctx, EventDenied, key, n, &d, p, &t, results[:])
 	}
 	return t.granted, d, nil
 }
@@ -331,10 +330,11 @@ func (l *Limiter) takeInto(d *Decision, ctx context.Context, key string, n int64
 	}
 	answer, _, blocked, held := l.memory.table.TakeOne(key, n, &p.limits[0].rule, p.numbers[0])
 	result := resultOf(answer)
-	d.fill(p, &taken{blocked: blocked}, &result)
+	t := taken{blocked: blocked}
+	d.fill(p, &t, &result)
 	held.Unlock() // no defer: nothing above can panic, and it costs 4 ns
 	if !d.Allowed {
-		l.reportDenial(ctx, EventDenied, key, n, d)
+		l.reportDenial(ctx, EventDenied, key, n, d, p, &t, nil)
 	}
 	return nil
 }
@@ -348,28 +348,25 @@ func (l *Limiter) takeAll(d *Decision, ctx context.Context, key string, n int64,
 	}
 	d.fill(p, &t, &results[t.bound])
 	if !d.Allowed && n > 0 { // a look, which Deny denies, is no event
-		l.reportDenial(ctx, EventDenied, key, n, d)
-		l.reportBegun(ctx, key, n, d, p, &t, results[:])
+		l.reportDenial(ctx, EventDenied, key, n, d, p, &t, results[:])
 	}
 	return nil
 }
 
-// reportBegun reports the block that a decision has started, if it has started one.
-func (l *Limiter) reportBegun(ctx context.Context, key string, n int64, d *Decision, p *policy, t *taken, results []Result) {
-	if t.began == 0 || !l.events.observed() {
+// reportDenial reports a denial of n units, and the block that it has started, if any. t and
+// results are of the decision.
+func (l *Limiter) reportDenial(ctx context.Context, kind EventKind, key string, n int64, d *Decision, p *policy, t *taken, results []Result) {
+	if !l.events.observed() {
+		return
+	}
+	l.events.emit(ctx, Event{Kind: kind, Key: key, Policy: d.Policy, Limit: d.Limit, Decision: *d, Units: n})
+	if t.began == 0 {
 		return
 	}
 	i := int(t.began - 1)
 	l.events.emit(ctx, Event{
 		Kind: EventBlocked, Key: key, Policy: p.names[i], Limit: *p.limit(i), Decision: *d, Units: n, Duration: results[i].RetryAfter,
 	})
-}
-
-// reportDenial reports a denial of n units.
-func (l *Limiter) reportDenial(ctx context.Context, kind EventKind, key string, n int64, d *Decision) {
-	if l.events.observed() {
-		l.events.emit(ctx, Event{Kind: kind, Key: key, Policy: d.Policy, Limit: d.Limit, Decision: *d, Units: n})
-	}
 }
 
 // asking is how take asks for units.

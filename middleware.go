@@ -246,8 +246,7 @@ func (l *Limiter) decide(w http.ResponseWriter, h http.Header, r *http.Request, 
 func (l *Limiter) reportDecided(r *http.Request, kind EventKind, s *requestState, cost int64, t *taken, results []Result) {
 	if l.events.observed() {
 		d := s.bound.decision()
-		l.reportDenial(r.Context(), kind, s.key, cost, &d)
-		l.reportBegun(r.Context(), s.key, cost, &d, s.bound.policy, t, results)
+		l.reportDenial(r.Context(), kind, s.key, cost, &d, s.bound.policy, t, results)
 	}
 }
 

@@ -185,14 +185,16 @@ type KindStore interface {
 	// Kinds returns what the store counts. It is the same for the life of the store.
 	Kinds() Kinds
 
-	// TakePending is Take, which is TakePending without pending units, for a key of which some units may yet be given back, because
-	// nobody knows yet whether they count; see Options.Count. A limit that would not deny
-	// without the pending units starts no block. In a window, the pending units count
-	// that Adjust would give back. In a bucket, all pending units count for as long as the
-	// bucket takes to be whole again, because it is not known which units have leaked. It is called with a lock held
-	// that holds up other requests of the key, and of one in 64 of all other keys, unless
-	// the store is a [RemoteStore]. A limiter does not call it if the store is a
-	// [SharedStore].
+	// TakePending is Take for a key of which some units may yet be given back, because
+	// nobody knows yet whether they count; see Options.Count. Without pending units both
+	// are the same. A limit that would not deny without the pending units starts no block.
+	// In a window, the pending units count that Adjust would give back. In a bucket, all
+	// pending units count for as long as the bucket takes to be whole again, because it is
+	// not known which units have leaked.
+	//
+	// TakePending is called with a lock held that holds up other requests of the key, and
+	// of one in 64 of all other keys, unless the store is a [RemoteStore]. A limiter does
+	// not call it if the store is a [SharedStore].
 	TakePending(ctx context.Context, key string, n int64, pending []Pending, limits []Limit, results []Result) (Instant, error)
 
 	// Block joins a block with the block of key's counter under each limit: of two ends

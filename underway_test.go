@@ -85,7 +85,7 @@ func (s *logins) denied(t *testing.T, wait time.Duration, blocked bool) {
 }
 
 // TestOnlyFailuresLeadToABlock: five logins at once that all succeed block nobody, although
-// the sixth is denied meanwhile. Five that fail do, at the next attempt.
+// the sixth is denied. Five logins that fail do block the key, at the next attempt.
 func TestOnlyFailuresLeadToABlock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newLogins(t, Options{})
@@ -126,7 +126,7 @@ func TestHeldRequestsCannotPreventABlock(t *testing.T) {
 }
 
 // TestPendingUnitsFollowAddCost: units that a request has added may be given back, too, and
-// those that it has given back are not counted twice.
+// units that it has given back are not counted twice.
 func TestPendingUnitsFollowAddCost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var l *Limiter

@@ -71,7 +71,7 @@ type quota struct {
 	refill time.Duration
 	keys   int // the maximum number of keys; 0 means maxKeys
 
-	// Of this library alone:
+	// Settings that only this library has:
 	block   time.Duration // how long a denial blocks a key; 0 means no blocks
 	recheck time.Duration // Options.DenyRecheck
 }

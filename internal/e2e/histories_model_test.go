@@ -209,7 +209,7 @@ func (m keyModel) denies(s keyState) keyState {
 	return s
 }
 
-// blockByHand returns the state after a block by hand. Of two ends the later one stays.
+// blockByHand returns the state after a block by hand. The later one of two ends stays.
 func (m keyModel) blockByHand(s keyState) keyState {
 	s.block = max(s.block, byHand)
 	return s

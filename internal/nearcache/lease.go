@@ -121,9 +121,10 @@ func (d *demand) turn(now, age int64) {
 }
 
 // TakeLeased takes n units of key out of its lease and fills answers, if n units are
-// left and none of the key's counters is blocked. at is when the store counted them. If refill is true, the lease is running
-// low, and the caller should request more with WantLease. age, here and below, is how
-// long units may be held, in nanoseconds. TakeLeased locks the key's stripe.
+// left and none of the key's counters is blocked. at is when the store counted them. If
+// refill is true, the lease is running low, and the caller should request more with
+// WantLease. age, here and below, is how long units may be held, in nanoseconds.
+// TakeLeased locks the key's stripe.
 func (c *Cache) TakeLeased(key string, n, now, age int64, limits []rule.Limit, answers []rule.Answer) (at Instant, ok, refill bool) {
 	p := c.at(key)
 	p.mu.Lock()

@@ -20,9 +20,9 @@ import (
 // The ledger is bounded in bytes. When it is full, the keys that have been in it for
 // the longest time are dropped. The store never learns of their units, so it may admit
 // the same number of units again, and it does not block these keys. Forgotten counts them,
-// unless their units and blocks no longer count. Each stripe has an equal part of the bytes. Keys longer than longKey
-// bytes have a quarter of the ledger to themselves. So a client that sends long keys
-// cannot displace short ones.
+// unless their units and blocks no longer count. Each stripe has an equal part of the
+// bytes. Keys longer than longKey bytes have a quarter of the ledger to themselves. So a
+// client that sends long keys cannot displace short ones.
 //
 // The lock of a stripe guards its ledger, with all entries and records. All functions
 // here that get a keyRef, an entry or a ledger require that it is held. The exported
@@ -567,8 +567,9 @@ func levelOf(l *rule.Limit, s rule.State, now int64) int64 {
 
 // EndSending ends at now what BeginSending has begun, and wakes the callers that wait for
 // it. sent is how many of the first elements of b.Owed the store has, or may have,
-// counted. The store has certainly not counted the other elements, and they go back into
-// the ledger. There a block is joined with one that began in the meantime. EndSending locks the key's stripe.
+// counted, or joined if they are blocks. The other elements go back into the ledger. Units
+// among them are certainly not counted by the store. A block is joined with one that began
+// in the meantime. EndSending locks the key's stripe.
 func (c *Cache) EndSending(b *Batch, sent int, now int64) {
 	p := c.at(b.Key)
 	p.mu.Lock()

@@ -180,10 +180,11 @@ func (c *Cache) at(key string) keyRef {
 
 // Denied reports whether n units of a key are known to be denied, and if so fills
 // answers, which must be as long as limits. A key that is blocked is denied for every
-// n > 0. Bit i of blocked is set if the counter under limit i is blocked. When a permission to deny has expired, Denied
-// returns false to one caller, which then asks the store. It denies for all others for
-// another recheck. If recheck is negative, a permission lasts as long as the denial. The
-// version is for [Cache.Learn]. Denied does not lock the stripe.
+// n > 0. Bit i of blocked is set if the counter under limit i is blocked. When a
+// permission to deny has expired, Denied returns false to one caller, which then asks the
+// store. It denies for all others for another recheck. If recheck is negative, a
+// permission lasts as long as the denial. The version is for [Cache.Learn]. Denied does
+// not lock the stripe.
 func (c *Cache) Denied(key string, n, now, recheck int64, limits []rule.Limit, answers []rule.Answer) (denied bool, blocked uint8, version uint64) {
 	p := c.at(key)
 	version = p.version.Load()

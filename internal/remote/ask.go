@@ -125,15 +125,12 @@ func (r *Remote) call(ctx context.Context, req *storeRequest, answers []rule.Ans
 		Key: req.Key, Units: req.Units + req.more, UpTo: req.UpTo, Limits: req.Limits, Now: req.now, Until: req.until,
 		States: states, Blocks: blocks,
 	}
-	q.StartsBlocks = req.startsBlocks()
-	if q.StartsBlocks {
+	if req.startsBlocks() {
 		// A jump of the store's clock may have ended a denial there that still holds here. The
 		// store then counts units that are given back, and must start no block because of them.
-		still, _ := r.near.StillDenied(req.Key, req.least(), req.now, req.Limits.Rules, answers)
-		q.StartsBlocks = !still
-	}
-	if q.StartsBlocks {
-		q.Pending = r.pending(req, (*Remote).sendAt)
+		if still, _ := r.near.StillDenied(req.Key, req.least(), req.now, req.Limits.Rules, answers); !still {
+			q.StartsBlocks, q.Pending = true, r.pending(req, (*Remote).sendAt)
+		}
 	}
 	return r.opts.Engine.Take(ctx, q, answers)
 }

@@ -441,14 +441,14 @@ func (r *Remote) takeUpTo(ctx context.Context, req *storeRequest, answers []rule
 	}
 	if err != nil || d.Granted == 0 { // the lease has already filled in answers
 		d = fromLease
-		d.Granted = 0
+	} else {
+		d.Granted += leased
 	}
 	// The lease has granted some: the decision is an admission, so no answer may
 	// deny, whatever the rest has got.
 	for i := range answers {
 		answers[i].Retry = 0
 	}
-	d.Granted += leased
 	d.Blocked = 0
 	return d, nil
 }
@@ -458,7 +458,7 @@ func (r *Remote) takeUpTo(ctx context.Context, req *storeRequest, answers []rule
 // that starts a block: only the store may start one.
 func (r *Remote) isDenied(req *storeRequest, answers []rule.Answer) (denied bool) {
 	var blocked uint8
-	denied, blocked, req.version = r.near.Denied(req.Key, req.least(), req.now, r.recheck(req, blocked), req.Limits.Rules, answers)
+	denied, blocked, req.version = r.near.Denied(req.Key, req.least(), req.now, r.recheck(req, 0), req.Limits.Rules, answers)
 	if denied && blocked == 0 && r.wouldBlock(req, answers) && (r.opts.OnFailure == FallbackLocal || !r.breaker.Open()) {
 		return false
 	}

@@ -28,8 +28,10 @@
 // counters were used under: Kind, N, Window and Burst, of 8 bytes each. From version 2 on,
 // the last of them may have the kind [rule.Blocked]: the counters with its number are
 // blocks. A file has version 1 until its table holds the first block, so programs that
-// do not know blocks can read it. Changes without a commit are ignored. A file gets its name only after its first commit; further
-// changes and commits are appended. So whatever follows the last commit is what a
+// do not know blocks can read it.
+//
+// Changes without a commit are ignored. A file gets its name only after its first commit;
+// further changes and commits are appended. So whatever follows the last commit is what a
 // process was writing when it ended. After a power failure, file systems may leave zeros
 // up to the end of the file in place of data that was not written. If other bytes follow
 // such a part, the file is damaged.

@@ -286,7 +286,7 @@ func TestBlockedSurviveFlood(t *testing.T) {
 }
 
 // TestRungIsKeptLonger: when a block is over, its rung goes after all counters with units
-// left, and before those of keys that are denied. Its loss is not one of a denied key.
+// left, and before the counters of denied keys. Its loss does not count as one of a denied key.
 func TestRungIsKeptLonger(t *testing.T) {
 	for _, row := range []struct {
 		name    string
