@@ -3,7 +3,7 @@
 -- moves each counter only as far as the units still count there. It keeps the
 -- counters' blocks.
 --
--- Adjust is lib.lua and then this file. The package comment in script.go
+-- Adjust is lib.lua, move.lua and then this file. The package comment in script.go
 -- describes the protocol:
 --
 --   KEYS   a counter for each limit
@@ -16,7 +16,7 @@
 --
 -- Instants and windows are in microseconds.
 --
--- Expects the locals of lib.lua. Returns the reply.
+-- Expects the locals of lib.lua and move.lua. Returns the reply.
 --
 -- Checked against internal/rule by TestScriptsFollowTheRules and FuzzScripts:
 -- they run random histories on a clock of their own, here and in the rule.
@@ -41,7 +41,7 @@ local age = 0 -- of the units
 if takenAt ~= 'now' then age = math.max(0, now - tonumber(takenAt)) end
 
 -- Nothing is written until all keys are known to hold counters.
-local before, after, needsTTL, blocks = {}, {}, {}, {}
+local before, after, mustWrite, blocks = {}, {}, {}, {}
 local reply = {now}
 for i = 1, #KEYS do
   local kind, n, w, burst = kinds[i], N[i], windows[i], bursts[i]
@@ -49,7 +49,7 @@ for i = 1, #KEYS do
   if not t then return redis.error_reply('JUNK ' .. i) end
   t, a, b = at(kind, t, a, b, n, w, now)
   before[i], after[i] = {t, a, b}, {move(kind, t, a, b, n, w, burst, now, units, age)}
-  needsTTL[i], blocks[i] = needed, block
+  mustWrite[i], blocks[i] = needed, block
   for _, number in ipairs(before[i]) do reply[#reply + 1] = number end
   for _, number in ipairs(after[i]) do reply[#reply + 1] = number end
 end
@@ -57,9 +57,9 @@ end
 for i = 1, #KEYS do
   local kind, n, w = kinds[i], N[i], windows[i]
   local oldA, t, a, b = before[i][2], unpack(after[i])
-  if kind == 'f' and oldA > 0 and a > 0 and not needsTTL[i] and tonumber(values[i]) then
+  if kind == 'f' and oldA > 0 and a > 0 and not mustWrite[i] and tonumber(values[i]) then
     -- INCRBY keeps the time to live, and so the window's end. The value is not a
-    -- number if the counter has a block.
+    -- number if it has a block, perhaps a forgotten one.
     if a ~= oldA then redis.call('INCRBY', KEYS[i], a - oldA) end
   elseif values[i] or not fresh(a, b) then
     write(KEYS[i], kind, t, a, b, n, w, now, blocks[i])

@@ -1,8 +1,7 @@
 -- The limits in ARGV, reading and writing counters, and the arithmetic of
 -- internal/rule: what Take, Adjust and Block share.
 --
--- The fourth file of Take, between the fast paths and take.lua: take_begin.lua
--- lists the files. The first file of Adjust and of Block.
+-- The fourth file of Take, after the fast paths: take_begin.lua lists the files. The first file of Adjust and of Block.
 --
 --   KEYS   for each key: a counter for each limit
 --   ARGV   for each limit: kind (f, s or b), N, window, and burst if it is a b;
@@ -14,11 +13,11 @@
 -- Expects no locals. Leaves to the files after it:
 --
 --   limitCount, kinds, N, windows, bursts   the limits, numbered from 1
---   ladders                                 their ladders; nil for f, s and b
+--   ladders                                 their ladders; nil if none has one
 --   ownArg                                  the index of the first own argument
 --   readCounter, readAll, decode, write     functions for counters
 --   fresh, older, drain, at, newWindowT,    functions for states
---   left, move
+--   left
 --
 -- A function that internal/rule has too has the same name here, and is
 -- explained there. Parameters kind, n, w and burst are the fields of a
@@ -46,12 +45,14 @@ if string.format(intFormat, exact) ~= '9007199254740992' then
   intFormat, stateFormat = '%.0f', '%.0f %.0f %.0f'
 end
 
-local limitCount, kinds, N, windows, bursts, ladders = 0, {}, {}, {}, {}, {}
+local limitCount, kinds, N, windows, bursts = 0, {}, {}, {}, {}
+local ladders
 local ownArg = 1
 repeat
   limitCount = limitCount + 1
-  local letter = ARGV[ownArg]
-  local kind = string.lower(letter)
+  local kind = ARGV[ownArg]
+  local hasLadder = kind == 'F' or kind == 'S' or kind == 'B'
+  if hasLadder then kind = string.lower(kind) end
   kinds[limitCount] = kind
   N[limitCount] = ARGV[ownArg + 1] + 0
   windows[limitCount] = ARGV[ownArg + 2] + 0
@@ -60,11 +61,14 @@ repeat
     bursts[limitCount] = ARGV[ownArg] + 0
     ownArg = ownArg + 1
   end
-  if letter ~= kind then
+  if hasLadder then
+    ladders = ladders or {}
     ladders[limitCount] = ARGV[ownArg]
     ownArg = ownArg + 1
   end
-until not ARGV[ownArg] or tonumber(ARGV[ownArg])
+  local following = ARGV[ownArg]
+until following ~= 'f' and following ~= 's' and following ~= 'b' and
+  following ~= 'F' and following ~= 'S' and following ~= 'B'
 
 local function fresh(a, b) return a == 0 and b == 0 end
 
@@ -159,47 +163,6 @@ local function left(kind, t, a, b, n, w, burst, now)
   return burst - a
 end
 
--- shift moves a window's count by some units, between zero and the limit. A
--- count that is already above the limit, because the limit was lowered, stays.
-local function shift(count, units, n)
-  if units < 0 then return math.max(0, count + units) end
-  return math.max(count, math.min(count + units, n))
-end
-
--- move returns a state with some units moved that were taken age ago, as Adjust
--- of internal/rule does: less than 0 gives them back, more than 0 charges them.
--- The state must be at now, and so is the one returned.
-local function move(kind, t, a, b, n, w, burst, now, units, age)
-  if units == 0 or (units < 0 and fresh(a, b)) then return t, a, b end
-  local elapsed = math.max(0, now - t)
-  if kind == 'b' then
-    -- Units leak in the order they came. whole and part are how much of these
-    -- units has not leaked yet.
-    local _, whole, part = at(kind, now - age, math.abs(units), 0, n, w, now)
-    if units < 0 then
-      a, b = drain(a, b, whole, part, w)
-    elseif a < burst then
-      a, b = a + whole, b + part
-      if b >= w then a, b = a + 1, b - w end
-      if a >= burst then a, b = burst, 0 end
-    end
-  elseif fresh(a, b) then
-    t, a, b = at(kind, now - age, math.min(units, n), 0, n, w, now)
-    if kind == 'f' and a > 0 then t = newWindowT(t, w) end
-  elseif age <= elapsed then
-    a = shift(a, units, n) -- they were taken in this window
-  elseif kind == 'f' and (age <= elapsed + 2000 or units > 0 and age < w) then
-    -- A fixed window can seem to have opened up to two milliseconds late: one
-    -- from the rounding of its end, and one that may have begun between PTTL
-    -- and TIME. Units to charge that are older than the window, but younger
-    -- than its length, would have opened a window that is still open.
-    a = shift(a, units, n)
-  elseif kind == 's' and age - elapsed <= w then
-    b = shift(b, units, n) -- they were taken in the window before
-  end
-  return at(kind, t, a, b, n, w, now) -- fresh, if the units left weigh nothing
-end
-
 -- resetAt returns the instant from which on a state counts as a fresh one: now
 -- plus the Reset of a rule.Answer. A sliding window's units weigh nothing when
 -- floor(a*(w-e)/w) is 0, e after the window that follows theirs has begun. The
@@ -243,76 +206,60 @@ local function readAll()
   return values, lives, time[1] * 1000000 + time[2]
 end
 
--- decodeBlock returns the block of a counter from the end of its value: ends,
--- lasts, rung and forget. It returns nil for any other text. The second result
--- is true if the clock has been set back since: no block has more left than its
--- duration.
-local function decodeBlock(text, now)
-  local ends, lasts, rung, forget = string.match(text, '^(%d+) (%d+) ([0-4]) (%d+)$')
-  if not ends or #ends > 16 or #lasts > 16 or #forget > 16 then return nil end
-  local block = {ends = ends + 0, lasts = lasts + 0, rung = rung + 0, forget = forget + 0}
-  if math.max(block.ends, block.lasts, block.forget) > exact then return nil end
-  if block.ends - now <= block.lasts then return block, false end
-  block.ends = now + block.lasts
-  return block, true
-end
-
--- decodePacked returns the state in a value of three big-endian doubles, T, A and
--- B, or nil. No version writes such values so far. They take the server less time
--- than text: see docs/redis.md. Every version reads them, so that a later one can
--- write them while this one runs, too. Their first byte, of an instant after 1987,
--- is C, with which no text of digits begins. The library struct is missing in
--- some servers that run Lua.
-local function decodePacked(value)
-  local struct = rawget(_G, 'struct')
-  if not struct then return nil end
-  local t, a, b = struct.unpack('>ddd', value)
-  if t % 1 ~= 0 or a % 1 ~= 0 or b % 1 ~= 0 or a < 0 or a >= 1e15 or b < 0 or b > exact then return nil end
-  return t, a, b
-end
-
 -- decode returns the state t, a, b that a key holds, from its value, and its
 -- PTTL (life) if it is a fixed window: -2 if the key is missing, -1 if it has
 -- no time to live. It returns nil if the value is not a counter.
 --
--- The fourth result is true if the key needs a new time to live, even if no
--- units are added: it has none, or it was written by a clock that was more than
--- a window ahead. The fifth one is the counter's block, or nil if it has none or
--- one that is forgotten.
+-- The fourth result is true if the key must be written even if no units are
+-- added: it has no time to live, or it was written by a clock that was further
+-- ahead than a window or a block lasts. The fifth one is the counter's block, or
+-- nil if it has none or one that is forgotten.
+--
+-- A value of 24 bytes is three big-endian doubles, T, A and B. No version writes
+-- such values so far. They take the server less time than text: see
+-- docs/redis.md. Every version reads them, so that a later one can write them
+-- while this one runs, too. Their first byte, of an instant after 1987, is C,
+-- with which no text of digits begins. The library struct is missing in some
+-- servers that run Lua.
+--
+-- This is one function because each one that a script makes costs all its calls.
 local function decode(kind, value, life, w, now)
   if not value or life == -2 then return now, 0, 0, false end
   if type(value) ~= 'string' then return nil end
-  local needsTTL, block = life == -1, nil
-  if #value == 24 and string.byte(value) == 67 and kind ~= 'f' then -- 67 is C
-    local t, a, b = decodePacked(value)
-    if not t then return nil end
-    return t, a, b, t - now > w
-  end
-  -- A value without a block is the usual one, so it is tried first.
-  local t, a, b
-  if kind ~= 'f' then
-    t, a, b = string.match(value, '^(%d+) (%d+) (%d+)$')
-  elseif value == '0' or string.find(value, '^[1-9]%d*$') then
+  if kind == 'f' and (value == '0' or string.find(value, '^[1-9]%d*$')) then
     -- It is a number that INCRBY accepts. It must be less than 1e15.
     if #value > 15 then return nil end
-    if needsTTL then return now, tonumber(value), 0, true end
-    t = (math.floor(now / 1000) + life) * 1000 - w
+    if life == -1 then return now, tonumber(value), 0, true end
+    local t = (math.floor(now / 1000) + life) * 1000 - w
     return t, tonumber(value), 0, t - now > w
   end
-  if not t then
-    local blockAt = string.find(value, ' !', 1, true)
-    if not blockAt then return nil end
-    local setBack
-    block, setBack = decodeBlock(string.sub(value, blockAt + 2), now)
-    if not block then return nil end
-    needsTTL = needsTTL or setBack
-    if block.ends + block.forget <= now then block = nil end
-    t, a, b = string.match(string.sub(value, 1, blockAt - 1), '^(%d+) (%d+) (%d+)$')
+  if #value == 24 and kind ~= 'f' and string.byte(value) == 67 then -- 67 is C
+    local struct = rawget(_G, 'struct')
+    if not struct then return nil end
+    local t, a, b = struct.unpack('>ddd', value)
+    if t % 1 ~= 0 or a % 1 ~= 0 or b % 1 ~= 0 or a < 0 or a >= 1e15 or b < 0 or b > exact then return nil end
+    return t, a, b, t - now > w
   end
-  if not t or #t > 16 or #a > 15 or #b > 16 then return nil end
+  local mustWrite, block = life == -1, nil
+  local t, a, b
+  if kind ~= 'f' then t, a, b = string.match(value, '^(%d+) (%d+) (%d+)$') end
+  if not t then
+    local ends, lasts, rung, forget
+    t, a, b, ends, lasts, rung, forget =
+      string.match(value, '^(%d+) (%d+) (%d+) !(%d+) (%d+) ([0-4]) (%d+)$')
+    if not t or #ends > 16 or #lasts > 16 or #forget > 16 then return nil end
+    block = {ends = ends + 0, lasts = lasts + 0, rung = rung + 0, forget = forget + 0}
+    if math.max(block.ends, block.lasts, block.forget) > exact then return nil end
+    if block.ends - now > block.lasts then
+      -- The clock was set back. No block has more left than its whole duration.
+      block.ends, mustWrite = now + block.lasts, true
+    end
+    if block.ends + block.forget <= now then block = nil end
+  end
+  if #t > 16 or #a > 15 or #b > 16 then return nil end
   t, b = tonumber(t), tonumber(b)
   if b > exact then return nil end
-  return t, tonumber(a), b, needsTTL or t - now > w, block
+  return t, tonumber(a), b, mustWrite or t - now > w, block
 end
 
 -- maxEnd is the latest instant at which a key may expire, in milliseconds: more

@@ -7,8 +7,8 @@
 // with what it expects from the files before it, what it leaves to those after
 // it, and which tests check it against package rule.
 //
-//	Take    take_begin.lua fixed.lua state.lua lib.lua take.lua
-//	Adjust  lib.lua adjust.lua
+//	Take    take_begin.lua fixed.lua state.lua lib.lua move.lua ladder.lua take.lua
+//	Adjust  lib.lua move.lua adjust.lua
 //	Block   lib.lua block.lua
 //	Reset   reset.lua
 //
@@ -134,6 +134,10 @@ var (
 	fixed string
 	//go:embed state.lua
 	state string
+	//go:embed move.lua
+	move string
+	//go:embed ladder.lua
+	ladder string
 	//go:embed take.lua
 	take string
 	//go:embed adjust.lua
@@ -155,8 +159,9 @@ func newScript(text string) Script {
 
 // The scripts of the package comment.
 var (
-	Take   = newScript(takeBegin + fixed + state + lib + take)
-	Adjust = newScript(lib + adjust)
+	Take = newScript(takeBegin + fixed + state + lib +
+		"local deniesWithout, start\nif ladders then\n" + move + ladder + "end\n" + take)
+	Adjust = newScript(lib + move + adjust)
 	Block  = newScript(lib + block)
 	Reset  = newScript(reset)
 )

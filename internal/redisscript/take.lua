@@ -56,67 +56,6 @@ else
   reply, replyLength = {now}, 1 + numbersPerTake * #undecided
 end
 
--- Functions that start blocks. Only limits with a ladder need them, and making a
--- function takes time.
-local deniesWithout, start
-if next(ladders) then
-  -- wait returns how long it takes until cost units fit into a state, which is at
-  -- now and has too little room. cost is at most what the limit can hold.
-  local function wait(kind, t, a, b, n, w, burst, now, cost)
-    if kind == 'f' then return t + w - now end
-    if kind == 's' then
-      local room, units = n - a - cost, b
-      local window = t -- of which the units are the window before
-      if room < 0 then room, units, window = n - cost, a, t + w end
-      local quotient, remainder = muldiv(room + 1, w, units)
-      if remainder > 0 then quotient = quotient + 1 end
-      return window + w - quotient + 1 - now -- see weighsAtMost
-    end
-    local span, remainder = muldiv(a + cost - burst, w, n)
-    return math.max(0, t - now) + span + ceildiv(remainder + b, n)
-  end
-
-  -- deniesWithout reports whether cost units are denied by limit i in a state even
-  -- if all pending units are given back. DeniesWithout of internal/rule explains
-  -- what a bucket gets back.
-  deniesWithout = function(i, t, a, b, cost)
-    local kind, n, w, burst = kinds[i], N[i], windows[i], bursts[i]
-    local refill = 0
-    if kind == 'b' then
-      local span, remainder = muldiv(burst, w, n)
-      refill = span + ceildiv(remainder, n)
-    end
-    for arg = firstPending, #ARGV, 2 do
-      local age = 0
-      if ARGV[arg + 1] ~= 'now' then age = math.max(0, now - ARGV[arg + 1]) end
-      if kind ~= 'b' then
-        t, a, b = move(kind, t, a, b, n, w, burst, now, -ARGV[arg], age)
-      elseif age < refill then
-        a, b = drain(a, b, ARGV[arg] + 0, 0, w)
-      end
-    end
-    return left(kind, t, a, b, n, w, burst, now) < cost
-  end
-
-  -- start returns the block that a denial of cost units starts under limit i, after
-  -- block, which is nil or over. It follows Start of internal/rule. maxBlockEnd is
-  -- more than a century away. Its sum with a forget, less than 2^51, is exact.
-  local maxBlockEnd = 6755399441055744 -- 2^52 + 2^51
-  start = function(i, t, a, b, cost, block)
-    local rung = block and block.rung or 0
-    local lasts, longest, number = 0, 0, 0
-    for duration in string.gmatch(ladders[i], '%d+') do
-      longest = tonumber(duration)
-      if number <= rung then lasts = longest end -- the last one is for all further rungs
-      number = number + 1
-    end
-    local w = windows[i]
-    lasts = math.max(lasts, wait(kinds[i], t, a, b, N[i], w, bursts[i], now, cost))
-    local ends = math.min(now + lasts, maxBlockEnd)
-    return {ends = ends, lasts = ends - now, rung = math.min(rung + 1, 4), forget = math.max(longest, w)}
-  end
-end
-
 -- decide decides a take and writes its counters. It sets the take's states in
 -- reply, and returns how many callers are admitted, or -i if key i of the take
 -- does not hold a counter. It also returns the blocks of the limits, and which
@@ -127,7 +66,7 @@ local function decide(take, cost, callers)
 
   -- Nothing is written until all counters of the take are read.
   local admitted = callers
-  local T, A, B, needsTTL = {}, {}, {}, {} -- by limit
+  local T, A, B, mustWrite = {}, {}, {}, {} -- by limit
   local blocks, began -- by limit; nil without any
   local blocked, tooDear = false, false -- a block is in force; one limit can never hold the cost
   for i = 1, limitCount do
@@ -149,7 +88,7 @@ local function decide(take, cost, callers)
       blocks = blocks or {}
       blocks[i], blocked = block, blocked or block.ends > now
     end
-    T[i], A[i], B[i], needsTTL[i] = t, a, b, needed
+    T[i], A[i], B[i], mustWrite[i] = t, a, b, needed
   end
 
   if blocked and cost > 0 then
@@ -159,7 +98,7 @@ local function decide(take, cost, callers)
     -- deny it block the key, and so the callers after it.
     for i = 1, limitCount do
       local t, a, b = T[i], A[i] + cost * admitted, B[i]
-      if ladders[i] and left(kinds[i], t, a, b, N[i], windows[i], bursts[i], now) < cost and deniesWithout(i, t, a, b, cost) then
+      if ladders[i] and left(kinds[i], t, a, b, N[i], windows[i], bursts[i], now) < cost and deniesWithout(i, t, a, b, cost, firstPending) then
         blocks, began = blocks or {}, began or {}
         blocks[i], began[i] = start(i, t, a, b, cost, blocks[i]), true
       end
@@ -172,11 +111,11 @@ local function decide(take, cost, callers)
     local key, t, a, b = keys[firstKey + i], T[i], A[i], B[i]
     local value, block = values[firstKey + i], blocks and blocks[i]
     local begun = began and began[i]
-    if taken > 0 and kind == 'f' and a > 0 and not (needsTTL[i] or begun) and tonumber(value) then
+    if taken > 0 and kind == 'f' and a > 0 and not (mustWrite[i] or begun) and tonumber(value) then
       -- INCRBY keeps the time to live, and so the window's end. The value is not a
-      -- number if the counter has a block.
+      -- number if it has a block, perhaps a forgotten one.
       call('INCRBY', key, taken)
-    elseif taken > 0 or needsTTL[i] or begun then
+    elseif taken > 0 or mustWrite[i] or begun then
       write(key, kind, t, a + taken, b, n, w, now, block)
     elseif value and kind ~= 'f' and call('PTTL', key) == -1 then
       write(key, kind, t, a, b, n, w, now, block) -- to set a time to live

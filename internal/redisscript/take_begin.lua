@@ -1,10 +1,12 @@
 -- Begins Take, the script that admits or denies units: it declares what the
--- files of that script share. Take is these five files, joined in this order:
+-- files of that script share. Take is these files, joined in this order:
 --
 --   take_begin.lua  what the others share
 --   fixed.lua       fast path: one limit, which is a fixed window
 --   state.lua       fast path: one limit, which is a sliding window or a bucket
 --   lib.lua         all limits, and the arithmetic of internal/rule
+--   move.lua        units that may yet be given back; if a limit has a ladder
+--   ladder.lua      the blocks that denials start; if a limit has a ladder
 --   take.lua        general path: every take that no fast path has decided
 --
 -- A local of one file is visible in all files after it.
@@ -33,7 +35,7 @@
 --
 -- Checked against internal/rule by TestScriptsFollowTheRules and FuzzScripts:
 -- they run random histories on a clock of their own, here and in the rule,
--- through all five files. The other files name more tests.
+-- through all of the files. The other files name more tests.
 
 local keys = KEYS
 local call = redis.call -- if the command fails, the script ends with its error
