@@ -1,10 +1,12 @@
 package ratelimit_test
 
 import (
+	"bytes"
 	"context"
 	"math/bits"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -128,11 +130,61 @@ func pipe(t *testing.T, m *miniredis.Miniredis) *redis.Client {
 	c := redis.NewClient(&redis.Options{
 		Addr:                     "127.0.0.1:1",                                                     // nothing to look up
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}, // no ticker
-		Dialer:                   func(context.Context, string, string) (net.Conn, error) { return m.Dial() },
+		Dialer: func(context.Context, string, string) (net.Conn, error) {
+			conn, err := m.Dial()
+			if err != nil {
+				return nil, err
+			}
+			return newBuffered(conn), nil
+		},
 	})
 	t.Cleanup(func() { c.Close() })
 	return c
 }
+
+// A buffered connection does not make a writer wait until the other side reads, as a
+// net.Pipe does: a server that answers the first command of a pipeline before it reads
+// the last one would wait for the client, and the client for the server.
+type buffered struct {
+	net.Conn
+	writes chan []byte
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newBuffered(conn net.Conn) *buffered {
+	b := &buffered{Conn: conn, writes: make(chan []byte, 1000), closed: make(chan struct{})}
+	go func() {
+		for {
+			select {
+			case p := <-b.writes:
+				if _, err := conn.Write(p); err != nil {
+					return
+				}
+			case <-b.closed:
+				return
+			}
+		}
+	}()
+	return b
+}
+
+func (b *buffered) Write(p []byte) (int, error) {
+	select {
+	case <-b.closed:
+		return 0, net.ErrClosed
+	case b.writes <- bytes.Clone(p):
+		return len(p), nil
+	}
+}
+
+func (b *buffered) Close() error {
+	b.once.Do(func() { close(b.closed) })
+	return b.Conn.Close()
+}
+
+func (b *buffered) SetDeadline(t time.Time) error    { return b.Conn.SetReadDeadline(t) }
+func (b *buffered) SetWriteDeadline(time.Time) error { return nil }
 
 // bubble runs a test in a bubble, with a server in it and a client of that
 // server.
