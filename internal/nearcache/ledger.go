@@ -363,7 +363,8 @@ func (e *entry) giveBack(l *rule.Limit, n int64, at Instant, now int64, move tab
 func (e *entry) reduce(l *rule.Limit, n, at, now int64) (found int64) {
 	if l.Kind == rule.Bucket {
 		// The table has only given back the units that have not leaked.
-		n = unbounded(*l).Adjust(rule.State{}, now, n, now-at).A
+		whole := unbounded(*l)
+		n = whole.Adjust(rule.State{}, now, n, now-at).A
 	}
 	for i := range e.records {
 		r := &e.records[i]
@@ -561,7 +562,8 @@ func levelOf(l *rule.Limit, s rule.State, now int64) int64 {
 	if l.Kind != rule.Bucket {
 		return 0
 	}
-	_, a := unbounded(*l).Take(s, now, 0)
+	whole := unbounded(*l)
+	_, a := whole.Take(s, now, 0)
 	return rule.MaxUnits - a.Remaining
 }
 

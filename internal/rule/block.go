@@ -113,7 +113,7 @@ type Pending struct {
 // A window gets exactly the units back that still count. How much of a unit in a
 // bucket has leaked depends on all other units, and is not known. So a bucket gets the
 // whole unit back for as long as any of it may be left: a refill after it was taken.
-func (l Limit) DeniesWithout(pending []Pending, s State, now, n int64) bool {
+func (l *Limit) DeniesWithout(pending []Pending, s State, now, n int64) bool {
 	for _, p := range pending {
 		age := max(0, now-p.At)
 		switch {

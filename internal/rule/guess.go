@@ -7,7 +7,7 @@ import "math/bits"
 // window the guess never counts for less than the real state at any later time, and may count for
 // longer. This holds if nothing uses the key in the meantime. It is for stores that report answers
 // but not their states.
-func (l Limit) Guess(a Answer, now int64) State {
+func (l *Limit) Guess(a Answer, now int64) State {
 	used := l.Cap() - a.Remaining
 	if used <= 0 {
 		return State{}

@@ -87,7 +87,7 @@ type Answer struct {
 // There is one exception: a state from a clock that was more than a window ahead
 // is moved back to now. It keeps its units, and it is moved even if the requested
 // units do not fit.
-func (l Limit) Take(s State, now, n int64) (State, Answer) {
+func (l *Limit) Take(s State, now, n int64) (State, Answer) {
 	s = l.repair(s, now)
 	if l.Kind == Fixed {
 		return l.takeFixed(s, now, n)
@@ -111,7 +111,7 @@ func (l Limit) Take(s State, now, n int64) (State, Answer) {
 
 // takeFixed does for a fixed window what the rest of Take does for the other
 // kinds. It needs no division, so the most common limit is the cheapest.
-func (l Limit) takeFixed(s State, now, n int64) (State, Answer) {
+func (l *Limit) takeFixed(s State, now, n int64) (State, Answer) {
 	c, closes := s, l.Window-(now-s.T)
 	if s.Fresh() || closes <= 0 || closes > l.Window && s.T < now { // the last: now-s.T overflows
 		c, closes = State{T: now}, l.Window
@@ -138,7 +138,7 @@ func (l Limit) takeFixed(s State, now, n int64) (State, Answer) {
 // checking that they fit. It gives back units if n < 0, and charges them if n > 0.
 // In both cases only the part that still counts now is applied. The counter never
 // falls below zero, and a charge never raises a window or bucket above the limit.
-func (l Limit) Adjust(s State, now, n, age int64) State {
+func (l *Limit) Adjust(s State, now, n, age int64) State {
 	s = l.repair(s, now)
 	c := l.at(s, now)
 	if n == 0 || (n < 0 && c.Fresh()) {
@@ -174,7 +174,7 @@ func (l Limit) Adjust(s State, now, n, age int64) State {
 
 // Charged returns how many whole units an Adjust has added, given the states before
 // and after it.
-func (l Limit) Charged(before, after State, now int64) int64 {
+func (l *Limit) Charged(before, after State, now int64) int64 {
 	before, after = l.at(l.repair(before, now), now), l.at(l.repair(after, now), now)
 	units := after.A - before.A
 	switch {
@@ -187,7 +187,7 @@ func (l Limit) Charged(before, after State, now int64) int64 {
 }
 
 // Cap is the most units that fit at once.
-func (l Limit) Cap() int64 {
+func (l *Limit) Cap() int64 {
 	if l.Kind == Bucket {
 		return l.Burst
 	}
@@ -226,7 +226,7 @@ func Binding(answers []Answer) int {
 // all of its units. Such a distance is not skew between two servers: one of the
 // clocks was wrong. Without the repair, a blocked client would stay blocked until
 // the clock reaches the state's instant.
-func (l Limit) repair(s State, now int64) State {
+func (l *Limit) repair(s State, now int64) State {
 	if s.T > now && s.T-now > l.Window {
 		s.T = now
 	}
@@ -234,7 +234,7 @@ func (l Limit) repair(s State, now int64) State {
 }
 
 // Lasts is for how long units count, at most.
-func (l Limit) Lasts() int64 {
+func (l *Limit) Lasts() int64 {
 	switch l.Kind {
 	case Sliding:
 		return 2 * l.Window
@@ -245,13 +245,13 @@ func (l Limit) Lasts() int64 {
 }
 
 // Refill is how long an empty bucket takes to be whole: Burst units at N per Window.
-func (l Limit) Refill() int64 { return mulAddDivCeil(l.Burst, l.Window, 0, l.N) }
+func (l *Limit) Refill() int64 { return mulAddDivCeil(l.Burst, l.Window, 0, l.N) }
 
 // at brings s forward to now. It returns a fresh state as soon as s leaves as
 // many units as a fresh one. If the clock is behind s, at returns s unchanged, so
 // no units are created. This happens after a failover to a server whose clock is
 // late.
-func (l Limit) at(s State, now int64) State {
+func (l *Limit) at(s State, now int64) State {
 	if s.Fresh() {
 		return State{T: now}
 	}
@@ -292,13 +292,13 @@ func (l Limit) at(s State, now int64) State {
 // older returns the weight of a sliding window's older half in whole units: its
 // units times the fraction of it that a window ending now still covers. It
 // rounds down, so that units just over Window/N apart always fit.
-func (l Limit) older(s State, now int64) int64 {
+func (l *Limit) older(s State, now int64) int64 {
 	return mulDiv(s.B, l.Window-max(0, now-s.T), l.Window)
 }
 
 // left returns how many units still fit into s, which must be at now. It is 0
 // if the limit was lowered and the counter is above it.
-func (l Limit) left(s State, now int64) int64 {
+func (l *Limit) left(s State, now int64) int64 {
 	used := s.A
 	switch l.Kind {
 	case Sliding:
@@ -311,7 +311,7 @@ func (l Limit) left(s State, now int64) int64 {
 	return max(0, l.Cap()-used)
 }
 
-func (l Limit) answer(s State, now, left int64) Answer {
+func (l *Limit) answer(s State, now, left int64) Answer {
 	a := Answer{Remaining: left}
 	if full := l.Cap(); left < full {
 		a.Reset = l.wait(s, now, full)
@@ -325,7 +325,7 @@ func (l Limit) answer(s State, now, left int64) Answer {
 
 // wait returns the nanoseconds until n units fit into s. The state must be at now, and
 // must have no room for n units yet.
-func (l Limit) wait(s State, now, n int64) int64 {
+func (l *Limit) wait(s State, now, n int64) int64 {
 	if n > l.Cap() {
 		return Never
 	}
@@ -350,12 +350,12 @@ func (l Limit) wait(s State, now, n int64) int64 {
 // aged to a weight of room. There must be more than room of them. The result is the
 // first e for which floor(units*(Window-e)/Window) <= room, that is Window-e <
 // (room+1)*Window/units.
-func (l Limit) weighsAtMost(room, units int64) int64 {
+func (l *Limit) weighsAtMost(room, units int64) int64 {
 	return l.Window - mulDivCeil(room+1, l.Window, units) + 1
 }
 
 // drain takes whole units and part Window-ths of a unit out of a bucket.
-func (l Limit) drain(s State, whole, part int64) State {
+func (l *Limit) drain(s State, whole, part int64) State {
 	s.A -= whole
 	s.B -= part
 	if s.B < 0 {
@@ -369,7 +369,7 @@ func (l Limit) drain(s State, whole, part int64) State {
 }
 
 // fill adds whole units and part Window-ths of a unit to a bucket, up to Burst.
-func (l Limit) fill(s State, whole, part int64) State {
+func (l *Limit) fill(s State, whole, part int64) State {
 	if s.A >= l.Burst {
 		return s
 	}
@@ -388,7 +388,7 @@ func (l Limit) fill(s State, whole, part int64) State {
 // shift changes the count of a window by n, and keeps it between zero and the
 // limit. A count that is already above the limit, because the limit was
 // lowered, stays.
-func (l Limit) shift(count, n int64) int64 {
+func (l *Limit) shift(count, n int64) int64 {
 	if n < 0 {
 		return max(0, count+max(n, -MaxUnits))
 	}

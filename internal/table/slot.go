@@ -179,7 +179,8 @@ func (s *slot) fresh(l *rule.Limit) int64 {
 	case l.Kind == rule.Blocked:
 		return s.block().Forgotten()
 	case l.Kind == rule.Bucket:
-		return t + rule.Limit{N: l.N, Window: w, Burst: int64(s.what) + 1}.Refill()
+		level := rule.Limit{N: l.N, Window: w, Burst: int64(s.what) + 1}
+		return t + level.Refill()
 	}
 	return t + w // a shape without a number: w is the longest life of such a counter
 }
