@@ -166,6 +166,14 @@ func (l Limit) Ladder() []time.Duration {
 // blocks reports whether the limit has Block.
 func (l Limit) blocks() bool { return l.block != ladderHandle{} }
 
+// kinds returns what a store must count for the limit, beside the three algorithms.
+func (l Limit) kinds() (need Kinds) {
+	if l.blocks() {
+		need |= KindBlock
+	}
+	return need
+}
+
 // anyBlocks reports whether any of the limits has Block.
 func anyBlocks(limits []Limit) bool { return slices.ContainsFunc(limits, Limit.blocks) }
 

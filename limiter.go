@@ -618,7 +618,7 @@ func (l *Limiter) Block(ctx context.Context, key string, d time.Duration) error 
 	if err := validateBlock(d); err != nil {
 		return fmt.Errorf("ratelimit: limiter %q: Block has %w", l.name, err)
 	}
-	if _, err := blockStore(l.store); err != nil {
+	if _, err := kindStore(l.store, KindBlock); err != nil {
 		return fmt.Errorf("ratelimit: limiter %q: Block: %w", l.name, err)
 	}
 	limits, dropped := l.used.with(append(l.plans.all(), l.policy.Load()))

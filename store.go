@@ -234,8 +234,21 @@ func (b Block) rule() rule.Block { return rule.Block{Rung: uint8(b.Rung), Forget
 // Kinds is a set of what a [KindStore] counts beside the three algorithms.
 type Kinds uint32
 
-// KindBlock: limits with [Limit.Block], and blocks by hand.
-const KindBlock Kinds = 1
+// What a KindStore may count.
+const (
+	KindBlock Kinds = 1 << iota // limits with [Limit.Block], and blocks by hand
+)
+
+// String returns what is in the set, such as "blocks".
+func (k Kinds) String() string {
+	var names []string
+	for i, name := range [...]string{"blocks"} {
+		if k>>i&1 != 0 {
+			names = append(names, name)
+		}
+	}
+	return strings.Join(names, " and ")
+}
 
 // Pending are units that [Store.Take] has taken at an instant and that may yet be given
 // back.
@@ -244,16 +257,19 @@ type Pending struct {
 	At    Instant
 }
 
-// blockStore returns the store as a KindStore that counts blocks for a limiter, or an
+// kindStore returns the store as a KindStore that counts what a limiter needs, or an
 // error that says why it is none.
-func blockStore(s Store) (KindStore, error) {
+func kindStore(s Store, need Kinds) (KindStore, error) {
 	k, ok := s.(KindStore)
 	if e, embeds := s.(embeddable); ok && embeds && e.embedded() != s {
 		return nil, fmt.Errorf("%s (prefix %q) embeds a store of this package, so its own methods may hand on other limits: "+
-			"hold the store in a field and implement KindStore, or remove Block", storeName(s), s.Prefix())
+			"hold the store in a field and implement KindStore, or use no %v", storeName(s), s.Prefix(), need)
 	}
-	if !ok || k.Kinds()&KindBlock == 0 {
-		return nil, fmt.Errorf("%s (prefix %q) does not count blocks: use a MemoryStore or a RedisStore, implement KindStore, or remove Block", storeName(s), s.Prefix())
+	if ok {
+		need &^= k.Kinds()
+	}
+	if need != 0 {
+		return nil, fmt.Errorf("%s (prefix %q) does not count %v: implement KindStore, use another store, or use no %[3]v", storeName(s), s.Prefix(), need)
 	}
 	return k, nil
 }
@@ -262,8 +278,8 @@ func blockStore(s Store) (KindStore, error) {
 // needs. The error names both.
 func validateKinds(s Store, limits []Limit) error {
 	for _, l := range limits {
-		if l.blocks() {
-			if _, err := blockStore(s); err != nil {
+		if need := l.kinds(); need != 0 {
+			if _, err := kindStore(s, need); err != nil {
 				return fmt.Errorf("limit %v: %w", l, err)
 			}
 		}

@@ -204,7 +204,7 @@ func (e storeEngine) Reset(ctx context.Context, key string, limits *engine.Limit
 
 // Block implements [engine.Engine].
 func (e storeEngine) Block(ctx context.Context, key string, b rule.Block, limits *engine.Limits) error {
-	k, err := blockStore(e.store)
+	k, err := kindStore(e.store, KindBlock)
 	if err != nil {
 		return err
 	}
