@@ -91,6 +91,48 @@ func Example_limitPlans() {
 	// suspended 429
 }
 
+// A customer has a quota of calendar periods.
+type customer struct {
+	zone  *time.Location
+	quota []ratelimit.Limit
+}
+
+// Each customer has a quota per month, in a time zone of their own.
+func Example_limitCalendar() {
+	newYork, err := time.LoadLocation("America/New_York")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	apiKey := ratelimit.HeaderKey("X-API-Key")
+	customers := make(map[string]customer)
+	customerOf := func(r *http.Request) customer { return customers[r.Header.Get("X-API-Key")] }
+	ann := customer{zone: newYork, quota: []ratelimit.Limit{ratelimit.Monthly(50_000, 15, newYork)}} // billed on the 15th
+	api := ratelimit.Must(ratelimit.New("api", ratelimit.Options{
+		Key:       apiKey,
+		Limits:    []ratelimit.Limit{ratelimit.Monthly(1_000, 1, nil)},
+		LimitsFor: func(r *http.Request) []ratelimit.Limit { return customerOf(r).quota }, // customerOf is yours
+		Logger:    discard,
+	}))
+	defer forget(api)
+	customers["k-ann"] = ann
+	for _, key := range []string{"k-ann", "k-bob"} {
+		r := httptest.NewRequest("GET", "/", nil)
+		r.Header.Set("X-API-Key", key)
+		api.Middleware(welcome).ServeHTTP(httptest.NewRecorder(), r)
+		left, _ := api.Look(r)
+		fmt.Println(key, left[0].Remaining, "of", left[0].Limit)
+	}
+	ctx := context.Background()
+	d, _ := api.TakeLimits(ctx, "k-ann", 50_000, ann.quota...)
+	back := time.Now().Add(d.RetryAfter).In(ann.zone).Round(time.Minute)
+	fmt.Println(d.Allowed, "- again on day", back.Day(), "at", back.Format("15:04"))
+	// Output:
+	// k-ann 49999 of 50000/month calendar day=15 tz=America/New_York
+	// k-bob 999 of 1000/month calendar day=1
+	// false - again on day 15 at 00:00
+}
+
 // Limits are text in configuration files and flags.
 func Example_limitText() {
 	limit, err := ratelimit.ParseLimit("5/1m fixed block=1m,1h,24h")

@@ -178,6 +178,23 @@ func (b *books) exceeded(a *account, last *entry, l Limit) string {
 	fails := func(units int64, where string, at ...any) string {
 		return fmt.Sprintf("%v: %d units kept %s, with %d in excess allowed", l, units, fmt.Sprintf(where, at...), allowed)
 	}
+	if l.Algorithm() == "calendar" {
+		begin, _, _ := l.Period(b.begin.Add(last.at))
+		for _, e := range a.entries {
+			if e.at >= begin.Sub(b.begin) {
+				units += e.kept
+			}
+		}
+		for _, e := range a.excess {
+			if e.at >= begin.Sub(b.begin) {
+				allowed += e.n
+			}
+		}
+		if units-allowed > n {
+			return fails(units, "in the period of %v", last.at)
+		}
+		return ""
+	}
 	next := len(a.excess) - 1
 	for i := len(a.entries) - 1; i >= 0; i-- {
 		first := a.entries[i]

@@ -135,7 +135,7 @@ func (s *linkStore) Reset(ctx context.Context, key string, limits []Limit) error
 }
 
 // Kinds implements [KindStore].
-func (s *linkStore) Kinds() Kinds { return KindBlock }
+func (s *linkStore) Kinds() Kinds { return KindBlock | KindCalendar }
 
 // Block implements [KindStore].
 func (s *linkStore) Block(ctx context.Context, key string, b Block, limits []Limit) error {

@@ -228,10 +228,18 @@ func newWorld(c choices, spec worldSpec) *world {
 
 	w.huge = spec.huge && c.pick(8) == 0
 	scale, largest := oneOf(c, spec.scales...), w.size(slices.Max(spec.sizes))
+	calendars := calendarsOf(c, largest)
 	for i := range oneOf(c, spec.windows...) {
 		window := scale*time.Duration(1+3*i) + time.Duration(c.pick(3)*7)
 		rate := oneOf(c, spec.sizes...)
-		switch oneOf(c, spec.algorithms...) {
+		algorithm := oneOf(c, spec.algorithms...)
+		if algorithm == "calendar" && len(calendars) == 0 {
+			algorithm = "fixed"
+		}
+		switch algorithm {
+		case "calendar":
+			w.counters = append(w.counters, calendars[0])
+			calendars = calendars[1:]
 		case "fixed":
 			w.counters = append(w.counters, FixedWindow(largest, window))
 		case "sliding":
@@ -296,6 +304,9 @@ func (w *world) limits(c choices, spec worldSpec) []Limit {
 		l := w.counters[(first+i*stride)%len(w.counters)]
 		n := w.size(oneOf(c, spec.sizes...))
 		switch l.Algorithm() {
+		case "calendar":
+			text := l.String()
+			l = parsed(fmt.Sprint(n, text[strings.IndexByte(text, '/'):]))
 		case "fixed":
 			l = FixedWindow(n, l.Window())
 		case "sliding":
@@ -304,11 +315,35 @@ func (w *world) limits(c choices, spec worldSpec) []Limit {
 			l = TokenBucket(l.N(), l.Window(), n)
 		}
 		if spec.blocks && c.pick(4) > 0 {
-			l = l.Block(newLadder(c, l.Window())...)
+			ladder := newLadder(c, l.Window())
+			if l.Algorithm() == "calendar" {
+				// Longer than any period. Otherwise a rung is remembered for the length of
+				// the period of its denial, which the models do not know.
+				ladder[len(ladder)-1] = 750 * time.Hour
+			}
+			l = l.Block(ladder...)
 		}
 		limits = append(limits, l)
 	}
 	return limits
+}
+
+// calendarsOf returns a limit for each unit of calendars, in zones whose clocks change.
+func calendarsOf(c choices, n int64) []Limit {
+	zone := oneOf(c, "UTC", "Europe/Berlin", "America/Santiago", "Australia/Lord_Howe")
+	return []Limit{
+		parsed(fmt.Sprintf("%d/day calendar tz=%s", n, zone)),
+		parsed(fmt.Sprintf("%d/week calendar first=%s tz=%s", n, strings.ToLower(time.Weekday(c.pick(7)).String()), zone)),
+		parsed(fmt.Sprintf("%d/month calendar day=%d tz=%s", n, 1+c.pick(31), zone)),
+	}
+}
+
+func parsed(text string) Limit {
+	l, err := ParseLimit(text)
+	if err != nil {
+		panic(err)
+	}
+	return l
 }
 
 // newLadder returns the durations of a limit's blocks, from an eighth of its window up.

@@ -186,7 +186,7 @@ func (f *fields) writeOlder(h http.Header, styles, all Headers, shared bool, p *
 	if all&HeadersDraft10 == 0 {
 		lists := styles & (HeadersDraft7 | HeadersDraft6)
 		if lists != 0 {
-			f.values[1] = joined(f.values[1], p.older)
+			f.values[1] = joined(f.values[1], p.present().older)
 		}
 		if lists != 0 || !shared && f.values[1] != "" {
 			h[fieldPolicy] = f.values[1:2:2]

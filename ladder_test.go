@@ -45,7 +45,7 @@ func TestLadder(t *testing.T) {
 
 func TestLimitStaysSmall(t *testing.T) {
 	if unsafe.Sizeof(uintptr(0)) == 8 {
-		require.LessOrEqual(t, unsafe.Sizeof(Limit{}), uintptr(56))
+		require.LessOrEqual(t, unsafe.Sizeof(Limit{}), uintptr(64))
 	}
 }
 

@@ -4,18 +4,18 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/ratelimit-go/ratelimit/internal/calendar"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
 // Limit is a number of quota units per window under one algorithm. It is a
-// comparable value; make one with [FixedWindow], [SlidingWindow], [TokenBucket]
-// or [ParseLimit]. [Unlimited] and [Deny] are for plans. The zero Limit is not valid.
+// comparable value; make one with [FixedWindow], [SlidingWindow], [TokenBucket],
+// [Daily], [Weekly], [Monthly] or [ParseLimit]. [Unlimited] and [Deny] are for plans. The zero Limit is not valid.
 //
 // The constructors take any numbers. Whether a Limit is valid is checked where it
 // is put to use, by [New], [Limiter.SetLimits] and [ParseLimit]: units are from 1
@@ -29,6 +29,8 @@ type Limit struct {
 	rule  rule.Limit
 	name  string
 	block ladderHandle // zero without Block
+
+	calendar *calendar.Calendar // nil for the other algorithms; there is one of each in a process
 }
 
 // Limits for plans that count nothing. They can have a name; their other numbers are 0.
@@ -166,14 +168,6 @@ func (l Limit) Ladder() []time.Duration {
 // blocks reports whether the limit has Block.
 func (l Limit) blocks() bool { return l.block != ladderHandle{} }
 
-// kinds returns what a store must count for the limit, beside the three algorithms.
-func (l Limit) kinds() (need Kinds) {
-	if l.blocks() {
-		need |= KindBlock
-	}
-	return need
-}
-
 // anyBlocks reports whether any of the limits has Block.
 func anyBlocks(limits []Limit) bool { return slices.ContainsFunc(limits, Limit.blocks) }
 
@@ -215,7 +209,8 @@ func laddersOf(limits []Limit) *[MaxLimits]*rule.Ladder {
 // N returns the units per window.
 func (l Limit) N() int64 { return l.rule.N }
 
-// Window returns the time that N units are for.
+// Window returns the time that N units are for. For a period of a calendar it is the usual
+// length: 24 hours, 7 days or 31 days.
 func (l Limit) Window() time.Duration { return time.Duration(l.rule.Window) }
 
 // Burst returns the most units that are allowed at once: what was given to
@@ -224,11 +219,11 @@ func (l Limit) Burst() int64 { return l.rule.Cap() }
 
 // sameCounter reports whether a key has one counter under both limits.
 func (l Limit) sameCounter(other Limit) bool {
-	return l.rule.Kind == other.rule.Kind && l.rule.Window == other.rule.Window
+	return l.rule.SameCounter(&other.rule)
 }
 
-// Algorithm returns "fixed", "sliding" or "bucket", or "unlimited" or "deny", as in
-// [ParseLimit], and "" for the zero Limit.
+// Algorithm returns "fixed", "sliding", "bucket" or "calendar", or "unlimited" or "deny", as
+// in [ParseLimit], and "" for the zero Limit.
 func (l Limit) Algorithm() string {
 	switch l.rule.Kind {
 	case kindUnlimited:
@@ -239,187 +234,11 @@ func (l Limit) Algorithm() string {
 	return l.rule.Kind.String()
 }
 
-// ParseLimit reads a limit as [Limit.String] writes it, for configuration files
-// and flags:
-//
-//	5/1h fixed
-//	5/1h fixed block=1m,1h,24h
-//	100/1m sliding name=search
-//	10/1s bucket burst=20 name="my policy"
-//	unlimited
-//	deny name=suspended
-//
-// The window is in the form of [time.ParseDuration]. No part but the name may be
-// left out: there is no default algorithm and no default burst.
-func ParseLimit(s string) (Limit, error) {
-	l, err := parseLimit(s)
-	if err == nil {
-		err = l.validate()
-	}
-	if err != nil {
-		return Limit{}, fmt.Errorf("ratelimit: limit %q: %w", s, err)
-	}
-	return l, nil
-}
-
-var errLimitForm = errors.New(`want a form such as "5/1h fixed", "100/1m sliding" or "10/1s bucket burst=20", or "unlimited" or "deny"`)
-
-func parseLimit(s string) (l Limit, err error) {
-	rate, rest := cutSpace(s)
-	switch rate {
-	case "unlimited":
-		return parseOptions(Unlimited, rest)
-	case "deny":
-		return parseOptions(Deny, rest)
-	}
-	units, window, ok := strings.Cut(rate, "/")
-	if !ok {
-		return l, errLimitForm
-	}
-	if l.rule.N, err = parseUnits(units); err != nil {
-		return l, err
-	}
-	w, err := time.ParseDuration(window)
-	if err != nil {
-		return l, fmt.Errorf("window %q: want a duration such as 1s, 15m or 24h", window)
-	}
-	l.rule.Window = int64(w)
-
-	algorithm, rest := cutSpace(rest)
-	switch algorithm {
-	case "fixed":
-		l.rule.Kind = rule.Fixed
-	case "sliding":
-		l.rule.Kind = rule.Sliding
-	case "bucket":
-		l.rule.Kind = rule.Bucket
-	case "":
-		return l, errLimitForm
-	default:
-		return l, fmt.Errorf("algorithm %q: want fixed, sliding or bucket", algorithm)
-	}
-	return parseOptions(l, rest)
-}
-
-// parseOptions reads what follows the algorithm.
-func parseOptions(l Limit, rest string) (_ Limit, err error) {
-	seen := make(map[string]bool)
-	for rest != "" {
-		option, value, ok := strings.Cut(rest, "=")
-		if !ok || strings.ContainsFunc(option, unicode.IsSpace) {
-			return l, fmt.Errorf("option %q: want burst=…, block=… or name=…", rest)
-		}
-		if seen[option] {
-			return l, fmt.Errorf("option %s is there twice", option)
-		}
-		seen[option] = true
-		switch {
-		case option == "burst" && l.rule.Kind == rule.Bucket:
-			value, rest = cutSpace(value)
-			if l.rule.Burst, err = parseUnits(value); err != nil {
-				return l, fmt.Errorf("burst: %w", err)
-			}
-		case option == "burst":
-			return l, fmt.Errorf("option burst: only a bucket has one, not %s", l.Algorithm())
-		case option == "block" && l.counts():
-			value, rest = cutSpace(value)
-			if l.block, err = parseLadder(value); err != nil {
-				return l, err
-			}
-		case option == "block":
-			return l, fmt.Errorf("option block: %s counts nothing, so it cannot block: remove it", l.Algorithm())
-		case option == "name":
-			if l.name, rest, err = cutName(value); err != nil {
-				return l, err
-			}
-		default:
-			return l, fmt.Errorf("option %q: want burst=…, block=… or name=…", option)
-		}
-	}
-	if l.rule.Kind == rule.Bucket && !seen["burst"] {
-		return l, errors.New("a bucket needs burst=…, the most units at once")
-	}
-	return l, nil
-}
-
-func parseUnits(s string) (int64, error) {
-	n, err := strconv.ParseInt(s, 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("%q is not a whole number of units", s)
-	}
-	return n, nil
-}
-
-// cutSpace returns the text before the first run of white space, and the text after it.
-func cutSpace(s string) (word, rest string) {
-	s = strings.TrimSpace(s)
-	i := strings.IndexFunc(s, unicode.IsSpace)
-	if i < 0 {
-		return s, ""
-	}
-	return s[:i], strings.TrimSpace(s[i:])
-}
-
-// cutName returns the name, plain or in double quotes, at the start of s.
-func cutName(s string) (name, rest string, err error) {
-	if !strings.HasPrefix(s, `"`) {
-		name, rest = cutSpace(s)
-	} else {
-		quoted, err := strconv.QuotedPrefix(s)
-		if err != nil {
-			return "", "", fmt.Errorf("name %s: the closing quote is missing", s)
-		}
-		name, _ = strconv.Unquote(quoted)
-		rest = strings.TrimSpace(s[len(quoted):])
-	}
-	if name == "" {
-		return "", "", errors.New("option name: it is empty; leave it out for the default name")
-	}
-	return name, rest, nil
-}
-
-// String returns the limit in the form that [ParseLimit] reads.
-func (l Limit) String() string {
-	s := l.Algorithm()
-	if l.counts() {
-		s = l.rule.String()
-	}
-	if l.blocks() {
-		s += " block=" + l.block.Value().String()
-	}
-	switch {
-	case l.name == "" || l.rule.Kind == 0:
-		return s
-	case strings.ContainsFunc(l.name, unicode.IsSpace) || strconv.Quote(l.name) != `"`+l.name+`"`:
-		return s + " name=" + strconv.Quote(l.name)
-	}
-	return s + " name=" + l.name
-}
-
-// MarshalText implements [encoding.TextMarshaler] with [Limit.String]. A limit
-// that is not valid is an error.
-func (l Limit) MarshalText() ([]byte, error) {
-	if err := l.validate(); err != nil {
-		return nil, fmt.Errorf("ratelimit: limit %q: %w", l, err)
-	}
-	return []byte(l.String()), nil
-}
-
-// UnmarshalText implements [encoding.TextUnmarshaler] with [ParseLimit].
-func (l *Limit) UnmarshalText(text []byte) error {
-	parsed, err := ParseLimit(string(text))
-	if err != nil {
-		return err
-	}
-	*l = parsed
-	return nil
-}
-
 // validate holds every rule for a single limit. Its errors name the value and
 // the bound; the caller adds which limit, of which limiter.
 func (l Limit) validate() error {
 	if l.rule.Kind == 0 {
-		return errors.New("it is the zero Limit; make one with FixedWindow, SlidingWindow or TokenBucket")
+		return errors.New("it is the zero Limit; make one with FixedWindow, SlidingWindow, TokenBucket or Daily")
 	}
 	if !l.counts() {
 		if l.blocks() {
@@ -429,6 +248,11 @@ func (l Limit) validate() error {
 	}
 	if n := l.rule.N; n < 1 || n > rule.MaxUnits {
 		return fmt.Errorf("it allows %d units: want 1 to %d", n, int64(rule.MaxUnits))
+	}
+	if l.calendar != nil {
+		if err := l.calendar.Err(); err != nil {
+			return err
+		}
 	}
 	if w := l.rule.Window; w < rule.MinSpan || w > rule.MaxSpan {
 		if w > 0 && w < rule.MinSpan {

@@ -286,7 +286,7 @@ func (l *Limiter) TakeUpTo(ctx context.Context, key string, n int64) (granted in
 		return 0, d, fmt.Errorf("ratelimit: limiter %q: cannot take up to %d units: want 1 or more; TakeN with 0 looks", l.name, n)
 	}
 	p := l.policy.Load()
-	if adapter, ok := l.engine.(storeEngine); ok && l.memory == nil && p.under.Ladders != nil && adapter.shared == nil {
+	if adapter, ok := l.engine.(storeEngine); ok && l.memory == nil && p.ladders != nil && adapter.shared == nil {
 		return 0, d, fmt.Errorf("ratelimit: limiter %q: TakeUpTo: a limit has Block, and %s is asked for fewer units until they fit, "+
 			"of which the first denial would start the block: use TakeN, or implement SharedStore", l.name, storeName(l.store))
 	}
@@ -424,7 +424,7 @@ func (l *Limiter) underwayUnder(p *policy) *underway {
 	if u := l.underway.Load(); u != nil {
 		return u
 	}
-	if p.under.Ladders == nil || l.opts.Count == nil && !l.nested.Load() {
+	if p.ladders == nil || l.opts.Count == nil && !l.nested.Load() {
 		return nil
 	}
 	l.underway.CompareAndSwap(nil, newUnderway())
@@ -456,11 +456,11 @@ func (l *Limiter) takeWith(ctx context.Context, key string, n int64, how asking,
 		}
 		switch how {
 		case forUpTo:
-			t.granted, t.bound = l.memory.takeUpTo(key, n, p.limits, results, &p.numbers, startsBlocks(p.under.Ladders, pending))
+			t.granted, t.bound = l.memory.takeUpTo(key, n, p.limits, results, &p.numbers, startsBlocks(p.ladders, pending))
 		case asShadow:
-			t.at, t.bound = l.memory.take(key, n, p.limits, results, &p.shadow, startsBlocks(p.under.Ladders, pending))
+			t.at, t.bound = l.memory.take(key, n, p.limits, results, &p.shadow, startsBlocks(p.ladders, pending))
 		default:
-			t.at, t.bound = l.memory.take(key, n, p.limits, results, &p.numbers, startsBlocks(p.under.Ladders, pending))
+			t.at, t.bound = l.memory.take(key, n, p.limits, results, &p.numbers, startsBlocks(p.ladders, pending))
 		}
 		t.counted = t.at
 		t.noteBlocks(results)
@@ -472,12 +472,12 @@ func (l *Limiter) takeWith(ctx context.Context, key string, n int64, how asking,
 	if l.remote == nil {
 		var reply engine.Reply
 		reply, err = l.engine.Take(ctx, engine.Request{
-			Key: key, Units: n, UpTo: how == forUpTo, Limits: p.under, StartsBlocks: p.under.Ladders != nil, Pending: pending,
+			Key: key, Units: n, UpTo: how == forUpTo, Limits: p.present().under, StartsBlocks: p.ladders != nil, Pending: pending,
 		}, buf[:len(results)])
 		decided.At, decided.Counted, decided.Granted = reply.At, reply.At, reply.Granted
 		decided.Blocked, decided.Began = reply.Blocked, reply.Began
 	} else {
-		request := remote.Request{Key: key, Units: n, UpTo: how == forUpTo, Limits: p.under}
+		request := remote.Request{Key: key, Units: n, UpTo: how == forUpTo, Limits: p.present().under}
 		if own != nil {
 			request.Turn = own
 		}
@@ -548,7 +548,7 @@ func (l *Limiter) Refund(ctx context.Context, key string, n int64) error {
 	if err := l.ready(key); err != nil || n == 0 {
 		return err
 	}
-	_, err := l.adjust(ctx, key, -n, Now, l.policy.Load().under, remote.SideTimeout)
+	_, err := l.adjust(ctx, key, -n, Now, l.policy.Load().present().under, remote.SideTimeout)
 	if err == nil && actorOf(ctx) != "" {
 		l.events.emit(ctx, Event{Kind: EventRefunded, Key: key, Units: n})
 	}

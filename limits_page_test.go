@@ -45,7 +45,7 @@ func TestSnippetsOfLimitsPage(t *testing.T) {
 // with a limit in text beside it in a table is the same limit.
 func TestLimitsOfLimitsPage(t *testing.T) {
 	page := limitsPage(t)
-	code := regexp.MustCompile("`((?:FixedWindow|SlidingWindow|TokenBucket)\\([^`]*)`(?: \\| `([^`]*)`)?").FindAllStringSubmatch(page, -1)
+	code := regexp.MustCompile("`((?:FixedWindow|SlidingWindow|TokenBucket|Daily|Weekly|Monthly)\\([^`]*)`(?: \\| `([^`]*)`)?").FindAllStringSubmatch(page, -1)
 	pairs := 0
 	for _, m := range code {
 		limit, err := limitInCode(m[1])
@@ -58,10 +58,10 @@ func TestLimitsOfLimitsPage(t *testing.T) {
 			require.Equal(t, m[2], limit.String(), m[1])
 		}
 	}
-	require.GreaterOrEqual(t, pairs, 8)
+	require.GreaterOrEqual(t, pairs, 15)
 
-	text := regexp.MustCompile("`(\\d+/\\d+[^`]*)`").FindAllStringSubmatch(page, -1)
-	require.GreaterOrEqual(t, len(text), 20)
+	text := regexp.MustCompile("`(\\d+/(?:\\d|day|week|month)[^`]*)`").FindAllStringSubmatch(page, -1)
+	require.GreaterOrEqual(t, len(text), 30)
 	for _, m := range text {
 		limit, err := ParseLimit(m[1])
 		require.NoError(t, err)
@@ -91,19 +91,39 @@ func limitInCode(text string) (limit Limit, err error) {
 		}
 		call = method.X.(*ast.CallExpr)
 	}
-	n, window := numberInCode(call.Args[0]), time.Duration(numberInCode(call.Args[1]))
+	n := numberInCode(call.Args[0])
+	window := func() time.Duration { return time.Duration(numberInCode(call.Args[1])) }
 	switch call.Fun.(*ast.Ident).Name {
 	case "FixedWindow":
-		limit = FixedWindow(n, window)
+		limit = FixedWindow(n, window())
 	case "SlidingWindow":
-		limit = SlidingWindow(n, window)
+		limit = SlidingWindow(n, window())
 	case "TokenBucket":
-		limit = TokenBucket(n, window, numberInCode(call.Args[2]))
+		limit = TokenBucket(n, window(), numberInCode(call.Args[2]))
+	case "Daily":
+		limit = Daily(n, zoneInCode(call.Args[1]))
+	case "Weekly":
+		limit = Weekly(n, time.Weekday(numberInCode(call.Args[1])), zoneInCode(call.Args[2]))
+	case "Monthly":
+		limit = Monthly(n, int(numberInCode(call.Args[1])), zoneInCode(call.Args[2]))
 	}
 	if block != nil {
 		limit = limit.Block(block...)
 	}
 	return limit, nil
+}
+
+// zoneInCode evaluates nil, or a variable with the name of the zone's city.
+func zoneInCode(e ast.Expr) *time.Location {
+	name := e.(*ast.Ident).Name
+	if name == "nil" {
+		return nil
+	}
+	zone, err := time.LoadLocation(map[string]string{"berlin": "Europe/Berlin"}[name])
+	if err != nil || name != "berlin" {
+		panic(fmt.Sprintf("zone %s: %v", name, err))
+	}
+	return zone
 }
 
 // numberInCode evaluates a number, a constant of package time, or a product of them.
@@ -118,6 +138,7 @@ func numberInCode(e ast.Expr) int64 {
 	case *ast.SelectorExpr:
 		return int64(map[string]time.Duration{
 			"Millisecond": time.Millisecond, "Second": time.Second, "Minute": time.Minute, "Hour": time.Hour,
+			"Monday": time.Duration(time.Monday),
 		}[e.Sel.Name])
 	case *ast.BinaryExpr:
 		if e.Op == token.MUL {
@@ -131,14 +152,14 @@ func numberInCode(e ast.Expr) int64 {
 // numbers in the text are the picture's.
 func TestPicturesOfLimitsPage(t *testing.T) {
 	page := limitsPage(t)
-	for _, name := range []string{"fixed", "sliding", "bucket", "block"} {
+	for _, name := range []string{"fixed", "sliding", "bucket", "calendar", "block"} {
 		require.Contains(t, page, "](limits-"+name+".svg)")
 	}
-	for _, name := range []string{"fixed", "sliding", "bucket"} {
+	for name, window := range map[string]string{"fixed": "10 s", "sliding": "10 s", "bucket": "10 s", "calendar": "24 h"} {
 		svg, err := os.ReadFile("docs/limits-" + name + ".svg")
 		require.NoError(t, err)
 		numbers := regexp.MustCompile(`: (\d+ of \d+) requests admitted, at most (\d+) of them`).FindSubmatch(svg)
 		require.NotNil(t, numbers)
-		require.Contains(t, page, fmt.Sprintf("(limits-%s.svg)\n\nIt admits %s requests, and at most %s of them within 10 s.", name, numbers[1], numbers[2]))
+		require.Contains(t, page, fmt.Sprintf("(limits-%s.svg)\n\nIt admits %s requests, and at most %s of them within %s.", name, numbers[1], numbers[2], window))
 	}
 }

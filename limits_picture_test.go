@@ -16,17 +16,18 @@ import (
 )
 
 // This file draws the pictures of docs/limits.md. Each one shows what a limiter has
-// decided, in the virtual time of a bubble.
+// decided, in the virtual time of a bubble, which begins with the year 2000 UTC.
 
 var update = flag.Bool("update", false, "with -run TestLimitPictures: write the pictures of docs/limits.md")
 
 // TestLimitPictures checks that each picture is what a run gives.
 func TestLimitPictures(t *testing.T) {
-	burst, retries := bursts(), everySecond(pictureRetries)
+	burst, retries := newScene(bursts()), everySecond(pictureRetries)
 	for name, draw := range map[string]func(*testing.T) string{
-		"fixed":   func(t *testing.T) string { return pictureOf(t, FixedWindow(10, 10*time.Second), burst) },
-		"sliding": func(t *testing.T) string { return pictureOf(t, SlidingWindow(10, 10*time.Second), burst) },
-		"bucket":  func(t *testing.T) string { return pictureOf(t, TokenBucket(10, 10*time.Second, 10), burst) },
+		"fixed":    func(t *testing.T) string { return pictureOf(t, FixedWindow(10, 10*time.Second), burst) },
+		"sliding":  func(t *testing.T) string { return pictureOf(t, SlidingWindow(10, 10*time.Second), burst) },
+		"bucket":   func(t *testing.T) string { return pictureOf(t, TokenBucket(10, 10*time.Second, 10), burst) },
+		"calendar": pictureOfDays,
 		"block": func(t *testing.T) string {
 			ladder := []time.Duration{10 * time.Second, 20 * time.Second, 40 * time.Second}
 			return pictureOfBlocks(t, retries, []Limit{
@@ -85,18 +86,82 @@ func everySecond(span time.Duration) (at []time.Duration) {
 	return at
 }
 
+// A scene is what a picture of one limit shows: the requests of a client, and the axis.
+type scene struct {
+	at     []time.Duration // the requests
+	span   time.Duration   // of the x axis
+	sample time.Duration   // the units that are counted are read so often
+	column time.Duration   // requests of this much time are stacked
+	ticks  []tick
+}
+
+// A tick is a label of the x axis.
+type tick struct {
+	at   time.Duration
+	text string
+	line bool // a vertical line, too
+}
+
+// newScene returns the scene of a limit that is a matter of seconds.
+func newScene(at []time.Duration) *scene {
+	return &scene{at: at, span: pictureSpan, sample: sampleEvery, column: third, ticks: seconds(pictureSpan)}
+}
+
+// seconds returns a tick every 10 seconds.
+func seconds(span time.Duration) (ticks []tick) {
+	for t := time.Duration(0); t <= span; t += 10 * time.Second {
+		ticks = append(ticks, tick{at: t, text: fmt.Sprint(t.Seconds(), " s")})
+	}
+	return ticks
+}
+
+// pictureOfDays draws a limit per day around the day on which the clocks are put forward in
+// Berlin. The client sends a request every hour from Friday, 15:00, to Saturday, 23:00; 12
+// requests on Sunday, 23:00, and 12 on Monday, 01:00; then one every hour again.
+func pictureOfDays(t *testing.T) string {
+	zone, err := time.LoadLocation("Europe/Berlin")
+	require.NoError(t, err)
+	begin := time.Date(2000, 3, 24, 12, 0, 0, 0, zone)
+	after := func(day, hour int) time.Duration { return time.Date(2000, 3, day, hour, 0, 0, 0, zone).Sub(begin) }
+	s := &scene{span: after(28, 0), sample: 10 * time.Minute, column: time.Hour}
+	for at := after(24, 15); at < after(28, 0); at += time.Hour {
+		switch {
+		case at == after(26, 23), at == after(27, 1):
+			for i := range time.Duration(12) {
+				s.at = append(s.at, at+i*time.Second)
+			}
+		case at < after(26, 0), at > after(27, 1):
+			s.at = append(s.at, at)
+		}
+	}
+	for day := 25; day <= 28; day++ {
+		s.ticks = append(s.ticks, tick{at: after(day, 0), line: true})
+	}
+	for day := 24; day <= 27; day++ {
+		noon, text := after(day, 12), time.Date(2000, 3, day, 12, 0, 0, 0, zone).Format("Monday")
+		if day == 24 {
+			noon = after(day, 18)
+		} else {
+			text += fmt.Sprintf(", %v hours", (after(day+1, 0) - after(day, 0)).Hours())
+		}
+		s.ticks = append(s.ticks, tick{at: noon, text: text})
+	}
+	time.Sleep(time.Until(begin))
+	return pictureOf(t, Daily(10, zone), s)
+}
+
 // A limitRun is what a limiter has decided about requests.
 type limitRun struct {
 	at        []time.Duration
 	decisions []Decision
-	counted   []int64 // the units counted, every sampleEvery
+	counted   []int64 // the units counted, after each sample of the time
 }
 
 // runLimit sends requests to a limiter. It must be called in a bubble.
-func runLimit(t *testing.T, limit Limit, at []time.Duration, span time.Duration) *limitRun {
+func runLimit(t *testing.T, limit Limit, at []time.Duration, span, sample time.Duration) *limitRun {
 	l := ratelimittest.New(t, quiet(limit))
 	start, run := time.Now(), &limitRun{at: at}
-	for now := time.Duration(0); now <= span; now += sampleEvery {
+	for now := time.Duration(0); now <= span; now += sample {
 		for len(run.decisions) < len(at) && at[len(run.decisions)] <= now {
 			time.Sleep(at[len(run.decisions)] - time.Since(start))
 			d, err := l.Take(ctx, "client")
@@ -191,20 +256,22 @@ func (p *picture) requests(run *limitRun, column time.Duration, base int64) (dep
 }
 
 // ticks labels the x axis.
-func (p *picture) ticks(every time.Duration, y int64) {
-	for t := time.Duration(0); t <= p.span; t += every {
-		p.text("dim mid", p.x(t), y, fmt.Sprint(t.Seconds(), " s"))
+func (p *picture) ticks(ticks []tick, y int64) {
+	for _, t := range ticks {
+		if t.text != "" {
+			p.text("dim mid", p.x(t.at), y, t.text)
+		}
 	}
 }
 
-// steps is the path of values, one for each sampleEvery.
-func (p *picture) steps(values []int64, y func(int64) int64) string {
+// steps is the path of values, one for each sample of the time.
+func (p *picture) steps(values []int64, sample time.Duration, y func(int64) int64) string {
 	var b strings.Builder
 	for i, v := range values {
 		if i == 0 {
 			fmt.Fprintf(&b, "M%s %s", px(p.x(0)), px(y(v)))
 		} else if v != values[i-1] {
-			fmt.Fprintf(&b, "H%sV%s", px(p.x(time.Duration(i)*sampleEvery)), px(y(v)))
+			fmt.Fprintf(&b, "H%sV%s", px(p.x(time.Duration(i)*sample)), px(y(v)))
 		}
 	}
 	fmt.Fprintf(&b, "H%s", px(p.x(p.span)))
@@ -230,15 +297,16 @@ func (p *picture) end(title string, height int64) string {
 
 // pictureOf draws the decisions of one limit, and below them the units that it has counted
 // beside the units that it has admitted within one window.
-func pictureOf(t *testing.T, limit Limit, at []time.Duration) string {
-	p, run := &picture{span: pictureSpan}, runLimit(t, limit, at, pictureSpan)
+func pictureOf(t *testing.T, limit Limit, s *scene) string {
+	p, run := &picture{span: s.span}, runLimit(t, limit, s.at, s.span, s.sample)
+	window := strings.TrimSuffix(limit.Window().String(), "0m0s")
 	recent, most := make([]int64, len(run.counted)), int64(0)
 	for i := range recent {
-		now := time.Duration(i) * sampleEvery
+		now := time.Duration(i) * s.sample
 		recent[i] = run.admitted(now-limit.Window(), now)
 		most = max(most, recent[i])
 	}
-	title := fmt.Sprintf("%v: %d of %d requests admitted, at most %d of them within %v", limit, run.admitted(-1, pictureSpan), len(at), most, limit.Window())
+	title := fmt.Sprintf("%v: %d of %d requests admitted, at most %d of them within %v", limit, run.admitted(-1, s.span), len(s.at), most, window)
 	p.text("head", 140, 220, title)
 
 	p.path("yes", boxOf(140, 355, true))
@@ -248,12 +316,12 @@ func pictureOf(t *testing.T, limit Limit, at []time.Duration) string {
 	p.path("count", "M174 38h18")
 	p.text("", 1970, 420, "units counted")
 	p.path("recent", "M300 38h22")
-	p.text("", 3270, 420, fmt.Sprintf("admitted within the last %v", limit.Window()))
+	p.text("", 3270, 420, "admitted within the last "+window)
 	p.path("limit", "M510 38h18")
 	p.text("", 5330, 420, "limit")
 
 	const base, high = 1230, 20 // high is the largest value of the y axis
-	top := base + p.requests(run, third, base) + 300
+	top := base + p.requests(run, s.column, base) + 300
 	bottom := top + 960
 	y := func(v int64) int64 { return bottom - (bottom-top)*v/high }
 	for _, v := range []int64{0, 5, 10, 15, 20} {
@@ -266,9 +334,14 @@ func pictureOf(t *testing.T, limit Limit, at []time.Duration) string {
 			p.text("dim end", pictureLeft-60, y(v)+45, fmt.Sprint(v))
 		}
 	}
-	p.path("recent", p.steps(recent, y))
-	p.path("count", p.steps(run.counted, y))
-	p.ticks(10*time.Second, bottom+190)
+	for _, tick := range s.ticks {
+		if tick.line {
+			p.path("row", fmt.Sprintf("M%s %sV%s", px(p.x(tick.at)), px(base-700), px(bottom)))
+		}
+	}
+	p.path("recent", p.steps(recent, s.sample, y))
+	p.path("count", p.steps(run.counted, s.sample, y))
+	p.ticks(s.ticks, bottom+190)
 	return p.end(title, bottom+300)
 }
 
@@ -288,7 +361,7 @@ func pictureOfBlocks(t *testing.T, at []time.Duration, limits []Limit) string {
 	const lane = 620
 	y := int64(740)
 	for _, limit := range limits {
-		run := runLimit(t, limit, at, pictureRetries)
+		run := runLimit(t, limit, at, pictureRetries, sampleEvery)
 		p.text("", pictureLeft, y, fmt.Sprintf("%v: %d of %d admitted", limit, run.admitted(-1, pictureRetries), len(at)))
 		for i, d := range run.decisions {
 			if d.Blocked && !run.decisions[i-1].Blocked { // a block has begun
@@ -299,6 +372,6 @@ func pictureOfBlocks(t *testing.T, at []time.Duration, limits []Limit) string {
 		p.requests(run, time.Second, y+200)
 		y += lane
 	}
-	p.ticks(10*time.Second, y-170)
+	p.ticks(seconds(p.span), y-170)
 	return p.end(title, y-60)
 }

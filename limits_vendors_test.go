@@ -125,6 +125,62 @@ func (b *tokens) admit(ms int64) bool {
 	return true
 }
 
+// TestVendorCalendarsDecideTheSame compares each request's decision over four months. On
+// 1 April the clocks are put forward in California.
+func TestVendorCalendarsDecideTheSame(t *testing.T) {
+	const requests = 20_000
+	pacific := zone(t, "America/Los_Angeles")
+	for name, test := range map[string]struct {
+		other *resets
+		limit Limit
+	}{
+		"Kong day 100":            {&resets{n: 100, format: "2006-01-02", zone: time.UTC}, Daily(100, nil)},
+		"Kong month 3000":         {&resets{n: 3000, format: "2006-01", zone: time.UTC}, Monthly(3000, 1, nil)},
+		"Google Play 100 per day": {&resets{n: 100, format: "2006-01-02", zone: pacific}, Daily(100, pacific)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := ratelimittest.New(t, quiet(test.limit))
+				random, admitted := rand.New(rand.NewPCG(3, 4)), 0
+				sleepUntil(t, "2001-03-20T00:00:00Z")
+				for range requests {
+					time.Sleep(time.Duration(random.Int64N(int64(18 * time.Minute)))) // 160 a day
+					d, err := l.Take(ctx, "client")
+					require.NoError(t, err)
+					require.Equal(t, test.other.admit(time.Now()), d.Allowed, "at %v", time.Now())
+					if d.Allowed {
+						admitted++
+					}
+				}
+				require.Greater(t, admitted, requests/10)
+				require.Less(t, admitted, requests*9/10)
+			})
+		})
+	}
+}
+
+// resets is a quota that is there again on another date. Kong's plugin rate-limiting has a
+// counter for the date in UTC, which get_timestamps of kong/tools/timestamp.lua makes. It
+// does not count denied requests.
+type resets struct {
+	n      int
+	format string // what of a date the counter has
+	zone   *time.Location
+	date   string
+	used   int
+}
+
+func (r *resets) admit(now time.Time) bool {
+	if date := now.In(r.zone).Format(r.format); date != r.date {
+		r.date, r.used = date, 0
+	}
+	if r.used == r.n {
+		return false
+	}
+	r.used++
+	return true
+}
+
 // TestVendorBursts checks how many requests at once each setting admits.
 func TestVendorBursts(t *testing.T) {
 	for _, test := range []struct {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/engine"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 	"github.com/ratelimit-go/ratelimit/internal/table"
@@ -21,20 +23,74 @@ import (
 // request is there: their counting rules, their names, and the constant parts of
 // header fields and problem details. It does not change.
 type policy struct {
-	given    []Limit        // as the limiter got them
-	limits   []Limit        // the limits that the store counts; none if always is set
-	always   *Limit         // Unlimited or Deny, if it decides alone
-	under    *engine.Limits // the same limits, for an engine
-	lasts    int64          // for how long units count, at most, under any of the limits
-	single   bool           // there is one limit, without Block: a table's TakeOne decides
-	plan     bool           // made of what Options.LimitsFor returned
-	names    []string       // effective policy names
-	counted  []*countedPolicy
-	numbers  table.Policies // of counted
-	shadow   table.Policies // numbers, for requests that Shadow would let through
+	given   []Limit // as the limiter got them
+	limits  []Limit // the limits that the store counts; none if always is set
+	always  *Limit  // Unlimited or Deny, if it decides alone
+	ladders *[MaxLimits]*rule.Ladder
+	lasts   int64    // for how long units count, at most, under any of the limits
+	single  bool     // there is one limit, without Block: a table's TakeOne decides
+	plan    bool     // made of what Options.LimitsFor returned
+	names   []string // effective policy names
+	counted []*countedPolicy
+	numbers table.Policies // of counted
+	shadow  table.Policies // numbers, for requests that Shadow would let through
+	members []member       // one for each result
+
+	calendars bool // a limit is of a calendar
+	now       atomic.Pointer[present]
+}
+
+// A present is what of a policy changes with the periods of calendars. Without calendars
+// there is one for the whole life of the policy.
+type present struct {
+	under    *engine.Limits // the limits that the store counts, for an engine
 	declared string         // RateLimit-Policy of draft 10
 	older    string         // RateLimit-Policy of drafts 7 and 6
-	members  []member       // one for each result
+	each     []string       // the members of declared
+
+	// With calendars: until when all of the periods are in force, by package clock, and
+	// what the wall clock was ahead of it.
+	until, ahead int64
+}
+
+// maxDrift is how far the wall clock may have been set, in nanoseconds, before the ends of
+// periods are worked out again.
+const maxDrift = 1_000_000
+
+// present returns what is in force now.
+func (p *policy) present() *present {
+	now := p.now.Load()
+	if !p.calendars {
+		return now
+	}
+	ahead := clock.WallAhead()
+	if drift := ahead - now.ahead; max(drift, -drift) > maxDrift || clock.Now() >= now.until {
+		now = p.newPresent()
+		p.now.Store(now)
+	}
+	return now
+}
+
+func (p *policy) newPresent() *present {
+	x := &present{under: engineLimits(p.limits), until: math.MaxInt64, ahead: clock.WallAhead()}
+	if p.calendars {
+		x.under.Refresh = func() *engine.Limits { return p.present().under }
+	}
+	var declared, older []byte
+	for i := range p.limits {
+		l := &x.under.Rules[i]
+		if l.Kind == rule.Calendar {
+			x.until = min(x.until, l.End())
+		}
+		if i > 0 {
+			declared, older = append(declared, ", "...), append(older, ", "...)
+		}
+		quota := strconv.FormatInt(l.N, 10) + ";w=" + strconv.FormatInt(seconds(time.Duration(l.Window)), 10)
+		x.each = append(x.each, p.members[i].name+";q="+quota)
+		declared, older = append(declared, x.each[i]...), append(older, quota...)
+	}
+	x.declared, x.older = string(declared), string(older)
+	return x
 }
 
 // width is how many results a decision has: one for each limit that the store counts,
@@ -71,12 +127,12 @@ func (p *policy) countedUnder() *engine.Limits {
 	if p.always != nil {
 		return engineLimits([]Limit{FixedWindow(1, time.Hour)})
 	}
-	return p.under
+	return p.present().under
 }
 
 // member is the constant part of one limit in lists.
 type member struct {
-	declared  string // "login";q=5;w=3600
+	name      string // "login"
 	remaining string // "login";r=
 	problem   string // "login" in JSON
 }
@@ -89,52 +145,40 @@ func newPolicy(limiter string, limits []Limit) *policy {
 	if i := slices.IndexFunc(p.given, func(l Limit) bool { return l.rule.Kind == kindDeny }); i >= 0 {
 		p.limits, p.always = nil, &p.given[i]
 	}
-	p.under = engineLimits(p.limits)
+	p.ladders, p.calendars = laddersOf(p.limits), anyCalendar(p.limits)
 	for i := range p.limits {
 		p.lasts = max(p.lasts, p.limits[i].rule.Lasts())
 	}
-	p.single = len(p.limits) == 1 && p.under.Ladders == nil
+	p.single = len(p.limits) == 1 && p.ladders == nil && !p.calendars
 	if p.always != nil {
 		p.names = policyNames(limiter, []Limit{*p.always})
 		asJSON, _ := json.Marshal(p.names[0])
 		p.members = []member{{problem: string(asJSON)}}
+		p.now.Store(p.newPresent())
 		return p
 	}
 	p.names = policyNames(limiter, p.limits)
-	var declared, older []byte
-	for i, l := range p.limits {
-		if i > 0 {
-			declared = append(declared, ", "...)
-			older = append(older, ", "...)
-		}
-		quota := strconv.FormatInt(l.N(), 10)
-		window := ";w=" + strconv.FormatInt(seconds(l.Window()), 10)
+	for i := range p.limits {
 		name := fieldString(p.names[i])
 		asJSON, _ := json.Marshal(p.names[i]) // a valid string always has a form
-		m := member{
-			declared:  name + ";q=" + quota + window,
-			remaining: name + ";r=",
-			problem:   string(asJSON),
-		}
-		p.members = append(p.members, m)
-		declared = append(declared, m.declared...)
-		older = append(older, quota+window...)
+		p.members = append(p.members, member{name: name, remaining: name + ";r=", problem: string(asJSON)})
 	}
-	p.declared, p.older = string(declared), string(older)
+	p.now.Store(p.newPresent())
 	return p
 }
 
 // declaredFor is the value of RateLimit-Policy, with the partition if there is one.
 func (p *policy) declaredFor(partition string) string {
+	now := p.present()
 	if partition == "" {
-		return p.declared
+		return now.declared
 	}
 	var b []byte
-	for i, m := range p.members {
+	for i, declared := range now.each {
 		if i > 0 {
 			b = append(b, ", "...)
 		}
-		b = append(append(b, m.declared...), partition...)
+		b = append(append(b, declared...), partition...)
 	}
 	return string(b)
 }
@@ -152,15 +196,27 @@ func policyNames(limiter string, limits []Limit) []string {
 		if len(limits) == 1 {
 			continue
 		}
-		names[i] += "-" + rule.FormatSpan(l.rule.Window)
+		names[i] += "-" + l.span()
 		for j, other := range limits {
-			if j != i && other.name == "" && other.Window() == l.Window() {
-				names[i] += "-" + l.Algorithm()
+			if j != i && other.name == "" && other.span() == l.span() {
+				if l.calendar != nil {
+					names[i] = limiter + "-" + l.calendar.String()
+				} else {
+					names[i] += "-" + l.Algorithm()
+				}
 				break
 			}
 		}
 	}
 	return names
+}
+
+// span returns the window as in the name of a limit: "1m", or "day" for a calendar.
+func (l *Limit) span() string {
+	if l.calendar != nil {
+		return l.calendar.Unit.String()
+	}
+	return rule.FormatSpan(l.rule.Window)
 }
 
 // validateLimits holds every rule for the limits of one limiter.
@@ -366,8 +422,8 @@ type usedLimits struct {
 // counterID is what two limits have in common if a key has one counter under
 // both.
 type counterID struct {
-	kind   rule.Kind
-	window int64
+	kind     rule.Kind
+	identity int64
 }
 
 // maxUsed bounds what SetLimits and LimitsFor with ever new windows pile up.
@@ -384,7 +440,7 @@ func (u *usedLimits) add(limits []Limit) {
 		u.limits = make(map[counterID]Limit)
 	}
 	for _, l := range limits {
-		id := counterID{l.rule.Kind, l.rule.Window}
+		id := counterID{l.rule.Kind, l.rule.Identity()}
 		if _, known := u.limits[id]; known {
 			continue
 		}
@@ -417,7 +473,7 @@ func (u *usedLimits) with(policies []*policy) (limits []Limit, dropped bool) {
 	u.mu.Unlock()
 	for _, p := range policies {
 		for _, l := range p.limits {
-			all[counterID{l.rule.Kind, l.rule.Window}] = l
+			all[counterID{l.rule.Kind, l.rule.Identity()}] = l
 		}
 	}
 	return slices.Collect(maps.Values(all)), dropped

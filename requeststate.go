@@ -197,7 +197,7 @@ func (s *requestState) expectStatus() {
 func (s *requestState) decidedInside() {
 	for outer := s.outer; outer != nil && outer.isOfInner(s); outer = outer.outer {
 		l := outer.limiter
-		if l == s.limiter || l.opts.Count != nil || outer.bound.policy.under.Ladders == nil {
+		if l == s.limiter || l.opts.Count != nil || outer.bound.policy.ladders == nil {
 			continue
 		}
 		if !l.nested.Load() {
@@ -322,7 +322,7 @@ func (s *requestState) addCost(closing context.Context, n int64, wait time.Durat
 func (s *requestState) limits() *engine.Limits {
 	then, now := s.bound.policy, s.limiter.policy.Load()
 	if now == then || then.plan {
-		return then.under
+		return then.present().under
 	}
 	limits := slices.Clone(then.limits)
 	for i := range limits {

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
@@ -22,13 +23,14 @@ import (
 // A counter is identified by the store's prefix, the key, and the limit's
 // algorithm and window. A limit's N, burst and name are not part of it: they may
 // differ from call to call, and what was counted stays counted (see [Limit]).
+// Periods of a calendar are identified by their unit, first day and zone; see [KindStore].
 // Keys are any bytes but never empty, and two keys never share a counter.
 //
 // A limit with [Limit.Block] reaches a store only if it is a [KindStore].
 //
-// Limits are valid, at most [MaxLimits], and no two limits of one call have the same
-// algorithm and window. A call neither keeps nor changes the slices that it is given.
-// Methods may be called from any number of goroutines.
+// Limits are valid, at most [MaxLimits], and no two limits of one call share a counter. A
+// call neither keeps nor changes the slices that it is given. Methods may be called from
+// any number of goroutines.
 //
 // An error means that no decision could be made; a denial is no error. A call
 // whose effect is not known is never repeated, by the store or by its caller: it
@@ -124,6 +126,7 @@ func (r *reportedState) get(l rule.Limit, n, at int64, got *Result) (s rule.Stat
 	if got.RetryAfter == 0 {
 		n = 0
 	}
+	l = l.Around(s, at)
 	_, a := l.Take(s, at, n)
 	if got.Blocked {
 		b, _ := r.reportedBlock()
@@ -175,9 +178,25 @@ const Now Instant = math.MaxInt64
 //
 // Adjust neither starts, moves nor lifts a block. Reset lifts it.
 //
+// A store with [KindCalendar] counts limits of [Daily], [Weekly] and [Monthly]:
+//
+//   - A counter is identified by the period's unit, first day and zone, in place of a window.
+//     [Limit.Calendar] returns the three as text. Two zones with the same time have two
+//     counters.
+//   - The store's wall clock decides which period is in force. It ends at midnight in the
+//     limit's zone, at the instant that [Limit.Period] returns. The next period starts with
+//     N units.
+//   - The call that counts the first units of a period writes its end beside them. Until
+//     then, this period is in force for every process, also for one whose tz database has
+//     another end.
+//   - Adjust only reaches the period in which its instant lies. The exception for charges in
+//     a fixed window does not apply.
+//   - RetryAfter, MoreAfter and ResetAfter are the time to the end of the period, unless they
+//     are 0 or [Never].
+//
 // A wrapper that embeds a store of this package has the methods of KindStore, too, but
-// limits with Block are refused for it: its own methods may hand on other limits. A
-// wrapper that should count blocks holds the store in a field, implements KindStore
+// limits with Block or of a calendar are refused for it: its own methods may hand on other
+// limits. A wrapper that should count them holds the store in a field, implements KindStore
 // itself, and hands on the limits that it gets, with their ladders.
 type KindStore interface {
 	Store
@@ -188,7 +207,7 @@ type KindStore interface {
 	// TakePending is Take for a key of which some units may yet be given back, because
 	// nobody knows yet whether they count; see Options.Count. Without pending units both
 	// are the same. A limit that would not deny without the pending units starts no block.
-	// In a window, the pending units count that Adjust would give back. In a bucket, all
+	// In a window or a period, the pending units count that Adjust would give back. In a bucket, all
 	// pending units count for as long as the bucket takes to be whole again, because it is
 	// not known which units have leaked.
 	//
@@ -236,15 +255,19 @@ type Kinds uint32
 
 // What a KindStore may count.
 const (
-	KindBlock Kinds = 1 << iota // limits with [Limit.Block], and blocks by hand
+	KindBlock    Kinds = 1 << 0 // limits with [Limit.Block], and blocks by hand
+	KindCalendar Kinds = 1 << 2 // [Daily], [Weekly] and [Monthly]
 )
 
 // String returns what is in the set, such as "blocks".
 func (k Kinds) String() string {
 	var names []string
-	for i, name := range [...]string{"blocks"} {
-		if k>>i&1 != 0 {
-			names = append(names, name)
+	for _, kind := range []struct {
+		Kinds
+		name string
+	}{{KindBlock, "blocks"}, {KindCalendar, "calendar periods"}} {
+		if k&kind.Kinds != 0 {
+			names = append(names, kind.name)
 		}
 	}
 	return strings.Join(names, " and ")
@@ -274,11 +297,22 @@ func kindStore(s Store, need Kinds) (KindStore, error) {
 	return k, nil
 }
 
+// needs returns what a store must count for a limit, beside the three algorithms.
+func needs(l *Limit) (need Kinds) {
+	if l.blocks() {
+		need |= KindBlock
+	}
+	if l.calendar != nil {
+		need |= KindCalendar
+	}
+	return need
+}
+
 // validateKinds returns an error if the store does not count what one of the limits
 // needs. The error names both.
 func validateKinds(s Store, limits []Limit) error {
 	for _, l := range limits {
-		if need := l.kinds(); need != 0 {
+		if need := needs(&l); need != 0 {
 			if _, err := kindStore(s, need); err != nil {
 				return fmt.Errorf("limit %v: %w", l, err)
 			}
@@ -439,14 +473,32 @@ func validateStore(s Store, limits []Limit) error {
 	return validateKinds(s, limits)
 }
 
-// rulesOf are the limits' counting rules.
+// rulesOf are the limits' counting rules, at present.
 func rulesOf(limits []Limit) []rule.Limit { return appendRules(nil, limits) }
 
 func appendRules(rules []rule.Limit, limits []Limit) []rule.Limit {
+	if anyCalendar(limits) {
+		rules, _ = appendPresent(rules, limits)
+		return rules
+	}
 	for i := range limits {
 		rules = append(rules, limits[i].rule)
 	}
 	return rules
+}
+
+// appendPresent is appendRules for limits of which some are of a calendar. It also returns
+// what the wall clock is ahead of package clock.
+func appendPresent(rules []rule.Limit, limits []Limit) (_ []rule.Limit, ahead int64) {
+	ahead = clock.WallAhead()
+	for i := range limits {
+		if limits[i].calendar != nil {
+			rules = append(rules, limits[i].present(ahead))
+		} else {
+			rules = append(rules, limits[i].rule)
+		}
+	}
+	return rules, ahead
 }
 
 func resultOf(a rule.Answer) Result {

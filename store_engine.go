@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ratelimit-go/ratelimit/internal/calendar"
 	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/engine"
 	"github.com/ratelimit-go/ratelimit/internal/redisstore"
@@ -226,9 +227,13 @@ func (e storeEngine) Fault(err error) engine.Fault {
 	return engine.Unknown
 }
 
-// engineLimits are limits as an engine takes them.
+// engineLimits are limits as an engine takes them, with the periods that are in force.
 func engineLimits(limits []Limit) *engine.Limits {
-	return &engine.Limits{Rules: rulesOf(limits), Ladders: laddersOf(limits), Public: limits}
+	l := &engine.Limits{Rules: rulesOf(limits), Ladders: laddersOf(limits), Public: limits}
+	if anyCalendar(limits) {
+		l.Refresh = func() *engine.Limits { return engineLimits(limits) }
+	}
+	return l
 }
 
 // publicLimits is the inverse of engineLimits. Limits that an engine's caller has
@@ -239,7 +244,16 @@ func publicLimits(l *engine.Limits) []Limit {
 	}
 	limits := make([]Limit, len(l.Rules))
 	for i := range limits {
-		limits[i].rule = l.Rules[i]
+		limits[i] = publicLimit(l.Rules[i])
 	}
 	return limits
+}
+
+func publicLimit(r rule.Limit) Limit {
+	l := Limit{rule: r}
+	if c := calendar.Of(r.Number); c != nil {
+		l.calendar = c
+		l.rule.Window, l.rule.Burst = c.Unit.Nominal(), 0 // as the constructor has set them
+	}
+	return l
 }

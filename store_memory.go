@@ -162,8 +162,8 @@ func startsBlocks(ladders *[MaxLimits]*rule.Ladder, pending []rule.Pending) *tab
 	return &table.Blocking{Ladders: ladders, Pending: pending}
 }
 
-// Kinds implements [KindStore]. It returns [KindBlock].
-func (s *MemoryStore) Kinds() Kinds { return KindBlock }
+// Kinds implements [KindStore]. It returns [KindBlock] and [KindCalendar].
+func (s *MemoryStore) Kinds() Kinds { return KindBlock | KindCalendar }
 
 // Block implements [KindStore].
 func (s *MemoryStore) Block(ctx context.Context, key string, b Block, limits []Limit) error {
@@ -173,7 +173,7 @@ func (s *MemoryStore) Block(ctx context.Context, key string, b Block, limits []L
 	if err := b.validate(); err != nil {
 		return fmt.Errorf("ratelimit: MemoryStore %q: Block has %w", s.name, err)
 	}
-	s.table.Block(key, int64(b.Left), b.rule(), rulesOf(limits))
+	s.table.Block(key, int64(b.Left), b.rule(), s.rules(nil, limits))
 	return nil
 }
 
@@ -183,6 +183,9 @@ func (s *MemoryStore) validateCall(limits []Limit) error {
 		if limits[i].rule.N < 1 || limits[i].rule.Window < rule.MinSpan {
 			return fmt.Errorf("ratelimit: MemoryStore %q: limit %v is not valid", s.name, limits[i])
 		}
+	}
+	if err := validateCalendars(limits); err != nil {
+		return fmt.Errorf("ratelimit: MemoryStore %q: %w", s.name, err)
 	}
 	if err := validateLadders(limits); err != nil {
 		return fmt.Errorf("ratelimit: MemoryStore %q: %w", s.name, err)
@@ -195,7 +198,7 @@ func (s *MemoryStore) takeReporting(key string, n int64, limits []Limit, results
 	var rules [MaxLimits]rule.Limit
 	var answers [MaxLimits]rule.Answer
 	var states [MaxLimits]rule.State
-	under, h := appendRules(rules[:0], limits), s.table.Hash(key, table.Owner{})
+	under, h := s.rules(rules[:0], limits), s.table.Hash(key, table.Owner{})
 	_, at, marks := s.table.TakeBlocking(h, n, clock.Now(), false, under, answers[:len(limits)], states[:len(limits)], nil, blocking)
 	for i := range limits {
 		b, _ := s.table.BlockOf(h, at, &under[i])
@@ -213,7 +216,7 @@ func (s *MemoryStore) take(key string, n int64, limits []Limit, results []Result
 		_, at, bound = s.takeBlocking(key, n, false, limits, results, policies, blocking)
 		return at, bound
 	}
-	if len(limits) == 1 && policies != nil {
+	if len(limits) == 1 && policies != nil && limits[0].calendar == nil {
 		result := &results[0] // nothing panics while the lock is held
 		a, at, blocked, held := s.table.TakeOne(key, n, &limits[0].rule, policies[0])
 		*result = resultOf(a)
@@ -223,15 +226,23 @@ func (s *MemoryStore) take(key string, n int64, limits []Limit, results []Result
 	}
 	var rules [MaxLimits]rule.Limit
 	var answers [MaxLimits]rule.Answer
-	for i := range limits {
-		rules[i] = limits[i].rule
-	}
-	now, marks := s.table.Take(key, n, rules[:len(limits)], answers[:len(limits)], policies)
+	now, marks := s.table.Take(key, n, s.rules(rules[:0], limits), answers[:len(limits)], policies)
 	for i, a := range answers[:len(limits)] {
 		results[i] = resultOf(a)
 	}
 	mark(results[:len(limits)], marks.Blocked, marks.Began)
 	return Instant(now), rule.Binding(answers[:len(limits)])
+}
+
+// rules are the counting rules of limits for a call of the table, which must follow at
+// once.
+func (s *MemoryStore) rules(rules []rule.Limit, limits []Limit) []rule.Limit {
+	if !anyCalendar(limits) {
+		return appendRules(rules, limits)
+	}
+	rules, ahead := appendPresent(rules, limits)
+	s.table.SetWall(ahead)
+	return rules
 }
 
 // takeUpTo takes as many of n units as fit under every limit, which are valid. It also
@@ -246,7 +257,7 @@ func (s *MemoryStore) takeUpTo(key string, n int64, limits []Limit, results []Re
 func (s *MemoryStore) takeBlocking(key string, n int64, upTo bool, limits []Limit, results []Result, policies *table.Policies, blocking *table.Blocking) (granted int64, at Instant, bound int) {
 	var rules [MaxLimits]rule.Limit
 	var answers [MaxLimits]rule.Answer
-	under := appendRules(rules[:0], limits)
+	under := s.rules(rules[:0], limits)
 	granted, now, marks := s.table.TakeBlocking(s.table.Hash(key, table.Owner{}), n, clock.Now(), upTo, under, answers[:len(limits)], nil, policies, blocking)
 	for i, a := range answers[:len(limits)] {
 		results[i] = resultOf(a)
@@ -260,7 +271,7 @@ func (s *MemoryStore) Adjust(ctx context.Context, key string, n int64, at Instan
 	if err := s.ready(ctx); err != nil {
 		return 0, err
 	}
-	return s.table.Adjust(key, n, int64(at), rulesOf(limits)), nil
+	return s.table.Adjust(key, n, int64(at), s.rules(nil, limits)), nil
 }
 
 // Reset implements [Store].
@@ -268,7 +279,7 @@ func (s *MemoryStore) Reset(ctx context.Context, key string, limits []Limit) err
 	if err := s.ready(ctx); err != nil {
 		return err
 	}
-	s.table.Reset(key, rulesOf(limits))
+	s.table.Reset(key, s.rules(nil, limits))
 	return nil
 }
 

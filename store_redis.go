@@ -172,8 +172,8 @@ func (s *RedisStore) TakeShared(ctx context.Context, r SharedRequest, results []
 	return SharedReply{At: Instant(reply.At), Granted: reply.Granted, Newest: reply.Newest}, nil
 }
 
-// Kinds implements [KindStore]. It returns [KindBlock].
-func (s *RedisStore) Kinds() Kinds { return KindBlock }
+// Kinds implements [KindStore]. It returns [KindBlock] and [KindCalendar].
+func (s *RedisStore) Kinds() Kinds { return KindBlock | KindCalendar }
 
 // Block implements [KindStore].
 func (s *RedisStore) Block(ctx context.Context, key string, b Block, limits []Limit) error {

@@ -25,7 +25,7 @@ func TestRedisStoreConformsOnMiniredis(t *testing.T) {
 			m = newMini(t)
 		}
 		return redisStore(t, m.client(t), prefix)
-	}, storetest.Clock(func(d time.Duration) { m.advance(d) }, 2*time.Millisecond))
+	}, storetest.Clock(func(d time.Duration) { m.advance(d) }, 2*time.Millisecond), storetest.WallClock(func() time.Time { return m.now }))
 }
 
 // TestFailedCommandIsNotSentAgain has commands that fail and replies that are lost.

@@ -83,6 +83,7 @@ func (k *snapshots) read(maxKeys int) error {
 		return err
 	}
 	t := table.NewKept(maxKeys, clock.Now, contents.Secret, contents.Shards)
+	t.SetWall(clock.WallAhead())
 	if err := contents.Restore(t, snapshot.StampOf(clock.Now())); err != nil {
 		return err
 	}

@@ -157,7 +157,7 @@ func TestSnapshotErrorsNameTheOption(t *testing.T) {
 		{MemoryOptions{SnapshotFile: dir}, []string{"SnapshotFile " + dir + ": it is a directory", "name a regular file"}},
 		{MemoryOptions{SnapshotFile: file("empty", "")}, []string{"empty: the file cannot be used: it ends after 0 bytes", "SnapshotSetAside"}},
 		{MemoryOptions{SnapshotFile: file("foreign", "#!/bin/sh\necho hello\n")}, []string{"it was not written by a MemoryStore", "remove it"}},
-		{MemoryOptions{SnapshotFile: file("newer", "RLSNAP\r\n\x03\x00\x00\x00")}, []string{"version 3", "versions 1 and 2"}},
+		{MemoryOptions{SnapshotFile: file("newer", "RLSNAP\r\n\x04\x00\x00\x00")}, []string{"version 4", "versions 1 to 3"}},
 		{MemoryOptions{SnapshotFile: file("torn", "RLSNAP\r\n\x01\x00\x00\x00ab")}, []string{"it ends after 14 bytes"}},
 	} {
 		for range 2 {

@@ -35,6 +35,7 @@ const (
 	Speed      Group = "In memory, ns per decision"
 	Size       Group = "In memory, a million keys"
 	Blocks     Group = "In memory, limits with Block, ns per decision"
+	Calendars  Group = "In memory, calendar limits, ns per decision"
 	Middleware Group = "Middleware, ns per request"
 	Server     Group = "A server under load"
 	Stress     Group = "Expiry, growth and flooding"
@@ -57,6 +58,10 @@ var Cases = []Case{
 	{Name: "block-without-allowed", only: ours, run: hot, Measures: nanoseconds(Blocks, "— without Block", Goal{{Allocs, 0}})},
 	{Name: "block-denied", only: ours, run: with(single.blocking(), hotDenied), Measures: nanoseconds(Blocks, "one hot key, denied by a block", Goal{{Allocs, 0}})},
 	{Name: "block-without-denied", only: ours, run: hotDenied, Measures: nanoseconds(Blocks, "— denied without Block", Goal{{Allocs, 0}})},
+	{Name: "calendar-allowed", only: fixed, run: with(plenty.daily(), hot), Measures: nanoseconds(Calendars, "one hot key, allowed, under Daily", Goal{{Allocs, 0}})},
+	{Name: "calendar-fixed-allowed", only: fixed, run: hot, Measures: nanoseconds(Calendars, "— under FixedWindow", Goal{{Allocs, 0}})},
+	{Name: "calendar-denied", only: fixed, run: with(single.daily(), hotDenied), Measures: nanoseconds(Calendars, "one hot key, denied, under Daily", Goal{{Allocs, 0}})},
+	{Name: "calendar-fixed-denied", only: fixed, run: hotDenied, Measures: nanoseconds(Calendars, "— denied under FixedWindow", Goal{{Allocs, 0}})},
 	{Name: "allowed", http: true, run: allowed, Measures: nanoseconds(Middleware, "allowed", Goal{{ByRival, 0.5}, {Allocs, 4}})},
 	{Name: "denied", http: true, run: denied, Measures: nanoseconds(Middleware, "denied", Goal{{ByRival, 0.5}})},
 	{Name: "allowed-nofields", http: true, nofields: true, run: allowed,
@@ -84,6 +89,9 @@ var Cases = []Case{
 
 // ours are the names of this library's limits in the cases that no other library can run.
 var ours = []string{"fixed", "bucket"}
+
+// fixed is the name of this library's fixed window, which a calendar limit takes the place of.
+var fixed = []string{"fixed"}
 
 func expiring(which string) []Measure {
 	return []Measure{

@@ -74,6 +74,7 @@ type quota struct {
 	// Settings that only this library has:
 	block   time.Duration // how long a denial blocks a key; 0 means no blocks
 	recheck time.Duration // Options.DenyRecheck
+	perDay  bool          // Daily instead of FixedWindow
 }
 
 // most returns the maximum number of keys.
@@ -92,6 +93,21 @@ var (
 func (q quota) blocking() quota {
 	q.block = 2 * time.Hour
 	return q
+}
+
+// daily returns the quota with calendar days instead of windows.
+func (q quota) daily() quota {
+	q.perDay = true
+	return q
+}
+
+// zoneOfNow returns a time zone of which the present day goes on for 12 hours at least, so
+// that no benchmark sees a day end.
+func zoneOfNow() *time.Location {
+	if time.Now().UTC().Hour() < 12 {
+		return time.UTC
+	}
+	return must(time.LoadLocation("Etc/GMT-12")) // 12 hours ahead of UTC
 }
 
 // atServer returns the quota with denials that the server decides.

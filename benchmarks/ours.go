@@ -10,6 +10,9 @@ import (
 )
 
 func fixedWindow(q quota) ratelimit.Limit {
+	if q.perDay {
+		return q.withBlock(ratelimit.Daily(q.units, zoneOfNow()))
+	}
 	return q.withBlock(ratelimit.FixedWindow(q.units, q.window))
 }
 

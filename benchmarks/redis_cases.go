@@ -14,6 +14,8 @@ const (
 	OnRedis     Group = "Redis, one server"
 	OnCluster   Group = "Redis, a cluster"
 	RedisBlocks Group = "Redis, one server, limits with Block"
+
+	RedisCalendars Group = "Redis, one server, calendar limits"
 )
 
 // RedisCase is one benchmark on Redis.
@@ -53,6 +55,10 @@ var RedisCases = []RedisCase{
 	{Case: blockCase("redis-block-cached", "64 callers, 10,000 blocked keys, denied by the near cache, decisions/s"), run: manyDenied(64, single.blocking())},
 	{Case: blockCase("redis-block-server", "64 callers, 10,000 blocked keys, denied by the server, decisions/s"), run: manyDenied(64, single.blocking().atServer())},
 	{Case: blockCase("redis-block-without-server", "— denied without Block"), run: manyDenied(64, single.atServer())},
+	{Case: calendarCase("redis-calendar-spread", "64 callers, 10,000 keys, under Daily, decisions/s"), run: many(64, manyKeys, plenty.daily())},
+	{Case: calendarCase("redis-calendar-fixed-spread", "— under FixedWindow"), run: many(64, manyKeys, plenty)},
+	{Case: calendarCase("redis-calendar-hot", "64 callers, one key, under Daily, decisions/s"), run: many(64, 1, plenty.daily())},
+	{Case: calendarCase("redis-calendar-fixed-hot", "— one key, under FixedWindow"), run: many(64, 1, plenty)},
 	{Case: Case{Name: "cluster-spread", Measures: perSecond(OnCluster, "64 callers, 10,000 keys, decisions/s", 2.5)}, run: inCluster(64, manyKeys), skip: []string{wake}},
 	{Case: Case{Name: "cluster-hot", Measures: perSecond(OnCluster, "64 callers, one key, decisions/s", 8)}, run: inCluster(64, 1), skip: []string{wake}},
 }
@@ -75,6 +81,11 @@ func (c RedisCase) Has(l RedisLibrary) bool {
 // blockCase returns a case that only this library can run.
 func blockCase(name, title string) Case {
 	return Case{Name: name, only: ours, Measures: append(perSecond(RedisBlocks, title, 0), Measure{Group: RedisBlocks, Title: "— commands", Unit: "cmd/op"})}
+}
+
+// calendarCase is blockCase for calendar limits.
+func calendarCase(name, title string) Case {
+	return Case{Name: name, only: fixed, Measures: append(perSecond(RedisCalendars, title, 0), Measure{Group: RedisCalendars, Title: "— commands", Unit: "cmd/op"})}
 }
 
 const (

@@ -24,7 +24,7 @@ func BenchmarkSharing(b *testing.B) {
 	if err := client.ScriptLoad(background, redisscript.Take.Text.(string)).Err(); err != nil {
 		b.Fatal(err)
 	}
-	limit := redisscript.Args(redisscript.Micro(window), nil)
+	limit := redisscript.Args(redisscript.Micro(window), redisscript.Periods{}, nil)
 	script := func(c redis.Scripter) func(key string) error {
 		return func(key string) error {
 			return c.EvalSha(background, redisscript.Take.Hash.(string), []string{"rl:x:{" + key + "}:fixed-1h"}, limit...).Err()

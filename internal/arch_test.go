@@ -53,6 +53,7 @@ var mayImport = map[string]allowance{
 	// Counting, and time.
 	"internal/rule":     {},
 	"internal/clock":    {},
+	"internal/calendar": {},
 	"internal/engine":   {sameModule: "internal/rule"},
 	"internal/table":    {sameModule: "internal/rule"},
 	"internal/snapshot": {sameModule: "internal/rule internal/table", foreign: xSys},
@@ -60,7 +61,7 @@ var mayImport = map[string]allowance{
 	// Redis.
 	"internal/batch":       {},
 	"internal/redisscript": {sameModule: "internal/rule", foreign: goRedis},
-	"internal/redisstore":  {sameModule: "internal/batch internal/redisscript internal/rule internal/engine internal/clock", foreign: goRedis},
+	"internal/redisstore":  {sameModule: "internal/batch internal/redisscript internal/rule internal/engine internal/clock internal/calendar", foreign: goRedis},
 
 	// Every remote store.
 	"internal/nearcache": {sameModule: "internal/rule internal/table"},
@@ -81,7 +82,7 @@ var mayImport = map[string]allowance{
 
 	// The root: all of internal that is not for tests or simulation.
 	".": {
-		sameModule: "internal/rule internal/clock internal/engine internal/table internal/snapshot" +
+		sameModule: "internal/rule internal/clock internal/calendar internal/engine internal/table internal/snapshot" +
 			" internal/batch internal/redisscript internal/redisstore" +
 			" internal/nearcache internal/breaker internal/remote internal/addr internal/accept",
 		foreign: goRedis + " " + httpsnoop + " " + xText,

@@ -1,6 +1,7 @@
 package internal_test
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -42,6 +43,7 @@ func TestWrongRulesAreFound(t *testing.T) {
 		{"no rules", "# Rules\n", nil, "no rules"},
 		{"a gap", one + strings.Replace(two, "### 2.", "### 3.", 1), nil, "rule 3 follows rule 1"},
 		{"a stated gap", one + gap + strings.Replace(two, "### 2.", "### 5.", 1), cases("\t\trules: []int{1, 5},\n"), ""},
+		{"a stated gap of one", one + strings.Replace(gap, "Rules 2 to 4 are", "Rule 2 is", 1) + strings.Replace(two, "### 2.", "### 3.", 1), nil, ""},
 		{"a larger gap than stated", one + gap + strings.Replace(two, "### 2.", "### 6.", 1), nil, "rule 6 follows rule 4"},
 		{"a smaller gap than stated", one + gap + strings.Replace(two, "### 2.", "### 4.", 1), nil, "rule 4 follows rule 4"},
 		{"a gap that begins elsewhere", one + strings.Replace(gap, "2 to 4", "3 to 4", 1) + two, nil, "rules 3 to 4 follow rule 1"},
@@ -76,7 +78,7 @@ var (
 	heading = regexp.MustCompile(`^##+ (?:(\d+)\.)?`)
 
 	// notBuilt matches the statement that some numbers have no rule on the page.
-	notBuilt = regexp.MustCompile(`^Rules (\d+) to (\d+) are not built yet\b`)
+	notBuilt = regexp.MustCompile(`^Rules? (\d+)(?: to (\d+) are| is) not built yet\b`)
 
 	// ruleNumbers matches the list of rules of a case in storetest.
 	ruleNumbers = regexp.MustCompile(`\brules:\s*\[\]int\{([^}]*)\}`)
@@ -108,7 +110,7 @@ func checkRules(fsys fs.FS) error {
 		}
 		if m := notBuilt.FindStringSubmatch(line); m != nil {
 			first, _ := strconv.Atoi(m[1])
-			until, _ := strconv.Atoi(m[2])
+			until, _ := strconv.Atoi(cmp.Or(m[2], m[1]))
 			if first != last+1 || until < first {
 				errs = append(errs, fmt.Errorf("%s: rules %d to %d follow rule %d", rulesPage, first, until, last))
 			}

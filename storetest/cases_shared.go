@@ -30,6 +30,14 @@ var sharedCases = []testCase{
 		check:  func(r *run) { r.byTakeShared(blockCases, severalBlockCases, handBlockCases) },
 	},
 	{
+		name:     "shared-calendar",
+		rules:    []int{1, 2, 3, 4},
+		rule:     "TakeShared is as Take under limits of a calendar: the cases that do not wait hold with it",
+		calendar: true,
+		shared:   true,
+		check:    func(r *run) { r.byTakeShared(calendarCases) },
+	},
+	{
 		name:   "shared-reply",
 		rules:  []int{3, 5},
 		rule:   "the reply of TakeShared has the instant of the decision, as Take returns it; that of a lone call is the newest",
@@ -171,7 +179,7 @@ var sharedCases = []testCase{
 // TakePending.
 func (r *run) byTakeShared(groups ...[]testCase) {
 	for _, c := range concat(groups...) {
-		if c.waits {
+		if c.waits || c.days {
 			continue
 		}
 		shared := *r

@@ -18,6 +18,11 @@ var sharedFaults = []fault{
 	{caught: "shared-take", does: "takes under the first limit only", breaks: sharedOnly(func(c *call) { c.limits = c.limits[:1] })},
 	{caught: "shared-blocks", does: "ignores pending units", breaks: sharedOnly(func(c *call) { c.pending = nil })},
 	{caught: "shared-blocks", does: "starts no block", breaks: startsIf(func(starts bool, c *call, _ ratelimit.Limit) bool { return starts && !c.shared })},
+	{caught: "shared-calendar", does: "takes one unit more in a calendar period", breaks: sharedOnly(func(c *call) {
+		if isCalendar(c.limits[0]) && c.n > 0 && c.n < math.MaxInt64 {
+			c.n++
+		}
+	})},
 	{caught: "shared-reply", does: "returns no instant", breaks: func(s *reference) {
 		s.afterTake(func(c *call) {
 			if c.shared {

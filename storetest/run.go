@@ -23,6 +23,7 @@ type run struct {
 	newStore func(t *testing.T, prefix string) ratelimit.Store
 	store    ratelimit.Store
 	at       ratelimit.Instant // of the last take
+	called   time.Time         // the wall clock's time just before it, if known
 	began    time.Time
 	waited   time.Duration
 	*findings
@@ -45,7 +46,7 @@ func (c testCase) run(t *testing.T, cfg config, newStore func(*testing.T, string
 		if r.store = newStore(t, "storetest:"); r.store == nil {
 			t.Fatal("newStore returned no store")
 		}
-		if missing = c.missing(r.store); missing != "" {
+		if missing = c.missing(r.store, cfg); missing != "" {
 			return
 		}
 		if r.slack > 0 && c.waits {
@@ -60,7 +61,7 @@ func (c testCase) run(t *testing.T, cfg config, newStore func(*testing.T, string
 		check(t)
 	}
 	if missing != "" { // a skip in a bubble is not reported
-		t.Skip("the store is not " + missing)
+		t.Skip(missing)
 	}
 	if len(r.problems) > 0 && r.slack > 0 && r.slowest > r.slack {
 		r.problem("a call took %v, which is longer than the slack of %v: connect in newStore, or give RealTime more slack and a longer window",
@@ -91,8 +92,14 @@ func (r *run) connect() {
 
 // kindStore returns a store as a KindStore that counts blocks, if it is one.
 func kindStore(s ratelimit.Store) (ratelimit.KindStore, bool) {
+	k, _ := s.(ratelimit.KindStore)
+	return k, counts(s, ratelimit.KindBlock)
+}
+
+// counts reports whether a store is a KindStore that counts a kind.
+func counts(s ratelimit.Store, kind ratelimit.Kinds) bool {
 	k, ok := s.(ratelimit.KindStore)
-	return k, ok && k.Kinds()&ratelimit.KindBlock != 0
+	return ok && k.Kinds()&kind != 0
 }
 
 func (r *run) problem(format string, args ...any) {
@@ -230,6 +237,9 @@ func (r *run) takeBy(call, key string, n int64, limits []ratelimit.Limit, take f
 	results := make([]ratelimit.Result, len(limits))
 	for i := range results {
 		results[i] = junk
+	}
+	if wall, ok := r.wallClock(); ok {
+		r.called = wall()
 	}
 	var err error
 	r.timed(func() { r.at, err = take(results) })

@@ -15,10 +15,10 @@
 // each clause of the contract that can be checked in this way; the last section lists
 // the others.
 //
-// The contracts of [ratelimit.KindStore] with [ratelimit.KindBlock] and of
-// [ratelimit.SharedStore] have cases of their own. These are skipped, with a reason, for
-// a store that does not implement them. A limiter hands no store a limit that needs
-// more than the store's Kinds, so no case does.
+// The contracts of [ratelimit.KindStore] with [ratelimit.KindBlock], of KindStore with
+// [ratelimit.KindCalendar] and of [ratelimit.SharedStore] have cases of their own. These are
+// skipped, with a reason, for a store that does not implement them. A limiter hands no
+// store a limit that needs more than the store's Kinds, so no case does.
 //
 // # Time
 //
@@ -28,9 +28,16 @@
 //
 // With RealTime, the cases that wait take 38 windows at most, all together, and 46 for
 // a KindStore. They run one after the other; 38 windows of 1.5 s are a minute. The
-// other cases do not wait. All cases make some 9,000 calls, 10,000 for a KindStore and
-// 19,000 for a SharedStore that is one. Most calls come from 64 goroutines at once.
-// With go test -short, the cases that wait in real time are skipped.
+// other cases do not wait. All cases make some 9,000 calls, 13,000 for a KindStore that
+// counts blocks and calendar periods, and 24,000 for a SharedStore that does. Most calls
+// come from 64 goroutines at once. With go test -short, the cases that wait in real time
+// are skipped.
+//
+// The cases of calendar periods compare what the store returns with its wall clock. In a
+// bubble and with RealTime, that is the clock of package time, and with RealTime a
+// difference of a minute is allowed. With Clock, these cases need the option [WallClock].
+// Some of them advance the clock by months, or by more than a year. These are skipped with
+// RealTime. The other ones check the waits and the counters of the present periods.
 //
 // # Connecting
 //
@@ -49,6 +56,7 @@
 //   - A remote store takes the time from its backend. If both are on one machine, their
 //     clocks are the same.
 //   - A clock that is set back frees no key.
+//   - The end of a calendar period is in force for processes with another tz database, too.
 //   - A call returns when its context ends, even if the backend hangs.
 //   - Fault classifies errors correctly.
 //   - A call on an existing key allocates nothing.
@@ -86,6 +94,9 @@ func Run(t *testing.T, newStore func(t *testing.T, prefix string) ratelimit.Stor
 			if c.waits && cfg.slack > 0 && (cfg.window == 0 || testing.Short()) {
 				t.Skip("waits for real time")
 			}
+			if c.days && cfg.slack > 0 {
+				t.Skip("waits for days")
+			}
 			for _, problem := range c.run(t, cfg, newStore) {
 				t.Errorf("%s\n\t%s", problem, c)
 			}
@@ -114,12 +125,26 @@ func RealTime(window, slack time.Duration) Option {
 	return func(c *config) { c.window, c.slack, c.resolution, c.bubble = window, slack, slack, false }
 }
 
+// WallClock is for a store with [ratelimit.KindCalendar] whose wall clock is not the clock of
+// package time: now returns its time. It is needed with [Clock], and with [RealTime] if the
+// clock of the server is off by more than a minute.
+func WallClock(now func() time.Time) Option { return func(c *config) { c.wall = now } }
+
 type config struct {
 	window     time.Duration
 	advance    func(time.Duration) // lets time pass
 	resolution time.Duration       // of waits that a store returns
 	slack      time.Duration       // how far time may pass on its own; 0 if it does not
 	bubble     bool
+	wall       func() time.Time // the store's wall clock; nil for the clock of package time
+}
+
+// wallClock returns the store's wall clock. ok is false if the suite does not know it.
+func (c *config) wallClock() (now func() time.Time, ok bool) {
+	if c.wall == nil && (c.bubble || c.slack > 0) {
+		return time.Now, true
+	}
+	return c.wall, c.wall != nil
 }
 
 func inBubble() config { return config{window: time.Hour, advance: time.Sleep, bubble: true} }
@@ -132,18 +157,23 @@ type testCase struct {
 	waits bool   // the case sleeps
 	check func(r *run)
 
-	blocks, shared bool // only for a KindStore with KindBlock, and for a SharedStore
+	blocks, calendar, shared bool // only for a KindStore with KindBlock or KindCalendar, and for a SharedStore
+	days                     bool // advances the clock by days or months: not in real time
 }
 
-// missing returns what a store must be for the case and is not, or "".
-func (c testCase) missing(s ratelimit.Store) string {
-	_, blocks := kindStore(s)
+// missing returns why the case cannot run on a store, or "".
+func (c testCase) missing(s ratelimit.Store, cfg config) string {
 	_, shared := s.(ratelimit.SharedStore)
+	_, wall := cfg.wallClock()
 	switch {
-	case c.blocks && !blocks:
-		return "a KindStore with KindBlock"
+	case c.blocks && !counts(s, ratelimit.KindBlock):
+		return "the store is not a KindStore with KindBlock"
+	case c.calendar && !counts(s, ratelimit.KindCalendar):
+		return "the store is not a KindStore with KindCalendar"
 	case c.shared && !shared:
-		return "a SharedStore"
+		return "the store is not a SharedStore"
+	case c.calendar && !wall:
+		return "the time of the store's wall clock is not known: use WallClock"
 	}
 	return ""
 }
@@ -158,7 +188,7 @@ func (c testCase) String() string {
 
 // cases are all cases, in the order in which they run.
 var cases = concat(takeCases, severalCases, waitCases, timeCases, adjustCases, lateCases, resetCases, changeCases, keyCases, callCases,
-	blockCases, severalBlockCases, handBlockCases, blockTimeCases, sharedCases)
+	blockCases, severalBlockCases, handBlockCases, blockTimeCases, calendarCases, calendarTimeCases, calendarBlockCases, sharedCases)
 
 func concat(groups ...[]testCase) (all []testCase) {
 	for _, group := range groups {

@@ -132,12 +132,17 @@ func settings(flags *flag.FlagSet) string {
 var modes = []sim.Mode{sim.Exact, sim.Cached, sim.Leased}
 
 // kinds are the algorithms by their names.
-var kinds = map[string]rule.Kind{"fixed": rule.Fixed, "sliding": rule.Sliding, "bucket": rule.Bucket}
+var kinds = map[string]rule.Kind{"fixed": rule.Fixed, "sliding": rule.Sliding, "bucket": rule.Bucket, "calendar": rule.Calendar}
 
+// ruleOf returns the counting rule of a limit. A simulation has no date: the period of a
+// calendar is one of the usual length.
 func ruleOf(l ratelimit.Limit) rule.Limit {
 	r := rule.Limit{Kind: kinds[l.Algorithm()], N: l.N(), Window: int64(l.Window())}
-	if r.Kind == rule.Bucket {
+	switch r.Kind {
+	case rule.Bucket:
 		r.Burst = l.Burst()
+	case rule.Calendar:
+		r.Number = 1
 	}
 	return r
 }

@@ -30,6 +30,16 @@ func TestRuleOf(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, rule.Limit{Kind: rule.Bucket, N: 10, Window: int64(time.Second), Burst: 20}, ruleOf(l))
 	require.Equal(t, rule.Limit{Kind: rule.Fixed, N: 5, Window: int64(time.Hour)}, ruleOf(ratelimit.FixedWindow(5, time.Hour)))
+
+	// A day that begins with the simulation is a window of 24 hours that opens then.
+	rows := func(limit string) string {
+		var b strings.Builder
+		require.NoError(t, run([]string{"-processes", "3", "-rate", "1000", "-span", "2s", "-limit", limit}, &b))
+		_, rows, _ := strings.Cut(b.String(), "\n")
+		return rows
+	}
+	require.Equal(t, rows("500/24h fixed"), rows("500/day calendar"))
+	require.Contains(t, rows("500/day calendar"), "| 3 | leased |")
 }
 
 func TestChartIsXML(t *testing.T) {

@@ -1,4 +1,4 @@
-// Package clock is the one place where this library reads the monotonic clock.
+// Package clock is the one place where this library reads the clocks.
 //
 // An instant is an int64: nanoseconds since an epoch that each process sets for
 // itself. Differences between instants are monotonic, so setting the wall clock
@@ -15,6 +15,13 @@ var epoch = time.Now().Add(-beforeStart)
 
 // Now returns the present instant.
 func Now() int64 { return int64(time.Since(epoch)) }
+
+// WallAhead returns what the wall clock, in nanoseconds since 1970 UTC, is ahead of Now. It
+// changes when the wall clock is set, and when the machine sleeps.
+func WallAhead() int64 {
+	now := time.Now() // one reading for both
+	return now.UnixNano() - int64(now.Sub(epoch))
+}
 
 // Virtual reports whether the caller runs in a bubble of testing/synctest: its
 // time is before the start of the process. State that is shared by the whole

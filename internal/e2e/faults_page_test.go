@@ -98,6 +98,8 @@ const faultsOfOtherTests = `
 | a limiter is closed while requests reach it | Redis decides, or there is an error | ` + "`TestCallsDuringCloseAreDecidedOrRefused`" + ` |
 | Reload while leases are held | the next generation goes on with them. No unit is lost, and no goroutine of the old generation is left | ` + "`TestReloadHandsLeasesOn`, `TestSuccessorGivesBackLeasesOfAClosedClient`" + ` |
 | Redis's clock jumps ahead | a key that this process knows to be denied stays denied by this process's clock. Two cases cannot be prevented: a half-used key has its whole limit again, and so has every key in a process that has not seen it before | ` + "`TestServerClockThatJumpsAheadFreesNobody`" + ` |
+| Redis's clock is ahead by less than a period of a calendar limit | keys are freed early by as much. When the clock is right again, the period that it has opened goes on: its units are given out once | ` + "`TestWrongServerClockGivesNoQuotaTwice`" + ` |
+| the clocks of Redis and of a process are more than a period apart | the process sends each command of a calendar limit a second time. Redis's clock decides | ` + "`TestCalendarGoesByTheServersClock`" + ` |
 | Redis hangs while units are given back | no answer waits for longer than ` + "`Timeout`" + ` | ` + "`TestAnswersDoNotWaitForUnitsToBeGivenBack`" + ` |
 `
 

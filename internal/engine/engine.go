@@ -104,10 +104,23 @@ type Limits struct {
 	// Ladders has the ladder of each limit that starts blocks. It is nil if none does.
 	Ladders *[rule.MaxLimits]*rule.Ladder
 
+	// Refresh returns the limits with the periods of calendars that are in force. It is
+	// nil if Rules has no calendars.
+	Refresh func() *Limits
+
 	// Public has the limits in the type that a public Store takes. Only the
 	// wrapper of that Store knows the type. It is nil if there are only the
 	// rules.
 	Public any
+}
+
+// Present returns the limits with the periods that are in force now. A caller that has
+// waited, for a backend for example, calls it before it counts by itself.
+func (l *Limits) Present() *Limits {
+	if l.Refresh == nil {
+		return l
+	}
+	return l.Refresh()
 }
 
 // Fault says what an error means for the calls that follow. Only Unknown and

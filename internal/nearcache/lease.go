@@ -45,7 +45,11 @@ func (l *lease) live(now int64) bool { return now < l.oldest().until }
 // serves reports whether units of the lease can be used under limits at now. It
 // returns false for a nil lease.
 func (l *lease) serves(limits []rule.Limit, now int64) bool {
-	return l != nil && l.live(now) && slices.Equal(l.limits, limits)
+	return l != nil && l.live(now) && sameLimits(l.limits, limits)
+}
+
+func sameLimits(a, b []rule.Limit) bool {
+	return slices.EqualFunc(a, b, func(x, y rule.Limit) bool { return x.Same(&y) })
 }
 
 // stopLease ends the time of a key's lease, because the key is blocked: no unit of it is
@@ -213,7 +217,7 @@ func (c *Cache) WantLease(key string, now, age int64, limits []rule.Limit) Lease
 		wanted = min(wanted, a.Remaining/leaseShare)
 	}
 	if l != nil && l.live(now) && l.left() > 0 {
-		if !slices.Equal(l.limits, limits) {
+		if !sameLimits(l.limits, limits) {
 			return LeaseRequest{} // one lease at a time
 		}
 		wanted -= l.left()
@@ -278,7 +282,7 @@ func (c *Cache) AddLease(r LeaseRequest, key string, at, now, age int64, limits 
 	l.latest = units{r.Units, r.at + age, taken}
 	l.size = l.left()
 	for i := range limits {
-		if limits[i].Kind == rule.Fixed { // the units belong to a window, which ends no earlier than this
+		if limits[i].Kind == rule.Fixed || limits[i].Kind == rule.Calendar { // the units belong to a window, which ends no earlier than this
 			l.latest.until = min(l.latest.until, r.at+answers[i].Reset)
 		}
 	}

@@ -67,7 +67,7 @@ type record struct {
 	units  int64
 	first  int64 // taken: when the first of them was taken, on our clock. Given back: takenAt().Here
 	last   int64 // taken: when the last of them was taken, on our clock. Given back: takenAt().Store
-	window int64 // taken: when the counter's window opened. Given back: 0
+	window int64 // taken: when the counter's window opened, or its period ends. Given back: 0
 	level  int64 // taken from a bucket: its level after the last of these were taken; see levelOf
 }
 
@@ -227,7 +227,7 @@ func (r *record) sameCounter(l *rule.Limit) bool { return sameCounter(r.limit, l
 
 func sameCounter(of unique.Handle[rule.Limit], l *rule.Limit) bool {
 	other := of.Value()
-	return other.Kind == l.Kind && other.Window == l.Window
+	return other.SameCounter(l)
 }
 
 // counts reports whether the block is worth sending at now. The rung counts after the end
@@ -267,6 +267,11 @@ func (r *record) counts(now int64) bool {
 		return now-began < l.Window
 	case rule.Sliding:
 		return now-began < 2*l.Window
+	case rule.Calendar:
+		if r.units < 0 {
+			return now < l.End()
+		}
+		return now < r.window
 	}
 	return true
 }
@@ -288,7 +293,7 @@ func (e *entry) owe(l *rule.Limit, after rule.State, window, n, at int64) {
 		// A record of units given back is not passed over. If later charges were sent
 		// before it, a store whose limit is full would ignore them, because the units
 		// were not given back yet.
-		if r.units > 0 && (l.Kind == rule.Bucket || r.window == window) {
+		if r.units > 0 && (l.Kind == rule.Bucket || r.isIn(l, window)) {
 			before := rule.State{T: r.last, A: r.level}
 			r.level = min(max(level, levelOf(l, before, max(r.last, at))+n), rule.MaxUnits)
 			r.limit = unique.Make(*l)
@@ -368,7 +373,7 @@ func (e *entry) reduce(l *rule.Limit, n, at, now int64) (found int64) {
 	}
 	for i := range e.records {
 		r := &e.records[i]
-		if r.units <= 0 || !r.sameCounter(l) || l.Kind != rule.Bucket && (at < r.window || at >= r.window+l.Window) {
+		if r.units <= 0 || !r.sameCounter(l) || !r.covers(l, at) {
 			continue
 		}
 		k := min(n-found, r.units)
@@ -377,6 +382,28 @@ func (e *entry) reduce(l *rule.Limit, n, at, now int64) (found int64) {
 	}
 	e.records = slices.DeleteFunc(e.records, func(r record) bool { return r.units == 0 })
 	return found
+}
+
+// isIn reports whether the units of a record belong to a window that opened, or a period
+// that ends, at an instant. The end of one period is worked out again and again, from two
+// clocks.
+func (r *record) isIn(l *rule.Limit, window int64) bool {
+	if l.Kind == rule.Calendar {
+		apart := r.window - window
+		return max(apart, -apart) < l.Window/2
+	}
+	return r.window == window
+}
+
+// covers reports whether units that were taken at an instant may be units of the record.
+func (r *record) covers(l *rule.Limit, at int64) bool {
+	switch l.Kind {
+	case rule.Bucket:
+		return true
+	case rule.Calendar:
+		return at >= r.window-l.Window && at < r.window
+	}
+	return at >= r.window && at < r.window+l.Window
 }
 
 // unbounded returns a limit of the same kind and rate that any number of units
@@ -526,6 +553,10 @@ func (b *Batch) add(c *Cache, p *keyRef, r *record, now int64) {
 		// If a window is open at the store, the units are charged to it, whenever it has
 		// opened. If none is open, the instant of the first unit opens one.
 		send(*r, Here(r.first))
+	case l.Kind == rule.Calendar:
+		// All of them are of one period. The last one is the surest to be in it by the
+		// store's clock, too.
+		send(*r, Here(r.last))
 	case l.Kind == rule.Sliding && r.first == r.window && now-r.window < l.Window:
 		// The first unit opened a window here, and may have to open one at the store.
 		// The others are sent with the instant of the last one. So they count for long

@@ -7,12 +7,13 @@
 -- describes the protocol:
 --
 --   KEYS   a counter for each limit
---   ARGV   for each limit: kind (f, s or b), N, window, and burst if it is a b
+--   ARGV   for each limit: as for lib.lua, without ladders
 --          the units: less than 0 gives them back, more than 0 charges them
 --          when they were taken, by this server's time, or "now"
 --   reply  the server's time
 --          for each limit: T, A, B before, and T, A, B after
---   error  JUNK i, if key i does not hold a counter; nothing was changed
+--   error  JUNK i, if key i does not hold a counter, or CLOCK and the server's
+--          time; nothing was changed
 --
 -- Instants and windows are in microseconds.
 --
@@ -30,10 +31,11 @@ local units, takenAt = tonumber(ARGV[ownArg]), ARGV[ownArg + 1]
 -- even later than its own units were taken. So the script reads again until it
 -- has read everything within a millisecond. It gives up after five times, for a
 -- machine may never be that fast.
-local values, lives, now
+local values, lives, now, wrong
 for _ = 1, 5 do
   local time = redis.call('TIME')
-  values, lives, now = readAll()
+  values, lives, now, wrong = readAll()
+  if wrong then return wrong end
   if math.abs(now - (time[1] * 1000000 + time[2])) < 1000 then break end
 end
 
@@ -45,9 +47,9 @@ local before, after, mustWrite, blocks = {}, {}, {}, {}
 local reply = {now}
 for i = 1, #KEYS do
   local kind, n, w, burst = kinds[i], N[i], windows[i], bursts[i]
-  local t, a, b, needed, block = decode(kind, values[i], lives[i], w, now)
+  local t, a, b, needed, block = decode(kind, values[i], lives[i], w, burst, now)
   if not t then return redis.error_reply('JUNK ' .. i) end
-  t, a, b = at(kind, t, a, b, n, w, now)
+  t, a, b = at(kind, t, a, b, n, w, burst, now)
   before[i], after[i] = {t, a, b}, {move(kind, t, a, b, n, w, burst, now, units, age)}
   mustWrite[i], blocks[i] = needed, block
   for _, number in ipairs(before[i]) do reply[#reply + 1] = number end
@@ -57,7 +59,7 @@ end
 for i = 1, #KEYS do
   local kind, n, w = kinds[i], N[i], windows[i]
   local oldA, t, a, b = before[i][2], unpack(after[i])
-  if kind == 'f' and oldA > 0 and a > 0 and not mustWrite[i] and tonumber(values[i]) then
+  if (kind == 'f' or kind == 'p') and oldA > 0 and a > 0 and not mustWrite[i] and tonumber(values[i]) then
     -- INCRBY keeps the time to live, and so the window's end. The value is not a
     -- number if it has a block, perhaps a forgotten one.
     if a ~= oldA then redis.call('INCRBY', KEYS[i], a - oldA) end

@@ -17,6 +17,7 @@
 -- now and has too little room. cost is at most what the limit can hold.
 local function wait(kind, t, a, b, n, w, burst, now, cost)
   if kind == 'f' then return t + w - now end
+  if kind == 'p' then return t - now end
   if kind == 's' then
     local room, units = n - a - cost, b
     local window = t -- of which the units are the window before

@@ -5,17 +5,23 @@
 --
 --   KEYS   for each key: a counter for each limit
 --   ARGV   for each limit: kind (f, s or b), N, window, and burst if it is a b;
---            or kind (F, S or B), the same, and the ladder: the durations of
---            its blocks, with spaces between them
+--            or kind p, for a period of a calendar, N, and four instants: where
+--            the period before the present one began, where the present one
+--            did, where it ends, and where the next one ends;
+--            or the kind as a capital letter, the same, and the ladder: the
+--            durations of its blocks, with spaces between them
 --          then the script's own arguments, of which the first is a number
 --   reply  is up to the file that follows
 --
 -- Expects no locals. Leaves to the files after it:
 --
---   limitCount, kinds, N, windows, bursts   the limits, numbered from 1
+--   limitCount, kinds, N, windows, bursts   the limits, numbered from 1; of a p,
+--                                           window is the length of the present
+--                                           period, and burst its end
 --   ladders                                 their ladders; nil if none has one
 --   ownArg                                  the index of the first own argument
 --   readCounter, readAll, decode, write     functions for counters
+--   setPeriods
 --   fresh, older, drain, at, newWindowT,    functions for states
 --   left
 --
@@ -46,16 +52,21 @@ if string.format(intFormat, exact) ~= '9007199254740992' then
 end
 
 local limitCount, kinds, N, windows, bursts = 0, {}, {}, {}, {}
-local ladders
+local ladders, periods -- periods: by limit, the index of its first instant
 local ownArg = 1
 repeat
   limitCount = limitCount + 1
   local kind = ARGV[ownArg]
-  local hasLadder = kind == 'F' or kind == 'S' or kind == 'B'
+  local hasLadder = kind == 'F' or kind == 'S' or kind == 'B' or kind == 'P'
   if hasLadder then kind = string.lower(kind) end
   kinds[limitCount] = kind
   N[limitCount] = ARGV[ownArg + 1] + 0
   windows[limitCount] = ARGV[ownArg + 2] + 0
+  if kind == 'p' then
+    periods = periods or {}
+    periods[limitCount] = ownArg + 2
+    ownArg = ownArg + 3
+  end
   ownArg = ownArg + 3
   if kind == 'b' then
     bursts[limitCount] = ARGV[ownArg] + 0
@@ -68,7 +79,8 @@ repeat
   end
   local following = ARGV[ownArg]
 until following ~= 'f' and following ~= 's' and following ~= 'b' and
-  following ~= 'F' and following ~= 'S' and following ~= 'B'
+  following ~= 'F' and following ~= 'S' and following ~= 'B' and
+  following ~= 'p' and following ~= 'P'
 
 local function fresh(a, b) return a == 0 and b == 0 end
 
@@ -123,7 +135,12 @@ end
 
 -- at brings a state forward to now. It includes repair of internal/rule: a
 -- state that is more than a window ahead of the clock is brought back to now.
-local function at(kind, t, a, b, n, w, now)
+local function at(kind, t, a, b, n, w, burst, now)
+  if kind == 'p' then
+    if fresh(a, b) or t <= now then return burst, 0, 0 end
+    if t - burst > w then t = burst end
+    return t, a, b
+  end
   if fresh(a, b) then return now, 0, 0 end
   if t >= now then
     if t - now > w then t = now end
@@ -158,7 +175,7 @@ local function newWindowT(now, w) return ceilMillis(now + w) * 1000 - w end
 -- negative if the limit was lowered.
 local function left(kind, t, a, b, n, w, burst, now)
   if kind == 's' then return n - a - older(t, b, w, now) end
-  if kind == 'f' then return n - a end
+  if kind ~= 'b' then return n - a end
   if b > 0 then a = a + 1 end -- a unit that has begun to leak
   return burst - a
 end
@@ -169,6 +186,7 @@ end
 -- first such e is w - ceildiv(w, a) + 1.
 local function resetAt(kind, t, a, b, n, w, now)
   if kind == 'f' then return t + w end
+  if kind == 'p' then return t end
   if kind == 's' then
     if a > 0 then return t + w + w - ceildiv(w, a) + 1 end
     return t + w - ceildiv(w, b) + 1
@@ -189,8 +207,24 @@ local function readCounter(i)
   return value
 end
 
--- readAll returns the values of all keys, the PTTL of all fixed windows, and
--- the time. PTTL comes before TIME because time passes within a script, before
+-- setPeriods sets window and burst of calendars to the period that is in force.
+-- It returns an error for the client if that is not in ARGV, because the clocks of
+-- client and server are apart.
+local function setPeriods(now)
+  for i, arg in pairs(periods or {}) do
+    if now < ARGV[arg] + 0 or now >= ARGV[arg + 3] + 0 then
+      return redis.error_reply('CLOCK ' .. string.format(intFormat, now))
+    end
+    while now >= ARGV[arg + 1] + 0 do arg = arg + 1 end
+    bursts[i] = ARGV[arg + 1] + 0
+    windows[i] = bursts[i] - ARGV[arg]
+  end
+end
+
+-- readAll returns the values of all keys, the PTTL of all fixed windows and
+-- periods, the time, and the error of setPeriods, which it calls.
+--
+-- PTTL comes before TIME because time passes within a script, before
 -- Redis 7.2. In this order, a window seems to end later than it does, by that
 -- time. In the other order it would seem to end earlier, and a client that
 -- comes back at that end would be denied again.
@@ -198,16 +232,18 @@ local function readAll()
   local values, lives, call = {}, {}, redis.call
   for i = 1, #KEYS do
     values[i] = readCounter(i)
-    if values[i] and kinds[(i - 1) % limitCount + 1] == 'f' then
+    local kind = kinds[(i - 1) % limitCount + 1]
+    if values[i] and (kind == 'f' or kind == 'p') then
       lives[i] = call('PTTL', KEYS[i])
     end
   end
   local time = call('TIME')
-  return values, lives, time[1] * 1000000 + time[2]
+  local now = time[1] * 1000000 + time[2]
+  return values, lives, now, periods and setPeriods(now)
 end
 
 -- decode returns the state t, a, b that a key holds, from its value, and its
--- PTTL (life) if it is a fixed window: -2 if the key is missing, -1 if it has
+-- PTTL (life) if it is a fixed window or a period: -2 if the key is missing, -1 if it has
 -- no time to live. It returns nil if the value is not a counter.
 --
 -- The fourth result is true if the key must be written even if no units are
@@ -223,17 +259,25 @@ end
 -- servers that run Lua.
 --
 -- This is one function because each one that a script makes costs all its calls.
-local function decode(kind, value, life, w, now)
+local function decode(kind, value, life, w, burst, now)
   if not value or life == -2 then return now, 0, 0, false end
   if type(value) ~= 'string' then return nil end
-  if kind == 'f' and (value == '0' or string.find(value, '^[1-9]%d*$')) then
+  local isCount = kind == 'f' or kind == 'p'
+  if isCount and (value == '0' or string.find(value, '^[1-9]%d*$')) then
     -- It is a number that INCRBY accepts. It must be less than 1e15.
     if #value > 15 then return nil end
-    if life == -1 then return now, tonumber(value), 0, true end
+    if life == -1 then return kind == 'p' and burst or now, tonumber(value), 0, true end
+    if kind == 'p' then
+      -- Time may have passed between PTTL and TIME. No other period ends so close
+      -- to the end of the present one.
+      local t = (math.floor(now / 1000) + life) * 1000
+      if math.abs(t - burst) <= 2000 then t = burst end
+      return t, tonumber(value), 0, t - burst > w
+    end
     local t = (math.floor(now / 1000) + life) * 1000 - w
     return t, tonumber(value), 0, t - now > w
   end
-  if #value == 24 and kind ~= 'f' and string.byte(value) == 67 then -- 67 is C
+  if #value == 24 and not isCount and string.byte(value) == 67 then -- 67 is C
     local struct = rawget(_G, 'struct')
     if not struct then return nil end
     local t, a, b = struct.unpack('>ddd', value)
@@ -242,7 +286,7 @@ local function decode(kind, value, life, w, now)
   end
   local mustWrite, block = life == -1, nil
   local t, a, b
-  if kind ~= 'f' then t, a, b = string.match(value, '^(%d+) (%d+) (%d+)$') end
+  if not isCount then t, a, b = string.match(value, '^(%d+) (%d+) (%d+)$') end
   if not t then
     local ends, lasts, rung, forget
     t, a, b, ends, lasts, rung, forget =
@@ -259,6 +303,7 @@ local function decode(kind, value, life, w, now)
   if #t > 16 or #a > 15 or #b > 16 then return nil end
   t, b = tonumber(t), tonumber(b)
   if b > exact then return nil end
+  if kind == 'p' then return t, tonumber(a), 0, mustWrite or t - burst > w, block end
   return t, tonumber(a), b, mustWrite or t - now > w, block
 end
 
@@ -278,7 +323,7 @@ local function write(key, kind, t, a, b, n, w, now, block)
     return
   end
   local value = a
-  if kind ~= 'f' then
+  if kind ~= 'f' and (kind ~= 'p' or block) then
     value = string.format(stateFormat, t, a, b)
   elseif block then
     -- The window ends on a whole millisecond, as without a block.

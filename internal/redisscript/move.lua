@@ -23,11 +23,16 @@ end
 -- The state must be at now, and so is the one returned.
 local function move(kind, t, a, b, n, w, burst, now, units, age)
   if units == 0 or (units < 0 and fresh(a, b)) then return t, a, b end
+  if kind == 'p' then
+    local taken = now - age
+    if taken < t - w or units < 0 and taken >= t then return t, a, b end
+    return t, shift(a, units, n), 0
+  end
   local elapsed = math.max(0, now - t)
   if kind == 'b' then
     -- Units leak in the order they came. whole and part are how much of these
     -- units has not leaked yet.
-    local _, whole, part = at(kind, now - age, math.abs(units), 0, n, w, now)
+    local _, whole, part = at(kind, now - age, math.abs(units), 0, n, w, burst, now)
     if units < 0 then
       a, b = drain(a, b, whole, part, w)
     elseif a < burst then
@@ -36,7 +41,7 @@ local function move(kind, t, a, b, n, w, burst, now, units, age)
       if a >= burst then a, b = burst, 0 end
     end
   elseif fresh(a, b) then
-    t, a, b = at(kind, now - age, math.min(units, n), 0, n, w, now)
+    t, a, b = at(kind, now - age, math.min(units, n), 0, n, w, burst, now)
     if kind == 'f' and a > 0 then t = newWindowT(t, w) end
   elseif age <= elapsed then
     a = shift(a, units, n) -- they were taken in this window
@@ -49,5 +54,5 @@ local function move(kind, t, a, b, n, w, burst, now, units, age)
   elseif kind == 's' and age - elapsed <= w then
     b = shift(b, units, n) -- they were taken in the window before
   end
-  return at(kind, t, a, b, n, w, now) -- fresh, if the units left weigh nothing
+  return at(kind, t, a, b, n, w, burst, now) -- fresh, if the units left weigh nothing
 end

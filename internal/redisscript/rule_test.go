@@ -54,6 +54,7 @@ type model struct {
 	t      testing.TB
 	c      *redis.Client
 	now    int64
+	off    int64               // how many periods the clock of the client is ahead
 	key    string              // the key whose counters are used now
 	states map[string]*counter // by the names of the counters
 	log    []string
@@ -113,6 +114,37 @@ func (m *model) fail(format string, args ...any) {
 
 func shapeOf(l rule.Limit) string { return fmt.Sprint(l.Kind, "-", l.Window) }
 
+// present returns the limits with the periods of calendars that are in force. In these
+// tests a period begins at each multiple of its length.
+func (m *model) present(limits []rule.Limit) []rule.Limit {
+	limits = slices.Clone(limits)
+	for i := range limits {
+		if l := &limits[i]; l.Kind == rule.Calendar {
+			l.Burst = m.now/l.Window*l.Window + l.Window
+		}
+	}
+	return limits
+}
+
+// periods returns what a client sends whose clock may be a period off.
+func (m *model) periods(l rule.Limit) (p redisscript.Periods) {
+	for i := range p {
+		p[i] = l.Burst + l.Window*(int64(i)-2+m.off)
+	}
+	return p
+}
+
+// ahead reports whether a clock that was wrong has written a counter, which is repaired.
+func (m *model) ahead(l rule.Limit, c *counter) bool {
+	if l.Kind == rule.Calendar {
+		return c.T-l.End() > l.Window
+	}
+	return c.T-m.now > l.Window
+}
+
+// isCount reports whether the value of a counter without a block is a number.
+func isCount(l rule.Limit) bool { return l.Kind == rule.Fixed || l.Kind == rule.Calendar }
+
 func (m *model) counterOf(l rule.Limit) string { return m.key + shapeOf(l) }
 
 // run runs a script on the counters of some keys.
@@ -120,7 +152,7 @@ func (m *model) run(s *redis.Script, keys []string, limits []rule.Limit, with bl
 	m.t.Helper()
 	var args []any
 	for i, l := range limits {
-		args = append(args, redisscript.Args(l, nanos(with.ladders[i]))...)
+		args = append(args, redisscript.Args(l, m.periods(l), nanos(with.ladders[i]))...)
 	}
 	var counters []string
 	for _, m.key = range keys {
@@ -155,7 +187,7 @@ func (m *model) set(l rule.Limit, c *counter, s rule.State, written bool) {
 		s.T = ceil(s.T+l.Window, 1000)*1000 - l.Window
 	}
 	c.State = s
-	if written && (l.Kind != rule.Fixed || wasFresh || c.long) {
+	if written && (!isCount(l) || wasFresh || c.long) {
 		m.written(l, c)
 	}
 }
@@ -192,6 +224,7 @@ func (m *model) setBlock(c *counter, b rule.Block) {
 // join is a Block of one counter.
 func (m *model) join(key string, left int64, b rule.Block, limits []rule.Limit) {
 	m.t.Helper()
+	limits = m.present(limits)
 	m.log = append(m.log, fmt.Sprintf("block %s for %d, %+v of %+v", key, left, b, limits))
 	given := rule.Block{Until: left * 1000, Rung: b.Rung, Forget: b.Forget * 1000}
 	if reply := m.run(block, []string{key}, limits, blocking{}, redisscript.BlockArgs(nil, given)...); len(reply) != 1 || reply[0] != m.now {
@@ -209,8 +242,10 @@ func (m *model) join(key string, left int64, b rule.Block, limits []rule.Limit) 
 
 // repair is for a window that was moved back to now, after a clock that was wrong.
 func (m *model) repair(l rule.Limit, c *counter) {
-	if l.Kind == rule.Fixed && !c.Fresh() {
-		c.T = ceil(c.T+l.Window, 1000)*1000 - l.Window
+	if isCount(l) && !c.Fresh() {
+		if l.Kind == rule.Fixed {
+			c.T = ceil(c.T+l.Window, 1000)*1000 - l.Window
+		}
 		m.written(l, c)
 	}
 }
@@ -257,6 +292,7 @@ func (m *model) take(limits []rule.Limit, asks ...asked) {
 
 func (m *model) takeBlocking(limits []rule.Limit, with blocking, asks ...asked) {
 	m.t.Helper()
+	limits = m.present(limits)
 	m.log = append(m.log, fmt.Sprintf("take %v of %+v, blocking %+v", asks, limits, with))
 	for _, l := range with.ladders {
 		if l != nil {
@@ -315,7 +351,7 @@ func (m *model) took(limits []rule.Limit, with blocking, ask asked, before []rul
 			c := m.get(l)
 			_, a := l.Take(c.State, m.now, ask.cost)
 			fits, never = fits && a.Retry == 0, never || a.Retry == rule.Never
-			moved[i] = moved[i] || c.T-m.now > l.Window
+			moved[i] = moved[i] || m.ahead(l, c)
 			b, setBack := m.blockOf(c)
 			if setBack {
 				m.setAsRead(l, c)
@@ -329,7 +365,7 @@ func (m *model) took(limits []rule.Limit, with blocking, ask asked, before []rul
 			if !fits {
 				n = 0
 			}
-			aheadOfWindow := c.T-m.now > l.Window
+			aheadOfWindow := m.ahead(l, c)
 			s, a := l.Take(c.State, m.now, n)
 			if starts && with.ladders[i] != nil {
 				if _, a = l.Take(c.State, m.now, ask.cost); a.Retry > 0 && m.deniesWithout(l, with.pending, c.State, ask.cost) {
@@ -390,7 +426,7 @@ func (m *model) deniesWithout(l rule.Limit, pending []rule.Pending, s rule.State
 // forward to now.
 func (m *model) setAsRead(l rule.Limit, c *counter) {
 	roomy := l
-	aheadOfWindow := c.T-m.now > l.Window
+	aheadOfWindow := m.ahead(l, c)
 	if roomy.Kind == rule.Bucket {
 		roomy.Burst = rule.MaxUnits + 1
 	} else {
@@ -406,6 +442,7 @@ func (m *model) setAsRead(l rule.Limit, c *counter) {
 
 func (m *model) adjust(key string, n, at int64, limits []rule.Limit) {
 	m.t.Helper()
+	limits = m.present(limits)
 	m.log = append(m.log, fmt.Sprintf("adjust %s by %d at %d of %+v", key, n, at, limits))
 	before, after := make([]rule.State, len(limits)), make([]rule.State, len(limits))
 	arg := any(at)
@@ -420,7 +457,7 @@ func (m *model) adjust(key string, n, at int64, limits []rule.Limit) {
 		c := m.get(l)
 		m.same("state before", l, before[i], c.State)
 		m.blockOf(c)
-		aheadOfWindow := !c.Fresh() && c.T-m.now > l.Window
+		aheadOfWindow := !c.Fresh() && m.ahead(l, c)
 		s := l.Adjust(c.State, m.now, n, m.ageInWindow(l, c.State, n, max(0, m.now-at)))
 		charged := l.Charged(before[i], after[i], m.now)
 		if want := l.Charged(c.State, s, m.now); n > 0 && charged != want {
@@ -502,6 +539,9 @@ func history(t testing.TB, c *redis.Client, r *rand.Rand, steps int) {
 			}
 		}
 	}
+	for i, w := range windows {
+		kinds = append(kinds, rule.Limit{Kind: rule.Calendar, Number: uint32(i), Window: max(10, ceil(w, 1000)) * 1000})
+	}
 	for i := range kinds {
 		number(&kinds[i])
 	}
@@ -539,6 +579,7 @@ func history(t testing.TB, c *redis.Client, r *rand.Rand, steps int) {
 		cost := func() int64 {
 			return among(0, 1, 1, 1, 2, l.N/2, l.N-1, l.N, l.N+1, l.Cap(), l.Cap()/2, rule.MaxUnits+1, r.Int64N(l.Cap())+1)
 		}
+		m.off = among(-1, 0, 0, 1)
 		key, n := keys[r.IntN(2)], min(cost(), rule.MaxUnits)
 		switch r.IntN(10) {
 		default:

@@ -20,6 +20,7 @@
 //	fixed window    T: when the window opened     A: units in it
 //	sliding window  T: when this window opened    A: units in it         B: units in the one before
 //	bucket          T: when A and B were true     A: whole units in it   B: and this many window-ths of one
+//	period          T: when it ends               A: units in it
 //
 // A counter is a string at Redis, under a key that [AppendKey] begins. It
 // expires as soon as its state counts as a fresh one, so that a missing key is a
@@ -28,8 +29,9 @@
 //	fixed window    "A"; T follows from the time to live: the window ends when the key expires
 //	sliding window  "T A B"
 //	bucket          "T A B"
+//	period          "A"; T follows from the time to live, as for a fixed window
 //
-// A counter with a [rule.Block] is longer, also if it is a fixed window. It expires when
+// A counter with a [rule.Block] is longer, also if it is a fixed window or a period. It expires when
 // its state is a fresh one and the block is forgotten. Then the first form is used again.
 //
 //	any             "T A B !ends lasts rung forget"
@@ -53,7 +55,7 @@
 //	       more about the only take, if it needs that: see [AppendOptions]
 //	reply  the server's time
 //	       for each take and limit: T, A, B of the state before the first caller;
-//	         only T, A if it is a fixed window
+//	         only T, A if it is a fixed window or a period
 //	       for each take that has not admitted all its callers: number of the take,
 //	         and how many it has admitted, or -i if key i of the take does
 //	         not hold a counter, and nothing was changed for this take
@@ -87,7 +89,7 @@
 //	       units: less than 0 gives them back, more than 0 charges them
 //	       the instant by the server's time, or "now"
 //	reply  the server's time
-//	       for each limit: T, A, B before, and T, A, B after; of a fixed window B is 0
+//	       for each limit: T, A, B before, and T, A, B after; of a fixed window and a period B is 0
 //	error  JUNK i, if key i does not hold a counter, and nothing was changed: see [Junk]
 //
 // [ParseAdjust] reads the reply.
@@ -183,12 +185,19 @@ func micros(nanos int64) int64 {
 }
 
 // Args returns the script arguments of a limit from [Micro]: its kind, which is f
-// (fixed), s (sliding) or b (bucket), N, the window, and the burst of a bucket. With a
-// ladder, the kind is a capital letter, and the durations of the ladder are the last
-// argument.
-func Args(l rule.Limit, ladder *rule.Ladder) []any {
-	kind := map[rule.Kind]string{rule.Fixed: "f", rule.Sliding: "s", rule.Bucket: "b"}[l.Kind]
-	args := []any{kind, strconv.FormatInt(l.N, 10), strconv.FormatInt(l.Window, 10)}
+// (fixed), s (sliding), b (bucket) or p (a period of a calendar), N, the window, and the
+// burst of a bucket. Instead of a window, a p has the instants of periods. With a ladder,
+// the kind is a capital letter, and the durations of the ladder are the last argument.
+func Args(l rule.Limit, periods Periods, ladder *rule.Ladder) []any {
+	kind := map[rule.Kind]string{rule.Fixed: "f", rule.Sliding: "s", rule.Bucket: "b", rule.Calendar: "p"}[l.Kind]
+	args := []any{kind, strconv.FormatInt(l.N, 10)}
+	if l.Kind == rule.Calendar {
+		for _, at := range periods {
+			args = append(args, strconv.FormatInt(at, 10))
+		}
+	} else {
+		args = append(args, strconv.FormatInt(l.Window, 10))
+	}
 	if l.Kind == rule.Bucket {
 		args = append(args, strconv.FormatInt(l.Burst, 10))
 	}
@@ -201,6 +210,23 @@ func Args(l rule.Limit, ladder *rule.Ladder) []any {
 		args = append(args, string(durations[:len(durations)-1]))
 	}
 	return args
+}
+
+// Periods has where three periods of a calendar, one after the other, begin and end, in
+// microseconds since 1970 UTC. The second one is in force by the client's clock. The server
+// counts in the one of them that is in force by its own clock. It returns an error if none
+// is: see [Clock].
+type Periods [4]int64
+
+// Clock reports whether err is the reply to a command of which the [Periods] are too far
+// from the server's clock, and returns what that clock shows, in microseconds since 1970
+// UTC. Nothing was changed.
+func Clock(err error) (now int64, ok bool) {
+	if text, found := strings.CutPrefix(err.Error(), "CLOCK "); found {
+		now, convErr := strconv.ParseInt(text, 10, 64)
+		return now, convErr == nil
+	}
+	return 0, false
 }
 
 // AppendTake appends the arguments of take number i, from 0, of cost units for
@@ -370,7 +396,7 @@ func (t Takes) States(i int, states []rule.State) {
 	numbers := t.states[i*t.width:]
 	for j, l := range t.limits {
 		s := rule.State{T: numbers[0], A: numbers[1]}
-		if l.Kind != rule.Fixed {
+		if width(l) == 3 {
 			s.B = numbers[2]
 		}
 		states[j], numbers = s, numbers[width(l):]
@@ -413,10 +439,10 @@ func (t Takes) Blocks() iter.Seq2[int, Blocked] {
 	}
 }
 
-// width returns how many numbers a state has in a reply of Take: a fixed window
-// has no B.
+// width returns how many numbers a state has in a reply of Take: a fixed window and a
+// period have no B.
 func width(l rule.Limit) int {
-	if l.Kind == rule.Fixed {
+	if l.Kind == rule.Fixed || l.Kind == rule.Calendar {
 		return 2
 	}
 	return 3

@@ -82,10 +82,10 @@ func FuzzAppendKey(f *testing.F) {
 
 func TestMicro(t *testing.T) {
 	for window, want := range map[int64]int64{1_000_000: 1000, 1_000_001: 1001, 1_999_999: 2000, rule.MaxSpan: rule.MaxSpan / 1000} {
-		require.Equal(t, []any{"f", "3", fmt.Sprint(want)}, redisscript.Args(redisscript.Micro(rule.Limit{Kind: rule.Fixed, N: 3, Window: window}), nil))
+		require.Equal(t, []any{"f", "3", fmt.Sprint(want)}, redisscript.Args(redisscript.Micro(rule.Limit{Kind: rule.Fixed, N: 3, Window: window}), redisscript.Periods{}, nil))
 		l := redisscript.Micro(rule.Limit{Kind: rule.Bucket, N: 3, Window: window, Burst: 5})
 		require.Equal(t, rule.Limit{Kind: rule.Bucket, N: 3, Window: want, Burst: 5}, l)
-		require.Equal(t, []any{"b", "3", fmt.Sprint(want), "5"}, redisscript.Args(l, nil))
+		require.Equal(t, []any{"b", "3", fmt.Sprint(want), "5"}, redisscript.Args(l, redisscript.Periods{}, nil))
 	}
 }
 

@@ -19,7 +19,7 @@
 
 local numbersPerTake = 0 -- how many numbers of the reply are states of one take
 for i = 1, limitCount do
-  if kinds[i] == 'f' then
+  if kinds[i] == 'f' or kinds[i] == 'p' then
     numbersPerTake = numbersPerTake + 2
   else
     numbersPerTake = numbersPerTake + 3
@@ -44,15 +44,18 @@ if undecided then
   -- A fast path has run, so there is one limit, and take i has key i. PTTL and
   -- TIME have been read. The values are read again, because the MGET of a fast
   -- path returns false both for a missing key and for one that is not a string.
+  if periods then setPeriods(now) end
   values, lives = {}, {}
   for _, i in ipairs(undecided) do
     values[i] = readCounter(i)
-    if kind == 'f' then lives[i] = reply[2 * i] end
+    if kind == 'f' or kind == 'p' then lives[i] = reply[2 * i] end
   end
 else
   undecided = {}
   for take = 1, #keys / limitCount do undecided[take] = take end
-  values, lives, now = readAll()
+  local wrong
+  values, lives, now, wrong = readAll()
+  if wrong then return wrong end
   reply, replyLength = {now}, 1 + numbersPerTake * #undecided
 end
 
@@ -72,17 +75,17 @@ local function decide(take, cost, callers)
   for i = 1, limitCount do
     local kind, n, w, burst = kinds[i], N[i], windows[i], bursts[i]
     local key = firstKey + i
-    local t, a, b, needed, block = decode(kind, values[key], lives[key], w, now)
+    local t, a, b, needed, block = decode(kind, values[key], lives[key], w, burst, now)
     if not t then
       for j = 1, numbersPerTake do reply[offset + j] = 0 end
       return -i
     end
-    t, a, b = at(kind, t, a, b, n, w, now)
+    t, a, b = at(kind, t, a, b, n, w, burst, now)
     if kind == 'f' and a == 0 then t = newWindowT(now, w) end
     if cost > 0 then -- a look always fits
       local left = left(kind, t, a, b, n, w, burst, now)
       admitted = math.min(admitted, math.max(0, math.floor(left / cost)))
-      tooDear = tooDear or cost > (burst or n)
+      tooDear = tooDear or cost > (kind == 'b' and burst or n)
     end
     if block then
       blocks = blocks or {}
@@ -111,17 +114,18 @@ local function decide(take, cost, callers)
     local key, t, a, b = keys[firstKey + i], T[i], A[i], B[i]
     local value, block = values[firstKey + i], blocks and blocks[i]
     local begun = began and began[i]
-    if taken > 0 and kind == 'f' and a > 0 and not (mustWrite[i] or begun) and tonumber(value) then
+    local isCount = kind == 'f' or kind == 'p'
+    if taken > 0 and isCount and a > 0 and not (mustWrite[i] or begun) and tonumber(value) then
       -- INCRBY keeps the time to live, and so the window's end. The value is not a
       -- number if it has a block, perhaps a forgotten one.
       call('INCRBY', key, taken)
     elseif taken > 0 or mustWrite[i] or begun then
       write(key, kind, t, a + taken, b, n, w, now, block)
-    elseif value and kind ~= 'f' and call('PTTL', key) == -1 then
+    elseif value and not isCount and call('PTTL', key) == -1 then
       write(key, kind, t, a, b, n, w, now, block) -- to set a time to live
     end
     reply[offset + 1], reply[offset + 2] = t, a
-    if kind == 'f' then
+    if isCount then
       offset = offset + 2
     else
       reply[offset + 3] = b

@@ -21,12 +21,14 @@
 --          0, upTo and pending units, if there is one take that needs them
 --   reply  the server's time
 --          for each take and limit: the state T, A, B before the first caller,
---            only T, A if the limit is a fixed window
+--            only T, A if the limit is a fixed window or a period
 --          for each take that has not admitted all its callers: number of the
 --            take, and how many it has admitted; or -i if its key i does not
 --            hold a counter, and nothing was changed for this take
 --          for each block: -number of the take; i if it is of key i, or -i if
 --            this take has started it; its end; its rung; its forget
+--   error  CLOCK and the server's time, if a period in force is not in ARGV;
+--          nothing was changed
 --
 -- Takes are numbered from 1. A special take is one that is not one unit for
 -- one caller; their numbers ascend. Instants and windows are in microseconds.
@@ -42,10 +44,11 @@ local call = redis.call -- if the command fails, the script ends with its error
 local try = redis.pcall -- if the command fails, the result is a table
 
 local kind = ARGV[1] -- of the first limit
-local startsBlocks = kind == 'F' or kind == 'S' or kind == 'B'
+local startsBlocks = kind == 'F' or kind == 'S' or kind == 'B' or kind == 'P'
 if startsBlocks then kind = string.lower(kind) end
 local afterFirstLimit = 4 -- an index in ARGV
 if kind == 'b' then afterFirstLimit = 5 end
+if kind == 'p' then afterFirstLimit = 7 end
 if startsBlocks then afterFirstLimit = afterFirstLimit + 1 end
 
 -- Another limit, which begins with a letter, or a number: a special take or the

@@ -31,7 +31,7 @@ func ask(c redis.Scripter, limits []rule.Limit, asks ...asked) (redisscript.Take
 	var keys []string
 	var args []any
 	for _, l := range limits {
-		args = append(args, redisscript.Args(l, nil)...)
+		args = append(args, redisscript.Args(l, redisscript.Periods{}, nil)...)
 	}
 	for i, a := range asks {
 		for _, l := range limits {

@@ -114,6 +114,7 @@ func (c *call) answer(answers []rule.Answer) (blocked, began uint8, err error) {
 	for i, l := range c.set.micros {
 		state := c.before[i]
 		state.A += c.held()
+		l = l.Around(c.before[i], c.now)
 		var a rule.Answer
 		if !admitted {
 			_, a = l.Take(state, c.now, c.asked())
@@ -188,6 +189,7 @@ func (c *call) states(states []rule.State) (exact bool) {
 func (c *call) charged() int64 {
 	charged := int64(math.MaxInt64)
 	for i, l := range c.set.micros {
+		l = l.Around(c.after[i], c.now)
 		charged = min(charged, l.Charged(c.before[i], c.after[i], c.now))
 	}
 	return min(charged, max(0, c.units))

@@ -2,6 +2,7 @@ package redisstore
 
 import (
 	"context"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -29,14 +30,14 @@ func (c *command) set() *limitSet { return c.groups[0].first().set }
 // follow them.
 func (c *command) keys() []any { return c.args[3:] }
 
-// build makes the command from its groups.
-func (c *command) build(ctx context.Context, prefix string) {
+// build makes the command from its groups. unix is what the server's clock shows, about.
+func (c *command) build(ctx context.Context, prefix string, unix int64) {
 	set := c.set()
 	c.args = append(c.args[:0], "evalsha", scripts[c.op()].Hash, len(c.groups)*len(set.suffixes))
 	for _, g := range c.groups {
 		c.addKeys(prefix, g.first().key, set)
 	}
-	c.args = append(c.args, set.args...)
+	c.args = append(c.args, set.argsAt(unix)...)
 	switch f := c.groups[0].first(); f.op {
 	case take:
 		for i, g := range c.groups {
@@ -72,11 +73,31 @@ func (once) NoRetry() bool { return true }
 // run sends commands in one round trip and waits for the replies. If the server
 // does not know the script of some of them, for example after a restart, it sends
 // these again in a second round trip. The second time they carry the text of the
-// script, which the server then caches.
+// script, which the server then caches. If the clock of a server is further from this
+// process's than a period of a calendar, it sends the commands again that are about
+// calendars.
 func (s *Store) run(ctx context.Context, commands []*command) {
+	unix := time.Now().UnixNano()
 	for _, c := range commands {
-		c.build(ctx, s.prefix)
+		c.build(ctx, s.prefix, unix)
 	}
+	s.execKnown(ctx, commands)
+	var apart []*command
+	for _, c := range commands {
+		if err := c.cmd.Err(); err != nil {
+			if now, ok := redisscript.Clock(err); ok {
+				c.build(ctx, s.prefix, now*1000)
+				apart = append(apart, c)
+			}
+		}
+	}
+	if len(apart) > 0 {
+		s.execKnown(ctx, apart)
+	}
+}
+
+// execKnown is exec for scripts that a server may not know.
+func (s *Store) execKnown(ctx context.Context, commands []*command) {
 	s.exec(ctx, commands)
 	var unknown []*command
 	for _, c := range commands {

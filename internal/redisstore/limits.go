@@ -2,9 +2,11 @@ package redisstore
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"sync/atomic"
 
+	"github.com/ratelimit-go/ratelimit/internal/calendar"
 	"github.com/ratelimit-go/ratelimit/internal/redisscript"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
@@ -17,7 +19,44 @@ type limitSet struct {
 	ladders  *ladders     // of the limits that start blocks; nil if none does
 	micros   []rule.Limit // in microseconds, as the scripts count
 	suffixes []string     // the ends of the names of the counters' keys
-	args     []any        // the arguments of the scripts
+	args     []any        // the arguments of the scripts; of calendars without their periods
+
+	calendars []calendarArgs
+	present   atomic.Pointer[presentArgs] // nil without calendars, and before the first call
+}
+
+// presentArgs are the arguments of the scripts while the periods of calendars last.
+type presentArgs struct {
+	args        []any
+	begin, ends int64 // in nanoseconds since 1970 UTC
+}
+
+// calendarArgs says where in the arguments the periods of a calendar are.
+type calendarArgs struct {
+	*calendar.Calendar
+	first int
+}
+
+// argsAt returns the arguments of the scripts for a server whose clock shows about a time,
+// in nanoseconds since 1970 UTC.
+func (set *limitSet) argsAt(unix int64) []any {
+	if set.calendars == nil {
+		return set.args
+	}
+	if now := set.present.Load(); now != nil && now.begin <= unix && unix < now.ends {
+		return now.args
+	}
+	args := slices.Clone(set.args)
+	now := &presentArgs{args: args, ends: math.MaxInt64}
+	for _, c := range set.calendars {
+		present := c.At(unix)
+		now.begin, now.ends = max(now.begin, present.Begin), min(now.ends, present.End)
+		for i, at := range [...]int64{c.Before(present).Begin, present.Begin, present.End, c.At(present.End).End} {
+			args[c.first+i] = at / 1000
+		}
+	}
+	set.present.Store(now)
+	return args
 }
 
 type ladders = [rule.MaxLimits]*rule.Ladder
@@ -31,15 +70,21 @@ func newLimitSet(rules []rule.Limit, of *ladders) *limitSet {
 		if of != nil {
 			ladder = of[i]
 		}
-		set.args = append(set.args, redisscript.Args(micro, ladder)...)
-		set.suffixes = append(set.suffixes, l.Kind.String()+"-"+rule.FormatSpan(l.Window))
+		if l.Kind == rule.Calendar {
+			c := calendar.Of(l.Number)
+			set.calendars = append(set.calendars, calendarArgs{c, len(set.args) + 2})
+			set.suffixes = append(set.suffixes, c.String())
+		} else {
+			set.suffixes = append(set.suffixes, l.Kind.String()+"-"+rule.FormatSpan(l.Window))
+		}
+		set.args = append(set.args, redisscript.Args(micro, redisscript.Periods{}, ladder)...)
 	}
 	return set
 }
 
 // has reports whether the set has these limits and ladders.
 func (set *limitSet) has(rules []rule.Limit, of *ladders) bool {
-	if !slices.Equal(set.rules, rules) || (set.ladders == nil) != (of == nil) {
+	if !slices.EqualFunc(set.rules, rules, sameArgs) || (set.ladders == nil) != (of == nil) {
 		return false
 	}
 	if set.ladders == of {
@@ -48,6 +93,12 @@ func (set *limitSet) has(rules []rule.Limit, of *ladders) bool {
 	return slices.EqualFunc(set.ladders[:], of[:], func(a, b *rule.Ladder) bool {
 		return a == b || a != nil && b != nil && *a == *b
 	})
+}
+
+// sameArgs reports whether two limits are the same, whatever the present periods of
+// calendars are.
+func sameArgs(a, b rule.Limit) bool {
+	return a == b || a.Kind == rule.Calendar && a.SameCounter(&b) && a.N == b.N
 }
 
 // limitSets caches the sets that a store has made: one for its limiter's own
@@ -91,6 +142,9 @@ func validate(rules []rule.Limit, most int) error {
 	for _, l := range rules {
 		if l.N < 1 || l.Window < rule.MinSpan {
 			return fmt.Errorf("limit %v is not valid: want one that a constructor or ParseLimit has made", l)
+		}
+		if l.Kind == rule.Calendar && calendar.Of(l.Number) == nil {
+			return fmt.Errorf("limit %v is of calendar %d, which this process does not know: want one that a constructor or ParseLimit has made", l, l.Number)
 		}
 	}
 	return nil

@@ -46,6 +46,7 @@ func (r *Remote) consult(ctx context.Context, req *storeRequest, answers []rule.
 		reply, err = r.call(ctx, req, answers, states, blocks)
 		return err
 	})
+	req.Limits = req.Limits.Present()
 	if err != nil {
 		return err
 	}

@@ -576,6 +576,7 @@ func (r *Remote) takeWithoutStore(ctx context.Context, req *storeRequest, err er
 		return Decision{At: NothingTaken, Counted: NothingTaken, Granted: req.Units, Source: FromFailOpen}, nil
 	}
 	owed := r.storeUnchanged(err)
+	req.Limits = req.Limits.Present()
 	taking := nearcache.Taking{Units: req.Units, UpTo: req.UpTo, Limits: req.Limits.Rules}
 	if req.startsBlocks() {
 		taking.Ladders, taking.Pending = req.Limits.Ladders, r.pending(req, here)
@@ -630,7 +631,7 @@ func (r *Remote) Adjust(ctx context.Context, key string, n, at int64, limits *en
 	if err != nil && !owed {
 		return 0, err
 	}
-	chargedHere := r.near.Adjust(key, n, taken, clock.Now(), limits.Rules, owed)
+	chargedHere := r.near.Adjust(key, n, taken, clock.Now(), limits.Present().Rules, owed)
 	if owed {
 		return chargedHere, nil
 	}

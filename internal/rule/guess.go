@@ -2,7 +2,7 @@ package rule
 
 import "math/bits"
 
-// Guess returns a state for which l gives the answer a at now. For a fixed window it is exactly the
+// Guess returns a state for which l gives the answer a at now. For a fixed window or a period it is exactly the
 // state behind a. For a bucket the rounding of Reset may hide a fraction of a unit. For a sliding
 // window the guess never counts for less than the real state at any later time, and may count for
 // longer. This holds if nothing uses the key in the meantime. It is for stores that report answers
@@ -13,6 +13,8 @@ func (l *Limit) Guess(a Answer, now int64) State {
 		return State{}
 	}
 	switch l.Kind {
+	case Calendar:
+		return State{T: l.inPeriod(now) + a.Reset, A: used}
 	case Fixed:
 		return State{T: now + min(a.Reset, l.Window) - l.Window, A: used}
 	case Bucket:

@@ -18,6 +18,8 @@ const (
 	Fixed   Kind = iota + 1 // a window that opens at the first unit
 	Sliding                 // two windows, the older one weighted
 	Bucket                  // a bucket that leaks N units per Window and holds Burst
+
+	Calendar Kind = 5 // a period of a calendar; see calendar.go
 )
 
 // The bounds that a Limit must keep for the arithmetic below to be exact.
@@ -48,11 +50,43 @@ const farAway = math.MaxInt64 / 2
 // Limit is N units per Window. Burst is the most that a Bucket holds, and 0 for the
 // other kinds. The functions below require 1 <= N, Burst <= MaxUnits and MinSpan <=
 // Window <= MaxSpan. An empty bucket must be whole again within MaxSpan.
+//
+// A Calendar has a number, and the period that is in force: Window is its length, and Burst
+// its end (see [Limit.End]). They change with each period, so the caller sets both before
+// each call: for the instant of the call, or for one shortly before. The call is then
+// decided as if it came before the end, so that no period has more than N units.
 type Limit struct {
 	Kind   Kind
+	Number uint32 // of a Calendar; 0 for the other kinds
 	N      int64
 	Window int64
 	Burst  int64
+}
+
+// Identity returns what distinguishes the counters of a key, beside the kind: the window, or
+// the number of a Calendar.
+func (l *Limit) Identity() int64 {
+	if l.Kind == Calendar {
+		return int64(l.Number)
+	}
+	return l.Window
+}
+
+// SameCounter reports whether a key has one counter under both limits.
+func (l *Limit) SameCounter(other *Limit) bool {
+	return l.Kind == other.Kind && l.Identity() == other.Identity()
+}
+
+// Same reports whether both limits count in the same way. The ends of a Calendar's period
+// may be a minute apart: they are worked out from two clocks, which are set again and
+// again.
+func (l *Limit) Same(other *Limit) bool {
+	if l.Kind != Calendar {
+		return *l == *other
+	}
+	const minute = 60 * 1_000_000_000
+	apart := l.End() - other.End()
+	return l.SameCounter(other) && l.N == other.N && max(apart, -apart) < minute
 }
 
 // State is what a store keeps of one key under one limit. Its meaning depends on
@@ -62,6 +96,7 @@ type Limit struct {
 //	Fixed    T: when the window opened      A: units in it
 //	Sliding  T: when this window opened     A: units in it           B: units in the one before
 //	Bucket   T: when A and B were true      A: whole units in it     B: and this many Window-ths of one
+//	Calendar T: when its period ends        A: units in it
 type State struct {
 	T, A, B int64
 }
@@ -88,6 +123,9 @@ type Answer struct {
 // is moved back to now. It keeps its units, and it is moved even if the requested
 // units do not fit.
 func (l *Limit) Take(s State, now, n int64) (State, Answer) {
+	if l.Kind == Calendar {
+		return l.takePeriod(s, now, n)
+	}
 	s = l.repair(s, now)
 	if l.Kind == Fixed {
 		return l.takeFixed(s, now, n)
@@ -139,6 +177,9 @@ func (l *Limit) takeFixed(s State, now, n int64) (State, Answer) {
 // In both cases only the part that still counts now is applied. The counter never
 // falls below zero, and a charge never raises a window or bucket above the limit.
 func (l *Limit) Adjust(s State, now, n, age int64) State {
+	if l.Kind == Calendar {
+		return l.adjustPeriod(s, now, n, age)
+	}
 	s = l.repair(s, now)
 	c := l.at(s, now)
 	if n == 0 || (n < 0 && c.Fresh()) {
@@ -175,6 +216,10 @@ func (l *Limit) Adjust(s State, now, n, age int64) State {
 // Charged returns how many whole units an Adjust has added, given the states before
 // and after it.
 func (l *Limit) Charged(before, after State, now int64) int64 {
+	if l.Kind == Calendar {
+		now = l.inPeriod(now)
+		return max(0, l.atPeriod(after, now).A-l.atPeriod(before, now).A)
+	}
 	before, after = l.at(l.repair(before, now), now), l.at(l.repair(after, now), now)
 	units := after.A - before.A
 	switch {

@@ -9,9 +9,9 @@ import (
 // Text forms, which log lines, configuration files and the names of Redis keys
 // share.
 
-var kindNames = [...]string{Fixed: "fixed", Sliding: "sliding", Bucket: "bucket"}
+var kindNames = [...]string{Fixed: "fixed", Sliding: "sliding", Bucket: "bucket", Calendar: "calendar"}
 
-// String returns "fixed", "sliding" or "bucket", and "" for the zero Kind.
+// String returns "fixed", "sliding", "bucket" or "calendar", and "" for the zero Kind.
 func (k Kind) String() string { return kindNames[k] }
 
 // String returns the limit as in "5/1h fixed" or "10/1s bucket burst=20", and
@@ -22,7 +22,7 @@ func (l Limit) String() string {
 	}
 	b := strconv.AppendInt(nil, l.N, 10)
 	b = append(b, '/')
-	b = append(b, FormatSpan(l.Window)...)
+	b = append(b, FormatSpan(l.Window)...) // of a calendar, the length of the present period
 	b = append(b, ' ')
 	b = append(b, l.Kind.String()...)
 	if l.Kind == Bucket {

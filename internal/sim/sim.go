@@ -155,6 +155,10 @@ const begin = int64(time.Hour)
 // Run runs a simulation and returns its report. It needs no goroutine and does
 // not wait in real time.
 func Run(c Config) *Report {
+	if c.Limit.Kind == rule.Calendar { // a period that begins with the simulation, and goes on if that is longer
+		c.Limit.Window = max(c.Limit.Window, int64(c.Span)+int64(time.Minute))
+		c.Limit.Burst = begin + c.Limit.Window
+	}
 	r := &run{Config: c.withDefaults(), now: begin, limits: []rule.Limit{c.Limit}, answers: make([]rule.Answer, 1), index: make(map[string]int)}
 	for i := range r.Keys.Count {
 		r.keys = append(r.keys, fmt.Sprintf("key-%d", i))

@@ -49,11 +49,12 @@ import (
 )
 
 const (
-	magic      = "RLSNAP\r\n"
-	version    = 1 // without blocks
-	withBlocks = 2
-	headerSize = len(magic) + 4 + 4 + 16 + 4
-	partSize   = 4 + 4 + 4 + 4 // without its body
+	magic         = "RLSNAP\r\n"
+	version       = 1 // without blocks
+	withBlocks    = 2
+	withCalendars = 3 // and perhaps blocks
+	headerSize    = len(magic) + 4 + 4 + 16 + 4
+	partSize      = 4 + 4 + 4 + 4 // without its body
 
 	kindChanges = 1
 	kindCommit  = 2
@@ -101,8 +102,8 @@ func readHeader(b []byte) (h Header, err error) {
 	case len(b) < len(magic)+4 || string(b[:len(magic)]) != magic:
 		return h, damaged("it was not written by a MemoryStore")
 	}
-	if v := order.Uint32(b[len(magic):]); v < version || v > withBlocks {
-		return h, damaged("it has version %d of the format, and this program knows versions %d and %d", v, version, withBlocks)
+	if v := order.Uint32(b[len(magic):]); v < version || v > withCalendars {
+		return h, damaged("it has version %d of the format, and this program knows versions %d to %d", v, version, withCalendars)
 	}
 	if len(b) < headerSize {
 		return h, damaged("it ends after %d bytes", len(b))
@@ -214,13 +215,16 @@ func AppendCommit(b []byte, c Commit) []byte {
 
 // versionOf returns the version of a file with the given limits.
 func versionOf(shapes *table.Shapes) uint32 {
+	if shapes.HasCalendars() {
+		return withCalendars
+	}
 	if shapes.HasBlocks() {
 		return withBlocks
 	}
 	return version
 }
 
-func readCommit(b []byte, blocks bool, c *Commit) error {
+func readCommit(b []byte, version uint32, c *Commit) error {
 	if len(b) != commitSize {
 		return damaged("a commit does not add up")
 	}
@@ -230,8 +234,14 @@ func readCommit(b []byte, blocks bool, c *Commit) error {
 	for i := range c.Shapes {
 		kind := order.Uint64(b)
 		l := rule.Limit{Kind: rule.Kind(kind), N: int64(order.Uint64(b[8:])), Window: int64(order.Uint64(b[16:])), Burst: int64(order.Uint64(b[24:]))}
-		block := kind == uint64(rule.Blocked) && blocks && i == len(c.Shapes)-1
-		if kind > uint64(rule.Bucket) && !block || kind != 0 && i == 0 ||
+		known := kind <= uint64(rule.Bucket)
+		switch rule.Kind(kind) {
+		case rule.Blocked:
+			known = version >= withBlocks && i == len(c.Shapes)-1
+		case rule.Calendar:
+			known = version >= withCalendars && table.IsCalendars(i)
+		}
+		if !known || kind > 255 || kind != 0 && i == 0 ||
 			min(l.N, l.Window, l.Burst) < 0 || max(l.N, l.Burst) > rule.MaxUnits || l.Window > 2*rule.MaxSpan ||
 			kind != 0 && (l.N < 1 || l.Window < rule.MinSpan || l.Window > rule.MaxSpan) {
 			return damaged("limit %d of a commit is not one", i)
@@ -274,7 +284,7 @@ func Decode(b []byte) (*Contents, error) {
 		case kind == kindChanges:
 			err = readChanges(body, header.Shards, &changes)
 		case kind == kindCommit:
-			err = readCommit(body, order.Uint32(b[len(magic):]) >= withBlocks, &c.Commit)
+			err = readCommit(body, order.Uint32(b[len(magic):]), &c.Commit)
 			c.size = len(b) - len(after)
 		}
 		if err != nil {

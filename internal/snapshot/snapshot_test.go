@@ -115,8 +115,8 @@ func TestEveryByte(t *testing.T) {
 			t.Errorf("%.20q: %v", b, err)
 		}
 	}
-	newer := binary.LittleEndian.AppendUint32([]byte(magic), 3)
-	if _, err := Decode(append(newer, whole[len(newer):]...)); err == nil || !strings.Contains(err.Error(), "version 3 of the format, and this program knows versions 1 and 2") {
+	newer := binary.LittleEndian.AppendUint32([]byte(magic), 4)
+	if _, err := Decode(append(newer, whole[len(newer):]...)); err == nil || !strings.Contains(err.Error(), "version 4 of the format, and this program knows versions 1 to 3") {
 		t.Errorf("a newer version: %v", err)
 	}
 }

@@ -220,6 +220,7 @@ func (t *Table) TakeBlocking(h Hash, n, now int64, upTo bool, limits []rule.Limi
 	h.fill(&d.ids, limits)
 	s, now := t.lockAt(h.keyHash, now)
 	defer s.mu.Unlock()
+	now = inPeriods(now, limits)
 	asked := n
 	if upTo {
 		n = d.fitting(s, n, now, limits)

@@ -15,8 +15,8 @@ func (s *shard) room(of id, own []id, shapes *shapes, now int64) place {
 		}
 	}
 	var worst victim
-	worst.considerAll(&s.groups[a], own, shapes, now)
-	worst.considerAll(&s.groups[b], own, shapes, now)
+	worst.considerAll(&s.groups[a], own, shapes, now, s.wall)
+	worst.considerAll(&s.groups[b], own, shapes, now, s.wall)
 	if worst.group != nil && worst.fresh <= now {
 		return worst.place // it has expired: nothing is lost, and the shard need not grow
 	}
@@ -34,7 +34,7 @@ func (s *shard) room(of id, own []id, shapes *shapes, now int64) place {
 	}
 	if worst.group == nil { // there is room in its groups, but not in the shard: evict a counter elsewhere
 		for i := s.hand; worst.group == nil; i++ {
-			worst.considerAll(&s.groups[i%len(s.groups)], own, shapes, now)
+			worst.considerAll(&s.groups[i%len(s.groups)], own, shapes, now, s.wall)
 		}
 		s.count(worst, now)
 		s.free(worst.place)
@@ -76,7 +76,7 @@ func (s *shard) displace(a, b int, below rank, own []id, shapes *shapes, now int
 				continue
 			}
 			var v victim
-			v.considerAll(&s.groups[s.other(*p.id(), start)], own, shapes, now)
+			v.considerAll(&s.groups[s.other(*p.id(), start)], own, shapes, now, s.wall)
 			if v.group != nil && v.rank < below {
 				s.count(v, now)
 				s.free(v.place)
@@ -107,13 +107,13 @@ const (
 )
 
 // considerAll makes v the best counter to evict among v and the counters in b.
-func (v *victim) considerAll(b *group, own []id, shapes *shapes, now int64) {
+func (v *victim) considerAll(b *group, own []id, shapes *shapes, now, wall int64) {
 	for i, id := range b.ids {
 		if id == 0 {
 			continue
 		}
 		c, l := &b.slots[i], shapes.limit(id)
-		r, fresh := rankOpen, c.fresh(l)
+		r, fresh := rankOpen, c.fresh(l, wall)
 		switch {
 		case fresh <= now:
 			fresh = now

@@ -289,7 +289,7 @@ func snapshot(tab *Table, now int64) (all []candidate) {
 	for p := range places(&tab.shards[0]) {
 		if of, c := *p.id(), p.slot(); of != 0 {
 			l := tab.shapes.limit(of)
-			all = append(all, candidate{of.fingerprint(), c.fresh(l), c.when&flagRefused != 0, c.empty(l, now)})
+			all = append(all, candidate{of.fingerprint(), c.fresh(l, 0), c.when&flagRefused != 0, c.empty(l, now)})
 		}
 	}
 	return all

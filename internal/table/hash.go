@@ -27,10 +27,14 @@ func (t *Table) hash(key string) keyHash {
 }
 
 // id returns the fingerprint of a key's counter under a limit. It mixes in kind and
-// window with an odd factor, which maps different pairs to different values. The
+// window, or the number of a calendar, with an odd factor, which maps different pairs to different values. The
 // hash is secret, and so is the result.
 func (h keyHash) id(l *rule.Limit) id {
-	x := h.slot ^ (uint64(l.Window)<<2|uint64(l.Kind))*0x9e3779b97f4a7c15
+	identity := uint64(l.Window)<<2 | uint64(l.Kind) // a window has 61 bits
+	if l.Kind == rule.Calendar {
+		identity = 1<<63 | uint64(l.Number)
+	}
+	x := h.slot ^ identity*0x9e3779b97f4a7c15
 	return max(id(x).fingerprint(), maxShapes)
 }
 

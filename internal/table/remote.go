@@ -113,7 +113,10 @@ func (t *Table) Learn(h Hash, refused, now int64, limits []rule.Limit, r Learnt)
 		c := s.find(ids[i])
 		was := s.get(c, l)
 		is := r.States[i]
-		is.T = max(0, min(is.T, now)) // a state in the future would count for longer than its window
+		is.T = max(0, is.T)
+		if l.Kind != rule.Calendar { // of which it is the end of the period
+			is.T = min(is.T, now) // a state in the future would count for longer than its window
+		}
 		_, left := l.Take(was, now, 0)
 		_, leaves := l.Take(is, now, 0)
 		kept := s.refusedStill(c, left, leaves)

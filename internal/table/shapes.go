@@ -9,9 +9,9 @@ import (
 
 // shapes assigns numbers to the limits that a table has seen. It only distinguishes
 // what determines when a counter expires: kind, window and, for buckets, rate. A
-// slot has 6 bits for the number. The first 55 shapes get one each. All other shapes
+// slot has 6 bits for the number. The first 54 shapes get one each. All other shapes
 // share the numbers below classes, by the longest life of their counters. The last
-// number is for blocks; see block.go. Methods take no lock and may be called
+// two numbers are for calendars and blocks; see calendar.go and block.go. Methods take no lock and may be called
 // concurrently.
 type shapes [maxShapes]atomic.Pointer[rule.Limit]
 
@@ -28,7 +28,10 @@ var classLives = [classes]int64{
 
 // of returns the number of a limit's shape.
 func (s *shapes) of(l *rule.Limit) id {
-	for i := classes; i < blockShape; i++ {
+	if l.Kind == rule.Calendar {
+		return s.useCalendars()
+	}
+	for i := classes; i < calendarShape; i++ {
 		known := s[i].Load()
 		if known == nil {
 			copied := *l

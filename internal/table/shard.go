@@ -24,9 +24,11 @@ type shard struct {
 	decisions decisions
 	blocks    int32 // places that hold a block: without any, nobody looks for one
 	inserts   uint8
-	// Two shards' locks are never in one cache line, nor in the pair of it. Without this
-	// there are 117 bytes; on a 32-bit machine each of 8 words above has 4 bytes less.
-	_ [11 + 8*(64-bits.UintSize)/8]byte
+	// Two shards' locks are never in one cache line, nor in the pair of it. On a 64-bit
+	// machine the other fields have 128 bytes; on a 32-bit one, each of 8 words above has 4
+	// bytes less.
+	_    [8 * (64 - bits.UintSize) / 8]byte
+	wall int64 // as of the last call; see Table.SetWall
 }
 
 // pair returns the two groups of an id.
@@ -66,6 +68,9 @@ func (s *shard) get(p place, l *rule.Limit) rule.State {
 	if c.when&flagSplit != 0 {
 		state.B = s.rest[p.id().fingerprint()]
 	}
+	if l.Kind == rule.Calendar {
+		state.T = fromSlot(state.T, s.wall)
+	}
 	return state
 }
 
@@ -83,6 +88,9 @@ func (s *shard) flags(p place) uint64 {
 func (s *shard) put(p place, as id, l *rule.Limit, state rule.State, flags uint64) {
 	c := p.slot()
 	was := c.when&flagSplit != 0
+	if l.Kind == rule.Calendar {
+		state.T = s.toSlot(state.T)
+	}
 	rest, split := c.set(l, state, flags)
 	if *p.id() != as { // no write if it is the same: the cache line stays shared between cores
 		*p.id() = as
@@ -203,7 +211,7 @@ func (s *shard) tidy(shapes *shapes, now int64) {
 func (s *shard) freeExpired(at int, shapes *shapes, now int64) {
 	b := &s.groups[at]
 	for i, id := range b.ids {
-		if id != 0 && b.slots[i].fresh(shapes.limit(id)) <= now {
+		if id != 0 && b.slots[i].fresh(shapes.limit(id), s.wall) <= now {
 			s.free(place{b, uint(i)})
 		}
 	}

@@ -102,7 +102,7 @@ func (i id) first() uint { return uint(i >> shapeBits) }
 func (s *slot) set(l *rule.Limit, state rule.State, flags uint64) (rest int64, split bool) {
 	s.when = uint64(max(0, state.T))&timeMask | flags
 	switch l.Kind {
-	case rule.Fixed:
+	case rule.Fixed, rule.Calendar:
 		s.what = uint64(state.A)
 		return 0, false
 	case rule.Sliding:
@@ -127,7 +127,7 @@ func (s *slot) set(l *rule.Limit, state rule.State, flags uint64) (rest int64, s
 func (s *slot) state(l *rule.Limit) rule.State {
 	state := rule.State{T: int64(s.when & timeMask)}
 	switch {
-	case s.when&flagSplit != 0 || l.Kind == rule.Fixed:
+	case s.when&flagSplit != 0 || l.Kind == rule.Fixed || l.Kind == rule.Calendar:
 		state.A = int64(s.what)
 	case l.Kind == rule.Sliding:
 		state.A, state.B = int64(s.what>>32), int64(s.what&math.MaxUint32)
@@ -159,8 +159,9 @@ func (s *slot) empty(l *rule.Limit, now int64) bool {
 }
 
 // fresh returns the instant from which on the counter need not be kept, under a
-// limit of its shape. For a split counter this may be slightly late.
-func (s *slot) fresh(l *rule.Limit) int64 {
+// limit of its shape. For a split counter this may be slightly late. wall is what the wall
+// clock is ahead; see [Table.SetWall].
+func (s *slot) fresh(l *rule.Limit, wall int64) int64 {
 	t, w := int64(s.when&timeMask), l.Window
 	split := s.when&flagSplit != 0
 	switch {
@@ -176,6 +177,8 @@ func (s *slot) fresh(l *rule.Limit) int64 {
 		return t + w - (w+b-1)/b + 1
 	case l.Kind == rule.Bucket && !split:
 		return t + int64(min(s.what/uint64(l.N), rule.MaxSpan)) + 1
+	case l.Kind == rule.Calendar:
+		return fromSlot(t, wall)
 	case l.Kind == rule.Blocked:
 		return s.block().Forgotten()
 	case l.Kind == rule.Bucket:

@@ -19,10 +19,11 @@ type Counter struct {
 	// limit that it was last used under. The limit of a block has the kind
 	// [rule.Blocked].
 	ID uint64
-	// When is the T of its state, or the end of a block. The high 3 bits say whether it
+	// When is the T of its state, or the end of a block. For a calendar it is the end of
+	// the period in nanoseconds since 2000 UTC, by the wall clock. The high 3 bits say whether it
 	// was refused, was empty, and is split.
 	When uint64
-	// What holds A and B of its state. For a fixed window it is the units. For a
+	// What holds A and B of its state. For a fixed window or a calendar it is the units. For a
 	// sliding window it is the units of this window shifted left by 32 bits, plus
 	// the units of the window before. For a bucket it is the level in Window-ths of
 	// a unit. If the counter is split, What is A and Rest is B. For a block, What has the
@@ -82,7 +83,8 @@ func (t *Table) Shapes() (all Shapes) {
 var errCounter = errors.New("a counter is out of range")
 
 // Apply makes changes to a new table. shapes are the limits that the numbers in
-// the counters refer to. An instant t in the changes becomes t+shift here. Apply
+// the counters refer to. An instant t in the changes becomes t+shift here, except for the
+// ends of calendars' periods, for which [Table.SetWall] must have been called. Apply
 // locks the shard. It returns an error if a counter is out of range.
 func (t *Table) Apply(changes Changes, shapes *Shapes, shift int64) error {
 	s := &t.shards[changes.Shard&(len(t.shards)-1)]
@@ -90,7 +92,7 @@ func (t *Table) Apply(changes Changes, shapes *Shapes, shift int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t.use(uint64(changes.Shard))
-	s.now = now
+	s.now, s.wall = now, t.wall.Load()
 	for _, gone := range changes.Removed {
 		if c := s.find(id(gone)); c.group != nil {
 			s.free(c)
@@ -111,6 +113,9 @@ func (t *Table) Apply(changes Changes, shapes *Shapes, shift int64) error {
 		// Instants in the future are moved to now: otherwise the units would count for longer
 		// than their window.
 		at := min(max(0, int64(from.When&timeMask)+shift), now)
+		if l.Kind == rule.Calendar {
+			at = int64(from.When & timeMask) // by the wall clock
+		}
 		c := slot{uint64(at) | from.When&^uint64(timeMask), from.What}
 		state := c.state(l)
 		if from.Split() {
@@ -126,7 +131,7 @@ func (t *Table) Apply(changes Changes, shapes *Shapes, shift int64) error {
 			as |= t.shapes.class(l.Window)
 		}
 		to := s.find(of)
-		if state.Fresh() || c.fresh(t.shapes.limit(as)) <= now { // it expired while there was no table
+		if state.Fresh() || c.fresh(t.shapes.limit(as), t.wall.Load()) <= now { // it expired while there was no table
 			if to.group != nil {
 				s.free(to)
 			}

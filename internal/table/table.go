@@ -8,6 +8,7 @@
 //	shard.go      one shard: its groups, and how it grows and shrinks
 //	slot.go       how one counter is packed
 //	block.go      blocks, each in a place beside its counter's
+//	calendar.go   counters of calendars, which go by the wall clock
 //	evict.go      which counter is evicted when the table is full
 //	decisions.go  counts of decisions
 //	sweep.go      how expired counters are freed
@@ -43,6 +44,7 @@ type Table struct {
 	used   []atomic.Uint64 // a bit for each shard that was ever locked for a key
 	sweep  sweep
 	shapes shapes
+	wall   atomic.Int64 // see SetWall
 }
 
 // perShard is roughly the largest number of counters in a shard. It is small
@@ -131,6 +133,7 @@ func (t *Table) Take(key string, n int64, limits []rule.Limit, answers []rule.An
 	h.fill(&d.ids, limits)
 	s, now := t.lock(h)
 	defer s.mu.Unlock()
+	now = inPeriods(now, limits)
 	d.take(s, &t.shapes, n, n, now, limits, answers)
 	return now, d.marks
 }
@@ -145,6 +148,7 @@ func (t *Table) TakeAt(h Hash, n, now int64, limits []rule.Limit, answers []rule
 	h.fill(&d.ids, limits)
 	s, now := t.lockAt(h.keyHash, now)
 	defer s.mu.Unlock()
+	now = inPeriods(now, limits)
 	admitted = d.take(s, &t.shapes, n, n, now, limits, answers)
 	copy(after, d.after[:len(limits)])
 	return admitted, now
@@ -395,6 +399,7 @@ func (t *Table) lock(h keyHash) (s *shard, now int64) {
 		now = t.clock()
 	}
 	s.now = now
+	s.wall = t.wall.Load()
 	return s, now
 }
 
@@ -426,5 +431,6 @@ func (t *Table) lockAt(h keyHash, now int64) (*shard, int64) {
 		s.now = now
 	}
 	s.now = max(s.now, now)
+	s.wall = t.wall.Load()
 	return s, s.now
 }

@@ -175,12 +175,17 @@ func (r *results) named(samples []sample) string {
 const blockNote = "Rows of this library alone: other libraries have no blocks. The rows without Block are the same cases, timed in turn with\n" +
 	"the others. Command for these rows, in the folder benchmarks: "
 
+const calendarNote = "Rows of this library alone. The rows of FixedWindow are the same cases, timed in turn with the others. Command for these\n" +
+	"rows, in the folder benchmarks: "
+
 // notes are the texts before the tables.
 var notes = map[benchmarks.Group]string{
-	benchmarks.Speed:       "![In memory](docs/bench-memory.svg)\n\n",
-	benchmarks.Blocks:      blockNote + "`go run ./cmd/report -only memory -rounds 9 -benchtime 50ms -bench block-`\n\n",
-	benchmarks.RedisBlocks: blockNote + "`go run ./cmd/report -only redis -rounds 9 -benchtime 200ms -bench redis-block`\n\n",
-	benchmarks.Middleware:  "![Middleware](docs/bench-middleware.svg)\n\n",
+	benchmarks.Speed:          "![In memory](docs/bench-memory.svg)\n\n",
+	benchmarks.Blocks:         blockNote + "`go run ./cmd/report -only memory -rounds 9 -benchtime 50ms -bench block-`\n\n",
+	benchmarks.RedisBlocks:    blockNote + "`go run ./cmd/report -only redis -rounds 9 -benchtime 200ms -bench redis-block`\n\n",
+	benchmarks.Calendars:      calendarNote + "`go run ./cmd/report -only memory -rounds 9 -benchtime 50ms -bench calendar-`\n\n",
+	benchmarks.RedisCalendars: calendarNote + "`go run ./cmd/report -only redis -rounds 9 -benchtime 200ms -bench redis-calendar`\n\n",
+	benchmarks.Middleware:     "![Middleware](docs/bench-middleware.svg)\n\n",
 	benchmarks.Server: `net/http over loopback, with 64 keep-alive connections. Each sends its next request as soon as it has the response, a 204.
 The middleware and the bare handler are loaded in turn, 200 ms each, and a value is the median of these pairs. Higher is
 better. The load comes from the same process and uses a part of the same cores.
@@ -213,7 +218,7 @@ This page compares this library with other libraries, and with floors: code that
 - Command, in the folder benchmarks: %s
 
 `, r.cpu, r.machine, "`"+r.command+"`")
-	for _, group := range []benchmarks.Group{benchmarks.Speed, benchmarks.Blocks, benchmarks.Size, benchmarks.Middleware, benchmarks.Server, benchmarks.Stress} {
+	for _, group := range []benchmarks.Group{benchmarks.Speed, benchmarks.Blocks, benchmarks.Calendars, benchmarks.Size, benchmarks.Middleware, benchmarks.Server, benchmarks.Stress} {
 		rows := r.rows(group)
 		if len(rows) == 0 {
 			continue
