@@ -100,3 +100,15 @@ func ExampleLimit_Period() {
 	// 2026-03-29 00:00:00 +0100 CET 2026-03-30 00:00:00 +0200 CEST
 	// Retry-After: 12h0m0s
 }
+
+// At most 5 units in any hour, whenever that hour begins.
+func ExampleRolling() {
+	limit := ratelimit.Rolling(5, time.Hour).Named("resets")
+	fmt.Println(limit)
+
+	_, err := ratelimit.ParseLimit("5000/1h rolling")
+	fmt.Println(err)
+	// Output:
+	// 5/1h rolling name=resets
+	// ratelimit: limit "5000/1h rolling": it allows 5000 units, and a rolling window keeps the instant of each unit: want at most 1000; for more, use SlidingWindow
+}

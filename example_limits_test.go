@@ -140,3 +140,22 @@ func Example_limitText() {
 	// Output:
 	// 5 1m0s [1m0s 1h0m0s 24h0m0s] <nil>
 }
+
+// A rolling window has no border at which twice the limit fits.
+func Example_limitInAnyInterval() {
+	reset := ratelimit.Must(ratelimit.New("password-reset", ratelimit.Options{
+		Limits: []ratelimit.Limit{ratelimit.Rolling(3, time.Hour)},
+		Logger: discard,
+	}))
+	defer forget(reset)
+	ctx := context.Background()
+	for range 4 {
+		d, _ := reset.Take(ctx, "ann@example.com")
+		fmt.Println(d.Allowed, d.Remaining, d.RetryAfter.Round(time.Minute))
+	}
+	// Output:
+	// true 2 0s
+	// true 1 0s
+	// true 0 0s
+	// false 0 1h0m0s
+}

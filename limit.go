@@ -15,12 +15,13 @@ import (
 
 // Limit is a number of quota units per window under one algorithm. It is a
 // comparable value; make one with [FixedWindow], [SlidingWindow], [TokenBucket],
-// [Daily], [Weekly], [Monthly] or [ParseLimit]. [Unlimited] and [Deny] are for plans. The zero Limit is not valid.
+// [Rolling], [Daily], [Weekly], [Monthly] or [ParseLimit]. [Unlimited] and [Deny] are for
+// plans. The zero Limit is not valid.
 //
 // The constructors take any numbers. Whether a Limit is valid is checked where it
 // is put to use, by [New], [Limiter.SetLimits] and [ParseLimit]: units are from 1
-// to 999,999,999,999,999 (the largest Integer of a header field, RFC 9651), windows
-// from 1 ms to 50 years.
+// to 999,999,999,999,999 (the largest Integer of a header field, RFC 9651), and for
+// Rolling to 1,000; windows from 1 ms to 50 years.
 //
 // The algorithm and the window identify a counter: under another window or algorithm a
 // key starts from zero. N, the burst and the durations of [Limit.Block] do not: they can
@@ -222,8 +223,8 @@ func (l Limit) sameCounter(other Limit) bool {
 	return l.rule.SameCounter(&other.rule)
 }
 
-// Algorithm returns "fixed", "sliding", "bucket" or "calendar", or "unlimited" or "deny", as
-// in [ParseLimit], and "" for the zero Limit.
+// Algorithm returns "fixed", "sliding", "bucket", "rolling" or "calendar", or "unlimited" or
+// "deny", as in [ParseLimit], and "" for the zero Limit.
 func (l Limit) Algorithm() string {
 	switch l.rule.Kind {
 	case kindUnlimited:
@@ -238,7 +239,7 @@ func (l Limit) Algorithm() string {
 // the bound; the caller adds which limit, of which limiter.
 func (l Limit) validate() error {
 	if l.rule.Kind == 0 {
-		return errors.New("it is the zero Limit; make one with FixedWindow, SlidingWindow, TokenBucket or Daily")
+		return errors.New("it is the zero Limit; make one with FixedWindow, SlidingWindow, TokenBucket, Rolling or Daily")
 	}
 	if !l.counts() {
 		if l.blocks() {
@@ -248,6 +249,9 @@ func (l Limit) validate() error {
 	}
 	if n := l.rule.N; n < 1 || n > rule.MaxUnits {
 		return fmt.Errorf("it allows %d units: want 1 to %d", n, int64(rule.MaxUnits))
+	}
+	if n := l.rule.N; l.rule.Kind == rule.Rolling && n > rule.MaxRolling {
+		return fmt.Errorf("it allows %d units, and a rolling window keeps the instant of each unit: want at most %d; for more, use SlidingWindow", n, rule.MaxRolling)
 	}
 	if l.calendar != nil {
 		if err := l.calendar.Err(); err != nil {

@@ -19,6 +19,7 @@ import (
 //	5/1h fixed block=1m,1h,24h
 //	100/1m sliding name=search
 //	10/1s bucket burst=20 name="my policy"
+//	5/1h rolling
 //	1000/day calendar tz=Europe/Berlin
 //	5000/week calendar first=monday
 //	50000/month calendar day=15 tz=America/New_York
@@ -61,7 +62,10 @@ func parseLimit(s string) (l Limit, err error) {
 		return parseCalendar(l.rule.N, window, rest)
 	}
 	w, err := time.ParseDuration(window)
-	if err != nil {
+	switch {
+	case err != nil && (window == "day" || window == "week" || window == "month"):
+		return l, fmt.Errorf("window %q: want a duration such as 1s, 15m or 24h, or for a period of the calendar %q", window, rate+" calendar")
+	case err != nil:
 		return l, fmt.Errorf("window %q: want a duration such as 1s, 15m or 24h", window)
 	}
 	l.rule.Window = int64(w)
@@ -73,10 +77,12 @@ func parseLimit(s string) (l Limit, err error) {
 		l.rule.Kind = rule.Sliding
 	case "bucket":
 		l.rule.Kind = rule.Bucket
+	case "rolling":
+		l.rule.Kind = rule.Rolling
 	case "":
 		return l, errLimitForm
 	default:
-		return l, fmt.Errorf("algorithm %q: want fixed, sliding, bucket or calendar", algorithm)
+		return l, fmt.Errorf("algorithm %q: want fixed, sliding, bucket, rolling or calendar", algorithm)
 	}
 	return parseOptions(l, rest, nil)
 }

@@ -45,7 +45,7 @@ func TestSnippetsOfLimitsPage(t *testing.T) {
 // with a limit in text beside it in a table is the same limit.
 func TestLimitsOfLimitsPage(t *testing.T) {
 	page := limitsPage(t)
-	code := regexp.MustCompile("`((?:FixedWindow|SlidingWindow|TokenBucket|Daily|Weekly|Monthly)\\([^`]*)`(?: \\| `([^`]*)`)?").FindAllStringSubmatch(page, -1)
+	code := regexp.MustCompile("`((?:FixedWindow|SlidingWindow|TokenBucket|Rolling|Daily|Weekly|Monthly)\\([^`]*)`(?: \\| `([^`]*)`)?").FindAllStringSubmatch(page, -1)
 	pairs := 0
 	for _, m := range code {
 		limit, err := limitInCode(m[1])
@@ -98,6 +98,8 @@ func limitInCode(text string) (limit Limit, err error) {
 		limit = FixedWindow(n, window())
 	case "SlidingWindow":
 		limit = SlidingWindow(n, window())
+	case "Rolling":
+		limit = Rolling(n, window())
 	case "TokenBucket":
 		limit = TokenBucket(n, window(), numberInCode(call.Args[2]))
 	case "Daily":
@@ -152,10 +154,10 @@ func numberInCode(e ast.Expr) int64 {
 // numbers in the text are the picture's.
 func TestPicturesOfLimitsPage(t *testing.T) {
 	page := limitsPage(t)
-	for _, name := range []string{"fixed", "sliding", "bucket", "calendar", "block"} {
+	for _, name := range []string{"fixed", "sliding", "bucket", "rolling", "calendar", "block"} {
 		require.Contains(t, page, "](limits-"+name+".svg)")
 	}
-	for name, window := range map[string]string{"fixed": "10 s", "sliding": "10 s", "bucket": "10 s", "calendar": "24 h"} {
+	for name, window := range map[string]string{"fixed": "10 s", "sliding": "10 s", "bucket": "10 s", "rolling": "10 s", "calendar": "24 h"} {
 		svg, err := os.ReadFile("docs/limits-" + name + ".svg")
 		require.NoError(t, err)
 		numbers := regexp.MustCompile(`: (\d+ of \d+) requests admitted, at most (\d+) of them`).FindSubmatch(svg)

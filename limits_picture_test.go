@@ -27,6 +27,7 @@ func TestLimitPictures(t *testing.T) {
 		"fixed":    func(t *testing.T) string { return pictureOf(t, FixedWindow(10, 10*time.Second), burst) },
 		"sliding":  func(t *testing.T) string { return pictureOf(t, SlidingWindow(10, 10*time.Second), burst) },
 		"bucket":   func(t *testing.T) string { return pictureOf(t, TokenBucket(10, 10*time.Second, 10), burst) },
+		"rolling":  func(t *testing.T) string { return pictureOf(t, Rolling(10, 10*time.Second), burst) },
 		"calendar": pictureOfDays,
 		"block": func(t *testing.T) string {
 			ladder := []time.Duration{10 * time.Second, 20 * time.Second, 40 * time.Second}

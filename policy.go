@@ -36,6 +36,7 @@ type policy struct {
 	shadow  table.Policies // numbers, for requests that Shadow would let through
 	members []member       // one for each result
 
+	rolling   bool // a limit is a rolling window
 	calendars bool // a limit is of a calendar
 	now       atomic.Pointer[present]
 }
@@ -72,7 +73,8 @@ func (p *policy) present() *present {
 }
 
 func (p *policy) newPresent() *present {
-	x := &present{under: engineLimits(p.limits), until: math.MaxInt64, ahead: clock.WallAhead()}
+	x := &present{until: math.MaxInt64, ahead: clock.WallAhead()} // before the periods, so that they are not older
+	x.under = engineLimits(p.limits)
 	if p.calendars {
 		x.under.Refresh = func() *engine.Limits { return p.present().under }
 	}
@@ -146,6 +148,7 @@ func newPolicy(limiter string, limits []Limit) *policy {
 		p.limits, p.always = nil, &p.given[i]
 	}
 	p.ladders, p.calendars = laddersOf(p.limits), anyCalendar(p.limits)
+	p.rolling = slices.ContainsFunc(p.limits, func(l Limit) bool { return l.rule.Kind == rule.Rolling })
 	for i := range p.limits {
 		p.lasts = max(p.lasts, p.limits[i].rule.Lasts())
 	}

@@ -276,7 +276,9 @@ func (s *requestState) addCost(closing context.Context, n int64, wait time.Durat
 		return nil
 	}
 	at := s.charge.at
-	if n > 0 {
+	if n > 0 && !s.bound.policy.rolling {
+		// A rolling window gives back units of the instant that it is told, and no others. So
+		// there the charges of a request are of the instant of its first unit.
 		at = Now
 	}
 	ctx := context.WithoutCancel(s.Context) // the units have to be right even if the client has left

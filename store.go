@@ -178,6 +178,13 @@ const Now Instant = math.MaxInt64
 //
 // Adjust neither starts, moves nor lifts a block. Reset lifts it.
 //
+// A store with [KindRolling] counts limits made by [Rolling]. A unit counts from the
+// instant at which it was taken until one window later, exclusive. Adjust with n > 0 counts
+// units from their instant. With n < 0 it gives back units of that instant, and none of
+// another instant. If no unit is of an instant in the future, such as [Now], Adjust gives
+// back the youngest units. Another N keeps all units. A limiter uses no [RemoteStore] for
+// these limits.
+//
 // A store with [KindCalendar] counts limits of [Daily], [Weekly] and [Monthly]:
 //
 //   - A counter is identified by the period's unit, first day and zone, in place of a window.
@@ -255,19 +262,17 @@ type Kinds uint32
 
 // What a KindStore may count.
 const (
-	KindBlock    Kinds = 1 << 0 // limits with [Limit.Block], and blocks by hand
-	KindCalendar Kinds = 1 << 2 // [Daily], [Weekly] and [Monthly]
+	KindBlock    Kinds = 1 << iota // limits with [Limit.Block], and blocks by hand
+	KindRolling                    // limits of [Rolling]
+	KindCalendar                   // limits of [Daily], [Weekly] and [Monthly]
 )
 
-// String returns what is in the set, such as "blocks".
+// String returns what is in the set, such as "blocks" or "blocks and rolling windows".
 func (k Kinds) String() string {
 	var names []string
-	for _, kind := range []struct {
-		Kinds
-		name string
-	}{{KindBlock, "blocks"}, {KindCalendar, "calendar periods"}} {
-		if k&kind.Kinds != 0 {
-			names = append(names, kind.name)
+	for i, name := range [...]string{"blocks", "rolling windows", "calendar periods"} {
+		if k>>i&1 != 0 {
+			names = append(names, name)
 		}
 	}
 	return strings.Join(names, " and ")
@@ -302,6 +307,9 @@ func needs(l *Limit) (need Kinds) {
 	if l.blocks() {
 		need |= KindBlock
 	}
+	if l.rule.Kind == rule.Rolling {
+		need |= KindRolling
+	}
 	if l.calendar != nil {
 		need |= KindCalendar
 	}
@@ -313,9 +321,26 @@ func needs(l *Limit) (need Kinds) {
 func validateKinds(s Store, limits []Limit) error {
 	for _, l := range limits {
 		if need := needs(&l); need != 0 {
-			if _, err := kindStore(s, need); err != nil {
+			_, err := kindStore(s, need)
+			if err == nil && need&KindRolling != 0 {
+				err = refuseRemoteRolling(s)
+			}
+			if err != nil {
 				return fmt.Errorf("limit %v: %w", l, err)
 			}
+		}
+	}
+	return nil
+}
+
+// refuseRemoteRolling returns an error for a store that is, or wraps, a [RemoteStore]. What
+// this process knows of a remote store's keys has no instants of single units. So a limiter
+// could neither answer denials by itself nor count while the store is away.
+func refuseRemoteRolling(s Store) error {
+	for _, layer := range layers(s) {
+		if _, ok := layer.(RemoteStore); ok {
+			return fmt.Errorf("%s (prefix %q) is a RemoteStore, and a limiter cannot count rolling windows while such a store is away: "+
+				"use a MemoryStore, or another limit such as SlidingWindow", storeName(s), s.Prefix())
 		}
 	}
 	return nil

@@ -162,8 +162,8 @@ func startsBlocks(ladders *[MaxLimits]*rule.Ladder, pending []rule.Pending) *tab
 	return &table.Blocking{Ladders: ladders, Pending: pending}
 }
 
-// Kinds implements [KindStore]. It returns [KindBlock] and [KindCalendar].
-func (s *MemoryStore) Kinds() Kinds { return KindBlock | KindCalendar }
+// Kinds implements [KindStore]. It returns [KindBlock], [KindRolling] and [KindCalendar].
+func (s *MemoryStore) Kinds() Kinds { return KindBlock | KindRolling | KindCalendar }
 
 // Block implements [KindStore].
 func (s *MemoryStore) Block(ctx context.Context, key string, b Block, limits []Limit) error {
@@ -173,6 +173,9 @@ func (s *MemoryStore) Block(ctx context.Context, key string, b Block, limits []L
 	if err := b.validate(); err != nil {
 		return fmt.Errorf("ratelimit: MemoryStore %q: Block has %w", s.name, err)
 	}
+	if err := s.validateCall(limits); err != nil {
+		return err
+	}
 	s.table.Block(key, int64(b.Left), b.rule(), s.rules(nil, limits))
 	return nil
 }
@@ -180,7 +183,8 @@ func (s *MemoryStore) Block(ctx context.Context, key string, b Block, limits []L
 // validateCall returns an error if a limit of a call is not valid.
 func (s *MemoryStore) validateCall(limits []Limit) error {
 	for i := range limits {
-		if limits[i].rule.N < 1 || limits[i].rule.Window < rule.MinSpan {
+		l := &limits[i].rule
+		if l.N < 1 || l.Window < rule.MinSpan || l.Kind == rule.Rolling && l.N > rule.MaxRolling {
 			return fmt.Errorf("ratelimit: MemoryStore %q: limit %v is not valid", s.name, limits[i])
 		}
 	}
@@ -271,12 +275,18 @@ func (s *MemoryStore) Adjust(ctx context.Context, key string, n int64, at Instan
 	if err := s.ready(ctx); err != nil {
 		return 0, err
 	}
+	if err := s.validateCall(limits); err != nil {
+		return 0, err
+	}
 	return s.table.Adjust(key, n, int64(at), s.rules(nil, limits)), nil
 }
 
 // Reset implements [Store].
 func (s *MemoryStore) Reset(ctx context.Context, key string, limits []Limit) error {
 	if err := s.ready(ctx); err != nil {
+		return err
+	}
+	if err := s.validateCall(limits); err != nil {
 		return err
 	}
 	s.table.Reset(key, s.rules(nil, limits))
@@ -306,13 +316,16 @@ func (s *MemoryStore) validateFor(limits []Limit) error {
 	return nil
 }
 
-// places returns how many places of MaxKeys one key needs: one for each counter, and one
-// for each block.
+// places returns how many places of MaxKeys one key needs at most: one for each counter
+// and for each block, and more for the units of rolling windows.
 func places(limits []Limit) int {
 	n := len(limits)
 	for _, l := range limits {
 		if l.blocks() {
 			n++
+		}
+		if l.rule.Kind == rule.Rolling {
+			n += table.RollingPlaces(l.rule.N) - 1
 		}
 	}
 	return n

@@ -15,7 +15,8 @@ type MemoryOptions struct {
 	// MaxKeys is the most counters held at once, so it bounds memory whatever
 	// clients send: about 28 bytes a counter, 30 MB for the default, and as much again
 	// with a SnapshotFile. A key has one counter for each algorithm and window that it
-	// is limited under. Zero means [DefaultMaxKeys].
+	// is limited under. A counter of a [Rolling] limit takes the place of several others,
+	// so that the memory is the same. Zero means [DefaultMaxKeys].
 	//
 	// From about 93 % of the maximum on, a new key may have to replace another counter.
 	// It can reach 144 of them, and takes one that has expired, or otherwise the one

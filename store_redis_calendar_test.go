@@ -191,3 +191,20 @@ func TestProcessesOfOneDay(t *testing.T) {
 		})
 	}
 }
+
+// TestServerClockThatJumpsAheadFreesNoCalendar: a key that this process knows to be denied
+// stays denied in it.
+func TestServerClockThatJumpsAheadFreesNoCalendar(t *testing.T) {
+	for _, limit := range []Limit{FixedWindow(5, 24*time.Hour), Daily(5, nil), Monthly(5, 1, nil)} {
+		m := newMini(t)
+		o := quiet(limit)
+		o.Store, o.DenyRecheck = redisStore(t, m.client(t), "rl:"), time.Nanosecond
+		l := httpLimiter(t, o)
+		took(t, l, "key", 5)
+		require.False(t, decide(t, l, "key", 1).Allowed)
+		m.advance(35 * 24 * time.Hour)
+		for range 20 {
+			require.False(t, decide(t, l, "key", 1).Allowed, limit)
+		}
+	}
+}

@@ -36,6 +36,7 @@ const (
 	Size       Group = "In memory, a million keys"
 	Blocks     Group = "In memory, limits with Block, ns per decision"
 	Calendars  Group = "In memory, calendar limits, ns per decision"
+	Rolling    Group = "In memory, rolling windows, ns per decision"
 	Middleware Group = "Middleware, ns per request"
 	Server     Group = "A server under load"
 	Stress     Group = "Expiry, growth and flooding"
@@ -62,6 +63,10 @@ var Cases = []Case{
 	{Name: "calendar-fixed-allowed", only: fixed, run: hot, Measures: nanoseconds(Calendars, "— under FixedWindow", Goal{{Allocs, 0}})},
 	{Name: "calendar-denied", only: fixed, run: with(single.daily(), hotDenied), Measures: nanoseconds(Calendars, "one hot key, denied, under Daily", Goal{{Allocs, 0}})},
 	{Name: "calendar-fixed-denied", only: fixed, run: hotDenied, Measures: nanoseconds(Calendars, "— denied under FixedWindow", Goal{{Allocs, 0}})},
+	{Name: "rolling-allowed", only: []string{"fixed"}, run: allowedInTurn(true), Measures: nanoseconds(Rolling, "64 keys in turn, 1,000 units per ms, allowed", Goal{{Allocs, 0}})},
+	{Name: "rolling-not-allowed", only: []string{"fixed"}, run: allowedInTurn(false), Measures: nanoseconds(Rolling, "— with a fixed window", Goal{{Allocs, 0}})},
+	{Name: "rolling-denied", only: []string{"fixed"}, run: deniedWhenFull(true), Measures: nanoseconds(Rolling, "one hot key with 1,000 units, denied", Goal{{Allocs, 0}})},
+	{Name: "rolling-not-denied", only: []string{"fixed"}, run: deniedWhenFull(false), Measures: nanoseconds(Rolling, "— with a fixed window", Goal{{Allocs, 0}})},
 	{Name: "allowed", http: true, run: allowed, Measures: nanoseconds(Middleware, "allowed", Goal{{ByRival, 0.5}, {Allocs, 4}})},
 	{Name: "denied", http: true, run: denied, Measures: nanoseconds(Middleware, "denied", Goal{{ByRival, 0.5}})},
 	{Name: "allowed-nofields", http: true, nofields: true, run: allowed,

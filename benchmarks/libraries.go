@@ -73,6 +73,7 @@ type quota struct {
 
 	// Settings that only this library has:
 	block   time.Duration // how long a denial blocks a key; 0 means no blocks
+	rolling bool          // a rolling window in place of the fixed one
 	recheck time.Duration // Options.DenyRecheck
 	perDay  bool          // Daily instead of FixedWindow
 }

@@ -13,6 +13,9 @@ func fixedWindow(q quota) ratelimit.Limit {
 	if q.perDay {
 		return q.withBlock(ratelimit.Daily(q.units, zoneOfNow()))
 	}
+	if q.rolling {
+		return ratelimit.Rolling(q.units, q.window)
+	}
 	return q.withBlock(ratelimit.FixedWindow(q.units, q.window))
 }
 

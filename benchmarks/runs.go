@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/ratelimit-go/ratelimit"
 )
 
 // key returns the i-th key. It has 15 bytes, like the longest IPv4 address.
@@ -47,6 +49,49 @@ func hotDenied(b *testing.B, open opener) {
 	for b.Loop() {
 		if s.take(k) {
 			b.Fatal("admitted")
+		}
+	}
+}
+
+// thousand has the largest rolling window.
+func thousand(window time.Duration, rolling bool) quota {
+	return quota{units: ratelimit.MaxRolling, window: window, rolling: rolling}
+}
+
+// allowedInTurn takes units of 64 keys in turn. A window of a millisecond has many units of
+// each key, and they leave as fast as others come.
+func allowedInTurn(rolling bool) func(*testing.B, opener) {
+	return func(b *testing.B, open opener) {
+		s, all := open(thousand(time.Millisecond, rolling)), keys(64)
+		defer s.end()
+		i := 0
+		take := func() {
+			if i++; !s.take(all[i%len(all)]) {
+				b.Fatal("denied")
+			}
+		}
+		for range 100_000 {
+			take()
+		}
+		b.ReportAllocs()
+		for b.Loop() {
+			take()
+		}
+	}
+}
+
+// deniedWhenFull denies a key that has used all of its units, each at another instant.
+func deniedWhenFull(rolling bool) func(*testing.B, opener) {
+	return func(b *testing.B, open opener) {
+		s, k := open(thousand(time.Hour, rolling)), key(0)
+		defer s.end()
+		for s.take(k) {
+		}
+		b.ReportAllocs()
+		for b.Loop() {
+			if s.take(k) {
+				b.Fatal("admitted")
+			}
 		}
 	}
 }

@@ -195,6 +195,8 @@ func withWindow(l ratelimit.Limit, window time.Duration) ratelimit.Limit {
 		return ratelimit.FixedWindow(l.N(), window)
 	case "sliding":
 		return ratelimit.SlidingWindow(l.N(), window)
+	case "rolling":
+		return ratelimit.Rolling(l.N(), window)
 	}
 	return ratelimit.TokenBucket(l.N(), window, l.Burst())
 }

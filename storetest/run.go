@@ -446,6 +446,8 @@ func withN(l ratelimit.Limit, n int64) ratelimit.Limit {
 		return ratelimit.FixedWindow(n, l.Window())
 	case "sliding":
 		return ratelimit.SlidingWindow(n, l.Window())
+	case "rolling":
+		return ratelimit.Rolling(n, l.Window())
 	}
 	return ratelimit.TokenBucket(n, l.Window(), l.Burst())
 }

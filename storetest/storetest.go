@@ -15,10 +15,11 @@
 // each clause of the contract that can be checked in this way; the last section lists
 // the others.
 //
-// The contracts of [ratelimit.KindStore] with [ratelimit.KindBlock], of KindStore with
-// [ratelimit.KindCalendar] and of [ratelimit.SharedStore] have cases of their own. These are
-// skipped, with a reason, for a store that does not implement them. A limiter hands no
-// store a limit that needs more than the store's Kinds, so no case does.
+// The contracts of [ratelimit.KindStore] with [ratelimit.KindBlock], with
+// [ratelimit.KindRolling] and with [ratelimit.KindCalendar], and of
+// [ratelimit.SharedStore], have cases of their own. These are skipped, with a reason, for a
+// store that does not implement them. A limiter hands no store a limit that needs more than
+// the store's Kinds, so no case does.
 //
 // # Time
 //
@@ -26,8 +27,9 @@
 // a bubble of testing/synctest, and none waits for real. [Clock] is for a store
 // whose clock the test sets, and [RealTime] for one with a server's clock.
 //
-// With RealTime, the cases that wait take 38 windows at most, all together, and 46 for
-// a KindStore. They run one after the other; 38 windows of 1.5 s are a minute. The
+// With RealTime, the cases that wait take 38 windows at most, all together, 46 for a
+// KindStore that counts blocks, and 52 for one that counts rolling windows, too. They run
+// one after the other; 38 windows of 1.5 s are a minute. The
 // other cases do not wait. All cases make some 9,000 calls, 13,000 for a KindStore that
 // counts blocks and calendar periods, and 24,000 for a SharedStore that does. Most calls
 // come from 64 goroutines at once. With go test -short, the cases that wait in real time
@@ -157,8 +159,8 @@ type testCase struct {
 	waits bool   // the case sleeps
 	check func(r *run)
 
-	blocks, calendar, shared bool // only for a KindStore with KindBlock or KindCalendar, and for a SharedStore
-	days                     bool // advances the clock by days or months: not in real time
+	blocks, rolling, calendar, shared bool // only for a KindStore with KindBlock, KindRolling or KindCalendar, and for a SharedStore
+	days                              bool // advances the clock by days or months: not in real time
 }
 
 // missing returns why the case cannot run on a store, or "".
@@ -168,6 +170,8 @@ func (c testCase) missing(s ratelimit.Store, cfg config) string {
 	switch {
 	case c.blocks && !counts(s, ratelimit.KindBlock):
 		return "the store is not a KindStore with KindBlock"
+	case c.rolling && !counts(s, ratelimit.KindRolling):
+		return "the store is not a KindStore with KindRolling"
 	case c.calendar && !counts(s, ratelimit.KindCalendar):
 		return "the store is not a KindStore with KindCalendar"
 	case c.shared && !shared:
@@ -188,7 +192,7 @@ func (c testCase) String() string {
 
 // cases are all cases, in the order in which they run.
 var cases = concat(takeCases, severalCases, waitCases, timeCases, adjustCases, lateCases, resetCases, changeCases, keyCases, callCases,
-	blockCases, severalBlockCases, handBlockCases, blockTimeCases, calendarCases, calendarTimeCases, calendarBlockCases, sharedCases)
+	blockCases, severalBlockCases, handBlockCases, blockTimeCases, rollingCases, calendarCases, calendarTimeCases, calendarBlockCases, sharedCases)
 
 func concat(groups ...[]testCase) (all []testCase) {
 	for _, group := range groups {

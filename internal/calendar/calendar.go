@@ -12,6 +12,7 @@ package calendar
 import (
 	"fmt"
 	"hash/fnv"
+	"path"
 	"strconv"
 	"strings"
 	"sync"
@@ -57,9 +58,10 @@ type Calendar struct {
 	err  error
 	zone *time.Location
 
-	// like is a zone that shows the same times: the last one that New was given. So a
-	// program that makes its limits for each request, with one zone, is fast.
-	like    atomic.Pointer[time.Location]
+	// like has zones that show the same times: the last ones that New was given. So a
+	// program that makes its limits for each request is fast.
+	like    [4]atomic.Pointer[time.Location]
+	turn    atomic.Uint32 // the one of them that is replaced next
 	present atomic.Pointer[Period]
 }
 
@@ -91,7 +93,7 @@ func New(unit Unit, first int, zone *time.Location) *Calendar {
 		return c
 	}
 	id := number(unit, first, c.Zone)
-	if was := Of(id); was != nil && was.Zone == c.Zone && was.like.Load() == zone {
+	if was := Of(id); was != nil && was.Zone == c.Zone && was.isLike(zone) {
 		return was
 	}
 	if c.zone, c.err = Load(c.Zone); c.err != nil {
@@ -105,7 +107,6 @@ func New(unit Unit, first int, zone *time.Location) *Calendar {
 	defer known.Unlock()
 	if was := known.calendars[id]; was != nil {
 		if was.Zone == c.Zone {
-			was.like.Store(zone)
 			return was
 		}
 		c.err = fmt.Errorf("time zone %q cannot be told from %q, which this process uses, too: use another name of the zone", c.Zone, was.Zone)
@@ -115,9 +116,22 @@ func New(unit Unit, first int, zone *time.Location) *Calendar {
 		known.calendars = make(map[uint32]*Calendar)
 	}
 	c.Number = id
-	c.like.Store(zone)
 	known.calendars[id] = c
 	return c
+}
+
+// isLike reports whether the calendar's zone shows the same times as another one.
+func (c *Calendar) isLike(zone *time.Location) bool {
+	for i := range c.like {
+		if c.like[i].Load() == zone {
+			return true
+		}
+	}
+	if !sameZone(c.zone, zone) {
+		return false
+	}
+	c.like[c.turn.Add(1)%uint32(len(c.like))].Store(zone)
+	return true
 }
 
 const wayOut = `name a zone of the tz database, such as "Europe/Berlin", with time.LoadLocation`
@@ -130,8 +144,12 @@ func (c *Calendar) Location() *time.Location { return c.zone }
 
 // Load returns a zone by its name in the tz database. It reads files.
 func Load(name string) (*time.Location, error) {
-	if name == "Local" || name == "" {
+	switch name {
+	case "", "Local", "localtime", "posixrules", "Factory":
 		return nil, fmt.Errorf("time zone %q depends on the machine: %s", name, wayOut)
+	}
+	if path.Clean(name) != name { // another spelling would be another calendar
+		return nil, fmt.Errorf("time zone %q is %q in the tz database: %s", name, path.Clean(name), wayOut)
 	}
 	zone, err := time.LoadLocation(name)
 	if err != nil {
@@ -191,6 +209,9 @@ func (c *Calendar) String() string {
 func (c *Calendar) FirstText() string {
 	switch c.Unit {
 	case Week:
+		if c.First < 0 || c.First > 6 {
+			return strconv.Itoa(c.First) // of a calendar with an error
+		}
 		return strings.ToLower(time.Weekday(c.First).String())
 	case Month:
 		return strconv.Itoa(c.First)

@@ -183,11 +183,15 @@ func TestOneCalendar(t *testing.T) {
 // TestZonesThatAreRefused: the name of a zone has to mean the same everywhere.
 func TestZonesThatAreRefused(t *testing.T) {
 	for name, z := range map[string]*time.Location{
-		`"Local" depends on the machine`:     time.Local,
-		`"Berlin": unknown time zone Berlin`: time.FixedZone("Berlin", 3600),
-		`"CET" is not the one of this name`:  time.FixedZone("CET", 3600),
-		`"UTC" is not the one of this name`:  time.FixedZone("UTC", 3600),
-		`"" depends on the machine`:          time.FixedZone("", 3600),
+		`"Local" depends on the machine`:                          time.Local,
+		`"Berlin": unknown time zone Berlin`:                      time.FixedZone("Berlin", 3600),
+		`"CET" is not the one of this name`:                       time.FixedZone("CET", 3600),
+		`"UTC" is not the one of this name`:                       time.FixedZone("UTC", 3600),
+		`"" depends on the machine`:                               time.FixedZone("", 3600),
+		`"localtime" depends on the machine`:                      time.FixedZone("localtime", 3600),
+		`"Europe//Berlin" is "Europe/Berlin" in the tz database`:  time.FixedZone("Europe//Berlin", 3600),
+		`"Europe/./Berlin" is "Europe/Berlin" in the tz database`: time.FixedZone("Europe/./Berlin", 3600),
+		`"Europe/Berlin/" is "Europe/Berlin" in the tz database`:  time.FixedZone("Europe/Berlin/", 3600),
 	} {
 		err := New(Day, 0, z).Err()
 		require.ErrorContains(t, err, name)

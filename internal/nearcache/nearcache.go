@@ -242,7 +242,11 @@ func (c *Cache) StillDenied(key string, n, now int64, limits []rule.Limit, answe
 		if retry == 0 || retry > by {
 			continue
 		}
-		if state, found := c.memory.table.State(p.Hash, now, &limits[i]); found && state.T < jumped {
+		state, found := c.memory.table.State(p.Hash, now, &limits[i])
+		if limits[i].Kind == rule.Calendar {
+			state.T -= limits[i].Window // when its period began
+		}
+		if found && state.T < jumped {
 			copy(answers, denial[:len(limits)])
 			return true, blocked
 		}

@@ -25,7 +25,7 @@ local function move(kind, t, a, b, n, w, burst, now, units, age)
   if units == 0 or (units < 0 and fresh(a, b)) then return t, a, b end
   if kind == 'p' then
     local taken = now - age
-    if taken < t - w or units < 0 and taken >= t then return t, a, b end
+    if taken < math.min(t, burst) - w or units < 0 and taken >= t then return t, a, b end
     return t, shift(a, units, n), 0
   end
   local elapsed = math.max(0, now - t)

@@ -35,7 +35,13 @@ func (l *Limit) inPeriod(now int64) int64 { return min(now, l.End()-1) }
 // limit.
 func (l *Limit) atPeriod(s State, now int64) State {
 	switch {
-	case s.Fresh() || s.T <= now:
+	case s.Fresh():
+		return State{T: l.End()}
+	case s.T <= now && l.End()-s.T < l.Window/2:
+		// The state's period is the one of the limit, and has ended by another clock, such
+		// as that of a store that is away now. What follows is the next period.
+		return State{T: l.End() + l.Window}
+	case s.T <= now:
 		return State{T: l.End()}
 	case s.T-l.End() > l.Window:
 		s.T = l.End()
@@ -69,12 +75,13 @@ func (l *Limit) takePeriod(s State, now, n int64) (State, Answer) {
 	return s, a
 }
 
-// adjustPeriod is Adjust. Units belong to the period in which they were taken. If the
-// state is of another period than the limit, that is taken to be as long.
+// adjustPeriod is Adjust. Units belong to the period in which they were taken. If the state
+// is of an earlier period than the limit's, that is taken to be as long. If it is of a later
+// one, because a clock was set back, the units of the limit's period are counted in it, too.
 func (l *Limit) adjustPeriod(s State, now, n, age int64) State {
 	then := now - age
 	c := l.atPeriod(s, l.inPeriod(now))
-	if n == 0 || n < 0 && (c.Fresh() || then >= c.T) || then < c.T-l.Window {
+	if n == 0 || n < 0 && (c.Fresh() || then >= c.T) || then < min(c.T, l.End())-l.Window {
 		return s
 	}
 	if c.A = l.shift(c.A, n); c.Fresh() {

@@ -174,6 +174,31 @@ func TestPeriodsAndWrongClocks(t *testing.T) {
 		t.Fatalf("%+v", a)
 	}
 
+	// Meanwhile, units of the present period are in the later one, too: they are given back,
+	// charged, and pending there.
+	set, _ := take(rule.State{}, 1001, 1)
+	l := d.limit(5, 999)
+	set, _ = l.Take(set, 999, 3)
+	if left := l.Adjust(set, 999, -2, 0); left.A != 2 {
+		t.Fatalf("%+v", left)
+	}
+	if more := l.Adjust(set, 999, 1, 0); more.A != 5 {
+		t.Fatalf("%+v", more)
+	}
+	if l.DeniesWithout([]rule.Pending{{Units: 3, At: 999}}, set, 999, 2) {
+		t.Fatal("a denial because of units that may be given back would start a block")
+	}
+
+	// The period of the state has just ended, by another clock, and goes on by this one.
+	other := rule.State{T: 950, A: 5}
+	next, a := l.Take(other, 960, 5)
+	if a.Retry != 0 || next.T != 2000 {
+		t.Fatalf("%+v, %+v", next, a)
+	}
+	if _, a = take(next, 1000, 1); a.Retry != 1000 {
+		t.Fatalf("%+v: the units of one day are there twice", a)
+	}
+
 	// More than a period ahead: the units count in the present period.
 	s, _ = take(s, 9500, 5)
 	s, a = take(s, 2500, 1)

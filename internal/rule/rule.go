@@ -15,11 +15,11 @@ import (
 type Kind uint8
 
 const (
-	Fixed   Kind = iota + 1 // a window that opens at the first unit
-	Sliding                 // two windows, the older one weighted
-	Bucket                  // a bucket that leaks N units per Window and holds Burst
-
-	Calendar Kind = 5 // a period of a calendar; see calendar.go
+	Fixed    Kind = iota + 1 // a window that opens at the first unit
+	Sliding                  // two windows, the older one weighted
+	Bucket                   // a bucket that leaks N units per Window and holds Burst
+	Rolling                  // the units of the last Window, each by its instant; see rolling.go
+	Calendar                 // a period of a calendar; see calendar.go
 )
 
 // The bounds that a Limit must keep for the arithmetic below to be exact.
@@ -97,6 +97,9 @@ func (l *Limit) Same(other *Limit) bool {
 //	Sliding  T: when this window opened     A: units in it           B: units in the one before
 //	Bucket   T: when A and B were true      A: whole units in it     B: and this many Window-ths of one
 //	Calendar T: when its period ends        A: units in it
+//
+// A rolling window needs more than a State and has a [Log]. The functions below that take
+// a State are not for it.
 type State struct {
 	T, A, B int64
 }

@@ -141,7 +141,7 @@ func (f *File) Read() (*Contents, error) {
 	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
 		return nil, err
 	}
-	if _, err := readHeader(head[:n]); err != nil {
+	if _, _, err := readHeader(head[:n]); err != nil {
 		return nil, err
 	}
 	all, err := os.ReadFile(f.path)
@@ -172,7 +172,7 @@ const alwaysWhole = 1 << 20
 // appends them to the file. When they have become as large as the file was
 // without them, it writes a new file. So the amount written is proportional to
 // the changes, not to the counters. It also writes a new file if the table holds its
-// first block, because that needs another version of the format. If nothing has changed
+// first block or rolling window, because that needs another version of the format. If nothing has changed
 // and the file exists, Save writes nothing. The error is ErrInUse if somebody has removed the lock
 // and another process has the file.
 func (f *File) Save(header Header, t *table.Table, m *table.Mirror, all bool, now func() Stamp) error {
@@ -195,7 +195,7 @@ func (f *File) Save(header Header, t *table.Table, m *table.Mirror, all bool, no
 		return nil
 	}
 	commit := Commit{now(), t.Shapes()}
-	if n := int64(len(f.buf)); n < most && f.size-f.whole+n < f.whole && versionOf(&commit.Shapes) == f.version {
+	if n := int64(len(f.buf)); n < most && f.size-f.whole+n < f.whole && versionOf(&commit.Shapes, m) == f.version {
 		if f.append(commit) == nil {
 			return nil
 		}
@@ -206,7 +206,7 @@ func (f *File) Save(header Header, t *table.Table, m *table.Mirror, all bool, no
 		os.Remove(f.path + asideSuffix)
 		return err
 	}
-	f.size, f.whole, f.owed, f.version = size, size, false, versionOf(&commit.Shapes)
+	f.size, f.whole, f.owed, f.version = size, size, false, versionOf(&commit.Shapes, m)
 	return nil
 }
 
@@ -269,7 +269,7 @@ func (f *File) rewrite(header Header, m *table.Mirror, commit Commit) (size int6
 // writeAll writes everything to an empty file, and syncs it.
 func (f *File) writeAll(file *os.File, header Header, m *table.Mirror, commit Commit) (size int64, err error) {
 	w := bufio.NewWriterSize(file, 1<<18)
-	f.buf = header.append(f.buf[:0], versionOf(&commit.Shapes))
+	f.buf = header.append(f.buf[:0], versionOf(&commit.Shapes, m))
 	write := func() {
 		w.Write(f.buf) // Flush returns the error
 		size += int64(len(f.buf))

@@ -5,7 +5,7 @@
 // All numbers are little-endian. A file begins with a header:
 //
 //	8 bytes  "RLSNAP\r\n"
-//	uint32   version: 1, or 2 if there may be blocks
+//	uint32   version: 1, or 2 if there may be blocks, or 3 if there may be rolling windows
 //	uint32   number of shards
 //	16 bytes secret that keys are hashed under
 //	uint32   checksum of all that
@@ -22,13 +22,16 @@
 // A body of kind changes has three uint32: the shard, the number of counters removed,
 // and the number of counters set. Then it has the IDs of the removed counters; ID,
 // When and What of each counter set; and Rest of each counter set that is split (see
-// [table.Counter]).
+// [table.Counter]). From version 3 on, a list of logs follows: for each counter that has a
+// Log, two uint32 with the index of the counter among those set, in order, and the number
+// of its instants; then the instants. The Rest of such a counter is 0.
 //
 // A body of kind commit has the [Stamp] of the changes before it, and the limits that
 // counters were used under: Kind, N, Window and Burst, of 8 bytes each. From version 2 on,
 // the last of them may have the kind [rule.Blocked]: the counters with its number are
-// blocks. A file has version 1 until its table holds the first block, so programs that
-// do not know blocks can read it.
+// blocks. From version 3 on, limits may have the kind [rule.Rolling]. A file has version 1
+// until its table holds the first block or rolling window, so programs that know neither
+// can read it. It has version 2 until there is a rolling window.
 //
 // Changes without a commit are ignored. A file gets its name only after its first commit;
 // further changes and commits are appended. So whatever follows the last commit is what a
@@ -49,12 +52,12 @@ import (
 )
 
 const (
-	magic         = "RLSNAP\r\n"
-	version       = 1 // without blocks
-	withBlocks    = 2
-	withCalendars = 3 // and perhaps blocks
-	headerSize    = len(magic) + 4 + 4 + 16 + 4
-	partSize      = 4 + 4 + 4 + 4 // without its body
+	magic        = "RLSNAP\r\n"
+	version      = 1 // without blocks
+	withBlocks   = 2
+	withNewKinds = 3 // rolling windows or calendars, and perhaps blocks
+	headerSize   = len(magic) + 4 + 4 + 16 + 4
+	partSize     = 4 + 4 + 4 + 4 // without its body
 
 	kindChanges = 1
 	kindCommit  = 2
@@ -95,29 +98,29 @@ func (h Header) append(b []byte, version uint32) []byte {
 
 // readHeader decodes the first bytes of a file: headerSize of them, or fewer if
 // the file is shorter.
-func readHeader(b []byte) (h Header, err error) {
+func readHeader(b []byte) (h Header, v uint32, err error) {
 	switch {
 	case len(b) < len(magic)+4 && string(b[:min(len(b), len(magic))]) == magic[:min(len(b), len(magic))]:
-		return h, damaged("it ends after %d bytes", len(b))
+		return h, v, damaged("it ends after %d bytes", len(b))
 	case len(b) < len(magic)+4 || string(b[:len(magic)]) != magic:
-		return h, damaged("it was not written by a MemoryStore")
+		return h, v, damaged("it was not written by a MemoryStore")
 	}
-	if v := order.Uint32(b[len(magic):]); v < version || v > withCalendars {
-		return h, damaged("it has version %d of the format, and this program knows versions %d to %d", v, version, withCalendars)
+	if v = order.Uint32(b[len(magic):]); v < version || v > withNewKinds {
+		return h, v, damaged("it has version %d of the format, and this program knows versions %d to %d", v, version, withNewKinds)
 	}
 	if len(b) < headerSize {
-		return h, damaged("it ends after %d bytes", len(b))
+		return h, v, damaged("it ends after %d bytes", len(b))
 	}
 	sum := headerSize - 4
 	if crc32.Checksum(b[:sum], castagnoli) != order.Uint32(b[sum:]) {
-		return h, damaged("the checksum of its header does not match")
+		return h, v, damaged("the checksum of its header does not match")
 	}
 	b = b[len(magic)+4:]
 	h = Header{Shards: int(order.Uint32(b)), Secret: table.Secret{order.Uint64(b[4:]), order.Uint64(b[12:])}}
 	if h.Shards < 1 || h.Shards > table.MaxShards || h.Shards&(h.Shards-1) != 0 {
-		return h, damaged("it has %d shards", h.Shards)
+		return h, v, damaged("it has %d shards", h.Shards)
 	}
-	return h, nil
+	return h, v, nil
 }
 
 // appendPart appends a part. fill appends its body.
@@ -151,11 +154,20 @@ func AppendChanges(b []byte, changes table.Changes) []byte {
 				b = order.AppendUint64(b, uint64(c.Rest))
 			}
 		}
+		for i := range changes.Set {
+			if log := changes.Set[i].Log; log != nil { // then the file has version 3
+				b = order.AppendUint32(b, uint32(i))
+				b = order.AppendUint32(b, uint32(len(log)))
+				for _, instant := range log {
+					b = order.AppendUint64(b, uint64(instant))
+				}
+			}
+		}
 		return b
 	})
 }
 
-func readChanges(b []byte, shards int, changes *table.Changes) error {
+func readChanges(b []byte, v uint32, shards int, changes *table.Changes) error {
 	wrong := damaged("a list of counters does not add up")
 	if len(b) < 12 {
 		return wrong
@@ -183,8 +195,32 @@ func readChanges(b []byte, shards int, changes *table.Changes) error {
 			b = b[8:]
 		}
 	}
+	if v >= withNewKinds {
+		return readLogs(b, changes)
+	}
 	if len(b) > 0 {
 		return wrong
+	}
+	return nil
+}
+
+// readLogs decodes the list of logs of a body of kind changes.
+func readLogs(b []byte, changes *table.Changes) error {
+	next := uint64(0) // the least index that the next log may have
+	for len(b) > 0 {
+		if len(b) < 8 {
+			return damaged("a list of instants does not add up")
+		}
+		i, n := uint64(order.Uint32(b)), uint64(order.Uint32(b[4:]))
+		b = b[8:]
+		if i < next || i >= uint64(len(changes.Set)) || n == 0 || 8*n > uint64(len(b)) {
+			return damaged("a list of instants does not add up")
+		}
+		log := make([]int64, n)
+		for k := range log {
+			log[k] = int64(order.Uint64(b[8*k:]))
+		}
+		changes.Set[i].Log, next, b = log, i+1, b[8*n:]
 	}
 	return nil
 }
@@ -213,18 +249,20 @@ func AppendCommit(b []byte, c Commit) []byte {
 	})
 }
 
-// versionOf returns the version of a file with the given limits.
-func versionOf(shapes *table.Shapes) uint32 {
-	if shapes.HasCalendars() {
-		return withCalendars
-	}
-	if shapes.HasBlocks() {
+// versionOf returns the version of a file of a mirrored table with the given limits. A
+// rolling window whose limit has no number of its own shows only by its log. Without a log
+// it is like any counter of that number.
+func versionOf(shapes *table.Shapes, m *table.Mirror) uint32 {
+	switch {
+	case shapes.HasRolling() || m.HasLogs() || shapes.HasCalendars():
+		return withNewKinds
+	case shapes.HasBlocks():
 		return withBlocks
 	}
 	return version
 }
 
-func readCommit(b []byte, version uint32, c *Commit) error {
+func readCommit(b []byte, v uint32, c *Commit) error {
 	if len(b) != commitSize {
 		return damaged("a commit does not add up")
 	}
@@ -237,9 +275,11 @@ func readCommit(b []byte, version uint32, c *Commit) error {
 		known := kind <= uint64(rule.Bucket)
 		switch rule.Kind(kind) {
 		case rule.Blocked:
-			known = version >= withBlocks && i == len(c.Shapes)-1
+			known = v >= withBlocks && i == len(c.Shapes)-1
+		case rule.Rolling:
+			known = v >= withNewKinds
 		case rule.Calendar:
-			known = version >= withCalendars && table.IsCalendars(i)
+			known = v >= withNewKinds && table.IsCalendars(i)
 		}
 		if !known || kind > 255 || kind != 0 && i == 0 ||
 			min(l.N, l.Window, l.Burst) < 0 || max(l.N, l.Burst) > rule.MaxUnits || l.Window > 2*rule.MaxSpan ||
@@ -257,17 +297,18 @@ type Contents struct {
 	Header
 	Commit // the last one
 
-	parts []byte // all parts up to the last commit
-	size  int    // the offset at which the last commit ends
+	version uint32 // of the format
+	parts   []byte // all parts up to the last commit
+	size    int    // the offset at which the last commit ends
 }
 
 // Decode checks a whole file. All errors are ErrDamaged. Contents refers to b.
 func Decode(b []byte) (*Contents, error) {
-	header, err := readHeader(b[:min(len(b), headerSize)])
+	header, v, err := readHeader(b[:min(len(b), headerSize)])
 	if err != nil {
 		return nil, err
 	}
-	c := &Contents{Header: header}
+	c := &Contents{Header: header, version: v}
 	var changes table.Changes
 	rest := b[headerSize:]
 	for {
@@ -282,9 +323,9 @@ func Decode(b []byte) (*Contents, error) {
 			c.parts = b[headerSize:c.size]
 			return c, nil
 		case kind == kindChanges:
-			err = readChanges(body, header.Shards, &changes)
+			err = readChanges(body, v, header.Shards, &changes)
 		case kind == kindCommit:
-			err = readCommit(body, order.Uint32(b[len(magic):]), &c.Commit)
+			err = readCommit(body, v, &c.Commit)
 			c.size = len(b) - len(after)
 		}
 		if err != nil {
@@ -329,7 +370,7 @@ func (c *Contents) Restore(t *table.Table, now Stamp) error {
 	for rest := c.parts; len(rest) > 0; {
 		kind, body, after, err := nextPart(rest)
 		if err == nil && kind == kindChanges {
-			if err = readChanges(body, c.Shards, &changes); err == nil {
+			if err = readChanges(body, c.version, c.Shards, &changes); err == nil {
 				err = t.Apply(changes, &c.Shapes, shift)
 			}
 		}

@@ -179,7 +179,7 @@ func (s *shard) denyBlocked(ids []id, states []rule.State, n, now int64, limits 
 	}
 	for i := range limits {
 		if answers[i].Retry == 0 { // as if the units had not been taken
-			_, answers[i] = limits[i].Take(states[i], now, 0)
+			answers[i] = s.look(ids[i], &limits[i], states[i], now)
 		}
 		if left[i] > 0 {
 			answers[i] = answers[i].Over(left[i], n)
@@ -198,7 +198,7 @@ func (d *decision) startBlocks(s *shard, shapes *shapes, n, now int64, limits []
 	}
 	for i := range limits {
 		l, ladder := limits[i], d.blocking.Ladders[i]
-		if ladder == nil || answers[i].Retry == 0 || !l.DeniesWithout(d.blocking.Pending, d.before[i], now, n) {
+		if ladder == nil || answers[i].Retry == 0 || !s.deniesWithout(d.blocking.Pending, d.ids[i], &l, d.before[i], n, now) {
 			continue
 		}
 		b := s.block(d.ids[i]).Start(ladder, l.Window, answers[i].Retry, now)

@@ -5,7 +5,7 @@ import "github.com/ratelimit-go/ratelimit/internal/rule"
 // This file is for limits of the kind [rule.Calendar]. Their periods end
 // by the wall clock, and the table's clock is another one, which does not go on while the
 // machine sleeps, for example. So a slot has the end of the period by the wall clock, in
-// nanoseconds since 2000, where the slots of other kinds have an instant of the table's
+// nanoseconds since 1970, where the slots of other kinds have an instant of the table's
 // clock. It is converted when the slot is read and written: rules and callers get instants
 // of the table's clock only. A table whose wall clock is never set has the same instants in
 // all slots.
@@ -13,12 +13,7 @@ import "github.com/ratelimit-go/ratelimit/internal/rule"
 // A slot does not refer to the calendar. All counters of this kind have the number
 // calendarShape for their shape: what determines when they expire is in the slot.
 
-const (
-	calendarShape = blockShape - 1
-
-	// from1970to2000 lets the end of a period fit into a slot until 2073.
-	from1970to2000 = 946_684_800 * 1_000_000_000
-)
+const calendarShape = blockShape - 1
 
 // calendarLimit is the shape of all counters of calendars. Its numbers mean nothing.
 var calendarLimit = rule.Limit{Kind: rule.Calendar, N: 1, Window: rule.MinSpan}
@@ -27,7 +22,7 @@ var calendarLimit = rule.Limit{Kind: rule.Calendar, N: 1, Window: rule.MinSpan}
 // clock. It is for each call with a calendar, because the wall clock is set again and
 // again.
 func (t *Table) SetWall(ahead int64) {
-	if ahead -= from1970to2000; t.wall.Load() != ahead {
+	if t.wall.Load() != ahead {
 		t.wall.Store(ahead)
 	}
 }
@@ -46,16 +41,14 @@ func (s *Shapes) HasCalendars() bool { return s[calendarShape].Kind == rule.Cale
 // IsCalendars reports whether a number is the one that all counters of calendars have.
 func IsCalendars(shape int) bool { return shape == calendarShape }
 
-// toSlot returns the end of a period, by the table's clock, as a slot has it.
-func (s *shard) toSlot(end int64) int64 {
-	if s.wall > 0 && end > timeMask-s.wall { // of a clock that is wrong
-		return timeMask
-	}
-	return max(0, end+s.wall)
-}
+// toSlot returns the end of a period, by the table's clock, as a slot has it: without the
+// high bits, for which a slot has no room. They are not needed. An instant of the table's
+// clock has none, and so it is what is left when the wall clock is subtracted again,
+// whatever year that shows.
+func toSlot(end, wall int64) int64 { return (end + wall) & timeMask }
 
 // fromSlot is the inverse of toSlot.
-func fromSlot(when, wall int64) int64 { return when - wall }
+func fromSlot(when, wall int64) int64 { return (when - wall) & timeMask }
 
 // inPeriods returns the instant at which to decide about limits that a caller has filled
 // in shortly before: none of their periods may have ended, because the caller would count

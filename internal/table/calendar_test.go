@@ -75,9 +75,20 @@ func TestCalendarGoesByTheWallClock(t *testing.T) {
 	w.want(t, "is right again: the units count today", 1, rule.Answer{Retry: day, More: day, Reset: day})
 	w.pass(day)
 	w.want(t, "and not tomorrow", 1, rule.Answer{Remaining: 2, More: day, Reset: day})
-	w.ahead = -60 * 365 * day // a machine without a clock, before 1970
-	if a := w.answer("new", 3, 1); a.Retry != 0 {
-		t.Errorf("before 1970: %+v", a)
+	// The year does not matter: 1995, 1970 on a board without a clock, 2080, 2220.
+	for _, years := range []int64{-25, -50, 60, 200} {
+		w := newWalled(100)
+		w.ahead = (year + years*365*day - w.clock.Load()) / day * day
+		for range 3 {
+			midnight := day - (w.clock.Load()+w.ahead)%day
+			if a := w.answer("k", 3, 1); a.Retry != 0 {
+				t.Errorf("%d years: %+v", years, a)
+			}
+			if a := w.answer("k", 1, 1); a.Retry != midnight {
+				t.Errorf("%d years: %+v, want until midnight, %d", years, a, midnight)
+			}
+			w.pass(midnight)
+		}
 	}
 }
 
@@ -154,8 +165,8 @@ func TestCalendarsInAnotherTable(t *testing.T) {
 		if shapes := w.Shapes(); !shapes.HasCalendars() {
 			t.Fatal("the file would have a version without calendars")
 		}
-		next := &walled{timed: newTimed(1), ahead: w.ahead + w.clock.Load() - 7*hour + slept}
-		next.at(7 * hour)
+		next := &walled{timed: newTimed(1), ahead: w.ahead + 10*hour - 7*hour + slept}
+		next.at(40*365*day + 7*hour)
 		next.Table = NewKept(100, next.clock.Load, Secret{1, 2}, 1)
 		next.SetWall(next.ahead)
 		shapes := w.Shapes()

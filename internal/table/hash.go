@@ -27,10 +27,12 @@ func (t *Table) hash(key string) keyHash {
 }
 
 // id returns the fingerprint of a key's counter under a limit. It mixes in kind and
-// window, or the number of a calendar, with an odd factor, which maps different pairs to different values. The
-// hash is secret, and so is the result.
+// window, or the number of a calendar, with an odd factor, which maps different pairs to
+// different values. Kinds 1 to 3 are the low bits of the number that is multiplied. Kind 4
+// has low bits of 0: it is added, so two windows have two numbers. A window has 61 bits, so
+// the highest bit is left for calendars. The hash is secret, and so is the result.
 func (h keyHash) id(l *rule.Limit) id {
-	identity := uint64(l.Window)<<2 | uint64(l.Kind) // a window has 61 bits
+	identity := uint64(l.Window)<<2 + uint64(l.Kind)
 	if l.Kind == rule.Calendar {
 		identity = 1<<63 | uint64(l.Number)
 	}

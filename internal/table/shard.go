@@ -17,9 +17,9 @@ type shard struct {
 	now    int64
 	groups []group // a counter is in one of the two that its id names, and may be moved between them
 	used   int     // slots that are not free
-	max    int     // the most that may be
+	max    int     // the most that may be; rings take of it
 	hand   int     // the next group that tidy checks for expired counters
-	rest   map[id]int64
+	apart  *apart  // nil until a counter needs it
 
 	decisions decisions
 	blocks    int32 // places that hold a block: without any, nobody looks for one
@@ -29,6 +29,32 @@ type shard struct {
 	// bytes less.
 	_    [8 * (64 - bits.UintSize) / 8]byte
 	wall int64 // as of the last call; see Table.SetWall
+}
+
+// apart is what some counters of a shard have beside their slots. Most shards have none,
+// and then it takes no more than a pointer.
+type apart struct {
+	rest  map[id]int64 // B of the split counters that are no rolling windows
+	rings *rings       // nil if there are none
+}
+
+// rest returns the map of B, which may be nil.
+func (s *shard) rest() map[id]int64 {
+	if s.apart == nil {
+		return nil
+	}
+	return s.apart.rest
+}
+
+// keepRest sets B of a split counter.
+func (s *shard) keepRest(of id, b int64) {
+	if s.apart == nil {
+		s.apart = new(apart)
+	}
+	if s.apart.rest == nil {
+		s.apart.rest = make(map[id]int64)
+	}
+	s.apart.rest[of.fingerprint()] = b
 }
 
 // pair returns the two groups of an id.
@@ -66,7 +92,7 @@ func (s *shard) get(p place, l *rule.Limit) rule.State {
 	c := p.slot()
 	state := c.state(l)
 	if c.when&flagSplit != 0 {
-		state.B = s.rest[p.id().fingerprint()]
+		state.B = s.rest()[p.id().fingerprint()]
 	}
 	if l.Kind == rule.Calendar {
 		state.T = fromSlot(state.T, s.wall)
@@ -89,26 +115,24 @@ func (s *shard) put(p place, as id, l *rule.Limit, state rule.State, flags uint6
 	c := p.slot()
 	was := c.when&flagSplit != 0
 	if l.Kind == rule.Calendar {
-		state.T = s.toSlot(state.T)
+		state.T = toSlot(state.T, s.wall)
 	}
 	rest, split := c.set(l, state, flags)
 	if *p.id() != as { // no write if it is the same: the cache line stays shared between cores
 		*p.id() = as
 	}
 	if split {
-		if s.rest == nil {
-			s.rest = make(map[id]int64)
-		}
-		s.rest[as.fingerprint()] = rest
+		s.keepRest(as, rest)
 	} else if was {
-		delete(s.rest, as.fingerprint())
+		delete(s.rest(), as.fingerprint())
 	}
 }
 
 // free empties a place.
 func (s *shard) free(p place) {
 	if p.slot().when&flagSplit != 0 {
-		delete(s.rest, p.id().fingerprint())
+		delete(s.rest(), p.id().fingerprint())
+		s.dropRing(p)
 	}
 	if p.id().isBlock() {
 		s.blocks--

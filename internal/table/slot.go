@@ -86,7 +86,7 @@ const (
 
 	flagRefused = 1 << 63 // the last request of its key was denied
 	flagEmpty   = 1 << 62 // no unit was left after its last use
-	flagSplit   = 1 << 61 // what holds A alone, and B is in the shard's rest
+	flagSplit   = 1 << 61 // what holds A alone, and B is in the shard's rest, or the ring in its rings
 	timeMask    = flagSplit - 1
 )
 

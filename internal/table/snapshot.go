@@ -20,7 +20,7 @@ type Counter struct {
 	// [rule.Blocked].
 	ID uint64
 	// When is the T of its state, or the end of a block. For a calendar it is the end of
-	// the period in nanoseconds since 2000 UTC, by the wall clock. The high 3 bits say whether it
+	// the period in nanoseconds since 1970 UTC, by the wall clock, without the high 3 bits. The high 3 bits say whether it
 	// was refused, was empty, and is split.
 	When uint64
 	// What holds A and B of its state. For a fixed window or a calendar it is the units. For a
@@ -29,11 +29,16 @@ type Counter struct {
 	// a unit. If the counter is split, What is A and Rest is B. For a block, What has the
 	// rung in the low 3 bits, then 3 more bits of the end, above those in When, and then the
 	// time for which the rung is remembered after the end, in units of 8 ns, rounded up.
+	//
+	// For a rolling window, When has the instant of the youngest unit, and What is the
+	// number of units. If they are of different instants, the counter is split, and Log has
+	// all instants in order. Otherwise Log is nil. The slice must not be changed.
 	What uint64
 	Rest int64
+	Log  []int64
 }
 
-// Split reports whether Rest belongs to the counter.
+// Split reports whether Rest or Log belongs to the counter.
 func (c *Counter) Split() bool { return c.When&flagSplit != 0 }
 
 // Changes are the changes of one shard. Apply the removals first: an ID may be
@@ -49,6 +54,11 @@ type Changes struct {
 // and their window is the longest life of such a counter. The last one is of the kind
 // [rule.Blocked] if the table has ever held a block.
 type Shapes [maxShapes]rule.Limit
+
+// HasRolling reports whether one of the limits is a rolling window.
+func (s *Shapes) HasRolling() bool {
+	return slices.ContainsFunc(s[:], func(l rule.Limit) bool { return l.Kind == rule.Rolling })
+}
 
 // HasBlocks reports whether there may be counters that are blocks.
 func (s *Shapes) HasBlocks() bool { return s[blockShape].Kind == rule.Blocked }
@@ -110,6 +120,12 @@ func (t *Table) Apply(changes Changes, shapes *Shapes, shift int64) error {
 			}
 			continue
 		}
+		if l.Kind == rule.Rolling || from.Log != nil {
+			if err := s.applyLog(of, &from, l, &t.shapes, shift, now); err != nil {
+				return err
+			}
+			continue
+		}
 		// Instants in the future are moved to now: otherwise the units would count for longer
 		// than their window.
 		at := min(max(0, int64(from.When&timeMask)+shift), now)
@@ -140,12 +156,12 @@ func (t *Table) Apply(changes Changes, shapes *Shapes, shift int64) error {
 		if to.group == nil {
 			to = s.insert(of, nil, &t.shapes, now)
 		}
-		delete(s.rest, of)
+		if to.slot().when&flagSplit != 0 {
+			delete(s.rest(), of)
+			s.dropRing(to)
+		}
 		if from.Split() {
-			if s.rest == nil {
-				s.rest = make(map[id]int64)
-			}
-			s.rest[of] = from.Rest
+			s.keepRest(of, from.Rest)
 		}
 		*to.id(), *to.slot() = as, c
 	}
@@ -177,11 +193,16 @@ type Mirror struct {
 	table  *Table
 	shards []mirrored
 	spare  []group
+	logs   bool // there have been logs
 }
+
+// HasLogs reports whether any counter has ever had a Log.
+func (m *Mirror) HasLogs() bool { return m.logs }
 
 type mirrored struct {
 	groups []group
 	rest   map[id]int64
+	logs   map[id][]int64
 	seen   int64 // shard.now at the last copy
 	quiet  bool  // shard.now was the same at the copy before
 }
@@ -197,17 +218,18 @@ func (m *Mirror) Update(all bool, yield func(Changes)) {
 	changes := Changes{}
 	for i := range m.shards {
 		was := &m.shards[i]
-		rest, changed := m.copy(&m.table.shards[i], was, all)
+		rest, logs, changed := m.copy(&m.table.shards[i], was, all)
 		if !changed {
 			continue
 		}
 		changes = Changes{Shard: i, Removed: changes.Removed[:0], Set: changes.Set[:0]}
 		if len(m.spare) == len(was.groups) {
-			changes.compare(was, m.spare, rest)
+			changes.compare(was, m.spare, rest, logs)
 		} else {
-			changes.collate(was, m.spare, rest)
+			changes.collate(was, m.spare, rest, logs)
 		}
-		m.spare, was.groups, was.rest = was.groups, m.spare, rest
+		m.spare, was.groups, was.rest, was.logs = was.groups, m.spare, rest, logs
+		m.logs = m.logs || logs != nil
 		if len(changes.Removed) > 0 || len(changes.Set) > 0 {
 			yield(changes)
 		}
@@ -220,12 +242,12 @@ func (m *Mirror) Update(all bool, yield func(Changes)) {
 // A call reads the clock before it takes the lock. So a call may change the shard after
 // a copy without changing shard.now. Therefore a shard is copied once more after
 // shard.now has stopped changing.
-func (m *Mirror) copy(s *shard, was *mirrored, all bool) (rest map[id]int64, changed bool) {
+func (m *Mirror) copy(s *shard, was *mirrored, all bool) (rest map[id]int64, logs map[id][]int64, changed bool) {
 	for {
 		s.mu.Lock()
 		if s.now == was.seen && was.quiet && !all {
 			s.mu.Unlock()
-			return nil, false
+			return nil, nil, false
 		}
 		if n := len(s.groups); n > cap(m.spare) { // allocate without the lock
 			s.mu.Unlock()
@@ -233,36 +255,37 @@ func (m *Mirror) copy(s *shard, was *mirrored, all bool) (rest map[id]int64, cha
 			continue
 		}
 		m.spare = append(m.spare[:0], s.groups...)
-		rest = maps.Clone(s.rest)
+		rest, logs = maps.Clone(s.rest()), s.logsOf()
 		was.quiet, was.seen = s.now == was.seen, s.now
 		s.mu.Unlock()
-		return rest, true
+		return rest, logs, true
 	}
 }
 
 // compare finds the changes between two copies with the same number of groups.
-func (ch *Changes) compare(was *mirrored, groups []group, rest map[id]int64) {
+func (ch *Changes) compare(was *mirrored, groups []group, rest map[id]int64, logs map[id][]int64) {
 	for g := range groups {
-		if groups[g] == was.groups[g] && len(rest) == 0 {
+		if groups[g] == was.groups[g] && len(rest) == 0 && len(logs) == 0 {
 			continue
 		}
 		for i, of := range groups[g].ids {
 			old, c := was.groups[g].ids[i], groups[g].slots[i]
 			if of == old && c == was.groups[g].slots[i] &&
-				(c.when&flagSplit == 0 || rest[of.fingerprint()] == was.rest[of.fingerprint()]) {
+				(c.when&flagSplit == 0 || rest[of.fingerprint()] == was.rest[of.fingerprint()] &&
+					slices.Equal(logs[of.fingerprint()], was.logs[of.fingerprint()])) {
 				continue
 			}
 			if old != 0 && old.fingerprint() != of.fingerprint() {
 				ch.Removed = append(ch.Removed, uint64(old))
 			}
-			ch.set(of, c, rest)
+			ch.set(of, c, rest, logs)
 		}
 	}
 }
 
 // collate finds the changes if the shard has been resized, so that counters have
 // moved.
-func (ch *Changes) collate(was *mirrored, groups []group, rest map[id]int64) {
+func (ch *Changes) collate(was *mirrored, groups []group, rest map[id]int64, logs map[id][]int64) {
 	type counter struct {
 		as id
 		slot
@@ -278,8 +301,8 @@ func (ch *Changes) collate(was *mirrored, groups []group, rest map[id]int64) {
 	for g := range groups {
 		for i, as := range groups[g].ids {
 			of, c := as.fingerprint(), groups[g].slots[i]
-			if held[of] != (counter{as, c}) || rest[of] != was.rest[of] {
-				ch.set(as, c, rest)
+			if held[of] != (counter{as, c}) || rest[of] != was.rest[of] || !slices.Equal(logs[of], was.logs[of]) {
+				ch.set(as, c, rest, logs)
 			}
 			delete(held, of)
 		}
@@ -289,9 +312,9 @@ func (ch *Changes) collate(was *mirrored, groups []group, rest map[id]int64) {
 	}
 }
 
-func (ch *Changes) set(of id, c slot, rest map[id]int64) {
+func (ch *Changes) set(of id, c slot, rest map[id]int64, logs map[id][]int64) {
 	if of != 0 {
-		ch.Set = append(ch.Set, Counter{uint64(of), c.when, c.what, rest[of.fingerprint()]})
+		ch.Set = append(ch.Set, Counter{uint64(of), c.when, c.what, rest[of.fingerprint()], logs[of.fingerprint()]})
 	}
 }
 
@@ -304,7 +327,7 @@ func (m *Mirror) All(yield func(Changes)) {
 		for g := range m.shards[i].groups {
 			b := &m.shards[i].groups[g]
 			for j, of := range b.ids {
-				changes.set(of, b.slots[j], m.shards[i].rest)
+				changes.set(of, b.slots[j], m.shards[i].rest, m.shards[i].logs)
 			}
 		}
 		if len(changes.Set) > 0 {

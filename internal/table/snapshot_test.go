@@ -258,7 +258,7 @@ func FuzzApply(f *testing.F) {
 		tab.Table = NewKept(100, tab.clock.Load, Secret{}, 1)
 		h := tab.hash("k")
 		for i, id := range []uint64{id, uint64(h.id(&l)) | id%maxShapes} {
-			if tab.Apply(Changes{Set: []Counter{{id, when, what, rest}}}, &shapes, max(-rule.MaxSpan, min(shift, rule.MaxSpan))) != nil {
+			if tab.Apply(Changes{Set: []Counter{{id, when, what, rest, nil}}}, &shapes, max(-rule.MaxSpan, min(shift, rule.MaxSpan))) != nil {
 				return
 			}
 			if used := tab.Stats().Counters; used > i+1 {

@@ -9,6 +9,7 @@
 //	slot.go       how one counter is packed
 //	block.go      blocks, each in a place beside its counter's
 //	calendar.go   counters of calendars, which go by the wall clock
+//	rolling.go    counters of rolling windows, which have a ring of instants beside the slot
 //	evict.go      which counter is evicted when the table is full
 //	decisions.go  counts of decisions
 //	sweep.go      how expired counters are freed
@@ -90,6 +91,9 @@ func (t *Table) divide(max, n int) {
 // the cache. The unlock waits for them anyway.
 func (t *Table) TakeOne(key string, n int64, l *rule.Limit, policy uint8) (a rule.Answer, now int64, blocked bool, held *sync.Mutex) {
 	h := t.hash(key)
+	if l.Kind == rule.Rolling {
+		return t.takeOneRolling(h, n, l, policy)
+	}
 	of := h.id(l)
 	shape := t.shapes.of(l)
 	s, now := t.lock(h)
@@ -166,8 +170,7 @@ type decision struct {
 // fitting returns how many of n > 0 units fit without a block, and at least 1.
 func (d *decision) fitting(s *shard, n, now int64, limits []rule.Limit) int64 {
 	for i := range limits {
-		_, a := limits[i].Take(s.get(s.find(d.ids[i]), &limits[i]), now, 0)
-		n = min(n, a.Remaining)
+		n = min(n, s.look(d.ids[i], &limits[i], s.get(s.find(d.ids[i]), &limits[i]), now).Remaining)
 	}
 	return max(n, 1)
 }
@@ -177,8 +180,12 @@ func (d *decision) fitting(s *shard, n, now int64, limits []rule.Limit) int64 {
 func (d *decision) take(s *shard, shapes *shapes, n, asked, now int64, limits []rule.Limit, answers []rule.Answer) (admitted bool) {
 	admitted = true
 	for i := range limits {
-		d.before[i] = s.get(s.find(d.ids[i]), &limits[i])
-		d.after[i], answers[i] = limits[i].Take(d.before[i], now, n)
+		if limits[i].Kind == rule.Rolling { // it has no states
+			answers[i] = s.askRolling(d.ids[i], &limits[i], n, now)
+		} else {
+			d.before[i] = s.get(s.find(d.ids[i]), &limits[i])
+			d.after[i], answers[i] = limits[i].Take(d.before[i], now, n)
+		}
 		admitted = admitted && answers[i].Retry == 0
 	}
 	if s.blocks != 0 {
@@ -197,6 +204,13 @@ func (d *decision) take(s *shard, shapes *shapes, n, asked, now int64, limits []
 	}
 	for i := range limits {
 		l := &limits[i]
+		if l.Kind == rule.Rolling {
+			if !admitted && answers[i].Retry == 0 {
+				answers[i] = s.askRolling(d.ids[i], l, 0, now)
+			}
+			s.settleRolling(d.ids[i], d.ids[:len(limits)], shapes, l, n, now, answers[i], admitted)
+			continue
+		}
 		if !admitted && answers[i].Retry == 0 {
 			d.after[i], answers[i] = l.Take(d.before[i], now, 0)
 		}
@@ -262,6 +276,17 @@ func (s *shard) adjust(ids []id, shapes *shapes, n, at, now int64, limits []rule
 	charged = max(0, n)
 	for i := range limits {
 		l := &limits[i]
+		if l.Kind == rule.Rolling {
+			units := s.adjustRolling(ids[i], ids, shapes, l, n, at, now)
+			charged = min(charged, units)
+			if moves != nil {
+				moves[i] = Move{Units: units}
+				if n < 0 {
+					moves[i].Units = -units
+				}
+			}
+			continue
+		}
 		c := s.find(ids[i])
 		before := s.get(c, l)
 		after := l.Adjust(before, now, n, age)
