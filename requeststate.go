@@ -277,7 +277,7 @@ func (s *requestState) addCost(closing context.Context, n int64, wait time.Durat
 	}
 	at := s.charge.at
 	if n > 0 && !s.bound.policy.rolling {
-		// A rolling window gives back units of the instant that it is told, and no others. So
+		// A rolling window gives back only units of the instant that a call names. So
 		// there the charges of a request are of the instant of its first unit.
 		at = Now
 	}

@@ -43,14 +43,13 @@ func (r *Remote) consult(ctx context.Context, req *storeRequest, answers []rule.
 	clear(blocks)
 	var reply engine.Reply
 	now, err := r.ask(ctx, req.now, req.until, func(ctx context.Context) (err error) {
-		reply, err = r.call(ctx, req, answers, states, blocks)
+		reply, err = r.observed(r.call(ctx, req, answers, states, blocks))
 		return err
 	})
 	req.Limits = req.Limits.Present()
 	if err != nil {
 		return err
 	}
-	r.near.Observe(reply.At, now)
 	// If a jump of the store's clock has unblocked the key early, an admission is
 	// changed to a denial, and the units are given back. A denial is not learnt then.
 	// Units that were given back may not have reached the store yet, so it may deny
@@ -106,15 +105,20 @@ var replyBuffers = sync.Pool{New: func() any { return new(replyBuffer) }}
 // the reply.
 func (r *Remote) look(ctx context.Context, key string, limits *engine.Limits, until int64) error {
 	req := storeRequest{Request: Request{Key: key, Limits: limits}, now: clock.Now(), until: until}
-	var reply engine.Reply
-	now, err := r.ask(ctx, req.now, req.until, func(ctx context.Context) (err error) {
-		reply, err = r.call(ctx, &req, make([]rule.Answer, len(limits.Rules)), nil, nil)
+	_, err := r.ask(ctx, req.now, req.until, func(ctx context.Context) (err error) {
+		_, err = r.observed(r.call(ctx, &req, make([]rule.Answer, len(limits.Rules)), nil, nil))
 		return err
 	})
-	if err == nil {
-		r.near.Observe(reply.At, now)
-	}
 	return err
+}
+
+// observed notes what the store's clock showed in a reply. It is called before ask ends:
+// that may start to settle what is owed, for which the store's clock must be known.
+func (r *Remote) observed(reply engine.Reply, err error) (engine.Reply, error) {
+	if err == nil {
+		r.near.Observe(reply.At, clock.Now())
+	}
+	return reply, err
 }
 
 // call asks the store, within what is left of the timeout.

@@ -38,8 +38,8 @@ func (l *Limit) atPeriod(s State, now int64) State {
 	case s.Fresh():
 		return State{T: l.End()}
 	case s.T <= now && l.End()-s.T < l.Window/2:
-		// The state's period is the one of the limit, and has ended by another clock, such
-		// as that of a store that is away now. What follows is the next period.
+		// The state's period is the one of the limit, and has ended by another clock, such as
+		// the one of a store that is away now. The next period follows.
 		return State{T: l.End() + l.Window}
 	case s.T <= now:
 		return State{T: l.End()}

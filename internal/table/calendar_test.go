@@ -75,7 +75,7 @@ func TestCalendarGoesByTheWallClock(t *testing.T) {
 	w.want(t, "is right again: the units count today", 1, rule.Answer{Retry: day, More: day, Reset: day})
 	w.pass(day)
 	w.want(t, "and not tomorrow", 1, rule.Answer{Remaining: 2, More: day, Reset: day})
-	// The year does not matter: 1995, 1970 on a board without a clock, 2080, 2220.
+	// The year does not matter: 1995, 1970 on a machine without a clock of its own, 2080, 2220.
 	for _, years := range []int64{-25, -50, 60, 200} {
 		w := newWalled(100)
 		w.ahead = (year + years*365*day - w.clock.Load()) / day * day
