@@ -23,10 +23,9 @@ import (
 //
 // The wall clock of the store decides. For a MemoryStore it is the machine's clock, and for
 // a RedisStore the server's. A clock that is off by less than a day frees a key early by no
-// more than it is off. While a store of several machines is away, each
-// process goes by the clock of its machine. If two processes disagree about the end of a
-// day, because their tz databases differ, the one that counts the first unit of the day
-// decides for both.
+// more than it is off. While a store of several machines is away, each process goes by the
+// clock of its machine. If two processes disagree about the end of a day, because their tz
+// databases differ, the one that counts the first unit of the day decides for both.
 //
 // What is given back is given back to the day in which it was taken, and not if that is
 // over. After a [Limiter.Reset] that may be units from before it: then the key has more

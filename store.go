@@ -499,31 +499,26 @@ func validateStore(s Store, limits []Limit) error {
 }
 
 // rulesOf are the limits' counting rules, at present.
-func rulesOf(limits []Limit) []rule.Limit { return appendRules(nil, limits) }
-
-func appendRules(rules []rule.Limit, limits []Limit) []rule.Limit {
-	if anyCalendar(limits) {
-		rules, _ = appendPresent(rules, limits)
-		return rules
-	}
-	for i := range limits {
-		rules = append(rules, limits[i].rule)
-	}
+func rulesOf(limits []Limit) []rule.Limit {
+	rules, _, _ := appendRules(nil, limits)
 	return rules
 }
 
-// appendPresent is appendRules for limits of which some are of a calendar. It also returns
-// what the wall clock is ahead of package clock.
-func appendPresent(rules []rule.Limit, limits []Limit) (_ []rule.Limit, ahead int64) {
-	ahead = clock.WallAhead()
+// appendRules appends the limits' counting rules, at present. If some of them are of a
+// calendar, it also returns what the wall clock is ahead of package clock.
+func appendRules(rules []rule.Limit, limits []Limit) (_ []rule.Limit, ahead int64, calendars bool) {
 	for i := range limits {
-		if limits[i].calendar != nil {
-			rules = append(rules, limits[i].present(ahead))
-		} else {
-			rules = append(rules, limits[i].rule)
+		l := &limits[i]
+		if l.calendar == nil {
+			rules = append(rules, l.rule)
+			continue
 		}
+		if !calendars {
+			ahead, calendars = clock.WallAhead(), true
+		}
+		rules = append(rules, l.present(ahead))
 	}
-	return rules, ahead
+	return rules, ahead, calendars
 }
 
 func resultOf(a rule.Answer) Result {

@@ -241,11 +241,10 @@ func (s *MemoryStore) take(key string, n int64, limits []Limit, results []Result
 // rules are the counting rules of limits for a call of the table, which must follow at
 // once.
 func (s *MemoryStore) rules(rules []rule.Limit, limits []Limit) []rule.Limit {
-	if !anyCalendar(limits) {
-		return appendRules(rules, limits)
+	rules, ahead, calendars := appendRules(rules, limits)
+	if calendars {
+		s.table.SetWall(ahead)
 	}
-	rules, ahead := appendPresent(rules, limits)
-	s.table.SetWall(ahead)
 	return rules
 }
 

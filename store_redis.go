@@ -138,7 +138,8 @@ func (s *RedisStore) TakePending(ctx context.Context, key string, n int64, pendi
 func (s *RedisStore) TakeShared(ctx context.Context, r SharedRequest, results []Result) (SharedReply, error) {
 	var rules [MaxLimits]rule.Limit
 	var answers [MaxLimits]rule.Answer
-	under := engine.Limits{Rules: appendRules(rules[:0], r.Limits), Ladders: laddersOf(r.Limits)}
+	of, _, _ := appendRules(rules[:0], r.Limits)
+	under := engine.Limits{Rules: of, Ladders: laddersOf(r.Limits)}
 	if under.Ladders != nil {
 		if err := validateLadders(r.Limits); err != nil {
 			return SharedReply{}, fmt.Errorf("ratelimit: RedisStore %q: %w", s.Prefix(), err)

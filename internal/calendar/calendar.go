@@ -186,7 +186,7 @@ func number(unit Unit, first int, zone string) uint32 {
 	return which<<zoneBits | (h.Sum32()^h.Sum32()>>zoneBits)&(1<<zoneBits-1)
 }
 
-// Of returns the calendar of this process that has a number, or nil. New has made it.
+// Of returns the calendar with a number, or nil if New has not made it in this process.
 func Of(number uint32) *Calendar {
 	known.RLock()
 	defer known.RUnlock()

@@ -2,7 +2,6 @@ package redisstore
 
 import (
 	"context"
-	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -30,14 +29,14 @@ func (c *command) set() *limitSet { return c.groups[0].first().set }
 // follow them.
 func (c *command) keys() []any { return c.args[3:] }
 
-// build makes the command from its groups. unix is what the server's clock shows, about.
-func (c *command) build(ctx context.Context, prefix string, unix int64) {
+// build makes the command from its groups. limits are the arguments about its limits.
+func (c *command) build(ctx context.Context, prefix string, limits []any) {
 	set := c.set()
 	c.args = append(c.args[:0], "evalsha", scripts[c.op()].Hash, len(c.groups)*len(set.suffixes))
 	for _, g := range c.groups {
 		c.addKeys(prefix, g.first().key, set)
 	}
-	c.args = append(c.args, set.argsAt(unix)...)
+	c.args = append(c.args, limits...)
 	switch f := c.groups[0].first(); f.op {
 	case take:
 		for i, g := range c.groups {
@@ -77,16 +76,15 @@ func (once) NoRetry() bool { return true }
 // process's than a period of a calendar, it sends the commands again that are about
 // calendars.
 func (s *Store) run(ctx context.Context, commands []*command) {
-	unix := time.Now().UnixNano()
 	for _, c := range commands {
-		c.build(ctx, s.prefix, unix)
+		c.build(ctx, s.prefix, c.set().argsNow())
 	}
 	s.execKnown(ctx, commands)
 	var apart []*command
 	for _, c := range commands {
 		if err := c.cmd.Err(); err != nil {
 			if now, ok := redisscript.Clock(err); ok {
-				c.build(ctx, s.prefix, now*1000)
+				c.build(ctx, s.prefix, c.set().argsAt(now*1000).args)
 				apart = append(apart, c)
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"math"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/ratelimit-go/ratelimit/internal/calendar"
 	"github.com/ratelimit-go/ratelimit/internal/redisscript"
@@ -37,15 +38,24 @@ type calendarArgs struct {
 	first int
 }
 
-// argsAt returns the arguments of the scripts for a server whose clock shows about a time,
-// in nanoseconds since 1970 UTC.
-func (set *limitSet) argsAt(unix int64) []any {
+// argsNow returns the arguments of the scripts for a server whose clock shows about the same
+// as the clock of this process.
+func (set *limitSet) argsNow() []any {
 	if set.calendars == nil {
 		return set.args
 	}
-	if now := set.present.Load(); now != nil && now.begin <= unix && unix < now.ends {
-		return now.args
+	unix := time.Now().UnixNano()
+	now := set.present.Load()
+	if now == nil || unix < now.begin || unix >= now.ends {
+		now = set.argsAt(unix)
+		set.present.Store(now)
 	}
+	return now.args
+}
+
+// argsAt returns the arguments for a server whose clock shows about a time, in nanoseconds
+// since 1970 UTC.
+func (set *limitSet) argsAt(unix int64) *presentArgs {
 	args := slices.Clone(set.args)
 	now := &presentArgs{args: args, ends: math.MaxInt64}
 	for _, c := range set.calendars {
@@ -55,8 +65,7 @@ func (set *limitSet) argsAt(unix int64) []any {
 			args[c.first+i] = at / 1000
 		}
 	}
-	set.present.Store(now)
-	return args
+	return now
 }
 
 type ladders = [rule.MaxLimits]*rule.Ladder

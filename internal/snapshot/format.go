@@ -5,7 +5,7 @@
 // All numbers are little-endian. A file begins with a header:
 //
 //	8 bytes  "RLSNAP\r\n"
-//	uint32   version: 1, or 2 if there may be blocks, or 3 if there may be rolling windows
+//	uint32   version: 1, or 2 if there may be blocks, or 3 if there may be rolling windows or calendars
 //	uint32   number of shards
 //	16 bytes secret that keys are hashed under
 //	uint32   checksum of all that
@@ -29,9 +29,10 @@
 // A body of kind commit has the [Stamp] of the changes before it, and the limits that
 // counters were used under: Kind, N, Window and Burst, of 8 bytes each. From version 2 on,
 // the last of them may have the kind [rule.Blocked]: the counters with its number are
-// blocks. From version 3 on, limits may have the kind [rule.Rolling]. A file has version 1
-// until its table holds the first block or rolling window, so programs that know neither
-// can read it. It has version 2 until there is a rolling window.
+// blocks. From version 3 on, limits may have the kind [rule.Rolling], and the one before the
+// last may have the kind [rule.Calendar]: the counters with its number are of calendars. A
+// file has version 1 until its table holds the first of these counters, so programs that
+// know none of them can read it. It has version 2 as long as only blocks are among them.
 //
 // Changes without a commit are ignored. A file gets its name only after its first commit;
 // further changes and commits are appended. So whatever follows the last commit is what a

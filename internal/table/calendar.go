@@ -2,13 +2,12 @@ package table
 
 import "github.com/ratelimit-go/ratelimit/internal/rule"
 
-// This file is for limits of the kind [rule.Calendar]. Their periods end
-// by the wall clock, and the table's clock is another one, which does not go on while the
-// machine sleeps, for example. So a slot has the end of the period by the wall clock, in
-// nanoseconds since 1970, where the slots of other kinds have an instant of the table's
-// clock. It is converted when the slot is read and written: rules and callers get instants
-// of the table's clock only. A table whose wall clock is never set has the same instants in
-// all slots.
+// This file is for limits of the kind [rule.Calendar]. Their periods end by the wall clock,
+// and the table's clock is another one, which does not go on while the machine sleeps, for
+// example. So a slot has the end of the period by the wall clock, in nanoseconds since
+// 1970, where the slots of other kinds have an instant of the table's clock. It is converted
+// when the slot is read and written: rules and callers get instants of the table's clock
+// only. A table whose wall clock is never set has the same instants in all slots.
 //
 // A slot does not refer to the calendar. All counters of this kind have the number
 // calendarShape for their shape: what determines when they expire is in the slot.

@@ -1,6 +1,7 @@
 package table
 
 import (
+	"maps"
 	"slices"
 	"sync"
 
@@ -86,9 +87,10 @@ func (s *shard) liftRing(g *rule.Log) *rule.Ring {
 }
 
 // putLog writes a log that was changed. p is the place of the counter, as is its id with
-// the shape, and had is the ring before the change. If there is no counter, putLog makes one. If the log has no units, it frees
-// the counter. own has the counters of the key. The ring may have grown, so putLog may
-// evict other counters, and move all of them: places are not valid after it.
+// the shape, and had is the ring before the change. If there is no counter, putLog makes
+// one. If the log has no units, it frees the counter. own has the counters of the key. The
+// ring may have grown, so putLog may evict other counters, and move all of them: places are
+// not valid after it.
 func (s *shard) putLog(p place, as id, own []id, shapes *shapes, g *rule.Log, had *rule.Ring, flags uint64, now int64) {
 	if g.N == 0 {
 		if p.group != nil {
@@ -153,9 +155,7 @@ func (s *shard) forgetRing(p place) {
 		s.apart.rings = nil
 	case n < all.most/4 && all.most > small:
 		of := make(map[id]*rule.Ring, n)
-		for id, r := range all.of {
-			of[id] = r
-		}
+		maps.Copy(of, all.of)
 		all.of, all.most = of, n
 	}
 }

@@ -20,11 +20,11 @@ type Counter struct {
 	// [rule.Blocked].
 	ID uint64
 	// When is the T of its state, or the end of a block. For a calendar it is the end of
-	// the period in nanoseconds since 1970 UTC, by the wall clock, without the high 3 bits. The high 3 bits say whether it
-	// was refused, was empty, and is split.
+	// the period in nanoseconds since 1970 UTC, by the wall clock. The high 3 bits are not
+	// part of it: they say whether it was refused, was empty, and is split.
 	When uint64
-	// What holds A and B of its state. For a fixed window or a calendar it is the units. For a
-	// sliding window it is the units of this window shifted left by 32 bits, plus
+	// What holds A and B of its state. For a fixed window or a calendar it is the units.
+	// For a sliding window it is the units of this window shifted left by 32 bits, plus
 	// the units of the window before. For a bucket it is the level in Window-ths of
 	// a unit. If the counter is split, What is A and Rest is B. For a block, What has the
 	// rung in the low 3 bits, then 3 more bits of the end, above those in When, and then the
