@@ -199,9 +199,10 @@ type blockWatch struct {
 	known   map[counterID]blockEntry // what the process knows at least
 	opened  map[string]time.Duration // when FailOpen has admitted a key that is blocked
 
-	// permitted has the keys that the process may deny without the store, because of a
-	// block. Without that, FailOpen admits the key.
-	permitted map[string]bool
+	// permitted has until when the process may deny a key without the store, because of a
+	// block. Without that, FailOpen admits the key. The block of another limit may
+	// last for longer.
+	permitted map[string]time.Duration
 
 	eventsMu sync.Mutex
 	denied   *Decision // of the present step
@@ -209,7 +210,7 @@ type blockWatch struct {
 }
 
 func (p *bounded) watchBlocks(b *blockBooks) {
-	w := &blockWatch{blockBooks: b, process: p, known: map[counterID]blockEntry{}, opened: map[string]time.Duration{}, permitted: map[string]bool{}}
+	w := &blockWatch{blockBooks: b, process: p, known: map[counterID]blockEntry{}, opened: map[string]time.Duration{}, permitted: map[string]time.Duration{}}
 	b.all = append(b.all, w)
 	p.watch, p.link.blocks = w, b
 	p.registry.Observe(func(_ context.Context, e Event) {
@@ -247,7 +248,7 @@ func (w *blockWatch) step(s step, key string, limits []Limit, o outcome, record 
 			w.most[id] = w.most[id].join(blockEntry{end: now + s.wait}, at-rememberedLate)
 			if o.err == nil {
 				w.known[id] = w.known[id].byHand(at+s.wait, at, owed || len(w.all) > 1 || w.lossy)
-				w.permitted[key] = true
+				w.permitted[key] = max(w.permitted[key], at+s.wait)
 			}
 		}
 	case doReset:
@@ -336,7 +337,10 @@ func (w *blockWatch) decision(s step, key string, limits []Limit, o outcome, den
 		}
 		switch {
 		case d.Blocked && !d.Allowed:
-			w.permitted[key] = true
+			w.permitted[key] = 0
+			for _, id := range ids {
+				w.permitted[key] = max(w.permitted[key], w.known[id].end)
+			}
 		case s.n > 0:
 			delete(w.permitted, key)
 		}
@@ -348,7 +352,8 @@ func (w *blockWatch) decision(s step, key string, limits []Limit, o outcome, den
 // DenyRecheck, or if the process has lost its permission to deny the key. start is when the
 // call began.
 func (w *blockWatch) mayOpen(key string, d *Decision, start time.Duration) bool {
-	if d.Source != SourceFailOpen || !w.permitted[key] {
+	const early = 66 * time.Microsecond // permissions end so much earlier
+	if d.Source != SourceFailOpen || w.permitted[key]-early <= start {
 		return d.Source == SourceFailOpen
 	}
 	recheck := w.process.world.opts.DenyRecheck
@@ -357,7 +362,6 @@ func (w *blockWatch) mayOpen(key string, d *Decision, start time.Duration) bool 
 	}
 	last, before := w.opened[key]
 	w.opened[key] = start
-	const early = 66 * time.Microsecond // permissions end so much earlier
 	return recheck > 0 && (!before || start-last >= recheck-early)
 }
 

@@ -38,6 +38,7 @@ type counterID struct {
 type account struct {
 	limit         Limit // the largest limit that the key was used under
 	stale         bool  // the store's windows may have begun before the account
+	unknown       bool  // the store may have charged units that the process does not know
 	entries       []*entry
 	excess        []excess
 	windows       map[time.Duration]int64 // units kept, by the end of their window
@@ -108,7 +109,7 @@ type admission struct {
 func (b *books) admit(key string, limits []Limit, n int64, how admission) (entries []*entry, exceeded string) {
 	for _, l := range limits {
 		a := b.account(key, l)
-		e := &entry{account: a, at: how.at, kept: n, local: how.local && b.shared}
+		e := &entry{account: a, at: how.at, kept: n, local: how.local && (b.shared || a.forgot())}
 		if len(limits) == 1 && l.Algorithm() == "fixed" && how.window != 0 {
 			e.window = how.window
 			a.windows[e.window] += n
@@ -130,7 +131,7 @@ func (b *books) admit(key string, limits []Limit, n int64, how admission) (entri
 		// lowered since they were leased. If another process has admitted units
 		// alone, the store counts them only up to that process's limit. Then
 		// the check uses the largest limit.
-		if how.leased || b.shared && len(a.excess) > 0 {
+		if how.leased || (b.shared || a.forgot()) && len(a.excess) > 0 {
 			l = a.limit
 		}
 		if exceeded == "" {
@@ -138,6 +139,20 @@ func (b *books) admit(key string, limits []Limit, n int64, how admission) (entri
 		}
 	}
 	return entries, exceeded
+}
+
+// forgot reports whether the store may count units that the process does not know: after a
+// Reset that has not reached it, or a charge that was not answered. A full rolling
+// window takes no more units, so the store may not count the units that it gets then.
+func (a *account) forgot() bool {
+	return (a.stale || a.unknown) && a.limit.Algorithm() == "rolling"
+}
+
+// mayNotKnow enters that the store has charged units of key without an answer.
+func (b *books) mayNotKnow(key string, limits []Limit) {
+	for _, l := range limits {
+		b.account(key, l).unknown = true
+	}
 }
 
 // open enters that a window may have begun, although no unit was admitted.
@@ -195,7 +210,7 @@ func (b *books) exceeded(a *account, last *entry, l Limit) string {
 		}
 		return ""
 	}
-	next := len(a.excess) - 1
+	next, rolls := len(a.excess)-1, l.Algorithm() == "rolling"
 	for i := len(a.entries) - 1; i >= 0; i-- {
 		first := a.entries[i]
 		units += first.kept
@@ -206,6 +221,11 @@ func (b *books) exceeded(a *account, last *entry, l Limit) string {
 		switch over := units - allowed; {
 		case l.Algorithm() == "bucket":
 			if over > l.Burst() && less(n, int64(span+b.slack), over-l.Burst(), int64(window)) {
+				return fails(units, "from %v to %v", first.at, last.at)
+			}
+		case rolls:
+			// Any interval, and all of them as long as the window.
+			if span < window && over > n {
 				return fails(units, "from %v to %v", first.at, last.at)
 			}
 		case i == 0 && !a.stale && span < window && over > n:
@@ -240,10 +260,10 @@ func less(a, b, c, d int64) bool {
 	return hi < hi2 || hi == hi2 && lo < lo2
 }
 
-// levels reports whether a level is kept under l. A fixed window that does not
+// levels reports whether a level is kept under l. A fixed or rolling window that does not
 // end is a bucket that does not leak.
 func (b *books) levels(l Limit) bool {
-	return l.Algorithm() == "bucket" || l.Algorithm() == "fixed" && b.lasting
+	return l.Algorithm() == "bucket" || (l.Algorithm() == "fixed" || l.Algorithm() == "rolling") && b.lasting
 }
 
 func (l *level) leak(limit Limit, now time.Duration) {

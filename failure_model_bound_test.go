@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -39,6 +40,8 @@ type linkStore struct {
 
 	mu     sync.Mutex
 	missed []missedCharge
+
+	unknown []missedCharge // carried out and not answered
 }
 
 // A missedCharge has units that the limiter has charged to the store outside of
@@ -117,10 +120,14 @@ func (s *linkStore) Adjust(ctx context.Context, key string, n int64, at Instant,
 		charged, err = s.Store.Adjust(ctx, key, n, at, limits)
 		return err
 	})
-	if ctx.Value(callRecordKey{}) == nil && n > 0 && !done && s.Fault(err) == FaultUnknown {
+	if n > 0 && err != nil && s.Fault(err) == FaultUnknown {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.missed = append(s.missed, missedCharge{key, limits, n})
+		if done {
+			s.unknown = append(s.unknown, missedCharge{key, limits, n})
+		} else if ctx.Value(callRecordKey{}) == nil {
+			s.missed = append(s.missed, missedCharge{key, limits, n})
+		}
 	}
 	return charged, err
 }
@@ -135,7 +142,7 @@ func (s *linkStore) Reset(ctx context.Context, key string, limits []Limit) error
 }
 
 // Kinds implements [KindStore].
-func (s *linkStore) Kinds() Kinds { return KindBlock | KindCalendar }
+func (s *linkStore) Kinds() Kinds { return KindBlock | KindRolling | KindCalendar }
 
 // Block implements [KindStore].
 func (s *linkStore) Block(ctx context.Context, key string, b Block, limits []Limit) error {
@@ -182,6 +189,9 @@ func boundFamilies() map[string]worldSpec {
 		spec.windows = []int{1, 1, 1, 2, 3, 9, 14}
 		spec.scales = []time.Duration{20 * time.Millisecond, time.Second, time.Minute, time.Hour, time.Hour}
 		families[name] = spec
+		if slices.Contains(spec.algorithms, "rolling") {
+			continue // New refuses Lease
+		}
 		spec.leases = []time.Duration{20 * time.Millisecond}
 		spec.windows = []int{1, 1, 2, 3}
 		spec.scales = []time.Duration{200 * time.Millisecond, time.Second, time.Minute}
@@ -233,9 +243,12 @@ const lasting = 100 * time.Hour
 
 // runOneProcess runs a history of one process.
 func runOneProcess(t *testing.T, h history) *wrong {
-	p := newBounded(h.world, modelMemory(t), newBooks(h.world))
+	p := newBounded(h.world, modelMemory(t, h.world), newBooks(h.world))
 	if h.world.blocks {
 		p.watchBlocks(newBlockBooks(h.world))
+	}
+	if !h.world.blocks { // a block denies for longer
+		p.holds = newHolds()
 	}
 	defer p.end()
 	for i, s := range h.steps {
@@ -256,7 +269,7 @@ func runOneProcess(t *testing.T, h history) *wrong {
 func runShared(t *testing.T, h history) *wrong {
 	b := newBooks(h.world)
 	b.shared, b.lasting = true, h.world.counters[0].Window() >= lasting
-	store, blocks := modelMemory(t), newBlockBooks(h.world)
+	store, blocks := modelMemory(t, h.world), newBlockBooks(h.world)
 	var all []*bounded
 	for range 2 {
 		p := newBounded(h.world, store, b)
@@ -311,6 +324,7 @@ type bounded struct {
 	entries map[*inflight][]*entry
 	last    Decision
 	watch   *blockWatch // nil if blocks are not checked
+	holds   *holds      // nil if denials are not checked
 }
 
 func newBounded(w *world, store Store, b *books) *bounded {
@@ -332,6 +346,9 @@ func (p *bounded) step(s step) string {
 		return ""
 	case doMode:
 		p.link.mode.Store(int32(s.mode))
+		if p.holds != nil {
+			p.holds.era++
+		}
 		return ""
 	case doDrain:
 		return p.drain(s.key)
@@ -360,7 +377,7 @@ func (p *bounded) step(s step) string {
 		}
 		limits = p.replaced.Limits()
 	}
-	record, start := new(callRecord), time.Now()
+	record, start, to := new(callRecord), time.Now(), p.reach()
 	o := p.do(context.WithValue(context.Background(), callRecordKey{}, record), s)
 	took := time.Since(start)
 	synctest.Wait() // until the limiter's goroutines are done, or wait for the store
@@ -368,13 +385,22 @@ func (p *bounded) step(s step) string {
 	for _, m := range p.link.missed {
 		p.books.mayExceed(m.key, m.limits, m.n) // the limiter cannot know that it must charge them again
 	}
-	p.link.missed = nil
+	for _, m := range p.link.unknown {
+		p.books.mayNotKnow(m.key, m.limits)
+	}
+	p.link.missed, p.link.unknown = nil, nil
 	p.link.mu.Unlock()
+	if o.inflight != nil {
+		limits = o.inflight.limits
+	}
 	if p.watch != nil {
-		if o.inflight != nil {
-			limits = o.inflight.limits
-		}
 		if what := p.watch.step(s, key, limits, o, record, start); what != "" {
+			return what
+		}
+	}
+
+	if p.holds != nil {
+		if what := p.holds.step(p, s, key, limits, o, record, to); what != "" {
 			return what
 		}
 	}
@@ -396,9 +422,6 @@ func (p *bounded) step(s step) string {
 		}
 	case doTake, doTakeReplaced, doServe, doCheck:
 		p.last = o.decision
-		if o.inflight != nil {
-			limits = o.inflight.limits
-		}
 		if timeout := timeoutOf(p.world); took > timeout {
 			return fmt.Sprintf("the decision took %v, with a Timeout of %v", took, timeout)
 		}
@@ -486,6 +509,9 @@ func (p *bounded) startOver(s step) {
 		return
 	}
 	p.do(context.Background(), s)
+	if p.holds != nil {
+		p.holds.closed()
+	}
 	p.world.introduce(p.limiter, p.world.keys...)
 	if p.watch != nil {
 		p.watch.restarted()
@@ -495,6 +521,9 @@ func (p *bounded) startOver(s step) {
 // endOutage has the store back for good, and waits until it knows of all units.
 func (p *bounded) endOutage() string {
 	p.link.mode.Store(int32(up))
+	if p.holds != nil {
+		p.holds.era++
+	}
 	time.Sleep(6 * time.Second) // until no call hangs any more
 	for range 5 {
 		time.Sleep(400 * time.Millisecond)

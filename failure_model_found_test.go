@@ -94,6 +94,9 @@ func TestFoundByModels(t *testing.T) {
 		{"a denial starts a block beside a request under way", runNeverAnswers, handWorld(blocking), []step{
 			{do: doServe, n: 1}, {do: doTake, n: 2}, {do: doBlock, wait: time.Second}, {do: doWait, wait: time.Second}, {do: doTake, n: 1}, {do: doTake, n: 2},
 		}},
+		{"the store answers for the first time after units of long ago", runOneProcess, handWorld(Rolling(4, 16*time.Hour)), []step{
+			{do: doMode, mode: refused}, {do: doTake, n: 3}, {do: doWait, wait: 4 * time.Hour},
+		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if wrong := inBubble(t, history{test.world, test.steps}, test.run); wrong != nil {

@@ -22,6 +22,7 @@ import (
 //	failure_model_test.go          model 1: a store that never answers
 //	failure_model_bound_test.go    model 2: a store that comes and goes
 //	failure_model_books_test.go    counts what model 2 admits
+//	failure_model_rolling_test.go  counts what a rolling window may still hold in model 2
 //	failure_model_blocks_test.go   model 2 with blocks, and the books of them
 //	failure_model_found_test.go    the shortest histories of faults that were found
 
@@ -244,6 +245,8 @@ func newWorld(c choices, spec worldSpec) *world {
 			w.counters = append(w.counters, FixedWindow(largest, window))
 		case "sliding":
 			w.counters = append(w.counters, SlidingWindow(largest, window))
+		case "rolling":
+			w.counters = append(w.counters, Rolling(w.rollingSize(slices.Max(spec.sizes)), window))
 		default:
 			// The rate of a bucket stays the same. A store may forget a bucket
 			// that is whole at the present rate, although it would not be at a
@@ -279,7 +282,7 @@ func (w *world) options(opts Options) Options {
 	opts.LimitsFor = func(r *http.Request) []Limit { return w.plans[inflightOf(r).plan] }
 	opts.Cost = func(r *http.Request) int64 { return inflightOf(r).cost }
 	opts.Count = func(_ *http.Request, status int) bool { return counts(status) }
-	opts.NearKeys = 4096 // its own cache: the shared one is used by tests in other bubbles, which have another time
+	opts.NearKeys = w.places() // its own cache: the shared one is used by tests in other bubbles, which have another time
 	opts.Logger = slog.New(slog.DiscardHandler)
 	return opts
 }
@@ -290,6 +293,23 @@ func (w *world) size(n int64) int64 {
 		return min(n*150_000_000_000_000, 999_999_999_999_999)
 	}
 	return n
+}
+
+// rollingSize is size for a rolling window.
+func (w *world) rollingSize(n int64) int64 {
+	if w.huge {
+		return min(n*170, MaxRolling)
+	}
+	return n
+}
+
+// places is how many places the model's stores have. In a huge world, one rolling window
+// takes hundreds of them.
+func (w *world) places() int {
+	if w.huge && slices.ContainsFunc(w.counters, func(l Limit) bool { return l.Algorithm() == "rolling" }) {
+		return 1 << 16
+	}
+	return 4096
 }
 
 // limits returns limits for some of the world's counters, with other numbers.
@@ -311,6 +331,8 @@ func (w *world) limits(c choices, spec worldSpec) []Limit {
 			l = FixedWindow(n, l.Window())
 		case "sliding":
 			l = SlidingWindow(n, l.Window())
+		case "rolling":
+			l = Rolling(w.rollingSize(oneOf(c, spec.sizes...)), l.Window())
 		default:
 			l = TokenBucket(l.N(), l.Window(), n)
 		}
@@ -425,6 +447,9 @@ func newStep(c choices, w *world, spec worldSpec, sc script, total int) step {
 	units := func(of []int64) int64 {
 		n := oneOf(c, of...)
 		if w.huge && n > 0 && c.pick(2) == 0 {
+			if !slices.ContainsFunc(w.counters, func(l Limit) bool { return l.Algorithm() != "rolling" }) {
+				return min(n, 9) * 100
+			}
 			return min(n, 9) * 100_000_000_000_000
 		}
 		return n
@@ -479,7 +504,11 @@ func newWait(c choices, w *world, sc script) (until, time.Duration) {
 	if sc.sleep > 0 {
 		window = sc.sleep
 	}
-	return untilNothing, oneOf(c, 1, window/64, window/16, window/4) * time.Duration(1+c.pick(4))
+	shortest := time.Duration(1)
+	if slices.ContainsFunc(w.counters, func(l Limit) bool { return l.Algorithm() == "rolling" }) {
+		shortest = window / 256 // so that an outage has units that are sent together
+	}
+	return untilNothing, oneOf(c, shortest, window/64, window/16, window/4) * time.Duration(1+c.pick(4))
 }
 
 // least and most are the smallest and the largest int64.

@@ -64,7 +64,7 @@ func (s *deadStore) Adjust(ctx context.Context, _ string, _ int64, _ Instant, _ 
 
 func (s *deadStore) Reset(ctx context.Context, _ string, _ []Limit) error { return s.call(ctx) }
 
-func (s *deadStore) Kinds() Kinds { return KindBlock | KindCalendar }
+func (s *deadStore) Kinds() Kinds { return KindBlock | KindRolling | KindCalendar }
 
 func (s *deadStore) TakePending(ctx context.Context, _ string, _ int64, _ []Pending, _ []Limit, _ []Result) (Instant, error) {
 	return 0, s.call(ctx)
@@ -77,7 +77,7 @@ func (s *deadStore) Block(ctx context.Context, _ string, _ Block, _ []Limit) err
 // neverFamilies are the families of histories of a store that never answers.
 func neverFamilies() map[string]worldSpec {
 	families := map[string]worldSpec{}
-	for _, algorithm := range []string{"fixed", "sliding", "bucket", "calendar", "mixed"} {
+	for _, algorithm := range []string{"fixed", "sliding", "bucket", "calendar", "mixed", "rolling", "mixed with rolling"} {
 		spec := worldSpec{
 			algorithms: []string{algorithm},
 			windows:    []int{1, 1, 2, 3, 5, 8, 9, 14},
@@ -87,8 +87,14 @@ func neverFamilies() map[string]worldSpec {
 			leases:     []time.Duration{0, 0, 0, 20 * time.Millisecond},
 			huge:       true,
 		}
-		if algorithm == "mixed" {
+		switch algorithm {
+		case "mixed":
 			spec.algorithms = []string{"fixed", "sliding", "bucket", "calendar"}
+		case "rolling", "mixed with rolling":
+			spec.leases = []time.Duration{0} // New refuses Lease
+			if algorithm != "rolling" {
+				spec.algorithms = []string{"rolling", "rolling", "fixed", "sliding", "bucket", "calendar"}
+			}
 		}
 		families[algorithm] = spec
 		spec.blocks = true
@@ -199,8 +205,8 @@ var modelStores atomic.Int64
 
 // modelMemory returns a memory store that is closed when the test is over. It
 // is small, and so looks for expired counters often.
-func modelMemory(t *testing.T) *MemoryStore {
-	s, err := NewMemoryStore(fmt.Sprint("model ", modelStores.Add(1)), MemoryOptions{MaxKeys: 4096})
+func modelMemory(t *testing.T, w *world) *MemoryStore {
+	s, err := NewMemoryStore(fmt.Sprint("model ", modelStores.Add(1)), MemoryOptions{MaxKeys: w.places()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,8 +221,8 @@ func runNeverAnswers(t *testing.T, h history) (found *wrong) {
 	var hangs atomic.Bool
 	remote := newSubject(h.world, func() Store { return &deadStore{hangs: &hangs} })
 	remote.nestIn(&deadStore{hangs: &hangs})
-	inMemory := newSubject(h.world, func() Store { return modelMemory(t) })
-	inMemory.nestIn(modelMemory(t))
+	inMemory := newSubject(h.world, func() Store { return modelMemory(t, h.world) })
+	inMemory.nestIn(modelMemory(t, h.world))
 	defer inMemory.end()
 	defer remote.end()
 	var last Decision

@@ -330,51 +330,55 @@ func TestRollingBlocks(t *testing.T) {
 	})
 }
 
-// remoteMemory is a RemoteStore that says that it counts everything.
-type remoteMemory struct{ *kindWrapper }
-
-func (remoteMemory) Fault(error) Fault { return FaultUnknown }
-
-// TestRemoteStoresRefuseRolling: New, SetLimits, TakeLimits and LimitsFor refuse a rolling
-// limit for a store outside of this process, and for a store that does not name the kind.
-// The error names both.
-func TestRemoteStoresRefuseRolling(t *testing.T) {
-	redis := redisStore(t, unreachableClient(t), "p:")
+// TestStoresRefuseRolling: New, SetLimits, TakeLimits and LimitsFor refuse a rolling limit
+// for a store that does not name the kind. The error names both.
+func TestStoresRefuseRolling(t *testing.T) {
 	for name, tc := range map[string]struct {
 		store Store
 		want  string
 	}{
-		"a RedisStore":         {redis, `RedisStore (prefix "p:") does not count rolling windows`},
-		"a wrapped RedisStore": {&plainWrapper{redis}, `plainWrapper (prefix "p:") does not count rolling windows`},
-		"a RemoteStore": {remoteMemory{&kindWrapper{inner: memory(t, "remote")}}, `remoteMemory (prefix "memory:TestRemoteStoresRefuseRolling/remote") ` +
-			"is a RemoteStore, and a limiter cannot count rolling windows while such a store is away: use a MemoryStore, or another limit"},
-		"a foreign store":  {&plainWrapper{memory(t, "plain")}, "does not count rolling windows"},
-		"counts no kinds":  {&noKinds{&kindWrapper{inner: memory(t, "none")}}, "noKinds"},
-		"embeds its store": {&embedder{memory(t, "embeds")}, "embeds a store of this package"},
+		"a wrapped RedisStore": {&plainWrapper{redisStore(t, unreachableClient(t), "p:")}, `plainWrapper (prefix "p:") does not count rolling windows`},
+		"a foreign store":      {&plainWrapper{memory(t, "plain")}, "does not count rolling windows"},
+		"counts no kinds":      {&noKinds{&kindWrapper{inner: memory(t, "none")}}, "noKinds"},
+		"embeds its store":     {&embedder{memory(t, "embeds")}, "embeds a store of this package"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			rolling := Rolling(5, time.Minute)
 			o := quiet(rolling)
 			o.Store, o.OnFailure = tc.store, FailClosed
-			_, err := new(Registry).New("login", o)
-			require.ErrorContains(t, err, `ratelimit: limiter "login": `)
-			require.ErrorContains(t, err, "limit 5/1m rolling: ")
-			require.ErrorContains(t, err, tc.want)
-
-			o.Limits = []Limit{hour}
-			o.LimitsFor = func(*http.Request) []Limit { return []Limit{rolling} }
-			reg := new(Registry)
-			l, err := reg.New("login", o)
-			require.NoError(t, err)
-			defer reg.Close()
-			require.ErrorContains(t, l.SetLimits(hour, rolling), tc.want)
-			_, err = l.TakeLimits(ctx, "k", 1, rolling)
-			require.ErrorContains(t, err, tc.want)
-			w := httptest.NewRecorder()
-			l.Middleware(http.NotFoundHandler()).ServeHTTP(w, httpRequest("GET"))
-			require.Equal(t, http.StatusInternalServerError, w.Code)
+			refuses(t, o, rolling, tc.want)
 		})
 	}
+}
+
+// TestLeaseRefusesRolling: a leased unit is used later than it is counted.
+func TestLeaseRefusesRolling(t *testing.T) {
+	o := quiet(hour)
+	o.Store, o.Lease = redisStore(t, unreachableClient(t), "p:"), time.Second
+	refuses(t, o, Rolling(5, time.Minute), "limit 5/1m rolling cannot be leased, and Options.Lease is 1s: leave Lease out, or use SlidingWindow")
+}
+
+// refuses checks that New, SetLimits, TakeLimits and LimitsFor refuse a limit.
+func refuses(t *testing.T, o Options, limit Limit, want string) {
+	t.Helper()
+	o.Limits = []Limit{limit}
+	_, err := new(Registry).New("login", o)
+	require.ErrorContains(t, err, `ratelimit: limiter "login": `)
+	require.ErrorContains(t, err, "limit "+limit.String())
+	require.ErrorContains(t, err, want)
+
+	o.Limits = []Limit{hour}
+	o.LimitsFor = func(*http.Request) []Limit { return []Limit{limit} }
+	reg := new(Registry)
+	l, err := reg.New("login", o)
+	require.NoError(t, err)
+	defer reg.Close()
+	require.ErrorContains(t, l.SetLimits(hour, limit), want)
+	_, err = l.TakeLimits(ctx, "k", 1, limit)
+	require.ErrorContains(t, err, want)
+	w := httptest.NewRecorder()
+	l.Middleware(http.NotFoundHandler()).ServeHTTP(w, httpRequest("GET"))
+	require.Equal(t, http.StatusInternalServerError, w.Code)
 }
 
 // TestKindWrapperCountsRolling: a store in this process that implements KindStore is

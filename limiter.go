@@ -141,6 +141,9 @@ func (l *Limiter) SetLimitsContext(ctx context.Context, limits ...Limit) error {
 	}
 	err := validateLimits(l.name, limits)
 	if err == nil {
+		err = validateLease(l.opts.Lease, limits)
+	}
+	if err == nil {
 		err = validateStore(l.store, counted(limits))
 	}
 	if err != nil {
@@ -308,7 +311,7 @@ func (l *Limiter) policyOf(plan []Limit) (*policy, error) {
 	if len(plan) == 0 {
 		return l.policy.Load(), nil
 	}
-	return l.plans.of(l.name, l.store, plan, &l.used, &l.counts.policies)
+	return l.plans.of(l.name, l.store, l.opts.Lease, plan, &l.used, &l.counts.policies)
 }
 
 func (l *Limiter) negative(n int64) error {

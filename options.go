@@ -165,7 +165,8 @@ type Options struct {
 	// Units that a process does not use are free for others after 1.5 times Lease, plus
 	// DenyRecheck for a key that has been denied there. A process that is killed keeps its units
 	// until the limit is whole. Decisions have [SourceLease]. See docs/scaling.md for the
-	// savings. A store in this process needs no lease.
+	// savings. A store in this process needs no lease. A limiter with Lease refuses [Rolling],
+	// which promises that no interval has more units.
 	Lease time.Duration
 
 	// Silence has the codes of warnings that must not be logged; see the constants
@@ -275,7 +276,10 @@ func (o Options) validate(limiter string) error {
 	if o.Lease < 0 || o.Lease > 0 && o.Lease < minLease {
 		return fmt.Errorf("Options.Lease is %v: want at least %v, or 0 for none", o.Lease, minLease)
 	}
-	if n := len(counted(o.Limits)); o.NearKeys > 0 && o.NearKeys < n {
+	if err := validateLease(o.Lease, o.Limits); err != nil {
+		return err
+	}
+	if n := places(counted(o.Limits)); o.NearKeys > 0 && o.NearKeys < n {
 		return fmt.Errorf("Options.NearKeys is %d, and one key has %d counters: raise it, or leave it out", o.NearKeys, n)
 	}
 	if o.NearKeys < 0 {

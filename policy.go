@@ -254,6 +254,18 @@ func validateLimits(limiter string, limits []Limit) error {
 	return nil
 }
 
+// validateLease says why units of these limits cannot be leased, if so. A leased unit is
+// used later than it is counted. A rolling window would then admit more than its units
+// within some interval, and that there is no such interval is what it is for.
+func validateLease(lease time.Duration, limits []Limit) error {
+	for _, l := range limits {
+		if lease > 0 && l.rule.Kind == rule.Rolling {
+			return fmt.Errorf("limit %v cannot be leased, and Options.Lease is %v: leave Lease out, or use SlidingWindow", l, lease)
+		}
+	}
+	return nil
+}
+
 // plans keeps the policies made of what Options.LimitsFor has returned: to make
 // one costs far more than a decision. Its zero value is ready to use.
 type plans struct {
@@ -272,8 +284,8 @@ func (c *plans) all() []*policy {
 }
 
 // of returns the policy of limits, which need not be valid, for a limiter with that
-// store. It notes a new policy's limits in used, and its names in counted.
-func (c *plans) of(limiter string, store Store, limits []Limit, used *usedLimits, counted *policyCounts) (*policy, error) {
+// store and Options.Lease. It notes a new policy's limits in used, and its names in counted.
+func (c *plans) of(limiter string, store Store, lease time.Duration, limits []Limit, used *usedLimits, counted *policyCounts) (*policy, error) {
 	made := c.made.Load()
 	if made != nil {
 		for _, p := range *made {
@@ -283,6 +295,9 @@ func (c *plans) of(limiter string, store Store, limits []Limit, used *usedLimits
 		}
 	}
 	if err := validateLimits(limiter, limits); err != nil {
+		return nil, err
+	}
+	if err := validateLease(lease, limits); err != nil {
 		return nil, err
 	}
 	p := newPolicy(limiter, limits)

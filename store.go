@@ -103,6 +103,7 @@ const Never time.Duration = math.MaxInt64
 type reportedState struct {
 	mu    sync.Mutex
 	state rule.State
+	log   rule.Log // of a rolling window, which has no state; never changed
 	block rule.Block
 	known bool
 }
@@ -114,40 +115,47 @@ func (r *reportedState) reportedBlock() (b rule.Block, known bool) {
 	return r.block, r.known
 }
 
-// get returns the state, if it explains what a limiter got: the wrapper may have
+// get returns the state or the log, if it explains what a limiter got: the wrapper may have
 // asked for other units or under another limit, or have changed the result.
-func (r *reportedState) get(l rule.Limit, n, at int64, got *Result) (s rule.State, ok bool) {
+func (r *reportedState) get(l rule.Limit, n, at int64, got *Result) (s rule.State, g rule.Log, ok bool) {
 	r.mu.Lock()
-	s, ok = r.state, r.known
+	s, g, ok = r.state, r.log, r.known
 	r.mu.Unlock()
 	if !ok || got.state != r {
-		return s, false
+		return s, g, false
 	}
 	if got.RetryAfter == 0 {
 		n = 0
 	}
 	l = l.Around(s, at)
-	_, a := l.Take(s, at, n)
+	ask := func(n int64) (a rule.Answer) {
+		if l.Kind == rule.Rolling {
+			return l.Ask(&g, at, n)
+		}
+		_, a = l.Take(s, at, n)
+		return a
+	}
+	a := ask(n)
 	if got.Blocked {
 		b, _ := r.reportedBlock()
 		if a.Retry == 0 { // another limit has denied, or nothing but the block
-			_, a = l.Take(s, at, 0)
+			a = ask(0)
 		}
 		a = a.Over(b.Left(at), n)
 	}
 	near := func(a int64, b time.Duration) bool { // Redis rounds windows to milliseconds
 		return a == int64(b) || max(a, int64(b))-min(a, int64(b)) <= int64(time.Millisecond)
 	}
-	return s, a.Remaining == got.Remaining && near(a.Retry, got.RetryAfter) && near(a.Reset, got.ResetAfter)
+	return s, g, a.Remaining == got.Remaining && near(a.Retry, got.RetryAfter) && near(a.Reset, got.ResetAfter)
 }
 
-// report fills in the result, and the state and the block if they are wanted.
-func (r *Result) report(a rule.Answer, s rule.State, b rule.Block) {
+// report fills in the result, and what the counter holds if that is wanted.
+func (r *Result) report(a rule.Answer, s rule.State, g rule.Log, b rule.Block) {
 	wanted := r.state
 	*r = resultOf(a)
 	if r.state = wanted; wanted != nil {
 		wanted.mu.Lock()
-		wanted.state, wanted.block, wanted.known = s, b, true
+		wanted.state, wanted.log, wanted.block, wanted.known = s, g, b, true
 		wanted.mu.Unlock()
 	}
 }
@@ -321,26 +329,9 @@ func needs(l *Limit) (need Kinds) {
 func validateKinds(s Store, limits []Limit) error {
 	for _, l := range limits {
 		if need := needs(&l); need != 0 {
-			_, err := kindStore(s, need)
-			if err == nil && need&KindRolling != 0 {
-				err = refuseRemoteRolling(s)
-			}
-			if err != nil {
+			if _, err := kindStore(s, need); err != nil {
 				return fmt.Errorf("limit %v: %w", l, err)
 			}
-		}
-	}
-	return nil
-}
-
-// refuseRemoteRolling returns an error for a store that is, or wraps, a [RemoteStore]. What
-// this process knows of a remote store's keys has no instants of single units. So a limiter
-// could neither answer denials by itself nor count while the store is away.
-func refuseRemoteRolling(s Store) error {
-	for _, layer := range layers(s) {
-		if _, ok := layer.(RemoteStore); ok {
-			return fmt.Errorf("%s (prefix %q) is a RemoteStore, and a limiter cannot count rolling windows while such a store is away: "+
-				"use a MemoryStore, or another limit such as SlidingWindow", storeName(s), s.Prefix())
 		}
 	}
 	return nil

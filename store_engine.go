@@ -88,7 +88,7 @@ func (e storeEngine) Take(ctx context.Context, r engine.Request, answers []rule.
 	reply.Exact = len(r.States) > 0
 	for i := range states {
 		var ok bool
-		r.States[i], ok = states[i].get(r.Limits.Rules[i], asked, reply.At, &buf[i])
+		r.States[i], r.Logs[i], ok = states[i].get(r.Limits.Rules[i], asked, reply.At, &buf[i])
 		reply.Exact = reply.Exact && ok
 	}
 	for i, result := range buf[:len(answers)] {

@@ -197,7 +197,7 @@ func (s *MemoryStore) validateCall(limits []Limit) error {
 	return nil
 }
 
-// takeReporting is take for a limiter that wants the states and the blocks, too.
+// takeReporting is take for a limiter that wants to know what the counters hold, too.
 func (s *MemoryStore) takeReporting(key string, n int64, limits []Limit, results []Result, blocking *table.Blocking) Instant {
 	var rules [MaxLimits]rule.Limit
 	var answers [MaxLimits]rule.Answer
@@ -206,7 +206,7 @@ func (s *MemoryStore) takeReporting(key string, n int64, limits []Limit, results
 	_, at, marks := s.table.TakeBlocking(h, n, clock.Now(), false, under, answers[:len(limits)], states[:len(limits)], nil, blocking)
 	for i := range limits {
 		b, _ := s.table.BlockOf(h, at, &under[i])
-		results[i].report(answers[i], states[i], b)
+		results[i].report(answers[i], states[i], s.table.LogOf(h, at, &under[i]), b)
 	}
 	mark(results, marks.Blocked, marks.Began)
 	return Instant(at)

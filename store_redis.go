@@ -154,9 +154,10 @@ func (s *RedisStore) TakeShared(ctx context.Context, r SharedRequest, results []
 		request.Pending = append(request.Pending, rule.Pending{Units: max(0, p.Units), At: int64(max(0, p.At))})
 	}
 	var states [MaxLimits]rule.State
+	var logs [MaxLimits]rule.Log
 	var blocks [MaxLimits]rule.Block
 	if len(given) > 0 && results[0].state != nil {
-		request.States, request.Blocks = states[:len(given)], blocks[:len(given)]
+		request.States, request.Logs, request.Blocks = states[:len(given)], logs[:len(given)], blocks[:len(given)]
 	}
 	reply, err := s.engine.Take(ctx, request, given)
 	if err != nil {
@@ -164,7 +165,7 @@ func (s *RedisStore) TakeShared(ctx context.Context, r SharedRequest, results []
 	}
 	for i, a := range given {
 		if reply.Exact {
-			results[i].report(a, states[i], blocks[i])
+			results[i].report(a, states[i], logs[i], blocks[i])
 		} else {
 			results[i] = resultOf(a)
 		}
@@ -173,8 +174,8 @@ func (s *RedisStore) TakeShared(ctx context.Context, r SharedRequest, results []
 	return SharedReply{At: Instant(reply.At), Granted: reply.Granted, Newest: reply.Newest}, nil
 }
 
-// Kinds implements [KindStore]. It returns [KindBlock] and [KindCalendar].
-func (s *RedisStore) Kinds() Kinds { return KindBlock | KindCalendar }
+// Kinds implements [KindStore]. It returns [KindBlock], [KindRolling] and [KindCalendar].
+func (s *RedisStore) Kinds() Kinds { return KindBlock | KindRolling | KindCalendar }
 
 // Block implements [KindStore].
 func (s *RedisStore) Block(ctx context.Context, key string, b Block, limits []Limit) error {

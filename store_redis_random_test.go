@@ -53,11 +53,13 @@ func agree(t *testing.T, r *rand.Rand) {
 	}
 	pick := func() Limit {
 		w := windows[r.IntN(len(windows))]
-		switch r.IntN(3) {
+		switch r.IntN(4) {
 		case 0:
 			return FixedWindow(units(), w)
 		case 1:
 			return SlidingWindow(units(), w)
+		case 2:
+			return Rolling(min(units(), MaxRolling), w)
 		}
 		b := rates[w]
 		if r.IntN(4) == 0 && b.Burst() > 1 {

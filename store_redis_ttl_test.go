@@ -18,6 +18,7 @@ func TestRedisTTLIsExact(t *testing.T) {
 	for _, l := range []Limit{
 		FixedWindow(7, time.Hour), SlidingWindow(7, time.Hour), TokenBucket(7, time.Hour, 3), TokenBucket(999, time.Second, 5),
 		SlidingWindow(999, 7*time.Millisecond), FixedWindow(1, time.Millisecond), FixedWindow(2, 1500*time.Microsecond),
+		Rolling(7, time.Hour), Rolling(999, time.Second), Rolling(1, time.Millisecond), Rolling(5, 7*time.Millisecond), Rolling(2, 1500*time.Microsecond), Rolling(3, years),
 	} {
 		for i, steps := range [][]int64{{1}, {2, 1}, {2, -1}, {2, 0}, {3, 3, 3}} {
 			key := fmt.Sprint(i)

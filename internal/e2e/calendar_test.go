@@ -59,7 +59,7 @@ func TestCalendarKeysEndWithTheirPeriods(t *testing.T) {
 func TestCalendarIsExactAcrossProcesses(t *testing.T) {
 	server := redistest.Start(t)
 	const n = 500
-	limits := append(calendars(t, n), FixedWindow(2*n, time.Hour), TokenBucket(1, time.Hour, n+50))
+	limits := append(calendars(t, n), FixedWindow(2*n, time.Hour), TokenBucket(1, time.Hour, n+50), Rolling(n+7, time.Hour))
 	var admitted atomic.Int64
 	var all sync.WaitGroup
 	for range 3 {
@@ -86,7 +86,7 @@ func TestCalendarIsExactAcrossProcesses(t *testing.T) {
 	all.Wait()
 	require.EqualValues(t, n, admitted.Load())
 	results, _ := take(t, redisStore(t, server.Client(), "rl:exact:"), "k", 0, limits...)
-	require.Equal(t, []int64{0, 0, 0, n, 50}, []int64{
-		results[0].Remaining, results[1].Remaining, results[2].Remaining, results[3].Remaining, results[4].Remaining,
+	require.Equal(t, []int64{0, 0, 0, n, 50, 7}, []int64{
+		results[0].Remaining, results[1].Remaining, results[2].Remaining, results[3].Remaining, results[4].Remaining, results[5].Remaining,
 	}, "all or none")
 }

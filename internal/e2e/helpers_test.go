@@ -33,25 +33,25 @@ func within(t *testing.T, d time.Duration) context.Context {
 // hour is a limit whose window does not end during a test.
 var hour = FixedWindow(5, time.Hour)
 
-// algorithms returns a limit of each algorithm, for n units in windows so long that no
+// algorithms returns a limit of each algorithm but the calendar, for n units in windows so long that no
 // units come back during a test.
 func algorithms(n int64) []Limit {
 	const window = 1000 * time.Hour
-	return []Limit{FixedWindow(n, window), SlidingWindow(n, window), TokenBucket(n, window, n)}
+	return []Limit{FixedWindow(n, window), SlidingWindow(n, window), TokenBucket(n, window, n), Rolling(n, window)}
 }
 
-// limitSets returns the three algorithms together and each alone.
+// limitSets returns the algorithms together and each alone.
 func limitSets(n int64) [][]Limit {
 	l := algorithms(n)
-	return [][]Limit{l, l[:1], l[1:2], l[2:]}
+	return [][]Limit{l, l[:1], l[1:2], l[2:3], l[3:]}
 }
 
 // contestedSets returns the limits for callers that compete for n units: each algorithm
-// alone, and sets of two and three of which one is the narrowest.
+// alone, and sets of several of which one is the narrowest.
 func contestedSets(n int64) [][]Limit {
 	l := algorithms(n)
 	loose := FixedWindow(n+50, time.Hour)
-	return [][]Limit{l[:1], l[1:2], l[2:], {loose, l[1]}, {l[0], loose}, l}
+	return [][]Limit{l[:1], l[1:2], l[2:3], l[3:], {loose, l[1]}, {l[0], loose}, {loose, l[3]}, {l[3], loose}, l}
 }
 
 // windowOf returns a limit's window as it is written in keys and in ParseLimit.

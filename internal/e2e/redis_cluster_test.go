@@ -57,7 +57,7 @@ func TestShardsCountExactly(t *testing.T) {
 		s := redisStore(t, client, "rl:")
 
 		// Hostile keys do not collide or fail, and all limits of a key are in one slot.
-		limits := append(algorithms(1), FixedWindow(1, time.Hour), SlidingWindow(1, time.Hour))
+		limits := append(algorithms(1), FixedWindow(1, time.Hour), SlidingWindow(1, time.Hour), Rolling(1, time.Hour))
 		for _, key := range hostileKeys() {
 			_, admitted := take(t, s, key, 1, limits...)
 			require.True(t, admitted, "%.200q", key)
@@ -79,7 +79,7 @@ func TestShardsCountExactly(t *testing.T) {
 		var admitted atomic.Int64
 		for i := range 64 {
 			wg.Go(func() {
-				results := make([]Result, 3)
+				results := make([]Result, 4)
 				for j := range 12 {
 					if _, err := s.Take(ctx, fmt.Sprintf("user:%d:%d", i, j%4), 1, algorithms(2), results); err != nil {
 						t.Error(err)

@@ -45,7 +45,7 @@ const slack = 10 * time.Second
 func TestEveryKeyHasATTLAfterEveryOperation(t *testing.T) {
 	c := redistest.Start(t).Client()
 	s := redisStore(t, c, "rl:ttl:")
-	for _, limits := range [][]Limit{algorithms(7)[:1], algorithms(7)[1:2], algorithms(7)[2:], algorithms(7), {FixedWindow(7, time.Hour), FixedWindow(7, time.Minute)}} {
+	for _, limits := range [][]Limit{algorithms(7)[:1], algorithms(7)[1:2], algorithms(7)[2:3], algorithms(7)[3:], algorithms(7), {FixedWindow(7, time.Hour), FixedWindow(7, time.Minute)}, {Rolling(7, time.Hour), Rolling(7, time.Minute)}} {
 		for _, first := range operations {
 			for _, second := range operations {
 				for _, op := range []func(Store, string, []Limit) error{first.do, second.do} {

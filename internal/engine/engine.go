@@ -68,6 +68,9 @@ type Request struct {
 	// engine's clock in nanoseconds. It may be nil. An engine that does not know the
 	// states leaves it unchanged; see Reply.Exact.
 	States []rule.State
+	// Logs is a buffer as long as States for the logs of rolling windows, which have no
+	// state, in nanoseconds, too.
+	Logs []rule.Log
 
 	// Blocks is a buffer for the blocks of the counters after the call, one for each
 	// limit, by the engine's clock in nanoseconds. It may be nil; otherwise it has zero

@@ -98,12 +98,12 @@ func TestBlockKeepsKnownState(t *testing.T) {
 		c := newCache()
 		c.Observe(hour, hour)
 		take(c, "key", 4, hour, false, l)
-		before, _ := c.State("key", hour, &l)
+		before, _ := c.memory.table.State(c.at("key").Hash, hour, &l)
 		c.Learn("key", Reply{
 			N: 1, Limits: []rule.Limit{l}, Answers: []rule.Answer{{Retry: minute, More: minute, Reset: 2 * hour}},
 			Blocks: []rule.Block{{Until: hour + 2*minute}}, At: hour + minute, Now: hour + minute, Recheck: -1,
 		})
-		after, _ := c.State("key", hour+minute, &l)
+		after, _ := c.memory.table.State(c.at("key").Hash, hour+minute, &l)
 		require.Equal(t, before, after)
 		require.True(t, isDenied(c, "key", 1, hour+minute, -1, l))
 		require.True(t, isDenied(c, "key", 2, hour+minute, -1, l), "the block denies every cost, although no state was reported")

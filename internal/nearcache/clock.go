@@ -96,7 +96,15 @@ func (k *clock) observe(at, now int64) {
 
 // here returns what our clock showed when the store's clock showed at.
 func (k *clock) here(at int64) int64 {
-	return at - k.offset.Load()
+	return before(at, k.offset.Load())
+}
+
+// before returns at - offset for at >= 0, or the last instant if that is too large.
+func before(at, offset int64) int64 {
+	if offset < 0 && at > math.MaxInt64+offset {
+		return math.MaxInt64
+	}
+	return at - offset
 }
 
 // store returns what the store's clock shows when ours shows now. known is false

@@ -1,6 +1,7 @@
 package nearcache
 
 import (
+	"cmp"
 	"math"
 	"slices"
 	"strings"
@@ -59,7 +60,8 @@ type owedBlock struct {
 // record has units of one counter that the store is owed.
 //
 // If units is positive, the units were taken. Unless the counter is a bucket, all of
-// them belong to one window. If units is negative, they were given back, and the record
+// them belong to one window. Units of a rolling window are of instants close to each other;
+// see rollingParts. If units is negative, they were given back, and the record
 // is made by givenBack. The fields first and last have another meaning then, so that
 // records stay small: see takenAt.
 type record struct {
@@ -67,7 +69,7 @@ type record struct {
 	units  int64
 	first  int64 // taken: when the first of them was taken, on our clock. Given back: takenAt().Here
 	last   int64 // taken: when the last of them was taken, on our clock. Given back: takenAt().Store
-	window int64 // taken: when the counter's window opened, or its period ends. Given back: 0
+	window int64 // taken: when the counter's window opened, or its period ends; of a rolling window, an instant of the part that they are in. Given back: 0
 	level  int64 // taken from a bucket: its level after the last of these were taken; see levelOf
 }
 
@@ -89,6 +91,12 @@ const (
 	blockBytes  = 32
 	// roomyKey is the cost of a key of 48 bytes with one record.
 	roomyKey = entryBytes + recordBytes + 48
+	// rollingParts is into how many parts the ledger divides a rolling window. Parts begin
+	// at fixed instants. The units of one part are in one record, and are sent with the last
+	// of their instants. So a key has few records, the store is sent few commands, and there
+	// a unit counts for at most a 64th of the window too long. It counts too short only by the
+	// time that an answer travels; see clock.
+	rollingParts = 64
 	// maxGivenBack is the largest number of records of units given back that a
 	// key has.
 	maxGivenBack = 16
@@ -259,11 +267,14 @@ func (e *entry) dropForgotten(now int64) {
 // bucket, whose units may have leaked: notLeaked says how many.
 func (r *record) counts(now int64) bool {
 	l, began := r.limit.Value(), r.window
-	if r.units < 0 {
+	switch {
+	case r.units < 0:
 		began = r.takenAt().Here
+	case l.Kind == rule.Rolling:
+		began = r.last
 	}
 	switch l.Kind {
-	case rule.Fixed:
+	case rule.Fixed, rule.Rolling:
 		return now-began < l.Window
 	case rule.Sliding:
 		return now-began < 2*l.Window
@@ -301,6 +312,12 @@ func (e *entry) owe(l *rule.Limit, after rule.State, window, n, at int64) {
 			r.first, r.last = min(r.first, at), max(r.last, at)
 			return
 		}
+		if l.Kind == rule.Rolling {
+			// A charge is of an earlier instant than the units before it. If it did not
+			// find their record, each charge would make two more. The order of the records
+			// does not matter: see sortRolling.
+			continue
+		}
 		break
 	}
 	e.records = append(e.records, record{unique.Make(*l), n, at, at, window, level})
@@ -320,11 +337,26 @@ func (e *entry) giveBack(l *rule.Limit, n int64, at Instant, now int64, move tab
 		// record has them, but they still count here, they have been sent to the store.
 		// If the counter was evicted, it is not known whether they still count, and
 		// nothing is given back.
+		if l.Kind == rule.Rolling && found {
+			// The record may have units of other instants, too. They stay if those that are
+			// given back are gone already, because a refund of any instant has removed them.
+			left = min(left, given)
+		}
 		left = max(0, min(left, given)-e.reduce(l, left, at.Here, now))
 	case anyTime:
 		// The units may have been decided here or by the store.
 		if found {
 			left = min(left, given)
+		}
+		if l.Kind == rule.Rolling {
+			// These are the youngest units. Those that are not in records are the youngest
+			// ones at the store, whatever their instants are there. They must not be given
+			// back when they have left, because then other units are the youngest.
+			left -= e.reduceYoungest(l, left, move.Oldest)
+			if at.Here = move.Oldest; !found {
+				left = 0 // it is not known for how long the youngest units at the store count
+			}
+			break
 		}
 		left -= e.reduce(l, left, at.Here, now)
 		at.Store = unknown
@@ -345,12 +377,19 @@ func (e *entry) giveBack(l *rule.Limit, n int64, at Instant, now int64, move tab
 	}
 	others, newest := 0, -1 // records of units given back to this counter
 	for i := range e.records {
-		if e.records[i].units < 0 && e.records[i].sameCounter(l) {
-			others++
+		if e.records[i].units >= 0 || !e.records[i].sameCounter(l) {
+			continue
+		}
+		others++
+		// Youngest units of a rolling window, and units of an instant, stay apart.
+		if l.Kind != rule.Rolling || (e.records[i].last == AnyTime.Store) == anyTime {
 			newest = i
 		}
 	}
-	if others > 0 && (others >= maxGivenBack || e.records[newest].takenAt() == r.takenAt()) {
+	if newest < 0 && others >= maxGivenBack {
+		return
+	}
+	if newest >= 0 && (others >= maxGivenBack || e.records[newest].takenAt() == r.takenAt()) {
 		// Join the two records with the earlier of their instants. The store then gives
 		// back the same or less, never more.
 		join := &e.records[newest]
@@ -371,6 +410,11 @@ func (e *entry) reduce(l *rule.Limit, n, at, now int64) (found int64) {
 		whole := unbounded(*l)
 		n = whole.Adjust(rule.State{}, now, n, now-at).A
 	}
+	if l.Kind == rule.Rolling {
+		// A part may have two records if sending one of them has failed. The one with the
+		// earlier instant is reduced first, so that the other units count for long enough.
+		return e.reduceBy(n, func(r, than *record) bool { return r.last < than.last }, func(r *record) bool { return r.sameCounter(l) && r.covers(l, at) })
+	}
 	for i := range e.records {
 		r := &e.records[i]
 		if r.units <= 0 || !r.sameCounter(l) || !r.covers(l, at) {
@@ -384,13 +428,43 @@ func (e *entry) reduce(l *rule.Limit, n, at, now int64) (found int64) {
 	return found
 }
 
+// reduceYoungest is reduce for the youngest units of a rolling window, from the instant
+// oldest on.
+func (e *entry) reduceYoungest(l *rule.Limit, n, oldest int64) (found int64) {
+	return e.reduceBy(n, func(r, than *record) bool { return r.last > than.last }, func(r *record) bool { return r.sameCounter(l) && r.last >= oldest })
+}
+
+// reduceBy takes up to n units out of the records that match, so that they are not sent. It
+// begins with the record that comes before all others. It returns how many units it has
+// found.
+func (e *entry) reduceBy(n int64, before func(r, than *record) bool, matches func(*record) bool) (found int64) {
+	for found < n {
+		var first *record
+		for i := range e.records {
+			if r := &e.records[i]; r.units > 0 && matches(r) && (first == nil || before(r, first)) {
+				first = r
+			}
+		}
+		if first == nil {
+			break
+		}
+		k := min(n-found, first.units)
+		first.units -= k
+		found += k
+	}
+	e.records = slices.DeleteFunc(e.records, func(r record) bool { return r.units == 0 })
+	return found
+}
+
 // isIn reports whether the units of a record belong to a window that opened, or a period
 // that ends, at an instant. The end of one period is worked out again and again, from two
-// clocks.
+// clocks. For a rolling window, isIn reports whether the instant is in the same part as theirs.
 func (r *record) isIn(l *rule.Limit, window int64) bool {
-	if l.Kind == rule.Calendar {
-		apart := r.window - window
-		return max(apart, -apart) < l.Window/2
+	switch l.Kind {
+	case rule.Calendar:
+		return max(r.window-window, window-r.window) < l.Window/2
+	case rule.Rolling:
+		return partOf(l, r.window) == partOf(l, window)
 	}
 	return r.window == window
 }
@@ -402,9 +476,15 @@ func (r *record) covers(l *rule.Limit, at int64) bool {
 		return true
 	case rule.Calendar:
 		return at >= r.window-l.Window && at < r.window
+	case rule.Rolling:
+		return r.isIn(l, at)
 	}
 	return at >= r.window && at < r.window+l.Window
 }
+
+// partOf returns the number of the part of a rolling window that an instant is in; see
+// rollingParts.
+func partOf(l *rule.Limit, at int64) int64 { return at / (l.Window / rollingParts) }
 
 // unbounded returns a limit of the same kind and rate that any number of units
 // fits into.
@@ -518,6 +598,7 @@ func (c *Cache) BeginSending(key string, now int64) *Batch {
 		return nil
 	}
 	b := &Batch{Key: strings.Clone(key), entry: e, done: make(chan struct{})}
+	e.sortRolling()
 	for i := range e.records {
 		b.add(c, &p, &e.records[i], now)
 	}
@@ -533,6 +614,38 @@ func (c *Cache) BeginSending(key string, now int64) *Batch {
 	}
 	c.changed(&p, e, now)
 	return b
+}
+
+// sortRolling puts the records of rolling windows into the order in which they are sent.
+// Units given back come first: the store has counted them, and so it removes none that it is
+// sent after that. Then come the units taken, the youngest first. The store has room for N
+// units. The oldest ones may have left already, although the last of their record has not.
+// If they were sent first, there might be no room for the youngest ones, which count for
+// longest.
+//
+// Records may be of limits with other numbers, as of plans, and a lower one may have no room
+// after the others. So all are sent with the highest number.
+func (e *entry) sortRolling() {
+	order := func(r *record) int64 {
+		l := r.limit.Value()
+		switch {
+		case l.Kind != rule.Rolling:
+			return math.MinInt64
+		case r.units < 0:
+			return math.MinInt64 + 1
+		}
+		return -r.last
+	}
+	slices.SortStableFunc(e.records, func(a, b record) int { return cmp.Compare(order(&a), order(&b)) })
+	for i := range e.records {
+		r := &e.records[i]
+		l := r.limit.Value()
+		for j := range e.records {
+			if other := e.records[j].limit.Value(); l.Kind == rule.Rolling && r.sameCounter(&other) && other.N > l.N {
+				r.limit, l = e.records[j].limit, other
+			}
+		}
+	}
 }
 
 // add adds the units of a record that still count to the batch. The stripe must
@@ -553,6 +666,8 @@ func (b *Batch) add(c *Cache, p *keyRef, r *record, now int64) {
 		// If a window is open at the store, the units are charged to it, whenever it has
 		// opened. If none is open, the instant of the first unit opens one.
 		send(*r, Here(r.first))
+	case l.Kind == rule.Rolling:
+		send(*r, Here(r.last))
 	case l.Kind == rule.Calendar:
 		// All of them are of one period. The last one is the surest to be in it by the
 		// store's clock, too.

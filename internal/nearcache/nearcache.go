@@ -263,6 +263,7 @@ type Reply struct {
 	Limits  []rule.Limit  // under which they were asked for
 	Answers []rule.Answer // under each limit
 	States  []rule.State  // after the call, on the store's clock; nil if the store does not report them
+	Logs    []rule.Log    // as long as States; the logs of rolling windows, which have no state
 	Blocks  []rule.Block  // after the call, on the store's clock, zero where there is none; nil if the store counts no blocks
 	At      int64         // the store's instant of the decision
 	Now     int64         // ours, when the answer arrived
@@ -280,8 +281,8 @@ type Reply struct {
 // If the key is blocked by now, no unit of its lease is handed out any more.
 //
 // If the store does not report its states, Learn guesses them from the answers (see
-// [rule.Limit.Guess]). A denial by a sliding window whose state was guessed is used with
-// care. It is only used for the number of units that were asked for, and only if the guess is
+// [rule.Limit.Guess]). A denial by a sliding or a rolling window whose state was guessed is
+// used with care. It is only used for the number of units that were asked for, and only if the guess is
 // exact for them.
 func (c *Cache) Learn(key string, r Reply) {
 	c.clock.observe(r.At, r.Now)
@@ -289,6 +290,7 @@ func (c *Cache) Learn(key string, r Reply) {
 	var blocks [MaxLimits]rule.Block
 	blocked, ends := c.blocksOf(&r, at, &blocks)
 	states, guessed := c.statesOf(&r, blocked, at)
+	logs := c.logsOf(&r, blocked, at)
 	p := c.at(key)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -311,7 +313,7 @@ func (c *Cache) Learn(key string, r Reply) {
 		}
 	}
 	older := p.older(r.At, r.Now)
-	learnt := table.Learnt{States: states[:len(r.Limits)], StatesOlder: older || r.uncertain(blocked), BlocksOlder: older, Odd: c.clock.odd.Load()}
+	learnt := table.Learnt{States: states[:len(r.Limits)], Logs: logs, StatesOlder: older || r.uncertain(blocked), BlocksOlder: older, Odd: c.clock.odd.Load()}
 	if r.Blocks != nil {
 		learnt.Blocks = blocks[:len(r.Blocks)]
 	}
@@ -346,7 +348,7 @@ func (c *Cache) permit(p *keyRef, n, ends, now, recheck int64) {
 }
 
 // statesOf returns the states of a reply on our clock. guessed is true if the store
-// has not reported its states and a sliding window denies that is not blocked. The answer
+// has not reported its states and a sliding or a rolling window denies that is not blocked. The answer
 // for a limit that is blocked does not show its state, so its state is fresh then, and the
 // reply is uncertain.
 func (c *Cache) statesOf(r *Reply, blocked uint8, at int64) (states [MaxLimits]rule.State, guessed bool) {
@@ -357,7 +359,7 @@ func (c *Cache) statesOf(r *Reply, blocked uint8, at int64) (states [MaxLimits]r
 		}
 		if r.States == nil {
 			states[i] = l.Guess(r.Answers[i], at)
-			guessed = guessed || l.Kind == rule.Sliding && r.Answers[i].Retry > 0
+			guessed = guessed || (l.Kind == rule.Sliding || l.Kind == rule.Rolling) && r.Answers[i].Retry > 0
 			continue
 		}
 		s := r.States[i]
@@ -368,6 +370,32 @@ func (c *Cache) statesOf(r *Reply, blocked uint8, at int64) (states [MaxLimits]r
 		}
 	}
 	return states, guessed
+}
+
+// logsOf returns the logs of a reply on our clock, as statesOf returns the states. It returns
+// nil if no limit is a rolling window. The table keeps them, so they are new.
+func (c *Cache) logsOf(r *Reply, blocked uint8, at int64) (logs []rule.Log) {
+	offset := c.clock.offset.Load() // one for all instants, so that they stay in order
+	for i := range r.Limits {
+		l := &r.Limits[i]
+		if l.Kind != rule.Rolling {
+			continue
+		}
+		if logs == nil {
+			logs = make([]rule.Log, len(r.Limits))
+		}
+		within := func(instant int64) int64 { // in the future, it would count for longer than its window
+			return max(0, min(instant, r.Now))
+		}
+		switch {
+		case r.States != nil:
+			logs[i] = r.Logs[i].Map(func(instant int64) int64 { return within(before(instant, offset)) })
+		case blocked>>i&1 == 0:
+			guess := l.GuessLog(r.Answers[i], at, r.N)
+			logs[i] = guess.Map(within)
+		}
+	}
+	return logs
 }
 
 // uncertain reports whether the states are guessed and may count for less than the
@@ -385,10 +413,10 @@ func (r *Reply) uncertain(blocked uint8) bool {
 }
 
 // exact reports whether the guessed states deny for exactly as long as the
-// store has answered.
+// store has answered. The guess of a log does.
 func exact(r *Reply, states []rule.State, at int64) bool {
 	for i := range r.Limits {
-		if r.Answers[i].Retry > 0 {
+		if r.Answers[i].Retry > 0 && r.Limits[i].Kind != rule.Rolling {
 			if _, a := r.Limits[i].Take(states[i], at, r.N); a.Retry != r.Answers[i].Retry {
 				return false
 			}
@@ -466,7 +494,11 @@ func (c *Cache) took(p *keyRef, key string, n, at int64, limits []rule.Limit, af
 	}
 	e := c.open(p, key)
 	for i := range limits {
-		e.owe(&limits[i], after[i], after[i].T, n, at)
+		window := after[i].T
+		if limits[i].Kind == rule.Rolling {
+			window = at
+		}
+		e.owe(&limits[i], after[i], window, n, at)
 	}
 	c.changed(p, e, at)
 }
@@ -503,7 +535,10 @@ func (c *Cache) Adjust(key string, n int64, at Instant, now int64, limits []rule
 		l, taken := &limits[i], min(at.Here, now)
 		if n > 0 {
 			window := moves[i].After.T
-			if l.Kind == rule.Sliding && taken < window {
+			switch {
+			case l.Kind == rule.Rolling:
+				window = taken
+			case l.Kind == rule.Sliding && taken < window:
 				window -= l.Window // into the older of its two windows
 			}
 			e.owe(l, moves[i].After, window, moves[i].Units, taken)
@@ -531,8 +566,8 @@ func (c *Cache) Erase(key string, now int64, limits []rule.Limit) {
 	delete(p.leases, key)
 }
 
-// State returns the state of a key under a limit, and whether it has a counter. If not,
-// the key is unused or its counter was evicted. It does not lock the stripe.
-func (c *Cache) State(key string, now int64, l *rule.Limit) (state rule.State, found bool) {
-	return c.memory.table.State(c.memory.table.Hash(key, c.owner), now, l)
+// DeniesWithout reports whether n units of a key are denied here under a limit even if all
+// pending units, on our clock, are given back. It does not lock the stripe.
+func (c *Cache) DeniesWithout(key string, pending []rule.Pending, n, now int64, l *rule.Limit) bool {
+	return c.memory.table.DeniesWithout(c.memory.table.Hash(key, c.owner), pending, n, now, l)
 }

@@ -526,7 +526,7 @@ func TestLatencyMovesNoWindow(t *testing.T) {
 		reply := store.take("key", 1, hour+i*ms, limits)
 		reply.Now += ms + r.Int64N(50*ms)
 		c.Learn("key", reply)
-		state, held := c.State("key", reply.Now, &l)
+		state, held := c.memory.table.State(c.at("key").Hash, reply.Now, &l)
 		require.True(t, held)
 		if i == 0 {
 			openedAt = state.T

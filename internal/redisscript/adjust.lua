@@ -3,7 +3,7 @@
 -- moves each counter only as far as the units still count there. It keeps the
 -- counters' blocks.
 --
--- Adjust is lib.lua, move.lua and then this file. The package comment in script.go
+-- Adjust is lib.lua, rolling.lua, move.lua and then this file. The package comment in script.go
 -- describes the protocol:
 --
 --   KEYS   a counter for each limit
@@ -11,7 +11,8 @@
 --          the units: less than 0 gives them back, more than 0 charges them
 --          when they were taken, by this server's time, or "now"
 --   reply  the server's time
---          for each limit: T, A, B before, and T, A, B after
+--          for each limit: T, A, B before, and T, A, B after; of a rolling
+--            window B is 0
 --   error  JUNK i, if key i does not hold a counter, or CLOCK and the server's
 --          time; nothing was changed
 --
@@ -39,8 +40,7 @@ for _ = 1, 5 do
   if math.abs(now - (time[1] * 1000000 + time[2])) < 1000 then break end
 end
 
-local age = 0 -- of the units
-if takenAt ~= 'now' then age = math.max(0, now - tonumber(takenAt)) end
+local taken = tonumber(takenAt) or math.huge
 
 -- Nothing is written until all keys are known to hold counters.
 local before, after, mustWrite, blocks = {}, {}, {}, {}
@@ -50,10 +50,14 @@ for i = 1, #KEYS do
   local t, a, b, needed, block = decode(kind, values[i], lives[i], w, burst, now)
   if not t then return redis.error_reply('JUNK ' .. i) end
   t, a, b = at(kind, t, a, b, n, w, burst, now)
-  before[i], after[i] = {t, a, b}, {move(kind, t, a, b, n, w, burst, now, units, age)}
+  before[i], after[i] = {t, a, b}, {move(kind, t, a, b, n, w, burst, now, units, taken)}
   mustWrite[i], blocks[i] = needed, block
-  for _, number in ipairs(before[i]) do reply[#reply + 1] = number end
-  for _, number in ipairs(after[i]) do reply[#reply + 1] = number end
+  for _, state in ipairs({before[i], after[i]}) do
+    for j, number in ipairs(state) do
+      if j == 3 and kind == 'r' then number = 0 end
+      reply[#reply + 1] = number
+    end
+  end
 end
 
 for i = 1, #KEYS do

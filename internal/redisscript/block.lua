@@ -3,7 +3,7 @@
 -- It is for blocks by hand, which have rung 0, and for blocks that a process has
 -- started while it could not reach this server.
 --
--- Block is lib.lua and then this file. The package comment in script.go
+-- Block is lib.lua, rolling.lua and then this file. The package comment in script.go
 -- describes the protocol:
 --
 --   KEYS   a counter for each limit

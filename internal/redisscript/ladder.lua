@@ -18,6 +18,7 @@
 local function wait(kind, t, a, b, n, w, burst, now, cost)
   if kind == 'f' then return t + w - now end
   if kind == 'p' then return t - now end
+  if kind == 'r' then return unit(b, a + cost - n) + w - now end
   if kind == 's' then
     local room, units = n - a - cost, b
     local window = t -- of which the units are the window before
@@ -41,11 +42,12 @@ deniesWithout = function(i, t, a, b, cost, firstPending)
     refill = span + ceildiv(remainder, n)
   end
   for arg = firstPending, #ARGV, 2 do
-    local age = 0
-    if ARGV[arg + 1] ~= 'now' then age = math.max(0, now - ARGV[arg + 1]) end
-    if kind ~= 'b' then
-      t, a, b = move(kind, t, a, b, n, w, burst, now, -ARGV[arg], age)
-    elseif age < refill then
+    local taken = tonumber(ARGV[arg + 1]) or math.huge
+    if kind == 'r' then
+      if taken > now - w then a = math.max(0, a - ARGV[arg]) end
+    elseif kind ~= 'b' then
+      t, a, b = move(kind, t, a, b, n, w, burst, now, -ARGV[arg], taken)
+    elseif now - taken < refill then
       a, b = drain(a, b, ARGV[arg] + 0, 0, w)
     end
   end

@@ -1,10 +1,11 @@
 -- The limits in ARGV, reading and writing counters, and the arithmetic of
--- internal/rule: what Take, Adjust and Block share.
+-- internal/rule: what Take, Adjust and Block share. Logs of rolling windows are in
+-- rolling.lua.
 --
 -- The fourth file of Take, after the fast paths: take_begin.lua lists the files. The first file of Adjust and of Block.
 --
 --   KEYS   for each key: a counter for each limit
---   ARGV   for each limit: kind (f, s or b), N, window, and burst if it is a b;
+--   ARGV   for each limit: kind (f, s, b or r), N, window, and burst if it is a b;
 --            or kind p, for a period of a calendar, N, and four instants: where
 --            the period before the present one began, where the present one
 --            did, where it ends, and where the next one ends;
@@ -18,6 +19,7 @@
 --   limitCount, kinds, N, windows, bursts   the limits, numbered from 1; of a p,
 --                                           window is the length of the present
 --                                           period, and burst its end
+--   rolling                                 true if a limit is a rolling window
 --   ladders                                 their ladders; nil if none has one
 --   ownArg                                  the index of the first own argument
 --   readCounter, readAll, decode, write     functions for counters
@@ -27,7 +29,9 @@
 --
 -- A function that internal/rule has too has the same name here, and is
 -- explained there. Parameters kind, n, w and burst are the fields of a
--- rule.Limit, and t, a and b the fields of a rule.State. Parameter block is a
+-- rule.Limit, and t, a and b the fields of a rule.State. If the limit is a rolling
+-- window, t is the instant of the youngest unit, a the number of units, and b the
+-- log: a string, or 0 if there are no units. Parameter block is a
 -- table with the fields of a rule.Block, or nil: ends (Until), rung and forget.
 -- It also has lasts, the whole duration of the block.
 --
@@ -53,15 +57,18 @@ end
 
 local limitCount, kinds, N, windows, bursts = 0, {}, {}, {}, {}
 local ladders, periods -- periods: by limit, the index of its first instant
+local rolling
 local ownArg = 1
 repeat
   limitCount = limitCount + 1
   local kind = ARGV[ownArg]
-  local hasLadder = kind == 'F' or kind == 'S' or kind == 'B' or kind == 'P'
+  local hasLadder = kind == 'F' or kind == 'S' or kind == 'B' or
+    kind == 'P' or kind == 'R'
   if hasLadder then kind = string.lower(kind) end
   kinds[limitCount] = kind
   N[limitCount] = ARGV[ownArg + 1] + 0
   windows[limitCount] = ARGV[ownArg + 2] + 0
+  rolling = rolling or kind == 'r'
   if kind == 'p' then
     periods = periods or {}
     periods[limitCount] = ownArg + 2
@@ -78,9 +85,10 @@ repeat
     ownArg = ownArg + 1
   end
   local following = ARGV[ownArg]
-until following ~= 'f' and following ~= 's' and following ~= 'b' and
-  following ~= 'F' and following ~= 'S' and following ~= 'B' and
-  following ~= 'p' and following ~= 'P'
+until not following or tonumber(following) -- a limit begins with a letter
+
+-- rolling.lua sets these. They are nil if no limit is a rolling window.
+local readLog, bringLog, insert, moveLog, unit
 
 local function fresh(a, b) return a == 0 and b == 0 end
 
@@ -142,6 +150,7 @@ local function at(kind, t, a, b, n, w, burst, now)
     return t, a, b
   end
   if fresh(a, b) then return now, 0, 0 end
+  if kind == 'r' then return bringLog(t, a, b, w, now) end
   if t >= now then
     if t - now > w then t = now end
     return t, a, b
@@ -187,6 +196,7 @@ end
 local function resetAt(kind, t, a, b, n, w, now)
   if kind == 'f' then return t + w end
   if kind == 'p' then return t end
+  if kind == 'r' then return t + w end
   if kind == 's' then
     if a > 0 then return t + w + w - ceildiv(w, a) + 1 end
     return t + w - ceildiv(w, b) + 1
@@ -277,7 +287,7 @@ local function decode(kind, value, life, w, burst, now)
     local t = (math.floor(now / 1000) + life) * 1000 - w
     return t, tonumber(value), 0, t - now > w
   end
-  if #value == 24 and not isCount and string.byte(value) == 67 then -- 67 is C
+  if #value == 24 and (kind == 's' or kind == 'b') and string.byte(value) == 67 then -- 67 is C
     local struct = rawget(_G, 'struct')
     if not struct then return nil end
     local t, a, b = struct.unpack('>ddd', value)
@@ -285,13 +295,29 @@ local function decode(kind, value, life, w, burst, now)
     return t, a, b, t - now > w
   end
   local mustWrite, block = life == -1, nil
-  local t, a, b
-  if not isCount then t, a, b = string.match(value, '^(%d+) (%d+) (%d+)$') end
-  if not t then
-    local ends, lasts, rung, forget
-    t, a, b, ends, lasts, rung, forget =
-      string.match(value, '^(%d+) (%d+) (%d+) !(%d+) (%d+) ([0-4]) (%d+)$')
-    if not t or #ends > 16 or #lasts > 16 or #forget > 16 then return nil end
+  local t, a, b, ends, lasts, rung, forget
+  if kind == 'r' then
+    local log = value
+    if string.sub(value, 1, 1) == '!' then
+      ends, lasts, rung, forget, log = string.match(value, '^!(%d+) (%d+) ([0-4]) (%d+) (.*)$')
+      if not ends then return nil end
+    end
+    t, a, b = readLog(log, now)
+    if not t or value == '' then return nil end
+  else
+    if not isCount then t, a, b = string.match(value, '^(%d+) (%d+) (%d+)$') end
+    if not t then
+      t, a, b, ends, lasts, rung, forget =
+        string.match(value, '^(%d+) (%d+) (%d+) !(%d+) (%d+) ([0-4]) (%d+)$')
+      if not t then return nil end
+    end
+    if #t > 16 or #a > 15 or #b > 16 then return nil end
+    t, a, b = t + 0, a + 0, b + 0
+    if b > exact then return nil end
+    if kind == 'p' then b = 0 end
+  end
+  if ends then
+    if #ends > 16 or #lasts > 16 or #forget > 16 then return nil end
     block = {ends = ends + 0, lasts = lasts + 0, rung = rung + 0, forget = forget + 0}
     if math.max(block.ends, block.lasts, block.forget) > exact then return nil end
     if block.ends - now > block.lasts then
@@ -300,11 +326,9 @@ local function decode(kind, value, life, w, burst, now)
     end
     if block.ends + block.forget <= now then block = nil end
   end
-  if #t > 16 or #a > 15 or #b > 16 then return nil end
-  t, b = tonumber(t), tonumber(b)
-  if b > exact then return nil end
-  if kind == 'p' then return t, tonumber(a), 0, mustWrite or t - burst > w, block end
-  return t, tonumber(a), b, mustWrite or t - now > w, block
+  local present = now
+  if kind == 'p' then present = burst end
+  return t, a, b, mustWrite or t - present > w, block
 end
 
 -- maxEnd is the latest instant at which a key may expire, in milliseconds: more
@@ -323,7 +347,10 @@ local function write(key, kind, t, a, b, n, w, now, block)
     return
   end
   local value = a
-  if kind ~= 'f' and (kind ~= 'p' or block) then
+  if kind == 'r' then
+    value = b
+    if a == 0 then value = '' end
+  elseif kind ~= 'f' and (kind ~= 'p' or block) then
     value = string.format(stateFormat, t, a, b)
   elseif block then
     -- The window ends on a whole millisecond, as without a block.
@@ -331,8 +358,13 @@ local function write(key, kind, t, a, b, n, w, now, block)
   end
   if block then
     ends = math.max(ends, block.ends + block.forget)
-    value = value .. ' !' .. string.format(stateFormat, block.ends, block.lasts, block.rung) ..
+    local blocked = '!' .. string.format(stateFormat, block.ends, block.lasts, block.rung) ..
       string.format(' ' .. intFormat, block.forget)
+    if kind == 'r' then
+      value = blocked .. ' ' .. value -- before the log, in which any byte can be
+    else
+      value = value .. ' ' .. blocked
+    end
   end
   ends = math.min(maxEnd, ceilMillis(ends))
   redis.call('SET', key, value, 'PXAT', string.format(intFormat, ends))

@@ -18,13 +18,16 @@ local function shift(count, units, n)
   return math.max(count, math.min(count + units, n))
 end
 
--- move returns a state with some units moved that were taken age ago, as Adjust
--- of internal/rule does: less than 0 gives them back, more than 0 charges them.
--- The state must be at now, and so is the one returned.
-local function move(kind, t, a, b, n, w, burst, now, units, age)
+-- move returns a state with some units moved that were taken at an instant, as
+-- Adjust of internal/rule does: less than 0 gives them back, more than 0 charges
+-- them. An instant in the future, such as math.huge, means now. The state must be
+-- at now, and so is the one returned.
+local function move(kind, t, a, b, n, w, burst, now, units, taken)
   if units == 0 or (units < 0 and fresh(a, b)) then return t, a, b end
+  if kind == 'r' then return moveLog(t, a, b, n, w, now, units, taken) end
+  local age = math.max(0, now - taken)
   if kind == 'p' then
-    local taken = now - age
+    taken = now - age
     if taken < math.min(t, burst) - w or units < 0 and taken >= t then return t, a, b end
     return t, shift(a, units, n), 0
   end

@@ -58,14 +58,16 @@ type model struct {
 	key    string              // the key whose counters are used now
 	states map[string]*counter // by the names of the counters
 	log    []string
+	logs   []string // of the last reply
 }
 
 type counter struct {
-	rule.State
-	ends  int64 // in milliseconds
-	block rule.Block
-	lasts int64 // the duration of block
-	long  bool  // its value has a block, which may be forgotten by now
+	rule.State          // of no rolling window
+	log        rule.Log // of a rolling window
+	ends       int64    // in milliseconds
+	block      rule.Block
+	lasts      int64 // the duration of block
+	long       bool  // its value has a block, which may be forgotten by now
 }
 
 // blocking says how takes start blocks. The zero blocking starts none.
@@ -136,10 +138,58 @@ func (m *model) periods(l rule.Limit) (p redisscript.Periods) {
 
 // ahead reports whether a clock that was wrong has written a counter, which is repaired.
 func (m *model) ahead(l rule.Limit, c *counter) bool {
-	if l.Kind == rule.Calendar {
+	switch l.Kind {
+	case rule.Rolling:
+		return l.Repairs(&c.log, m.now)
+	case rule.Calendar:
 		return c.T-l.End() > l.Window
 	}
 	return c.T-m.now > l.Window
+}
+
+// ask returns the answer for n units.
+func (m *model) ask(l rule.Limit, c *counter, n int64) rule.Answer {
+	if l.Kind == rule.Rolling {
+		return l.Ask(&c.log, m.now, n)
+	}
+	_, a := l.Take(c.State, m.now, n)
+	return a
+}
+
+// whole reports whether all units of a counter are left.
+func (m *model) whole(l rule.Limit, c *counter) bool { return m.ask(l, c, 0).Reset == 0 }
+
+// count counts n units that fit, or brings a counter back that is ahead of the clock.
+func (m *model) count(l rule.Limit, c *counter, n int64) {
+	if l.Kind != rule.Rolling {
+		s, _ := l.Take(c.State, m.now, n)
+		m.set(l, c, s, true)
+		return
+	}
+	if l.Repair(&c.log, m.now); n > 0 {
+		l.Count(&c.log, m.now, n)
+	}
+	m.written(l, c)
+}
+
+// units returns the instants that count under a rolling window.
+func (m *model) units(l rule.Limit, g rule.Log) []int64 {
+	instants := g.AppendTo(nil)
+	if l.Repairs(&g, m.now) {
+		for i := range instants {
+			instants[i] = min(instants[i], m.now)
+		}
+	}
+	return slices.DeleteFunc(instants, func(t int64) bool { return t+l.Window <= m.now })
+}
+
+// summary is what Adjust replies about a rolling window.
+func (m *model) summary(l rule.Limit, g rule.Log) rule.State {
+	units := m.units(l, g)
+	if len(units) == 0 {
+		return rule.State{T: m.now}
+	}
+	return rule.State{T: units[len(units)-1], A: int64(len(units))}
 }
 
 // isCount reports whether the value of a counter without a block is a number.
@@ -160,11 +210,15 @@ func (m *model) run(s *redis.Script, keys []string, limits []rule.Limit, with bl
 			counters = append(counters, m.counterOf(l))
 		}
 	}
-	reply, err := s.Run(context.Background(), m.c, counters, append(args, rest...)...).Int64Slice()
+	reply, err := s.Run(context.Background(), m.c, counters, append(args, rest...)...).Slice()
 	if err != nil {
 		m.fail("%v", err)
 	}
-	return reply
+	var numbers []int64
+	if numbers, m.logs, err = redisscript.Numbers(reply); err != nil {
+		m.fail("%v", err)
+	}
+	return numbers
 }
 
 // get returns the counter of a limit, or a fresh one.
@@ -194,7 +248,12 @@ func (m *model) set(l rule.Limit, c *counter, s rule.State, written bool) {
 
 // written is for a counter whose value is written with a new time to live.
 func (m *model) written(l rule.Limit, c *counter) {
-	c.ends = m.end(l, c.State)
+	if c.ends = m.end(l, c.State); l.Kind == rule.Rolling {
+		c.log = rule.LogOf(m.units(l, c.log)) // what has left is not written
+		if c.ends = ceil(m.now, 1000); c.log.N > 0 {
+			c.ends = ceil(c.log.T+l.Window, 1000)
+		}
+	}
 	if c.long = c.block.Forgotten() > m.now; c.long {
 		c.ends = max(c.ends, ceil(c.block.Forgotten(), 1000))
 	} else {
@@ -314,7 +373,8 @@ func (m *model) takeBlocking(limits []rule.Limit, with blocking, asks ...asked) 
 		}
 		args = redisscript.AppendOptions(args, with.upTo, pending)
 	}
-	takes, err := redisscript.ParseTakes(m.run(take, keys, limits, with, args...), len(asks), limits)
+	reply := m.run(take, keys, limits, with, args...)
+	takes, err := redisscript.ParseTakes(reply, m.logs, len(asks), limits)
 	if err != nil || takes.Now != m.now {
 		m.fail("now %d: %v", takes.Now, err)
 	}
@@ -328,7 +388,16 @@ func (m *model) takeBlocking(limits []rule.Limit, with blocking, asks ...asked) 
 	}
 	before := make([]rule.State, len(limits))
 	for i, ask := range asks {
+		m.key = ask.key
 		takes.States(i, before)
+		for j, l := range limits {
+			if l.Kind == rule.Rolling {
+				got, ok := takes.Log(i, j)
+				if want := m.units(l, m.get(l).log); !ok || !slices.Equal(got.AppendTo(nil), want) {
+					m.fail("the log of %+v is %d, not %d", l, got.AppendTo(nil), want)
+				}
+			}
+		}
 		admitted, ok := incomplete[i]
 		if !ok {
 			admitted = ask.callers
@@ -342,14 +411,16 @@ func (m *model) took(limits []rule.Limit, with blocking, ask asked, before []rul
 	m.t.Helper()
 	m.key = ask.key
 	for i, l := range limits {
-		m.same("state before", l, before[i], m.get(l).State)
+		if l.Kind != rule.Rolling {
+			m.same("state before", l, before[i], m.get(l).State)
+		}
 	}
 	want, began, moved := int64(0), make(map[int]bool), make(map[int]bool)
 	for range ask.callers {
 		fits, blocked, never := true, false, false
 		for i, l := range limits {
 			c := m.get(l)
-			_, a := l.Take(c.State, m.now, ask.cost)
+			a := m.ask(l, c, ask.cost)
 			fits, never = fits && a.Retry == 0, never || a.Retry == rule.Never
 			moved[i] = moved[i] || m.ahead(l, c)
 			b, setBack := m.blockOf(c)
@@ -366,9 +437,8 @@ func (m *model) took(limits []rule.Limit, with blocking, ask asked, before []rul
 				n = 0
 			}
 			aheadOfWindow := m.ahead(l, c)
-			s, a := l.Take(c.State, m.now, n)
 			if starts && with.ladders[i] != nil {
-				if _, a = l.Take(c.State, m.now, ask.cost); a.Retry > 0 && m.deniesWithout(l, with.pending, c.State, ask.cost) {
+				if a := m.ask(l, c, ask.cost); a.Retry > 0 && m.deniesWithout(l, with.pending, c, ask.cost) {
 					b, _ := m.blockOf(c)
 					b = b.Start(with.ladders[i], l.Window, a.Retry, m.now)
 					b.Until = min(b.Until, 1<<52+1<<51) // as late as the script writes an end
@@ -378,7 +448,7 @@ func (m *model) took(limits []rule.Limit, with blocking, ask asked, before []rul
 				}
 			}
 			if n > 0 || aheadOfWindow { // otherwise the stored value stays unchanged
-				m.set(l, c, s, true)
+				m.count(l, c, n)
 			}
 			if aheadOfWindow {
 				m.repair(l, c)
@@ -411,8 +481,12 @@ func (m *model) took(limits []rule.Limit, with blocking, ask asked, before []rul
 
 // deniesWithout is DeniesWithout of the rule, with the time that a fixed window may begin
 // late.
-func (m *model) deniesWithout(l rule.Limit, pending []rule.Pending, s rule.State, n int64) bool {
-	if l.Kind == rule.Bucket {
+func (m *model) deniesWithout(l rule.Limit, pending []rule.Pending, c *counter, n int64) bool {
+	s := c.State
+	switch l.Kind {
+	case rule.Rolling:
+		return l.LogDeniesWithout(pending, &c.log, m.now, n)
+	case rule.Bucket:
 		return l.DeniesWithout(pending, s, m.now, n)
 	}
 	for _, p := range pending {
@@ -427,6 +501,11 @@ func (m *model) deniesWithout(l rule.Limit, pending []rule.Pending, s rule.State
 func (m *model) setAsRead(l rule.Limit, c *counter) {
 	roomy := l
 	aheadOfWindow := m.ahead(l, c)
+	if l.Kind == rule.Rolling {
+		l.Repair(&c.log, m.now)
+		m.written(l, c)
+		return
+	}
 	if roomy.Kind == rule.Bucket {
 		roomy.Burst = rule.MaxUnits + 1
 	} else {
@@ -455,8 +534,12 @@ func (m *model) adjust(key string, n, at int64, limits []rule.Limit) {
 	}
 	for i, l := range limits {
 		c := m.get(l)
-		m.same("state before", l, before[i], c.State)
 		m.blockOf(c)
+		if l.Kind == rule.Rolling {
+			m.adjusted(l, c, n, at, before[i], after[i])
+			continue
+		}
+		m.same("state before", l, before[i], c.State)
 		aheadOfWindow := !c.Fresh() && m.ahead(l, c)
 		s := l.Adjust(c.State, m.now, n, m.ageInWindow(l, c.State, n, max(0, m.now-at)))
 		charged := l.Charged(before[i], after[i], m.now)
@@ -478,6 +561,23 @@ func (m *model) adjust(key string, n, at int64, limits []rule.Limit) {
 	m.check(limits)
 }
 
+// adjusted compares an Adjust under a rolling window.
+func (m *model) adjusted(l rule.Limit, c *counter, n, at int64, before, after rule.State) {
+	m.t.Helper()
+	if want := m.summary(l, c.log); before != want {
+		m.fail("state before of %+v: %+v, not %+v", l, before, want)
+	}
+	l.Repair(&c.log, m.now) // also if n is 0
+	moved, _ := l.AdjustLog(&c.log, m.now, n, at)
+	if charged := l.Charged(before, after, m.now); n > 0 && charged != moved {
+		m.fail("%d units of %+v were charged, not %d", charged, l, moved)
+	}
+	if want := m.summary(l, c.log); after != want {
+		m.fail("state after of %+v: %+v, not %+v", l, after, want)
+	}
+	m.written(l, c)
+}
+
 // ageInWindow returns how old units are. Units that opened a fixed window are in it,
 // although the window may begin up to two milliseconds after them because of
 // rounding.
@@ -497,7 +597,7 @@ func (m *model) check(limits []rule.Limit) {
 		if err != nil && err != redis.Nil {
 			m.fail("%v", err)
 		}
-		if b, _ := m.blockOf(c); b == (rule.Block{}) && m.look(l, c.State).Reset == 0 && (err == redis.Nil || l.Kind != rule.Bucket) {
+		if b, _ := m.blockOf(c); b == (rule.Block{}) && m.whole(l, c) && (err == redis.Nil || l.Kind != rule.Bucket) {
 			continue // nothing is kept, or what is has ended
 		}
 		got, _ := strconv.ParseInt(ends, 10, 64)
@@ -522,7 +622,7 @@ func history(t testing.TB, c *redis.Client, r *rand.Rand, steps int) {
 	}
 	var kinds []rule.Limit // the counters
 	for _, w := range windows {
-		for _, kind := range []rule.Kind{rule.Fixed, rule.Sliding, rule.Bucket} {
+		for _, kind := range []rule.Kind{rule.Fixed, rule.Sliding, rule.Bucket, rule.Rolling} {
 			kinds = append(kinds, rule.Limit{Kind: kind, Window: w})
 		}
 	}
@@ -530,7 +630,9 @@ func history(t testing.TB, c *redis.Client, r *rand.Rand, steps int) {
 		return among(1, 2, 3, 5, 10, 1000, 1<<33-1, 1<<49, rule.MaxUnits-1, rule.MaxUnits, 1+r.Int64N(100), 1+r.Int64N(rule.MaxUnits))
 	}
 	number := func(l *rule.Limit) {
-		l.N = units()
+		if l.N = units(); l.Kind == rule.Rolling {
+			l.N = among(1, 2, 3, 5, 10, 1000, 1+r.Int64N(rule.MaxRolling))
+		}
 		if l.Kind == rule.Bucket {
 			l.Burst = units()
 			for l.Refill() > longest {

@@ -7,9 +7,9 @@
 // with what it expects from the files before it, what it leaves to those after
 // it, and which tests check it against package rule.
 //
-//	Take    take_begin.lua fixed.lua state.lua lib.lua move.lua ladder.lua take.lua
-//	Adjust  lib.lua move.lua adjust.lua
-//	Block   lib.lua block.lua
+//	Take    take_begin.lua fixed.lua state.lua lib.lua rolling.lua move.lua ladder.lua take.lua
+//	Adjust  lib.lua rolling.lua move.lua adjust.lua
+//	Block   lib.lua rolling.lua block.lua
 //	Reset   reset.lua
 //
 // # Counters
@@ -22,7 +22,7 @@
 //	bucket          T: when A and B were true     A: whole units in it   B: and this many window-ths of one
 //	period          T: when it ends               A: units in it
 //
-// A counter is a string at Redis, under a key that [AppendKey] begins. It
+// Under a rolling window a counter is a [rule.Log]. A counter is a string at Redis, under a key that [AppendKey] begins. It
 // expires as soon as its state counts as a fresh one, so that a missing key is a
 // fresh state.
 //
@@ -30,11 +30,13 @@
 //	sliding window  "T A B"
 //	bucket          "T A B"
 //	period          "A"; T follows from the time to live, as for a fixed window
+//	rolling window  7 bytes for each unit: its instant, big-endian, in order
 //
 // A counter with a [rule.Block] is longer, also if it is a fixed window or a period. It expires when
 // its state is a fresh one and the block is forgotten. Then the first form is used again.
 //
-//	any             "T A B !ends lasts rung forget"
+//	rolling window  "!ends lasts rung forget ", and the log
+//	any other       "T A B !ends lasts rung forget"
 //
 // ends is Until of the block, rung and forget are its other fields, and lasts is its whole
 // duration. If the clock is set back, a block has no more than that left. A version of this library that knows no blocks takes such a value for a
@@ -55,15 +57,16 @@
 //	       more about the only take, if it needs that: see [AppendOptions]
 //	reply  the server's time
 //	       for each take and limit: T, A, B of the state before the first caller;
-//	         only T, A if it is a fixed window or a period
+//	         only T, A if it is a fixed window or a period;
+//	         its log, a string, if it is a rolling window, or 0 if it has no units
 //	       for each take that has not admitted all its callers: number of the take,
 //	         and how many it has admitted, or -i if key i of the take does
 //	         not hold a counter, and nothing was changed for this take
 //	       for each block that is not forgotten: -number of the take; i for its key i,
 //	         or -i if this take has started the block; ends, rung, forget
 //
-// A special take is one that is not one unit for one caller. All of the reply is
-// integers. [ParseTakes] reads it.
+// A special take is one that is not one unit for one caller. All of the reply but
+// logs is integers. [ParseTakes] reads it.
 //
 // The reply has no answers. Each caller derives its own, from the number m of
 // admitted callers and the state under each limit, with its place p among the
@@ -79,6 +82,10 @@
 // and at this time. Blocks are as after the last caller. If the take has started them,
 // caller m has, and the callers after it are denied by them.
 //
+// A log has the instants of all units, which can be 7,000 bytes. In return a caller derives
+// from it what it derives from a state. It is also what this process needs to go on
+// counting while the server is away.
+//
 // # Adjust
 //
 // Adjust moves the counters of one key by some units that were taken at some
@@ -89,7 +96,8 @@
 //	       units: less than 0 gives them back, more than 0 charges them
 //	       the instant by the server's time, or "now"
 //	reply  the server's time
-//	       for each limit: T, A, B before, and T, A, B after; of a fixed window and a period B is 0
+//	       for each limit: T, A, B before, and T, A, B after; of a fixed window and a period B is 0;
+//	         of a rolling window T is the instant of the youngest unit, A the number of units, and B is 0
 //	error  JUNK i, if key i does not hold a counter, and nothing was changed: see [Junk]
 //
 // [ParseAdjust] reads the reply.
@@ -118,6 +126,7 @@ import (
 	"errors"
 	"iter"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -136,6 +145,8 @@ var (
 	fixed string
 	//go:embed state.lua
 	state string
+	//go:embed rolling.lua
+	rolling string
 	//go:embed move.lua
 	move string
 	//go:embed ladder.lua
@@ -159,12 +170,15 @@ func newScript(text string) Script {
 	return Script{Text: text, Hash: redis.NewScript(text).Hash()}
 }
 
+// all is what the general paths share.
+var all = lib + "if rolling then\n" + rolling + "end\n"
+
 // The scripts of the package comment.
 var (
-	Take = newScript(takeBegin + fixed + state + lib +
+	Take = newScript(takeBegin + fixed + state + all +
 		"local deniesWithout, start\nif ladders then\n" + move + ladder + "end\n" + take)
-	Adjust = newScript(lib + move + adjust)
-	Block  = newScript(lib + block)
+	Adjust = newScript(all + move + adjust)
+	Block  = newScript(all + block)
 	Reset  = newScript(reset)
 )
 
@@ -185,11 +199,11 @@ func micros(nanos int64) int64 {
 }
 
 // Args returns the script arguments of a limit from [Micro]: its kind, which is f
-// (fixed), s (sliding), b (bucket) or p (a period of a calendar), N, the window, and the
+// (fixed), s (sliding), b (bucket), r (rolling) or p (a period of a calendar), N, the window, and the
 // burst of a bucket. Instead of a window, a p has the instants of periods. With a ladder,
 // the kind is a capital letter, and the durations of the ladder are the last argument.
 func Args(l rule.Limit, periods Periods, ladder *rule.Ladder) []any {
-	kind := map[rule.Kind]string{rule.Fixed: "f", rule.Sliding: "s", rule.Bucket: "b", rule.Calendar: "p"}[l.Kind]
+	kind := map[rule.Kind]string{rule.Fixed: "f", rule.Sliding: "s", rule.Bucket: "b", rule.Rolling: "r", rule.Calendar: "p"}[l.Kind]
 	args := []any{kind, strconv.FormatInt(l.N, 10)}
 	if l.Kind == rule.Calendar {
 		for _, at := range periods {
@@ -331,17 +345,36 @@ var ErrReply = errors.New("the reply is not one of this library's scripts: is th
 type Takes struct {
 	Now    int64 // the server's time, in microseconds
 	limits []rule.Limit
-	states []int64 // the numbers of the states, for each take and limit
+	states []int64 // the numbers of the states, for each take and limit; for a rolling window, which of logs is its log, from 1
 	width  int     // how many of them belong to one take
 	rest   []int64 // what the reply has after the states
+	logs   []string
 }
 
-// ParseTakes reads a reply of Take to a command of this number of takes. The
-// result refers to reply and limits.
-func ParseTakes(reply []int64, takes int, limits []rule.Limit) (Takes, error) {
-	t := Takes{limits: limits}
-	for _, l := range limits {
-		t.width += width(l)
+// Numbers replaces each string of a reply, which is a log, by its number in logs, from 1. A
+// client reads a reply with strings as a slice of any type.
+func Numbers(reply []any) (numbers []int64, logs []string, err error) {
+	numbers = make([]int64, len(reply))
+	for i, element := range reply {
+		switch e := element.(type) {
+		case int64:
+			numbers[i] = e
+		case string:
+			logs = append(logs, e)
+			numbers[i] = int64(len(logs))
+		default:
+			return nil, nil, ErrReply
+		}
+	}
+	return numbers, logs, nil
+}
+
+// ParseTakes reads a reply of Take to a command of this number of takes. logs are the
+// strings of the reply; see [Numbers]. The result refers to reply, logs and limits.
+func ParseTakes(reply []int64, logs []string, takes int, limits []rule.Limit) (Takes, error) {
+	t := Takes{limits: limits, logs: logs}
+	for i := range limits {
+		t.width += width(&limits[i])
 	}
 	end := 1 + takes*t.width
 	if len(reply) < end {
@@ -350,6 +383,13 @@ func ParseTakes(reply []int64, takes int, limits []rule.Limit) (Takes, error) {
 	for _, number := range reply[:end] {
 		if number < 0 || number > most {
 			return Takes{}, ErrReply
+		}
+	}
+	for i := range takes {
+		for j := range limits {
+			if n := t.at(reply[1:], i, j); limits[j].Kind == rule.Rolling && n > int64(len(logs)) {
+				return Takes{}, ErrReply
+			}
 		}
 	}
 	t.Now, t.states, t.rest = reply[0], reply[1:end], reply[end:]
@@ -391,16 +431,56 @@ func validBlock(e []int64, limits int) bool {
 
 // States sets states to the states of take number i, from 0, before its first
 // caller: one for each limit. They are zero if a key of the take does not hold a
-// counter.
+// counter, and for a rolling window: see [Takes.Log].
 func (t Takes) States(i int, states []rule.State) {
 	numbers := t.states[i*t.width:]
-	for j, l := range t.limits {
-		s := rule.State{T: numbers[0], A: numbers[1]}
-		if width(l) == 3 {
+	for j := range t.limits {
+		var s rule.State
+		switch w := width(&t.limits[j]); w {
+		case 3:
 			s.B = numbers[2]
+			fallthrough
+		case 2:
+			s.T, s.A = numbers[0], numbers[1]
 		}
-		states[j], numbers = s, numbers[width(l):]
+		states[j], numbers = s, numbers[width(&t.limits[j]):]
 	}
+}
+
+// instantBytes is how many bytes of a log an instant has.
+const instantBytes = 7
+
+// Log returns the log of take number i under limit number j, which is a rolling window,
+// both from 0, before the first caller. It has no units if a key of the take does not hold
+// a counter. ok is false if the instants are not in order, so that the value is no log.
+func (t Takes) Log(i, j int) (g rule.Log, ok bool) {
+	number := t.at(t.states, i, j)
+	if number == 0 {
+		return rule.Log{}, true
+	}
+	log := t.logs[number-1]
+	var room [rule.MaxRolling]int64
+	instants := room[:0]
+	for ; len(log) >= instantBytes && len(instants) < len(room); log = log[instantBytes:] {
+		var instant int64
+		for k := range instantBytes {
+			instant = instant<<8 | int64(log[k])
+		}
+		instants = append(instants, instant)
+	}
+	if len(log) > 0 || !slices.IsSorted(instants) || len(instants) > 0 && instants[len(instants)-1] > most {
+		return rule.Log{}, false
+	}
+	return rule.LogOf(instants), true
+}
+
+// at returns the first number of one state, given the numbers of all states.
+func (t *Takes) at(states []int64, take, limit int) int64 {
+	at := take * t.width
+	for i := range limit {
+		at += width(&t.limits[i])
+	}
+	return states[at]
 }
 
 // Incomplete returns the takes that have not admitted all of their callers, by number
@@ -439,10 +519,13 @@ func (t Takes) Blocks() iter.Seq2[int, Blocked] {
 	}
 }
 
-// width returns how many numbers a state has in a reply of Take: a fixed window and a
-// period have no B.
-func width(l rule.Limit) int {
-	if l.Kind == rule.Fixed || l.Kind == rule.Calendar {
+// width returns how many elements a state has in a reply of Take: a fixed window and a
+// period have no B, and the log of a rolling window is one.
+func width(l *rule.Limit) int {
+	switch l.Kind {
+	case rule.Rolling:
+		return 1
+	case rule.Fixed, rule.Calendar:
 		return 2
 	}
 	return 3

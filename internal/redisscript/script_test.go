@@ -101,7 +101,7 @@ func TestNanos(t *testing.T) {
 func TestParseTakes(t *testing.T) {
 	limits := []rule.Limit{{Kind: rule.Bucket}, {Kind: rule.Fixed}}
 	reply := []int64{9, 2, 3, 4, 5, 6, 12, 13, 14, 15, 16, 2, 7, 1, -2}
-	takes, err := redisscript.ParseTakes(reply, 2, limits)
+	takes, err := redisscript.ParseTakes(reply, nil, 2, limits)
 	require.NoError(t, err)
 	require.EqualValues(t, 9, takes.Now)
 	states := make([]rule.State, 2)
@@ -111,7 +111,7 @@ func TestParseTakes(t *testing.T) {
 	require.Equal(t, []rule.State{{T: 12, A: 13, B: 14}, {T: 15, A: 16}}, states)
 	require.Equal(t, map[int]int64{1: 7, 0: -2}, maps.Collect(takes.Incomplete()))
 	for n := range reply {
-		takes, err := redisscript.ParseTakes(reply[:n], 2, limits)
+		takes, err := redisscript.ParseTakes(reply[:n], nil, 2, limits)
 		if n == 11 || n == 13 {
 			require.NoError(t, err)
 			require.Len(t, maps.Collect(takes.Incomplete()), (n-11)/2)
@@ -120,7 +120,7 @@ func TestParseTakes(t *testing.T) {
 		}
 	}
 	for _, pair := range [][]int64{{0, 0}, {3, 0}, {-1, 0}, {1, -3}, {math.MinInt64, 0}, {math.MaxInt64, 0}, {1, math.MinInt64}} {
-		_, err := redisscript.ParseTakes(append(slices.Clone(reply[:11]), pair...), 2, limits)
+		_, err := redisscript.ParseTakes(append(slices.Clone(reply[:11]), pair...), nil, 2, limits)
 		require.ErrorIs(t, err, redisscript.ErrReply, pair)
 	}
 }
@@ -185,5 +185,41 @@ func TestScriptHeads(t *testing.T) {
 				t.Errorf("%s names %s, and there is no such test", script, name)
 			}
 		}
+	}
+}
+
+// FuzzLog: whatever strings and numbers a reply has, a log that is accepted is in order and
+// has the instants that were written.
+func FuzzLog(f *testing.F) {
+	f.Add([]byte("\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x02"), int64(1))
+	f.Add([]byte("\xff\xff\xff\xff\xff\xff\xff"), int64(1))
+	f.Add([]byte("\x00"), int64(2))
+	f.Add([]byte{}, int64(-1))
+	f.Add(make([]byte, 7*(rule.MaxRolling+1)), int64(1))
+	f.Fuzz(func(t *testing.T, value []byte, number int64) {
+		numbers, logs, err := redisscript.Numbers([]any{int64(9), string(value)})
+		if err != nil || numbers[1] != 1 || len(logs) != 1 {
+			t.Fatal(numbers, logs, err)
+		}
+		numbers[1] = number
+		takes, err := redisscript.ParseTakes(numbers, logs, 1, []rule.Limit{{Kind: rule.Rolling, N: 1, Window: 1}})
+		if (err == nil) != (number == 0 || number == 1) {
+			t.Fatalf("log number %d: %v", number, err)
+		}
+		if err != nil {
+			return
+		}
+		g, ok := takes.Log(0, 0)
+		all := g.AppendTo(nil)
+		if !ok && g.N != 0 || !slices.IsSorted(all) || ok && number == 1 && len(all)*7 != len(value) || number == 0 && (!ok || g.N != 0) {
+			t.Fatalf("%x: %v, %v", value, all, ok)
+		}
+	})
+}
+
+func TestNumbers(t *testing.T) {
+	for _, reply := range [][]any{{nil}, {int64(1), 1.5}, {[]any{}}, {[]byte("a")}, {true}} {
+		_, _, err := redisscript.Numbers(reply)
+		require.ErrorIs(t, err, redisscript.ErrReply)
 	}
 }

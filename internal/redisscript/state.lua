@@ -30,7 +30,7 @@
 -- same thing. The arithmetic is what the functions at, older and resetAt of
 -- lib.lua do for usual takes. It is written out here because calls take longer.
 
-if oneLimit and kind ~= 'f' and kind ~= 'p' then
+if oneLimit and (kind == 's' or kind == 'b') then
   -- Locals are faster than globals.
   local match, format = string.match, string.format
   local n, w, burst = ARGV[2] + 0, ARGV[3] + 0, 0

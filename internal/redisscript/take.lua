@@ -19,7 +19,9 @@
 
 local numbersPerTake = 0 -- how many numbers of the reply are states of one take
 for i = 1, limitCount do
-  if kinds[i] == 'f' or kinds[i] == 'p' then
+  if kinds[i] == 'r' then
+    numbersPerTake = numbersPerTake + 1 -- a string
+  elseif kinds[i] == 'f' or kinds[i] == 'p' then
     numbersPerTake = numbersPerTake + 2
   else
     numbersPerTake = numbersPerTake + 3
@@ -101,6 +103,7 @@ local function decide(take, cost, callers)
     -- deny it block the key, and so the callers after it.
     for i = 1, limitCount do
       local t, a, b = T[i], A[i] + cost * admitted, B[i]
+      if kinds[i] == 'r' and admitted > 0 then t, a, b = insert(t, A[i], b, now, cost * admitted) end
       if ladders[i] and left(kinds[i], t, a, b, N[i], windows[i], bursts[i], now) < cost and deniesWithout(i, t, a, b, cost, firstPending) then
         blocks, began = blocks or {}, began or {}
         blocks[i], began[i] = start(i, t, a, b, cost, blocks[i]), true
@@ -119,17 +122,24 @@ local function decide(take, cost, callers)
       -- INCRBY keeps the time to live, and so the window's end. The value is not a
       -- number if it has a block, perhaps a forgotten one.
       call('INCRBY', key, taken)
+    elseif kind == 'r' and taken > 0 then
+      local youngest, units, log = insert(t, a, b, now, taken)
+      write(key, kind, youngest, units, log, n, w, now, block)
     elseif taken > 0 or mustWrite[i] or begun then
       write(key, kind, t, a + taken, b, n, w, now, block)
     elseif value and not isCount and call('PTTL', key) == -1 then
       write(key, kind, t, a, b, n, w, now, block) -- to set a time to live
     end
-    reply[offset + 1], reply[offset + 2] = t, a
-    if isCount then
-      offset = offset + 2
+    if kind == 'r' then
+      reply[offset + 1] = b
+      offset = offset + 1
     else
-      reply[offset + 3] = b
-      offset = offset + 3
+      reply[offset + 1], reply[offset + 2] = t, a
+      offset = offset + 2
+      if not isCount then
+        reply[offset + 1] = b
+        offset = offset + 1
+      end
     end
   end
   return admitted, blocks, began

@@ -5,6 +5,7 @@
 --   fixed.lua       fast path: one limit, which is a fixed window
 --   state.lua       fast path: one limit, which is a sliding window or a bucket
 --   lib.lua         all limits, and the arithmetic of internal/rule
+--   rolling.lua     logs of rolling windows; if a limit is one
 --   move.lua        units that may yet be given back; if a limit has a ladder
 --   ladder.lua      the blocks that denials start; if a limit has a ladder
 --   take.lua        general path: every take that no fast path has decided
@@ -21,7 +22,8 @@
 --          0, upTo and pending units, if there is one take that needs them
 --   reply  the server's time
 --          for each take and limit: the state T, A, B before the first caller,
---            only T, A if the limit is a fixed window or a period
+--            only T, A if the limit is a fixed window or a period; its log, or 0, if it
+--            is a rolling window
 --          for each take that has not admitted all its callers: number of the
 --            take, and how many it has admitted; or -i if its key i does not
 --            hold a counter, and nothing was changed for this take
@@ -44,7 +46,8 @@ local call = redis.call -- if the command fails, the script ends with its error
 local try = redis.pcall -- if the command fails, the result is a table
 
 local kind = ARGV[1] -- of the first limit
-local startsBlocks = kind == 'F' or kind == 'S' or kind == 'B' or kind == 'P'
+local startsBlocks = kind == 'F' or kind == 'S' or kind == 'B' or
+  kind == 'P' or kind == 'R'
 if startsBlocks then kind = string.lower(kind) end
 local afterFirstLimit = 4 -- an index in ARGV
 if kind == 'b' then afterFirstLimit = 5 end

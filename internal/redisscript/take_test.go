@@ -43,7 +43,7 @@ func ask(c redis.Scripter, limits []rule.Limit, asks ...asked) (redisscript.Take
 	if err != nil {
 		return redisscript.Takes{}, err
 	}
-	return redisscript.ParseTakes(reply, len(asks), limits)
+	return redisscript.ParseTakes(reply, nil, len(asks), limits)
 }
 
 const hourly = 3_600_000_000

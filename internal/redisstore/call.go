@@ -51,13 +51,18 @@ type result struct {
 	after    [rule.MaxLimits]rule.State // of an adjust
 	blocked  bool                       // of a take: blocks has the counters' blocks, after the last caller
 	blocks   [rule.MaxLimits]rule.Block // in microseconds
+	logs     []logs                     // of a take: of each limit that is a rolling window; nil without one
 	began    uint8                      // the blocks that the first caller who was denied has started, as in engine.Reply
 }
+
+// logs are the log of a rolling window before the first caller of a group, and after the
+// last one, in microseconds.
+type logs struct{ before, after rule.Log }
 
 // copyFrom copies the parts of r that a call with this number of limits uses. It
 // does not copy all, because the arrays are large.
 func (to *result) copyFrom(r *result, op op, limits int) {
-	to.now, to.admitted = r.now, r.admitted
+	to.now, to.admitted, to.logs = r.now, r.admitted, r.logs
 	copy(to.before[:limits], r.before[:limits])
 	if op == adjust {
 		copy(to.after[:limits], r.after[:limits])
@@ -111,19 +116,9 @@ func (c *call) held() int64 {
 // which of the limits are blocked, and which blocks this caller has started.
 func (c *call) answer(answers []rule.Answer) (blocked, began uint8, err error) {
 	admitted, refused := c.wasAdmitted(), false
-	for i, l := range c.set.micros {
-		state := c.before[i]
-		state.A += c.held()
-		l = l.Around(c.before[i], c.now)
-		var a rule.Answer
-		if !admitted {
-			_, a = l.Take(state, c.now, c.asked())
-		}
-		if a.Retry > 0 {
-			refused = true
-		} else { // admitted, or denied by another limit: report what this one allows
-			_, a = l.Take(state, c.now, 0)
-		}
+	for i := range c.set.micros {
+		a := c.answerOf(i)
+		refused = refused || a.Retry > 0
 		if left := c.blockedFor(i); left > 0 {
 			a = a.Over(left, c.asked())
 			blocked |= 1 << i
@@ -143,6 +138,31 @@ func (c *call) answer(answers []rule.Answer) (blocked, began uint8, err error) {
 		began = c.began
 	}
 	return blocked, began, nil
+}
+
+// answerOf works out the answer of one limit without its block.
+func (c *call) answerOf(limit int) (a rule.Answer) {
+	l := c.set.micros[limit]
+	if l.Kind == rule.Rolling {
+		log := &c.logs[limit]
+		if c.wasAdmitted() {
+			return l.Ask(&log.before, c.now, c.held())
+		}
+		if a = l.Ask(&log.after, c.now, c.asked()); a.Retry == 0 {
+			a = l.Ask(&log.after, c.now, 0)
+		}
+		return a
+	}
+	state := c.before[limit]
+	state.A += c.held()
+	l = l.Around(c.before[limit], c.now)
+	if !c.wasAdmitted() {
+		_, a = l.Take(state, c.now, c.asked())
+	}
+	if a.Retry == 0 { // admitted, or denied by another limit: report what this one allows
+		_, a = l.Take(state, c.now, 0)
+	}
+	return a
 }
 
 // blockedFor returns how long a limit's counter is blocked for this caller, in
@@ -166,13 +186,21 @@ func (c *call) blocksAfter(blocks []rule.Block) {
 	}
 }
 
-// states fills in the states after a take, as this caller finds them, and reports
-// whether they are exact. They are not if a window is not a whole number of
-// microseconds, because Redis then has another window.
-func (c *call) states(states []rule.State) (exact bool) {
+// states fills in the states after a take, as this caller finds them, and the logs of
+// rolling windows. It reports whether they are exact. They are not if a window is not a
+// whole number of microseconds, because Redis then has another window.
+func (c *call) states(states []rule.State, logs []rule.Log) (exact bool) {
 	for i, l := range c.set.rules {
 		if l.Window%1000 != 0 {
 			return false
+		}
+		if l.Kind == rule.Rolling {
+			log := c.logs[i].after
+			if !c.upTo && c.held() < c.units*c.admitted { // without the callers after this one
+				log = countedOn(&c.set.micros[i], c.logs[i].before, c.now, c.held())
+			}
+			logs[i] = log.Map(func(instant int64) int64 { return instant * 1000 })
+			continue
 		}
 		s := c.before[i]
 		s.A += c.held()

@@ -14,8 +14,8 @@ import (
 // Package redisscript has the format of arguments and replies.
 type command struct {
 	groups []*group
-	args   []any // kept for the next round trip
-	cmd    *redis.IntSliceCmd
+	args   []any       // kept for the next round trip
+	cmd    redis.Cmder // a once, or a onceMixed if the set has rolling windows
 }
 
 var scripts = [...]redisscript.Script{
@@ -50,7 +50,7 @@ func (c *command) build(ctx context.Context, prefix string, limits []any) {
 	case block:
 		c.args = redisscript.BlockArgs(c.args, f.given)
 	}
-	c.cmd = redis.NewIntSliceCmd(ctx, c.args...)
+	c.cmd = c.newCmd(ctx)
 }
 
 // addKeys adds the names of a key's counters.
@@ -68,6 +68,31 @@ func (c *command) addKeys(prefix, key string, set *limitSet) {
 type once struct{ *redis.IntSliceCmd }
 
 func (once) NoRetry() bool { return true }
+
+// onceMixed is a once whose reply may have strings, the logs of rolling windows.
+type onceMixed struct{ *redis.SliceCmd }
+
+func (onceMixed) NoRetry() bool { return true }
+
+func (c *command) newCmd(ctx context.Context) redis.Cmder {
+	if c.set().rolling {
+		return onceMixed{redis.NewSliceCmd(ctx, c.args...)}
+	}
+	return once{redis.NewIntSliceCmd(ctx, c.args...)}
+}
+
+// reply returns the numbers and the strings of the reply; see [redisscript.Numbers].
+func (c *command) reply() (numbers []int64, logs []string, err error) {
+	if mixed, ok := c.cmd.(onceMixed); ok {
+		reply, err := mixed.Result()
+		if err != nil {
+			return nil, nil, err
+		}
+		return redisscript.Numbers(reply)
+	}
+	numbers, err = c.cmd.(once).Result()
+	return numbers, nil, err
+}
 
 // run sends commands in one round trip and waits for the replies. If the server
 // does not know the script of some of them, for example after a restart, it sends
@@ -101,7 +126,7 @@ func (s *Store) execKnown(ctx context.Context, commands []*command) {
 	for _, c := range commands {
 		if err := c.cmd.Err(); err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
 			c.args[0], c.args[1] = "eval", scripts[c.op()].Text
-			c.cmd = redis.NewIntSliceCmd(ctx, c.args...)
+			c.cmd = c.newCmd(ctx)
 			unknown = append(unknown, c)
 		}
 	}
@@ -114,23 +139,23 @@ func (s *Store) execKnown(ctx context.Context, commands []*command) {
 // client sends each node its own part. Each command has its own error.
 func (s *Store) exec(ctx context.Context, commands []*command) {
 	if len(commands) == 1 {
-		s.client.Process(ctx, once{commands[0].cmd})
+		s.client.Process(ctx, commands[0].cmd)
 		return
 	}
 	pipe := s.client.Pipeline()
 	for _, c := range commands {
-		pipe.Process(ctx, once{c.cmd})
+		pipe.Process(ctx, c.cmd)
 	}
 	pipe.Exec(ctx)
 }
 
 // read parses the reply and stores the results in the command's groups.
 func (s *Store) read(c *command) {
-	reply, err := c.cmd.Result()
+	reply, logs, err := c.reply()
 	if err == nil {
 		switch c.op() {
 		case take:
-			err = s.readTakes(c, reply)
+			err = s.readTakes(c, reply, logs)
 		case adjust:
 			g, limits := c.groups[0], len(c.set().rules)
 			g.now, err = redisscript.ParseAdjust(reply, g.before[:limits], g.after[:limits])
@@ -145,9 +170,9 @@ func (s *Store) read(c *command) {
 	s.recordOutcome(err)
 }
 
-func (s *Store) readTakes(c *command, reply []int64) error {
+func (s *Store) readTakes(c *command, reply []int64, logs []string) error {
 	limits := c.set().micros
-	takes, err := redisscript.ParseTakes(reply, len(c.groups), limits)
+	takes, err := redisscript.ParseTakes(reply, logs, len(c.groups), limits)
 	if err != nil {
 		return err
 	}
@@ -170,7 +195,51 @@ func (s *Store) readTakes(c *command, reply []int64) error {
 			g.err = s.notCounter(c.keys()[i*len(limits)-int(admitted)-1])
 		}
 	}
+	for i, g := range c.groups {
+		if c.set().rolling && g.err == nil {
+			s.readLogs(c, i, takes)
+		}
+	}
 	return nil
+}
+
+// readLogs sets the logs of a group under rolling windows. Its callers share them, so they
+// must not be changed.
+func (s *Store) readLogs(c *command, take int, takes redisscript.Takes) {
+	g, limits := c.groups[take], c.set().micros
+	g.logs = make([]logs, len(limits))
+	for i := range limits {
+		if limits[i].Kind != rule.Rolling {
+			continue
+		}
+		before, ok := takes.Log(take, i)
+		if !ok {
+			g.err = s.notCounter(c.keys()[take*len(limits)+i])
+			return
+		}
+		// The units are counted here again, so a reply that no script of ours sends must not
+		// make the log longer than the limit.
+		units, fits := int64(0), g.admitted <= g.takers()
+		if fits && g.admitted > 0 {
+			fits = g.cost() <= limits[i].N/g.admitted
+			units = g.cost() * g.admitted
+		}
+		if !fits || limits[i].Ask(&before, g.now, units).Retry != 0 {
+			g.err = s.explain(redisscript.ErrReply, c.keys()[take*len(limits):])
+			return
+		}
+		g.logs[i] = logs{before, countedOn(&limits[i], before, g.now, units)}
+	}
+}
+
+// countedOn returns a log with n units more.
+func countedOn(l *rule.Limit, g rule.Log, now, n int64) rule.Log {
+	if n == 0 {
+		return g
+	}
+	g = g.Map(func(instant int64) int64 { return instant })
+	l.Count(&g, now, n)
+	return g
 }
 
 // recordOutcome records how the last command has ended. err is nil if it has

@@ -21,6 +21,7 @@ type limitSet struct {
 	micros   []rule.Limit // in microseconds, as the scripts count
 	suffixes []string     // the ends of the names of the counters' keys
 	args     []any        // the arguments of the scripts; of calendars without their periods
+	rolling  bool         // some of the limits are rolling windows
 
 	calendars []calendarArgs
 	present   atomic.Pointer[presentArgs] // nil without calendars, and before the first call
@@ -75,6 +76,7 @@ func newLimitSet(rules []rule.Limit, of *ladders) *limitSet {
 	for i, l := range rules {
 		micro := redisscript.Micro(l)
 		set.micros = append(set.micros, micro)
+		set.rolling = set.rolling || l.Kind == rule.Rolling
 		var ladder *rule.Ladder
 		if of != nil {
 			ladder = of[i]
@@ -149,7 +151,7 @@ func validate(rules []rule.Limit, most int) error {
 		return fmt.Errorf("%d limits: want 1 to %d", len(rules), most)
 	}
 	for _, l := range rules {
-		if l.N < 1 || l.Window < rule.MinSpan {
+		if l.N < 1 || l.Window < rule.MinSpan || l.Kind == rule.Rolling && l.N > rule.MaxRolling {
 			return fmt.Errorf("limit %v is not valid: want one that a constructor or ParseLimit has made", l)
 		}
 		if l.Kind == rule.Calendar && calendar.Of(l.Number) == nil {

@@ -170,7 +170,7 @@ func (s *Store) Take(ctx context.Context, r engine.Request, answers []rule.Answe
 	blocked, began, err := c.answer(answers)
 	reply := engine.Reply{
 		At: c.now * 1000, Granted: c.taken(), Newest: c.newest, Blocked: blocked, Began: began,
-		Exact: len(r.States) > 0 && c.states(r.States),
+		Exact: len(r.States) > 0 && c.states(r.States, r.Logs),
 	}
 	c.blocksAfter(r.Blocks)
 	s.jobs.Put(job)

@@ -39,11 +39,12 @@ func (p panicError) Error() string { return fmt.Sprintf("panic: %v", p.with) }
 func (r *Remote) consult(ctx context.Context, req *storeRequest, answers []rule.Answer) error {
 	buffers := replyBuffers.Get().(*replyBuffer)
 	defer replyBuffers.Put(buffers)
-	states, blocks := buffers.states[:len(answers)], buffers.blocks[:len(answers)]
+	states, logs, blocks := buffers.states[:len(answers)], buffers.logs[:len(answers)], buffers.blocks[:len(answers)]
+	clear(logs)
 	clear(blocks)
 	var reply engine.Reply
 	now, err := r.ask(ctx, req.now, req.until, func(ctx context.Context) (err error) {
-		reply, err = r.observed(r.call(ctx, req, answers, states, blocks))
+		reply, err = r.observed(r.call(ctx, req, answers, buffers))
 		return err
 	})
 	req.Limits = req.Limits.Present()
@@ -79,7 +80,7 @@ func (r *Remote) consult(ctx context.Context, req *storeRequest, answers []rule.
 		At: reply.At, Now: now, Recheck: r.recheck(req, reply.Blocked), Version: req.version, Blocks: blocks,
 	}
 	if reply.Exact {
-		learnt.States = states
+		learnt.States, learnt.Logs = states, logs
 	}
 	r.near.Learn(req.Key, learnt)
 	return nil
@@ -96,6 +97,7 @@ func (r *Remote) returnUnits(req *storeRequest, n, at int64) {
 // the heap, because they are passed to a method of an interface.
 type replyBuffer struct {
 	states [rule.MaxLimits]rule.State
+	logs   [rule.MaxLimits]rule.Log
 	blocks [rule.MaxLimits]rule.Block
 }
 
@@ -106,7 +108,7 @@ var replyBuffers = sync.Pool{New: func() any { return new(replyBuffer) }}
 func (r *Remote) look(ctx context.Context, key string, limits *engine.Limits, until int64) error {
 	req := storeRequest{Request: Request{Key: key, Limits: limits}, now: clock.Now(), until: until}
 	_, err := r.ask(ctx, req.now, req.until, func(ctx context.Context) (err error) {
-		_, err = r.observed(r.call(ctx, &req, make([]rule.Answer, len(limits.Rules)), nil, nil))
+		_, err = r.observed(r.call(ctx, &req, make([]rule.Answer, len(limits.Rules)), nil))
 		return err
 	})
 	return err
@@ -121,14 +123,16 @@ func (r *Remote) observed(reply engine.Reply, err error) (engine.Reply, error) {
 	return reply, err
 }
 
-// call asks the store, within what is left of the timeout.
-func (r *Remote) call(ctx context.Context, req *storeRequest, answers []rule.Answer, states []rule.State, blocks []rule.Block) (engine.Reply, error) {
+// call asks the store, within what is left of the timeout. buffers may be nil.
+func (r *Remote) call(ctx context.Context, req *storeRequest, answers []rule.Answer, buffers *replyBuffer) (engine.Reply, error) {
 	if req.until != 0 && req.now >= req.until {
 		return engine.Reply{}, nothingTakenError{context.DeadlineExceeded}
 	}
 	q := engine.Request{
 		Key: req.Key, Units: req.Units + req.more, UpTo: req.UpTo, Limits: req.Limits, Now: req.now, Until: req.until,
-		States: states, Blocks: blocks,
+	}
+	if n := len(answers); buffers != nil {
+		q.States, q.Logs, q.Blocks = buffers.states[:n], buffers.logs[:n], buffers.blocks[:n]
 	}
 	if req.startsBlocks() {
 		// A jump of the store's clock may have ended a denial there that still holds here. The

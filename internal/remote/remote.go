@@ -494,9 +494,7 @@ func (r *Remote) wouldBlock(req *storeRequest, answers []rule.Answer) (would boo
 		if would || answers[i].Retry == 0 || req.Limits.Ladders[i] == nil {
 			continue
 		}
-		l := &req.Limits.Rules[i]
-		state, _ := r.near.State(req.Key, req.now, l)
-		would = len(pending) == 0 || l.DeniesWithout(pending, state, req.now, req.least())
+		would = len(pending) == 0 || r.near.DeniesWithout(req.Key, pending, req.least(), req.now, &req.Limits.Rules[i])
 	}
 	return would
 }

@@ -189,6 +189,16 @@ func (r *Remote) settle(ctx context.Context, b *nearcache.Batch) (err error) {
 	}
 	sent := 0
 	defer func() { r.near.EndSending(b, sent, clock.Now()) }() // also if the store panics
+	start := clock.Now()
+	if _, known := r.near.StoreTime(start); !known {
+		// The store has never answered. Without its clock, units of long ago would be sent as
+		// of now, and count for too long. So a call without units comes first. If the store
+		// only refuses this key, the units are sent nevertheless.
+		err := r.look(ctx, b.Key, r.limits.Load(), start+int64(SideTimeout))
+		if err != nil && r.fault(err) != engine.Key {
+			return err
+		}
+	}
 	for i := range b.Owed {
 		o := &b.Owed[i]
 		sent = i + 1

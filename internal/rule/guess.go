@@ -2,6 +2,31 @@ package rule
 
 import "math/bits"
 
+// GuessLog is [Limit.Guess] for a rolling window and the answer to a request for n units.
+// The guess never counts for less than the real log. A denial of n units ends when it really
+// does, and so does the wait for the next unit that fits. The instants of all other units
+// are not known, so they get the latest possible one.
+func (l *Limit) GuessLog(a Answer, now, n int64) Log {
+	used := min(l.N-a.Remaining, MaxRolling)
+	if used <= 0 {
+		return Log{}
+	}
+	instants := make([]int64, used)
+	for i := range instants {
+		instants[i] = now + a.Reset - l.Window
+	}
+	upTo := func(number, wait int64) { // the oldest units have left when the wait is over
+		for i := range min(number, used) {
+			instants[i] = min(instants[i], now+wait-l.Window)
+		}
+	}
+	if a.Retry > 0 && a.Retry != Never {
+		upTo(used+n-l.N, a.Retry)
+	}
+	upTo(1, a.More)
+	return LogOf(instants)
+}
+
 // Guess returns a state for which l gives the answer a at now. For a fixed window or a period it is exactly the
 // state behind a. For a bucket the rounding of Reset may hide a fraction of a unit. For a sliding
 // window the guess never counts for less than the real state at any later time, and may count for

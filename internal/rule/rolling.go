@@ -54,6 +54,24 @@ func LogOf(instants []int64) (g Log) {
 	return g
 }
 
+// Map returns a log with an instant for each instant of g: what move returns for it. move
+// must keep their order. A Map with a move that changes nothing copies the log.
+func (g *Log) Map(move func(instant int64) int64) Log {
+	if g.Ring == nil {
+		if g.N == 0 {
+			return Log{}
+		}
+		return Log{T: move(g.T), N: g.N}
+	}
+	moved := Log{N: g.N, Ring: &Ring{at: room(g.N)}}
+	for i := range g.N {
+		moved.Ring.at[i] = move(g.unit(i))
+	}
+	moved.T = moved.unit(g.N - 1)
+	moved.tidy()
+	return moved
+}
+
 // AppendTo appends the instants of all units in the log, from the oldest to the youngest.
 func (g *Log) AppendTo(instants []int64) []int64 {
 	for i := range g.N {
@@ -105,7 +123,8 @@ func (l *Limit) Count(g *Log, now, n int64) {
 }
 
 // AdjustLog is [Limit.Adjust] for a rolling window. It charges or gives back units that
-// were taken at the instant at, and returns how many it has charged or removed.
+// were taken at the instant at, and returns how many it has charged or removed. oldest is
+// the instant of the oldest of them.
 //
 // A charge counts from its instant, in order. There is only room for N units, and none
 // for an instant that has left the window. If at is in the future, the charge counts
@@ -115,22 +134,22 @@ func (l *Limit) Count(g *Log, now, n int64) {
 // have left are not given back a second time. If at is in the future and no unit is of
 // that instant, it means now, and the refund removes the youngest units. The present
 // itself is an instant: the units that were taken just now.
-func (l *Limit) AdjustLog(g *Log, now, n, at int64) (moved int64) {
+func (l *Limit) AdjustLog(g *Log, now, n, at int64) (moved, oldest int64) {
 	if n == 0 {
-		return 0
+		return 0, 0
 	}
 	l.bring(g, now)
 	at = max(0, at)
 	if n > 0 {
 		at = min(at, now)
 		if at <= now-l.Window {
-			return 0
+			return 0, 0
 		}
 		n = min(n, max(0, min(l.N, MaxRolling)-g.N))
 		if n > 0 {
 			g.insert(at, n)
 		}
-		return n
+		return n, at
 	}
 	from, to := g.since(at), g.N
 	if at < g.T {
@@ -139,9 +158,11 @@ func (l *Limit) AdjustLog(g *Log, now, n, at int64) (moved int64) {
 	if from == to && at > now {
 		from, to = 0, g.N
 	}
-	n = min(-max(n, -MaxUnits), to-from)
-	g.remove(to-n, n)
-	return n
+	if n = min(-max(n, -MaxUnits), to-from); n > 0 {
+		oldest = g.unit(to - n)
+		g.remove(to-n, n)
+	}
+	return n, oldest
 }
 
 // Repairs reports whether the youngest unit is more than a window ahead of the clock, so

@@ -76,9 +76,9 @@ func (r *rollingReference) take(now, n int64) (a rule.Answer) {
 	return a
 }
 
-func (r *rollingReference) adjust(now, n, at int64) (moved int64) {
+func (r *rollingReference) adjust(now, n, at int64) (moved, oldest int64) {
 	if n == 0 {
-		return 0
+		return 0, 0
 	}
 	r.bring(now)
 	at = max(0, at)
@@ -86,23 +86,27 @@ func (r *rollingReference) adjust(now, n, at int64) (moved int64) {
 		for at = min(at, now); moved < n && now < at+r.Window && r.remaining(now, now) > 0; moved++ {
 			r.units = append(r.units, at)
 		}
-		return moved
+		return moved, at
 	}
 	if !slices.Contains(r.units, at) && at > now {
 		slices.Sort(r.units)
 		gone := min(int64(len(r.units)), -max(n, -rule.MaxUnits))
+		if gone == 0 {
+			return 0, 0
+		}
+		oldest = r.units[int64(len(r.units))-gone]
 		r.units = r.units[:int64(len(r.units))-gone]
-		return gone
+		return gone, oldest
 	}
 	for ; n < 0; n++ {
 		i := slices.Index(r.units, at)
 		if i < 0 {
-			return moved
+			return moved, at
 		}
 		r.units = slices.Delete(r.units, i, i+1)
 		moved++
 	}
-	return moved
+	return moved, at
 }
 
 // rollingRun is a log and its reference.
@@ -153,8 +157,9 @@ func (r *rollingRun) take(t *testing.T, n int64) rule.Answer {
 func (r *rollingRun) adjust(t *testing.T, n, at int64) {
 	t.Helper()
 	before := r.String()
-	if got, want := r.ref.Limit.AdjustLog(&r.log, r.now, n, at), r.ref.adjust(r.now, n, at); got != want {
-		t.Fatalf("%s: Adjust by %d of %d moves %d, want %d", before, n, at, got, want)
+	got, oldest := r.ref.Limit.AdjustLog(&r.log, r.now, n, at)
+	if want, from := r.ref.adjust(r.now, n, at); got != want || got > 0 && oldest != from {
+		t.Fatalf("%s: Adjust by %d of %d moves %d from %d on, want %d from %d on", before, n, at, got, oldest, want, from)
 	}
 	r.check(t, before)
 }
@@ -344,7 +349,7 @@ func TestBoundRolling(t *testing.T) {
 			}
 			if rnd.IntN(4) == 0 && len(units) > 0 {
 				i := rnd.IntN(len(units))
-				if l.AdjustLog(&g, now, -1, units[i]) == 1 {
+				if moved, _ := l.AdjustLog(&g, now, -1, units[i]); moved == 1 {
 					units = slices.Delete(units, i, i+1)
 				}
 			}
@@ -433,7 +438,7 @@ func TestRollingRefunds(t *testing.T) {
 				row.holds = []int64{0, 3, 3, 5, 7}
 			}
 			g := rule.LogOf(row.holds)
-			moved := l.AdjustLog(&g, row.now, row.n, row.at)
+			moved, _ := l.AdjustLog(&g, row.now, row.n, row.at)
 			if got := g.AppendTo([]int64{}); moved != row.moved || !slices.Equal(got, row.leaves) {
 				t.Errorf("%d moved, and %v are left, want %d and %v", moved, got, row.moved, row.leaves)
 			}
@@ -494,5 +499,65 @@ func TestRollingText(t *testing.T) {
 	l := rolling(5, hour)
 	if l.Cap() != 5 || l.Lasts() != hour || !l.IsNear(1) || l.IsNear(2) {
 		t.Errorf("%+v holds %d units for %d", l, l.Cap(), l.Lasts())
+	}
+}
+
+// TestGuessLog: at no later instant does a guess leave more units than the real log. It
+// denies the same number of units for as long.
+func TestGuessLog(t *testing.T) {
+	for range 20_000 {
+		l := rolling(1+rand.Int64N(6), 1+rand.Int64N(40))
+		var real rule.Log
+		now := int64(1000)
+		for range rand.Int64N(9) {
+			at := now - rand.Int64N(l.Window+5)
+			l.AdjustLog(&real, now, 1, at)
+		}
+		n := rand.Int64N(l.N + 2)
+		a := l.Ask(&real, now, n)
+		if a.Retry == 0 && n > 0 {
+			l.Count(&real, now, n)
+		}
+		g := l.GuessLog(a, now, n)
+		if got := l.Ask(&g, now, n); a.Retry != 0 && got.Retry != a.Retry {
+			t.Fatalf("%+v: %d units of %v wait %d, of the guess %v %d", l, n, real.AppendTo(nil), a.Retry, g.AppendTo(nil), got.Retry)
+		}
+		if all := g.AppendTo(nil); !slices.IsSorted(all) {
+			t.Fatalf("the guess %v is not in order", all)
+		}
+		for at := now; at <= now+l.Window; at++ {
+			if is, guess := l.Ask(&real, at, 0), l.Ask(&g, at, 0); guess.Remaining > is.Remaining {
+				t.Fatalf("%+v at %d: of %v there are %d left, of the guess %v %d", l, at, real.AppendTo(nil), is.Remaining, g.AppendTo(nil), guess.Remaining)
+			}
+		}
+	}
+}
+
+// TestLogMapCopies: a log that Map returns shares nothing with the other one.
+func TestLogMapCopies(t *testing.T) {
+	l := rolling(9, 100)
+	g := rule.LogOf([]int64{1, 2, 3})
+	moved := g.Map(func(at int64) int64 { return at + 50 })
+	l.Count(&moved, 60, 2)
+	l.AdjustLog(&g, 60, -1, 2)
+	if a, b := g.AppendTo(nil), moved.AppendTo(nil); !slices.Equal(a, []int64{1, 3}) || !slices.Equal(b, []int64{51, 52, 53, 60, 60}) {
+		t.Errorf("%v and %v", a, b)
+	}
+	same := moved.Map(func(int64) int64 { return 7 })
+	if empty := new(rule.Log); same.Ring != nil || same.N != 5 || empty.Map(nil) != (rule.Log{}) {
+		t.Errorf("%+v", same)
+	}
+}
+
+// TestAdjustLogOldest: the oldest of the units that a refund removes.
+func TestAdjustLogOldest(t *testing.T) {
+	for _, row := range []struct{ n, at, moved, oldest int64 }{
+		{-1, rule.Never, 1, 30}, {-3, rule.Never, 3, 10}, {-9, rule.Never, 4, 10},
+		{-9, 30, 2, 30}, {-1, 10, 1, 10}, {-1, 11, 0, 0}, {2, 5, 2, 5}, {1, rule.Never, 1, 40}, {0, 30, 0, 0},
+	} {
+		l, g := rolling(9, 100), rule.LogOf([]int64{10, 10, 30, 30})
+		if moved, oldest := l.AdjustLog(&g, 40, row.n, row.at); moved != row.moved || oldest != row.oldest {
+			t.Errorf("%d of %d: %d, from %d on", row.n, row.at, moved, oldest)
+		}
 	}
 }

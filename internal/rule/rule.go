@@ -219,9 +219,12 @@ func (l *Limit) Adjust(s State, now, n, age int64) State {
 // Charged returns how many whole units an Adjust has added, given the states before
 // and after it.
 func (l *Limit) Charged(before, after State, now int64) int64 {
-	if l.Kind == Calendar {
+	switch l.Kind {
+	case Calendar:
 		now = l.inPeriod(now)
 		return max(0, l.atPeriod(after, now).A-l.atPeriod(before, now).A)
+	case Rolling: // A is how many units count
+		return max(0, after.A-before.A)
 	}
 	before, after = l.at(l.repair(before, now), now), l.at(l.repair(after, now), now)
 	units := after.A - before.A

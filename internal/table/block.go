@@ -179,7 +179,7 @@ func (s *shard) denyBlocked(ids []id, states []rule.State, n, now int64, limits 
 	}
 	for i := range limits {
 		if answers[i].Retry == 0 { // as if the units had not been taken
-			answers[i] = s.look(ids[i], &limits[i], states[i], now)
+			answers[i] = s.ask(ids[i], &limits[i], states[i], now, 0)
 		}
 		if left[i] > 0 {
 			answers[i] = answers[i].Over(left[i], n)

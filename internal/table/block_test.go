@@ -175,7 +175,7 @@ func TestBlocksAgainstModel(t *testing.T) {
 	r := newRand(t)
 	ladders := []*rule.Ladder{nil, ladder(5), ladder(5, 40), ladder(1, 20, 20, 300), ladder(2000)}
 	for _, most := range []int{2000, 1 << 20} {
-		for range 60 {
+		for range underRace(60, 20) {
 			m := &blockModel{newModel(), make(map[modelID]*modelBlock)}
 			tab, now, instants := newTimed(1), int64(1), []int64{0, math.MaxInt64}
 			tab.Table = NewKept(most, tab.clock.Load, Secret{r.Uint64(), r.Uint64()}, MaxShards)

@@ -37,7 +37,8 @@ func TestBytesPerCounter(t *testing.T) {
 	before := liveHeap()
 	tab := newTimed(most)
 	n := 0
-	for _, upTo := range []int{50_000, 100_000, 300_000, 1_000_000, 1 << 20, 1_300_000, 1_600_000} {
+	sizes := []int{50_000, 100_000, 300_000, 1_000_000, 1 << 20, 1_300_000, 1_600_000}
+	for _, upTo := range sizes[:underRace(len(sizes), 3)] {
 		for ; n < upTo; n++ {
 			tab.TakeOne(strconv.Itoa(n), 1, &l)
 		}
@@ -49,6 +50,15 @@ func TestBytesPerCounter(t *testing.T) {
 		t.Errorf("%+v, want %d counters and no eviction", got, n)
 	}
 	runtime.KeepAlive(tab)
+}
+
+// underRace returns how large an input of a test is: large, or small if the race detector
+// is on. It is for tests of one goroutine, about memory or about floods.
+func underRace(large, small int) int {
+	if raceDetector {
+		return small
+	}
+	return large
 }
 
 func liveHeap() uint64 {
@@ -64,7 +74,8 @@ func liveHeap() uint64 {
 // at about 95 % of the maximum. (The fullest of 256 shards is 8 % above the mean once
 // in 100,000 tables. So this test uses 92 %.)
 func TestFillsNearlyToItsMaximum(t *testing.T) {
-	for _, most := range []int{1, 5, 100, 1000, 5000, 20_000, 100_000, 1 << 20} {
+	sizes := []int{1, 5, 100, 1000, 5000, 20_000, 100_000, 1 << 20}
+	for _, most := range sizes[:underRace(len(sizes), 7)] {
 		tab := newTimed(most)
 		l := fixed(5, hour)
 		n := 0
@@ -157,19 +168,19 @@ func TestSlowestRateDecidesExpiry(t *testing.T) {
 // one limit or with eight, in a table that is large enough for them.
 func TestBytesPerLearnedCounter(t *testing.T) {
 	for _, n := range []int{1, MaxLimits} {
-		const keys = 1 << 16
+		keys := underRace(1<<16, 1<<14)
 		limits, states := remoteLimits(n)
 		before := liveHeap()
 		tab, owner := New(keys*n*8/7, func() int64 { return 0 }), NewOwner()
 		for i := range keys {
 			tab.Learn(tab.Hash("198.51."+strconv.Itoa(i), owner), 1, 2, limits, Learnt{States: states})
 		}
-		if got := float64(liveHeap()-before) / keys / float64(n); got > 32 {
+		if got := float64(liveHeap()-before) / float64(keys*n); got > 32 {
 			t.Errorf("%d limits: %.1f bytes for a counter, want at most 32", n, got)
 		} else {
 			t.Logf("%d limits: %.1f bytes for a counter", n, got)
 		}
-		if got := tab.Stats(); got.Counters+int(got.Evicted) != keys*n || got.Evicted > keys*uint64(n)/1000 {
+		if got := tab.Stats(); got.Counters+int(got.Evicted) != keys*n || got.Evicted > uint64(keys*n)/1000 {
 			t.Errorf("%d limits: %+v", n, got)
 		}
 		runtime.KeepAlive(tab)

@@ -51,7 +51,7 @@ func (t *Table) Denied(h Hash, n, now int64, limits []rule.Limit, answers []rule
 	for i := range limits {
 		c := s.find(ids[i])
 		before[i] = s.get(c, &limits[i])
-		_, answers[i] = limits[i].Take(before[i], now, n)
+		answers[i] = s.ask(ids[i], &limits[i], before[i], now, n)
 		if retry := answers[i].Retry; retry != 0 && retry != rule.Never && s.flags(c)&flagRefused != 0 {
 			denied = true
 		}
@@ -66,10 +66,19 @@ func (t *Table) Denied(h Hash, n, now int64, limits []rule.Limit, answers []rule
 	}
 	for i := range limits {
 		if answers[i].Retry == 0 {
-			_, answers[i] = limits[i].Take(before[i], now, 0)
+			answers[i] = s.ask(ids[i], &limits[i], before[i], now, 0)
 		}
 	}
 	return true, 0
+}
+
+// DeniesWithout reports whether n units of a key are denied under a limit even if all
+// pending units are given back; see [rule.Limit.DeniesWithout]. It locks the key's shard.
+func (t *Table) DeniesWithout(h Hash, pending []rule.Pending, n, now int64, l *rule.Limit) bool {
+	s, now := t.lockAt(h.keyHash, now)
+	defer s.mu.Unlock()
+	of := h.id(l)
+	return s.deniesWithout(pending, of, l, s.get(s.find(of), l), n, now)
 }
 
 // Learnt is what another store has reported about a key under some limits. Its instants
@@ -79,6 +88,10 @@ type Learnt struct {
 	// than the states here.
 	States      []rule.State
 	StatesOlder bool
+
+	// Logs has the log under each limit that is a rolling window, which has no state. The
+	// table keeps them. It may be nil if there are none.
+	Logs []rule.Log
 
 	// Blocks has the block under each limit, and the zero Block where there is none. It is
 	// nil if the store counts no blocks. Their ends must be 0 to [rule.MaxUntil], their
@@ -110,6 +123,10 @@ func (t *Table) Learn(h Hash, refused, now int64, limits []rule.Limit, r Learnt)
 	defer s.mu.Unlock()
 	for i := range limits {
 		l := &limits[i]
+		if l.Kind == rule.Rolling {
+			s.learnRolling(ids[i], ids, &t.shapes, l, r.Logs[i], r.StatesOlder, refused, now)
+			continue
+		}
 		c := s.find(ids[i])
 		was := s.get(c, l)
 		is := r.States[i]
@@ -120,7 +137,7 @@ func (t *Table) Learn(h Hash, refused, now int64, limits []rule.Limit, r Learnt)
 		_, left := l.Take(was, now, 0)
 		_, leaves := l.Take(is, now, 0)
 		kept := s.refusedStill(c, left, leaves)
-		if r.StatesOlder && holdsMore(l, was, is, now) {
+		if r.StatesOlder && holdsMore(unlimited(l, was, now), unlimited(l, is, now)) {
 			is, leaves, kept = was, left, s.flags(c)&flagRefused
 		}
 		if leaves.Reset == 0 {
@@ -129,11 +146,7 @@ func (t *Table) Learn(h Hash, refused, now int64, limits []rule.Limit, r Learnt)
 			}
 			continue
 		}
-		flags := flags(leaves) | kept
-		if refused > leaves.Remaining && refused <= l.Cap() {
-			flags |= flagRefused
-		}
-		s.write(ids[i], ids, &t.shapes, l, is, flags, now)
+		s.write(ids[i], ids, &t.shapes, l, is, learntFlags(l, leaves, refused)|kept, now)
 	}
 	for i := range r.Blocks {
 		switch b := r.Blocks[i]; {
@@ -150,15 +163,28 @@ func (t *Table) Learn(h Hash, refused, now int64, limits []rule.Limit, r Learnt)
 	return blocked
 }
 
-// holdsMore reports whether a holds more units than b, or as many for longer.
-func holdsMore(l *rule.Limit, a, b rule.State, now int64) bool {
+// learntFlags returns the flags of a counter that Learn writes.
+func learntFlags(l *rule.Limit, leaves rule.Answer, refused int64) uint64 {
+	if refused > leaves.Remaining && refused <= l.Cap() {
+		return flags(leaves) | flagRefused
+	}
+	return flags(leaves)
+}
+
+// unlimited returns the answer for 0 units if the limit were as high as it can be.
+func unlimited(l *rule.Limit, s rule.State, now int64) rule.Answer {
 	most := *l
 	if most.N = rule.MaxUnits; l.Kind == rule.Bucket {
 		most.N, most.Burst = l.N, rule.MaxUnits // it leaks at the same rate
 	}
-	_, is := most.Take(a, now, 0)
-	_, other := most.Take(b, now, 0)
-	return is.Remaining < other.Remaining || is.Remaining == other.Remaining && is.Reset > other.Reset
+	_, a := most.Take(s, now, 0)
+	return a
+}
+
+// holdsMore reports whether the counter of the first answer holds more units than the one of
+// the other, or as many for longer. Both answers are for 0 units under the highest limit.
+func holdsMore(a, b rule.Answer) bool {
+	return a.Remaining < b.Remaining || a.Remaining == b.Remaining && a.Reset > b.Reset
 }
 
 // State returns the state of a key under a limit, as it was last written. If held is
@@ -169,6 +195,18 @@ func (t *Table) State(h Hash, now int64, l *rule.Limit) (state rule.State, held 
 	defer s.mu.Unlock()
 	c := s.find(h.id(l))
 	return s.get(c, l), c.group != nil
+}
+
+// LogOf returns a copy of the log of a key's counter under a limit, which is empty if that is
+// no rolling window. It locks the key's shard.
+func (t *Table) LogOf(h Hash, now int64, l *rule.Limit) rule.Log {
+	if l.Kind != rule.Rolling {
+		return rule.Log{}
+	}
+	s, _ := t.lockAt(h.keyHash, now)
+	defer s.mu.Unlock()
+	g := s.log(s.find(h.id(l)))
+	return g.Map(func(instant int64) int64 { return instant })
 }
 
 // States fills states with the states of a key under limits, as they were last written. It

@@ -51,7 +51,7 @@ func (m remoteModel) adjust(key string, n, at, now int64, limits []rule.Limit) (
 		before := m[id]
 		after := l.Adjust(before.state, now, n, now-min(at, now))
 		charged = min(charged, l.Charged(before.state, after, now))
-		moves = append(moves, Move{unitsBetween(l, before.state, after, now), after})
+		moves = append(moves, Move{Units: unitsBetween(l, before.state, after, now), After: after})
 		if after != before.state {
 			m[id] = known{after, m.still(before, l, after, now)}
 		}
@@ -438,7 +438,7 @@ func TestRemoteConcurrently(t *testing.T) {
 // TestLearnedKeysSurvive: keys that another store has refused are as safe from a
 // flood as keys that were refused here.
 func TestLearnedKeysSurvive(t *testing.T) {
-	const most, keys = 20_000, 5000
+	most, keys := underRace(20_000, 10_000), underRace(5000, 2500)
 	l, owner := fixed(5, hour), NewOwner()
 	tab := newTimed(most)
 	limits, answers := []rule.Limit{l}, make([]rule.Answer, 1)
@@ -639,7 +639,7 @@ func TestBlocksAgainstRemoteModel(t *testing.T) {
 // TestLearntBlocksSurvive: keys that another store has blocked are as safe from a flood as
 // keys that it denies, and need no counter.
 func TestLearntBlocksSurvive(t *testing.T) {
-	const most, keys = 20_000, 5000
+	most, keys := underRace(20_000, 10_000), underRace(5000, 2500)
 	l, owner := fixed(5, hour), NewOwner()
 	tab := newTimed(most)
 	limits, answers := []rule.Limit{l}, make([]rule.Answer, 1)
@@ -684,5 +684,37 @@ func TestLearntBlocksAreFreed(t *testing.T) {
 		}
 		checkInvariants(t, tab.Table)
 		tab = newTimed(100)
+	}
+}
+
+// TestLearnLogs: logs that are learnt replace each other and free the places of the rings
+// before them, in a table that evicts, too. A log that may be older hides no unit.
+func TestLearnLogs(t *testing.T) {
+	r := newRand(t)
+	for range 20 {
+		tab, limits, now := newTimed(150), []rule.Limit{rolling(60, hour)}, 3*hour
+		for range 300 {
+			now += r.Int64N(minute)
+			instants := make([]int64, r.IntN(60))
+			for i := range instants {
+				instants[i] = now - r.Int64N(2*hour)
+			}
+			slices.Sort(instants)
+			h := tab.Hash(strconv.Itoa(r.IntN(9)), Owner{})
+			g := tab.LogOf(h, now, &limits[0])
+			before := limits[0].Ask(&g, now, 0)
+			older := r.IntN(2) == 0
+			is := rule.LogOf(instants)
+			learnt := limits[0].Ask(&is, now, 0)
+			tab.Learn(h, r.Int64N(2), now, limits, Learnt{States: make([]rule.State, 1), Logs: []rule.Log{is}, StatesOlder: older})
+			checkRings(t, tab.Table, 150)
+			g = tab.LogOf(h, now, &limits[0])
+			after := limits[0].Ask(&g, now, 0)
+			if want := learnt.Remaining; after.Remaining != want && !(older && after.Remaining == min(want, before.Remaining)) {
+				t.Fatalf("%d left, after %d and %d, older: %v", after.Remaining, before.Remaining, want, older)
+			}
+			limits[0].AdjustLog(&g, now, -3, rule.Never) // the copy is the caller's
+			checkRings(t, tab.Table, 150)
+		}
 	}
 }

@@ -273,23 +273,42 @@ func (s *shard) refuseRolling(c place, of id, shapes *shapes, g *rule.Log, l *ru
 }
 
 // adjustRolling is adjust under one rolling window. It returns how many units it has
-// charged or given back.
-func (s *shard) adjustRolling(of id, own []id, shapes *shapes, l *rule.Limit, n, at, now int64) (moved int64) {
+// charged or given back, and the instant of the oldest of them.
+func (s *shard) adjustRolling(of id, own []id, shapes *shapes, l *rule.Limit, n, at, now int64) (moved, oldest int64) {
 	c := s.find(of)
 	if n == 0 || n < 0 && c.group == nil {
-		return 0
+		return 0, 0
 	}
 	g := s.log(c)
 	was := l.Ask(&g, now, 0)
 	had := s.liftRing(&g)
-	moved = l.AdjustLog(&g, now, n, at)
+	moved, oldest = l.AdjustLog(&g, now, n, at)
 	marks := s.flags(c)
 	if moved != 0 {
 		is := l.Ask(&g, now, 0)
 		marks = flags(is) | s.refusedStill(c, was, is)
 	}
 	s.putLog(c, of|shapes.of(l), own, shapes, &g, had, marks, now)
-	return moved
+	return moved, oldest
+}
+
+// learnRolling is [Table.Learn] under one rolling window. is is the log that the other
+// store has reported, which the table keeps.
+func (s *shard) learnRolling(of id, own []id, shapes *shapes, l *rule.Limit, is rule.Log, older bool, refused, now int64) {
+	c := s.find(of)
+	was := s.log(c)
+	had := s.liftRing(&was)
+	left, leaves := l.Ask(&was, now, 0), l.Ask(&is, now, 0)
+	kept := s.refusedStill(c, left, leaves)
+	most := *l
+	most.N = rule.MaxRolling
+	if older && holdsMore(most.Ask(&was, now, 0), most.Ask(&is, now, 0)) {
+		is, leaves, kept = was, left, s.flags(c)&flagRefused
+	}
+	if leaves.Reset == 0 {
+		is = rule.Log{}
+	}
+	s.putLog(c, of|shapes.of(l), own, shapes, &is, had, learntFlags(l, leaves, refused)|kept, now)
 }
 
 // deniesWithout reports whether n units are denied without the pending units; see
@@ -302,13 +321,13 @@ func (s *shard) deniesWithout(pending []rule.Pending, of id, l *rule.Limit, stat
 	return l.DeniesWithout(pending, state, now, n)
 }
 
-// look returns the answer for 0 units. state is the state of a counter that is no rolling
-// one.
-func (s *shard) look(of id, l *rule.Limit, state rule.State, now int64) rule.Answer {
+// ask returns the answer for n units, and changes nothing. state is the state of a counter
+// that is no rolling one.
+func (s *shard) ask(of id, l *rule.Limit, state rule.State, now, n int64) rule.Answer {
 	if l.Kind == rule.Rolling {
-		return s.askRolling(of, l, 0, now)
+		return s.askRolling(of, l, n, now)
 	}
-	_, a := l.Take(state, now, 0)
+	_, a := l.Take(state, now, n)
 	return a
 }
 

@@ -170,7 +170,7 @@ type decision struct {
 // fitting returns how many of n > 0 units fit without a block, and at least 1.
 func (d *decision) fitting(s *shard, n, now int64, limits []rule.Limit) int64 {
 	for i := range limits {
-		n = min(n, s.look(d.ids[i], &limits[i], s.get(s.find(d.ids[i]), &limits[i]), now).Remaining)
+		n = min(n, s.ask(d.ids[i], &limits[i], s.get(s.find(d.ids[i]), &limits[i]), now, 0).Remaining)
 	}
 	return max(n, 1)
 }
@@ -254,7 +254,11 @@ type Move struct {
 	// up: a charged fraction counts as a unit, and a fraction given back counts as
 	// none.
 	Units int64
-	After rule.State
+	After rule.State // not of a rolling window
+
+	// Oldest is the instant of the oldest unit that a rolling window has charged or given
+	// back.
+	Oldest int64
 }
 
 // AdjustAt is Adjust for a key that has been hashed, at an instant that the caller has
@@ -277,10 +281,10 @@ func (s *shard) adjust(ids []id, shapes *shapes, n, at, now int64, limits []rule
 	for i := range limits {
 		l := &limits[i]
 		if l.Kind == rule.Rolling {
-			units := s.adjustRolling(ids[i], ids, shapes, l, n, at, now)
+			units, oldest := s.adjustRolling(ids[i], ids, shapes, l, n, at, now)
 			charged = min(charged, units)
 			if moves != nil {
-				moves[i] = Move{Units: units}
+				moves[i] = Move{Units: units, Oldest: oldest}
 				if n < 0 {
 					moves[i].Units = -units
 				}
@@ -292,7 +296,7 @@ func (s *shard) adjust(ids []id, shapes *shapes, n, at, now int64, limits []rule
 		after := l.Adjust(before, now, n, age)
 		charged = min(charged, l.Charged(before, after, now))
 		if moves != nil {
-			moves[i] = Move{moved(l, before, after, now, n), after}
+			moves[i] = Move{Units: moved(l, before, after, now, n), After: after}
 		}
 		switch {
 		case after == before:
