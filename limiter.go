@@ -40,6 +40,7 @@ type Limiter struct {
 	used     usedLimits
 	underway atomic.Pointer[underway] // nil until a limit with Block is in force; see underwayUnder
 	nested   atomic.Bool              // a limiter further in has decided a request of this one
+	lines    lines                    // of callers that wait
 	key      probe                    // what Options.Key is made of
 	message  []byte                   // the body of a denial in plain text
 	problem  []byte                   // the constant part of it as problem details
@@ -141,7 +142,7 @@ func (l *Limiter) SetLimitsContext(ctx context.Context, limits ...Limit) error {
 	}
 	err := validateLimits(l.name, limits)
 	if err == nil {
-		err = validateLease(l.opts.Lease, limits)
+		err = l.opts.others().suit(limits)
 	}
 	if err == nil {
 		err = validateStore(l.store, counted(limits))
@@ -150,6 +151,7 @@ func (l *Limiter) SetLimitsContext(ctx context.Context, limits ...Limit) error {
 		return fmt.Errorf("ratelimit: limiter %q: SetLimits: %w", l.name, err)
 	}
 	p, old := l.setPolicy(limits)
+	l.lines.wakeAll(nil)
 	if !l.begun.Load() {
 		return nil // the running generation's record and leases are not its own
 	}
@@ -180,6 +182,7 @@ func (l *Limiter) succeed(old *Limiter) {
 	l.nested.Store(old.nested.Load())
 	if slices.Equal(old.prefixes, l.prefixes) {
 		l.underway.Store(old.underway.Load()) // its requests may still give units back
+		l.lines.share(&old.lines)             // its callers keep their places in line
 	}
 	if l.remote == nil {
 		return
@@ -311,7 +314,7 @@ func (l *Limiter) policyOf(plan []Limit) (*policy, error) {
 	if len(plan) == 0 {
 		return l.policy.Load(), nil
 	}
-	return l.plans.of(l.name, l.store, l.opts.Lease, plan, &l.used, &l.counts.policies)
+	return l.plans.of(l.name, l.store, l.opts.others(), plan, &l.used, &l.counts.policies)
 }
 
 func (l *Limiter) negative(n int64) error {
@@ -380,6 +383,8 @@ const (
 	forUpTo                  // as many as fit, of at least one
 	forRequest               // as forAll, for a request that Options.Count may decide about later
 	asShadow                 // as forRequest forAll, and a denial is let through
+
+	uncounted asking = 1 << 7 // with one of the others: the decision is not counted
 )
 
 // take decides, where this limiter counts. It counts the decision, unless n is 0.
@@ -391,7 +396,7 @@ func (l *Limiter) take(ctx context.Context, key string, n int64, how asking, p *
 		return l.takeWith(ctx, key, n, how, p, results, nil, nil)
 	}
 	asked := int64(0) // units that may be given back later
-	if how >= forRequest {
+	if how&^uncounted >= forRequest {
 		asked = n
 	}
 	if l.remote == nil {
@@ -437,7 +442,14 @@ func (l *Limiter) underwayUnder(p *policy) *underway {
 // takeWith is take for a key of which some units may yet be given back: the pending ones,
 // or for a store outside of this process the units of the request's turn. Both may be nil.
 func (l *Limiter) takeWith(ctx context.Context, key string, n int64, how asking, p *policy, results []Result, pending []rule.Pending, own *turn) (t taken, err error) {
-	t.shadow = how == asShadow
+	numbers := &p.numbers
+	counted := how&uncounted == 0
+	if how &^= uncounted; how == asShadow {
+		t.shadow, numbers = true, &p.shadow
+	}
+	if !counted {
+		numbers = nil
+	}
 	if err := l.ready(key); err != nil {
 		return t, err
 	}
@@ -450,20 +462,19 @@ func (l *Limiter) takeWith(ctx context.Context, key string, n int64, how asking,
 		if results[0].RetryAfter == 0 {
 			t.granted = n
 		}
-		l.count(n, p, &t, results)
+		if counted {
+			l.count(n, p, &t, results)
+		}
 		return t, nil
 	}
 	if l.memory != nil {
 		if err := l.memory.ready(ctx); err != nil {
 			return t, l.wrap(err)
 		}
-		switch how {
-		case forUpTo:
-			t.granted, t.bound = l.memory.takeUpTo(key, n, p.limits, results, &p.numbers, startsBlocks(p.ladders, pending))
-		case asShadow:
-			t.at, t.bound = l.memory.take(key, n, p.limits, results, &p.shadow, startsBlocks(p.ladders, pending))
-		default:
-			t.at, t.bound = l.memory.take(key, n, p.limits, results, &p.numbers, startsBlocks(p.ladders, pending))
+		if how == forUpTo {
+			t.granted, t.bound = l.memory.takeUpTo(key, n, p.limits, results, numbers, startsBlocks(p.ladders, pending))
+		} else {
+			t.at, t.bound = l.memory.take(key, n, p.limits, results, numbers, startsBlocks(p.ladders, pending))
 		}
 		t.counted = t.at
 		t.noteBlocks(results)
@@ -500,7 +511,9 @@ func (l *Limiter) takeWith(ctx context.Context, key string, n int64, how asking,
 	if how == forUpTo && t.granted > 0 {
 		n = t.granted
 	}
-	l.count(n, p, &t, results)
+	if counted {
+		l.count(n, p, &t, results)
+	}
 	return t, nil
 }
 
@@ -526,6 +539,9 @@ func (l *Limiter) timeout() time.Duration {
 
 // adjust is [Store.Adjust]. It waits for at most wait for a store outside of this process.
 func (l *Limiter) adjust(ctx context.Context, key string, n int64, at Instant, limits *engine.Limits, wait time.Duration) (charged int64, err error) {
+	if n < 0 {
+		defer l.lines.wake(key)
+	}
 	switch {
 	case len(limits.Rules) == 0: // under Unlimited or Deny
 	case l.remote != nil:
@@ -587,6 +603,7 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 		}
 		return l.wrap(err)
 	}
+	l.lines.wake(key)
 	l.events.emit(ctx, Event{Kind: EventReset, Key: key})
 	if dropped {
 		return fmt.Errorf("ratelimit: limiter %q: Reset: it has used limits of more than %d algorithms and windows: the key was reset "+
@@ -670,11 +687,14 @@ func (l *Limiter) Info() Info {
 // Close gives up the limiter's name, store and prefix, so that another limiter
 // can have them. It is idempotent. The store's counters stay, and a later limiter
 // of the same name finds them. Requests that still reach the limiter are
-// answered with 503. A store made for Options.Redis is closed, which takes as long as the
+// answered with 503, and so are requests that wait because of Options.MaxWait: to let them
+// wait for their units first, shut the server down before. Calls of Wait end with
+// [ErrClosed]. A store made for Options.Redis is closed, which takes as long as the
 // client's timeouts at most; its client is not.
 // The error is always nil.
 func (l *Limiter) Close() error {
 	first := !l.closed.Swap(true)
+	l.lines.wakeAll(l)
 	claims.Lock()
 	if l.registry != nil {
 		l.registry.release(l)

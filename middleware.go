@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/ratelimit-go/ratelimit/internal/accept"
 	"github.com/ratelimit-go/ratelimit/internal/clock"
@@ -17,6 +18,7 @@ import (
 // itself: with 429 if they are denied, 400 if they have no key, 500 if an option's
 // function failed, 503 if no decision could be made, because the store failed, the
 // limiter is closed, or the client has left. No such answer may be stored by a cache.
+// With Options.MaxWait, a request may wait before that; see there.
 //
 // It can be mounted on any number of routes. A request that passes it twice with the
 // same key counts once, also as a clone. Two requests are the same one if the second
@@ -197,9 +199,16 @@ func (l *Limiter) decide(w http.ResponseWriter, h http.Header, r *http.Request, 
 	if l.opts.Shadow {
 		how = asShadow
 	}
-	t, err := l.take(r.Context(), key, cost, how, p, results)
+	var t taken
+	var waited time.Duration
+	if l.opts.MaxWait > 0 && how == forRequest {
+		t, p, waited, err = l.takeWaiting(r.Context(), key, cost, how, p, v.results[:], l.opts.MaxWait)
+		results = v.under(p)
+	} else {
+		t, err = l.take(r.Context(), key, cost, how, p, results)
+	}
 	if err != nil {
-		v.status, v.err = l.failed(r, err), err
+		v.status, v.err = l.failed(r, err, waited), err
 		return
 	}
 	if cost == 0 { // take has counted no look, but this is a request
@@ -226,7 +235,7 @@ func (l *Limiter) decide(w http.ResponseWriter, h http.Header, r *http.Request, 
 	}
 	v.state.decidedInside()
 	if l.remote != nil {
-		v.state.bound.spend((clock.Now() - start) / 1000)
+		v.state.bound.spend((clock.Now() - start - int64(waited)) / 1000)
 	}
 	switch {
 	case v.state.bound.allowed():
@@ -414,11 +423,13 @@ func (l *Limiter) undecided(err error) int {
 }
 
 // failed maps an error of the store to a status, 0 to let the request through
-// uncounted.
-func (l *Limiter) failed(r *http.Request, err error) int {
+// uncounted. waited is for how long the request has waited for its units.
+func (l *Limiter) failed(r *http.Request, err error, waited time.Duration) int {
 	switch {
 	case errors.Is(err, ErrClosed):
-		l.report.warn(warnClosed)
+		if waited == 0 { // otherwise Close has let it go, as when a server shuts down
+			l.report.warn(warnClosed)
+		}
 	case r.Context().Err() == nil: // otherwise the client has left, and the store is not to blame
 		l.report.warn(warnStoreFailed, "error", err)
 	}

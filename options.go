@@ -120,6 +120,25 @@ type Options struct {
 	// key that is blocked stays so when Shadow ends. Reset it first, or use another name.
 	Shadow bool
 
+	// MaxWait makes a request that would be denied wait until its units fit, for at most
+	// this long. It smooths bursts: TokenBucket(10, time.Second, 1) with a MaxWait of 5 s
+	// lets a request through every 100 ms. Requests of one key wait in line and are
+	// admitted in order of arrival, within this process. A request is denied at once if it
+	// would have to wait longer than MaxWait or than its own deadline, or if 16 requests
+	// of its key wait already. If others wait before it, that is not clear at once, and it
+	// may be denied after MaxWait. If its client disconnects, it takes no units. (On
+	// HTTP/1, net/http notices that only when the body of the request has been read.) With
+	// several limits it waits until its units fit under all of them. Zero: no request waits. Take
+	// never waits; [Limiter.Wait] does. In Shadow no request waits. A limit with Block is
+	// refused, because the denial would block the key. For a store outside of this
+	// process, Timeout is for each time that it is asked.
+	MaxWait time.Duration
+
+	// MaxWaiting is how many requests wait at a time at this limiter and in this process, of
+	// all keys together: each keeps a connection open. Those beyond are denied at once.
+	// Calls of Wait do not count. Zero means 1,024.
+	MaxWaiting int
+
 	// Timeout is how long a decision may take at a store outside of this process.
 	// Zero means [DefaultTimeout], negative no limit but the request's own. It holds
 	// also for a Redis client that was made without ContextTimeoutEnabled.
@@ -203,6 +222,8 @@ const DefaultNearKeys = 1 << 18
 // minLease is a few round trips to a store nearby: a shorter lease would be over when it comes.
 const minLease = 5 * time.Millisecond
 
+const defaultMaxWaiting = 1024
+
 const defaultMessage = "Too many requests, please try again later."
 
 func (o Options) withDefaults() Options {
@@ -219,6 +240,9 @@ func (o Options) withDefaults() Options {
 	if o.DenyRecheck == 0 {
 		o.DenyRecheck = remote.DefaultRecheck
 	}
+	if o.MaxWaiting == 0 {
+		o.MaxWaiting = defaultMaxWaiting
+	}
 	if o.Headers == 0 {
 		o.Headers = HeadersDraft10
 		if o.Shadow {
@@ -227,6 +251,9 @@ func (o Options) withDefaults() Options {
 	}
 	return o
 }
+
+// others are the options that not all limits go with.
+func (o *Options) others() otherOptions { return otherOptions{o.Lease, o.MaxWait} }
 
 // validate holds every rule for options as a whole. Its errors name the option,
 // the value and the way out.
@@ -276,8 +303,17 @@ func (o Options) validate(limiter string) error {
 	if o.Lease < 0 || o.Lease > 0 && o.Lease < minLease {
 		return fmt.Errorf("Options.Lease is %v: want at least %v, or 0 for none", o.Lease, minLease)
 	}
-	if err := validateLease(o.Lease, o.Limits); err != nil {
+	if err := o.others().suit(o.Limits); err != nil {
 		return err
+	}
+	if o.MaxWait < 0 {
+		return fmt.Errorf("Options.MaxWait is %v: want more than 0, or 0 for requests that do not wait", o.MaxWait)
+	}
+	if o.MaxWaiting < 0 {
+		return fmt.Errorf("Options.MaxWaiting is %d: want at least 1, or 0 for %d", o.MaxWaiting, defaultMaxWaiting)
+	}
+	if o.MaxWaiting > 0 && o.MaxWait == 0 {
+		return fmt.Errorf("Options.MaxWaiting is %d, but no request waits: set MaxWait, or leave it out", o.MaxWaiting)
 	}
 	if n := places(counted(o.Limits)); o.NearKeys > 0 && o.NearKeys < n {
 		return fmt.Errorf("Options.NearKeys is %d, and one key has %d counters: raise it, or leave it out", o.NearKeys, n)

@@ -254,13 +254,19 @@ func validateLimits(limiter string, limits []Limit) error {
 	return nil
 }
 
-// validateLease says why units of these limits cannot be leased, if so. A leased unit is
-// used later than it is counted. A rolling window would then admit more than its units
-// within some interval, and that there is no such interval is what it is for.
-func validateLease(lease time.Duration, limits []Limit) error {
+// otherOptions are the options that not all limits go with.
+type otherOptions struct{ lease, maxWait time.Duration }
+
+// suit says why limits do not go with these options, if so.
+func (o otherOptions) suit(limits []Limit) error {
 	for _, l := range limits {
-		if lease > 0 && l.rule.Kind == rule.Rolling {
-			return fmt.Errorf("limit %v cannot be leased, and Options.Lease is %v: leave Lease out, or use SlidingWindow", l, lease)
+		if o.lease > 0 && l.rule.Kind == rule.Rolling {
+			// A leased unit is used later than it is counted, so there would be intervals with
+			// more units.
+			return fmt.Errorf("limit %v cannot be leased, and Options.Lease is %v: leave Lease out, or use SlidingWindow", l, o.lease)
+		}
+		if o.maxWait > 0 && l.blocks() {
+			return fmt.Errorf("limit %v blocks a key whose request is denied, and Options.MaxWait is %v, for which a denied request waits: leave one of them out", l, o.maxWait)
 		}
 	}
 	return nil
@@ -284,8 +290,8 @@ func (c *plans) all() []*policy {
 }
 
 // of returns the policy of limits, which need not be valid, for a limiter with that
-// store and Options.Lease. It notes a new policy's limits in used, and its names in counted.
-func (c *plans) of(limiter string, store Store, lease time.Duration, limits []Limit, used *usedLimits, counted *policyCounts) (*policy, error) {
+// store and options. It notes a new policy's limits in used, and its names in counted.
+func (c *plans) of(limiter string, store Store, others otherOptions, limits []Limit, used *usedLimits, counted *policyCounts) (*policy, error) {
 	made := c.made.Load()
 	if made != nil {
 		for _, p := range *made {
@@ -297,7 +303,7 @@ func (c *plans) of(limiter string, store Store, lease time.Duration, limits []Li
 	if err := validateLimits(limiter, limits); err != nil {
 		return nil, err
 	}
-	if err := validateLease(lease, limits); err != nil {
+	if err := others.suit(limits); err != nil {
 		return nil, err
 	}
 	p := newPolicy(limiter, limits)

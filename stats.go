@@ -40,6 +40,13 @@ type LimiterStats struct {
 	// their limits.
 	NearLimit uint64
 
+	// Waiting is how many callers wait now, because of Options.MaxWait or in [Limiter.Wait].
+	// Waited counts the decisions in Allowed and Denied whose callers have waited, and
+	// WaitTime is for how long together.
+	Waiting  int
+	Waited   uint64
+	WaitTime time.Duration
+
 	// Exempt counts requests that were exempted by Skip, SkipPreflight or [ErrExempt].
 	// NoKey counts requests without a key, which are answered with 400, and Failed those
 	// answered with 500 or 503; in Shadow, they go on to their handlers.
@@ -114,6 +121,10 @@ type counts struct {
 	nearLimit               atomic.Uint64
 
 	freeAllowed, freeDenied atomic.Uint64 // requests that cost 0
+
+	waiting  atomic.Int64  // callers that wait
+	waited   atomic.Uint64 // decisions whose callers have waited
+	waitTime atomic.Int64  // for how long together
 
 	letThrough            atomic.Uint64 // requests that Shadow has let through, for the log
 	exempt, noKey, failed atomic.Uint64
@@ -218,6 +229,7 @@ func (c *counts) countNear(p *policy, results []Result) {
 func (c *counts) stats() LimiterStats {
 	stats := LimiterStats{
 		NearLimit: c.nearLimit.Load(), Exempt: c.exempt.Load(), NoKey: c.noKey.Load(), Failed: c.failed.Load(),
+		Waiting: int(c.waiting.Load()), Waited: c.waited.Load(), WaitTime: time.Duration(c.waitTime.Load()),
 		Warnings: make(map[Code]uint64),
 	}
 	for w := range c.warnings {

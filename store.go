@@ -190,8 +190,7 @@ const Now Instant = math.MaxInt64
 // instant at which it was taken until one window later, exclusive. Adjust with n > 0 counts
 // units from their instant. With n < 0 it gives back units of that instant, and none of
 // another instant. If no unit is of an instant in the future, such as [Now], Adjust gives
-// back the youngest units. Another N keeps all units. A limiter uses no [RemoteStore] for
-// these limits.
+// back the youngest units. Another N keeps all units.
 //
 // A store with [KindCalendar] counts limits of [Daily], [Weekly] and [Monthly]:
 //
@@ -210,7 +209,7 @@ const Now Instant = math.MaxInt64
 //     are 0 or [Never].
 //
 // A wrapper that embeds a store of this package has the methods of KindStore, too, but
-// limits with Block or of a calendar are refused for it: its own methods may hand on other
+// limits with Block, of a calendar and of a rolling window are refused for it: its own methods may hand on other
 // limits. A wrapper that should count them holds the store in a field, implements KindStore
 // itself, and hands on the limits that it gets, with their ladders.
 type KindStore interface {

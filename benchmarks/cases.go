@@ -38,6 +38,7 @@ const (
 	Calendars  Group = "In memory, calendar limits, ns per decision"
 	Rolling    Group = "In memory, rolling windows, ns per decision"
 	Middleware Group = "Middleware, ns per request"
+	Waiting    Group = "Middleware, requests that may wait, ns per request"
 	Server     Group = "A server under load"
 	Stress     Group = "Expiry, growth and flooding"
 )
@@ -71,6 +72,8 @@ var Cases = []Case{
 	{Name: "denied", http: true, run: denied, Measures: nanoseconds(Middleware, "denied", Goal{{ByRival, 0.5}})},
 	{Name: "allowed-nofields", http: true, nofields: true, run: allowed,
 		Measures: nanoseconds(Middleware, "allowed, header fields off", Goal{{Allocs, 2}})},
+	{Name: "wait-allowed", http: true, only: fixed, run: allowedUnder(plenty.waiting()), Measures: nanoseconds(Waiting, "allowed at once, with MaxWait", Goal{{Allocs, 4}})},
+	{Name: "wait-not-allowed", http: true, only: fixed, run: allowed, Measures: nanoseconds(Waiting, "— without MaxWait", Goal{{Allocs, 4}})},
 	{Name: "server", http: true, run: underLoad, Measures: []Measure{
 		{Group: Server, Title: "by the bare handler's requests/s", Unit: "x/bare", Goal: Goal{{AtLeast, 0.93}}, Higher: true},
 		{Group: Server, Title: "requests/s", Unit: "req/s", Higher: true},

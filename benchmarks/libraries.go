@@ -75,6 +75,7 @@ type quota struct {
 	block   time.Duration // how long a denial blocks a key; 0 means no blocks
 	rolling bool          // a rolling window in place of the fixed one
 	recheck time.Duration // Options.DenyRecheck
+	wait    time.Duration // Options.MaxWait
 	perDay  bool          // Daily instead of FixedWindow
 }
 
@@ -99,6 +100,18 @@ func (q quota) blocking() quota {
 // daily returns the quota with calendar days instead of windows.
 func (q quota) daily() quota {
 	q.perDay = true
+	return q
+}
+
+// waiting returns the quota with requests that wait.
+func (q quota) waiting() quota {
+	q.wait = time.Second
+	return q
+}
+
+// inAnyHour returns the quota with a rolling window instead of the fixed one.
+func (q quota) inAnyHour() quota {
+	q.rolling = true
 	return q
 }
 

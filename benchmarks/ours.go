@@ -47,6 +47,7 @@ func openOurs(q quota, fields bool, limit ratelimit.Limit) subject {
 		Limits:  []ratelimit.Limit{limit},
 		Store:   store,
 		Headers: headers,
+		MaxWait: q.wait,
 		Logger:  slog.New(slog.DiscardHandler),
 	}))
 	ctx := context.Background()

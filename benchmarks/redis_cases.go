@@ -16,6 +16,7 @@ const (
 	RedisBlocks Group = "Redis, one server, limits with Block"
 
 	RedisCalendars Group = "Redis, one server, calendar limits"
+	RedisRolling   Group = "Redis, one server, rolling windows"
 )
 
 // RedisCase is one benchmark on Redis.
@@ -52,13 +53,19 @@ var RedisCases = []RedisCase{
 		Measure{Group: OnRedis, Title: "— p99 in ms", Unit: "ms/p99"})}, run: many(1000, 1, plenty)},
 	{Case: blockCase("redis-block-spread", "64 callers, 10,000 keys, with Block, nothing blocked, decisions/s"), run: many(64, manyKeys, plenty.blocking())},
 	{Case: blockCase("redis-block-without-spread", "— without Block"), run: many(64, manyKeys, plenty)},
-	{Case: blockCase("redis-block-cached", "64 callers, 10,000 blocked keys, denied by the near cache, decisions/s"), run: manyDenied(64, single.blocking())},
-	{Case: blockCase("redis-block-server", "64 callers, 10,000 blocked keys, denied by the server, decisions/s"), run: manyDenied(64, single.blocking().atServer())},
-	{Case: blockCase("redis-block-without-server", "— denied without Block"), run: manyDenied(64, single.atServer())},
+	{Case: blockCase("redis-block-cached", "64 callers, 10,000 blocked keys, denied by the near cache, decisions/s"), run: manyDenied(64, manyKeys, single.blocking())},
+	{Case: blockCase("redis-block-server", "64 callers, 10,000 blocked keys, denied by the server, decisions/s"), run: manyDenied(64, manyKeys, single.blocking().atServer())},
+	{Case: blockCase("redis-block-without-server", "— denied without Block"), run: manyDenied(64, manyKeys, single.atServer())},
 	{Case: calendarCase("redis-calendar-spread", "64 callers, 10,000 keys, under Daily, decisions/s"), run: many(64, manyKeys, plenty.daily())},
 	{Case: calendarCase("redis-calendar-fixed-spread", "— under FixedWindow"), run: many(64, manyKeys, plenty)},
 	{Case: calendarCase("redis-calendar-hot", "64 callers, one key, under Daily, decisions/s"), run: many(64, 1, plenty.daily())},
 	{Case: calendarCase("redis-calendar-fixed-hot", "— one key, under FixedWindow"), run: many(64, 1, plenty)},
+	{Case: rollingCase("redis-rolling-spread", "64 callers, 10,000 keys, 1,000 units per second, decisions/s"), run: many(64, manyKeys, thousand(time.Second, true))},
+	{Case: rollingCase("redis-rolling-not-spread", "— with a fixed window"), run: many(64, manyKeys, thousand(time.Second, false))},
+	{Case: rollingCase("redis-rolling-denied", "64 callers, 10,000 keys of 1 unit, denied by the server, decisions/s"), run: manyDenied(64, manyKeys, single.inAnyHour().atServer())},
+	{Case: rollingCase("redis-rolling-not-denied", "— denied with a fixed window"), run: manyDenied(64, manyKeys, single.atServer())},
+	{Case: rollingCase("redis-rolling-full", "64 callers, 64 keys of 1,000 units, denied by the server, decisions/s"), run: manyDenied(64, 64, thousand(time.Hour, true).atServer())},
+	{Case: rollingCase("redis-rolling-not-full", "— denied with a fixed window"), run: manyDenied(64, 64, thousand(time.Hour, false).atServer())},
 	{Case: Case{Name: "cluster-spread", Measures: perSecond(OnCluster, "64 callers, 10,000 keys, decisions/s", 2.5)}, run: inCluster(64, manyKeys), skip: []string{wake}},
 	{Case: Case{Name: "cluster-hot", Measures: perSecond(OnCluster, "64 callers, one key, decisions/s", 8)}, run: inCluster(64, 1), skip: []string{wake}},
 }
@@ -86,6 +93,11 @@ func blockCase(name, title string) Case {
 // calendarCase is blockCase for calendar limits.
 func calendarCase(name, title string) Case {
 	return Case{Name: name, only: fixed, Measures: append(perSecond(RedisCalendars, title, 0), Measure{Group: RedisCalendars, Title: "— commands", Unit: "cmd/op"})}
+}
+
+// rollingCase is blockCase for rolling windows.
+func rollingCase(name, title string) Case {
+	return Case{Name: name, only: fixed, Measures: append(perSecond(RedisRolling, title, 0), Measure{Group: RedisRolling, Title: "— commands", Unit: "cmd/op"})}
 }
 
 const (
@@ -232,15 +244,15 @@ func many(callers, n int, q quota) func(*testing.B, *redisServers, RedisLibrary)
 	}
 }
 
-// manyDenied times denials of keys that have used up their limit, and are blocked if the
+// manyDenied times denials of n keys that have used up their limit, and are blocked if the
 // quota has blocks.
-func manyDenied(callers int, q quota) func(*testing.B, *redisServers, RedisLibrary) {
+func manyDenied(callers, n int, q quota) func(*testing.B, *redisServers, RedisLibrary) {
 	return func(b *testing.B, on *redisServers, l RedisLibrary) {
-		s, all := l.open(onServer(on.server), q), keys(manyKeys)
+		s, all := l.open(onServer(on.server), q), keys(n)
 		defer s.end()
 		for _, k := range all {
-			s.take(k)
-			s.take(k)
+			for s.take(k) {
+			}
 		}
 		timeMany(b, l, s, callers, all, false)
 		b.ReportMetric(commands(on.server, l, s, callers, all, false), "cmd/op")

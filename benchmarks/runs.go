@@ -236,8 +236,12 @@ func newRequest() *http.Request {
 
 var noContent = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 
-func allowed(b *testing.B, open opener) { serve(b, open(plenty), http.StatusNoContent) }
+func allowed(b *testing.B, open opener) { allowedUnder(plenty)(b, open) }
 func denied(b *testing.B, open opener)  { serve(b, open(single), http.StatusTooManyRequests) }
+
+func allowedUnder(q quota) func(*testing.B, opener) {
+	return func(b *testing.B, open opener) { serve(b, open(q), http.StatusNoContent) }
+}
 
 func serve(b *testing.B, s subject, want int) {
 	w, r := newWriter(), newRequest()

@@ -112,6 +112,9 @@ func (o *observation) requests(s *ratelimit.LimiterStats) {
 	o.count(o.requestCount, s.NoKey, resultKey.String(resultNoKey))
 	o.count(o.requestCount, s.Failed, resultKey.String(resultFailed))
 	o.count(o.nearLimit, s.NearLimit)
+	o.to.ObserveInt64(o.queued, int64(s.Waiting), o.with())
+	o.count(o.waits, s.Waited)
+	o.to.ObserveFloat64(o.waitTime, s.WaitTime.Seconds(), o.with())
 	o.count(o.units, s.AllowedUnits, resultKey.String(resultAllowed))
 	o.count(o.units, s.DeniedUnits, resultKey.String(resultDenied))
 	for code, n := range s.Warnings {

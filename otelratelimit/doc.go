@@ -19,6 +19,9 @@
 //	ratelimit.requests             Counter          {request}   ratelimit.result
 //	ratelimit.denials              Counter          {request}   ratelimit.policy
 //	ratelimit.near_limit           Counter          {request}
+//	ratelimit.queued_requests      UpDownCounter    {request}
+//	ratelimit.waits                Counter          {request}
+//	ratelimit.wait.time            Counter          s
 //	ratelimit.decisions            Counter          {request}   ratelimit.source
 //	ratelimit.units                Counter          {unit}      ratelimit.result
 //	ratelimit.warnings             Counter          {warning}   ratelimit.code
@@ -46,6 +49,9 @@
 //   - ratelimit.units has the units of allowed and of denied requests.
 //   - ratelimit.near_limit counts allowed requests that left at most a fifth of
 //     a limit.
+//   - ratelimit.queued_requests is the number of requests, and calls of Wait, that wait
+//     until their units fit. ratelimit.waits counts decisions that had to wait, whether
+//     they were allowed or denied in the end. ratelimit.wait.time adds up for how long.
 //   - ratelimit.decisions has the requests that were allowed, denied or
 //     shadow-denied, by where that was decided: store, cache, lease, fallback or
 //     fail-open. Requests that cost 0 count as decided by the store.

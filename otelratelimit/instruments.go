@@ -10,6 +10,9 @@ type instruments struct {
 	requestCount metric.Int64ObservableCounter
 	denials      metric.Int64ObservableCounter
 	nearLimit    metric.Int64ObservableCounter
+	queued       metric.Int64ObservableUpDownCounter
+	waits        metric.Int64ObservableCounter
+	waitTime     metric.Float64ObservableCounter
 	decisions    metric.Int64ObservableCounter
 	units        metric.Int64ObservableCounter
 	warnings     metric.Int64ObservableCounter
@@ -43,6 +46,9 @@ func (b *builder) instruments() instruments {
 		requestCount: b.counter("ratelimit.requests", "{request}", "Requests, and calls that asked for units, by result."),
 		denials:      b.counter("ratelimit.denials", "{request}", "Denied requests, by the policy that has denied them."),
 		nearLimit:    b.counter("ratelimit.near_limit", "{request}", "Allowed requests that left at most a fifth of a limit."),
+		queued:       b.upDownCounter("ratelimit.queued_requests", "{request}", "Requests, and calls, that wait until their units fit."),
+		waits:        b.counter("ratelimit.waits", "{request}", "Decided requests, and calls, that have waited."),
+		waitTime:     b.floatCounter("ratelimit.wait.time", "s", "Time for which they have waited together."),
 		decisions:    b.counter("ratelimit.decisions", "{request}", "Decided requests, by where they were decided."),
 		units:        b.counter("ratelimit.units", "{unit}", "Units of allowed and of denied requests."),
 		warnings:     b.counter("ratelimit.warnings", "{warning}", "Causes of warnings, logged or not."),

@@ -69,6 +69,9 @@ func TestEachValueOfAMemoryLimiter(t *testing.T) {
 		"ratelimit.denials{ratelimit.limiter=api,ratelimit.policy=nobody}": 1,
 
 		"ratelimit.near_limit{ratelimit.limiter=api}":                            4,
+		"ratelimit.queued_requests{ratelimit.limiter=api}":                       0,
+		"ratelimit.waits{ratelimit.limiter=api}":                                 0,
+		"ratelimit.wait.time{ratelimit.limiter=api}":                             0,
 		"ratelimit.decisions{ratelimit.limiter=api,ratelimit.source=store}":      13,
 		"ratelimit.units{ratelimit.limiter=api,ratelimit.result=allowed}":        10,
 		"ratelimit.units{ratelimit.limiter=api,ratelimit.result=denied}":         9,
@@ -133,6 +136,9 @@ func TestEachValueOfARemoteLimiter(t *testing.T) {
 	require.Equal(t, map[string]float64{
 		"ratelimit.denials{ratelimit.limiter=api,ratelimit.policy=api}": 3 + outage - 5,
 		"ratelimit.near_limit{ratelimit.limiter=api}":                   4,
+		"ratelimit.queued_requests{ratelimit.limiter=api}":              0,
+		"ratelimit.waits{ratelimit.limiter=api}":                        0,
+		"ratelimit.wait.time{ratelimit.limiter=api}":                    0,
 
 		"ratelimit.decisions{ratelimit.limiter=api,ratelimit.source=store}":     6,
 		"ratelimit.decisions{ratelimit.limiter=api,ratelimit.source=cache}":     2,

@@ -69,6 +69,9 @@ func (s *scrape) limiter(info ratelimit.Info, stats *ratelimit.LimiterStats) {
 	s.counter(requests, stats.NoKey, name, noKey)
 	s.counter(requests, stats.Failed, name, failed)
 	s.counter(nearLimit, stats.NearLimit, name)
+	s.gauge(waiting, float64(stats.Waiting), name)
+	s.counter(waited, stats.Waited, name)
+	s.all = append(s.all, &counter{waitSeconds, []*dto.LabelPair{name}, stats.WaitTime.Seconds()})
 	s.counter(units, stats.AllowedUnits, name, allowed)
 	s.counter(units, stats.DeniedUnits, name, denied)
 	for _, p := range stats.Policies {

@@ -86,6 +86,9 @@ func TestMemoryLimiter(t *testing.T) {
 		ratelimit_denied_total{limiter="login",policy="suspended"} 0
 		ratelimit_denied_total{limiter="login",policy="unlimited"} 0
 		ratelimit_near_limit_total{limiter="login"} 2
+		ratelimit_waiting{limiter="login"} 0
+		ratelimit_waited_total{limiter="login"} 0
+		ratelimit_wait_seconds_total{limiter="login"} 0
 		ratelimit_units_total{limiter="login",result="allowed"} 13
 		ratelimit_units_total{limiter="login",result="denied"} 4
 		ratelimit_decisions_total{limiter="login",source="store"} 15
@@ -138,6 +141,9 @@ func TestRedisLimiter(t *testing.T) {
 			ratelimit_denied_total{limiter="api",policy="api"} 2
 			ratelimit_denied_total{limiter="api",policy="suspended"} 1
 			ratelimit_near_limit_total{limiter="api"} 2
+			ratelimit_waiting{limiter="api"} 0
+			ratelimit_waited_total{limiter="api"} 0
+			ratelimit_wait_seconds_total{limiter="api"} 0
 			ratelimit_units_total{limiter="api",result="allowed"} 5
 			ratelimit_units_total{limiter="api",result="denied"} 3
 			ratelimit_decisions_total{limiter="api",source="store"} 7

@@ -14,6 +14,9 @@
 //     the name of the limit that has denied.
 //   - ratelimit_near_limit_total counts allowed requests that left at most a fifth of a
 //     limit.
+//   - ratelimit_waiting is the number of requests and calls that wait until their units
+//     fit. ratelimit_waited_total counts decisions that had to wait, whether they were allowed
+//     or denied in the end, and ratelimit_wait_seconds_total adds up for how long.
 //   - ratelimit_units_total counts the units that were asked for, by result: allowed or
 //     denied.
 //   - ratelimit_decisions_total counts decisions by source: store, cache, lease, fallback

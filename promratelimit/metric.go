@@ -28,6 +28,12 @@ var (
 		"Requests, and calls that asked for units, that were denied, by the limit that has denied.", "limiter", "policy")
 	nearLimit = describe("near_limit_total",
 		"Allowed requests that left at most a fifth of a limit.", "limiter")
+	waiting = describe("waiting",
+		"Requests and calls that wait now until their units fit.", "limiter")
+	waited = describe("waited_total",
+		"Decided requests, and calls that asked for units, that have waited.", "limiter")
+	waitSeconds = describe("wait_seconds_total",
+		"Time for which they have waited together.", "limiter")
 	units = describe("units_total",
 		"Units that were asked for, by result.", "limiter", "result")
 	decisions = describe("decisions_total",

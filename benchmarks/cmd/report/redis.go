@@ -26,7 +26,7 @@ func redisPart(file string) string {
 
 // compared returns the cases and libraries of a table.
 func compared(g benchmarks.Group) (cases []benchmarks.Case, libraries []benchmarks.Library) {
-	if g != benchmarks.OnRedis && g != benchmarks.OnCluster && g != benchmarks.RedisBlocks && g != benchmarks.RedisCalendars {
+	if g != benchmarks.OnRedis && g != benchmarks.OnCluster && g != benchmarks.RedisBlocks && g != benchmarks.RedisCalendars && g != benchmarks.RedisRolling {
 		return benchmarks.Cases, benchmarks.Libraries
 	}
 	for _, c := range benchmarks.RedisCases {
@@ -106,7 +106,7 @@ runs, as above.
 ![On Redis](docs/bench-redis.svg)
 
 `, benchmarks.RedisConnections, r.cpu, r.machine, redisVersion(string(server)), "`"+r.command+"`")
-	for _, group := range []benchmarks.Group{benchmarks.OnRedis, benchmarks.RedisBlocks, benchmarks.RedisCalendars, benchmarks.OnCluster} {
+	for _, group := range []benchmarks.Group{benchmarks.OnRedis, benchmarks.RedisBlocks, benchmarks.RedisRolling, benchmarks.RedisCalendars, benchmarks.OnCluster} {
 		title, _ := strings.CutPrefix(string(group), "Redis, ")
 		fmt.Fprintf(&b, "### On %s\n\n%s| case | this library | best rival | ratio | goal | | other rivals | floors |\n"+
 			"|---|---|---|---|---|---|---|---|\n", title, notes[group])

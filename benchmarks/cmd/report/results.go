@@ -187,7 +187,11 @@ var notes = map[benchmarks.Group]string{
 	benchmarks.RedisCalendars: calendarNote + "`go run ./cmd/report -only redis -rounds 9 -benchtime 200ms -bench redis-calendar`\n\n",
 	benchmarks.Rolling: "Rows of this library alone, beside the same cases with a fixed window. Command for these rows, in the folder benchmarks: " +
 		"`go run ./cmd/report -only memory -rounds 9 -benchtime 50ms -bench rolling-`\n\n",
+	benchmarks.RedisRolling: "Rows of this library alone, beside the same cases with a fixed window. Command for these rows, in the folder benchmarks: " +
+		"`go run ./cmd/report -only redis -rounds 9 -benchtime 200ms -bench redis-rolling`\n\n",
 	benchmarks.Middleware: "![Middleware](docs/bench-middleware.svg)\n\n",
+	benchmarks.Waiting: "Rows of this library alone. No request waits: the rows show what it costs that one could. Command for these rows, in the folder\n" +
+		"benchmarks: `go run ./cmd/report -only memory -rounds 9 -benchtime 50ms -bench wait-`\n\n",
 	benchmarks.Server: `net/http over loopback, with 64 keep-alive connections. Each sends its next request as soon as it has the response, a 204.
 The middleware and the bare handler are loaded in turn, 200 ms each, and a value is the median of these pairs. Higher is
 better. The load comes from the same process and uses a part of the same cores.
@@ -220,7 +224,7 @@ This page compares this library with other libraries, and with floors: code that
 - Command, in the folder benchmarks: %s
 
 `, r.cpu, r.machine, "`"+r.command+"`")
-	for _, group := range []benchmarks.Group{benchmarks.Speed, benchmarks.Blocks, benchmarks.Rolling, benchmarks.Calendars, benchmarks.Size, benchmarks.Middleware, benchmarks.Server, benchmarks.Stress} {
+	for _, group := range []benchmarks.Group{benchmarks.Speed, benchmarks.Blocks, benchmarks.Rolling, benchmarks.Calendars, benchmarks.Size, benchmarks.Middleware, benchmarks.Waiting, benchmarks.Server, benchmarks.Stress} {
 		rows := r.rows(group)
 		if len(rows) == 0 {
 			continue
