@@ -3,7 +3,9 @@ package ratelimit_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"math/bits"
+	"math/rand/v2"
 	"net"
 	"strings"
 	"sync"
@@ -41,6 +43,18 @@ func (m *mini) client(t testing.TB) *redis.Client { return redisClient(t, m.Addr
 func needMiniredis(t testing.TB) {
 	if bits.UintSize < 64 {
 		t.Skip("miniredis keeps integers in an int, and the scripts have larger ones; internal/redisscript and internal/redisstore use redis-server")
+	}
+}
+
+// inBubbles runs a test on miniredis some times, in a bubble each, with random numbers of its
+// own. The name of each run has its seed.
+func inBubbles(t *testing.T, times int, stream uint64, test func(t *testing.T, r *rand.Rand)) {
+	needMiniredis(t)
+	for range times {
+		seed := rand.Uint64()
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { test(t, rand.New(rand.NewPCG(seed, stream))) })
+		})
 	}
 }
 

@@ -228,6 +228,13 @@ func startOutage(t *testing.T, backend *remoteBackend, l *Limiter, m mode) {
 func endOutage(t *testing.T, backend *remoteBackend, l *Limiter) {
 	t.Helper()
 	backend.set(up)
+	settled(t, l)
+}
+
+// settled waits until the limiter knows that its store answers again, and has sent everything
+// that the store had missed.
+func settled(t *testing.T, l *Limiter) {
+	t.Helper()
 	time.Sleep(1100 * time.Millisecond)
 	decide(t, l, "comes back", 0)
 	time.Sleep(200 * time.Millisecond)

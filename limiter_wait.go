@@ -21,11 +21,10 @@ import (
 // Wait returns a [*DeniedError] as soon as it is clear that the units will not fit before
 // the deadline of ctx, or never, and ctx.Err() if ctx is done before. A call behind others
 // in line learns that when the first of them has to wait too long, or when its deadline
-// has come. Without a deadline it
-// can take as long as the limit's windows. A block is waited for like any other denial. The
-// number of calls that wait is not bounded: each is on a goroutine of its caller's. While
-// the store fails, Options.OnFailure decides. It is an error where TakeN has one, and
-// [ErrClosed] when the limiter is closed while it waits.
+// has come. Without a deadline it can take as long as the limit's windows. A block is waited
+// for like any other denial. The number of calls that wait is not bounded: each is on a
+// goroutine of its caller's. While the store fails, Options.OnFailure decides. It is an error
+// where TakeN has one, and [ErrClosed] when the limiter is closed while it waits.
 func (l *Limiter) Wait(ctx context.Context, key string, n int64) error {
 	if n < 0 {
 		return l.negative(n)

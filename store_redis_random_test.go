@@ -6,7 +6,6 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
@@ -22,13 +21,7 @@ import (
 // up. Decisions must not depend on that, so time moves in whole milliseconds. Then all numbers of
 // units are equal, and waits are the memory store's, rounded up to a microsecond.
 func TestRedisStoreAgreesWithMemoryStore(t *testing.T) {
-	needMiniredis(t)
-	for range 20 {
-		seed := rand.Uint64()
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { agree(t, rand.New(rand.NewPCG(seed, 2))) })
-		})
-	}
+	inBubbles(t, 20, 2, agree)
 }
 
 const years = 50 * 365 * 24 * time.Hour // the longest window

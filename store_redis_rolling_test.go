@@ -165,16 +165,10 @@ func TestForeignValueOfARollingKeyFailsAlone(t *testing.T) {
 }
 
 // TestRollingAtRedisAnswersLikeMemory makes the same random calls of a limiter at Redis and
-// of one in memory. All answers are equal to the microsecond, also those that this process
+// of one in memory. All answers are equal to the microsecond, also the ones that this process
 // gives from what it knows.
 func TestRollingAtRedisAnswersLikeMemory(t *testing.T) {
-	needMiniredis(t)
-	for range 30 {
-		seed := rand.Uint64()
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { rollingLikeMemory(t, rand.New(rand.NewPCG(seed, 3))) })
-		})
-	}
+	inBubbles(t, 30, 3, rollingLikeMemory)
 }
 
 func rollingLikeMemory(t *testing.T, r *rand.Rand) {
@@ -265,13 +259,7 @@ func rollingLikeMemory(t *testing.T, r *rand.Rand) {
 // answers like a limiter in memory. After that Redis has all its units: no unit counts for
 // less than a window, and none for more than a 64th of the window longer.
 func TestRollingOutage(t *testing.T) {
-	needMiniredis(t)
-	for range 40 {
-		seed := rand.Uint64()
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { rollingOutage(t, rand.New(rand.NewPCG(seed, 4))) })
-		})
-	}
+	inBubbles(t, 40, 4, rollingOutage)
 }
 
 func rollingOutage(t *testing.T, r *rand.Rand) {
@@ -355,12 +343,7 @@ func rollingOutage(t *testing.T, r *rand.Rand) {
 	calls(SourceFallback, time.Duration(1+r.Int64N(int64(2*time.Hour))))
 	requests.Wait()
 	m.SetError("")
-	time.Sleep(1100 * time.Millisecond)
-	decide(t, atRedis, "comes back", 0)
-	time.Sleep(200 * time.Millisecond)
-	decide(t, atRedis, "comes back", 0)
-	synctest.Wait()
-	require.Zero(t, atRedis.Stats().Remote.Owed)
+	settled(t, atRedis)
 	require.Zero(t, atRedis.Stats().Remote.Forgotten)
 
 	for i, l := range limits[:1] { // the other one is wider
@@ -662,7 +645,7 @@ func TestRollingProcesses(t *testing.T) {
 }
 
 // TestRollingRequestsAtRedis: requests that do not count give back their units, so that only
-// failures lead to a block. Every answer is that of a limiter in memory.
+// failures lead to a block. Every answer is as a limiter in memory gives it.
 func TestRollingRequestsAtRedis(t *testing.T) {
 	needMiniredis(t)
 	for seed := range uint64(20) {

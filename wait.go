@@ -10,16 +10,17 @@ import (
 	"time"
 
 	"github.com/ratelimit-go/ratelimit/internal/clock"
+	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
 // This file has callers that wait until their units fit: requests of a limiter with
 // Options.MaxWait, and calls of Wait.
 //
 // The callers that wait for a key are in its queue, in order of arrival. Only the first one,
-// the head of the queue, asks for its units. If it is denied, it sleeps until RetryAfter, and asks again. So a key has
-// one timer, and one decision for each unit that comes back, however many wait. When the
-// head leaves, the next one is the head. The results of the head often say until when the
-// units of the next one cannot fit, and then it sleeps before it asks.
+// the head of the queue, asks for its units. If it is denied, it sleeps until RetryAfter, and
+// asks again. So a key has one timer, and one decision for each unit that comes back, however
+// many wait. When the head leaves, the next one is the head. The results of the head often
+// say until when the units of the next one cannot fit, and then it sleeps before it asks.
 //
 // The others have no timers. A caller is denied at once if the head is asleep, or goes to
 // sleep, until after the caller's time. So the head wakes before the time of any caller
@@ -186,7 +187,8 @@ func (w *waiter) lookDenied(ctx context.Context) {
 	if w.limiter.lookFor(context.WithoutCancel(ctx), w); w.err != nil { // its deadline may have passed
 		return
 	}
-	results, bound := w.results[:w.policy.width()], 0
+	results := w.results[:w.policy.width()]
+	var answers [MaxLimits]rule.Answer // what rule.Binding compares
 	for i := range results {
 		r := &results[i]
 		switch missing := w.n - r.Remaining; {
@@ -197,14 +199,12 @@ func (w *waiter) lookDenied(ctx context.Context) {
 		case missing == 1:
 			r.RetryAfter = r.MoreAfter
 		}
-		if b := &results[bound]; r.RetryAfter > b.RetryAfter || r.RetryAfter == b.RetryAfter && r.Remaining < b.Remaining {
-			bound = i
-		}
+		answers[i] = rule.Answer{Remaining: r.Remaining, Retry: int64(r.RetryAfter)}
 	}
-	if r := &results[bound]; r.RetryAfter == 0 { // the units would fit, if the head did not wait for more
+	w.taken.bound = rule.Binding(answers[:len(results)])
+	if r := w.binds(); r.RetryAfter == 0 { // the units would fit, if the head did not wait for more
 		r.RetryAfter = time.Duration(max(1, w.wake-clock.Now()))
 	}
-	w.taken.bound = bound
 }
 
 // inQueue waits in the queue that the waiter has joined, until it is admitted, is denied,

@@ -85,20 +85,14 @@ func (c RedisCase) Has(l RedisLibrary) bool {
 	return !slices.Contains(c.skip, l.Name) && (c.only == nil || slices.Contains(c.only, l.Name))
 }
 
-// blockCase returns a case that only this library can run.
-func blockCase(name, title string) Case {
-	return Case{Name: name, only: ours, Measures: append(perSecond(RedisBlocks, title, 0), Measure{Group: RedisBlocks, Title: "— commands", Unit: "cmd/op"})}
+// ownCase returns a case that only some limits of this library can run.
+func ownCase(g Group, only []string, name, title string) Case {
+	return Case{Name: name, only: only, Measures: append(perSecond(g, title, 0), Measure{Group: g, Title: "— commands", Unit: "cmd/op"})}
 }
 
-// calendarCase is blockCase for calendar limits.
-func calendarCase(name, title string) Case {
-	return Case{Name: name, only: fixed, Measures: append(perSecond(RedisCalendars, title, 0), Measure{Group: RedisCalendars, Title: "— commands", Unit: "cmd/op"})}
-}
-
-// rollingCase is blockCase for rolling windows.
-func rollingCase(name, title string) Case {
-	return Case{Name: name, only: fixed, Measures: append(perSecond(RedisRolling, title, 0), Measure{Group: RedisRolling, Title: "— commands", Unit: "cmd/op"})}
-}
+func blockCase(name, title string) Case    { return ownCase(RedisBlocks, ours, name, title) }
+func calendarCase(name, title string) Case { return ownCase(RedisCalendars, fixed, name, title) }
+func rollingCase(name, title string) Case  { return ownCase(RedisRolling, fixed, name, title) }
 
 const (
 	manyKeys  = 10_000

@@ -295,6 +295,9 @@ func (e *entry) owe(l *rule.Limit, after rule.State, window, n, at int64) {
 		return
 	}
 	level := levelOf(l, after, after.T)
+	if l.Kind == rule.Rolling {
+		window = at // in the part of which the units are
+	}
 	e.records = slices.DeleteFunc(e.records, func(r record) bool { return r.sameCounter(l) && !r.counts(at) })
 	for i := len(e.records) - 1; i >= 0; i-- {
 		r := &e.records[i]
@@ -338,8 +341,8 @@ func (e *entry) giveBack(l *rule.Limit, n int64, at Instant, now int64, move tab
 		// If the counter was evicted, it is not known whether they still count, and
 		// nothing is given back.
 		if l.Kind == rule.Rolling && found {
-			// The record may have units of other instants, too. They stay if those that are
-			// given back are gone already, because a refund of any instant has removed them.
+			// The record may have units of other instants, too. It keeps these if the units to
+			// give back are gone already, because a refund of any instant has removed them.
 			left = min(left, given)
 		}
 		left = max(0, min(left, given)-e.reduce(l, left, at.Here, now))
@@ -410,22 +413,11 @@ func (e *entry) reduce(l *rule.Limit, n, at, now int64) (found int64) {
 		whole := unbounded(*l)
 		n = whole.Adjust(rule.State{}, now, n, now-at).A
 	}
-	if l.Kind == rule.Rolling {
-		// A part may have two records if sending one of them has failed. The one with the
-		// earlier instant is reduced first, so that the other units count for long enough.
-		return e.reduceBy(n, func(r, than *record) bool { return r.last < than.last }, func(r *record) bool { return r.sameCounter(l) && r.covers(l, at) })
-	}
-	for i := range e.records {
-		r := &e.records[i]
-		if r.units <= 0 || !r.sameCounter(l) || !r.covers(l, at) {
-			continue
-		}
-		k := min(n-found, r.units)
-		r.units -= k
-		found += k
-	}
-	e.records = slices.DeleteFunc(e.records, func(r record) bool { return r.units == 0 })
-	return found
+	// A part of a rolling window may have two records if sending one of them has failed. The
+	// one with the earlier instant is reduced first, so that the other units count for long
+	// enough. Of other kinds it is the older record.
+	before := func(r, than *record) bool { return l.Kind == rule.Rolling && r.last < than.last }
+	return e.reduceBy(n, before, func(r *record) bool { return r.sameCounter(l) && r.covers(l, at) })
 }
 
 // reduceYoungest is reduce for the youngest units of a rolling window, from the instant
@@ -435,8 +427,8 @@ func (e *entry) reduceYoungest(l *rule.Limit, n, oldest int64) (found int64) {
 }
 
 // reduceBy takes up to n units out of the records that match, so that they are not sent. It
-// begins with the record that comes before all others. It returns how many units it has
-// found.
+// begins with the record that comes before all others, and with the oldest one if none does.
+// It returns how many units it has found.
 func (e *entry) reduceBy(n int64, before func(r, than *record) bool, matches func(*record) bool) (found int64) {
 	for found < n {
 		var first *record
@@ -640,8 +632,11 @@ func (e *entry) sortRolling() {
 	for i := range e.records {
 		r := &e.records[i]
 		l := r.limit.Value()
+		if l.Kind != rule.Rolling {
+			continue
+		}
 		for j := range e.records {
-			if other := e.records[j].limit.Value(); l.Kind == rule.Rolling && r.sameCounter(&other) && other.N > l.N {
+			if other := e.records[j].limit.Value(); r.sameCounter(&other) && other.N > l.N {
 				r.limit, l = e.records[j].limit, other
 			}
 		}

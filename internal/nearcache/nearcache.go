@@ -282,8 +282,8 @@ type Reply struct {
 //
 // If the store does not report its states, Learn guesses them from the answers (see
 // [rule.Limit.Guess]). A denial by a sliding or a rolling window whose state was guessed is
-// used with care. It is only used for the number of units that were asked for, and only if the guess is
-// exact for them.
+// used with care. It is only used for the number of units that were asked for, and only if
+// the guess is exact for them.
 func (c *Cache) Learn(key string, r Reply) {
 	c.clock.observe(r.At, r.Now)
 	at := c.clock.here(r.At)
@@ -348,9 +348,9 @@ func (c *Cache) permit(p *keyRef, n, ends, now, recheck int64) {
 }
 
 // statesOf returns the states of a reply on our clock. guessed is true if the store
-// has not reported its states and a sliding or a rolling window denies that is not blocked. The answer
-// for a limit that is blocked does not show its state, so its state is fresh then, and the
-// reply is uncertain.
+// has not reported its states and a sliding or a rolling window denies that is not blocked.
+// The answer for a limit that is blocked does not show its state, so its state is fresh then,
+// and the reply is uncertain.
 func (c *Cache) statesOf(r *Reply, blocked uint8, at int64) (states [MaxLimits]rule.State, guessed bool) {
 	for i := range r.Limits {
 		l := &r.Limits[i]
@@ -494,11 +494,7 @@ func (c *Cache) took(p *keyRef, key string, n, at int64, limits []rule.Limit, af
 	}
 	e := c.open(p, key)
 	for i := range limits {
-		window := after[i].T
-		if limits[i].Kind == rule.Rolling {
-			window = at
-		}
-		e.owe(&limits[i], after[i], window, n, at)
+		e.owe(&limits[i], after[i], after[i].T, n, at)
 	}
 	c.changed(p, e, at)
 }
@@ -535,10 +531,7 @@ func (c *Cache) Adjust(key string, n int64, at Instant, now int64, limits []rule
 		l, taken := &limits[i], min(at.Here, now)
 		if n > 0 {
 			window := moves[i].After.T
-			switch {
-			case l.Kind == rule.Rolling:
-				window = taken
-			case l.Kind == rule.Sliding && taken < window:
+			if l.Kind == rule.Sliding && taken < window {
 				window -= l.Window // into the older of its two windows
 			}
 			e.owe(l, moves[i].After, window, moves[i].Units, taken)

@@ -22,9 +22,9 @@
 //	bucket          T: when A and B were true     A: whole units in it   B: and this many window-ths of one
 //	period          T: when it ends               A: units in it
 //
-// Under a rolling window a counter is a [rule.Log]. A counter is a string at Redis, under a key that [AppendKey] begins. It
-// expires as soon as its state counts as a fresh one, so that a missing key is a
-// fresh state.
+// Under a rolling window a counter is a [rule.Log]. A counter is a string at Redis, under
+// a key that [AppendKey] begins. It expires as soon as its state counts as a fresh one, so
+// that a missing key is a fresh state.
 //
 //	fixed window    "A"; T follows from the time to live: the window ends when the key expires
 //	sliding window  "T A B"
@@ -373,8 +373,10 @@ func Numbers(reply []any) (numbers []int64, logs []string, err error) {
 // strings of the reply; see [Numbers]. The result refers to reply, logs and limits.
 func ParseTakes(reply []int64, logs []string, takes int, limits []rule.Limit) (Takes, error) {
 	t := Takes{limits: limits, logs: logs}
+	rolling := false
 	for i := range limits {
 		t.width += width(&limits[i])
+		rolling = rolling || limits[i].Kind == rule.Rolling
 	}
 	end := 1 + takes*t.width
 	if len(reply) < end {
@@ -385,9 +387,9 @@ func ParseTakes(reply []int64, logs []string, takes int, limits []rule.Limit) (T
 			return Takes{}, ErrReply
 		}
 	}
-	for i := range takes {
+	for i := 0; rolling && i < takes; i++ {
 		for j := range limits {
-			if n := t.at(reply[1:], i, j); limits[j].Kind == rule.Rolling && n > int64(len(logs)) {
+			if limits[j].Kind == rule.Rolling && t.at(reply[1:], i, j) > int64(len(logs)) {
 				return Takes{}, ErrReply
 			}
 		}

@@ -237,7 +237,7 @@ func countedOn(l *rule.Limit, g rule.Log, now, n int64) rule.Log {
 	if n == 0 {
 		return g
 	}
-	g = g.Map(func(instant int64) int64 { return instant })
+	g = g.Clone()
 	l.Count(&g, now, n)
 	return g
 }

@@ -54,8 +54,11 @@ func LogOf(instants []int64) (g Log) {
 	return g
 }
 
+// Clone returns a copy that shares nothing with g.
+func (g *Log) Clone() Log { return g.Map(func(instant int64) int64 { return instant }) }
+
 // Map returns a log with an instant for each instant of g: what move returns for it. move
-// must keep their order. A Map with a move that changes nothing copies the log.
+// must keep their order. The result shares nothing with g.
 func (g *Log) Map(move func(instant int64) int64) Log {
 	if g.Ring == nil {
 		if g.N == 0 {

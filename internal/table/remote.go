@@ -206,7 +206,7 @@ func (t *Table) LogOf(h Hash, now int64, l *rule.Limit) rule.Log {
 	s, _ := t.lockAt(h.keyHash, now)
 	defer s.mu.Unlock()
 	g := s.log(s.find(h.id(l)))
-	return g.Map(func(instant int64) int64 { return instant })
+	return g.Clone()
 }
 
 // States fills states with the states of a key under limits, as they were last written. It

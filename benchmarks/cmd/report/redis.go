@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,9 +25,12 @@ func redisPart(file string) string {
 	return ""
 }
 
+// redisGroups are the tables of that part, in order.
+var redisGroups = []benchmarks.Group{benchmarks.OnRedis, benchmarks.RedisBlocks, benchmarks.RedisRolling, benchmarks.RedisCalendars, benchmarks.OnCluster}
+
 // compared returns the cases and libraries of a table.
 func compared(g benchmarks.Group) (cases []benchmarks.Case, libraries []benchmarks.Library) {
-	if g != benchmarks.OnRedis && g != benchmarks.OnCluster && g != benchmarks.RedisBlocks && g != benchmarks.RedisCalendars && g != benchmarks.RedisRolling {
+	if !slices.Contains(redisGroups, g) {
 		return benchmarks.Cases, benchmarks.Libraries
 	}
 	for _, c := range benchmarks.RedisCases {
@@ -106,7 +110,7 @@ runs, as above.
 ![On Redis](docs/bench-redis.svg)
 
 `, benchmarks.RedisConnections, r.cpu, r.machine, redisVersion(string(server)), "`"+r.command+"`")
-	for _, group := range []benchmarks.Group{benchmarks.OnRedis, benchmarks.RedisBlocks, benchmarks.RedisRolling, benchmarks.RedisCalendars, benchmarks.OnCluster} {
+	for _, group := range redisGroups {
 		title, _ := strings.CutPrefix(string(group), "Redis, ")
 		fmt.Fprintf(&b, "### On %s\n\n%s| case | this library | best rival | ratio | goal | | other rivals | floors |\n"+
 			"|---|---|---|---|---|---|---|---|\n", title, notes[group])

@@ -178,6 +178,8 @@ const blockNote = "Rows of this library alone: other libraries have no blocks. T
 const calendarNote = "Rows of this library alone. The rows of FixedWindow are the same cases, timed in turn with the others. Command for these\n" +
 	"rows, in the folder benchmarks: "
 
+const rollingNote = "Rows of this library alone, beside the same cases with a fixed window. Command for these rows, in the folder benchmarks: "
+
 // notes are the texts before the tables.
 var notes = map[benchmarks.Group]string{
 	benchmarks.Speed:          "![In memory](docs/bench-memory.svg)\n\n",
@@ -185,11 +187,9 @@ var notes = map[benchmarks.Group]string{
 	benchmarks.RedisBlocks:    blockNote + "`go run ./cmd/report -only redis -rounds 9 -benchtime 200ms -bench redis-block`\n\n",
 	benchmarks.Calendars:      calendarNote + "`go run ./cmd/report -only memory -rounds 9 -benchtime 50ms -bench calendar-`\n\n",
 	benchmarks.RedisCalendars: calendarNote + "`go run ./cmd/report -only redis -rounds 9 -benchtime 200ms -bench redis-calendar`\n\n",
-	benchmarks.Rolling: "Rows of this library alone, beside the same cases with a fixed window. Command for these rows, in the folder benchmarks: " +
-		"`go run ./cmd/report -only memory -rounds 9 -benchtime 50ms -bench rolling-`\n\n",
-	benchmarks.RedisRolling: "Rows of this library alone, beside the same cases with a fixed window. Command for these rows, in the folder benchmarks: " +
-		"`go run ./cmd/report -only redis -rounds 9 -benchtime 200ms -bench redis-rolling`\n\n",
-	benchmarks.Middleware: "![Middleware](docs/bench-middleware.svg)\n\n",
+	benchmarks.Rolling:        rollingNote + "`go run ./cmd/report -only memory -rounds 9 -benchtime 50ms -bench rolling-`\n\n",
+	benchmarks.RedisRolling:   rollingNote + "`go run ./cmd/report -only redis -rounds 9 -benchtime 200ms -bench redis-rolling`\n\n",
+	benchmarks.Middleware:     "![Middleware](docs/bench-middleware.svg)\n\n",
 	benchmarks.Waiting: "Rows of this library alone. No request waits: the rows show what it costs that one could. Command for these rows, in the folder\n" +
 		"benchmarks: `go run ./cmd/report -only memory -rounds 9 -benchtime 50ms -bench wait-`\n\n",
 	benchmarks.Server: `net/http over loopback, with 64 keep-alive connections. Each sends its next request as soon as it has the response, a 204.
