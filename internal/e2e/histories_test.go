@@ -204,21 +204,19 @@ const inFlight = historyProcesses * historyWorkers * maxTaken
 func (r *run) call(p *historyProcess, key string, rng *rand.Rand) verdict {
 	o := p.next(key, rng)
 	call := r.now()
+	asked := p.asks(key, call)
 	known := p.knownAt(key)
 	out := p.do(key, o)
-	switch out.verdict {
-	case cached:
+	if out.verdict == cached {
 		// It was true when the store last answered this process about the key, or later.
-		call = min(call, known)
-	case done, denied:
-		if o.action == actTake {
-			p.learn(key, call)
-		}
+		call = min(call, known, p.knownAt(key))
 	}
-	r.add(key, o, out, call)
 	if o.action == actBlock {
 		p.blocked(key, out.verdict, r.now())
 	}
+	answers := o.action == actTake || o.action == actBlock
+	p.learn(key, asked, answers && (out.verdict == done || out.verdict == denied), r.now())
+	r.add(key, o, out, call)
 	return out.verdict
 }
 
@@ -304,8 +302,8 @@ type historyProcess struct {
 	coarse bool
 
 	mu       sync.Mutex
-	admitted map[string]int64 // units that have not been given back, by key
-	known    map[string]int64 // start of the latest call that the store has answered, by key
+	admitted map[string]int64     // units that have not been given back, by key
+	asked    map[string][]*asking // calls that may have taught this process what it knows of a key
 	// doubtful has keys that this process has blocked by hand, and the store may not have.
 	// The value is when the call has ended.
 	doubtful map[string]int64
@@ -314,7 +312,7 @@ type historyProcess struct {
 func newHistoryProcess(l *Limiter, id int, s scenario) *historyProcess {
 	return &historyProcess{
 		Limiter: l, id: id, refunds: s.refunds, blocks: s.blocks, doubtful: make(map[string]int64), coarse: s.lease > 0 || s.onFailure == FallbackLocal,
-		admitted: make(map[string]int64), known: make(map[string]int64),
+		admitted: make(map[string]int64), asked: make(map[string][]*asking),
 	}
 }
 
@@ -402,22 +400,62 @@ func verdictOf(err error) verdict {
 	return unknown
 }
 
-// knownAt returns when the latest call for a key began that the store has answered,
-// or 0 if it has answered none.
-func (p *historyProcess) knownAt(key string) int64 {
+// asking is a call that has asked the store about a key.
+type asking struct{ start, end int64 } // end is math.MaxInt64 until the answer is here
+
+// asks notes that a call begins.
+func (p *historyProcess) asks(key string, now int64) *asking {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.known[key]
+	a := &asking{start: now, end: math.MaxInt64}
+	p.asked[key] = append(p.asked[key], a)
+	return a
 }
 
-// learn notes that the store has answered a call that began at an instant.
-func (p *historyProcess) learn(key string, call int64) {
+// knownAt returns an instant that is not later than the one at which what this process
+// knows of a key was true at the store: 0 if it knows nothing.
+//
+// Answers may arrive in another order than the one in which the store gave them. One that
+// is older than what is known can add a denial to it. So the latest call that was answered
+// does not decide: the earliest one does whose answer was not here when that call began.
+func (p *historyProcess) knownAt(key string) (earliest int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.known[key] = max(p.known[key], call)
-	if since, ok := p.doubtful[key]; ok && since < call {
-		delete(p.doubtful, key)
+	answered := false
+	for _, a := range p.asked[key] {
+		answered = answered || a.end < math.MaxInt64
 	}
+	if !answered {
+		return 0
+	}
+	earliest = math.MaxInt64
+	for _, a := range p.asked[key] {
+		earliest = min(earliest, a.start)
+	}
+	return earliest
+}
+
+// learn notes that a call has ended, and whether it has an answer of the store that tells
+// what is counted. It forgets the calls whose answers were here before the latest one
+// of those that are answered began.
+func (p *historyProcess) learn(key string, ended *asking, answered bool, now int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if answered {
+		ended.end = now
+		if since, ok := p.doubtful[key]; ok && since < ended.start {
+			delete(p.doubtful, key)
+		}
+	}
+	var latest int64
+	for _, a := range p.asked[key] {
+		if a.end < math.MaxInt64 {
+			latest = max(latest, a.start)
+		}
+	}
+	p.asked[key] = slices.DeleteFunc(p.asked[key], func(a *asking) bool {
+		return a == ended && !answered || a.end < latest
+	})
 }
 
 // blocked notes that a block by hand has ended at an instant. A block that the store has
