@@ -31,7 +31,7 @@ type Decision struct {
 	// RetryAfter is 0 if allowed. Otherwise a client that waits exactly that long,
 	// alone, is admitted, and one that waits less is not; [Never] means that the
 	// cost is above what a limit can hold. Compare it with Never before you calculate
-	// with it, or print it as a number.
+	// with it, or print it as a number. For an [InFlight] limit it is an estimate.
 	RetryAfter time.Duration
 
 	// Source says where the decision was made.
@@ -157,6 +157,7 @@ type taken struct {
 	began   uint8           // which limit has started a block that lasts longest, plus 1; 0 if none has
 	counted Instant         // when the units were counted that may lead to a denial, or nothingTaken
 	pending *pendingRequest // the units, if Options.Count may give them back; nil if nobody wants to know
+	held    *held           // the hold that was taken; nil without one
 }
 
 // noteBlocks finds the blocks among the results.

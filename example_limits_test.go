@@ -38,6 +38,40 @@ func Example_limitLogins() {
 	// 429 60
 }
 
+// Two exports of a user run at the same time, and no more.
+func Example_limitInFlight() {
+	exports := ratelimit.Must(ratelimit.New("exports", ratelimit.Options{
+		Limits: []ratelimit.Limit{ratelimit.InFlight(2, 30*time.Second), ratelimit.FixedWindow(100, 24*time.Hour)},
+		Logger: discard,
+	}))
+	defer forget(exports)
+	var server http.Handler
+	server = exports.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w2 := httptest.NewRecorder()
+		server.ServeHTTP(w2, httptest.NewRequest("GET", "/export", nil)) // another one, while this one runs
+		fmt.Println(w2.Code, w2.Header().Get("RateLimit"))
+	}))
+	server.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/export", nil))
+
+	ctx := context.Background()
+	job := func() error {
+		release, d, err := exports.Acquire(ctx, "nightly report")
+		if err != nil || !d.Allowed {
+			return err
+		}
+		defer release()
+		fmt.Println(exports.Stats().InFlight, d.Remaining)
+		return nil
+	}
+	job()
+	fmt.Println(exports.Stats().InFlight)
+	// Output:
+	// 429 "exports-24h";r=98;t=86400, "exports-inflight";r=0
+	// 200 "exports-24h";r=98;t=86400, "exports-inflight";r=0
+	// 1 1
+	// 0
+}
+
 // A request takes units of all limits or of none.
 func Example_limitsTogether() {
 	api := ratelimit.Must(ratelimit.New("api", ratelimit.Options{

@@ -37,12 +37,16 @@ const (
 	//	RateLimit: "login";r=4;t=3600
 	//
 	// t is the time until r grows. For a token bucket q and w are its rate, so r can
-	// be above q by its burst.
+	// be above q by its burst. An [InFlight] limit has no times:
+	//
+	//	RateLimit-Policy: "export";q=20;qu="concurrent-requests"
+	//	RateLimit: "export";r=19
 	HeadersDraft10 Headers = 1 << iota
 
 	// HeadersDraft7 is draft 7 of the same. RateLimit shows the binding limit alone,
 	// as in the styles below: among all limiters on a request, the one that denied,
-	// otherwise the one with the least remaining. reset is the time until it is whole.
+	// otherwise the one with the least remaining. reset is the time until it is whole, or
+	// the hold of an [InFlight] limit.
 	//
 	//	RateLimit-Policy: 5;w=3600
 	//	RateLimit: limit=5, remaining=4, reset=3600
@@ -162,14 +166,16 @@ func (f *fields) writeDraft10(h http.Header, s shown, results []Result, add bool
 		if i > 0 {
 			b = append(b, ", "...)
 		}
-		t := wholeSeconds(r.MoreAfter)
-		if denied {
-			t = max(t, 1)
-		}
 		b = append(b, s.bound.policy.members[i].remaining...)
 		b = strconv.AppendInt(b, r.Remaining, 10)
-		b = append(b, ";t="...)
-		b = strconv.AppendInt(b, t, 10)
+		if i < len(s.bound.policy.limits) { // nobody knows when the next hold ends
+			t := wholeSeconds(r.MoreAfter)
+			if denied {
+				t = max(t, 1)
+			}
+			b = append(b, ";t="...)
+			b = strconv.AppendInt(b, t, 10)
+		}
 		b = append(b, s.partition...)
 	}
 	f.values[0] = string(b)

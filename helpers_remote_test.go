@@ -24,6 +24,7 @@ type remoteBackend struct {
 	unknown  atomic.Int64 // takes of units that the store may have counted, or not
 	adjusted atomic.Int64 // calls of Adjust
 	blocks   atomic.Int64 // calls of Block
+	holds    atomic.Int64 // calls of Hold
 
 	mu   sync.Mutex
 	mode mode
@@ -137,6 +138,28 @@ func (s *remoteBackend) Kinds() Kinds {
 func (s *remoteBackend) Block(ctx context.Context, key string, b Block, limits []Limit) error {
 	s.blocks.Add(1)
 	return s.call(ctx, key, func() error { return s.Store.(KindStore).Block(context.WithoutCancel(ctx), key, b, limits) })
+}
+
+func (s *remoteBackend) Hold(ctx context.Context, r HoldRequest, results []Result) (reply HoldReply, err error) {
+	if !r.Deadline.IsZero() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, r.Deadline)
+		defer cancel()
+	}
+	s.holds.Add(1)
+	err = s.call(ctx, r.Key, func() (err error) {
+		reply, err = s.Store.(HoldStore).Hold(context.WithoutCancel(ctx), r, results)
+		return err
+	})
+	return reply, err
+}
+
+// held returns how many holds of a key the store has, from the view of another process.
+func (s *remoteBackend) held(t *testing.T, key string) int64 {
+	t.Helper()
+	reply, err := s.Store.(HoldStore).Hold(ctx, HoldRequest{Key: key, Process: "another", Lasts: time.Second}, make([]Result, 1))
+	require.NoError(t, err)
+	return reply.Others
 }
 
 // blocked returns for how long a key is blocked in the store, from the view of another

@@ -15,7 +15,7 @@ import (
 
 // Limit is a number of quota units per window under one algorithm. It is a
 // comparable value; make one with [FixedWindow], [SlidingWindow], [TokenBucket],
-// [Rolling], [Daily], [Weekly], [Monthly] or [ParseLimit]. [Unlimited] and [Deny] are for
+// [Rolling], [Daily], [Weekly], [Monthly], [InFlight] or [ParseLimit]. [Unlimited] and [Deny] are for
 // plans. The zero Limit is not valid.
 //
 // The constructors take any numbers. Whether a Limit is valid is checked where it
@@ -207,11 +207,11 @@ func laddersOf(limits []Limit) *[MaxLimits]*rule.Ladder {
 	return all
 }
 
-// N returns the units per window.
+// N returns the units per window, and of [InFlight] how many requests at the same time.
 func (l Limit) N() int64 { return l.rule.N }
 
 // Window returns the time that N units are for. For a period of a calendar it is the usual
-// length: 24 hours, 7 days or 31 days.
+// length: 24 hours, 7 days or 31 days. For InFlight it is the hold.
 func (l Limit) Window() time.Duration { return time.Duration(l.rule.Window) }
 
 // Burst returns the most units that are allowed at once: what was given to
@@ -223,7 +223,7 @@ func (l Limit) sameCounter(other Limit) bool {
 	return l.rule.SameCounter(&other.rule)
 }
 
-// Algorithm returns "fixed", "sliding", "bucket", "rolling" or "calendar", or "unlimited" or
+// Algorithm returns "fixed", "sliding", "bucket", "rolling", "calendar" or "inflight", or "unlimited" or
 // "deny", as in [ParseLimit], and "" for the zero Limit.
 func (l Limit) Algorithm() string {
 	switch l.rule.Kind {
@@ -239,7 +239,7 @@ func (l Limit) Algorithm() string {
 // the bound; the caller adds which limit, of which limiter.
 func (l Limit) validate() error {
 	if l.rule.Kind == 0 {
-		return errors.New("it is the zero Limit; make one with FixedWindow, SlidingWindow, TokenBucket, Rolling or Daily")
+		return errors.New("it is the zero Limit; make one with FixedWindow, SlidingWindow, TokenBucket, Rolling, Daily or InFlight")
 	}
 	if !l.counts() {
 		if l.blocks() {
@@ -255,6 +255,11 @@ func (l Limit) validate() error {
 	}
 	if l.calendar != nil {
 		if err := l.calendar.Err(); err != nil {
+			return err
+		}
+	}
+	if l.isInFlight() {
+		if err := l.validateInFlight(); err != nil {
 			return err
 		}
 	}
@@ -278,6 +283,27 @@ func (l Limit) validate() error {
 		}
 	}
 	return validateName("its name", l.name, true)
+}
+
+// minHold is the shortest hold. A process renews its holds while they last; with less time
+// it would be late whenever the machine is busy.
+const minHold = 10 * time.Millisecond
+
+// isInFlight reports whether the limit counts holds.
+func (l Limit) isInFlight() bool { return l.rule.Kind == rule.InFlight }
+
+// validateInFlight is validate for what is special about holds.
+func (l Limit) validateInFlight() error {
+	if w := l.Window(); w < minHold {
+		if w > 0 && w < time.Microsecond {
+			return fmt.Errorf("its hold is %v: want 10ms to 50 years; a number is of nanoseconds, so write %d*time.Second for %[2]d seconds", w, int64(w))
+		}
+		return fmt.Errorf("its hold is %v: want 10ms to 50 years: a process that stands still for so long loses its holds", w)
+	}
+	if l.blocks() {
+		return fmt.Errorf("its block is %v, and how many requests run says nothing about the next one: use Block of a limit beside it", l.block.Value())
+	}
+	return nil
 }
 
 // validateName keeps names printable: they are written to header fields, logs and keys.

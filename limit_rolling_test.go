@@ -60,7 +60,7 @@ func TestRollingErrorsNameTheMistake(t *testing.T) {
 		"5/999us rolling":             "its window is 999µs",
 		"5/438001h rolling":           "its window is 438001h0m0s",
 		"5/1h rolling burst=5":        "option burst: only a bucket has one, not rolling",
-		"5/1h Rolling":                `algorithm "Rolling": want fixed, sliding, bucket, rolling or calendar`,
+		"5/1h Rolling":                `algorithm "Rolling": want fixed, sliding, bucket, rolling, calendar or inflight`,
 		"5/1h rolling rolling":        `option "rolling": want burst`,
 		"5/1h rolling block=1h,1m":    "block",
 		"999999999999/1h rolling":     "it allows 999999999999 units, and a rolling window",
@@ -402,7 +402,8 @@ func TestKindsPrint(t *testing.T) {
 	require.Equal(t, "rolling windows", KindRolling.String())
 	require.Equal(t, "blocks and rolling windows", (KindBlock | KindRolling).String())
 	require.Equal(t, "blocks and rolling windows and calendar periods", (KindBlock | KindRolling | KindCalendar).String())
-	require.Equal(t, KindBlock|KindRolling|KindCalendar, memory(t, "m").Kinds())
+	require.Equal(t, KindBlock|KindRolling|KindCalendar|KindInFlight, memory(t, "m").Kinds())
+	require.Equal(t, "in-flight limits", KindInFlight.String())
 }
 
 // TestRollingGivesBackCharges: a request that does not count gives back all that AddCost has

@@ -63,7 +63,7 @@ func TestParseLimitErrorsNameTheMistake(t *testing.T) {
 		{"deny name=", "option name: it is empty"},
 		{"5/h fixed", `window "h": want a duration such as 1s, 15m or 24h`},
 		{"5/1d fixed", `window "1d": want a duration`},
-		{"5/1h fixd", `algorithm "fixd": want fixed, sliding, bucket, rolling or calendar`},
+		{"5/1h fixd", `algorithm "fixd": want fixed, sliding, bucket, rolling, calendar or inflight`},
 		{"5/1h Fixed", `algorithm "Fixed"`},
 		{"0/1h fixed", "it allows 0 units: want 1 to 999999999999999"},
 		{"-5/1h fixed", "it allows -5 units"},

@@ -23,6 +23,7 @@ import (
 //	1000/day calendar tz=Europe/Berlin
 //	5000/week calendar first=monday
 //	50000/month calendar day=15 tz=America/New_York
+//	20/30s inflight
 //	unlimited
 //	deny name=suspended
 //
@@ -79,10 +80,12 @@ func parseLimit(s string) (l Limit, err error) {
 		l.rule.Kind = rule.Bucket
 	case "rolling":
 		l.rule.Kind = rule.Rolling
+	case "inflight":
+		l.rule.Kind = rule.InFlight
 	case "":
 		return l, errLimitForm
 	default:
-		return l, fmt.Errorf("algorithm %q: want fixed, sliding, bucket, rolling or calendar", algorithm)
+		return l, fmt.Errorf("algorithm %q: want fixed, sliding, bucket, rolling, calendar or inflight", algorithm)
 	}
 	return parseOptions(l, rest, nil)
 }
@@ -196,7 +199,10 @@ func cutOption(s string) (option, value, rest string, err error) {
 
 // options returns what may follow the algorithm of the limit, for errors.
 func (l Limit) options() string {
-	if l.rule.Kind == rule.Calendar {
+	switch l.rule.Kind {
+	case rule.InFlight:
+		return "name=…"
+	case rule.Calendar:
 		return "tz=…, first=… of a week, day=… of a month, block=… or name=…"
 	}
 	return "burst=…, block=… or name=…"

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/ratelimit-go/ratelimit/internal/engine"
+	"github.com/ratelimit-go/ratelimit/internal/holds"
 	"github.com/ratelimit-go/ratelimit/internal/remote"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
@@ -32,6 +33,7 @@ type Limiter struct {
 	prefixes     []string       // of all layers
 	memory       *MemoryStore   // store, if it is one: its calls need nothing on the heap
 	engine       engine.Engine  // that decides, unless memory or remote does
+	holds        holds.Local    // of in-flight limits, unless remote has them
 	remote       *remote.Remote // that decides, if store is outside of this process
 	createdRedis *RedisStore    // store, if it was made for Options.Redis and ends with the limiter
 
@@ -41,6 +43,7 @@ type Limiter struct {
 	underway atomic.Pointer[underway] // nil until a limit with Block is in force; see underwayUnder
 	nested   atomic.Bool              // a limiter further in has decided a request of this one
 	lines    lines                    // of callers that wait
+	acquired acquired                 // the holds that Acquire has given out
 	key      probe                    // what Options.Key is made of
 	message  []byte                   // the body of a denial in plain text
 	problem  []byte                   // the constant part of it as problem details
@@ -102,6 +105,7 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 	l.prefixes = prefixesOf(l.layers)
 	var isRemote bool
 	l.engine, isRemote = engineOf(l.store)
+	l.holds.Engine = l.engine
 	if isRemote {
 		l.remote = remote.New(remote.Options{
 			Engine: l.engine, Limits: l.policy.Load().countedUnder(),
@@ -165,7 +169,7 @@ func (l *Limiter) SetLimitsContext(ctx context.Context, limits ...Limit) error {
 
 // reportLimits reports each limit of p, unless the policy old had the same ones in force.
 func (l *Limiter) reportLimits(ctx context.Context, p, old *policy) {
-	if p.always != nil && old.always != nil && *p.always == *old.always || p.always == nil && slices.Equal(p.limits, old.limits) {
+	if p.always != nil && old.always != nil && *p.always == *old.always || p.always == nil && slices.Equal(p.counted(), old.counted()) {
 		return
 	}
 	for i, name := range p.names {
@@ -183,6 +187,9 @@ func (l *Limiter) succeed(old *Limiter) {
 	if slices.Equal(old.prefixes, l.prefixes) {
 		l.underway.Store(old.underway.Load()) // its requests may still give units back
 		l.lines.share(&old.lines)             // its callers keep their places in line
+		if l.remote == nil && old.remote == nil {
+			l.holds.Share(&old.holds)
+		}
 	}
 	if l.remote == nil {
 		return
@@ -223,7 +230,7 @@ func (l *Limiter) begin() {
 func (l *Limiter) adoptStore() {
 	for _, s := range l.layers {
 		if s, ok := s.(recordStore); ok {
-			s.adopt(l.name, l.policy.Load().limits, l.report)
+			s.adopt(l.name, l.policy.Load().counted(), l.report)
 		}
 	}
 }
@@ -248,8 +255,8 @@ func (l *Limiter) Take(ctx context.Context, key string) (d Decision, err error) 
 
 // TakeN takes n units of key under every limit, or under none. A denial is a
 // Decision, not an error. n of 0 looks without taking and is always allowed:
-// Remaining is what is left. (Under [Deny] a look is denied.) It is an error if n is negative, key is empty
-// ([ErrNoKey]), ctx is done, the limiter is closed ([ErrClosed]) or the store
+// Remaining is what is left. (Under [Deny] a look is denied.) It is an error if n is negative, n is
+// above 0 and one of the limits is [InFlight], key is empty ([ErrNoKey]), ctx is done, the limiter is closed ([ErrClosed]) or the store
 // fails; then nothing was decided, and the Decision is zero. The limits are those
 // of [Limiter.Limits]: Options.LimitsFor is for requests, and TakeLimits has the same
 // for other callers.
@@ -383,6 +390,7 @@ const (
 	forUpTo                  // as many as fit, of at least one
 	forRequest               // as forAll, for a request that Options.Count may decide about later
 	asShadow                 // as forRequest forAll, and a denial is let through
+	forAcquire               // as forAll, with a hold that ends by itself
 
 	uncounted asking = 1 << 7 // with one of the others: the decision is not counted
 )
@@ -396,7 +404,7 @@ func (l *Limiter) take(ctx context.Context, key string, n int64, how asking, p *
 		return l.takeWith(ctx, key, n, how, p, results, nil, nil)
 	}
 	asked := int64(0) // units that may be given back later
-	if how&^uncounted >= forRequest {
+	if asks := how &^ uncounted; asks == forRequest || asks == asShadow {
 		asked = n
 	}
 	if l.remote == nil {
@@ -467,7 +475,7 @@ func (l *Limiter) takeWith(ctx context.Context, key string, n int64, how asking,
 		}
 		return t, nil
 	}
-	if l.memory != nil {
+	if l.memory != nil && p.inFlight == nil {
 		if err := l.memory.ready(ctx); err != nil {
 			return t, l.wrap(err)
 		}
@@ -483,22 +491,40 @@ func (l *Limiter) takeWith(ctx context.Context, key string, n int64, how asking,
 	buf := answers.Get().(*[MaxLimits]rule.Answer)
 	defer answers.Put(buf)
 	decided := remote.Decision{Source: remote.FromStore}
+	rates := buf[:p.width()]
+	var ask *holds.Ask
+	if p.inFlight != nil {
+		if n > 0 && (how == forAll || how == forUpTo) {
+			return t, l.wrap(p.inFlight.errNoEnd())
+		}
+		ask = p.asksForHold(how == forAcquire)
+		rates = rates[:len(p.limits)]
+	}
 	if l.remote == nil {
 		var reply engine.Reply
-		reply, err = l.engine.Take(ctx, engine.Request{
+		request := engine.Request{
 			Key: key, Units: n, UpTo: how == forUpTo, Limits: p.present().under, StartsBlocks: p.ladders != nil, Pending: pending,
-		}, buf[:len(results)])
+		}
+		if ask == nil {
+			reply, err = l.engine.Take(ctx, request, rates)
+		} else {
+			reply, decided.Hold, decided.Held, err = l.holds.Take(ctx, request, *ask, rates)
+		}
 		decided.At, decided.Counted, decided.Granted = reply.At, reply.At, reply.Granted
 		decided.Blocked, decided.Began = reply.Blocked, reply.Began
 	} else {
-		request := remote.Request{Key: key, Units: n, UpTo: how == forUpTo, Limits: p.present().under}
+		request := remote.Request{Key: key, Units: n, UpTo: how == forUpTo, Limits: p.present().under, Hold: ask}
 		if own != nil {
 			request.Turn = own
 		}
-		decided, err = l.remote.Take(ctx, request, buf[:len(results)])
+		decided, err = l.remote.Take(ctx, request, rates)
 	}
 	if err != nil {
 		return taken{}, l.wrap(publicError(err))
+	}
+	if ask != nil {
+		buf[len(rates)] = decided.Held
+		t.held = l.holding(decided.Hold, key)
 	}
 	for i := range results {
 		results[i] = resultOf(buf[i])
@@ -515,6 +541,19 @@ func (l *Limiter) takeWith(ctx context.Context, key string, n int64, how asking,
 		l.count(n, p, &t, results)
 	}
 	return t, nil
+}
+
+// holding counts a hold, and returns it with what must be done when it ends. For nil it returns nil.
+func (l *Limiter) holding(h *holds.Hold, key string) *held {
+	if h == nil {
+		return nil
+	}
+	l.counts.inFlight.Add(1)
+	counts, lines := l.counts, &l.lines
+	return &held{hold: h, over: func() {
+		counts.inFlight.Add(-1)
+		lines.wake(key) // somebody may wait for it
+	}}
 }
 
 // count counts a decision about n units that was not made in the limiter's own table.
@@ -543,7 +582,7 @@ func (l *Limiter) adjust(ctx context.Context, key string, n int64, at Instant, l
 		defer l.lines.wake(key)
 	}
 	switch {
-	case len(limits.Rules) == 0: // under Unlimited or Deny
+	case len(limits.Rules) == 0: // under Unlimited, Deny or InFlight
 	case l.remote != nil:
 		charged, err = l.remote.Adjust(ctx, key, n, int64(at), limits, wait)
 	case l.memory != nil:
@@ -561,13 +600,17 @@ func (l *Limiter) adjust(ctx context.Context, key string, n int64, at Instant, l
 // units taken just now; a fixed window that has opened since they were taken is
 // given them too. It is an error if n is negative, and where TakeN has one.
 func (l *Limiter) Refund(ctx context.Context, key string, n int64) error {
+	p := l.policy.Load()
+	if err := p.countsUnits(); err != nil {
+		return fmt.Errorf("ratelimit: limiter %q: Refund: %w", l.name, err)
+	}
 	if n < 0 {
 		return fmt.Errorf("ratelimit: limiter %q: cannot refund %d units: want 0 or more; TakeN takes units", l.name, n)
 	}
 	if err := l.ready(key); err != nil || n == 0 {
 		return err
 	}
-	_, err := l.adjust(ctx, key, -n, Now, l.policy.Load().present().under, remote.SideTimeout)
+	_, err := l.adjust(ctx, key, -n, Now, p.present().under, remote.SideTimeout)
 	if err == nil && actorOf(ctx) != "" {
 		l.events.emit(ctx, Event{Kind: EventRefunded, Key: key, Units: n})
 	}
@@ -686,15 +729,18 @@ func (l *Limiter) Info() Info {
 
 // Close gives up the limiter's name, store and prefix, so that another limiter
 // can have them. It is idempotent. The store's counters stay, and a later limiter
-// of the same name finds them. Requests that still reach the limiter are
-// answered with 503, and so are requests that wait because of Options.MaxWait: to let them
-// wait for their units first, shut the server down before. Calls of Wait end with
-// [ErrClosed]. A store made for Options.Redis is closed, which takes as long as the
+// of the same name finds them. It ends the holds that [Limiter.Acquire] has given out. Holds of
+// requests end with their requests, but a [RemoteStore] counts them for at most the limit's
+// hold from now on. Requests that still reach the limiter are answered with 503, and so are
+// requests that wait because of Options.MaxWait: to let them wait for their units first, shut
+// the server down before. Calls of Wait end with [ErrClosed]. A store made for Options.Redis
+// is closed, which takes as long as the
 // client's timeouts at most; its client is not.
 // The error is always nil.
 func (l *Limiter) Close() error {
 	first := !l.closed.Swap(true)
 	l.lines.wakeAll(l)
+	l.acquired.releaseAll()
 	claims.Lock()
 	if l.registry != nil {
 		l.registry.release(l)

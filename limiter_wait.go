@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/ratelimit-go/ratelimit/internal/clock"
+	"github.com/ratelimit-go/ratelimit/internal/remote"
 )
 
 // This file has calls of Wait and requests that wait. Their queues are in wait.go.
@@ -89,6 +90,12 @@ func (l *Limiter) takeWaiting(ctx context.Context, key string, n int64, how aski
 	if how == forRequest {
 		w.most = int64(l.opts.MaxWaiting)
 	}
+	if l.remote != nil {
+		w.recheck = int64(max(l.opts.DenyRecheck, shortestRecheck))
+		if l.opts.DenyRecheck < 0 {
+			w.recheck = int64(remote.DefaultRecheck)
+		}
+	}
 	if deadline, ok := ctx.Deadline(); ok {
 		w.until = min(w.until, after(clock.Now(), time.Until(deadline)))
 	}
@@ -99,6 +106,10 @@ func (l *Limiter) takeWaiting(ctx context.Context, key string, n int64, how aski
 	copy(results, w.results[:])
 	return w.taken, w.policy, time.Duration(w.waited), w.err
 }
+
+// shortestRecheck bounds how often a request asks a store for a hold that another process may
+// have ended.
+const shortestRecheck = 10 * time.Millisecond
 
 // askFor implements waitedFor.
 func (l *Limiter) askFor(ctx context.Context, w *waiter) {

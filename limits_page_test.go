@@ -45,7 +45,7 @@ func TestSnippetsOfLimitsPage(t *testing.T) {
 // with a limit in text beside it in a table is the same limit.
 func TestLimitsOfLimitsPage(t *testing.T) {
 	page := limitsPage(t)
-	code := regexp.MustCompile("`((?:FixedWindow|SlidingWindow|TokenBucket|Rolling|Daily|Weekly|Monthly)\\([^`]*)`(?: \\| `([^`]*)`)?").FindAllStringSubmatch(page, -1)
+	code := regexp.MustCompile("`((?:FixedWindow|SlidingWindow|TokenBucket|Rolling|Daily|Weekly|Monthly|InFlight)\\([^`]*)`(?: \\| `([^`]*)`)?").FindAllStringSubmatch(page, -1)
 	pairs := 0
 	for _, m := range code {
 		limit, err := limitInCode(m[1])
@@ -100,6 +100,8 @@ func limitInCode(text string) (limit Limit, err error) {
 		limit = SlidingWindow(n, window())
 	case "Rolling":
 		limit = Rolling(n, window())
+	case "InFlight":
+		limit = InFlight(n, window())
 	case "TokenBucket":
 		limit = TokenBucket(n, window(), numberInCode(call.Args[2]))
 	case "Daily":

@@ -51,6 +51,9 @@ func (l *Limiter) Middleware(next http.Handler) http.Handler {
 		}
 		inner := r.WithContext(state)
 		defer handBack(r, inner)
+		if h := state.held(); h != nil {
+			defer h.end()
+		}
 		if l.opts.Count == nil {
 			if l.nested.Load() {
 				defer state.pending().decided() // unless a limiter further in has decided
@@ -108,6 +111,7 @@ func (l *Limiter) Check(w http.ResponseWriter, r *http.Request) bool {
 	}
 	if ok {
 		state.forgetAtEnd()
+		state.holdToEnd()
 	}
 	return ok
 }
@@ -228,6 +232,10 @@ func (l *Limiter) decide(w http.ResponseWriter, h http.Header, r *http.Request, 
 	}
 	if t.blocked {
 		v.state.bound.flags |= keyBlocked
+	}
+	if t.held != nil {
+		t.held.Context = v.state.Context
+		v.state.Context = t.held
 	}
 	if t.pending != nil {
 		t.pending.Context = v.state.Context

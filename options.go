@@ -128,8 +128,10 @@ type Options struct {
 	// of its key wait already. If others wait before it, that is not clear at once, and it
 	// may be denied after MaxWait. If its client disconnects, it takes no units. (On
 	// HTTP/1, net/http notices that only when the body of the request has been read.) With
-	// several limits it waits until its units fit under all of them. Zero: no request waits. Take
-	// never waits; [Limiter.Wait] does. In Shadow no request waits. A limit with Block is
+	// several limits it waits until its units fit under all of them. Under an [InFlight] limit it
+	// waits until a hold ends: one that ends in this process lets it go on at once, and one of
+	// another process within DenyRecheck. Zero: no request waits. Take and Acquire
+	// never wait; [Limiter.Wait] does. In Shadow no request waits. A limit with Block is
 	// refused, because the denial would block the key. For a store outside of this
 	// process, Timeout is for each time that it is asked.
 	MaxWait time.Duration
@@ -153,7 +155,8 @@ type Options struct {
 	// without asking again. A Reset, a Refund or a raised limit takes effect after at
 	// most that time in other processes, and at once in this one. One request in each
 	// such time asks the store, and none is denied here longer than the store's
-	// RetryAfter. Zero means a second. A negative value means: not before RetryAfter.
+	// RetryAfter. Zero means a second. A negative value means: not before RetryAfter. The
+	// store is always asked whether there is room for a hold of an [InFlight] limit.
 	DenyRecheck time.Duration
 
 	// NearKeys is how many counters this process remembers of a RemoteStore, some 40

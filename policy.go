@@ -15,6 +15,7 @@ import (
 
 	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/engine"
+	"github.com/ratelimit-go/ratelimit/internal/holds"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 	"github.com/ratelimit-go/ratelimit/internal/table"
 )
@@ -23,16 +24,21 @@ import (
 // request is there: their counting rules, their names, and the constant parts of
 // header fields and problem details. It does not change.
 type policy struct {
-	given   []Limit // as the limiter got them
-	limits  []Limit // the limits that the store counts; none if always is set
-	always  *Limit  // Unlimited or Deny, if it decides alone
+	given  []Limit // as the limiter got them
+	limits []Limit // the limits of which the store counts units; none if always is set
+	always *Limit  // Unlimited or Deny, if it decides alone
+
+	// inFlight is the limit of which the store counts holds, or nil. Its result is the last
+	// one, and so are its name and member.
+	inFlight *Limit
+
 	ladders *[MaxLimits]*rule.Ladder
 	lasts   int64    // for how long units count, at most, under any of the limits
 	single  bool     // there is one limit, without Block: a table's TakeOne decides
 	plan    bool     // made of what Options.LimitsFor returned
 	names   []string // effective policy names
-	counted []*countedPolicy
-	numbers table.Policies // of counted
+	entries []*countedPolicy
+	numbers table.Policies // of entries
 	shadow  table.Policies // numbers, for requests that Shadow would let through
 	members []member       // one for each result
 
@@ -79,17 +85,26 @@ func (p *policy) newPresent() *present {
 		x.under.Refresh = func() *engine.Limits { return p.present().under }
 	}
 	var declared, older []byte
+	separate := func(i int) {
+		if i > 0 {
+			declared, older = append(declared, ", "...), append(older, ", "...)
+		}
+	}
 	for i := range p.limits {
 		l := &x.under.Rules[i]
 		if l.Kind == rule.Calendar {
 			x.until = min(x.until, l.End())
 		}
-		if i > 0 {
-			declared, older = append(declared, ", "...), append(older, ", "...)
-		}
+		separate(i)
 		quota := strconv.FormatInt(l.N, 10) + ";w=" + strconv.FormatInt(seconds(time.Duration(l.Window)), 10)
 		x.each = append(x.each, p.members[i].name+";q="+quota)
 		declared, older = append(declared, x.each[i]...), append(older, quota...)
+	}
+	if p.inFlight != nil {
+		separate(len(p.limits))
+		quota := strconv.FormatInt(p.inFlight.N(), 10) + `;qu="concurrent-requests"`
+		x.each = append(x.each, p.members[len(p.limits)].name+";q="+quota)
+		declared, older = append(declared, x.each[len(p.limits)]...), append(older, quota...)
 	}
 	x.declared, x.older = string(declared), string(older)
 	return x
@@ -97,7 +112,20 @@ func (p *policy) newPresent() *present {
 
 // width is how many results a decision has: one for each limit that the store counts,
 // or the one of Unlimited or Deny.
-func (p *policy) width() int { return max(1, len(p.limits)) }
+func (p *policy) width() int {
+	if p.inFlight != nil {
+		return len(p.limits) + 1
+	}
+	return max(1, len(p.limits))
+}
+
+// counted returns the limits that the store counts, in the order of the results.
+func (p *policy) counted() []Limit {
+	if p.inFlight != nil {
+		return append(slices.Clip(p.limits), *p.inFlight)
+	}
+	return p.limits
+}
 
 // sharesCounter reports whether a key has a counter under a limit of p that it also has
 // under a limit of other.
@@ -107,10 +135,32 @@ func (p *policy) sharesCounter(other *policy) bool {
 	})
 }
 
+// asksForHold returns what a request asks of its key's holds, under a policy with an in-flight
+// limit. ends means that the hold ends by itself.
+func (p *policy) asksForHold(ends bool) *holds.Ask {
+	ask := &holds.Ask{Most: p.inFlight.N(), Lasts: p.inFlight.rule.Window}
+	if ends {
+		ask.Until = rule.Lasting(ask.Lasts, clock.Now())
+	}
+	return ask
+}
+
+// countsUnits returns an error if the policy has nothing but an in-flight limit, so that there
+// are no units to give back or to charge.
+func (p *policy) countsUnits() error {
+	if p.inFlight == nil || len(p.limits) > 0 || p.always != nil {
+		return nil
+	}
+	return fmt.Errorf("limit %v counts requests at the same time, and no units: add a limit that does", *p.inFlight)
+}
+
 // limit returns the limit of a result.
 func (p *policy) limit(i int) *Limit {
-	if p.always != nil {
+	switch {
+	case p.always != nil:
 		return p.always
+	case i == len(p.limits):
+		return p.inFlight
 	}
 	return &p.limits[i]
 }
@@ -124,9 +174,9 @@ func (p *policy) decides() Result {
 }
 
 // countedUnder returns the limits for calls that only look whether the store answers:
-// any, if none are counted.
+// any, if no units are counted.
 func (p *policy) countedUnder() *engine.Limits {
-	if p.always != nil {
+	if len(p.limits) == 0 {
 		return engineLimits([]Limit{FixedWindow(1, time.Hour)})
 	}
 	return p.present().under
@@ -147,12 +197,13 @@ func newPolicy(limiter string, limits []Limit) *policy {
 	if i := slices.IndexFunc(p.given, func(l Limit) bool { return l.rule.Kind == kindDeny }); i >= 0 {
 		p.limits, p.always = nil, &p.given[i]
 	}
+	p.limits, p.inFlight = splitInFlight(p.limits)
 	p.ladders, p.calendars = laddersOf(p.limits), anyCalendar(p.limits)
 	p.rolling = slices.ContainsFunc(p.limits, func(l Limit) bool { return l.rule.Kind == rule.Rolling })
 	for i := range p.limits {
 		p.lasts = max(p.lasts, p.limits[i].rule.Lasts())
 	}
-	p.single = len(p.limits) == 1 && p.ladders == nil && !p.calendars
+	p.single = len(p.limits) == 1 && p.inFlight == nil && p.ladders == nil && !p.calendars
 	if p.always != nil {
 		p.names = policyNames(limiter, []Limit{*p.always})
 		asJSON, _ := json.Marshal(p.names[0])
@@ -160,8 +211,8 @@ func newPolicy(limiter string, limits []Limit) *policy {
 		p.now.Store(p.newPresent())
 		return p
 	}
-	p.names = policyNames(limiter, p.limits)
-	for i := range p.limits {
+	p.names = policyNames(limiter, p.counted())
+	for i := range p.names {
 		name := fieldString(p.names[i])
 		asJSON, _ := json.Marshal(p.names[i]) // a valid string always has a form
 		p.members = append(p.members, member{name: name, remaining: name + ";r=", problem: string(asJSON)})
@@ -214,10 +265,13 @@ func policyNames(limiter string, limits []Limit) []string {
 	return names
 }
 
-// span returns the window as in the name of a limit: "1m", or "day" for a calendar.
+// span returns the window as in the name of a limit: "1m", "day" for a calendar, or "inflight".
 func (l *Limit) span() string {
-	if l.calendar != nil {
+	switch {
+	case l.calendar != nil:
 		return l.calendar.Unit.String()
+	case l.isInFlight():
+		return l.Algorithm()
 	}
 	return rule.FormatSpan(l.rule.Window)
 }
@@ -235,6 +289,9 @@ func validateLimits(limiter string, limits []Limit) error {
 			return fmt.Errorf("number %d (%v): %w", i+1, l, err)
 		}
 		for j, other := range limits[:i] {
+			if l.isInFlight() && other.isInFlight() {
+				return fmt.Errorf("numbers %d (%v) and %d (%v) are both of InFlight, and a request has one hold: keep the stricter one", j+1, other, i+1, l)
+			}
 			if l.counts() && l.sameCounter(other) {
 				return fmt.Errorf("numbers %d (%v) and %d (%v) have the same algorithm and window, and so one counter: "+
 					"keep the stricter one", j+1, other, i+1, l)
@@ -307,7 +364,7 @@ func (c *plans) of(limiter string, store Store, others otherOptions, limits []Li
 		return nil, err
 	}
 	p := newPolicy(limiter, limits)
-	if err := validateStore(store, p.limits); err != nil {
+	if err := validateStore(store, p.counted()); err != nil {
 		return nil, err
 	}
 	p.plan = true
@@ -355,10 +412,10 @@ const (
 func (c *policyCounts) register(p *policy) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	p.counted = make([]*countedPolicy, p.width())
+	p.entries = make([]*countedPolicy, p.width())
 	for i, name := range p.names {
 		counted := c.find(name, p.plan)
-		p.counted[i], p.numbers[i], p.shadow[i] = counted, counted.number, counted.number|table.Shadow
+		p.entries[i], p.numbers[i], p.shadow[i] = counted, counted.number, counted.number|table.Shadow
 	}
 }
 
@@ -367,7 +424,7 @@ func (c *policyCounts) register(p *policy) {
 func (c *policyCounts) use(p *policy) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for i, counted := range p.counted {
+	for i, counted := range p.entries {
 		counted.used, counted.own = true, counted.own || !p.plan
 		if counted.name != otherPolicies && !(p.plan && counted.own) {
 			counted.limit = *p.limit(i)

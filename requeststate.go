@@ -114,13 +114,16 @@ func DecisionFrom(ctx context.Context) (Decision, bool) {
 // as far as those taken when it was admitted still count. It does not change the
 // response's header fields.
 //
-// It is an error if the request was not admitted and counted by l, or if the store
-// fails. AddCost waits for at most Options.Timeout; after that it is not known
+// It is an error if the request was not admitted and counted by l, if l has nothing but an
+// [InFlight] limit, or if the store fails. AddCost waits for at most Options.Timeout; after that it is not known
 // whether the units were moved. It may be called any number of times, also after the
 // client has left.
 func (l *Limiter) AddCost(ctx context.Context, n int64) error {
 	for s := stateOf(ctx); s != nil; s = s.outer {
 		if s.limiter == l && s.admitted() {
+			if err := s.bound.policy.countsUnits(); err != nil {
+				return fmt.Errorf("ratelimit: limiter %q: AddCost: %w", l.name, err)
+			}
 			return s.addCost(context.Background(), n, l.timeout())
 		}
 	}
@@ -226,6 +229,29 @@ func (s *requestState) forgetAtEnd() {
 func (s *requestState) pending() *pendingRequest {
 	p, _ := s.Context.(*pendingRequest)
 	return p
+}
+
+// held returns the request's hold, or nil. It is kept in the context, like what pending
+// returns.
+func (s *requestState) held() *held {
+	ctx := s.Context
+	if p, ok := ctx.(*pendingRequest); ok {
+		ctx = p.Context
+	}
+	h, _ := ctx.(*held)
+	return h
+}
+
+// holdToEnd is for a request of Check: it ends the hold when the request is over.
+func (s *requestState) holdToEnd() {
+	switch h := s.held(); {
+	case h == nil:
+	case s.Context.Done() == nil: // nobody will say when the request is over
+		time.AfterFunc(s.bound.policy.inFlight.Window(), h.end)
+	default:
+		h.hold.EndsWith(s.Context)
+		context.AfterFunc(s.Context, h.end)
+	}
 }
 
 // settle asks Options.Count whether the request counts, and gives its units back if

@@ -47,6 +47,9 @@ type LimiterStats struct {
 	Waited   uint64
 	WaitTime time.Duration
 
+	// InFlight is how many holds of an [InFlight] limit this process has now.
+	InFlight int
+
 	// Exempt counts requests that were exempted by Skip, SkipPreflight or [ErrExempt].
 	// NoKey counts requests without a key, which are answered with 400, and Failed those
 	// answered with 500 or 503; in Shadow, they go on to their handlers.
@@ -122,6 +125,7 @@ type counts struct {
 
 	freeAllowed, freeDenied atomic.Uint64 // requests that cost 0
 
+	inFlight atomic.Int64  // holds
 	waiting  atomic.Int64  // callers that wait
 	waited   atomic.Uint64 // decisions whose callers have waited
 	waitTime atomic.Int64  // for how long together
@@ -178,7 +182,7 @@ func (c *counts) decided(n int64, p *policy, t *taken, results []Result) {
 		source.shadow.Add(1)
 	case denied:
 		source.denied.Add(1)
-		p.counted[t.bound].denied.Add(1)
+		p.entries[t.bound].denied.Add(1)
 		if n > 1 {
 			addUnits(&c.moreDenied, n-1)
 		}
@@ -207,7 +211,7 @@ func (c *counts) decidedFree(p *policy, t *taken, results []Result) {
 		c.sources[t.source].shadow.Add(1)
 	case denied:
 		c.freeDenied.Add(1)
-		p.counted[t.bound].denied.Add(1)
+		p.entries[t.bound].denied.Add(1)
 	default:
 		c.freeAllowed.Add(1)
 		c.countNear(p, results)
@@ -216,8 +220,8 @@ func (c *counts) decidedFree(p *policy, t *taken, results []Result) {
 
 // countNear counts an admission that has left at most a fifth of any limit.
 func (c *counts) countNear(p *policy, results []Result) {
-	for i := range p.limits {
-		if p.limits[i].rule.IsNear(results[i].Remaining) {
+	for i := range p.width() {
+		if p.always == nil && p.limit(i).rule.IsNear(results[i].Remaining) {
 			c.nearLimit.Add(1)
 			return
 		}
@@ -229,7 +233,7 @@ func (c *counts) countNear(p *policy, results []Result) {
 func (c *counts) stats() LimiterStats {
 	stats := LimiterStats{
 		NearLimit: c.nearLimit.Load(), Exempt: c.exempt.Load(), NoKey: c.noKey.Load(), Failed: c.failed.Load(),
-		Waiting: int(c.waiting.Load()), Waited: c.waited.Load(), WaitTime: time.Duration(c.waitTime.Load()),
+		InFlight: int(c.inFlight.Load()), Waiting: int(c.waiting.Load()), Waited: c.waited.Load(), WaitTime: time.Duration(c.waitTime.Load()),
 		Warnings: make(map[Code]uint64),
 	}
 	for w := range c.warnings {

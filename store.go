@@ -170,7 +170,7 @@ const Now Instant = math.MaxInt64
 
 // KindStore is a [Store] that counts more than the three algorithms. [New],
 // [Limiter.SetLimits], Options.LimitsFor and [Limiter.TakeLimits] refuse limits that
-// need more than the store's Kinds.
+// need more than the store's Kinds. A store with [KindInFlight] is a [HoldStore], too.
 //
 // A store with [KindBlock] keeps the block of a counter beside it: when the block ends,
 // and how many denials have blocked the key. See [Limit.Block] for the rules. Take
@@ -272,12 +272,13 @@ const (
 	KindBlock    Kinds = 1 << iota // limits with [Limit.Block], and blocks by hand
 	KindRolling                    // limits of [Rolling]
 	KindCalendar                   // limits of [Daily], [Weekly] and [Monthly]
+	KindInFlight                   // limits of [InFlight]; see [HoldStore]
 )
 
 // String returns what is in the set, such as "blocks" or "blocks and rolling windows".
 func (k Kinds) String() string {
 	var names []string
-	for i, name := range [...]string{"blocks", "rolling windows", "calendar periods"} {
+	for i, name := range [...]string{"blocks", "rolling windows", "calendar periods", "in-flight limits"} {
 		if k>>i&1 != 0 {
 			names = append(names, name)
 		}
@@ -285,55 +286,22 @@ func (k Kinds) String() string {
 	return strings.Join(names, " and ")
 }
 
+// allKinds are the kinds that the stores of this package count.
+const allKinds = KindBlock | KindRolling | KindCalendar | KindInFlight
+
+// pendingRules are pending units as the counting rules take them.
+func pendingRules(pending []Pending) (rules []rule.Pending) {
+	for _, p := range pending {
+		rules = append(rules, rule.Pending{Units: max(0, p.Units), At: int64(max(0, p.At))})
+	}
+	return rules
+}
+
 // Pending are units that [Store.Take] has taken at an instant and that may yet be given
 // back.
 type Pending struct {
 	Units int64
 	At    Instant
-}
-
-// kindStore returns the store as a KindStore that counts what a limiter needs, or an
-// error that says why it is none.
-func kindStore(s Store, need Kinds) (KindStore, error) {
-	k, ok := s.(KindStore)
-	if e, embeds := s.(embeddable); ok && embeds && e.embedded() != s {
-		return nil, fmt.Errorf("%s (prefix %q) embeds a store of this package, so its own methods may hand on other limits: "+
-			"hold the store in a field and implement KindStore, or use no %v", storeName(s), s.Prefix(), need)
-	}
-	if ok {
-		need &^= k.Kinds()
-	}
-	if need != 0 {
-		return nil, fmt.Errorf("%s (prefix %q) does not count %v: implement KindStore, use another store, or use no %[3]v", storeName(s), s.Prefix(), need)
-	}
-	return k, nil
-}
-
-// needs returns what a store must count for a limit, beside the three algorithms.
-func needs(l *Limit) (need Kinds) {
-	if l.blocks() {
-		need |= KindBlock
-	}
-	if l.rule.Kind == rule.Rolling {
-		need |= KindRolling
-	}
-	if l.calendar != nil {
-		need |= KindCalendar
-	}
-	return need
-}
-
-// validateKinds returns an error if the store does not count what one of the limits
-// needs. The error names both.
-func validateKinds(s Store, limits []Limit) error {
-	for _, l := range limits {
-		if need := needs(&l); need != 0 {
-			if _, err := kindStore(s, need); err != nil {
-				return fmt.Errorf("limit %v: %w", l, err)
-			}
-		}
-	}
-	return nil
 }
 
 // storeName returns the type of a store without its package.
@@ -471,22 +439,6 @@ type (
 	// An adviceStore says how to give each limiter a store of its own.
 	adviceStore interface{ unshare() string }
 )
-
-// validateStore says why a store, or one that it wraps, cannot count under these
-// limits, if so.
-func validateStore(s Store, limits []Limit) error {
-	for _, layer := range layers(s) {
-		if v, ok := layer.(validatingStore); ok {
-			if err := v.validateFor(limits); err != nil {
-				return err
-			}
-		}
-	}
-	if s == nil {
-		return nil
-	}
-	return validateKinds(s, limits)
-}
 
 // rulesOf are the limits' counting rules, at present.
 func rulesOf(limits []Limit) []rule.Limit {

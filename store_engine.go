@@ -63,6 +63,9 @@ var results = sync.Pool{New: func() any { return new([MaxLimits]Result) }}
 // Take implements [engine.Engine]. A store may answer anything: its answers are
 // brought into bounds.
 func (e storeEngine) Take(ctx context.Context, r engine.Request, answers []rule.Answer) (engine.Reply, error) {
+	if r.Holding != nil {
+		return e.hold(ctx, &r, answers)
+	}
 	if r.UpTo && e.shared == nil {
 		return e.takeUpTo(ctx, r, answers)
 	}
@@ -91,9 +94,19 @@ func (e storeEngine) Take(ctx context.Context, r engine.Request, answers []rule.
 		r.States[i], r.Logs[i], ok = states[i].get(r.Limits.Rules[i], asked, reply.At, &buf[i])
 		reply.Exact = reply.Exact && ok
 	}
-	for i, result := range buf[:len(answers)] {
+	answersOf(buf[:len(answers)], r.Limits.Rules, answers, &reply)
+	for i := range r.Blocks {
+		r.Blocks[i] = blockOf(&buf[i], states, i, answers[i], reply.At)
+	}
+	results.Put(buf)
+	return reply, nil
+}
+
+// answersOf brings results into bounds, and makes answers of them.
+func answersOf(results []Result, rules []rule.Limit, answers []rule.Answer, reply *engine.Reply) {
+	for i, result := range results {
 		answers[i] = rule.Answer{
-			Remaining: max(0, min(result.Remaining, r.Limits.Rules[i].Cap())),
+			Remaining: max(0, min(result.Remaining, rules[i].Cap())),
 			Retry:     max(0, int64(result.RetryAfter)),
 			More:      max(0, int64(result.MoreAfter)),
 			Reset:     max(0, int64(result.ResetAfter)),
@@ -104,11 +117,42 @@ func (e storeEngine) Take(ctx context.Context, r engine.Request, answers []rule.
 		if result.BlockBegan {
 			reply.Began |= 1 << i
 		}
-		if i < len(r.Blocks) {
-			r.Blocks[i] = blockOf(&result, states, i, answers[i], reply.At)
-		}
 	}
-	results.Put(buf)
+}
+
+// hold is Take for a request about holds.
+func (e storeEngine) hold(ctx context.Context, r *engine.Request, answers []rule.Answer) (engine.Reply, error) {
+	store, err := holdStore(e.store)
+	if err != nil {
+		return engine.Reply{}, err
+	}
+	h := r.Holding
+	limits := publicLimits(r.Limits)
+	if !r.StartsBlocks && anyBlocks(limits) {
+		limits = withoutBlocks(limits)
+	}
+	request := HoldRequest{
+		Action: HoldAction(h.Action), Key: r.Key, Most: h.Most, Lasts: time.Duration(h.Lasts), Process: h.Process, Began: h.Began, Ended: h.Ended, Alone: h.Alone,
+		Units: r.Units, Limits: limits, Pending: publicPending(r.Pending),
+	}
+	if r.Until != 0 {
+		request.Deadline = clock.Time(r.Until)
+	}
+	results := make([]Result, len(answers)+1) // the store may keep it
+	got, err := store.Hold(ctx, request, results)
+	if err != nil {
+		return engine.Reply{}, err
+	}
+	reply := engine.Reply{At: int64(got.At), Newest: true}
+	answersOf(results[:len(answers)], r.Limits.Rules, answers, &reply)
+	for i := range r.Blocks {
+		r.Blocks[i] = blockOf(&results[i], nil, i, answers[i], reply.At)
+	}
+	of := &results[len(answers)]
+	h.Held = rule.Held{
+		Began: max(0, got.Began), Ended: max(0, min(got.Ended, got.Began)), Others: max(0, got.Others), OthersLeft: max(0, int64(got.OthersLeft)),
+		Soonest: max(0, int64(of.MoreAfter)), Denied: h.Action == rule.AddHold && of.RetryAfter > 0,
+	}
 	return reply, nil
 }
 
@@ -137,10 +181,7 @@ func (e storeEngine) takeFrom(ctx context.Context, r *engine.Request, results []
 	if !r.StartsBlocks && anyBlocks(limits) {
 		limits = withoutBlocks(limits)
 	}
-	var pending []Pending
-	for _, p := range r.Pending {
-		pending = append(pending, Pending{p.Units, Instant(p.At)})
-	}
+	pending := publicPending(r.Pending)
 	if e.shared != nil {
 		shared := SharedRequest{Key: r.Key, Units: r.Units, UpTo: r.UpTo, Limits: limits, Pending: pending}
 		if r.Until != 0 {
@@ -162,6 +203,13 @@ func (e storeEngine) takeFrom(ctx context.Context, r *engine.Request, results []
 		at, err = e.store.Take(ctx, r.Key, r.Units, limits, results)
 	}
 	return engine.Reply{At: int64(at), Newest: true}, err
+}
+
+func publicPending(rules []rule.Pending) (pending []Pending) {
+	for _, p := range rules {
+		pending = append(pending, Pending{p.Units, Instant(p.At)})
+	}
+	return pending
 }
 
 // takeUpTo asks the store for fewer and fewer units, until they fit or one does not. A

@@ -138,11 +138,7 @@ func (s *MemoryStore) TakePending(ctx context.Context, key string, n int64, pend
 	if err := s.validateCall(limits); err != nil {
 		return 0, err
 	}
-	held := make([]rule.Pending, len(pending))
-	for i, p := range pending {
-		held[i] = rule.Pending{Units: max(0, p.Units), At: int64(max(0, p.At))}
-	}
-	return s.takeFor(key, n, limits, results, startsBlocks(ladders, held)), nil
+	return s.takeFor(key, n, limits, results, startsBlocks(ladders, pendingRules(pending))), nil
 }
 
 // takeFor is Take for a caller that may want the states, too.
@@ -162,8 +158,31 @@ func startsBlocks(ladders *[MaxLimits]*rule.Ladder, pending []rule.Pending) *tab
 	return &table.Blocking{Ladders: ladders, Pending: pending}
 }
 
-// Kinds implements [KindStore]. It returns [KindBlock], [KindRolling] and [KindCalendar].
-func (s *MemoryStore) Kinds() Kinds { return KindBlock | KindRolling | KindCalendar }
+// Kinds implements [KindStore]. It returns all kinds.
+func (s *MemoryStore) Kinds() Kinds { return allKinds }
+
+// Hold implements [HoldStore].
+func (s *MemoryStore) Hold(ctx context.Context, r HoldRequest, results []Result) (HoldReply, error) {
+	if err := s.ready(ctx); err != nil {
+		return HoldReply{}, err
+	}
+	if err := r.validate(len(results)); err != nil {
+		return HoldReply{}, fmt.Errorf("ratelimit: MemoryStore %q: %w", s.name, err)
+	}
+	if err := s.validateCall(r.Limits); err != nil {
+		return HoldReply{}, err
+	}
+	var rules [MaxLimits]rule.Limit
+	var answers [MaxLimits]rule.Answer
+	under, h := s.rules(rules[:0], r.Limits), r.holding()
+	at, marks := s.table.Hold(r.Key, r.Units, under, answers[:len(under)], startsBlocks(laddersOf(r.Limits), pendingRules(r.Pending)), h)
+	for i := range under {
+		results[i] = resultOf(answers[i])
+	}
+	mark(results[:len(under)], marks.Blocked, marks.Began)
+	results[len(under)] = holdResult(h)
+	return holdReply(Instant(at), h.Held), nil
+}
 
 // Block implements [KindStore].
 func (s *MemoryStore) Block(ctx context.Context, key string, b Block, limits []Limit) error {
@@ -320,6 +339,9 @@ func (s *MemoryStore) validateFor(limits []Limit) error {
 func places(limits []Limit) int {
 	n := len(limits)
 	for _, l := range limits {
+		if l.isInFlight() {
+			n-- // holds have no places
+		}
 		if l.blocks() {
 			n++
 		}

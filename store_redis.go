@@ -150,9 +150,7 @@ func (s *RedisStore) TakeShared(ctx context.Context, r SharedRequest, results []
 	if !r.Deadline.IsZero() {
 		request.Until = request.Now + int64(time.Until(r.Deadline))
 	}
-	for _, p := range r.Pending {
-		request.Pending = append(request.Pending, rule.Pending{Units: max(0, p.Units), At: int64(max(0, p.At))})
-	}
+	request.Pending = pendingRules(r.Pending)
 	var states [MaxLimits]rule.State
 	var logs [MaxLimits]rule.Log
 	var blocks [MaxLimits]rule.Block
@@ -174,8 +172,37 @@ func (s *RedisStore) TakeShared(ctx context.Context, r SharedRequest, results []
 	return SharedReply{At: Instant(reply.At), Granted: reply.Granted, Newest: reply.Newest}, nil
 }
 
-// Kinds implements [KindStore]. It returns [KindBlock], [KindRolling] and [KindCalendar].
-func (s *RedisStore) Kinds() Kinds { return KindBlock | KindRolling | KindCalendar }
+// Kinds implements [KindStore]. It returns all kinds.
+func (s *RedisStore) Kinds() Kinds { return allKinds }
+
+// Hold implements [HoldStore].
+func (s *RedisStore) Hold(ctx context.Context, r HoldRequest, results []Result) (HoldReply, error) {
+	if err := r.validate(len(results)); err != nil {
+		return HoldReply{}, fmt.Errorf("ratelimit: RedisStore %q: %w", s.Prefix(), err)
+	}
+	if err := validateLadders(r.Limits); err != nil {
+		return HoldReply{}, fmt.Errorf("ratelimit: RedisStore %q: %w", s.Prefix(), err)
+	}
+	rates := len(r.Limits)
+	var answers [MaxLimits]rule.Answer
+	request := engine.Request{
+		Key: r.Key, Units: r.Units, Limits: &engine.Limits{Rules: rulesOf(r.Limits), Ladders: laddersOf(r.Limits)}, Now: clock.Now(),
+		StartsBlocks: true, Pending: pendingRules(r.Pending), Holding: r.holding(),
+	}
+	if !r.Deadline.IsZero() {
+		request.Until = request.Now + int64(time.Until(r.Deadline))
+	}
+	reply, err := s.engine.Take(ctx, request, answers[:rates])
+	if err != nil {
+		return HoldReply{}, publicError(err)
+	}
+	for i := range rates {
+		results[i] = resultOf(answers[i])
+	}
+	mark(results[:rates], reply.Blocked, reply.Began)
+	results[rates] = holdResult(request.Holding)
+	return holdReply(Instant(reply.At), request.Holding.Held), nil
+}
 
 // Block implements [KindStore].
 func (s *RedisStore) Block(ctx context.Context, key string, b Block, limits []Limit) error {

@@ -25,6 +25,10 @@ import (
 // The others have no timers. A caller is denied at once if the head is asleep, or goes to
 // sleep, until after the caller's time. So the head wakes before the time of any caller
 // behind it is over.
+//
+// If only an in-flight limit has denied the head, nobody knows when a hold ends. The head
+// sleeps until one ends in this process, and asks again from time to time if other processes
+// have holds, too. It wakes to deny each caller behind it whose time is over.
 
 // maxKeyWaiting is how many requests of one key wait.
 const maxKeyWaiting = 16
@@ -59,7 +63,8 @@ type queue struct {
 	waiters  []*waiter // in order of arrival; the first one is the head
 	requests int
 	soonest  int64         // no time of those behind the head is over before this instant
-	wake     int64         // when the head asks again, by package clock; 0 while it asks
+	wake     int64         // when the head asks again, by package clock; 0 while it asks, or if it waits for a hold
+	nap      int64         // when the head looks at those behind it, if it waits for a hold
 	early    chan struct{} // receives if units may fit earlier
 }
 
@@ -72,6 +77,7 @@ type waiter struct {
 	n       int64
 	until   int64 // when it does not wait any more, by package clock
 	most    int64 // Options.MaxWaiting if it is a request, and otherwise 0
+	recheck int64 // how often to ask for a hold that another process may have ended; 0 for never
 	early   int64 // all.early before it last asked
 
 	// What it has got last:
@@ -82,6 +88,7 @@ type waiter struct {
 
 	asked  bool        // it has asked, and was denied
 	wake   int64       // its units do not fit before this instant
+	hold   bool        // there was no room for its hold, whose time nobody knows
 	waited int64       // for how long it has waited, in nanoseconds
 	turn   chan turnOf // receives once, if it has joined behind the head
 }
@@ -156,12 +163,14 @@ func (w *waiter) take(ctx context.Context) {
 func (w *waiter) binds() *Result { return &w.results[w.taken.bound] }
 
 // tooLong reports whether the units that it was denied do not fit within its time.
-func (w *waiter) tooLong() bool { return w.binds().RetryAfter == Never || w.wake > w.until }
+func (w *waiter) tooLong() bool {
+	return w.binds().RetryAfter == Never || w.wake > w.until || w.hold && clock.Now() >= w.until
+}
 
 // ask asks for the units, and reports whether they do not fit. Then wake is set. It does not
 // count the decision.
 func (w *waiter) ask(ctx context.Context) (denied bool) {
-	if w.wake > 0 && ctx.Err() == context.DeadlineExceeded {
+	if (w.wake > 0 || w.hold) && ctx.Err() == context.DeadlineExceeded {
 		ctx = context.WithoutCancel(ctx) // the units fit just before the deadline, or at it
 	}
 	w.early = w.all.early.Load()
@@ -174,7 +183,14 @@ func (w *waiter) ask(ctx context.Context) (denied bool) {
 }
 
 // denied notes that the waiter has asked, and was denied.
-func (w *waiter) denied() { w.asked, w.wake = true, after(clock.Now(), w.binds().RetryAfter) }
+func (w *waiter) denied() {
+	longest := time.Duration(0)
+	for i := range w.policy.limits {
+		longest = max(longest, w.results[i].RetryAfter)
+	}
+	w.asked, w.wake = true, after(clock.Now(), longest)
+	w.hold = w.policy.inFlight != nil && w.results[len(w.policy.limits)].RetryAfter > 0
+}
 
 // lookDenied is for a waiter that is denied because of the head, without having asked: it
 // might get units that the head waits for. It looks at what is left, and fills in a denial.
@@ -190,9 +206,12 @@ func (w *waiter) lookDenied(ctx context.Context) {
 	results := w.results[:w.policy.width()]
 	var answers [MaxLimits]rule.Answer // what rule.Binding compares
 	for i := range results {
-		r := &results[i]
-		switch missing := w.n - r.Remaining; {
-		case w.n > w.policy.limits[i].rule.Cap():
+		r, n := &results[i], w.n
+		if i == len(w.policy.limits) {
+			n = 1 // hold
+		}
+		switch missing := n - r.Remaining; {
+		case n > w.policy.limit(i).rule.Cap():
 			r.RetryAfter = Never
 		case missing > 1:
 			r.RetryAfter = r.ResetAfter
@@ -266,6 +285,9 @@ func (w *waiter) join() place {
 	} else {
 		w.turn = make(chan turnOf, 1)
 		q.soonest = min(q.soonest, w.until)
+		if w.until < q.nap {
+			q.askNow() // the head sleeps for too long
+		}
 	}
 	q.waiters = append(q.waiters, w)
 	if w.most > 0 {
@@ -352,29 +374,57 @@ func (w *waiter) waitForTurn(ctx context.Context) turnOf {
 // sleep sleeps at the head of the queue, until wake or until units may fit earlier. It
 // returns false if ctx was done before.
 func (w *waiter) sleep(ctx context.Context) bool {
-	all := w.all
-	s := all.lock(w.key)
-	q := s.queues[w.key]
 	start := clock.Now()
-	if len(q.early) == 0 { // otherwise it asks at once
-		q.wake = w.wake
-		all.denyBehind(q, max(w.wake, start))
-	}
-	s.mu.Unlock()
-	if w.wake > start {
-		timer := time.NewTimer(time.Duration(w.wake - start))
-		select {
-		case <-timer.C:
-		case <-q.early:
-		case <-ctx.Done():
+	forHold := w.hold && w.wake <= start
+	wake := w.wake
+	if forHold {
+		if wake = w.until; w.recheck > 0 {
+			wake = min(wake, after(start, time.Duration(w.recheck)))
 		}
-		timer.Stop()
-		w.waited += clock.Now() - start
 	}
-	s.mu.Lock()
-	q.wake = 0
+	for now := start; now < wake && !w.nap(ctx, wake, now, forHold); {
+		now = clock.Now()
+	}
+	w.waited += clock.Now() - start
+	s := w.all.lock(w.key)
+	q := s.queues[w.key]
+	q.wake, q.nap = 0, 0
 	s.mu.Unlock()
-	return ctx.Err() == nil || ctx.Err() == context.DeadlineExceeded && w.wake > 0 && clock.Now() >= w.wake
+	switch ctx.Err() {
+	case nil:
+		return true
+	case context.DeadlineExceeded:
+		return forHold || w.wake > 0 && clock.Now() >= w.wake
+	}
+	return false
+}
+
+// nap sleeps until wake. If the head waits for a hold, it sleeps at most until the time of a
+// caller behind it is over, and denies that caller. nap reports whether something else has
+// ended it.
+func (w *waiter) nap(ctx context.Context, wake, now int64, forHold bool) (ended bool) {
+	s := w.all.lock(w.key)
+	q := s.queues[w.key]
+	if len(q.early) == 0 { // otherwise it asks at once
+		if forHold {
+			w.all.denyBehind(q, now+1)
+			wake = min(wake, q.soonest)
+			q.nap = wake
+		} else {
+			q.wake = wake
+			w.all.denyBehind(q, max(wake, now))
+		}
+	}
+	s.mu.Unlock()
+	timer := time.NewTimer(time.Duration(wake - now))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return false
+	case <-q.early:
+	case <-ctx.Done():
+	}
+	return true
 }
 
 // passOn makes the next waiter the head, in place of this one. If its time is over before
@@ -388,7 +438,7 @@ func (w *waiter) passOn() {
 	now := clock.Now()
 	for len(q.waiters) > 0 {
 		next := q.waiters[0]
-		next.wake = w.wakeOf(next, now)
+		next.wake, next.hold = w.wakeOf(next, now)
 		if next.until >= max(next.wake, now) {
 			q.wake = next.wake
 			next.turn <- turnHead
@@ -400,16 +450,16 @@ func (w *waiter) passOn() {
 	delete(s.queues, w.key)
 }
 
-// wakeOf returns before which instant the units of the next waiter do not fit, by what this
-// one has got last. 0 means that it must ask.
-func (w *waiter) wakeOf(next *waiter, now int64) int64 {
+// wakeOf returns before which instant the units of the next waiter do not fit, and whether
+// there is no room for its hold, by what this one has got last. 0 means that it must ask.
+func (w *waiter) wakeOf(next *waiter, now int64) (wake int64, hold bool) {
 	switch {
 	case w.err != nil || w.policy != next.policy:
-		return 0
+		return 0, false
 	case w.asked && next.n >= w.n && w.binds().RetryAfter != Never:
-		return w.wake
+		return w.wake, w.hold
 	case w.asked:
-		return 0
+		return 0, false
 	}
 	wait := time.Duration(0)
 	for i := range w.policy.limits {
@@ -417,7 +467,8 @@ func (w *waiter) wakeOf(next *waiter, now int64) int64 {
 			wait = max(wait, r.MoreAfter)
 		}
 	}
-	return after(now, wait)
+	full := w.policy.inFlight != nil && w.results[len(w.policy.limits)].Remaining < 1
+	return after(now, wait), full
 }
 
 // get returns the queues.

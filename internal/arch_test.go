@@ -66,7 +66,8 @@ var mayImport = map[string]allowance{
 	// Every remote store.
 	"internal/nearcache": {sameModule: "internal/rule internal/table"},
 	"internal/breaker":   {},
-	"internal/remote":    {sameModule: "internal/nearcache internal/breaker internal/rule internal/engine internal/clock"},
+	"internal/holds":     {sameModule: "internal/rule internal/engine internal/clock"},
+	"internal/remote":    {sameModule: "internal/nearcache internal/breaker internal/holds internal/rule internal/engine internal/clock"},
 
 	// HTTP.
 	"internal/addr":   {},
@@ -84,7 +85,7 @@ var mayImport = map[string]allowance{
 	".": {
 		sameModule: "internal/rule internal/clock internal/calendar internal/engine internal/table internal/snapshot" +
 			" internal/batch internal/redisscript internal/redisstore" +
-			" internal/nearcache internal/breaker internal/remote internal/addr internal/accept",
+			" internal/nearcache internal/breaker internal/holds internal/remote internal/addr internal/accept",
 		foreign: goRedis + " " + httpsnoop + " " + xText,
 	},
 

@@ -105,6 +105,39 @@ func TestUnnamedPoliciesGetDistinctNames(t *testing.T) {
 	}
 }
 
+// TestInFlightLimitsCanBeParsed reads the fields of an in-flight limit beside a rate: its
+// members have a quota unit, and no times.
+func TestInFlightLimitsCanBeParsed(t *testing.T) {
+	l := newLimiter(t, "api", Options{
+		Limits:          []Limit{InFlight(20, 30*time.Second).Named(`a "b"`), FixedWindow(5, time.Hour)},
+		PartitionSecret: []byte("sixteen bytes ..."),
+	})
+	header := fieldsOf(l)
+	want := map[string][]map[string]any{
+		"Ratelimit-Policy": {{"q": int64(5), "w": int64(3600)}, {"q": int64(20), "qu": "concurrent-requests"}},
+		"Ratelimit":        {{"r": int64(4), "t": int64(3600)}, {"r": int64(19)}},
+	}
+	for field, members := range want {
+		list, err := httpsfv.UnmarshalList(header[field])
+		require.NoError(t, err, header[field])
+		require.Len(t, list, len(members))
+		for i, params := range members {
+			item := list[i].(httpsfv.Item)
+			require.Equal(t, []string{"api-1h", `a "b"`}[i], item.Value)
+			got := make(map[string]any)
+			for _, name := range item.Params.Names() {
+				got[name], _ = item.Params.Get(name)
+			}
+			require.IsType(t, []byte{}, got["pk"])
+			delete(got, "pk")
+			require.Equal(t, params, got, "%s, member %d", field, i)
+		}
+	}
+	older, err := httpsfv.UnmarshalList(fieldsOf(newLimiter(t, "older", Options{Limits: []Limit{InFlight(20, time.Minute)}, Headers: HeadersDraft7}))["Ratelimit-Policy"])
+	require.NoError(t, err)
+	require.EqualValues(t, 20, older[0].(httpsfv.Item).Value)
+}
+
 // TestPartitionIdentifiesKeyLimiterAndSecret checks that the parameter pk is the same in
 // both fields and in all responses for one key, that it differs for another key, limiter
 // or secret, and that it is the hash and not the key.

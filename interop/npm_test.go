@@ -46,6 +46,14 @@ func TestNpmParserReadsEachStyle(t *testing.T) {
 			sets[name][field] = values[0]
 		}
 	}
+	for name, style := range map[string]Headers{"in flight, 7": HeadersDraft7, "in flight, 6": HeadersDraft6, "in flight, legacy": HeadersLegacy} {
+		styles[name] = style
+		l := newLimiter(t, name, Options{Limits: []Limit{InFlight(5, time.Hour)}, Headers: style})
+		sets[name] = make(map[string]string)
+		for field, values := range fieldsOf(l) {
+			sets[name][field] = values[0]
+		}
+	}
 	input, err := json.Marshal(sets)
 	require.NoError(t, err)
 	cmd := exec.CommandContext(t.Context(), node, "testdata/ratelimit-header-parser.js", string(input))

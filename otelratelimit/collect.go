@@ -115,6 +115,7 @@ func (o *observation) requests(s *ratelimit.LimiterStats) {
 	o.to.ObserveInt64(o.queued, int64(s.Waiting), o.with())
 	o.count(o.waits, s.Waited)
 	o.to.ObserveFloat64(o.waitTime, s.WaitTime.Seconds(), o.with())
+	o.to.ObserveInt64(o.inFlight, int64(s.InFlight), o.with())
 	o.count(o.units, s.AllowedUnits, resultKey.String(resultAllowed))
 	o.count(o.units, s.DeniedUnits, resultKey.String(resultDenied))
 	for code, n := range s.Warnings {

@@ -22,6 +22,7 @@
 //	ratelimit.queued_requests      UpDownCounter    {request}
 //	ratelimit.waits                Counter          {request}
 //	ratelimit.wait.time            Counter          s
+//	ratelimit.in_flight            UpDownCounter    {hold}
 //	ratelimit.decisions            Counter          {request}   ratelimit.source
 //	ratelimit.units                Counter          {unit}      ratelimit.result
 //	ratelimit.warnings             Counter          {warning}   ratelimit.code
@@ -52,12 +53,15 @@
 //   - ratelimit.queued_requests is the number of requests, and calls of Wait, that wait
 //     until their units fit. ratelimit.waits counts decisions that had to wait, whether
 //     they were allowed or denied in the end. ratelimit.wait.time adds up for how long.
+//   - ratelimit.in_flight is the number of holds of a [ratelimit.InFlight] limit that the
+//     process has.
 //   - ratelimit.decisions has the requests that were allowed, denied or
 //     shadow-denied, by where that was decided: store, cache, lease, fallback or
 //     fail-open. Requests that cost 0 count as decided by the store.
 //   - ratelimit.limit.units and ratelimit.limit.window have the latest limit of each
 //     policy, to compare other metrics with. A policy keeps them after it has gone
-//     out of use. [ratelimit.Unlimited] and [ratelimit.Deny] have neither.
+//     out of use. [ratelimit.Unlimited] and [ratelimit.Deny] have neither. The window of an
+//     in-flight limit is its hold.
 //   - ratelimit.store.calls has error.type only for calls that failed. Its value is
 //     then "store-failed", the code of the warning.
 //   - ratelimit.store.call.time is the time that all calls took together. Its rate

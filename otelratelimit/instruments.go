@@ -11,6 +11,7 @@ type instruments struct {
 	denials      metric.Int64ObservableCounter
 	nearLimit    metric.Int64ObservableCounter
 	queued       metric.Int64ObservableUpDownCounter
+	inFlight     metric.Int64ObservableUpDownCounter
 	waits        metric.Int64ObservableCounter
 	waitTime     metric.Float64ObservableCounter
 	decisions    metric.Int64ObservableCounter
@@ -49,12 +50,13 @@ func (b *builder) instruments() instruments {
 		queued:       b.upDownCounter("ratelimit.queued_requests", "{request}", "Requests, and calls, that wait until their units fit."),
 		waits:        b.counter("ratelimit.waits", "{request}", "Decided requests, and calls, that have waited."),
 		waitTime:     b.floatCounter("ratelimit.wait.time", "s", "Time for which they have waited together."),
+		inFlight:     b.upDownCounter("ratelimit.in_flight", "{hold}", "Holds of in-flight limits that the process has."),
 		decisions:    b.counter("ratelimit.decisions", "{request}", "Decided requests, by where they were decided."),
 		units:        b.counter("ratelimit.units", "{unit}", "Units of allowed and of denied requests."),
 		warnings:     b.counter("ratelimit.warnings", "{warning}", "Causes of warnings, logged or not."),
 
 		limitUnits:  b.gauge("ratelimit.limit.units", "{unit}", "Units per window of the latest limit of each policy."),
-		limitWindow: b.floatGauge("ratelimit.limit.window", "s", "Window of the latest limit of each policy."),
+		limitWindow: b.floatGauge("ratelimit.limit.window", "s", "Window of the latest limit of each policy. Of an in-flight limit, its hold."),
 
 		storeCalls:    b.counter("ratelimit.store.calls", "{call}", "Calls to a remote store. Calls that failed have error.type."),
 		storeCallTime: b.floatCounter("ratelimit.store.call.time", "s", "Time that all calls to a remote store took together."),

@@ -72,6 +72,7 @@ func TestEachValueOfAMemoryLimiter(t *testing.T) {
 		"ratelimit.queued_requests{ratelimit.limiter=api}":                       0,
 		"ratelimit.waits{ratelimit.limiter=api}":                                 0,
 		"ratelimit.wait.time{ratelimit.limiter=api}":                             0,
+		"ratelimit.in_flight{ratelimit.limiter=api}":                             0,
 		"ratelimit.decisions{ratelimit.limiter=api,ratelimit.source=store}":      13,
 		"ratelimit.units{ratelimit.limiter=api,ratelimit.result=allowed}":        10,
 		"ratelimit.units{ratelimit.limiter=api,ratelimit.result=denied}":         9,
@@ -139,6 +140,7 @@ func TestEachValueOfARemoteLimiter(t *testing.T) {
 		"ratelimit.queued_requests{ratelimit.limiter=api}":              0,
 		"ratelimit.waits{ratelimit.limiter=api}":                        0,
 		"ratelimit.wait.time{ratelimit.limiter=api}":                    0,
+		"ratelimit.in_flight{ratelimit.limiter=api}":                    0,
 
 		"ratelimit.decisions{ratelimit.limiter=api,ratelimit.source=store}":     6,
 		"ratelimit.decisions{ratelimit.limiter=api,ratelimit.source=cache}":     2,
@@ -187,6 +189,27 @@ func TestStoresOfOtherSources(t *testing.T) {
 	require.EqualValues(t, 0, got["ratelimit.requests{ratelimit.limiter=shadow,ratelimit.result=denied}"])
 	require.EqualValues(t, 2, got["ratelimit.requests{ratelimit.limiter=shadow,ratelimit.result=shadow_denied}"])
 	require.EqualValues(t, 0, got["ratelimit.denials{ratelimit.limiter=shadow,ratelimit.policy=shadow}"])
+}
+
+// TestInFlight has holds of calls and of a request that runs.
+func TestInFlight(t *testing.T) {
+	var reg ratelimit.Registry
+	reader, _ := register(t, &reg)
+	l := newLimiter(t, &reg, "export", quiet(ratelimit.InFlight(20, 30*time.Second)))
+	release, _, err := l.Acquire(ctx, "b")
+	require.NoError(t, err)
+	requireHolds := func(want float64) {
+		t.Helper()
+		got := values(t, reader)
+		require.Equal(t, want, got["ratelimit.in_flight{ratelimit.limiter=export}"])
+		const limit = "{ratelimit.algorithm=inflight,ratelimit.limiter=export,ratelimit.policy=export}"
+		require.EqualValues(t, 20, got["ratelimit.limit.units"+limit])
+		require.EqualValues(t, 30, got["ratelimit.limit.window"+limit])
+	}
+	get(l.Middleware(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { requireHolds(2) })), "a")
+	requireHolds(1)
+	release()
+	requireHolds(0)
 }
 
 // TestWrappedStore has a store that is neither a memory store nor a remote store.

@@ -72,6 +72,7 @@ func (s *scrape) limiter(info ratelimit.Info, stats *ratelimit.LimiterStats) {
 	s.gauge(waiting, float64(stats.Waiting), name)
 	s.counter(waited, stats.Waited, name)
 	s.all = append(s.all, &counter{waitSeconds, []*dto.LabelPair{name}, stats.WaitTime.Seconds()})
+	s.gauge(inFlight, float64(stats.InFlight), name)
 	s.counter(units, stats.AllowedUnits, name, allowed)
 	s.counter(units, stats.DeniedUnits, name, denied)
 	for _, p := range stats.Policies {

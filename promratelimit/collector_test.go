@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strconv"
 	"testing"
 	"testing/synctest"
@@ -89,6 +90,7 @@ func TestMemoryLimiter(t *testing.T) {
 		ratelimit_waiting{limiter="login"} 0
 		ratelimit_waited_total{limiter="login"} 0
 		ratelimit_wait_seconds_total{limiter="login"} 0
+		ratelimit_in_flight{limiter="login"} 0
 		ratelimit_units_total{limiter="login",result="allowed"} 13
 		ratelimit_units_total{limiter="login",result="denied"} 4
 		ratelimit_decisions_total{limiter="login",source="store"} 15
@@ -144,6 +146,7 @@ func TestRedisLimiter(t *testing.T) {
 			ratelimit_waiting{limiter="api"} 0
 			ratelimit_waited_total{limiter="api"} 0
 			ratelimit_wait_seconds_total{limiter="api"} 0
+			ratelimit_in_flight{limiter="api"} 0
 			ratelimit_units_total{limiter="api",result="allowed"} 5
 			ratelimit_units_total{limiter="api",result="denied"} 3
 			ratelimit_decisions_total{limiter="api",source="store"} 7
@@ -245,6 +248,31 @@ func (s *remoteStore) Take(ctx context.Context, key string, n int64, limits []ra
 }
 
 func (s *remoteStore) Fault(error) ratelimit.Fault { return ratelimit.FaultRefused }
+
+// TestInFlight has holds of calls and of a request that runs.
+func TestInFlight(t *testing.T) {
+	reg := registry(t)
+	opts := quiet(ratelimit.InFlight(20, 30*time.Second))
+	opts.Key = func(*http.Request) (string, error) { return "a", nil }
+	l := limiter(t, reg, "export", opts)
+	release, _, err := l.Acquire(ctx, "b")
+	require.NoError(t, err)
+	requireHolds := func(want string) {
+		t.Helper()
+		require.Subset(t, lines(text(t, gatherer(reg))), lines(want))
+	}
+	const limit = `
+		ratelimit_limit_units{algorithm="inflight",limiter="export",policy="export"} 20
+		ratelimit_limit_window_seconds{algorithm="inflight",limiter="export",policy="export"} 30
+	`
+	h := l.Middleware(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		requireHolds(`ratelimit_in_flight{limiter="export"} 2` + limit)
+	}))
+	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
+	requireHolds(`ratelimit_in_flight{limiter="export"} 1` + limit)
+	release()
+	requireHolds(`ratelimit_in_flight{limiter="export"} 0` + limit)
+}
 
 // TestStoresOfOtherMakes has series about a remote store, and none about a store in this
 // process.

@@ -17,13 +17,15 @@
 //   - ratelimit_waiting is the number of requests and calls that wait until their units
 //     fit. ratelimit_waited_total counts decisions that had to wait, whether they were allowed
 //     or denied in the end, and ratelimit_wait_seconds_total adds up for how long.
+//   - ratelimit_in_flight is the number of holds of a [ratelimit.InFlight] limit that the
+//     process has.
 //   - ratelimit_units_total counts the units that were asked for, by result: allowed or
 //     denied.
 //   - ratelimit_decisions_total counts decisions by source: store, cache, lease, fallback
 //     or fail-open. The last four are for limiters with a remote store.
 //   - ratelimit_limit_units and ratelimit_limit_window_seconds are gauges with the numbers
 //     of each limit, by policy and algorithm. They have the latest limit of each name that
-//     the limiter has used.
+//     the limiter has used. The window of an in-flight limit is its hold.
 //   - ratelimit_limiter_info is always 1. Its labels are store, the type of the store, and
 //     on_failure.
 //   - ratelimit_warnings_total counts warnings by code, logged or not.

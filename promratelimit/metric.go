@@ -34,6 +34,8 @@ var (
 		"Decided requests, and calls that asked for units, that have waited.", "limiter")
 	waitSeconds = describe("wait_seconds_total",
 		"Time for which they have waited together.", "limiter")
+	inFlight = describe("in_flight",
+		"Holds of in-flight limits that the process has.", "limiter")
 	units = describe("units_total",
 		"Units that were asked for, by result.", "limiter", "result")
 	decisions = describe("decisions_total",
@@ -41,7 +43,7 @@ var (
 	limitUnits = describe("limit_units",
 		"Units per window of a limit.", "algorithm", "limiter", "policy")
 	limitWindow = describe("limit_window_seconds",
-		"Window of a limit.", "algorithm", "limiter", "policy")
+		"Window of a limit. Of an in-flight limit, its hold.", "algorithm", "limiter", "policy")
 	limiterInfo = describe("limiter_info",
 		"Always 1. The type of the limiter's store, and what the limiter does while the store fails.", "limiter", "on_failure", "store")
 	warnings = describe("warnings_total",

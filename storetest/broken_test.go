@@ -23,7 +23,8 @@ type fault struct {
 // there.
 func TestBrokenStoresAreCaught(t *testing.T) {
 	faults := slices.Concat(takeFaults, severalFaults, waitFaults, timeFaults, adjustFaults, pastUnitsFaults, resetFaults, changeFaults, keyFaults, callFaults,
-		blockFaults, severalBlockFaults, handBlockFaults, blockTimeFaults, rollingFaults, calendarFaults, calendarTimeFaults, calendarBlockFaults, sharedFaults)
+		blockFaults, severalBlockFaults, handBlockFaults, blockTimeFaults, rollingFaults, calendarFaults, calendarTimeFaults, calendarBlockFaults,
+		holdFaults, holdTimeFaults, sharedFaults)
 	for _, f := range faults {
 		t.Run(f.caught+"/"+f.does, func(t *testing.T) {
 			i := slices.IndexFunc(cases, func(c testCase) bool { return c.name == f.caught })

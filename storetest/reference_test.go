@@ -22,6 +22,7 @@ type server struct {
 	delay    time.Duration // of a call, there and back
 	counters map[string]counter
 	blocks   map[string]block
+	holds    map[string]map[string]holdRecord // of a key, by process
 
 	calls     int
 	processes int64 // for a fault: stores that were made
@@ -43,8 +44,15 @@ type block struct {
 	rung          int // how many denials have blocked the counter
 }
 
+// A holdRecord is what a process has of a key.
+type holdRecord struct{ began, ended, until int64 }
+
+func (h holdRecord) held() int64 { return h.began - h.ended }
+
 func newServer() *server {
-	return &server{clock: func() int64 { return time.Now().UnixNano() }, counters: map[string]counter{}, blocks: map[string]block{}}
+	return &server{
+		clock: func() int64 { return time.Now().UnixNano() }, counters: map[string]counter{}, blocks: map[string]block{}, holds: map[string]map[string]holdRecord{},
+	}
 }
 
 // A reference is a store on a server. Its parts are fields, so that a test can break
@@ -60,6 +68,7 @@ type reference struct {
 	onAdjust func(c *call) (charged int64, err error)
 	onReset  func(c *call) error
 	onBlock  func(c *call) error
+	onHold   func(c *call) (ratelimit.HoldReply, error)
 
 	// The counting, by a counter that aged has brought to now.
 	name func(key string, l ratelimit.Limit) string                          // of a counter at the server
@@ -75,6 +84,14 @@ type reference struct {
 	start     func(l ratelimit.Limit, b block, retry time.Duration, now int64) block // after the block b
 	join      func(b, joined block) block
 	over      func(res *ratelimit.Result, left time.Duration, n int64) // changes a result without the block
+
+	holdName func(key string) string                                                                    // of the records at the server
+	merge    func(stored holdRecord, q *ratelimit.HoldRequest) holdRecord                               // what the process has
+	until    func(stored holdRecord, q *ratelimit.HoldRequest, began bool, now int64) int64             // when its record ends after a call
+	stores   func(q *ratelimit.HoldRequest, stored, own holdRecord, began bool) bool                    // whether it is stored
+	room     func(q *ratelimit.HoldRequest, own holdRecord, others map[string]holdRecord) (holds int64) // that may begin
+	deletes  func(q *ratelimit.HoldRequest) bool                                                        // whether a record without holds is deleted
+	alive    func(h holdRecord, now int64) bool                                                         // whether a record counts
 }
 
 // A call is the arguments of one, and the instant that it returns.
@@ -92,12 +109,14 @@ type call struct {
 	upTo    bool
 	granted int64
 	newest  bool
+	hold    ratelimit.HoldRequest
+	full    bool // there is no room for the hold
 
 	fits, blocked, never bool // under all limits, a counter is, under one limit
 }
 
 func (s *server) store(prefix string) *reference {
-	r := &reference{server: s, clock: s.clock, prefix: prefix, kinds: ratelimit.KindBlock | ratelimit.KindRolling | ratelimit.KindCalendar | 1<<31} // and one that nobody knows
+	r := &reference{server: s, clock: s.clock, prefix: prefix, kinds: ratelimit.KindBlock | ratelimit.KindRolling | ratelimit.KindCalendar | ratelimit.KindInFlight | 1<<31} // and one that nobody knows
 	r.onTake, r.onAdjust, r.onReset, r.onBlock = r.take, r.adjust, r.reset, r.block
 	r.name = func(key string, l ratelimit.Limit) string {
 		return r.begins(key) + fmt.Sprint(l.Algorithm(), int64(l.Window()), l.Calendar())
@@ -105,6 +124,9 @@ func (s *server) store(prefix string) *reference {
 	r.aged, r.used, r.move, r.roll = aged, used, move, roll
 	r.blockName = func(key string, l ratelimit.Limit) string { return r.name(key, l) }
 	r.recall, r.starts, r.start, r.join, r.over = recall, r.startsBlock, start, join, over
+	r.onHold, r.holdName, r.merge, r.until, r.stores, r.room = r.heldBy, r.begins, merge, until, stores, room
+	r.deletes = func(q *ratelimit.HoldRequest) bool { return q.Alone }
+	r.alive = func(h holdRecord, now int64) bool { return h.until > now }
 	return r
 }
 
@@ -152,6 +174,15 @@ func (r *reference) TakeShared(ctx context.Context, q ratelimit.SharedRequest, r
 	return ratelimit.SharedReply{At: c.at, Granted: c.granted, Newest: c.newest}, err
 }
 
+func (r *reference) Hold(ctx context.Context, q ratelimit.HoldRequest, results []ratelimit.Result) (ratelimit.HoldReply, error) {
+	if !q.Deadline.IsZero() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, q.Deadline)
+		defer cancel()
+	}
+	return r.onHold(&call{ctx: ctx, key: q.Key, n: q.Units, limits: q.Limits, results: results, pending: q.Pending, hold: q})
+}
+
 func (r *reference) Fault(error) ratelimit.Fault { return ratelimit.FaultUnknown }
 
 func (r *reference) Close() error {
@@ -190,7 +221,12 @@ func (r *reference) take(c *call) error {
 	if err := r.begin(c.ctx); err != nil {
 		return err
 	}
-	now := r.clock()
+	r.takeLocked(c, r.clock())
+	r.mu.Unlock()
+	return r.waitHalfDelay(c.ctx)
+}
+
+func (r *reference) takeLocked(c *call, now int64) {
 	if c.upTo {
 		for _, l := range c.limits {
 			c.n = max(1, min(c.n, l.Burst()-r.used(l, r.get(c.key, l, now), now)))
@@ -202,7 +238,7 @@ func (r *reference) take(c *call) error {
 		c.blocked = c.blocked || r.blockOf(c.key, l, now).until > now
 		c.never = c.never || c.n > l.Burst()
 	}
-	takes := c.fits && (c.n == 0 || !c.blocked)
+	takes := c.fits && !c.full && (c.n == 0 || !c.blocked)
 	for i, l := range c.limits {
 		counted, asked := r.get(c.key, l, now), c.n
 		if takes {
@@ -234,8 +270,6 @@ func (r *reference) take(c *call) error {
 		c.granted = c.n
 	}
 	c.at = ratelimit.Instant(now)
-	r.mu.Unlock()
-	return r.waitHalfDelay(c.ctx)
 }
 
 // wait searches for the time after which n units fit.
@@ -300,6 +334,80 @@ func (r *reference) block(c *call) error {
 	}
 	r.mu.Unlock()
 	return r.waitHalfDelay(c.ctx)
+}
+
+func (r *reference) heldBy(c *call) (reply ratelimit.HoldReply, err error) {
+	if err := r.begin(c.ctx); err != nil {
+		return reply, err
+	}
+	now, q := r.clock(), &c.hold
+	others := map[string]holdRecord{} // and the own one, at first
+	for process, h := range r.holds[r.holdName(c.key)] {
+		if r.alive(h, now) {
+			others[process] = h
+		}
+	}
+	stored := others[q.Process]
+	delete(others, q.Process)
+	own := r.merge(stored, q)
+	c.full = q.Action == ratelimit.HoldAdd && r.room(q, own, others) < 1
+	r.takeLocked(c, now)
+	began := q.Action == ratelimit.HoldAdd && !c.full && admitted(c.results[:len(c.limits)])
+	if began {
+		own.began++
+	}
+	own.until = r.until(stored, q, began, now)
+	soonest, latest := int64(0), int64(0)
+	if own.held() > 0 {
+		soonest = own.until - now
+	}
+	for _, h := range others {
+		if h.held() == 0 {
+			continue
+		}
+		reply.Others += h.held()
+		latest = max(latest, h.until-now)
+		if soonest == 0 || h.until-now < soonest {
+			soonest = h.until - now
+		}
+	}
+	if r.stores(q, stored, own, began) {
+		if others[q.Process] = own; own.held() == 0 && r.deletes(q) {
+			delete(others, q.Process)
+		}
+		r.holds[r.holdName(c.key)] = others
+	}
+	last := ratelimit.Result{Remaining: max(0, q.Most-own.held()-reply.Others), MoreAfter: time.Duration(soonest), ResetAfter: time.Duration(soonest)}
+	if c.full {
+		last.RetryAfter = last.MoreAfter
+	}
+	c.results[len(c.limits)] = last
+	reply.At, reply.Began, reply.Ended, reply.OthersLeft = c.at, own.began, own.ended, time.Duration(latest)
+	r.mu.Unlock()
+	return reply, r.waitHalfDelay(c.ctx)
+}
+
+func merge(stored holdRecord, q *ratelimit.HoldRequest) holdRecord {
+	return holdRecord{began: max(stored.began, q.Began), ended: max(stored.ended, q.Ended)}
+}
+
+func until(stored holdRecord, q *ratelimit.HoldRequest, began bool, now int64) int64 {
+	if began || q.Action == ratelimit.HoldRenew || stored == (holdRecord{}) {
+		return max(stored.until, now+int64(q.Lasts))
+	}
+	return stored.until
+}
+
+func stores(q *ratelimit.HoldRequest, stored, own holdRecord, began bool) bool {
+	return q.Action != ratelimit.HoldLook && (own.held() > 0 || stored != holdRecord{})
+}
+
+func room(q *ratelimit.HoldRequest, own holdRecord, others map[string]holdRecord) int64 {
+	left := q.Most - own.held()
+	for _, h := range others {
+		left -= h.held()
+	}
+	return left
 }
 
 func (r *reference) blockOf(key string, l ratelimit.Limit, now int64) block {
@@ -594,8 +702,8 @@ func TestReferenceConformsInRealTime(t *testing.T) {
 			})
 		})
 	}
-	if windows := float64(waited) / float64(window); windows > 52 || windows < 50 {
-		t.Errorf("the cases that wait take %.1f windows; the package comment says 52 at most", windows)
+	if windows := float64(waited) / float64(window); windows > 59 || windows < 57 {
+		t.Errorf("the cases that wait take %.1f windows; the package comment says 59 at most", windows)
 	}
 	t.Logf("%d calls", calls)
 }

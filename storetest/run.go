@@ -83,6 +83,13 @@ func (r *run) connect() {
 			k.TakePending(ctx, key, 0, nil, []ratelimit.Limit{l.Block(r.window)}, results)
 			k.Block(ctx, key, ratelimit.Block{}, limits)
 		}
+		if countsHolds(r.store) {
+			h := r.store.(ratelimit.HoldStore)
+			look := ratelimit.HoldRequest{Key: key, Most: 1, Lasts: r.window, Process: "connect"}
+			h.Hold(ctx, look, results)
+			look.Limits = limits
+			h.Hold(ctx, look, make([]ratelimit.Result, 2))
+		}
 		if s, ok := r.store.(ratelimit.SharedStore); ok {
 			s.TakeShared(ctx, ratelimit.SharedRequest{Key: key, Limits: limits}, results)
 		}
@@ -100,6 +107,12 @@ func kindStore(s ratelimit.Store) (ratelimit.KindStore, bool) {
 func counts(s ratelimit.Store, kind ratelimit.Kinds) bool {
 	k, ok := s.(ratelimit.KindStore)
 	return ok && k.Kinds()&kind != 0
+}
+
+// countsHolds reports whether a store is a HoldStore with KindInFlight.
+func countsHolds(s ratelimit.Store) bool {
+	_, ok := s.(ratelimit.HoldStore)
+	return ok && counts(s, ratelimit.KindInFlight)
 }
 
 func (r *run) problem(format string, args ...any) {

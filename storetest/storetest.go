@@ -16,7 +16,7 @@
 // the others.
 //
 // The contracts of [ratelimit.KindStore] with [ratelimit.KindBlock], with
-// [ratelimit.KindRolling] and with [ratelimit.KindCalendar], and of
+// [ratelimit.KindRolling] and with [ratelimit.KindCalendar], of [ratelimit.HoldStore], and of
 // [ratelimit.SharedStore], have cases of their own. These are skipped, with a reason, for a
 // store that does not implement them. A limiter hands no store a limit that needs more than
 // the store's Kinds, so no case does.
@@ -28,12 +28,12 @@
 // whose clock the test sets, and [RealTime] for one with a server's clock.
 //
 // With RealTime, the cases that wait take 38 windows at most, all together, 46 for a
-// KindStore that counts blocks, and 52 for one that counts rolling windows, too. They run
-// one after the other; 38 windows of 1.5 s are a minute. The
-// other cases do not wait. All cases make some 9,000 calls, 13,000 for a KindStore that
-// counts blocks and calendar periods, and 24,000 for a SharedStore that does. Most calls
-// come from 64 goroutines at once. With go test -short, the cases that wait in real time
-// are skipped.
+// KindStore that counts blocks, 52 for one that counts rolling windows, too, and 59 for a
+// HoldStore. They run one after the other; 38 windows of 1.5 s are a minute. The other
+// cases do not wait. All cases make some 9,000 calls, 13,000 for a KindStore that counts
+// blocks and calendar periods, 15,000 for a HoldStore, and 26,000 for a HoldStore that is a
+// SharedStore. Most calls come from 64 goroutines at once. With go test -short, the cases
+// that wait in real time are skipped.
 //
 // The cases of calendar periods compare what the store returns with its wall clock. In a
 // bubble and with RealTime, that is the clock of package time, and with RealTime a
@@ -159,8 +159,9 @@ type testCase struct {
 	waits bool   // the case sleeps
 	check func(r *run)
 
-	blocks, rolling, calendar, shared bool // only for a KindStore with KindBlock, KindRolling or KindCalendar, and for a SharedStore
-	days                              bool // advances the clock by days or months: not in real time
+	blocks, rolling, calendar bool // only for a KindStore with KindBlock, KindRolling or KindCalendar
+	holds, shared             bool // only for a HoldStore with KindInFlight, and for a SharedStore
+	days                      bool // advances the clock by days or months: not in real time
 }
 
 // missing returns why the case cannot run on a store, or "".
@@ -174,6 +175,8 @@ func (c testCase) missing(s ratelimit.Store, cfg config) string {
 		return "the store is not a KindStore with KindRolling"
 	case c.calendar && !counts(s, ratelimit.KindCalendar):
 		return "the store is not a KindStore with KindCalendar"
+	case c.holds && !countsHolds(s):
+		return "the store is not a HoldStore with KindInFlight"
 	case c.shared && !shared:
 		return "the store is not a SharedStore"
 	case c.calendar && !wall:
@@ -192,7 +195,8 @@ func (c testCase) String() string {
 
 // cases are all cases, in the order in which they run.
 var cases = concat(takeCases, severalCases, waitCases, timeCases, adjustCases, lateCases, resetCases, changeCases, keyCases, callCases,
-	blockCases, severalBlockCases, handBlockCases, blockTimeCases, rollingCases, calendarCases, calendarTimeCases, calendarBlockCases, sharedCases)
+	blockCases, severalBlockCases, handBlockCases, blockTimeCases, rollingCases, calendarCases, calendarTimeCases, calendarBlockCases,
+	holdCases, holdTimeCases, sharedCases)
 
 func concat(groups ...[]testCase) (all []testCase) {
 	for _, group := range groups {

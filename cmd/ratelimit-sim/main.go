@@ -70,6 +70,9 @@ func run(args []string, w io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if err := simulated(l); err != nil {
+		return err
+	}
 	if err := validate(c); err != nil {
 		return err
 	}
@@ -96,6 +99,17 @@ func run(args []string, w io.Writer) error {
 	}
 	fmt.Fprintf(w, "ratelimit-sim%s\n\n%s", settings(flags), table(simulate(configs)))
 	return nil
+}
+
+// simulated returns an error for a limit that the simulation cannot count.
+func simulated(l ratelimit.Limit) error {
+	switch _, ok := kinds[l.Algorithm()]; {
+	case ok:
+		return nil
+	case l.Algorithm() == "inflight":
+		return fmt.Errorf("-limit is %v: requests of the simulation have no duration, so there is no number of them at the same time: use a limit of another algorithm", l)
+	}
+	return fmt.Errorf("-limit is %v: the simulation counts only fixed, sliding, bucket and calendar limits", l)
 }
 
 func validate(c sim.Config) error {

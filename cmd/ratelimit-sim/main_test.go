@@ -142,4 +142,12 @@ func TestArguments(t *testing.T) {
 	} {
 		require.ErrorContains(t, run(strings.Fields(test.args), io.Discard), test.want, test.args)
 	}
+	for limit, want := range map[string]string{
+		"20/30s inflight": "-limit is 20/30s inflight: requests of the simulation have no duration, so there is no number of them at the same time",
+		"5/1h rolling":    "-limit is 5/1h rolling: the simulation counts only fixed, sliding, bucket and calendar limits",
+		"unlimited":       "-limit is unlimited: the simulation counts only",
+		"deny":            "-limit is deny: the simulation counts only",
+	} {
+		require.ErrorContains(t, run([]string{"-limit", limit}, io.Discard), want)
+	}
 }

@@ -89,7 +89,7 @@ see [rule 13](rules.md#13-no-decision-and-no-answer-takes-longer-than-timeout). 
 const faultsOfOtherTests = `
 ## What other tests show
 
-` + "`go test -run`" + ` with a name from the table runs the test: in internal/e2e if the table says so, otherwise in the folder of the root module.
+` + "`go test -run`" + ` with a name from the table runs the test: in the folder that the table names, otherwise in the folder of the root module.
 
 | what happens | what holds | test |
 |---|---|---|
@@ -101,6 +101,15 @@ const faultsOfOtherTests = `
 | Redis's clock is ahead by less than a period of a calendar limit | keys are freed early by as much. When the clock is right again, the period that it has opened goes on: its units are given out once | ` + "`TestWrongServerClockGivesNoQuotaTwice`" + ` |
 | the clocks of Redis and of a process are more than a period apart | the process sends each command of a calendar limit a second time. Redis's clock decides | ` + "`TestCalendarGoesByTheServersClock`" + ` |
 | Redis hangs while units are given back | no answer waits for longer than ` + "`Timeout`" + ` | ` + "`TestAnswersDoNotWaitForUnitsToBeGivenBack`" + ` |
+| a process with requests under an in-flight limit is killed | its holds are free when its record in Redis ends, and not before: at most ` + "`hold`" + ` later | ` + "`TestKilledProcessFreesItsHoldsWhenTheyEnd`" + ` in internal/e2e |
+| a process is paused for longer than ` + "`hold`" + `, and goes on | its requests go on without holds, and others may have begun in the meantime. Redis counts exactly these, and the process can have holds again | ` + "`TestStoppedProcessLosesItsHolds`" + ` in internal/e2e |
+| replies about holds are lost, connections are reset, or Redis hangs or is killed, while holds begin and end | when Redis is back, it counts exactly what runs, under each policy | ` + "`TestHoldsAreCountedRightAfterOutages`" + `, ` + "`TestLostRepliesLeaveNoHold`" + ` in internal/e2e |
+| calls about holds reach Redis in another order than they began | there are never more holds than the limit | ` + "`TestNoOrderOfCallsAdmitsMore`" + ` in internal/holds |
+| Redis loses its holds while requests run | each process stores its holds again when it renews them, before ` + "`hold`" + ` is over. Until then, others do not count them | ` + "`TestHoldsAreToldAgainToAnEmptyServer`" + ` in internal/e2e |
+| Redis is down, with an in-flight limit and ` + "`FallbackLocal`" + ` | each process admits what it does not know to be held, at most the limit. When Redis is back, it counts all of these, and admits nothing until there is room | ` + "`TestHoldsInAnOutage`" + ` in internal/e2e |
+| Redis is down, with an in-flight limit and ` + "`FailOpen`" + ` or ` + "`FailClosed`" + ` | requests are admitted without holds, or get 503. Neither leaves a hold | ` + "`TestPoliciesInAnOutageWithHolds`" + ` in internal/e2e |
+| Sentinel: a replica is promoted while requests under an in-flight limit run | the new master counts what runs | ` + "`TestHoldsAfterAFailover`" + ` in internal/e2e |
+| a foreign value in the place of holds | the error names the key. This process decides about the key, and Redis about all others. The value stays, and no unit is taken | ` + "`TestForeignValuesInThePlaceOfHolds`" + ` in internal/e2e |
 `
 
 // writeFaults writes the page.

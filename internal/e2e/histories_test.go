@@ -435,9 +435,9 @@ func (p *historyProcess) knownAt(key string) (earliest int64) {
 	return earliest
 }
 
-// learn notes that a call has ended, and whether it has an answer of the store that tells
-// what is counted. It forgets the calls whose answers were here before the latest one
-// of those that are answered began.
+// learn notes that a call has ended, and whether the store has answered with what is
+// counted. It forgets the calls whose answers were here before the latest answered
+// call began.
 func (p *historyProcess) learn(key string, ended *asking, answered bool, now int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

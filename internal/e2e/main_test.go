@@ -21,6 +21,8 @@ var roles = map[string]func() error{
 	"deny":    denyAtRedis,
 	"count":   countInFile,
 	"history": takeUntilKilled,
+	"hold":    holdAtRedis,
+	"keep":    keepHolds,
 	"load":    sendLoads,
 }
 

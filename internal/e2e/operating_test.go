@@ -120,7 +120,7 @@ func TestDashboardHasSeries(t *testing.T) {
 			}
 		}
 	}
-	require.Equal(t, []string{"Traffic and denials", "Near limit, Shadow and waiting", "Source and failure", "Store", "Memory", "Warnings"}, rows)
+	require.Equal(t, []string{"Traffic and denials", "Near limit, Shadow, waiting and in flight", "Source and failure", "Store", "Memory", "Warnings"}, rows)
 	t.Logf("%d queries of %d panels have series", queries, len(ids)-len(rows))
 
 	// The variables of the dashboard.

@@ -23,8 +23,8 @@ import (
 type Engine interface {
 	// Take takes the request's units under every limit, or under none if one of
 	// them has too few left. It fills answers, which is as long as the limits.
-	// A denied call changes nothing, except that it may start blocks. A call for 0
-	// units changes nothing.
+	// A denied call changes nothing, except that it may start blocks, and that the
+	// store keeps what Request.Holding says. A call for 0 units changes nothing else either.
 	Take(ctx context.Context, r Request, answers []rule.Answer) (Reply, error)
 
 	// Adjust changes the counters by n units that were taken at an instant of
@@ -76,6 +76,11 @@ type Request struct {
 	// limit, by the engine's clock in nanoseconds. It may be nil; otherwise it has zero
 	// Blocks. An engine that counts no blocks leaves it unchanged.
 	Blocks []rule.Block
+
+	// Holding is about the key's holds under an in-flight limit; nil without one. Limits may
+	// then be empty. The engine fills in Held. An engine whose store counts no holds returns
+	// an error.
+	Holding *rule.Holding
 }
 
 // A Reply is what an engine returns in addition to the answers.

@@ -11,6 +11,8 @@
 //	Adjust  lib.lua rolling.lua move.lua adjust.lua
 //	Block   lib.lua rolling.lua block.lua
 //	Reset   reset.lua
+//	TakeHold  take_begin.lua hold.lua lib.lua rolling.lua move.lua ladder.lua take.lua
+//	Hold      hold.lua hold_alone.lua
 //
 // # Counters
 //
@@ -113,6 +115,20 @@
 //	reply  the server's time
 //	error  JUNK i, as for Adjust
 //
+// # TakeHold and Hold
+//
+// Holds are the units of an in-flight limit: see [rule.Holds]. They are in a hash at Redis,
+// under a key that AppendKey begins and that ends with "inflight". It has a field for each process
+// with the four numbers of its record. It expires with the last record. TakeHold is one take
+// of one caller, with holds beside its units. Hold is for a key without other limits, and for
+// reports of holds that go on or have ended.
+//
+//	KEYS   of TakeHold, as for Take; and the hash
+//	ARGV   of TakeHold, as for Take; and what [HoldArgs] appends
+//	reply  of TakeHold, as for Take; of Hold, the server's time
+//	       six numbers about holds: see [ParseHold]
+//	error  JUNK 0, if the hash's key holds anything else, and nothing was changed
+//
 // # Reset
 //
 //	KEYS   the keys to delete
@@ -157,6 +173,10 @@ var (
 	adjust string
 	//go:embed block.lua
 	block string
+	//go:embed hold.lua
+	hold string
+	//go:embed hold_alone.lua
+	holdAlone string
 	//go:embed reset.lua
 	reset string
 )
@@ -177,6 +197,9 @@ var all = lib + "if rolling then\n" + rolling + "end\n"
 var (
 	Take = newScript(takeBegin + fixed + state + all +
 		"local deniesWithout, start\nif ladders then\n" + move + ladder + "end\n" + take)
+	TakeHold = newScript(takeBegin + hold + all +
+		"local deniesWithout, start\nif ladders then\n" + move + ladder + "end\n" + take)
+	Hold   = newScript("local readHolds, applyHolds, holdRoom, holdAction\n" + hold + holdAlone)
 	Adjust = newScript(all + move + adjust)
 	Block  = newScript(all + block)
 	Reset  = newScript(reset)
@@ -284,6 +307,39 @@ func instant(at int64) any {
 // BlockArgs appends the arguments of a Block. b.Until is how long it lasts from now on.
 func BlockArgs(args []any, b rule.Block) []any {
 	return append(args, micros(b.Until), int64(b.Rung), micros(b.Forget))
+}
+
+// HoldArgs appends the arguments about holds, which must be the last ones.
+func HoldArgs(args []any, h *rule.Holding) []any {
+	action := [...]string{rule.LookHolds: "look", rule.AddHold: "add", rule.RenewHolds: "renew"}[h.Action]
+	alone := "0"
+	if h.Alone {
+		alone = "1"
+	}
+	return append(args, action, h.Most, micros(h.Lasts), h.Process, h.Began, h.Ended, alone)
+}
+
+// holdNumbers is how many numbers of a reply are about holds.
+const holdNumbers = 6
+
+// ParseHold reads the numbers about holds at the end of a reply, and returns the rest of it.
+func ParseHold(reply []int64) (held rule.Held, rest []int64, err error) {
+	n := len(reply) - holdNumbers
+	if n < 1 {
+		return held, nil, ErrReply
+	}
+	numbers := reply[n:]
+	for _, number := range numbers {
+		if number < 0 || number > most {
+			return held, nil, ErrReply
+		}
+	}
+	if numbers[1] > numbers[0] || numbers[5] > 1 {
+		return held, nil, ErrReply
+	}
+	return rule.Held{
+		Began: numbers[0], Ended: numbers[1], Others: numbers[2], OthersLeft: numbers[3] * 1000, Soonest: numbers[4] * 1000, Denied: numbers[5] == 1,
+	}, reply[:n], nil
 }
 
 // MaxKey is the length in bytes of the longest key that is written unchanged
@@ -549,12 +605,12 @@ func stateOf(numbers []int64) rule.State {
 	return rule.State{T: numbers[0], A: numbers[1], B: numbers[2]}
 }
 
-// Junk reports whether err is the reply of Adjust to a key that does not hold a
-// counter, and returns the number of the key, from 0.
+// Junk reports whether err is the reply to a key that does not hold a counter, and returns the
+// number of the key, from 0; -1 is the hash with holds.
 func Junk(err error) (i int, ok bool) {
 	if number, found := strings.CutPrefix(err.Error(), "JUNK "); found {
 		i, convErr := strconv.Atoi(number)
-		return i - 1, convErr == nil && i > 0
+		return i - 1, convErr == nil && i >= 0
 	}
 	return 0, false
 }

@@ -2,7 +2,7 @@
 -- rule_test.go joins this file and then the files of a script.
 --
 -- The key "clock" holds the time, in microseconds. A counter is a hash, of its
--- value and its end. It expires as in Redis, by whole milliseconds, when its end
+-- value and its end, and there is one hash of another kind, with holds. It expires as in Redis, by whole milliseconds, when its end
 -- has passed. The time does not change while the script runs, except after a
 -- PTTL: each takes a number from the list "held", if one is left, and the time
 -- goes on by that number.
@@ -65,6 +65,15 @@ local redis = (function(real)
       return real.call('HINCRBY', key, 'value', integer(n))
     end,
     DEL = function(...) return real.call('DEL', ...) end,
+    -- The hash with holds is one. Its end is beside it.
+    HGETALL = function(key)
+      local ends = real.call('GET', key .. ':ends')
+      if ends and ms > ends + 0 then real.call('DEL', key) end
+      return real.call('HGETALL', key)
+    end,
+    HSET = function(key, field, value) return real.call('HSET', key, field, value) end,
+    HDEL = function(...) return real.call('HDEL', ...) end,
+    PEXPIREAT = function(key, ends) return real.call('SET', key .. ':ends', integer(ends)) end,
   }
   local function call(name, ...) return commands[name](...) end
   local function try(...)

@@ -58,6 +58,8 @@ else
   local wrong
   values, lives, now, wrong = readAll()
   if wrong then return wrong end
+  wrong = readHolds and readHolds(now)
+  if wrong then return wrong end
   reply, replyLength = {now}, 1 + numbersPerTake * #undecided
 end
 
@@ -96,6 +98,7 @@ local function decide(take, cost, callers)
     T[i], A[i], B[i], mustWrite[i] = t, a, b, needed
   end
 
+  if holdAction == 'add' then admitted = math.min(admitted, math.max(0, holdRoom)) end
   if blocked and cost > 0 then
     admitted = 0
   elseif start and admitted < callers and not tooDear and not (upTo and admitted > 0) then
@@ -159,6 +162,13 @@ for _, take in ipairs(undecided) do
       reply[replyLength + 3], reply[replyLength + 4] = block.ends, block.rung
       reply[replyLength + 5] = block.forget
       replyLength = replyLength + 5
+    end
+  end
+  if readHolds and admitted >= 0 then
+    local begun = holdAction == 'add' and admitted or 0
+    for _, number in ipairs(applyHolds(begun, holdAction == 'add' and holdRoom < 1)) do
+      replyLength = replyLength + 1
+      reply[replyLength] = number
     end
   end
 end

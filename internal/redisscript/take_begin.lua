@@ -10,6 +10,9 @@
 --   ladder.lua      the blocks that denials start; if a limit has a ladder
 --   take.lua        general path: every take that no fast path has decided
 --
+-- TakeHold is the same without the fast paths, and with hold.lua after this file. It is
+-- for one take of a key that has an in-flight limit beside the others.
+--
 -- A local of one file is visible in all files after it.
 --
 -- A take asks for cost units of one key for each of its callers, one caller
@@ -29,6 +32,10 @@
 --            hold a counter, and nothing was changed for this take
 --          for each block: -number of the take; i if it is of key i, or -i if
 --            this take has started it; its end; its rung; its forget
+--          in TakeHold, of the holds: how many have begun and ended in this
+--            process, and how many others there are; until the last record of
+--            the others ends, and until the first record of all does, or 0; 1
+--            if there was no room for another hold, or 0
 --   error  CLOCK and the server's time, if a period in force is not in ARGV;
 --          nothing was changed
 --
@@ -65,3 +72,6 @@ local reply       -- what the script returns
 local replyLength -- how many numbers the reply has
 local undecided   -- the numbers of the takes that are left to the general path;
                   -- nil if there are none
+
+-- hold.lua sets these in TakeHold. They are nil in Take.
+local readHolds, applyHolds, holdRoom, holdAction

@@ -17,6 +17,8 @@ const (
 	adjust
 	block
 	reset
+	takeHold // a take with a hold beside its units
+	hold     // about holds alone
 )
 
 // A call is one caller's request, and what is needed to answer it.
@@ -30,6 +32,7 @@ type call struct {
 
 	pending []rule.Pending // of a take: see engine.Request
 	given   rule.Block     // of a block: see engine.Engine
+	holding rule.Holding   // of a takeHold or a hold
 
 	// group has the callers that share a take with this one. It is set from
 	// when a round trip begins until the queue calls answered.
@@ -52,6 +55,7 @@ type result struct {
 	blocked  bool                       // of a take: blocks has the counters' blocks, after the last caller
 	blocks   [rule.MaxLimits]rule.Block // in microseconds
 	logs     []logs                     // of a take: of each limit that is a rolling window; nil without one
+	held     rule.Held                  // of a takeHold or a hold
 	began    uint8                      // the blocks that the first caller who was denied has started, as in engine.Reply
 }
 
@@ -62,7 +66,7 @@ type logs struct{ before, after rule.Log }
 // copyFrom copies the parts of r that a call with this number of limits uses. It
 // does not copy all, because the arrays are large.
 func (to *result) copyFrom(r *result, op op, limits int) {
-	to.now, to.admitted, to.logs = r.now, r.admitted, r.logs
+	to.now, to.admitted, to.logs, to.held = r.now, r.admitted, r.logs, r.held
 	copy(to.before[:limits], r.before[:limits])
 	if op == adjust {
 		copy(to.after[:limits], r.after[:limits])
@@ -101,9 +105,9 @@ func (c *call) asked() int64 {
 	return c.units
 }
 
-// held returns how many units of the group are in each counter when this caller is
+// counted returns how many units of the group are in each counter when this caller is
 // done, including its own.
-func (c *call) held() int64 {
+func (c *call) counted() int64 {
 	if c.upTo {
 		return c.taken()
 	}
@@ -115,7 +119,7 @@ func (c *call) held() int64 {
 // group, plus the units of the callers that were admitted before it. It also returns
 // which of the limits are blocked, and which blocks this caller has started.
 func (c *call) answer(answers []rule.Answer) (blocked, began uint8, err error) {
-	admitted, refused := c.wasAdmitted(), false
+	admitted, refused := c.wasAdmitted(), c.op == takeHold && c.held.Denied
 	for i := range c.set.micros {
 		a := c.answerOf(i)
 		refused = refused || a.Retry > 0
@@ -146,7 +150,7 @@ func (c *call) answerOf(limit int) (a rule.Answer) {
 	if l.Kind == rule.Rolling {
 		log := &c.logs[limit]
 		if c.wasAdmitted() {
-			return l.Ask(&log.before, c.now, c.held())
+			return l.Ask(&log.before, c.now, c.counted())
 		}
 		if a = l.Ask(&log.after, c.now, c.asked()); a.Retry == 0 {
 			a = l.Ask(&log.after, c.now, 0)
@@ -154,7 +158,7 @@ func (c *call) answerOf(limit int) (a rule.Answer) {
 		return a
 	}
 	state := c.before[limit]
-	state.A += c.held()
+	state.A += c.counted()
 	l = l.Around(c.before[limit], c.now)
 	if !c.wasAdmitted() {
 		_, a = l.Take(state, c.now, c.asked())
@@ -196,14 +200,14 @@ func (c *call) states(states []rule.State, logs []rule.Log) (exact bool) {
 		}
 		if l.Kind == rule.Rolling {
 			log := c.logs[i].after
-			if !c.upTo && c.held() < c.units*c.admitted { // without the callers after this one
-				log = countedOn(&c.set.micros[i], c.logs[i].before, c.now, c.held())
+			if !c.upTo && c.counted() < c.units*c.admitted { // without the callers after this one
+				log = countedOn(&c.set.micros[i], c.logs[i].before, c.now, c.counted())
 			}
 			logs[i] = log.Map(func(instant int64) int64 { return instant * 1000 })
 			continue
 		}
 		s := c.before[i]
-		s.A += c.held()
+		s.A += c.counted()
 		s.T *= 1000
 		if l.Kind == rule.Bucket {
 			s.B *= 1000 // B counts Window-ths of a unit, so it scales with the window

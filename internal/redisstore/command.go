@@ -20,6 +20,7 @@ type command struct {
 
 var scripts = [...]redisscript.Script{
 	take: redisscript.Take, adjust: redisscript.Adjust, block: redisscript.Block, reset: redisscript.Reset,
+	takeHold: redisscript.TakeHold, hold: redisscript.Hold,
 }
 
 func (c *command) op() op         { return c.groups[0].first().op }
@@ -36,9 +37,14 @@ func (c *command) build(ctx context.Context, prefix string, limits []any) {
 	for _, g := range c.groups {
 		c.addKeys(prefix, g.first().key, set)
 	}
+	f := c.groups[0].first()
+	if f.op == takeHold || f.op == hold {
+		c.args[2] = len(set.suffixes) + 1
+		c.args = append(c.args, string(append(redisscript.AppendKey(nil, prefix, f.key), holdSuffix...)))
+	}
 	c.args = append(c.args, limits...)
-	switch f := c.groups[0].first(); f.op {
-	case take:
+	switch f.op {
+	case take, takeHold:
 		for i, g := range c.groups {
 			c.args = redisscript.AppendTake(c.args, i, g.cost(), g.takers())
 		}
@@ -50,8 +56,14 @@ func (c *command) build(ctx context.Context, prefix string, limits []any) {
 	case block:
 		c.args = redisscript.BlockArgs(c.args, f.given)
 	}
+	if f.op == takeHold || f.op == hold {
+		c.args = redisscript.HoldArgs(c.args, &f.holding)
+	}
 	c.cmd = c.newCmd(ctx)
 }
+
+// holdSuffix ends the name of the hash with the holds of a key.
+const holdSuffix = "inflight"
 
 // addKeys adds the names of a key's counters.
 func (c *command) addKeys(prefix, key string, set *limitSet) {
@@ -156,6 +168,8 @@ func (s *Store) read(c *command) {
 		switch c.op() {
 		case take:
 			err = s.readTakes(c, reply, logs)
+		case takeHold, hold:
+			err = s.readHold(c, reply, logs)
 		case adjust:
 			g, limits := c.groups[0], len(c.set().rules)
 			g.now, err = redisscript.ParseAdjust(reply, g.before[:limits], g.after[:limits])
@@ -164,10 +178,27 @@ func (s *Store) read(c *command) {
 	if err != nil {
 		limits := len(c.set().rules)
 		for i, g := range c.groups {
-			g.err = s.explain(err, c.keys()[i*limits:])
+			g.err = s.explain(err, c.set(), c.keys()[i*limits:])
 		}
 	}
 	s.recordOutcome(err)
+}
+
+// readHold reads the reply of a takeHold or a hold.
+func (s *Store) readHold(c *command, reply []int64, logs []string) error {
+	held, rest, err := redisscript.ParseHold(reply)
+	if err != nil {
+		if c.op() == takeHold { // one of the counters is none, and then the reply has no holds
+			return s.readTakes(c, reply, logs)
+		}
+		return err
+	}
+	g := c.groups[0]
+	g.held, g.now = held, rest[0]
+	if c.op() == hold {
+		return nil
+	}
+	return s.readTakes(c, rest, logs)
 }
 
 func (s *Store) readTakes(c *command, reply []int64, logs []string) error {
@@ -225,7 +256,7 @@ func (s *Store) readLogs(c *command, take int, takes redisscript.Takes) {
 			units = g.cost() * g.admitted
 		}
 		if !fits || limits[i].Ask(&before, g.now, units).Retry != 0 {
-			g.err = s.explain(redisscript.ErrReply, c.keys()[take*len(limits):])
+			g.err = s.explain(redisscript.ErrReply, c.set(), c.keys()[take*len(limits):])
 			return
 		}
 		g.logs[i] = logs{before, countedOn(&limits[i], before, g.now, units)}

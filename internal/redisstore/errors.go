@@ -68,8 +68,11 @@ func (s *Store) Fault(err error) engine.Fault {
 
 // explain returns an Error for what the server or the client has answered to a
 // command with these keys.
-func (s *Store) explain(err error, keys []any) *Error {
+func (s *Store) explain(err error, set *limitSet, keys []any) *Error {
 	if i, ok := redisscript.Junk(err); ok {
+		if i < 0 { // the hash with holds
+			i = len(set.suffixes)
+		}
 		return s.notCounter(keys[i])
 	}
 	e := &Error{Cause: Backend, Prefix: s.prefix, Err: err}
@@ -150,7 +153,7 @@ func replyText(err error) (text string, inScript bool) {
 }
 
 const (
-	permissions = "let the client's user run EVAL, EVALSHA, GET, MGET, SET, INCRBY, DEL, PTTL and TIME on the prefix's keys, " +
+	permissions = "let the client's user run EVAL, EVALSHA, GET, MGET, SET, INCRBY, DEL, PTTL and TIME, and for in-flight limits HGETALL, HSET, HDEL and PEXPIREAT, on the prefix's keys, " +
 		"and in a Cluster CLUSTER SLOTS and COMMAND; docs/production.md has what a Sentinel asks for"
 	notCluster  = "this is a node of a Cluster: make the client with redis.NewClusterClient, or with IsClusterMode: true"
 	noMemory    = "the server is at its maxmemory: raise it; to let it evict would unblock keys"

@@ -210,12 +210,12 @@ func TestServerReplies(t *testing.T) {
 	require.Eventually(t, func() bool { return takeOne(s, "k", hourly) != nil }, time.Minute, time.Millisecond)
 	requireFault(t, s, takeOne(s, "k", hourly), engine.Refused, "BUSY")
 	server.Do("SCRIPT", "KILL")
-	var err error = s.explain(<-killed, nil)
+	var err error = s.explain(<-killed, nil, nil)
 	requireFault(t, s, err, engine.Refused, "ERR Script killed by user")
 	require.NoError(t, takeOne(s, "third", hourly))
 
 	// What a script's own commands fail with may come after a write.
-	err = s.explain(client.Eval(ctx, "redis.call('SET', KEYS[1], 1) return redis.call('LPUSH', KEYS[1], 1)", []string{"x"}).Err(), nil)
+	err = s.explain(client.Eval(ctx, "redis.call('SET', KEYS[1], 1) return redis.call('LPUSH', KEYS[1], 1)", []string{"x"}).Err(), nil, nil)
 	requireFault(t, s, err, engine.Unknown, "WRONGTYPE")
 
 	set("replica-serve-stale-data", "no")
@@ -250,7 +250,7 @@ func TestClusterReplies(t *testing.T) {
 	node := New(owner.Client(), "rl:", Options{})
 	defer node.Close()
 	requireFault(t, node, takeOne(node, "k", hourly), engine.Key, "MOVED")
-	var err error = s.explain(owner.Client().Eval(ctx, "return 1", []string{"a", "b"}).Err(), nil)
+	var err error = s.explain(owner.Client().Eval(ctx, "return 1", []string{"a", "b"}).Err(), nil, nil)
 	requireFault(t, s, err, engine.Key, "CROSSSLOT")
 
 	for _, n := range c.Nodes {

@@ -153,6 +153,13 @@ func (s *Store) Take(ctx context.Context, r engine.Request, answers []rule.Answe
 		return engine.Reply{}, s.callError(fmt.Errorf("Take of %d units, %d limits and %d results: "+
 			"want 0 units or more, and as many results as limits", r.Units, len(rules), len(answers)))
 	}
+	op := take
+	switch {
+	case r.Holding != nil && len(rules) == 0:
+		return s.hold(ctx, &r)
+	case r.Holding != nil:
+		op = takeHold
+	}
 	if err := validate(rules, rule.MaxLimits); err != nil {
 		return engine.Reply{}, s.callError(err)
 	}
@@ -160,7 +167,10 @@ func (s *Store) Take(ctx context.Context, r engine.Request, answers []rule.Answe
 	if r.StartsBlocks {
 		of = r.Limits.Ladders
 	}
-	job := s.job(take, r.Key, rules, of)
+	job := s.job(op, r.Key, rules, of)
+	if op == takeHold {
+		job.Value.holding = *r.Holding
+	}
 	job.Value.units, job.Value.upTo = min(r.Units, rule.MaxUnits+1), r.UpTo // no limit can hold more
 	job.Value.pending = r.Pending
 	if err := s.do(ctx, r.Now, r.Until, job); err != nil {
@@ -168,6 +178,9 @@ func (s *Store) Take(ctx context.Context, r engine.Request, answers []rule.Answe
 	}
 	c := &job.Value
 	blocked, began, err := c.answer(answers)
+	if op == takeHold {
+		r.Holding.Held = c.held
+	}
 	reply := engine.Reply{
 		At: c.now * 1000, Granted: c.taken(), Newest: c.newest, Blocked: blocked, Began: began,
 		Exact: len(r.States) > 0 && c.states(r.States, r.Logs),
@@ -177,6 +190,19 @@ func (s *Store) Take(ctx context.Context, r engine.Request, answers []rule.Answe
 	if err != nil {
 		return engine.Reply{}, s.callError(err)
 	}
+	return reply, nil
+}
+
+// hold is Take for a request about nothing but holds.
+func (s *Store) hold(ctx context.Context, r *engine.Request) (engine.Reply, error) {
+	job := s.job(hold, r.Key, nil, nil)
+	job.Value.holding = *r.Holding
+	if err := s.do(ctx, r.Now, r.Until, job); err != nil {
+		return engine.Reply{}, err
+	}
+	r.Holding.Held = job.Value.held
+	reply := engine.Reply{At: job.Value.now * 1000, Newest: true}
+	s.jobs.Put(job)
 	return reply, nil
 }
 
@@ -292,7 +318,7 @@ func (s *Store) closedError() error {
 // queue calls giveBack on the goroutine of a round trip. giveBack does not wait.
 func (s *Store) giveBack(j *job) {
 	c := &j.Value
-	if !j.Cancelled || c.op != take || c.err != nil || c.taken() == 0 {
+	if !j.Cancelled || c.op != take && c.op != takeHold || c.err != nil || c.taken() == 0 {
 		return
 	}
 	back := &job{Value: call{op: adjust, key: c.key, set: c.set, units: -c.taken(), at: c.now * 1000}}

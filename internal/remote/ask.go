@@ -39,16 +39,27 @@ func (p panicError) Error() string { return fmt.Sprintf("panic: %v", p.with) }
 func (r *Remote) consult(ctx context.Context, req *storeRequest, answers []rule.Answer) error {
 	buffers := replyBuffers.Get().(*replyBuffer)
 	defer replyBuffers.Put(buffers)
+	call, holding := r.beginHold(req)
+	held := holding == nil
+	defer func() { // also if the store panics
+		if !held {
+			r.failedHold(req, call, false)
+		}
+	}()
 	states, logs, blocks := buffers.states[:len(answers)], buffers.logs[:len(answers)], buffers.blocks[:len(answers)]
 	clear(logs)
 	clear(blocks)
 	var reply engine.Reply
 	now, err := r.ask(ctx, req.now, req.until, func(ctx context.Context) (err error) {
-		reply, err = r.observed(r.call(ctx, req, answers, buffers))
+		reply, err = r.observed(r.call(ctx, req, answers, buffers, holding))
 		return err
 	})
 	req.Limits = req.Limits.Present()
 	if err != nil {
+		if !held {
+			held = true
+			r.failedHold(req, call, r.storeUnchanged(err))
+		}
 		return err
 	}
 	// If a jump of the store's clock has unblocked the key early, an admission is
@@ -60,23 +71,40 @@ func (r *Remote) consult(ctx context.Context, req *storeRequest, answers []rule.
 	if req.UpTo {
 		taken = reply.Granted
 	}
-	admitted := !isDenial(answers)
+	admitted := !rule.Denied(answers)
+	if !held {
+		held = true
+		if r.answerHold(req, call, holding, admitted, now); req.decided.Held.Retry > 0 {
+			if admitted && !holding.Held.Denied { // the store has begun a hold, for which there is no room here
+				r.returnUnits(req, taken, reply.At)
+			}
+			admitted, taken = false, 0
+		}
+	}
+	hold, answer := req.decided.Hold, req.decided.Held
 	if denied, blocked := r.near.StillDenied(req.Key, req.least(), now, req.Limits.Rules, answers); denied {
 		if admitted {
 			r.returnUnits(req, taken, reply.At)
 		}
-		req.decided = Decision{At: NothingTaken, Counted: NothingTaken, Blocked: blocked}
+		if hold != nil {
+			hold.End()
+		}
+		req.decided = Decision{At: NothingTaken, Counted: NothingTaken, Blocked: blocked, Held: answer}
 		return nil
 	}
-	req.decided = Decision{At: reply.At, Counted: NothingTaken, Blocked: reply.Blocked, Began: reply.Began}
+	req.decided = Decision{At: reply.At, Counted: NothingTaken, Blocked: reply.Blocked, Began: reply.Began, Hold: hold, Held: answer}
 	if admitted {
 		req.decided.Counted, req.decided.Granted = reply.At, taken
 	}
-	if !reply.Newest {
+	if !reply.Newest || len(answers) == 0 {
 		return nil
 	}
+	asked := max(req.least(), req.decided.Granted)
+	if answer.Retry > 0 && !rule.Denied(answers) {
+		asked = 0 // only the in-flight limit has denied: to the others it was a look
+	}
 	learnt := nearcache.Reply{
-		N: max(req.least(), req.decided.Granted), Limits: req.Limits.Rules, Answers: answers,
+		N: asked, Limits: req.Limits.Rules, Answers: answers,
 		At: reply.At, Now: now, Recheck: r.recheck(req, reply.Blocked), Version: req.version, Blocks: blocks,
 	}
 	if reply.Exact {
@@ -108,7 +136,7 @@ var replyBuffers = sync.Pool{New: func() any { return new(replyBuffer) }}
 func (r *Remote) look(ctx context.Context, key string, limits *engine.Limits, until int64) error {
 	req := storeRequest{Request: Request{Key: key, Limits: limits}, now: clock.Now(), until: until}
 	_, err := r.ask(ctx, req.now, req.until, func(ctx context.Context) (err error) {
-		_, err = r.observed(r.call(ctx, &req, make([]rule.Answer, len(limits.Rules)), nil))
+		_, err = r.observed(r.call(ctx, &req, make([]rule.Answer, len(limits.Rules)), nil, nil))
 		return err
 	})
 	return err
@@ -123,13 +151,14 @@ func (r *Remote) observed(reply engine.Reply, err error) (engine.Reply, error) {
 	return reply, err
 }
 
-// call asks the store, within what is left of the timeout. buffers may be nil.
-func (r *Remote) call(ctx context.Context, req *storeRequest, answers []rule.Answer, buffers *replyBuffer) (engine.Reply, error) {
+// call asks the store, within what is left of the timeout. buffers and holding may be nil.
+func (r *Remote) call(ctx context.Context, req *storeRequest, answers []rule.Answer, buffers *replyBuffer, holding *rule.Holding) (engine.Reply, error) {
 	if req.until != 0 && req.now >= req.until {
 		return engine.Reply{}, nothingTakenError{context.DeadlineExceeded}
 	}
 	q := engine.Request{
 		Key: req.Key, Units: req.Units + req.more, UpTo: req.UpTo, Limits: req.Limits, Now: req.now, Until: req.until,
+		Holding: holding,
 	}
 	if n := len(answers); buffers != nil {
 		q.States, q.Logs, q.Blocks = buffers.states[:n], buffers.logs[:n], buffers.blocks[:n]

@@ -81,7 +81,7 @@ func (r *Remote) takeAndLease(ctx context.Context, req *storeRequest, answers []
 		return err
 	}
 	asked = false
-	if err == nil && !isDenial(answers) {
+	if err == nil && !rule.Denied(answers) {
 		addHeld(answers, req.Limits.Rules, r.keep(req.Key, req.Limits, ask, req.decided.At, answers))
 		return nil
 	}
@@ -100,10 +100,6 @@ func addHeld(answers []rule.Answer, rules []rule.Limit, held int64) {
 	for i := range answers {
 		answers[i].Remaining = min(answers[i].Remaining+held, rules[i].Cap())
 	}
-}
-
-func isDenial(answers []rule.Answer) bool {
-	return slices.ContainsFunc(answers, func(a rule.Answer) bool { return a.Retry > 0 })
 }
 
 // adjustLease gives units back to the key's lease, or charges them to it, and
@@ -139,7 +135,7 @@ func (r *Remote) refill(key string, limits *engine.Limits) {
 			o.keep(key, limits, ask, at, answers)
 		}()
 		err := o.consult(o.closing, &req, answers)
-		at, answered = req.decided.At, err == nil && !isDenial(answers)
+		at, answered = req.decided.At, err == nil && !rule.Denied(answers)
 	})
 }
 

@@ -8,6 +8,7 @@
 //	ask.go     one call to the store: timeout, breaker, what its error means
 //	lease.go   units that are taken ahead for busy keys
 //	settle.go  units that were admitted without the store, until it knows of them
+//	holds.go   holds of in-flight limits: they are renewed, and their ends are reported
 //	outage.go  what the log says of an outage
 //
 // What this process knows about each key, and the counting without the store, is
@@ -25,6 +26,7 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/breaker"
 	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/engine"
+	"github.com/ratelimit-go/ratelimit/internal/holds"
 	"github.com/ratelimit-go/ratelimit/internal/nearcache"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
@@ -147,13 +149,17 @@ type Remote struct {
 	hasty   atomic.Int64 // calls in a row that their callers' deadlines have ended
 
 	// Work beside the decisions, while this generation is the owner:
+	finished      atomic.Bool  // finish has done all
 	sending       atomic.Bool  // a goroutine sends the store what it is owed
 	sendNotBefore atomic.Int64 // no sending before this instant
 	sweeping      atomic.Bool  // a goroutine gives back leases whose time is over
 	watching      atomic.Bool  // a goroutine reports an outage
 	looking       atomic.Bool  // a goroutine checks whether the store answers
 	resending     atomic.Bool  // a goroutine sends the store what it is owed until it has all
+	renewing      atomic.Int64 // the period of the goroutine that renews holds; 0 without one
+	reporting     atomic.Int64 // goroutines that report holds to the store
 
+	shorterHold  chan struct{}      // receives if holds must be renewed more often
 	loopsStopped chan struct{}      // closed by stopLoops
 	closing      context.Context    // cancelled by Close: calls end, too
 	cancel       context.CancelFunc // of closing
@@ -166,14 +172,16 @@ type Remote struct {
 type state struct {
 	owner   atomic.Pointer[Remote]
 	near    *nearcache.Cache
+	book    *holds.Book
 	breaker breaker.Breaker
 	outage  outage
 }
 
 // New returns a Remote, which is its own owner. It starts no goroutine.
 func New(opts Options) *Remote {
-	r := &Remote{opts: opts, state: &state{near: newNear(opts.NearKeys)}, loopsStopped: make(chan struct{})}
+	r := &Remote{opts: opts, state: &state{near: newNear(opts.NearKeys)}, loopsStopped: make(chan struct{}), shorterHold: make(chan struct{}, 1)}
 	r.outage.changed = make(chan struct{}, 1)
+	r.book = holds.NewBook(r.reportHolds)
 	r.owner.Store(r)
 	r.limits.Store(opts.Limits)
 	r.closing, r.cancel = context.WithCancel(context.Background())
@@ -215,6 +223,8 @@ func (r *Remote) Begin() {
 	if r.near.Owing() > 0 {
 		r.settleAll("")
 	}
+	r.reportHolds()
+	r.renewHolds(math.MaxInt64)
 	r.watchOutage()
 }
 
@@ -250,6 +260,10 @@ func (r *Remote) finish() {
 		r.settleKeys(ctx, owingKeys)
 	}
 	r.endLeases(ctx)
+	r.book.Retry(clock.Now()) // Close has cut off some reports
+	r.reportAllHolds(ctx)
+	r.finished.Store(true)
+	r.reportHolds() // of requests that have ended in the meantime
 }
 
 // Go runs f on its own goroutine and reports whether it does. It does not
@@ -303,7 +317,8 @@ type Request struct {
 	Units  int64
 	UpTo   bool // take as many of the units, of at least one, as fit
 	Limits *engine.Limits
-	Turn   Turn // may be nil
+	Turn   Turn       // may be nil
+	Hold   *holds.Ask // what the request asks of its key's holds; nil without an in-flight limit
 }
 
 // A Turn has the units of a request's key that may yet be given back. A denial that there
@@ -335,6 +350,9 @@ type Decision struct {
 	// Blocked and Began have a bit for each limit whose counter is blocked, and for each
 	// limit that has started a block now.
 	Blocked, Began uint8
+
+	Hold *holds.Hold // that the request has got, or nil
+	Held rule.Answer // of the in-flight limit, if Request.Hold is set
 }
 
 // A storeRequest is a caller's request, with what is known before the store is asked.
@@ -410,7 +428,7 @@ func (r *Remote) Take(ctx context.Context, request Request, answers []rule.Answe
 	if req.UpTo {
 		return r.takeUpTo(ctx, &req, answers)
 	}
-	if r.takeLeased(&req, answers) {
+	if req.Hold == nil && r.takeLeased(&req, answers) {
 		return req.decided, nil
 	}
 	return r.takeUnleased(ctx, &req, answers)
@@ -457,13 +475,16 @@ func (r *Remote) takeUpTo(ctx context.Context, req *storeRequest, answers []rule
 // returns false, so that one caller asks the store. It also returns false for a denial
 // that starts a block: only the store may start one.
 func (r *Remote) isDenied(req *storeRequest, answers []rule.Answer) (denied bool) {
+	if len(answers) == 0 { // how many holds there are is never answered from what is known
+		return false
+	}
 	var blocked uint8
 	denied, blocked, req.version = r.near.Denied(req.Key, req.least(), req.now, r.recheck(req, 0), req.Limits.Rules, answers)
 	if denied && blocked == 0 && r.wouldBlock(req, answers) && (r.opts.OnFailure == FallbackLocal || !r.breaker.Open()) {
 		return false
 	}
 	if denied {
-		req.decided = Decision{At: NothingTaken, Counted: NothingTaken, Source: FromCache, Blocked: blocked}
+		req.decided = Decision{At: NothingTaken, Counted: NothingTaken, Source: FromCache, Blocked: blocked, Held: r.heldHere(req, false)}
 	}
 	return denied
 }
@@ -522,7 +543,7 @@ func (r *Remote) takeFromStore(ctx context.Context, req *storeRequest, answers [
 	if req.Units > 0 && r.breaker.Open() && r.opts.OnFailure == FallbackLocal {
 		// The store may have recovered. A call that takes no units finds out. If
 		// that call gets no reply, the store has certainly taken no units.
-		if err := r.look(ctx, req.Key, req.Limits, req.until); err != nil {
+		if err := r.look(ctx, req.Key, r.limitsToLook(req), req.until); err != nil {
 			return nothingTakenError{err}
 		}
 		waited = true
@@ -530,7 +551,7 @@ func (r *Remote) takeFromStore(ctx context.Context, req *storeRequest, answers [
 	if waited {
 		req.now = clock.Now()
 	}
-	if r.leases() && req.Units > 0 && !req.UpTo {
+	if r.leases() && req.Units > 0 && !req.UpTo && req.Hold == nil {
 		return r.takeAndLease(ctx, req, answers)
 	}
 	if err := r.consult(ctx, req, answers); err != nil {
@@ -571,8 +592,20 @@ func (r *Remote) takeWithoutStore(ctx context.Context, req *storeRequest, err er
 		for i := range answers {
 			answers[i] = rule.Answer{Remaining: max(0, req.Limits.Rules[i].Cap()-req.Units)}
 		}
-		return Decision{At: NothingTaken, Counted: NothingTaken, Granted: req.Units, Source: FromFailOpen}, nil
+		d := Decision{At: NothingTaken, Counted: NothingTaken, Granted: req.Units, Source: FromFailOpen}
+		if req.Hold != nil {
+			d.Held.Remaining = max(0, req.Hold.Most-1)
+		}
+		return d, nil
 	}
+	if req.Hold != nil {
+		return r.takeHoldHere(req, err, answers), nil
+	}
+	return r.takeUnitsHere(req, err, answers), nil
+}
+
+// takeUnitsHere decides a request in this process, after the store has failed with err.
+func (r *Remote) takeUnitsHere(req *storeRequest, err error, answers []rule.Answer) Decision {
 	owed := r.storeUnchanged(err)
 	req.Limits = req.Limits.Present()
 	taking := nearcache.Taking{Units: req.Units, UpTo: req.UpTo, Limits: req.Limits.Rules}
@@ -583,11 +616,11 @@ func (r *Remote) takeWithoutStore(ctx context.Context, req *storeRequest, err er
 	d := Decision{At: NothingTaken, Counted: takenHere(at), Granted: taken, Source: FromFallback, Blocked: marks.Blocked, Began: marks.Began}
 	if owed {
 		d.At = d.Counted
-		if isDenial(answers) {
+		if rule.Denied(answers) {
 			d.Counted = NothingTaken
 		}
 	}
-	return d, nil
+	return d
 }
 
 // pending returns the units of the request's key that may yet be given back. instantOf

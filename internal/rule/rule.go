@@ -20,6 +20,7 @@ const (
 	Bucket                   // a bucket that leaks N units per Window and holds Burst
 	Rolling                  // the units of the last Window, each by its instant; see rolling.go
 	Calendar                 // a period of a calendar; see calendar.go
+	InFlight                 // holds, at most N at the same time; see holds.go
 )
 
 // The bounds that a Limit must keep for the arithmetic below to be exact.
@@ -64,10 +65,13 @@ type Limit struct {
 }
 
 // Identity returns what distinguishes the counters of a key, beside the kind: the window, or
-// the number of a Calendar.
+// the number of a Calendar, or nothing for InFlight.
 func (l *Limit) Identity() int64 {
-	if l.Kind == Calendar {
+	switch l.Kind {
+	case Calendar:
 		return int64(l.Number)
+	case InFlight:
+		return 0
 	}
 	return l.Window
 }
@@ -98,8 +102,8 @@ func (l *Limit) Same(other *Limit) bool {
 //	Bucket   T: when A and B were true      A: whole units in it     B: and this many Window-ths of one
 //	Calendar T: when its period ends        A: units in it
 //
-// A rolling window needs more than a State and has a [Log]. The functions below that take
-// a State are not for it.
+// A rolling window needs more than a State and has a [Log], and an in-flight limit has
+// [Holds]. The functions below that take a State are not for them.
 type State struct {
 	T, A, B int64
 }
@@ -116,6 +120,16 @@ type Answer struct {
 	Retry     int64 // until the units asked for fit: 0 if they do, Never if they cannot
 	More      int64 // until Remaining grows; 0 if the limit is whole
 	Reset     int64 // until the limit is whole
+}
+
+// Denied reports whether one of the answers is a denial.
+func Denied(answers []Answer) bool {
+	for i := range answers {
+		if answers[i].Retry > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // Take asks for n >= 0 units. If they fit, it returns the state with the units

@@ -9,10 +9,10 @@ import (
 // Text forms, which log lines, configuration files and the names of Redis keys
 // share.
 
-var kindNames = [...]string{Fixed: "fixed", Sliding: "sliding", Bucket: "bucket", Rolling: "rolling", Calendar: "calendar"}
+var kindNames = [...]string{Fixed: "fixed", Sliding: "sliding", Bucket: "bucket", Rolling: "rolling", Calendar: "calendar", InFlight: "inflight"}
 
-// String returns "fixed", "sliding", "bucket", "rolling" or "calendar", and "" for the zero
-// Kind.
+// String returns "fixed", "sliding", "bucket", "rolling", "calendar" or "inflight", and ""
+// for the zero Kind.
 func (k Kind) String() string { return kindNames[k] }
 
 // String returns the limit as in "5/1h fixed" or "10/1s bucket burst=20", and

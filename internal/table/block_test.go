@@ -148,7 +148,9 @@ func (m *blockModel) take(key string, now, n int64, limits []rule.Limit, ladders
 			id := modelID{key, l.Kind, l.Window}
 			b := m.of(id, now)
 			end := now + max(answers[i].Retry, ladders[i].Rungs[min(b.rung, ladders[i].N-1)])
-			b.ends, b.rung, b.forget = append(b.ends, end), b.rung+1, max(l.Window, ladders[i].Rungs[ladders[i].N-1])
+			forget := max(l.Window, ladders[i].Rungs[ladders[i].N-1])
+			forget = (forget + forgetUnit - 1) / forgetUnit * forgetUnit // as the slot has it
+			b.ends, b.rung, b.forget = append(b.ends, end), b.rung+1, forget
 			answers[i] = m.during(id, l, end, now, n)
 			answers[i].Began = true
 		}

@@ -36,6 +36,7 @@ type shard struct {
 type apart struct {
 	rest  map[id]int64 // B of the split counters that are no rolling windows
 	rings *rings       // nil if there are none
+	holds map[keyHash]rule.Holds
 }
 
 // rest returns the map of B, which may be nil.

@@ -10,6 +10,7 @@
 //	block.go      blocks, each in a place beside its counter's
 //	calendar.go   counters of calendars, which go by the wall clock
 //	rolling.go    counters of rolling windows, which have a ring of instants beside the slot
+//	holds.go      holds of in-flight limits, which have no slots
 //	evict.go      which counter is evicted when the table is full
 //	decisions.go  counts of decisions
 //	sweep.go      how expired counters are freed
@@ -163,6 +164,7 @@ type decision struct {
 	policies      *Policies
 	blocking      *Blocking
 	marks         Marks
+	full          bool // there is no room for the hold of the call, so its units do not fit
 	ids           [MaxLimits]id
 	before, after [MaxLimits]rule.State
 }
@@ -178,7 +180,7 @@ func (d *decision) fitting(s *shard, n, now int64, limits []rule.Limit) int64 {
 // take is Take in a shard that is locked. d.ids must be filled in. A denial is counted
 // as one of the units asked for.
 func (d *decision) take(s *shard, shapes *shapes, n, asked, now int64, limits []rule.Limit, answers []rule.Answer) (admitted bool) {
-	admitted = true
+	admitted = !d.full
 	for i := range limits {
 		if limits[i].Kind == rule.Rolling { // it has no states
 			answers[i] = s.askRolling(d.ids[i], &limits[i], n, now)

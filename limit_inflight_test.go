@@ -1,0 +1,130 @@
+package ratelimit_test
+
+import (
+	"context"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+)
+
+// heldWrapper is a wrapper that hands holds on.
+type heldWrapper struct {
+	mu     sync.Mutex
+	inside HoldStore
+}
+
+func (w *heldWrapper) in() HoldStore {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.inside
+}
+
+// swap puts another store in place of the one inside.
+func (w *heldWrapper) swap(inside HoldStore) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.inside = inside
+}
+
+func (w *heldWrapper) Prefix() string { return w.in().Prefix() }
+func (w *heldWrapper) Unwrap() Store  { return w.in() }
+func (w *heldWrapper) Kinds() Kinds   { return w.in().Kinds() }
+func (w *heldWrapper) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
+	return w.in().Take(ctx, key, n, limits, results)
+}
+func (w *heldWrapper) Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (int64, error) {
+	return w.in().Adjust(ctx, key, n, at, limits)
+}
+func (w *heldWrapper) Reset(ctx context.Context, key string, limits []Limit) error {
+	return w.in().Reset(ctx, key, limits)
+}
+func (w *heldWrapper) TakePending(ctx context.Context, key string, n int64, pending []Pending, limits []Limit, results []Result) (Instant, error) {
+	return w.in().TakePending(ctx, key, n, pending, limits, results)
+}
+func (w *heldWrapper) Block(ctx context.Context, key string, b Block, limits []Limit) error {
+	return w.in().Block(ctx, key, b, limits)
+}
+func (w *heldWrapper) Hold(ctx context.Context, r HoldRequest, results []Result) (HoldReply, error) {
+	return w.in().Hold(ctx, r, results)
+}
+
+// TestAcquire has holds of one key in each kind of store: at most n at the same time.
+func TestAcquire(t *testing.T) {
+	for name, store := range map[string]func(t *testing.T) Store{
+		"memory":  func(t *testing.T) Store { return memory(t, "store") },
+		"wrapper": func(t *testing.T) Store { return &heldWrapper{inside: memory(t, "store")} },
+		"Redis":   func(t *testing.T) Store { return redisStore(t, newMini(t).client(t), "rl:export:") },
+		"remote":  func(t *testing.T) Store { return &remoteBackend{Store: memory(t, "store")} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := processOf(t, store(t), quiet(InFlight(2, 30*time.Second)))
+			first, d, err := l.Acquire(ctx, "a")
+			require.NoError(t, err)
+			require.True(t, d.Allowed)
+			require.EqualValues(t, 1, d.Remaining)
+			second, d, err := l.Acquire(ctx, "a")
+			require.NoError(t, err)
+			require.True(t, d.Allowed)
+			require.EqualValues(t, 2, l.Stats().InFlight)
+			nothing, d, err := l.Acquire(ctx, "a")
+			require.NoError(t, err)
+			require.False(t, d.Allowed)
+			require.Equal(t, "l", d.Policy)
+			require.InDelta(t, 30, d.RetryAfter.Seconds(), 1)
+			nothing()
+			_, d, err = l.Acquire(ctx, "b")
+			require.NoError(t, err)
+			require.True(t, d.Allowed, "another key")
+
+			first()
+			first()
+			third, d, err := l.Acquire(ctx, "a")
+			require.NoError(t, err)
+			require.True(t, d.Allowed)
+			second()
+			third()
+			require.EqualValues(t, 1, l.Stats().InFlight)
+			require.EqualValues(t, 4, l.Stats().Allowed)
+			require.EqualValues(t, 1, l.Stats().Denied)
+		})
+	}
+}
+
+// TestHoldOfARequest: a request holds until its handler returns or panics.
+func TestHoldOfARequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := processOf(t, memory(t, "store"), quiet(InFlight(1, time.Minute)))
+		finish := make(chan bool)
+		h := l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if <-finish {
+				panic(http.ErrAbortHandler)
+			}
+		}))
+		serve := func() int {
+			w := httptest.NewRecorder()
+			defer func() { recover() }()
+			h.ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
+			return w.Code
+		}
+		for _, panics := range []bool{false, true} {
+			var running sync.WaitGroup
+			running.Go(func() { serve() })
+			synctest.Wait()
+			require.Equal(t, http.StatusTooManyRequests, serve())
+			time.Sleep(time.Hour) // the hold of a request does not end by itself
+			require.Equal(t, http.StatusTooManyRequests, serve())
+			finish <- panics
+			running.Wait()
+		}
+		close(finish)
+		require.Equal(t, http.StatusOK, serve())
+		require.Zero(t, l.Stats().InFlight)
+	})
+}
