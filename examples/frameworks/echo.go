@@ -15,6 +15,9 @@ import (
 // Echo writes an error that a handler returns only after all middleware has returned. So
 // the status is reported just before echo sends it. Options.Count gets 401 for
 // echo.NewHTTPError(http.StatusUnauthorized), and an open stream holds no units.
+//
+// The hold of a ratelimit.InFlight limit ends with the request's context: when the handler
+// has returned, or when the client leaves. Handlers should stop then, too.
 func Echo(limiter *ratelimit.Limiter) echo.MiddlewareFunc {
 	return func(next echo.HandlerFunc) echo.HandlerFunc {
 		return func(c *echo.Context) error {

@@ -24,15 +24,24 @@ import (
 //   - Its strings change when fasthttp uses their memory for another request.
 //
 // The status is reported when the handlers have returned. Fiber sends the response after
-// that, also for an error that a handler returns.
+// that, also for an error that a handler returns. The hold of a ratelimit.InFlight limit ends
+// when the handlers have returned, and the one of a stream when that is written. Fiber's
+// contexts do not end with a request, so the limiter gets one that does.
 func Fiber(limiter *ratelimit.Limiter) fiber.Handler {
 	return func(c fiber.Ctx) error {
 		r, err := fiberRequest(c)
 		if err != nil {
 			return fiber.ErrBadRequest
 		}
-		ctx, over := context.WithCancel(r.Context()) // for the limiter, the request ends with its handlers
-		defer over()
+		ctx, over := context.WithCancel(r.Context()) // for the limiter, the request ends when over is called
+		defer func() {
+			if c.Response().IsBodyStream() || c.RequestCtx().Hijacked() {
+				end := &fiberEnd{over}
+				c.RequestCtx().SetUserValue(end, end) // the response goes on; fasthttp closes its values after it
+				return
+			}
+			over()
+		}()
 		r = r.WithContext(ctx)
 		w := newFiberWriter(c)
 		admitted := limiter.Check(w, r)
@@ -61,6 +70,11 @@ func statusOf(c fiber.Ctx, err error) int {
 	}
 	return fiber.StatusInternalServerError
 }
+
+// fiberEnd is called when fasthttp is done with a request.
+type fiberEnd struct{ over context.CancelFunc }
+
+func (e *fiberEnd) Close() error { e.over(); return nil }
 
 func fiberRequest(c fiber.Ctx) (*http.Request, error) {
 	uri := strings.Clone(c.OriginalURL())

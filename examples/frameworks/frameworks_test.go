@@ -259,12 +259,14 @@ func newLimiter(t *testing.T, name string, key ratelimit.KeyFunc) *ratelimit.Lim
 	return newLimiterOf(t, name, ratelimit.Options{Key: key, Logger: slog.New(slog.DiscardHandler)})
 }
 
-// newLimiterOf does the same with other options.
+// newLimiterOf does the same with other options, and other limits if these have some.
 func newLimiterOf(t *testing.T, name string, opts ratelimit.Options) *ratelimit.Limiter {
 	t.Helper()
 	store := ratelimit.Memory(t.Name() + " " + name)
 	registry := new(ratelimit.Registry)
-	opts.Limits, opts.Store = []ratelimit.Limit{ratelimit.FixedWindow(3, time.Minute)}, store
+	if opts.Store = store; opts.Limits == nil {
+		opts.Limits = []ratelimit.Limit{ratelimit.FixedWindow(3, time.Minute)}
+	}
 	limiter, err := registry.New(name, opts)
 	if err != nil {
 		t.Fatal(err)
@@ -279,6 +281,13 @@ func newLimiterOf(t *testing.T, name string, opts ratelimit.Options) *ratelimit.
 // start serves on a loopback socket until the test ends. It returns a function that
 // requests /hello.
 func start(t *testing.T, s server) func(method string, header http.Header) (*http.Response, string) {
+	t.Helper()
+	base, client := listen(t, s)
+	return getter(t, base, client)
+}
+
+// listen serves on a loopback socket until the test ends.
+func listen(t *testing.T, s server) (base string, client *http.Transport) {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -295,9 +304,13 @@ func start(t *testing.T, s server) func(method string, header http.Header) (*htt
 			t.Errorf("serve: %v", err)
 		}
 	})
+	return "http://" + listener.Addr().String(), transport
+}
+
+func getter(t *testing.T, base string, transport *http.Transport) func(method string, header http.Header) (*http.Response, string) {
 	return func(method string, header http.Header) (*http.Response, string) {
 		t.Helper()
-		req, err := http.NewRequest(method, "http://"+listener.Addr().String()+"/hello?q=1", nil)
+		req, err := http.NewRequest(method, base+"/hello?q=1", nil)
 		if err != nil {
 			t.Fatal(err)
 		}

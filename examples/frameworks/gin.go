@@ -14,6 +14,9 @@ import (
 //
 // The status is reported when the handlers have returned. A handler that streams can call
 // limiter.Responded itself when it begins, so that Options.Count decides at that time.
+//
+// The hold of a ratelimit.InFlight limit ends with the request's context: when the handlers
+// have returned, or when the client leaves. Handlers should stop then, too.
 func Gin(limiter *ratelimit.Limiter) gin.HandlerFunc {
 	return func(c *gin.Context) {
 		c.Request.Pattern = c.Request.Method + " " + c.FullPath() // for ratelimit.PatternKey; "GET " if no route matches
