@@ -39,6 +39,7 @@ const (
 	Rolling    Group = "In memory, rolling windows, ns per decision"
 	Middleware Group = "Middleware, ns per request"
 	Waiting    Group = "Middleware, requests that may wait, ns per request"
+	Holds      Group = "In memory, in-flight limits, ns per decision"
 	Server     Group = "A server under load"
 	Stress     Group = "Expiry, growth and flooding"
 )
@@ -74,6 +75,16 @@ var Cases = []Case{
 		Measures: nanoseconds(Middleware, "allowed, header fields off", Goal{{Allocs, 2}})},
 	{Name: "wait-allowed", http: true, only: fixed, run: allowedUnder(plenty.waiting()), Measures: nanoseconds(Waiting, "allowed at once, with MaxWait", Goal{{Allocs, 4}})},
 	{Name: "wait-not-allowed", http: true, only: fixed, run: allowed, Measures: nanoseconds(Waiting, "— without MaxWait", Goal{{Allocs, 4}})},
+	{Name: "inflight-acquire", only: fixed, run: besideTake, Measures: []Measure{
+		{Group: Holds, Title: "one hot key, Acquire and release", Unit: "ns/op"},
+		{Group: Holds, Title: "— by a Take under FixedWindow", Unit: "x/take"},
+	}},
+	{Name: "inflight-take", only: fixed, run: hot, Measures: nanoseconds(Holds, "— Take under FixedWindow", nil)},
+	{Name: "inflight-request", http: true, only: fixed, run: besideRequest, Measures: []Measure{
+		{Group: Holds, Title: "a request through Middleware", Unit: "ns/op"},
+		{Group: Holds, Title: "— by a request under FixedWindow", Unit: "x/request"},
+	}},
+	{Name: "inflight-not-request", http: true, only: fixed, run: allowed, Measures: nanoseconds(Holds, "— a request under FixedWindow", nil)},
 	{Name: "server", http: true, run: underLoad, Measures: []Measure{
 		{Group: Server, Title: "by the bare handler's requests/s", Unit: "x/bare", Goal: Goal{{AtLeast, 0.93}}, Higher: true},
 		{Group: Server, Title: "requests/s", Unit: "req/s", Higher: true},

@@ -77,6 +77,7 @@ type quota struct {
 	recheck time.Duration // Options.DenyRecheck
 	wait    time.Duration // Options.MaxWait
 	perDay  bool          // Daily instead of FixedWindow
+	holds   bool          // InFlight instead of FixedWindow: a take is Acquire and release
 }
 
 // most returns the maximum number of keys.
@@ -100,6 +101,12 @@ func (q quota) blocking() quota {
 // daily returns the quota with calendar days instead of windows.
 func (q quota) daily() quota {
 	q.perDay = true
+	return q
+}
+
+// holding returns the quota with an in-flight limit that admits everything.
+func (q quota) holding() quota {
+	q.holds = true
 	return q
 }
 

@@ -5,11 +5,15 @@ import (
 	"fmt"
 	"log/slog"
 	"sync/atomic"
+	"time"
 
 	"github.com/ratelimit-go/ratelimit"
 )
 
 func fixedWindow(q quota) ratelimit.Limit {
+	if q.holds {
+		return ratelimit.InFlight(q.units, time.Minute)
+	}
 	if q.perDay {
 		return q.withBlock(ratelimit.Daily(q.units, zoneOfNow()))
 	}
@@ -50,14 +54,27 @@ func openOurs(q quota, fields bool, limit ratelimit.Limit) subject {
 		MaxWait: q.wait,
 		Logger:  slog.New(slog.DiscardHandler),
 	}))
-	ctx := context.Background()
 	return subject{
-		take: func(key string) bool {
-			d, err := l.Take(ctx, key)
-			return err == nil && d.Allowed
-		},
+		take:       takeOf(l, q),
 		middleware: l.Middleware,
 		stats:      store.Stats,
 		close:      func() { l.Close(); store.Close() },
+	}
+}
+
+// takeOf returns how a case takes a unit of a limiter: a hold that is released at once, if its limit
+// is an in-flight limit.
+func takeOf(l *ratelimit.Limiter, q quota) func(key string) bool {
+	ctx := context.Background()
+	if q.holds {
+		return func(key string) bool {
+			release, d, err := l.Acquire(ctx, key)
+			release()
+			return err == nil && d.Allowed
+		}
+	}
+	return func(key string) bool {
+		d, err := l.Take(ctx, key)
+		return err == nil && d.Allowed
 	}
 }

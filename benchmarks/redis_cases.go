@@ -17,6 +17,7 @@ const (
 
 	RedisCalendars Group = "Redis, one server, calendar limits"
 	RedisRolling   Group = "Redis, one server, rolling windows"
+	RedisHolds     Group = "Redis, one server, in-flight limits"
 )
 
 // RedisCase is one benchmark on Redis.
@@ -66,6 +67,15 @@ var RedisCases = []RedisCase{
 	{Case: rollingCase("redis-rolling-not-denied", "— denied with a fixed window"), run: manyDenied(64, manyKeys, single.atServer())},
 	{Case: rollingCase("redis-rolling-full", "64 callers, 64 keys of 1,000 units, denied by the server, decisions/s"), run: manyDenied(64, 64, thousand(time.Hour, true).atServer())},
 	{Case: rollingCase("redis-rolling-not-full", "— denied with a fixed window"), run: manyDenied(64, 64, thousand(time.Hour, false).atServer())},
+	{Case: Case{Name: "redis-inflight-serial", only: fixed, Measures: []Measure{
+		{Group: RedisHolds, Title: "one caller, Acquire and release, µs", Unit: "us/op"},
+		{Group: RedisHolds, Title: "— by a Take under FixedWindow, in turn with it", Unit: "x/take"},
+		{Group: RedisHolds, Title: "— commands", Unit: "cmd/op"},
+	}}, run: holdSerially},
+	{Case: holdCase("redis-inflight-spread", "64 callers, 10,000 keys, Acquire and release, decisions/s"), run: many(64, manyKeys, plenty.holding())},
+	{Case: holdCase("redis-inflight-not-spread", "— Take under FixedWindow"), run: many(64, manyKeys, plenty)},
+	{Case: renewCase("redis-inflight-renew-key", "10,000 requests of one key in flight"), run: renew(1)},
+	{Case: renewCase("redis-inflight-renew-keys", "10,000 requests of 10,000 keys in flight"), run: renew(manyKeys)},
 	{Case: Case{Name: "cluster-spread", Measures: perSecond(OnCluster, "64 callers, 10,000 keys, decisions/s", 2.5)}, run: inCluster(64, manyKeys), skip: []string{wake}},
 	{Case: Case{Name: "cluster-hot", Measures: perSecond(OnCluster, "64 callers, one key, decisions/s", 8)}, run: inCluster(64, 1), skip: []string{wake}},
 }
@@ -93,6 +103,25 @@ func ownCase(g Group, only []string, name, title string) Case {
 func blockCase(name, title string) Case    { return ownCase(RedisBlocks, ours, name, title) }
 func calendarCase(name, title string) Case { return ownCase(RedisCalendars, fixed, name, title) }
 func rollingCase(name, title string) Case  { return ownCase(RedisRolling, fixed, name, title) }
+
+// holdCase returns a case about holds. It has no goal.
+func holdCase(name, title string) Case {
+	return Case{Name: name, only: fixed, Measures: []Measure{
+		{Group: RedisHolds, Title: title, Unit: "op/s", Higher: true}, {Group: RedisHolds, Title: "— commands", Unit: "cmd/op"},
+	}}
+}
+
+// renewCase returns a case about the renewal of holds.
+func renewCase(name, title string) Case {
+	return Case{Name: name, only: fixed, Measures: []Measure{
+		{Group: RedisHolds, Title: title + ": time to renew all holds once, ms", Unit: "ms/round"},
+		{Group: RedisHolds, Title: "— the server's processor time for that, ms", Unit: "ms-cpu/round"},
+		{Group: RedisHolds, Title: "— a Take of another limiter during that time, median in µs", Unit: "us/p50"},
+		{Group: RedisHolds, Title: "— without these requests, median in µs", Unit: "us/p50-without"},
+		{Group: RedisHolds, Title: "— a Take of another limiter during that time, p99 in µs", Unit: "us/p99"},
+		{Group: RedisHolds, Title: "— without these requests, p99 in µs", Unit: "us/p99-without"},
+	}}
+}
 
 const (
 	manyKeys  = 10_000

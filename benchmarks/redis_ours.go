@@ -24,10 +24,7 @@ func openOursOnRedis(limit func(quota) ratelimit.Limit, lease time.Duration) fun
 			Logger:  slog.New(slog.DiscardHandler),
 		}))
 		return subject{
-			take: func(key string) bool {
-				d, err := l.Take(background, key)
-				return err == nil && d.Allowed
-			},
+			take:  takeOf(l, q),
 			close: func() { l.Close(); client.Close() },
 		}
 	}

@@ -26,7 +26,7 @@ func redisPart(file string) string {
 }
 
 // redisGroups are the tables of that part, in order.
-var redisGroups = []benchmarks.Group{benchmarks.OnRedis, benchmarks.RedisBlocks, benchmarks.RedisRolling, benchmarks.RedisCalendars, benchmarks.OnCluster}
+var redisGroups = []benchmarks.Group{benchmarks.OnRedis, benchmarks.RedisBlocks, benchmarks.RedisRolling, benchmarks.RedisCalendars, benchmarks.RedisHolds, benchmarks.OnCluster}
 
 // compared returns the cases and libraries of a table.
 func compared(g benchmarks.Group) (cases []benchmarks.Case, libraries []benchmarks.Library) {
