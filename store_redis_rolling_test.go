@@ -259,7 +259,7 @@ func rollingLikeMemory(t *testing.T, r *rand.Rand) {
 // answers like a limiter in memory. After that Redis has all its units: no unit counts for
 // less than a window, and none for more than a 64th of the window longer.
 func TestRollingOutage(t *testing.T) {
-	inBubbles(t, 8, 4, rollingOutage)
+	inBubbles(t, 40, 4, rollingOutage)
 }
 
 func rollingOutage(t *testing.T, r *rand.Rand) {
