@@ -7,8 +7,8 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/holds"
 )
 
-// held is a hold of a request or of a call of Acquire. A request's is
-// the context of its state, so that requests without one need no room for it.
+// held is a hold of a request or of a call of Acquire. A request's is the context of its
+// state, so that requests without one need no room for it.
 type held struct {
 	context.Context
 	hold *holds.Hold

@@ -22,14 +22,15 @@ import (
 //
 // Bound: at most n holds at any instant, over all processes. More requests run only after a
 // process was paused for longer than hold, or could not reach the store for so long, after
-// the store has lost its data, or while it fails: with [FallbackLocal], each process then admits what it does not know
-// to be held, at most n. Such holds count when the store answers again, and then no request is
-// admitted until there is room. With [FailOpen] requests have no holds while the store fails.
-// hold should be much longer than Options.Timeout.
+// the store has lost its data, or while it fails: with [FallbackLocal], each process then
+// admits what it does not know to be held, at most n. Such holds count when the store answers
+// again, and then no request is admitted until there is room. With [FailOpen] requests have
+// no holds while the store fails. hold should be much longer than Options.Timeout.
 //
 // RetryAfter is an estimate: until the first hold would end by itself, at most hold. A
 // request that ends earlier makes room earlier, and one that goes on makes none. With
-// Options.MaxWait a request waits for room. Clients see the limit as q=20;qu="concurrent-requests", without times.
+// Options.MaxWait a request waits for room. Clients see the limit as
+// q=20;qu="concurrent-requests", without times.
 //
 // A limiter has at most one such limit. With other limits beside it, a request gets a hold
 // and its units, or neither. Units stay taken when the hold ends. [Limiter.Reset] and

@@ -237,7 +237,7 @@ func TestHoldAndUnitsTogether(t *testing.T) {
 	}
 }
 
-// TestHoldsAcrossReload: holds go on, and the new generation reports those that end later.
+// TestHoldsAcrossReload: holds go on, and the new generation reports the ends.
 func TestHoldsAcrossReload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		backend := &remoteBackend{Store: memory(t, "backend")}

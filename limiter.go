@@ -255,8 +255,9 @@ func (l *Limiter) Take(ctx context.Context, key string) (d Decision, err error) 
 
 // TakeN takes n units of key under every limit, or under none. A denial is a
 // Decision, not an error. n of 0 looks without taking and is always allowed:
-// Remaining is what is left. (Under [Deny] a look is denied.) It is an error if n is negative, n is
-// above 0 and one of the limits is [InFlight], key is empty ([ErrNoKey]), ctx is done, the limiter is closed ([ErrClosed]) or the store
+// Remaining is what is left. (Under [Deny] a look is denied.) It is an error if n is
+// negative, n is above 0 and one of the limits is [InFlight], key is empty ([ErrNoKey]), ctx
+// is done, the limiter is closed ([ErrClosed]) or the store
 // fails; then nothing was decided, and the Decision is zero. The limits are those
 // of [Limiter.Limits]: Options.LimitsFor is for requests, and TakeLimits has the same
 // for other callers.

@@ -16,7 +16,7 @@ import (
 
 // This file has in-flight limits together with everything else that a limiter has.
 
-// runs are requests that run until they are told to finish.
+// runs are requests that run until the test lets them finish.
 type runs struct {
 	handle func(http.Handler) http.Handler
 	finish chan struct{}

@@ -180,8 +180,8 @@ func TestStreamHolds(t *testing.T) {
 }
 
 // TestRequestsInARow: a client that sends one request after the other is never denied, also
-// if its next request is in the server's buffer when one ends. A context that ends tells Check
-// of it too late for that.
+// if its next request is in the server's buffer when one ends. Check learns too
+// late for that that a context has ended.
 func TestRequestsInARow(t *testing.T) {
 	for store, limiter := range map[string]func(t *testing.T) *Limiter{
 		"memory": oneAtATime,

@@ -115,7 +115,8 @@ func DecisionFrom(ctx context.Context) (Decision, bool) {
 // response's header fields.
 //
 // It is an error if the request was not admitted and counted by l, if l has nothing but an
-// [InFlight] limit, or if the store fails. AddCost waits for at most Options.Timeout; after that it is not known
+// [InFlight] limit, or if the store fails. AddCost waits for at most Options.Timeout; after
+// that it is not known
 // whether the units were moved. It may be called any number of times, also after the
 // client has left.
 func (l *Limiter) AddCost(ctx context.Context, n int64) error {

@@ -12,17 +12,17 @@ import (
 //
 // It keeps a record for each process that has holds of a key: how many have begun there, how
 // many have ended, and until when the record counts. A process says both totals in each call,
-// and the store keeps the larger ones of these and its own. So a
-// call that is lost, late or carried out twice leaves no count wrong for good. A process that
-// was killed says nothing more, and its record ends by itself.
+// and the store keeps the larger ones of these and its own. So a call that is lost, late or
+// carried out twice leaves no count wrong for good. A process that was killed says nothing
+// more, and its record ends by itself.
 //
 // A HoldStore that outlives the process must be a [RemoteStore], too. For other stores a
 // limiter renews no records, and asks for records that last for 50 years.
 type HoldStore interface {
 	KindStore
 
-	// Hold is Take for a key with an in-flight limit beside the others, of which there may
-	// be none. It is one atomic step. results has one element more than r.Limits, the last
+	// Hold is Take for a key with an in-flight limit. There may be other limits, too. It is
+	// one atomic step. results has one element more than r.Limits, the last
 	// one for the in-flight limit.
 	//
 	// The present record of r.Process is the stored one, unless that has ended, with r.Began

@@ -62,7 +62,7 @@ func (w *workshop) request(ctx context.Context, name string) {
 	}
 }
 
-// answers returns the status of each request that was answered, without those that still run.
+// answers returns the status of each request that was answered. Requests that still run have none.
 func (w *workshop) answers() map[string]int {
 	w.mu.Lock()
 	defer w.mu.Unlock()

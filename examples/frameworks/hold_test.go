@@ -24,7 +24,7 @@ import (
 // work is what handlers do in tests of holds.
 type work struct {
 	started chan bool
-	finish  chan error // what becomes of a request: nil for a response, or a panic
+	finish  chan error // how a request ends: nil for a response, or a panic
 }
 
 func newWork() *work { return &work{make(chan bool, 10), make(chan error)} }

@@ -37,6 +37,7 @@ import (
 type Book struct {
 	process string
 	changed func()
+	local   bool // the store is in this process: it is asked each time, and never away
 
 	mu    sync.Mutex
 	keys  map[string]*record
@@ -81,6 +82,9 @@ func (r *record) news() bool {
 
 // due reports whether the store's record has to be renewed.
 func (r *record) due(now int64) bool { return r.held() > 0 && now-r.renewed >= r.lasts/renewals }
+
+// toReport reports whether the store has to be called about the record, without a request.
+func (r *record) toReport(now int64) bool { return r.due(now) || r.doubt || r.news() }
 
 // A Hold is one hold of this process. It is not copied.
 type Hold struct {
@@ -144,8 +148,8 @@ func (b *Book) Begin(action rule.HoldAction, key string, most, lasts, now int64)
 }
 
 func (b *Book) begin(action rule.HoldAction, r *record, most, now int64) (Call, rule.Holding) {
-	if action == rule.AddHold && r.heldByAll(now) >= most {
-		b.endWatched(r)
+	if action == rule.AddHold {
+		b.hasRoom(r, most, now) // if not, holds that are over are ended first
 	}
 	r.calls++
 	r.last++
@@ -179,7 +183,7 @@ func (b *Book) Answered(c Call, h *rule.Holding, granted bool, until, now int64)
 	b.touch(r, now)
 	r.calls--
 	if granted {
-		full := r.held() >= h.Most
+		full := !b.local && r.held() >= h.Most
 		r.began++
 		if full {
 			r.ended++
@@ -207,7 +211,9 @@ func (b *Book) Answered(c Call, h *rule.Holding, granted bool, until, now int64)
 	if granted || h.Action == rule.RenewHolds {
 		r.renewed = max(r.renewed, c.start)
 	}
-	r.others, r.othersUntil = h.Held.Others, rule.Lasting(h.Held.OthersLeft, now)
+	if !b.local {
+		r.others, r.othersUntil = h.Held.Others, rule.Lasting(h.Held.OthersLeft, now)
+	}
 	if r.news() || r.due(now) { // due, if the answer has taken as long as a hold lasts
 		b.enqueue(r)
 	}
@@ -230,15 +236,21 @@ func (b *Book) TakeHere(key string, most, lasts, until, now int64) *Hold {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	r := b.of(key, lasts, now)
-	if r.heldByAll(now) >= most {
-		b.endWatched(r)
-	}
-	if r.heldByAll(now) >= most {
+	if !b.hasRoom(r, most, now) {
 		b.forget(r, now)
 		return nil
 	}
 	r.began++
 	return b.hold(r, until)
+}
+
+// hasRoom reports whether this process knows of less than most holds. Before it says no, it
+// ends the holds whose context is done. b.mu must be held.
+func (b *Book) hasRoom(r *record, most, now int64) bool {
+	if r.heldByAll(now) >= most {
+		b.endWatched(r)
+	}
+	return r.heldByAll(now) < most
 }
 
 // heldByAll returns how many holds this process knows of.
@@ -376,7 +388,7 @@ func (b *Book) Next(now int64) (key string, c Call, h rule.Holding, ok bool) {
 		b.queue[0] = nil
 		b.queue = b.queue[1:]
 		r.queued = false
-		if r.due(now) || r.doubt || r.news() {
+		if r.toReport(now) {
 			c, h = b.begin(rule.RenewHolds, r, 0, now)
 			return r.key, c, h, true
 		}
@@ -395,17 +407,18 @@ const renewals = 3
 // could not be reported.
 func (b *Book) Tick(now int64) {
 	b.Retry(now)
-	b.mu.Lock()
-	b.unlock()
+	if b.Waits() {
+		b.changed()
+	}
 }
 
-// Retry is Tick without the call of changed: [Book.Next] has what there is to report.
+// Retry is Tick without the call of changed.
 func (b *Book) Retry(now int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, r := range b.keys {
 		b.touch(r, now)
-		if r.due(now) || r.doubt || r.news() {
+		if r.toReport(now) {
 			b.enqueue(r)
 		}
 		b.forget(r, now)
@@ -434,16 +447,3 @@ const retryPeriod = 1_000_000_000
 // PeriodOf returns how often Tick must be called for holds that outlive their process for so
 // long: twice for each renewal, so that none is late by more than half of the time between.
 func PeriodOf(lasts int64) int64 { return max(1, lasts/renewals/2) }
-
-// Process returns the name of the store's records of this process.
-func (b *Book) Process() string { return b.process }
-
-// Held returns how many holds this process has, of all keys.
-func (b *Book) Held() (held int64) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for _, r := range b.keys {
-		held += r.held()
-	}
-	return held
-}

@@ -38,7 +38,8 @@ func (c *command) build(ctx context.Context, prefix string, limits []any) {
 		c.addKeys(prefix, g.first().key, set)
 	}
 	f := c.groups[0].first()
-	if f.op == takeHold || f.op == hold {
+	withHold := f.op == takeHold || f.op == hold
+	if withHold {
 		c.args[2] = len(set.suffixes) + 1
 		c.args = append(c.args, string(append(redisscript.AppendKey(nil, prefix, f.key), holdSuffix...)))
 	}
@@ -56,7 +57,7 @@ func (c *command) build(ctx context.Context, prefix string, limits []any) {
 	case block:
 		c.args = redisscript.BlockArgs(c.args, f.given)
 	}
-	if f.op == takeHold || f.op == hold {
+	if withHold {
 		c.args = redisscript.HoldArgs(c.args, &f.holding)
 	}
 	c.cmd = c.newCmd(ctx)

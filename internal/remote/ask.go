@@ -40,10 +40,10 @@ func (r *Remote) consult(ctx context.Context, req *storeRequest, answers []rule.
 	buffers := replyBuffers.Get().(*replyBuffer)
 	defer replyBuffers.Put(buffers)
 	call, holding := r.beginHold(req)
-	held := holding == nil
+	unanswered, unchanged := holding != nil, false
 	defer func() { // also if the store panics
-		if !held {
-			r.failedHold(req, call, false)
+		if unanswered {
+			r.failedHold(req, call, unchanged)
 		}
 	}()
 	states, logs, blocks := buffers.states[:len(answers)], buffers.logs[:len(answers)], buffers.blocks[:len(answers)]
@@ -56,10 +56,7 @@ func (r *Remote) consult(ctx context.Context, req *storeRequest, answers []rule.
 	})
 	req.Limits = req.Limits.Present()
 	if err != nil {
-		if !held {
-			held = true
-			r.failedHold(req, call, r.storeUnchanged(err))
-		}
+		unchanged = r.storeUnchanged(err)
 		return err
 	}
 	// If a jump of the store's clock has unblocked the key early, an admission is
@@ -72,8 +69,8 @@ func (r *Remote) consult(ctx context.Context, req *storeRequest, answers []rule.
 		taken = reply.Granted
 	}
 	admitted := !rule.Denied(answers)
-	if !held {
-		held = true
+	if unanswered {
+		unanswered = false
 		if r.answerHold(req, call, holding, admitted, now); req.decided.Held.Retry > 0 {
 			if admitted && !holding.Held.Denied { // the store has begun a hold, for which there is no room here
 				r.returnUnits(req, taken, reply.At)

@@ -28,24 +28,15 @@ func (r *Remote) beginHold(req *storeRequest) (holds.Call, *rule.Holding) {
 	if req.Hold == nil {
 		return holds.Call{}, nil
 	}
-	action := rule.AddHold
-	if req.Units == 0 {
-		action = rule.LookHolds
-	}
-	call, h := r.book.Begin(action, req.Key, req.Hold.Most, req.Hold.Lasts, req.now)
+	call, h := req.Hold.Begin(r.book, req.Key, req.Units, req.Hold.Lasts, req.now)
 	return call, &h
 }
 
 // answerHold enters the store's answer into the book, and sets Hold and Held of the decision.
 // admitted is about the units.
 func (r *Remote) answerHold(req *storeRequest, call holds.Call, h *rule.Holding, admitted bool, now int64) {
-	granted := h.Action == rule.AddHold && admitted && !h.Held.Denied
-	hold := r.book.Answered(call, h, granted, req.Hold.Until, now)
-	left, soonest := req.Hold.Left(&h.Held)
-	if own, ends := r.book.Left(req.Key, req.Hold.Most, req.Hold.Lasts, now); own < req.Hold.Most {
-		soonest = min(soonest, ends) // a hold of Acquire ends by itself before the record does
-	}
-	req.decided.Hold, req.decided.Held = hold, req.Hold.Answer(left, soonest, h.Held.Denied || granted && hold == nil)
+	hold, held := req.Hold.Answered(r.book, req.Key, call, h, admitted, now)
+	req.decided.Hold, req.decided.Held = hold, held
 	if hold != nil || h.Held.Others > 0 { // what is known of others is forgotten in time
 		r.renewHolds(req.Hold.Lasts)
 	}
@@ -64,26 +55,24 @@ func (r *Remote) heldHere(req *storeRequest, denied bool) rule.Answer {
 	if req.Hold == nil {
 		return rule.Answer{}
 	}
-	left, soonest := r.book.Left(req.Key, req.Hold.Most, req.Hold.Lasts, clock.Now())
-	return req.Hold.Answer(left, soonest, denied)
+	return req.Hold.Here(r.book, req.Key, denied, clock.Now())
 }
 
 // takeHoldHere decides a request for a hold in this process, after the store has failed with
 // err. The units and the hold are taken together, or neither.
 func (r *Remote) takeHoldHere(req *storeRequest, err error, answers []rule.Answer) (d Decision) {
-	units := req.Units
 	var hold *holds.Hold
-	if units > 0 {
+	if req.Units > 0 {
 		hold = r.book.TakeHere(req.Key, req.Hold.Most, req.Hold.Lasts, req.Hold.Until, clock.Now())
 	}
-	full := units > 0 && hold == nil
-	if full {
-		req.Units = 0 // the other limits say what they have left
-	}
+	full := req.Units > 0 && hold == nil
+	d = Decision{At: NothingTaken, Counted: NothingTaken, Source: FromFallback}
 	if len(answers) > 0 {
-		d = r.takeUnitsHere(req, err, answers)
-	} else {
-		d = Decision{At: NothingTaken, Counted: NothingTaken, Source: FromFallback}
+		rates := *req
+		if full {
+			rates.Units = 0 // the other limits say what they have left
+		}
+		d = r.takeUnitsHere(&rates, err, answers)
 	}
 	if hold != nil && rule.Denied(answers) {
 		hold.End()
@@ -92,7 +81,6 @@ func (r *Remote) takeHoldHere(req *storeRequest, err error, answers []rule.Answe
 	if hold != nil {
 		r.renewHolds(req.Hold.Lasts)
 	}
-	req.Units = units
 	if full {
 		d.At, d.Counted, d.Granted = NothingTaken, NothingTaken, 0
 	}
