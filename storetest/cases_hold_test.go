@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/ratelimit-go/ratelimit"
@@ -247,6 +248,13 @@ var holdFaults = []fault{
 		}
 	}},
 	{caught: "hold-concurrent", does: "asks first and begins the hold then", breaks: func(s *reference) {
+		var hasRoom sync.Map // by the address of the request
+		s.room = func(q *ratelimit.HoldRequest, own holdRecord, others map[string]holdRecord) int64 {
+			if _, ok := hasRoom.LoadAndDelete(q); ok {
+				return 1
+			}
+			return room(q, own, others)
+		}
 		onHold := s.onHold
 		s.onHold = func(c *call) (ratelimit.HoldReply, error) {
 			if c.hold.Action == ratelimit.HoldAdd {
@@ -257,8 +265,7 @@ var holdFaults = []fault{
 				}
 				time.Sleep(time.Millisecond) // others ask in the meantime
 				if look.results[len(c.limits)].Remaining > 0 {
-					s.room = func(*ratelimit.HoldRequest, holdRecord, map[string]holdRecord) int64 { return 1 }
-					defer func() { s.room = room }()
+					hasRoom.Store(&c.hold, true)
 				}
 			}
 			return onHold(c)
