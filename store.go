@@ -386,6 +386,11 @@ var (
 // its record of who owns its prefix.
 type Unwrapper interface{ Unwrap() Store }
 
+// Validator is a [Store] that may have a reason not to count under some limits. [New],
+// [Limiter.SetLimits], Options.LimitsFor and [Limiter.TakeLimits] call Validate of each layer
+// of a store before they count under limits, and return its error.
+type Validator interface{ Validate(limits []Limit) error }
+
 // layers returns a store and what it wraps, down to maxLayers.
 func layers(s Store) (all []Store) {
 	for s != nil && len(all) <= maxLayers {
@@ -427,9 +432,6 @@ type (
 	// An embeddable store returns itself: called through a wrapper that embeds it,
 	// that is not the wrapper.
 	embeddable interface{ embedded() Store }
-
-	// A validatingStore says why it cannot count under some limits, if so.
-	validatingStore interface{ validateFor(limits []Limit) error }
 
 	// A recordStore keeps a record of its limiter for other processes.
 	recordStore interface {

@@ -13,8 +13,8 @@ import (
 // limits, if so.
 func validateStore(s Store, limits []Limit) error {
 	for _, layer := range layers(s) {
-		if v, ok := layer.(validatingStore); ok {
-			if err := v.validateFor(limits); err != nil {
+		if v, ok := layer.(Validator); ok {
+			if err := v.Validate(limits); err != nil {
 				return err
 			}
 		}

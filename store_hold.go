@@ -66,8 +66,7 @@ type HoldRequest struct {
 
 // validate returns an error for a request that no limiter makes.
 func (r *HoldRequest) validate(results int) error {
-	valid := r.Key != "" && r.Action <= HoldRenew && r.Began >= 0 && r.Ended >= 0 && r.Began >= r.Ended && r.Units >= 0 && r.Process != "" &&
-		r.Lasts > 0 && r.Lasts <= rule.MaxSpan && r.Most >= 0 && r.Most <= rule.MaxUnits && r.Began <= rule.MaxUnits && results == len(r.Limits)+1
+	valid := r.Key != "" && r.Units >= 0 && results == len(r.Limits)+1 && r.holding().Valid()
 	if !valid {
 		return fmt.Errorf("Hold of %+v with %d results: want no negative numbers, a Process, and one result more than limits", *r, results)
 	}
@@ -104,14 +103,4 @@ type HoldReply struct {
 
 func holdReply(at Instant, h rule.Held) HoldReply {
 	return HoldReply{At: at, Began: h.Began, Ended: h.Ended, Others: h.Others, OthersLeft: time.Duration(h.OthersLeft)}
-}
-
-// holdResult returns the result of an in-flight limit.
-func holdResult(h *rule.Holding) Result {
-	r := Result{Remaining: max(0, h.Most-h.Held.Others-(h.Held.Began-h.Held.Ended))}
-	r.MoreAfter, r.ResetAfter = time.Duration(h.Held.Soonest), time.Duration(h.Held.Soonest)
-	if h.Held.Denied {
-		r.RetryAfter = max(1, r.MoreAfter)
-	}
-	return r
 }

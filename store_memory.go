@@ -180,7 +180,7 @@ func (s *MemoryStore) Hold(ctx context.Context, r HoldRequest, results []Result)
 		results[i] = resultOf(answers[i])
 	}
 	mark(results[:len(under)], marks.Blocked, marks.Began)
-	results[len(under)] = holdResult(h)
+	results[len(under)] = resultOf(h.Answer())
 	return holdReply(Instant(at), h.Held), nil
 }
 
@@ -320,8 +320,9 @@ func (s *MemoryStore) ready(ctx context.Context) error {
 
 var errMemoryClosed = fmt.Errorf("%w: get it again with Memory or NewMemoryStore", ErrStoreClosed)
 
-// validateFor implements validatingStore.
-func (s *MemoryStore) validateFor(limits []Limit) error {
+// Validate implements [Validator]. It refuses limits that take more places than the store
+// has, and all limits if the store has been closed.
+func (s *MemoryStore) Validate(limits []Limit) error {
 	switch {
 	case s.table == nil:
 		return errors.New("Options.Store is a MemoryStore made by hand: get one with Memory or NewMemoryStore")

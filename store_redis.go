@@ -200,7 +200,7 @@ func (s *RedisStore) Hold(ctx context.Context, r HoldRequest, results []Result) 
 		results[i] = resultOf(answers[i])
 	}
 	mark(results[:rates], reply.Blocked, reply.Began)
-	results[rates] = holdResult(request.Holding)
+	results[rates] = resultOf(request.Holding.Answer())
 	return holdReply(Instant(reply.At), request.Holding.Held), nil
 }
 

@@ -40,6 +40,22 @@ const (
 	RenewHolds                   // reports what has begun and ended, and that the process is alive
 )
 
+// Valid reports whether the call has the numbers of a limiter's call.
+func (h *Holding) Valid() bool {
+	return h.Action <= RenewHolds && h.Process != "" && 0 <= h.Ended && h.Ended <= h.Began && h.Began <= MaxUnits &&
+		0 < h.Lasts && h.Lasts <= MaxSpan && 0 <= h.Most && h.Most <= MaxUnits
+}
+
+// Answer returns the answer of the in-flight limit, when h.Held is filled in.
+func (h *Holding) Answer() Answer {
+	held := &h.Held
+	a := Answer{Remaining: max(0, h.Most-held.Others-(held.Began-held.Ended)), More: held.Soonest, Reset: held.Soonest}
+	if held.Denied {
+		a.Retry = max(1, a.More)
+	}
+	return a
+}
+
 // Held is what a store answers about the holds of a key. Spans are from the call on.
 type Held struct {
 	Began, Ended int64 // of the process, after the call
