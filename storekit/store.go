@@ -63,11 +63,11 @@ var ErrNotApplied = errors.New("storekit: nothing was written")
 // New sends nothing. There is nothing to close. ratelimit.New refuses the store if the
 // backend is nil.
 func New(prefix string, b Backend) ratelimit.RemoteStore {
-	return &store{prefix: prefix, backend: b, lanes: make(map[string]*lane), updates: make(chan struct{}, maxUpdates)}
+	return &backendStore{prefix: prefix, backend: b, lanes: make(map[string]*lane), updates: make(chan struct{}, maxUpdates)}
 }
 
-// A store is what [New] returns.
-type store struct {
+// A backendStore is what [New] returns.
+type backendStore struct {
 	prefix  string
 	backend Backend
 	updates chan struct{} // has an element for each update that is under way
@@ -80,13 +80,13 @@ var _ interface {
 	ratelimit.SharedStore
 	ratelimit.HoldStore
 	ratelimit.Validator
-} = (*store)(nil)
+} = (*backendStore)(nil)
 
 // Prefix implements [ratelimit.Store].
-func (s *store) Prefix() string { return s.prefix }
+func (s *backendStore) Prefix() string { return s.prefix }
 
 // Validate implements [ratelimit.Validator].
-func (s *store) Validate([]ratelimit.Limit) error {
+func (s *backendStore) Validate([]ratelimit.Limit) error {
 	if v := reflect.ValueOf(s.backend); !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil() {
 		return fmt.Errorf("the backend of the store %q is nil: hand storekit.New the backend that keeps its records", s.prefix)
 	}
@@ -94,24 +94,24 @@ func (s *store) Validate([]ratelimit.Limit) error {
 }
 
 // Kinds implements [ratelimit.KindStore].
-func (s *store) Kinds() ratelimit.Kinds {
+func (s *backendStore) Kinds() ratelimit.Kinds {
 	return ratelimit.KindBlock | ratelimit.KindRolling | ratelimit.KindCalendar | ratelimit.KindInFlight
 }
 
 // Take implements [ratelimit.Store].
-func (s *store) Take(ctx context.Context, key string, n int64, limits []ratelimit.Limit, results []ratelimit.Result) (ratelimit.Instant, error) {
+func (s *backendStore) Take(ctx context.Context, key string, n int64, limits []ratelimit.Limit, results []ratelimit.Result) (ratelimit.Instant, error) {
 	reply, err := s.TakeShared(ctx, ratelimit.SharedRequest{Key: key, Units: n, Limits: limits}, results)
 	return reply.At, err
 }
 
 // TakePending implements [ratelimit.KindStore].
-func (s *store) TakePending(ctx context.Context, key string, n int64, pending []ratelimit.Pending, limits []ratelimit.Limit, results []ratelimit.Result) (ratelimit.Instant, error) {
+func (s *backendStore) TakePending(ctx context.Context, key string, n int64, pending []ratelimit.Pending, limits []ratelimit.Limit, results []ratelimit.Result) (ratelimit.Instant, error) {
 	reply, err := s.TakeShared(ctx, ratelimit.SharedRequest{Key: key, Units: n, Limits: limits, Pending: pending}, results)
 	return reply.At, err
 }
 
 // TakeShared implements [ratelimit.SharedStore].
-func (s *store) TakeShared(ctx context.Context, q ratelimit.SharedRequest, results []ratelimit.Result) (ratelimit.SharedReply, error) {
+func (s *backendStore) TakeShared(ctx context.Context, q ratelimit.SharedRequest, results []ratelimit.Result) (ratelimit.SharedReply, error) {
 	o, err := s.do(ctx, q.Deadline, operation{op: opTake, key: q.Key, take: q, results: make([]ratelimit.Result, len(results))})
 	if err != nil {
 		return ratelimit.SharedReply{}, err
@@ -121,7 +121,7 @@ func (s *store) TakeShared(ctx context.Context, q ratelimit.SharedRequest, resul
 }
 
 // Hold implements [ratelimit.HoldStore].
-func (s *store) Hold(ctx context.Context, q ratelimit.HoldRequest, results []ratelimit.Result) (ratelimit.HoldReply, error) {
+func (s *backendStore) Hold(ctx context.Context, q ratelimit.HoldRequest, results []ratelimit.Result) (ratelimit.HoldReply, error) {
 	o, err := s.do(ctx, q.Deadline, operation{op: opHold, key: q.Key, hold: q, results: make([]ratelimit.Result, len(results))})
 	if err != nil {
 		return ratelimit.HoldReply{}, err
@@ -131,7 +131,7 @@ func (s *store) Hold(ctx context.Context, q ratelimit.HoldRequest, results []rat
 }
 
 // Adjust implements [ratelimit.Store].
-func (s *store) Adjust(ctx context.Context, key string, n int64, at ratelimit.Instant, limits []ratelimit.Limit) (charged int64, err error) {
+func (s *backendStore) Adjust(ctx context.Context, key string, n int64, at ratelimit.Instant, limits []ratelimit.Limit) (charged int64, err error) {
 	o, err := s.do(ctx, time.Time{}, operation{op: opAdjust, key: key, units: n, at: at, limits: limits})
 	if err != nil {
 		return 0, err
@@ -140,14 +140,14 @@ func (s *store) Adjust(ctx context.Context, key string, n int64, at ratelimit.In
 }
 
 // Block implements [ratelimit.KindStore].
-func (s *store) Block(ctx context.Context, key string, b ratelimit.Block, limits []ratelimit.Limit) error {
+func (s *backendStore) Block(ctx context.Context, key string, b ratelimit.Block, limits []ratelimit.Limit) error {
 	_, err := s.do(ctx, time.Time{}, operation{op: opBlock, key: key, block: b, limits: limits})
 	return err
 }
 
 // Reset implements [ratelimit.Store]. A record that cannot be read is deleted as a whole,
 // unless it is of a later version.
-func (s *store) Reset(ctx context.Context, key string, limits []ratelimit.Limit) error {
+func (s *backendStore) Reset(ctx context.Context, key string, limits []ratelimit.Limit) error {
 	_, err := s.do(ctx, time.Time{}, operation{op: opReset, key: key, limits: limits})
 	if !errors.Is(err, errNotRecord) {
 		return err
@@ -159,7 +159,7 @@ func (s *store) Reset(ctx context.Context, key string, limits []ratelimit.Limit)
 }
 
 // Fault implements [ratelimit.RemoteStore].
-func (s *store) Fault(err error) ratelimit.Fault {
+func (s *backendStore) Fault(err error) ratelimit.Fault {
 	if e := (*callError)(nil); errors.As(err, &e) {
 		return e.fault
 	}
@@ -178,7 +178,7 @@ func (e *callError) Error() string { return fmt.Sprintf("ratelimit: store %q: %v
 func (e *callError) Unwrap() error { return e.err }
 
 // failed returns the error of a call that the backend has ended with an error.
-func (s *store) failed(err error) *callError {
+func (s *backendStore) failed(err error) *callError {
 	fault := ratelimit.FaultUnknown
 	if errors.Is(err, ErrNotApplied) {
 		fault = ratelimit.FaultRefused
@@ -188,7 +188,7 @@ func (s *store) failed(err error) *callError {
 
 // unchanged returns the error of a call that has changed nothing, because of its arguments or
 // of what is stored for its key. A wrong clock is the backend's.
-func (s *store) unchanged(err error) *callError {
+func (s *backendStore) unchanged(err error) *callError {
 	if errors.Is(err, errClock) {
 		return &callError{s.prefix, ratelimit.FaultRefused, err}
 	}

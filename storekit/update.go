@@ -100,19 +100,25 @@ func (o *operation) run(r *Record, now time.Time) (err error) {
 // A lane has the calls for one key.
 type lane struct {
 	batch.Queue[*operation]
-	callers int // that are in do; guarded by store.mu
+	callers int // that are in do; guarded by backendStore.mu
 }
 
 type call = batch.Call[*operation]
 
 // do carries out a call, alone or together with others for the same key. It waits until that
 // is done, until ctx is done, or until the deadline if there is one.
-func (s *store) do(ctx context.Context, deadline time.Time, o operation) (*operation, error) {
+func (s *backendStore) do(ctx context.Context, deadline time.Time, o operation) (*operation, error) {
 	if o.key == "" {
 		return nil, s.unchanged(errEmptyKey)
 	}
 	if err := s.Validate(nil); err != nil {
 		return nil, s.unchanged(err)
+	}
+	if of, ok := ctx.Deadline(); ok && (deadline.IsZero() || of.Before(deadline)) {
+		deadline = of
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
 	}
 	if !deadline.IsZero() && !time.Now().Before(deadline) {
 		return nil, &callError{s.prefix, ratelimit.FaultRefused, batch.ErrNotSent}
@@ -137,7 +143,7 @@ func (s *store) do(ctx context.Context, deadline time.Time, o operation) (*opera
 }
 
 // enter returns the lane of a key. It makes one if no other caller is in it.
-func (s *store) enter(key string) *lane {
+func (s *backendStore) enter(key string) *lane {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	l := s.lanes[key]
@@ -158,7 +164,7 @@ func (s *store) enter(key string) *lane {
 
 // leave ends a call in a lane. The last caller takes the lane out of the table: updates that
 // are still under way go on without it.
-func (s *store) leave(key string, l *lane) {
+func (s *backendStore) leave(key string, l *lane) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if l.callers--; l.callers == 0 {
@@ -190,7 +196,7 @@ func isDenied(results []ratelimit.Result) bool {
 
 // send carries out the calls of one batch, and sets their errors. It runs on a goroutine of
 // its own.
-func (s *store) send(ctx context.Context, key string, calls []*call) {
+func (s *backendStore) send(ctx context.Context, key string, calls []*call) {
 	// The queue's context is never done.
 	deadline, ok := ctx.Deadline()
 	if !ok {
@@ -216,7 +222,7 @@ func (s *store) send(ctx context.Context, key string, calls []*call) {
 
 // update carries out the calls in one update of the backend, which it repeats as long as
 // nothing was written. The error is about all of the calls.
-func (s *store) update(ctx context.Context, key string, calls []*call) error {
+func (s *backendStore) update(ctx context.Context, key string, calls []*call) error {
 	for try := 1; ; try++ {
 		var unusable error // the record, or the clock
 		ran := false
@@ -243,18 +249,18 @@ func (s *store) update(ctx context.Context, key string, calls []*call) error {
 	}
 }
 
-// pause waits before the next try. It returns false if ctx is done.
+// pause waits before the next try. It returns false if ctx is done, or may be done before the
+// next try begins: then the callers get the error of the last try, which says more than a timeout.
 func pause(ctx context.Context, tries int) bool {
 	if tries == 1 {
 		return ctx.Err() == nil
 	}
 	longest := min(minBackoff<<min(tries-2, 8), maxBackoff)
-	select {
-	case <-time.After(rand.N(longest)):
-		return true
-	case <-ctx.Done():
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= longest {
 		return false
 	}
+	time.Sleep(rand.N(longest))
+	return true
 }
 
 // apply carries out calls on a record, one after the other, and sets their outcomes. If
