@@ -56,8 +56,8 @@ func (version errNewer) Error() string {
 // DecodeRecord reads a record that [Record.Append] has written. A record without bytes is a
 // key that nothing is known about. It keeps no reference to the bytes.
 //
-// It returns an error for other bytes, and for a record of a later version. Neither may be
-// overwritten.
+// It returns an error for other bytes, and for a record of a later version. A store must not
+// overwrite them.
 func DecodeRecord(record []byte) (*Record, error) {
 	r := new(Record)
 	if len(record) == 0 {

@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// compareAndSwap is a backend whose records have revisions, as those of etcd and NATS have.
+// compareAndSwap is a backend whose records have revisions, as in etcd and NATS.
 // It deletes a record when its time to live is over, and has faults.
 type compareAndSwap struct {
 	latency time.Duration    // of each of the two steps of an Update

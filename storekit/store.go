@@ -15,8 +15,8 @@ import (
 // from any number of goroutines. They return as soon as their context is done.
 //
 // A key has up to 577 bytes, which are letters A to Z in both cases, digits and the
-// characters / = - _ and period. The backend must tell upper case from lower case: in a
-// database, that depends on the column's collation.
+// characters / = - _ and period. Upper and lower case are different keys: in a database,
+// that depends on the column's collation.
 //
 // An error that wraps [ErrNotApplied] means that nothing was written. The store repeats the
 // call then, as long as its caller waits. After any other error it is not known whether the
@@ -30,8 +30,8 @@ type Backend interface {
 	// If another writer has changed the record in the meantime, Update calls f again with the
 	// new record, as often as needed, or returns an error that wraps ErrNotApplied. f has no
 	// side effects, and the last call counts. If f returns the bytes that it was given,
-	// nothing has changed, and Update need not write: denied requests then cost no write.
-	// bytes.Equal tells.
+	// nothing has changed, and Update need not write: bytes.Equal(old, record). Denied requests
+	// then cost no write.
 	//
 	// The time should be the one of the backend, not of this process, so that all processes
 	// have the same. A backend without a clock passes time.Now(). The windows of processes

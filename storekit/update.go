@@ -285,8 +285,8 @@ func apply(old []byte, now time.Time, calls []*call) (record []byte, ttl time.Du
 	return record, ttl, nil
 }
 
-// ttlOf returns for how long a record counts that stays as it is. What is not a record has
-// another owner, who knows better than a day.
+// ttlOf returns for how long a record counts that stays as it is. Bytes that are no record
+// have no end that is known: they get a day.
 func ttlOf(record []byte, now time.Time) time.Duration {
 	end, ok := endOf(record)
 	switch {
