@@ -97,7 +97,7 @@ func (b *compareAndSwap) Delete(_ context.Context, key string) error {
 
 func (b *compareAndSwap) wait(ctx context.Context) error {
 	if b.latency == 0 {
-		return ctx.Err()
+		return nil // a write that arrives late is a write, too
 	}
 	select {
 	case <-time.After(b.latency):

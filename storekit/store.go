@@ -12,7 +12,8 @@ import (
 )
 
 // Backend keeps one record per key, of some 30 to 10,000 bytes. Its methods may be called
-// from any number of goroutines. They return as soon as their context is done.
+// from any number of goroutines. They return as soon as their context is done, which is
+// shortly before their callers stop waiting.
 //
 // A key has up to 577 bytes, which are letters A to Z in both cases, digits and the
 // characters / = - _ and period. Upper and lower case are different keys: in a database,

@@ -29,6 +29,12 @@ const (
 	// updateTimeout ends an update for callers without a deadline. A limiter's calls have one.
 	updateTimeout = 30 * time.Second
 
+	// An update's context ends before its callers stop waiting: by a tenth of the time that
+	// they have left, and by maxEarly at most. A backend that has waited in vain for a lock or
+	// a connection can then still say that it has written nothing. After a timeout, its
+	// callers would not know that, and their units would be missing in the store.
+	maxEarly = 50 * time.Millisecond
+
 	// maxTries is how often a call is made that has written nothing. A backend which gives up
 	// when it loses a race succeeds after fewer tries, also if 8 processes compete for one
 	// record all the time: in TestRaceThatTheBackendGivesUp none of 280,000 calls failed. A
@@ -202,7 +208,8 @@ func (s *backendStore) send(ctx context.Context, key string, calls []*call) {
 	if !ok {
 		deadline = time.Now().Add(updateTimeout)
 	}
-	ctx, cancel := context.WithDeadline(ctx, deadline)
+	early := max(0, min(time.Until(deadline)/10, maxEarly))
+	ctx, cancel := context.WithDeadline(ctx, deadline.Add(-early))
 	defer cancel()
 
 	var err error
@@ -233,7 +240,7 @@ func (s *backendStore) update(ctx context.Context, key string, calls []*call) er
 		})
 		switch {
 		case err == nil && !ran:
-			return s.failed(errors.New("Update has returned nil and has not called f"))
+			return s.failed(errors.New("the backend has returned nil from Update, and has not called f"))
 		case err == nil && unusable != nil:
 			return s.unchanged(fmt.Errorf("the record %q: %w", key, unusable))
 		case err == nil:

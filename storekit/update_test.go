@@ -3,6 +3,7 @@ package storekit_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -54,6 +55,32 @@ func TestBackendThatHangs(t *testing.T) {
 		got, err := take(s, "a", 0, hourly)
 		require.NoError(t, err)
 		require.EqualValues(t, 3, got.Remaining)
+	})
+}
+
+// lockedBackend waits for a lock that it does not get.
+type lockedBackend struct{ storekit.Backend }
+
+func (lockedBackend) Update(ctx context.Context, _ string, _ func([]byte, time.Time) ([]byte, time.Duration)) error {
+	<-ctx.Done()
+	return fmt.Errorf("%w: no lock: %w", storekit.ErrNotApplied, ctx.Err())
+}
+
+// A backend that waits until its context is done can say that nothing was written, before
+// its callers stop waiting.
+func TestBackendThatWaitsInVain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, test := range []struct{ timeout, took time.Duration }{
+			{50 * time.Millisecond, 45 * time.Millisecond},
+			{5 * time.Second, 4950 * time.Millisecond},
+		} {
+			s := newStore(t, lockedBackend{})
+			began := time.Now()
+			_, err := takeWithin(s, "key", test.timeout)
+			require.Equal(t, test.took, time.Since(began))
+			require.Equal(t, ratelimit.FaultRefused, s.Fault(err))
+			require.ErrorContains(t, err, "no lock")
+		}
 	})
 }
 
