@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -31,10 +32,9 @@ func TestBackendThatHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBackend()
 		release := make(chan struct{})
-		hang := true
+		var hung atomic.Bool
 		b.begin = func() error {
-			if hang {
-				hang = false
+			if !hung.Swap(true) {
 				<-release
 			}
 			return nil
