@@ -166,6 +166,18 @@ func (e Event) LogValue() slog.Value {
 	return slog.GroupValue(attrs...)
 }
 
+// Auditor keeps a record of what operators do. Record is called with the event that a call
+// will cause, and with the call's context, before the call changes anything. If it returns an
+// error, or panics, the call changes nothing and returns an error: what cannot be recorded is
+// not done. If the call fails after that, it causes no event. So a record without the event is
+// of a call that has failed, or of a program that was killed in between.
+//
+// Record should return only when the record is safe. It is called on the goroutine of the call,
+// with no lock held, and from any number of goroutines. It must not call the limiter.
+type Auditor interface {
+	Record(ctx context.Context, e Event) error
+}
+
 type (
 	actorKey  struct{}
 	reasonKey struct{}
@@ -229,6 +241,34 @@ type emitter struct {
 	report   *reporter
 	own      observer   // Options.Observe, or nil
 	registry *observers // of the limiter's registry; nil if there is none
+	audit    Auditor    // Options.Audit, or nil
+}
+
+// record hands the event of a call that changes something to the auditor. After an error the
+// call must not change anything.
+func (m *emitter) record(ctx context.Context, e Event) (err error) {
+	if m.audit == nil {
+		return nil
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	m.complete(ctx, &e)
+	defer func() {
+		if with := recover(); with != nil {
+			err = fmt.Errorf("Options.Audit has panicked: %v", with)
+		}
+		if err != nil {
+			err = fmt.Errorf("nothing was changed, because it could not be recorded: %w", err)
+		}
+	}()
+	return m.audit.Record(ctx, e)
+}
+
+// complete fills in what an event has from its limiter and its context.
+func (m *emitter) complete(ctx context.Context, e *Event) {
+	e.Time, e.Limiter, e.Actor = time.Now(), m.report.name, actorOf(ctx)
+	e.Reason, _ = ctx.Value(reasonKey{}).(string)
 }
 
 // observed reports whether anybody observes. It is asked before an event is made, so
@@ -244,8 +284,7 @@ func (m *emitter) emit(ctx context.Context, e Event) {
 	if ctx == nil {
 		ctx = context.Background()
 	}
-	e.Time, e.Limiter, e.Actor = time.Now(), m.report.name, actorOf(ctx)
-	e.Reason, _ = ctx.Value(reasonKey{}).(string)
+	m.complete(ctx, &e)
 	if m.own != nil {
 		m.call(m.own, ctx, &e)
 	}

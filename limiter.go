@@ -88,7 +88,7 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 		name: name, logger: l.opts.Logger, silence: l.opts.Silence,
 		counts: &l.counts.warnings, observed: l.events.warned,
 	}
-	l.events.report, l.events.own = l.report, l.opts.Observe
+	l.events.report, l.events.own, l.events.audit = l.report, l.opts.Observe, l.opts.Audit
 	l.key = probeKey(l.opts.Key)
 	l.message = []byte(l.opts.Message)
 	l.problem = problemHead(l.opts.Message)
@@ -151,6 +151,9 @@ func (l *Limiter) SetLimitsContext(ctx context.Context, limits ...Limit) error {
 	if err == nil {
 		err = validateStore(l.store, counted(limits))
 	}
+	if err == nil {
+		err = l.recordLimits(ctx, limits)
+	}
 	if err != nil {
 		return fmt.Errorf("ratelimit: limiter %q: SetLimits: %w", l.name, err)
 	}
@@ -169,12 +172,34 @@ func (l *Limiter) SetLimitsContext(ctx context.Context, limits ...Limit) error {
 
 // reportLimits reports each limit of p, unless the policy old had the same ones in force.
 func (l *Limiter) reportLimits(ctx context.Context, p, old *policy) {
+	for _, e := range limitsChanged(p, old) {
+		l.events.emit(ctx, e)
+	}
+}
+
+// recordLimits hands the events of a SetLimits to the auditor.
+func (l *Limiter) recordLimits(ctx context.Context, limits []Limit) error {
+	if l.events.audit == nil {
+		return nil
+	}
+	for _, e := range limitsChanged(newPolicy(l.name, limits), l.policy.Load()) {
+		if err := l.events.record(ctx, e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// limitsChanged returns an event for each limit of p, or none if the policy old has the same
+// limits in force.
+func limitsChanged(p, old *policy) (events []Event) {
 	if p.always != nil && old.always != nil && *p.always == *old.always || p.always == nil && slices.Equal(p.counted(), old.counted()) {
-		return
+		return nil
 	}
 	for i, name := range p.names {
-		l.events.emit(ctx, Event{Kind: EventLimitsChanged, Policy: name, Limit: *p.limit(i)})
+		events = append(events, Event{Kind: EventLimitsChanged, Policy: name, Limit: *p.limit(i)})
 	}
+	return events
 }
 
 // succeed takes over what the limiter has that l replaces: its counts and, on the same
@@ -611,9 +636,17 @@ func (l *Limiter) Refund(ctx context.Context, key string, n int64) error {
 	if err := l.ready(key); err != nil || n == 0 {
 		return err
 	}
+	refunded := Event{Kind: EventRefunded, Key: key, Units: n}
+	if actorOf(ctx) == "" {
+		_, err := l.adjust(ctx, key, -n, Now, p.present().under, remote.SideTimeout)
+		return err
+	}
+	if err := l.record(ctx, "Refund", refunded); err != nil {
+		return err
+	}
 	_, err := l.adjust(ctx, key, -n, Now, p.present().under, remote.SideTimeout)
-	if err == nil && actorOf(ctx) != "" {
-		l.events.emit(ctx, Event{Kind: EventRefunded, Key: key, Units: n})
+	if err == nil {
+		l.events.emit(ctx, refunded)
 	}
 	return err
 }
@@ -632,6 +665,9 @@ func (l *Limiter) Refund(ctx context.Context, key string, n int64) error {
 // counted under others, until their windows end.
 func (l *Limiter) Reset(ctx context.Context, key string) error {
 	if err := l.ready(key); err != nil {
+		return err
+	}
+	if err := l.record(ctx, "Reset", Event{Kind: EventReset, Key: key}); err != nil {
 		return err
 	}
 	limits, dropped := l.used.with(append(l.plans.all(), l.policy.Load()))
@@ -689,6 +725,10 @@ func (l *Limiter) Block(ctx context.Context, key string, d time.Duration) error 
 	if len(limits) == 0 {
 		return fmt.Errorf("ratelimit: limiter %q: Block: it counts under no limit: add one to Options.Limits", l.name)
 	}
+	blocked := Event{Kind: EventBlocked, Key: key, Duration: d}
+	if err := l.record(ctx, "Block", blocked); err != nil {
+		return err
+	}
 	block := l.engine.Block
 	if l.remote != nil {
 		block = l.remote.Block
@@ -696,10 +736,19 @@ func (l *Limiter) Block(ctx context.Context, key string, d time.Duration) error 
 	if err := block(ctx, key, rule.Block{Until: int64(d)}, engineLimits(withoutBlocks(limits))); err != nil {
 		return l.wrap(publicError(err))
 	}
-	l.events.emit(ctx, Event{Kind: EventBlocked, Key: key, Duration: d})
+	l.events.emit(ctx, blocked)
 	if dropped {
 		return fmt.Errorf("ratelimit: limiter %q: Block: it has used limits of more than %d algorithms and windows: the key is blocked "+
 			"under the last %[2]d alone: use fewer in Options.LimitsFor and SetLimits", l.name, maxUsed)
+	}
+	return nil
+}
+
+// record hands the event of a call to the auditor. After an error the call must not change
+// anything.
+func (l *Limiter) record(ctx context.Context, call string, e Event) error {
+	if err := l.events.record(ctx, e); err != nil {
+		return fmt.Errorf("ratelimit: limiter %q: %s: %w", l.name, call, err)
 	}
 	return nil
 }

@@ -205,6 +205,11 @@ type Options struct {
 	// limiters together.
 	Observe func(context.Context, Event)
 
+	// Audit records what is done to the limiter by hand before it takes effect: a
+	// [Limiter.Reset], a [Limiter.Block], a SetLimits, and a [Limiter.Refund] in the name
+	// of an actor. Nil records nothing. Package audit has one, with places to write to.
+	Audit Auditor
+
 	// Logger gets the limiter's warnings, and the store that it counts in. Nothing that
 	// a client has sent is logged, with one exception: the name of a Redis key that does
 	// not hold a counter, in which the client's key is escaped. Nil means

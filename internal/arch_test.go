@@ -56,7 +56,8 @@ var mayImport = map[string]allowance{
 	"internal/calendar": {},
 	"internal/engine":   {sameModule: "internal/rule"},
 	"internal/table":    {sameModule: "internal/rule"},
-	"internal/snapshot": {sameModule: "internal/rule internal/table", foreign: xSys},
+	"internal/filelock": {},
+	"internal/snapshot": {sameModule: "internal/rule internal/table internal/filelock", foreign: xSys},
 
 	// Redis.
 	"internal/batch":       {},
@@ -93,7 +94,7 @@ var mayImport = map[string]allowance{
 	"ratelimittest": {sameModule: "."},
 	"storetest":     {sameModule: "."},
 	"storekit":      {sameModule: ". internal/rule internal/batch"},
-	"audit":         {sameModule: "."},
+	"audit":         {sameModule: ". internal/filelock"},
 	"admin":         {sameModule: ". audit"},
 
 	// Programs.

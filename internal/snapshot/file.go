@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ratelimit-go/ratelimit/internal/filelock"
 	"github.com/ratelimit-go/ratelimit/internal/table"
 )
 
@@ -54,7 +55,7 @@ func Open(path string, wait time.Duration) (*File, error) {
 		if err == nil {
 			return f, nil
 		}
-		if err != errLocked {
+		if err != filelock.ErrLocked {
 			return nil, err
 		}
 		if time.Since(start) >= wait {
@@ -242,7 +243,7 @@ func (f *File) rewrite(header Header, m *table.Mirror, commit Commit) (size int6
 	if err != nil {
 		return 0, err
 	}
-	if err = flock(file); err == nil {
+	if err = filelock.Lock(file); err == nil {
 		size, err = f.writeAll(file, header, m, commit)
 	}
 	if !locksData {

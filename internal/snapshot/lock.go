@@ -8,6 +8,8 @@ import (
 	"os"
 	"strconv"
 	"strings"
+
+	"github.com/ratelimit-go/ratelimit/internal/filelock"
 )
 
 // This file keeps other processes from using the same snapshot. How each system
@@ -37,12 +39,11 @@ const lockSize = 20 // a process id, spaces, and a newline
 var ErrInUse = errors.New("the file is in use")
 
 var (
-	errLocked  = errors.New("locked")
 	errReplace = errors.New("it is not the file that this process has read or written, and so is not replaced: " +
 		"end the process that writes it, if there is one, and move it away")
 )
 
-// acquire takes both locks of f. It does not wait: it returns errLocked if
+// acquire takes both locks of f. It does not wait: it returns filelock.ErrLocked if
 // another process has one of them.
 func (f *File) acquire() error {
 	held, err := lockCompanion(f.path)
@@ -87,7 +88,7 @@ func (f *File) checkLock() error {
 		return nil
 	}
 	held, err := lockCompanion(f.path)
-	if err == errLocked {
+	if err == filelock.ErrLocked {
 		return fmt.Errorf("somebody has removed %s, and now %w", f.path+lockSuffix, inUse(f.path))
 	}
 	if err != nil {
@@ -109,7 +110,7 @@ func (f *File) replaceData(file *os.File) {
 }
 
 // lockCompanion locks the file beside a snapshot until it is closed or the process
-// ends. It does not wait: it returns errLocked if another process has the lock.
+// ends. It does not wait: it returns filelock.ErrLocked if another process has the lock.
 // It neither follows a link nor writes into a file that is not a lock.
 func lockCompanion(path string) (held *os.File, err error) {
 	path += lockSuffix
@@ -127,7 +128,7 @@ func lockCompanion(path string) (held *os.File, err error) {
 			held.Close()
 		}
 	}()
-	if err := flock(held); err != nil {
+	if err := filelock.Lock(held); err != nil {
 		return nil, err
 	}
 	info, err := held.Stat() // of what was opened
@@ -146,13 +147,13 @@ func lockCompanion(path string) (held *os.File, err error) {
 		return nil, wrong("another file")
 	}
 	if locksData && !isAt(held, path) { // it was removed before it was locked
-		return nil, errLocked
+		return nil, filelock.ErrLocked
 	}
 	return held, nil
 }
 
 // lockData locks the snapshot itself. It does not wait. It returns nil if there
-// is no snapshot, and errLocked if another process has it.
+// is no snapshot, and filelock.ErrLocked if another process has it.
 func lockData(path string) (*os.File, error) {
 	if !locksData {
 		return nil, nil
@@ -167,9 +168,9 @@ func lockData(path string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = flock(file)
+	err = filelock.Lock(file)
 	if err == nil && !isAt(file, path) { // its owner has just replaced it
-		err = errLocked
+		err = filelock.ErrLocked
 	}
 	if err != nil {
 		file.Close()

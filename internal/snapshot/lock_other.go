@@ -14,6 +14,4 @@ func openLock(string) (*os.File, error) {
 	return nil, errors.New("this system has no way to keep a second process out")
 }
 
-func flock(*os.File) error { return nil }
-
 func syncDir(string) error { return nil }

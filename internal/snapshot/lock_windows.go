@@ -3,6 +3,8 @@ package snapshot
 import (
 	"os"
 	"syscall"
+
+	"github.com/ratelimit-go/ratelimit/internal/filelock"
 )
 
 // locksData means that the snapshot itself is locked, too. It is not needed
@@ -12,7 +14,7 @@ const locksData = false
 
 // openLock opens a lock, or creates it. If path is a link, it opens the link
 // itself. Other processes can only read the file until it is closed or the
-// process ends. openLock returns errLocked if another process has it.
+// process ends. openLock returns [filelock.ErrLocked] if another process has it.
 func openLock(path string) (*os.File, error) {
 	name, err := syscall.UTF16PtrFromString(path)
 	if err != nil {
@@ -25,13 +27,10 @@ func openLock(path string) (*os.File, error) {
 	case nil:
 		return os.NewFile(uintptr(h), path), nil
 	case sharingViolation:
-		return nil, errLocked
+		return nil, filelock.ErrLocked
 	}
 	return nil, &os.PathError{Op: "open", Path: path, Err: err}
 }
-
-// flock does nothing: openLock has already locked the file.
-func flock(*os.File) error { return nil }
 
 // syncDir does nothing: on Windows a rename is durable when it returns.
 func syncDir(string) error { return nil }

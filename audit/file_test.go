@@ -1,0 +1,215 @@
+package audit_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/audit"
+	"github.com/stretchr/testify/require"
+)
+
+func openFile(t *testing.T, name string) *audit.File {
+	t.Helper()
+	f, err := audit.OpenFile(name)
+	require.NoError(t, err)
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+func write(t *testing.T, f *audit.File, kinds ...audit.Kind) {
+	t.Helper()
+	var records []audit.Record
+	for _, kind := range kinds {
+		records = append(records, audit.Record{Kind: kind, Time: time.Unix(1_800_000_000, 0).UTC(), Service: "shop", Instance: "web-1"})
+	}
+	require.NoError(t, f.Write(t.Context(), records, true))
+}
+
+// kindsIn returns the kinds of the records in a file.
+func kindsIn(t *testing.T, name string) (kinds string) {
+	t.Helper()
+	text, err := os.ReadFile(name)
+	require.NoError(t, err)
+	for line := range strings.Lines(string(text)) {
+		var r audit.Record
+		require.NoError(t, json.Unmarshal([]byte(line), &r), "%q", line)
+		kinds += string(r.Kind) + " "
+	}
+	return strings.TrimSpace(kinds)
+}
+
+func TestFile(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "audit.jsonl")
+	f := openFile(t, name)
+	write(t, f, "denied", "released")
+	info, err := os.Stat(name)
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o600), info.Mode().Perm())
+
+	_, err = audit.OpenFile(name)
+	require.ErrorContains(t, err, "is in use: give each process a file of its own")
+	require.NoError(t, f.Close())
+	require.NoError(t, f.Close())
+	require.ErrorIs(t, f.Write(t.Context(), nil, true), os.ErrClosed)
+
+	f = openFile(t, name)
+	write(t, f, "reset")
+	text, err := os.ReadFile(name)
+	require.NoError(t, err)
+	require.Equal(t, `{"kind":"denied","time":"2027-01-15T08:00:00Z","service":"shop","instance":"web-1"}
+{"kind":"released","time":"2027-01-15T08:00:00Z","service":"shop","instance":"web-1"}
+{"kind":"reset","time":"2027-01-15T08:00:00Z","service":"shop","instance":"web-1"}
+`, string(text))
+
+	_, err = audit.OpenFile(t.TempDir())
+	require.Error(t, err)
+}
+
+// A file that is renamed is left alone from then on, and a new one begins.
+func TestFileIsRotated(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "audit.jsonl")
+	f := openFile(t, name)
+	write(t, f, "denied")
+	require.NoError(t, os.Rename(name, name+".1"))
+	write(t, f, "released")
+	require.Equal(t, "denied", kindsIn(t, name+".1"))
+	require.Equal(t, "released", kindsIn(t, name))
+	require.NoError(t, os.Remove(name))
+	write(t, f, "reset")
+	require.Equal(t, "reset", kindsIn(t, name))
+}
+
+// A line that was cut off, by a crash for example, is removed.
+func TestFileWithACutLine(t *testing.T) {
+	for name, cut := range map[string]string{"short": `{"kind":"rel`, "long": strings.Repeat("x", 200_000), "only": ""} {
+		t.Run(name, func(t *testing.T) {
+			name := filepath.Join(t.TempDir(), "audit.jsonl")
+			whole := `{"kind":"denied"}` + "\n"
+			if cut == "" {
+				whole, cut = "", `{"kind`
+			}
+			require.NoError(t, os.WriteFile(name, []byte(whole+cut), 0o600))
+			write(t, openFile(t, name), "reset")
+			require.Equal(t, strings.TrimSpace(map[bool]string{true: "denied"}[whole != ""]+" reset"), kindsIn(t, name))
+		})
+	}
+}
+
+// "Was 203.0.113.7 denied last Tuesday?" can be answered as long as the secret exists, also
+// by a program that was started later.
+func TestRead(t *testing.T) {
+	dir := t.TempDir()
+	name, secretsFile := filepath.Join(dir, "audit.jsonl"), filepath.Join(dir, "audit.secrets")
+	open := func() (*audit.Trail, *audit.File) {
+		f := openFile(t, name)
+		secrets, err := audit.OpenSecrets(secretsFile, 90*24*time.Hour)
+		require.NoError(t, err)
+		trail, err := audit.New(audit.Options{Sink: f, Secrets: secrets})
+		require.NoError(t, err)
+		return trail, f
+	}
+	trail, f := open()
+	for i := range 300 {
+		e := denial("api", fmt.Sprint("key ", i))
+		if i == 150 {
+			e = denial("login", "203.0.113.7")
+		}
+		trail.Observe(t.Context(), e)
+	}
+	require.NoError(t, trail.Record(t.Context(), ratelimit.Event{Kind: ratelimit.EventReset, Time: time.Now(), Limiter: "login", Key: "203.0.113.7", Actor: "alice"}))
+	require.NoError(t, trail.Close())
+	require.NoError(t, f.Close())
+
+	info, err := os.Stat(secretsFile)
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o600), info.Mode().Perm())
+	trail, _ = open()
+	defer trail.Close()
+	kinds := func(q audit.Query) (kinds []audit.Kind) {
+		found, err := trail.Read(t.Context(), q)
+		require.NoError(t, err)
+		for _, r := range found {
+			kinds = append(kinds, r.Kind)
+		}
+		return kinds
+	}
+	require.Equal(t, []audit.Kind{"released", "denied", "reset"}, kinds(audit.Query{Key: "203.0.113.7"}), "the newest first; the queue is behind calls of operators")
+	require.Equal(t, []audit.Kind{"released"}, kinds(audit.Query{Key: "203.0.113.7", Most: 1}))
+	require.Equal(t, []audit.Kind{"reset"}, kinds(audit.Query{Actor: "alice"}))
+	require.Equal(t, []audit.Kind{"denied"}, kinds(audit.Query{Limiter: "login", Kind: "denied"}))
+	require.Len(t, kinds(audit.Query{}), 100)
+	require.Len(t, kinds(audit.Query{Most: 1000, Limiter: "api"}), 201, "100 episodes, and what was suppressed")
+	require.Empty(t, kinds(audit.Query{Key: "203.0.113.8"}))
+	require.Empty(t, kinds(audit.Query{From: time.Now().Add(time.Hour)}))
+	require.Empty(t, kinds(audit.Query{To: time.Now().Add(-time.Hour)}))
+
+	require.NoError(t, os.WriteFile(secretsFile, []byte("junk"), 0o600))
+	_, err = audit.OpenSecrets(secretsFile, 90*24*time.Hour)
+	require.ErrorContains(t, err, "does not hold secrets")
+}
+
+// Whatever an operator has done before the program is killed is in the trail.
+func TestKilledAfterACall(t *testing.T) {
+	if name := os.Getenv("RATELIMIT_AUDIT_FILE"); name != "" {
+		resetForever(name)
+		return
+	}
+	name := filepath.Join(t.TempDir(), "audit.jsonl")
+	for range 5 {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestKilledAfterACall$")
+		cmd.Env = append(os.Environ(), "RATELIMIT_AUDIT_FILE="+name)
+		out, err := cmd.StdoutPipe()
+		require.NoError(t, err)
+		require.NoError(t, cmd.Start())
+		lines := bufio.NewScanner(out)
+		var last string
+		for range 20 {
+			require.True(t, lines.Scan())
+			last = lines.Text()
+		}
+		require.NoError(t, cmd.Process.Kill())
+		for lines.Scan() { // what it has done in the meantime
+			last = lines.Text()
+		}
+		_ = cmd.Wait()
+		f := openFile(t, name)
+		found, err := f.Read(t.Context(), audit.Query{Key: last, Kind: "reset"})
+		require.NoError(t, err)
+		require.NotEmpty(t, found, "the record of %q", last)
+		require.Equal(t, audit.Intended, found[len(found)-1].Outcome)
+		require.NoError(t, f.Close())
+		kindsIn(t, name) // each line is whole
+	}
+}
+
+// resetForever resets keys and prints the key of each Reset that has taken effect.
+func resetForever(name string) {
+	f, err := audit.OpenFile(name)
+	if err != nil {
+		panic(err)
+	}
+	trail, err := audit.New(audit.Options{Sink: f, PlainKeys: true})
+	if err != nil {
+		panic(err)
+	}
+	l, err := ratelimit.New("login", ratelimit.Options{Limits: []ratelimit.Limit{ratelimit.FixedWindow(5, time.Minute)}, Observe: trail.Observe, Audit: trail})
+	if err != nil {
+		panic(err)
+	}
+	for i := 0; ; i++ {
+		key := fmt.Sprintf("%d-%d", os.Getpid(), i)
+		if err := l.Reset(ratelimit.WithActor(context.Background(), "alice"), key); err != nil {
+			panic(err)
+		}
+		fmt.Println(key)
+	}
+}

@@ -1,0 +1,133 @@
+package audit
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+)
+
+// This file has pseudonyms. The pseudonym of a key is its HMAC-SHA-256 under a secret, cut to
+// 128 bits. While the secret exists, the records of a key can be found by anybody who has the
+// secret and the key. When it has been deleted, nobody can find out whether a pseudonym is the
+// one of a key, even by trying all keys that there can be.
+//
+// A secret is used for a third of the time that it exists. So the records of a key can be
+// found for two thirds of that time at least, and for all of it at most.
+
+// Secrets keeps the secrets of pseudonyms. Its method may be called from any number of
+// goroutines.
+type Secrets interface {
+	// Secrets returns the secrets that exist at a time, the one to use first. It makes one if
+	// the latest is older than a third of the time that secrets exist, and deletes those that
+	// are older than that time.
+	Secrets(ctx context.Context, now time.Time) ([]Secret, error)
+}
+
+// Secret is what pseudonyms of one epoch are made with.
+type Secret struct {
+	Epoch  string    `json:"epoch"` // its name
+	Begins time.Time `json:"begins"`
+	Bytes  []byte    `json:"secret"` // 32 random bytes
+}
+
+// Pseudonym returns the pseudonym of a key, in 22 letters, digits, hyphens and underscores.
+func (s *Secret) Pseudonym(key string) string {
+	mac := hmac.New(sha256.New, s.Bytes)
+	mac.Write([]byte(key))
+	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil)[:16])
+}
+
+// minKeep is the shortest time that secrets exist.
+const minKeep = 3 * time.Hour
+
+// FileSecrets are [Secrets] in a file, or in memory.
+type FileSecrets struct {
+	file string // empty for memory
+	keep time.Duration
+
+	mu  sync.Mutex
+	all []Secret // the newest first
+}
+
+// OpenSecrets returns secrets in a file, which only the program's user may read. Whoever can
+// read the file can find out whose records are in the trail, so it should not be in the backups
+// of the trail. A program that writes to a trail of its own has secrets of its own. Each
+// secret is deleted after keep, which is at least 3 hours; 90 days is a good value.
+//
+// Without a file the secrets are in memory: the records of a key can be found until the program
+// ends.
+func OpenSecrets(file string, keep time.Duration) (*FileSecrets, error) {
+	if keep < minKeep {
+		return nil, fmt.Errorf("audit: secrets that are kept for %v: want at least %v", keep, minKeep)
+	}
+	s := &FileSecrets{file: file, keep: keep}
+	if file == "" {
+		return s, nil
+	}
+	text, err := os.ReadFile(file)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return s, nil
+	case err != nil:
+		return nil, fmt.Errorf("audit: %w", err)
+	}
+	if err := json.Unmarshal(text, &s.all); err != nil {
+		return nil, fmt.Errorf("audit: %s does not hold secrets of pseudonyms: %w: move it away to begin with new ones", file, err)
+	}
+	return s, nil
+}
+
+// Secrets implements [Secrets].
+func (s *FileSecrets) Secrets(_ context.Context, now time.Time) ([]Secret, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := slices.DeleteFunc(slices.Clone(s.all), func(secret Secret) bool { return now.Sub(secret.Begins) >= s.keep })
+	if len(all) == 0 || now.Sub(all[0].Begins) >= s.keep/3 {
+		made := Secret{Epoch: now.UTC().Format("20060102T150405Z"), Begins: now.UTC(), Bytes: make([]byte, 32)}
+		rand.Read(made.Bytes) // it never fails
+		all = slices.Insert(all, 0, made)
+	}
+	if len(all) != len(s.all) || all[0].Epoch != s.all[0].Epoch {
+		if err := s.write(all); err != nil {
+			return nil, fmt.Errorf("audit: %w", err)
+		}
+		s.all = all
+	}
+	return slices.Clone(all), nil
+}
+
+// write replaces the file. s.mu must be held.
+func (s *FileSecrets) write(all []Secret) (err error) {
+	if s.file == "" {
+		return nil
+	}
+	text, err := json.MarshalIndent(all, "", "\t")
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(s.file), filepath.Base(s.file)+".*") // only its user may read it
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			os.Remove(f.Name())
+		}
+	}()
+	_, err = f.Write(text)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), s.file)
+}

@@ -1,0 +1,326 @@
+package audit_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/audit"
+	"github.com/ratelimit-go/ratelimit/ratelimittest"
+	"github.com/stretchr/testify/require"
+)
+
+// memory is a sink that keeps its records, and fails as a test says.
+type memory struct {
+	mu      sync.Mutex
+	records []audit.Record
+	durable int // calls
+	err     error
+	hang    chan struct{} // Write waits until it is closed
+}
+
+func (m *memory) Write(ctx context.Context, records []audit.Record, durable bool) error {
+	m.mu.Lock()
+	hang := m.hang
+	m.mu.Unlock()
+	if hang != nil {
+		select {
+		case <-hang:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.err != nil {
+		return m.err
+	}
+	m.records = append(m.records, records...)
+	if durable {
+		m.durable++
+	}
+	return nil
+}
+
+func (m *memory) fail(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.err = err
+}
+
+// all returns the records so far, with their kinds and counts as text.
+func (m *memory) all() (records []audit.Record, text string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, r := range m.records {
+		text += fmt.Sprintf("%s%s %d\n", r.Kind, r.Outcome, r.Count)
+	}
+	return append(records, m.records...), text
+}
+
+// start returns a trail with a sink. The test closes it.
+func start(t *testing.T, set func(*audit.Options)) (*audit.Trail, *memory) {
+	t.Helper()
+	sink := new(memory)
+	opts := audit.Options{Sink: sink, Service: "shop", Instance: "web-1", Logger: slog.New(slog.DiscardHandler)}
+	if set != nil {
+		set(&opts)
+	}
+	trail, err := audit.New(opts)
+	require.NoError(t, err)
+	t.Cleanup(func() { trail.Close() })
+	return trail, sink
+}
+
+func denial(limiter, key string) ratelimit.Event {
+	return ratelimit.Event{
+		Kind: ratelimit.EventDenied, Time: time.Now(), Limiter: limiter, Key: key, Policy: limiter, Units: 1,
+		Limit: ratelimit.FixedWindow(5, time.Minute), Decision: ratelimit.Decision{Limit: ratelimit.FixedWindow(5, time.Minute), RetryAfter: 20 * time.Second},
+	}
+}
+
+// A million denials of one key are one episode: two records.
+func TestEpisode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		trail, sink := start(t, nil)
+		began := time.Now().UTC()
+		for i := range 1_000_000 {
+			if i%1000 == 0 {
+				time.Sleep(100 * time.Millisecond)
+			}
+			trail.Observe(t.Context(), denial("login", "203.0.113.7"))
+		}
+		last := time.Now().UTC()
+		records, _ := sink.all()
+		require.Len(t, records, 1)
+		require.Equal(t, audit.Record{
+			Kind: "denied", Time: began.Add(100 * time.Millisecond), Service: "shop", Instance: "web-1", Limiter: "login", Policy: "login",
+			Limit: "5/1m fixed", Units: 1, Source: "store", Pseudonym: records[0].Pseudonym, Epoch: records[0].Epoch, Until: at(began.Add(20*time.Second + 100*time.Millisecond)),
+		}, records[0])
+
+		time.Sleep(5*time.Minute + time.Second)
+		records, _ = sink.all()
+		require.Len(t, records, 2)
+		require.WithinDuration(t, last.Add(5*time.Minute), records[1].Time, time.Second)
+		require.Equal(t, audit.Record{
+			Kind: audit.Released, Time: records[1].Time, Service: "shop", Instance: "web-1", Limiter: "login", Policy: "login", Limit: "5/1m fixed",
+			Units: 1_000_000, Count: 1_000_000, Source: "store", Pseudonym: records[0].Pseudonym, Epoch: records[0].Epoch,
+			Since: at(records[0].Time), Until: at(last.Add(20 * time.Second)), Ended: "quiet",
+		}, records[1])
+
+		trail.Observe(t.Context(), denial("login", "203.0.113.7"))
+		require.NoError(t, trail.Close())
+		_, text := sink.all()
+		require.Equal(t, "denied 0\nreleased 1000000\ndenied 0\nreleased 1\n", text)
+	})
+}
+
+func at(t time.Time) *time.Time { return &t }
+
+// A flood of keys is cut to 100 records per second and limiter, and the rest is counted.
+func TestFloodOfKeys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		trail, sink := start(t, nil)
+		for i := range 30_000 {
+			trail.Observe(t.Context(), denial("login", fmt.Sprint("key", i)))
+		}
+		blocked := denial("login", "another")
+		blocked.Kind = ratelimit.EventBlocked
+		trail.Observe(t.Context(), blocked)
+		trail.Observe(t.Context(), denial("api", "key"))
+		time.Sleep(1500 * time.Millisecond)
+		records, text := sink.all()
+		require.Len(t, records, 102)
+		require.Equal(t, 101, strings.Count(text, "denied 0\n"))
+		require.Equal(t, audit.Record{Kind: audit.Suppressed, Time: records[101].Time, Service: "shop", Instance: "web-1", Limiter: "login", Count: 29_901}, records[101])
+	})
+}
+
+// There are at most 16,384 episodes. The oldest one ends if there are more.
+func TestManyEpisodes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		trail, sink := start(t, nil)
+		time.Sleep(500 * time.Millisecond) // between two ticks
+		for i := range 16_384 {
+			if i%90 == 0 {
+				time.Sleep(time.Second)
+			}
+			trail.Observe(t.Context(), denial("login", fmt.Sprint("key", i)))
+			trail.Observe(t.Context(), denial("login", "always"))
+		}
+		time.Sleep(time.Second)
+		records, text := sink.all()
+		require.Equal(t, 16_385, strings.Count(text, "denied 0\n"))
+		var ended []string
+		for _, r := range records {
+			if r.Kind == audit.Released {
+				ended = append(ended, r.Ended)
+			}
+		}
+		require.Equal(t, []string{"evicted"}, ended)
+		require.Zero(t, trail.Dropped())
+	})
+}
+
+// A sink that fails delays nobody and loses nothing that fits into the queue. What does not
+// fit is a gap.
+func TestSinkThatFails(t *testing.T) {
+	for name, set := range map[string]func(*memory, bool){
+		"error": func(m *memory, fails bool) {
+			m.fail(nil)
+			if fails {
+				m.fail(errors.New("no space left on device"))
+			}
+		},
+		"hangs": func(m *memory, fails bool) {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			if m.hang = nil; fails {
+				m.hang = make(chan struct{})
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var log strings.Builder
+				trail, sink := start(t, func(o *audit.Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+				set(sink, true)
+				warning := ratelimit.Event{Kind: ratelimit.EventWarning, Limiter: "login", Code: ratelimit.CodeStoreFailed, Time: time.Now()}
+				began := time.Now()
+				for range 9000 {
+					trail.Observe(t.Context(), warning)
+				}
+				require.Equal(t, began, time.Now())
+				require.EqualValues(t, 9000-8192, trail.Dropped())
+				time.Sleep(time.Minute)
+				require.Error(t, trail.Record(t.Context(), ratelimit.Event{Kind: ratelimit.EventReset, Time: time.Now(), Limiter: "login", Key: "k", Actor: "alice"}))
+
+				set(sink, false)
+				time.Sleep(10 * time.Second)
+				records, _ := sink.all()
+				require.Len(t, records, 8193)
+				gap := records[8192]
+				require.Equal(t, audit.Record{Kind: audit.Gap, Time: gap.Time, Service: "shop", Instance: "web-1", Count: 9000 - 8192, Since: at(began.UTC())}, gap)
+				require.Equal(t, 1, strings.Count(log.String(), "level=ERROR"))
+				require.Equal(t, 1, strings.Count(log.String(), "level=INFO"))
+			})
+		})
+	}
+}
+
+// With a limiter: calls of operators are recorded before and after, and what cannot be recorded
+// is not done.
+func TestCallsByHand(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		trail, sink := start(t, func(o *audit.Options) {
+			o.PlainKeys = true
+			o.Request = func(ctx context.Context) (string, string) { return "POST /login", "r-1" }
+		})
+		l := ratelimittest.New(t, ratelimit.Options{
+			Limits: []ratelimit.Limit{ratelimit.FixedWindow(1, time.Hour).Block(2 * time.Hour)}, Observe: trail.Observe, Audit: trail,
+		})
+		ctx := ratelimit.WithReason(ratelimit.WithActor(t.Context(), "alice"), "ticket 7")
+		for range 3 {
+			_, err := l.Take(t.Context(), "key")
+			require.NoError(t, err)
+		}
+		require.NoError(t, l.Reset(ctx, "key"))
+		require.NoError(t, l.Block(ctx, "key", time.Minute))
+		require.NoError(t, l.Refund(ctx, "key", 1))
+		require.NoError(t, l.SetLimitsContext(ctx, ratelimit.FixedWindow(7, time.Hour)))
+		sink.fail(errors.New("no space left on device"))
+		require.ErrorContains(t, l.Reset(ctx, "key"), "no space left")
+		d, err := l.Take(t.Context(), "key")
+		require.NoError(t, err)
+		require.True(t, d.Blocked, "the Reset has not happened")
+		sink.fail(nil)
+		require.NoError(t, trail.Close())
+		require.Error(t, l.Reset(ctx, "key"), "the trail is closed")
+
+		records, text := sink.all()
+		require.Equal(t, `resetintended 0
+blockedintended 0
+refundedintended 0
+limits-changedintended 0
+denied 0
+blocked 0
+resetdone 0
+released 2
+blockeddone 0
+refundeddone 0
+limits-changeddone 0
+denied 0
+released 1
+`, text)
+		require.Equal(t, 4, sink.durable-1, "and one by Close")
+		for _, r := range records[:4] {
+			require.Equal(t, []string{"alice", "ticket 7", "POST /login", "r-1"}, []string{r.Actor, r.Reason, r.Route, r.RequestID})
+		}
+		require.Equal(t, "key", records[0].Key)
+		require.Equal(t, "7/1h fixed", records[3].Limit)
+		require.Equal(t, "reset", records[7].Ended)
+		require.NotNil(t, records[5].Until)
+		require.Equal(t, 2*time.Hour, records[5].Until.Sub(records[5].Time))
+	})
+}
+
+// Without PlainKeys a record has neither the key nor the text of an error, which may have keys
+// in it.
+func TestPseudonyms(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		secrets, err := audit.OpenSecrets("", 90*24*time.Hour)
+		require.NoError(t, err)
+		const key = "203.0.113.7"
+		var records []audit.Record
+		for range 4 { // 4 months
+			trail, sink := start(t, func(o *audit.Options) { o.Secrets = secrets })
+			trail.Observe(t.Context(), denial("login", key))
+			trail.Observe(t.Context(), ratelimit.Event{Kind: ratelimit.EventWarning, Time: time.Now(), Limiter: "login", Key: key, Err: errors.New("the record " + key)})
+			require.NoError(t, trail.Close())
+			month, _ := sink.all()
+			records = append(records, month...)
+			time.Sleep(30*24*time.Hour + time.Minute)
+		}
+		text, err := json.Marshal(records)
+		require.NoError(t, err)
+		require.NotContains(t, string(text), key)
+
+		exist, err := secrets.Secrets(t.Context(), time.Now())
+		require.NoError(t, err)
+		found := map[string]bool{}
+		for _, s := range exist {
+			require.Less(t, time.Since(s.Begins), 90*24*time.Hour)
+			found[s.Pseudonym(key)] = true
+		}
+		epochs := map[string]bool{}
+		for _, r := range records {
+			epochs[r.Epoch] = true
+			require.Equal(t, time.Since(r.Time) < 62*24*time.Hour, found[r.Pseudonym], "a record of %v", r.Time)
+		}
+		require.Len(t, epochs, 4)
+	})
+}
+
+func TestNew(t *testing.T) {
+	_, err := audit.New(audit.Options{})
+	require.ErrorContains(t, err, "Options.Sink is nil")
+	_, err = audit.OpenSecrets("", time.Hour)
+	require.ErrorContains(t, err, "at least 3h")
+	_, err = audit.New(audit.Options{Sink: new(memory), Secrets: noSecrets{}})
+	require.ErrorContains(t, err, "has returned none")
+	trail, _ := start(t, nil)
+	_, err = trail.Read(t.Context(), audit.Query{})
+	require.ErrorContains(t, err, "cannot be read")
+}
+
+type noSecrets struct{}
+
+func (noSecrets) Secrets(context.Context, time.Time) ([]audit.Secret, error) { return nil, nil }

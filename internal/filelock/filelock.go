@@ -1,0 +1,8 @@
+// Package filelock locks files that are open, so that one process uses them at a time.
+package filelock
+
+import "errors"
+
+// ErrLocked is the error for a file that is locked by another process, or through another
+// open file.
+var ErrLocked = errors.New("locked")
