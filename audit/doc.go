@@ -1,5 +1,5 @@
-// Package audit keeps a trail of what limiters refuse and of what operators do to them: who
-// was denied, when and under which limit, who was unblocked, by whom and why.
+// Package audit keeps a trail of what limiters refuse and of what operators do to them: which
+// key was denied, when and under which limit, and which key was unblocked, by whom and why.
 //
 // A [Trail] turns the events of limiters into records and writes them to a [Sink]: a file of
 // JSON lines ([OpenFile]), a logger ([NewLogSink]), or a sink of one's own.

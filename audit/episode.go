@@ -36,7 +36,7 @@ const (
 	endedClosed  = "closed"  // the trail was closed
 )
 
-// An episodeID stands for a limiter and a key. Keys may be long, so it has two hashes of them
+// An episodeID identifies a limiter and a key. Keys may be long, so it has two hashes of them
 // under random seeds.
 type episodeID [2]uint64
 
@@ -50,7 +50,7 @@ type episode struct {
 	until *time.Time
 }
 
-// episodes are those of a trail, whose lock guards them.
+// episodes are the episodes of a trail in progress. The lock of the trail guards them.
 type episodes struct {
 	seeds    [2]maphash.Seed
 	of       map[episodeID]*list.Element

@@ -139,8 +139,7 @@ func (s *File) follow() error {
 	return errors.Join(before.Sync(), before.Close())
 }
 
-// Read implements [Reader] for the file, without those that it was renamed to: it reads all
-// of it.
+// Read implements [Reader]. It reads all of the present file, and no files that were renamed.
 func (s *File) Read(ctx context.Context, q Query) (found []Record, err error) {
 	f, err := os.Open(s.name)
 	if err != nil {

@@ -10,8 +10,8 @@ import (
 
 // Record is one line of the trail. Fields without a value are left out of its JSON form.
 //
-// The fields are those that NIST SP 800-53 (revision 5, control AU-3) asks for: what happened,
-// when, where, the source, the outcome, and the identities of who was involved.
+// NIST SP 800-53 (revision 5, control AU-3) asks for these fields: what happened, when, where,
+// the source, the outcome, and the identities involved.
 type Record struct {
 	Kind Kind      `json:"kind"`
 	Time time.Time `json:"time"` // in UTC, by the wall clock of the instance
@@ -27,7 +27,7 @@ type Record struct {
 	Reason  string  `json:"reason,omitempty"`
 	Outcome Outcome `json:"outcome,omitempty"`
 
-	// Pseudonym stands for the key that was denied, blocked or reset, and Epoch names the
+	// Pseudonym is the pseudonym of the key that was denied, blocked or reset, and Epoch names the
 	// secret that it was made with. With Options.PlainKeys, Key has the key itself.
 	Pseudonym string `json:"pseudonym,omitempty"`
 	Epoch     string `json:"epoch,omitempty"`
@@ -36,7 +36,7 @@ type Record struct {
 	Policy string `json:"policy,omitempty"` // the limit's name, as in the header fields
 	Limit  string `json:"limit,omitempty"`  // the limit in force, as ratelimit.ParseLimit reads it
 	Units  int64  `json:"units,omitempty"`  // that were asked for, or refunded; of an episode, all of them together
-	Count  int64  `json:"count,omitempty"`  // how many events the record stands for, if more than one
+	Count  int64  `json:"count,omitempty"`  // how many events the record is about, if more than one
 	Source string `json:"source,omitempty"` // where a decision was made; see ratelimit.Source
 
 	Since *time.Time `json:"since,omitempty"` // when an episode or a gap has begun
@@ -55,13 +55,13 @@ type Kind string
 
 const (
 	// Released ends an episode: a key that was denied has not been denied again for 5 minutes,
-	// or Ended says why else. Since is when the episode began, and Count has how many denials
+	// or Ended has another reason. Since is when the episode began, and Count has how many denials
 	// it had.
 	Released Kind = "released"
-	// Suppressed stands for Count events of a limiter within a second: more than 100 keys
+	// Suppressed is about Count events of a limiter within a second: more than 100 keys
 	// were denied or blocked in it for the first time.
 	Suppressed Kind = "suppressed"
-	// Gap stands for Count records that are missing, since Since: the sink did not take them,
+	// Gap is about Count records that are missing, since Since: the sink did not take them,
 	// and the queue was full.
 	Gap Kind = "gap"
 )
@@ -132,7 +132,7 @@ type Query struct {
 	From, To time.Time // From is included, To is not; zero for no bound
 	Most     int       // how many records to return; 0 for 100
 
-	// Pseudonyms are those of Key. Trail.Read fills them in.
+	// Pseudonyms has the pseudonyms of Key. Trail.Read fills them in.
 	Pseudonyms []string
 }
 

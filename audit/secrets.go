@@ -29,8 +29,8 @@ import (
 // goroutines.
 type Secrets interface {
 	// Secrets returns the secrets that exist at a time, the one to use first. It makes one if
-	// the latest is older than a third of the time that secrets exist, and deletes those that
-	// are older than that time.
+	// the latest is older than a third of the time that secrets exist, and deletes the secrets
+	// that are older than that time.
 	Secrets(ctx context.Context, now time.Time) ([]Secret, error)
 }
 
@@ -60,8 +60,8 @@ type FileSecrets struct {
 	all []Secret // the newest first
 }
 
-// OpenSecrets returns secrets in a file, which only the program's user may read. Whoever can
-// read the file can find out whose records are in the trail, so it should not be in the backups
+// OpenSecrets returns secrets in a file, which only the program's user may read. A person who
+// can read the file can find out whose records are in the trail, so it should not be in the backups
 // of the trail. A program that writes to a trail of its own has secrets of its own. Each
 // secret is deleted after keep, which is at least 3 hours; 90 days is a good value.
 //

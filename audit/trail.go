@@ -97,8 +97,8 @@ func New(opts Options) (*Trail, error) {
 	return t, nil
 }
 
-// Observe records an event. It never waits for the sink. Of denials it records the first one of
-// an episode, and the end of the episode.
+// Observe records an event. It never waits for the sink. It records the first denial of an
+// episode, and the end of the episode.
 func (t *Trail) Observe(ctx context.Context, e ratelimit.Event) {
 	var route, id string
 	if t.opts.Request != nil {

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -20,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/audit"
 )
 
 // TestMain lets the test binary run as the program.
@@ -186,6 +188,32 @@ func TestLogHasOneLinePerKeyAndMinute(t *testing.T) {
 
 // TestOffendersAreBounded checks that keys that are denied once do not displace the ones
 // that are denied often.
+// The trail has the denials of a client as one episode, and can be asked for the client.
+func TestTrail(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "audit.jsonl")
+	p := start(t, "-traffic=false -audit "+name)
+	for range 12 {
+		p.send("POST", "/login", "203.0.113.66")
+	}
+	require.NoError(t, p.cmd.Process.Signal(os.Interrupt))
+	require.NoError(t, p.cmd.Wait())
+
+	trail, closeTrail, err := openTrail(name)
+	require.NoError(t, err)
+	defer closeTrail()
+	found, err := trail.Read(t.Context(), audit.Query{Key: "203.0.113.66"})
+	require.NoError(t, err)
+	require.Len(t, found, 2)
+	released, denied := found[0], found[1]
+	require.EqualValues(t, "denied", denied.Kind)
+	require.Equal(t, audit.Released, released.Kind)
+	require.EqualValues(t, 7, released.Count)
+	require.Equal(t, []string{"shop", "login", "5/15m fixed", "closed"}, []string{released.Service, released.Limiter, released.Limit, released.Ended})
+	text, err := os.ReadFile(name)
+	require.NoError(t, err)
+	require.NotContains(t, string(text), "203.0.113.66")
+}
+
 func TestOffendersAreBounded(t *testing.T) {
 	var o offenders
 	deny := func(key string) {

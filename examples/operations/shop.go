@@ -34,8 +34,8 @@ var (
 var customers = map[string]ratelimit.Limit{"pro-1": pro, "pro-2": pro}
 
 // addShop adds the routes of the shop to mux. If redis is not nil, failed logins are
-// counted there.
-func addShop(mux *http.ServeMux, redis redis.UniversalClient, metrics prometheus.Registerer) error {
+// counted there. If auditor is not nil, it records what operators do to the login limiter.
+func addShop(mux *http.ServeMux, redis redis.UniversalClient, metrics prometheus.Registerer, auditor ratelimit.Auditor) error {
 	browse, err := ratelimit.New("browse", ratelimit.Options{
 		Limits: []ratelimit.Limit{ratelimit.TokenBucket(10, time.Second, 20)},
 		Key:    client.Key,
@@ -55,6 +55,7 @@ func addShop(mux *http.ServeMux, redis redis.UniversalClient, metrics prometheus
 	login, err := ratelimit.New("login", ratelimit.Options{
 		Limits:  []ratelimit.Limit{ratelimit.FixedWindow(5, 15*time.Minute)},
 		Redis:   redis,
+		Audit:   auditor,
 		Key:     client.Key,
 		Count:   func(_ *http.Request, status int) bool { return status >= 400 }, // only failed logins
 		Message: "Too many failed logins. Try again later, or reset your password.",
