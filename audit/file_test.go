@@ -157,6 +157,57 @@ func TestRead(t *testing.T) {
 	require.ErrorContains(t, err, "does not hold secrets")
 }
 
+// Processes that share a file of secrets lose none of them.
+func TestSecretsOfTwoProcesses(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "audit.secrets")
+	open := func() *audit.FileSecrets {
+		s, err := audit.OpenSecrets(name, 9*time.Hour)
+		require.NoError(t, err)
+		return s
+	}
+	at := func(s *audit.FileSecrets, hours int) (pseudonyms []string) {
+		secrets, err := s.Secrets(t.Context(), time.Unix(int64(hours)*3600, 0))
+		require.NoError(t, err)
+		for i := range secrets {
+			pseudonyms = append(pseudonyms, secrets[i].Pseudonym("key"))
+		}
+		return pseudonyms
+	}
+	a, b := open(), open()
+	require.Equal(t, at(a, 0), at(b, 1), "the second one finds the secret of the first")
+	first := at(a, 2)[0]
+	second := at(b, 4)
+	require.Len(t, second, 2)
+	require.Equal(t, first, second[1])
+	require.Equal(t, second, at(a, 5))
+	require.Equal(t, second, at(open(), 6))
+	require.Equal(t, second[0], at(a, 9)[1], "the first one is deleted")
+	require.NotContains(t, at(open(), 9), first)
+
+	require.NoError(t, os.RemoveAll(filepath.Dir(name)))
+	for range 2 { // a secret that was not written is not used
+		_, err := a.Secrets(t.Context(), time.Unix(20*3600, 0))
+		require.ErrorIs(t, err, os.ErrNotExist)
+	}
+}
+
+// A key that JSON cannot hold is recorded and found in a form of its own.
+func TestPlainKeys(t *testing.T) {
+	f := openFile(t, filepath.Join(t.TempDir(), "audit.jsonl"))
+	trail, err := audit.New(audit.Options{Sink: f, PlainKeys: true})
+	require.NoError(t, err)
+	keys := []string{"\xff", "\xfe", "<b>\x00\u202e", "\n{}"}
+	for _, key := range keys {
+		trail.Observe(t.Context(), denial("login", key))
+	}
+	require.NoError(t, trail.Close())
+	for _, key := range keys {
+		found, err := trail.Read(t.Context(), audit.Query{Key: key, Kind: "denied"})
+		require.NoError(t, err)
+		require.Len(t, found, 1, "%q", key)
+	}
+}
+
 // Whatever an operator has done before the program is killed is in the trail.
 func TestKilledAfterACall(t *testing.T) {
 	if name := os.Getenv("RATELIMIT_AUDIT_FILE"); name != "" {

@@ -3,7 +3,9 @@ package audit
 import (
 	"context"
 	"log/slog"
+	"strconv"
 	"time"
+	"unicode/utf8"
 
 	"github.com/ratelimit-go/ratelimit"
 )
@@ -28,7 +30,8 @@ type Record struct {
 	Outcome Outcome `json:"outcome,omitempty"`
 
 	// Pseudonym is the pseudonym of the key that was denied, blocked or reset, and Epoch names the
-	// secret that it was made with. With Options.PlainKeys, Key has the key itself.
+	// secret that it was made with. With Options.PlainKeys, Key has the key itself, quoted if
+	// it is not valid UTF-8.
 	Pseudonym string `json:"pseudonym,omitempty"`
 	Epoch     string `json:"epoch,omitempty"`
 	Key       string `json:"key,omitempty"`
@@ -151,7 +154,7 @@ func (q *Query) Matches(r *Record) bool {
 		return false
 	case !q.From.IsZero() && r.Time.Before(q.From), !q.To.IsZero() && !r.Time.Before(q.To):
 		return false
-	case q.Key == "" || q.Key == r.Key:
+	case q.Key == "" || plainKey(q.Key) == r.Key:
 		return true
 	}
 	for _, p := range q.Pseudonyms {
@@ -160,6 +163,15 @@ func (q *Query) Matches(r *Record) bool {
 		}
 	}
 	return false
+}
+
+// plainKey returns a key as Options.PlainKeys records it: quoted as Go quotes it if it is not
+// valid UTF-8, which JSON cannot hold.
+func plainKey(key string) string {
+	if utf8.ValidString(key) {
+		return key
+	}
+	return strconv.QuoteToASCII(key)
 }
 
 // NewLogSink returns a sink that writes each record to a logger, as a group with the name

@@ -62,8 +62,8 @@ type FileSecrets struct {
 
 // OpenSecrets returns secrets in a file, which only the program's user may read. A person who
 // can read the file can find out whose records are in the trail, so it should not be in the backups
-// of the trail. A program that writes to a trail of its own has secrets of its own. Each
-// secret is deleted after keep, which is at least 3 hours; 90 days is a good value.
+// of the trail. Processes that write to files of their own may share the secrets. Each secret
+// is deleted after keep, which is at least 3 hours; 90 days is a good value.
 //
 // Without a file the secrets are in memory: the records of a key can be found until the program
 // ends.
@@ -75,36 +75,71 @@ func OpenSecrets(file string, keep time.Duration) (*FileSecrets, error) {
 	if file == "" {
 		return s, nil
 	}
-	text, err := os.ReadFile(file)
+	var err error
+	if s.all, err = s.read(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// read returns the secrets in the file.
+func (s *FileSecrets) read() (all []Secret, err error) {
+	if s.file == "" {
+		return nil, nil
+	}
+	text, err := os.ReadFile(s.file)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return s, nil
+		return nil, nil
 	case err != nil:
 		return nil, fmt.Errorf("audit: %w", err)
 	}
-	if err := json.Unmarshal(text, &s.all); err != nil {
-		return nil, fmt.Errorf("audit: %s does not hold secrets of pseudonyms: %w: move it away to begin with new ones", file, err)
+	if err := json.Unmarshal(text, &all); err != nil {
+		return nil, fmt.Errorf("audit: %s does not hold secrets of pseudonyms: %w: move it away to begin with new ones", s.file, err)
 	}
-	return s, nil
+	return all, nil
+}
+
+// join adds the secrets of the file, which another process may have written.
+func (s *FileSecrets) join() error {
+	others, err := s.read()
+	if err != nil {
+		return err
+	}
+	for _, other := range others {
+		if !slices.ContainsFunc(s.all, func(own Secret) bool { return own.Epoch == other.Epoch }) {
+			s.all = append(s.all, other)
+		}
+	}
+	slices.SortStableFunc(s.all, func(a, b Secret) int { return b.Begins.Compare(a.Begins) })
+	return nil
 }
 
 // Secrets implements [Secrets].
 func (s *FileSecrets) Secrets(_ context.Context, now time.Time) ([]Secret, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	all := slices.DeleteFunc(slices.Clone(s.all), func(secret Secret) bool { return now.Sub(secret.Begins) >= s.keep })
-	if len(all) == 0 || now.Sub(all[0].Begins) >= s.keep/3 {
-		made := Secret{Epoch: now.UTC().Format("20060102T150405Z"), Begins: now.UTC(), Bytes: make([]byte, 32)}
+	isOver := func(secret Secret) bool { return now.Sub(secret.Begins) >= s.keep }
+	isPresent := func() bool { return len(s.all) > 0 && now.Sub(s.all[0].Begins) < s.keep/3 }
+	if isPresent() && !slices.ContainsFunc(s.all, isOver) {
+		return slices.Clone(s.all), nil
+	}
+	before := slices.Clone(s.all)
+	if err := s.join(); err != nil {
+		return nil, err
+	}
+	s.all = slices.DeleteFunc(s.all, isOver)
+	if !isPresent() {
+		made := Secret{Begins: now.UTC(), Bytes: make([]byte, 32)}
 		rand.Read(made.Bytes) // it never fails
-		all = slices.Insert(all, 0, made)
+		made.Epoch = made.Begins.Format("20060102") + "-" + made.Pseudonym("epoch")[:8]
+		s.all = slices.Insert(s.all, 0, made)
 	}
-	if len(all) != len(s.all) || all[0].Epoch != s.all[0].Epoch {
-		if err := s.write(all); err != nil {
-			return nil, fmt.Errorf("audit: %w", err)
-		}
-		s.all = all
+	if err := s.write(s.all); err != nil {
+		s.all = before // so that the next call tries again
+		return nil, fmt.Errorf("audit: %w", err)
 	}
-	return slices.Clone(all), nil
+	return slices.Clone(s.all), nil
 }
 
 // write replaces the file. s.mu must be held.

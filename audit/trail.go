@@ -224,7 +224,7 @@ func (t *Trail) Close() error {
 func (t *Trail) record(e *ratelimit.Event) Record {
 	r := recordOf(e)
 	if t.opts.PlainKeys {
-		r.Key = e.Key
+		r.Key = plainKey(e.Key)
 		if e.Err != nil {
 			r.Error = e.Err.Error()
 		}
