@@ -13,7 +13,7 @@ import (
 // This file has the encoding of a [Record].
 //
 //	version    1 byte: 1
-//	end        8 bytes, big-endian: the end of the record, in Unix nanoseconds
+//	end        8 bytes, big-endian: when the record may be deleted, in Unix nanoseconds
 //	counters   their number, and for each of them
 //	             its name, with the length before it
 //	             1 byte: which of the following it has (1 state, 2 log, 4 block)
@@ -26,9 +26,10 @@ import (
 //	             the process, with the length before it
 //	             began, ended, the end, and how long it lasts
 //
-// Numbers are varints of package encoding/binary. Instants are written as the time from
-// them to the end of the record, as signed numbers, because most of them are near it. All
-// other numbers are unsigned, and times are in nanoseconds.
+// Numbers are varints of package encoding/binary. A counter is kept for a minute after its own
+// end. Instants are written as the time from them to a minute before the end of the record, as
+// signed numbers, because most of them are near it. All other numbers are unsigned, and times
+// are in nanoseconds.
 //
 // A record of another version also begins with its version and its end. So a version that
 // does not know it can keep it, with its time to live. What a version means never changes.
@@ -70,7 +71,7 @@ func DecodeRecord(record []byte) (*Record, error) {
 	case record[0] > version:
 		return nil, errNewer(record[0])
 	}
-	d := decoder{rest: record[headerSize:], end: end}
+	d := decoder{rest: record[headerSize:], end: end - kept}
 	for n := d.number(uint64(len(d.rest))); n > 0 && !d.failed; n-- {
 		r.Counters = append(r.Counters, d.counter())
 	}
@@ -91,16 +92,23 @@ func endOf(record []byte) (end int64, ok bool) {
 		return 0, false
 	}
 	end = int64(binary.BigEndian.Uint64(record[1:]))
-	return end, 0 <= end && end <= rule.MaxUntil
+	return end, 0 <= end && end <= rule.MaxUntil+kept
 }
 
-// Append appends the record to b, without what has ended by now. It appends nothing if
-// nothing is left: then the backend deletes the record. ttl is how long the record counts
-// from now on.
+// kept is how much longer a counter is kept than it counts. If the backend's clock is set back
+// by less, or a process has a clock that is behind by less, nothing has been forgotten.
+const kept = int64(time.Minute)
+
+// Append appends the record to b, without what has ended a minute ago or earlier. It appends nothing if
+// nothing is left: then the backend deletes the record. ttl is for how long to keep the
+// record from now on.
 func (r *Record) Append(b []byte, now time.Time) (record []byte, ttl time.Duration) {
 	at := now.UnixNano()
-	counters := slices.DeleteFunc(slices.Clone(r.Counters), func(c Counter) bool { return c.End <= at })
-	holds := slices.DeleteFunc(slices.Clone(r.Holds), func(h Hold) bool { return h.Until <= at })
+	counters := slices.DeleteFunc(slices.Clone(r.Counters), func(c Counter) bool { return c.End+kept <= at })
+	holds := slices.DeleteFunc(slices.Clone(r.Holds), func(h Hold) bool { return h.Until+kept <= at })
+	if len(counters)+len(holds) == 0 {
+		return b, 0
+	}
 	end := int64(0)
 	for i := range counters {
 		end = max(end, counters[i].End)
@@ -108,10 +116,7 @@ func (r *Record) Append(b []byte, now time.Time) (record []byte, ttl time.Durati
 	for i := range holds {
 		end = max(end, holds[i].Until)
 	}
-	if end <= at {
-		return b, 0
-	}
-	b = binary.BigEndian.AppendUint64(append(b, version), uint64(end))
+	b = binary.BigEndian.AppendUint64(append(b, version), uint64(end+kept))
 	b = binary.AppendUvarint(b, uint64(len(counters)))
 	for i := range counters {
 		b = counters[i].append(b, end)
@@ -124,7 +129,7 @@ func (r *Record) Append(b []byte, now time.Time) (record []byte, ttl time.Durati
 		b = binary.AppendVarint(b, end-h.Until)
 		b = binary.AppendUvarint(b, uint64(h.Lasts))
 	}
-	return b, time.Duration(end - at)
+	return b, time.Duration(end + kept - at)
 }
 
 func (c *Counter) append(b []byte, end int64) []byte {
@@ -167,7 +172,7 @@ func appendText(b []byte, s string) []byte {
 // A decoder reads the numbers of a record. After a failure all of them are 0.
 type decoder struct {
 	rest   []byte
-	end    int64
+	end    int64 // of the counter or hold that ends last
 	failed bool
 }
 

@@ -294,3 +294,22 @@ func TestNew(t *testing.T) {
 	require.ErrorContains(t, build("api", storekit.New("login", newBackend())), "login", "one prefix for two limiters")
 	require.NoError(t, build("api", storekit.New("api", b)), "one backend for two limiters, with two prefixes")
 }
+
+// A record forgets nothing for a minute after it has ended, so a process whose clock is behind
+// finds what it counts.
+func TestProcessWhoseClockIsBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBackend()
+		s := newStore(t, b)
+		second := ratelimit.FixedWindow(5, time.Second)
+		_, err := take(s, "key", 5, second)
+		require.NoError(t, err)
+		b.now = func() time.Time { return time.Now().Add(50 * time.Second) }
+		_, err = take(s, "key", 1, hourly) // it writes the record
+		require.NoError(t, err)
+		b.now = time.Now
+		got, err := take(s, "key", 1, second)
+		require.NoError(t, err)
+		require.Equal(t, time.Second, got.RetryAfter)
+	})
+}
