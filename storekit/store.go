@@ -20,17 +20,20 @@ import (
 // that depends on the column's collation.
 //
 // An error that wraps [ErrNotApplied] means that nothing was written. The store repeats the
-// call then, as long as its caller waits. After any other error it is not known whether the
-// record was written, and the call is not repeated.
+// call then: up to 12 times, within some 50 ms, and as long as its caller waits. After any
+// other error it is not known whether the record was written, and the call is not repeated.
 type Backend interface {
 	// Update changes the record of a key in one atomic step. It calls f with the record, or
 	// with nil if there is none, and with the backend's time. It then writes the record that
-	// f returns, to be deleted after the time to live. A record of nil means that the key
+	// f returns, to be deleted after the time to live, rounded up to what the backend has. A record of nil means that the key
 	// should have none.
 	//
 	// If another writer has changed the record in the meantime, Update calls f again with the
 	// new record, as often as needed, or returns an error that wraps ErrNotApplied. f has no
-	// side effects, and the last call counts. If f returns the bytes that it was given,
+	// side effects, and the last call counts. When Update has returned, f does nothing any
+	// more. f keeps no reference to old, and the backend may keep what f returns.
+	//
+	// If f returns the bytes that it was given,
 	// nothing has changed, and Update need not write: bytes.Equal(old, record). Denied requests
 	// then cost no write.
 	//
@@ -64,11 +67,11 @@ var ErrNotApplied = errors.New("storekit: nothing was written")
 // New sends nothing. There is nothing to close. ratelimit.New refuses the store if the
 // backend is nil.
 func New(prefix string, b Backend) ratelimit.RemoteStore {
-	return &backendStore{prefix: prefix, backend: b, lanes: make(map[string]*lane), updates: make(chan struct{}, maxUpdates)}
+	return &store{prefix: prefix, backend: b, lanes: make(map[string]*lane), updates: make(chan struct{}, maxUpdates)}
 }
 
-// A backendStore is what [New] returns.
-type backendStore struct {
+// A store is what [New] returns.
+type store struct {
 	prefix  string
 	backend Backend
 	updates chan struct{} // has an element for each update that is under way
@@ -81,38 +84,43 @@ var _ interface {
 	ratelimit.SharedStore
 	ratelimit.HoldStore
 	ratelimit.Validator
-} = (*backendStore)(nil)
+} = (*store)(nil)
 
 // Prefix implements [ratelimit.Store].
-func (s *backendStore) Prefix() string { return s.prefix }
+func (s *store) Prefix() string { return s.prefix }
 
 // Validate implements [ratelimit.Validator].
-func (s *backendStore) Validate([]ratelimit.Limit) error {
-	if v := reflect.ValueOf(s.backend); !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil() {
+func (s *store) Validate([]ratelimit.Limit) error {
+	isNil := s.backend == nil
+	switch v := reflect.ValueOf(s.backend); v.Kind() {
+	case reflect.Pointer, reflect.Func, reflect.Map, reflect.Chan, reflect.Slice:
+		isNil = v.IsNil()
+	}
+	if isNil {
 		return fmt.Errorf("the backend of the store %q is nil: hand storekit.New the backend that keeps its records", s.prefix)
 	}
 	return nil
 }
 
 // Kinds implements [ratelimit.KindStore].
-func (s *backendStore) Kinds() ratelimit.Kinds {
+func (s *store) Kinds() ratelimit.Kinds {
 	return ratelimit.KindBlock | ratelimit.KindRolling | ratelimit.KindCalendar | ratelimit.KindInFlight
 }
 
 // Take implements [ratelimit.Store].
-func (s *backendStore) Take(ctx context.Context, key string, n int64, limits []ratelimit.Limit, results []ratelimit.Result) (ratelimit.Instant, error) {
+func (s *store) Take(ctx context.Context, key string, n int64, limits []ratelimit.Limit, results []ratelimit.Result) (ratelimit.Instant, error) {
 	reply, err := s.TakeShared(ctx, ratelimit.SharedRequest{Key: key, Units: n, Limits: limits}, results)
 	return reply.At, err
 }
 
 // TakePending implements [ratelimit.KindStore].
-func (s *backendStore) TakePending(ctx context.Context, key string, n int64, pending []ratelimit.Pending, limits []ratelimit.Limit, results []ratelimit.Result) (ratelimit.Instant, error) {
+func (s *store) TakePending(ctx context.Context, key string, n int64, pending []ratelimit.Pending, limits []ratelimit.Limit, results []ratelimit.Result) (ratelimit.Instant, error) {
 	reply, err := s.TakeShared(ctx, ratelimit.SharedRequest{Key: key, Units: n, Limits: limits, Pending: pending}, results)
 	return reply.At, err
 }
 
 // TakeShared implements [ratelimit.SharedStore].
-func (s *backendStore) TakeShared(ctx context.Context, q ratelimit.SharedRequest, results []ratelimit.Result) (ratelimit.SharedReply, error) {
+func (s *store) TakeShared(ctx context.Context, q ratelimit.SharedRequest, results []ratelimit.Result) (ratelimit.SharedReply, error) {
 	o, err := s.do(ctx, q.Deadline, operation{op: opTake, key: q.Key, take: q, results: make([]ratelimit.Result, len(results))})
 	if err != nil {
 		return ratelimit.SharedReply{}, err
@@ -122,7 +130,7 @@ func (s *backendStore) TakeShared(ctx context.Context, q ratelimit.SharedRequest
 }
 
 // Hold implements [ratelimit.HoldStore].
-func (s *backendStore) Hold(ctx context.Context, q ratelimit.HoldRequest, results []ratelimit.Result) (ratelimit.HoldReply, error) {
+func (s *store) Hold(ctx context.Context, q ratelimit.HoldRequest, results []ratelimit.Result) (ratelimit.HoldReply, error) {
 	o, err := s.do(ctx, q.Deadline, operation{op: opHold, key: q.Key, hold: q, results: make([]ratelimit.Result, len(results))})
 	if err != nil {
 		return ratelimit.HoldReply{}, err
@@ -132,7 +140,7 @@ func (s *backendStore) Hold(ctx context.Context, q ratelimit.HoldRequest, result
 }
 
 // Adjust implements [ratelimit.Store].
-func (s *backendStore) Adjust(ctx context.Context, key string, n int64, at ratelimit.Instant, limits []ratelimit.Limit) (charged int64, err error) {
+func (s *store) Adjust(ctx context.Context, key string, n int64, at ratelimit.Instant, limits []ratelimit.Limit) (charged int64, err error) {
 	o, err := s.do(ctx, time.Time{}, operation{op: opAdjust, key: key, units: n, at: at, limits: limits})
 	if err != nil {
 		return 0, err
@@ -141,14 +149,14 @@ func (s *backendStore) Adjust(ctx context.Context, key string, n int64, at ratel
 }
 
 // Block implements [ratelimit.KindStore].
-func (s *backendStore) Block(ctx context.Context, key string, b ratelimit.Block, limits []ratelimit.Limit) error {
+func (s *store) Block(ctx context.Context, key string, b ratelimit.Block, limits []ratelimit.Limit) error {
 	_, err := s.do(ctx, time.Time{}, operation{op: opBlock, key: key, block: b, limits: limits})
 	return err
 }
 
 // Reset implements [ratelimit.Store]. A record that cannot be read is deleted as a whole,
 // unless it is of a later version.
-func (s *backendStore) Reset(ctx context.Context, key string, limits []ratelimit.Limit) error {
+func (s *store) Reset(ctx context.Context, key string, limits []ratelimit.Limit) error {
 	_, err := s.do(ctx, time.Time{}, operation{op: opReset, key: key, limits: limits})
 	if !errors.Is(err, errNotRecord) {
 		return err
@@ -160,7 +168,7 @@ func (s *backendStore) Reset(ctx context.Context, key string, limits []ratelimit
 }
 
 // Fault implements [ratelimit.RemoteStore].
-func (s *backendStore) Fault(err error) ratelimit.Fault {
+func (s *store) Fault(err error) ratelimit.Fault {
 	if e := (*callError)(nil); errors.As(err, &e) {
 		return e.fault
 	}
@@ -179,7 +187,7 @@ func (e *callError) Error() string { return fmt.Sprintf("ratelimit: store %q: %v
 func (e *callError) Unwrap() error { return e.err }
 
 // failed returns the error of a call that the backend has ended with an error.
-func (s *backendStore) failed(err error) *callError {
+func (s *store) failed(err error) *callError {
 	fault := ratelimit.FaultUnknown
 	if errors.Is(err, ErrNotApplied) {
 		fault = ratelimit.FaultRefused
@@ -189,7 +197,7 @@ func (s *backendStore) failed(err error) *callError {
 
 // unchanged returns the error of a call that has changed nothing, because of its arguments or
 // of what is stored for its key. A wrong clock is the backend's.
-func (s *backendStore) unchanged(err error) *callError {
+func (s *store) unchanged(err error) *callError {
 	if errors.Is(err, errClock) {
 		return &callError{s.prefix, ratelimit.FaultRefused, err}
 	}

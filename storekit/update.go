@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/ratelimit-go/ratelimit"
@@ -106,14 +107,14 @@ func (o *operation) run(r *Record, now time.Time) (err error) {
 // A lane has the calls for one key.
 type lane struct {
 	batch.Queue[*operation]
-	callers int // that are in do; guarded by backendStore.mu
+	callers int // that are in do; guarded by store.mu
 }
 
 type call = batch.Call[*operation]
 
 // do carries out a call, alone or together with others for the same key. It waits until that
 // is done, until ctx is done, or until the deadline if there is one.
-func (s *backendStore) do(ctx context.Context, deadline time.Time, o operation) (*operation, error) {
+func (s *store) do(ctx context.Context, deadline time.Time, o operation) (*operation, error) {
 	if o.key == "" {
 		return nil, s.unchanged(errEmptyKey)
 	}
@@ -149,7 +150,7 @@ func (s *backendStore) do(ctx context.Context, deadline time.Time, o operation) 
 }
 
 // enter returns the lane of a key. It makes one if no other caller is in it.
-func (s *backendStore) enter(key string) *lane {
+func (s *store) enter(key string) *lane {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	l := s.lanes[key]
@@ -170,7 +171,7 @@ func (s *backendStore) enter(key string) *lane {
 
 // leave ends a call in a lane. The last caller takes the lane out of the table: updates that
 // are still under way go on without it.
-func (s *backendStore) leave(key string, l *lane) {
+func (s *store) leave(key string, l *lane) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if l.callers--; l.callers == 0 {
@@ -202,7 +203,7 @@ func isDenied(results []ratelimit.Result) bool {
 
 // send carries out the calls of one batch, and sets their errors. It runs on a goroutine of
 // its own.
-func (s *backendStore) send(ctx context.Context, key string, calls []*call) {
+func (s *store) send(ctx context.Context, key string, calls []*call) {
 	// The queue's context is never done.
 	deadline, ok := ctx.Deadline()
 	if !ok {
@@ -229,15 +230,11 @@ func (s *backendStore) send(ctx context.Context, key string, calls []*call) {
 
 // update carries out the calls in one update of the backend, which it repeats as long as
 // nothing was written. The error is about all of the calls.
-func (s *backendStore) update(ctx context.Context, key string, calls []*call) error {
+func (s *store) update(ctx context.Context, key string, calls []*call) error {
 	for try := 1; ; try++ {
-		var unusable error // the record, or the clock
-		ran := false
-		err := s.backend.Update(ctx, key, func(old []byte, now time.Time) (record []byte, ttl time.Duration) {
-			ran = true
-			record, ttl, unusable = apply(old, now, calls)
-			return record, ttl
-		})
+		run := updating{calls: calls}
+		err := s.backend.Update(ctx, key, run.apply)
+		ran, unusable := run.end()
 		switch {
 		case err == nil && !ran:
 			return s.failed(errors.New("the backend has returned nil from Update, and has not called f"))
@@ -254,6 +251,35 @@ func (s *backendStore) update(ctx context.Context, key string, calls []*call) er
 			return s.failed(err)
 		}
 	}
+}
+
+// updating is one call of a backend's Update. It hands out the function f, and takes care that
+// f does nothing when Update has returned: a backend may have left a goroutine behind that
+// calls it, but by then the calls belong to their callers again.
+type updating struct {
+	mu       sync.Mutex // held while f runs
+	calls    []*call
+	over     bool
+	ran      bool
+	unusable error // of the last run: the record, or the clock
+}
+
+func (u *updating) apply(old []byte, now time.Time) (record []byte, ttl time.Duration) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.over {
+		return old, ttlOf(old, now)
+	}
+	u.ran = true
+	record, ttl, u.unusable = apply(old, now, u.calls)
+	return record, ttl
+}
+
+func (u *updating) end() (ran bool, unusable error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.over = true
+	return u.ran, u.unusable
 }
 
 // pause waits before the next try. It returns false if ctx is done, or may be done before the

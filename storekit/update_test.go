@@ -58,6 +58,34 @@ func TestBackendThatHangs(t *testing.T) {
 	})
 }
 
+// A backend that has returned may still call f. That has no effect, also not on other calls.
+func TestBackendThatCallsLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBackend()
+		late := lateBackend{b}
+		s := newStore(t, late)
+		for range 3 {
+			_, err := takeWithin(s, "key", 50*time.Millisecond)
+			require.Error(t, err)
+			require.Equal(t, ratelimit.FaultUnknown, s.Fault(err))
+		}
+		time.Sleep(time.Minute)
+		require.Empty(t, b.get("test/key"))
+	})
+}
+
+// lateBackend does its work on a goroutine for which it does not wait.
+type lateBackend struct{ *compareAndSwap }
+
+func (b lateBackend) Update(ctx context.Context, key string, f func([]byte, time.Time) ([]byte, time.Duration)) error {
+	go func() {
+		time.Sleep(time.Second)
+		_ = b.compareAndSwap.Update(context.Background(), key, f)
+	}()
+	<-ctx.Done()
+	return ctx.Err()
+}
+
 // lockedBackend waits for a lock that it does not get.
 type lockedBackend struct{ storekit.Backend }
 
@@ -284,6 +312,7 @@ func TestNew(t *testing.T) {
 	var none *compareAndSwap
 	require.ErrorContains(t, build("a", storekit.New("a", nil)), "the backend of the store \"a\" is nil")
 	require.ErrorContains(t, build("a", storekit.New("a", none)), "is nil")
+	require.ErrorContains(t, build("a", storekit.New("a", updateFunc(nil))), "is nil")
 	require.ErrorContains(t, build("a", storekit.New("", b)), "is empty")
 	_, err := take(storekit.New("a", nil), "key", 1, hourly)
 	require.ErrorContains(t, err, "is nil")
