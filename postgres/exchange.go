@@ -117,6 +117,12 @@ func (t *trip) group(jobs []*job) []*group {
 	return groups
 }
 
+// sortByKey puts groups in the order in which their rows are locked, and in which the
+// functions search for keys.
+func sortByKey(groups []*group) {
+	slices.SortFunc(groups, func(a, b *group) int { return strings.Compare(a.key, b.key) })
+}
+
 // answered marks the newest answer about each key, which belongs to the last caller that is
 // still waiting. The queue calls it with the calls of a batch whose callers have waited.
 func answered(jobs []*job) {
@@ -135,7 +141,6 @@ const maxLooks = 50
 
 // count carries out calls of any kind: it looks at the rows, counts, and writes.
 func (t *trip) count(groups []*group) {
-	slices.SortFunc(groups, func(a, b *group) int { return strings.Compare(a.key, b.key) })
 	for range maxLooks {
 		if len(groups) == 0 {
 			return
@@ -156,6 +161,7 @@ type change struct {
 
 // countOnce returns the groups of rows that others have changed in the meantime.
 func (t *trip) countOnce(groups []*group) (again []*group) {
+	sortByKey(groups)
 	rows, now, err := t.look(groups)
 	if err != nil {
 		for _, g := range groups {

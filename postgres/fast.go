@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"strings"
 
 	"github.com/ratelimit-go/ratelimit"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
@@ -30,7 +29,7 @@ type takenKey struct {
 // takeFast carries out groups of takes under the same limits in one statement. It returns
 // the groups that it could not decide, without the calls that it could.
 func (t *trip) takeFast(set *limitSet, groups []*group) (undecided []*group) {
-	slices.SortFunc(groups, func(a, b *group) int { return strings.Compare(a.key, b.key) })
+	sortByKey(groups)
 	now := t.serverNow()
 	for attempt := range 2 {
 		missing, outside, err := t.takeOnce(set, groups, &now, &undecided)

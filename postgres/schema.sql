@@ -114,7 +114,7 @@ BEGIN
       SELECT p_ends[i], p_states[9*i-8], p_states[9*i-7], p_states[9*i-6], p_states[9*i-5], p_states[9*i-4], p_states[9*i-3],
         p_states[9*i-2], p_states[9*i-1], p_states[9*i], p_untils[i], p_shapes[i], 0, p_more[i]::json
       FROM (SELECT width_bucket(c.key, p_keys) AS i OFFSET 0) x)
-    WHERE c.key = ANY (p_keys) AND c.xmin::text::bigint = p_versions[width_bucket(c.key, p_keys)]
+    WHERE c.key = ANY (p_keys) AND p_keys[width_bucket(c.key, p_keys)] = c.key AND c.xmin::text::bigint = p_versions[width_bucket(c.key, p_keys)]
     RETURNING width_bucket(c.key, p_keys) AS o)
   SELECT array_agg(u.o) INTO r_o FROM u;
 END $$;
