@@ -72,20 +72,20 @@ func BenchmarkTake(b *testing.B) {
 				}
 				b.Run(fmt.Sprintf("%s/callers=%d/keys=%d", tc.name, callers, keys), func(b *testing.B) {
 					store := newStore(b, pool, b.Name())
-					benchTake(b, store, callers, keys, tc.limits)
+					benchTake(b, pool, store, callers, keys, tc.limits)
 				})
 			}
 		}
 	}
 	b.Run("durable/callers=64/keys=10000", func(b *testing.B) {
-		benchTake(b, newStore(b, pool, b.Name(), postgres.Durable()), 64, benchKeys, []ratelimit.Limit{fixed})
+		benchTake(b, pool, newStore(b, pool, b.Name(), postgres.Durable()), 64, benchKeys, []ratelimit.Limit{fixed})
 	})
 	b.Run("denied/callers=64/keys=10000", func(b *testing.B) {
-		benchTake(b, newStore(b, pool, b.Name()), 64, benchKeys, []ratelimit.Limit{ratelimit.FixedWindow(1, 24*time.Hour)})
+		benchTake(b, pool, newStore(b, pool, b.Name()), 64, benchKeys, []ratelimit.Limit{ratelimit.FixedWindow(1, 24*time.Hour)})
 	})
 }
 
-func benchTake(b *testing.B, store *postgres.Store, callers, keys int, limits []ratelimit.Limit) {
+func benchTake(b *testing.B, pool *pgxpool.Pool, store *postgres.Store, callers, keys int, limits []ratelimit.Limit) {
 	names := make([]string, keys)
 	var fill sync.WaitGroup
 	for i := range names { // all rows exist
@@ -96,11 +96,19 @@ func benchTake(b *testing.B, store *postgres.Store, callers, keys int, limits []
 		})
 	}
 	fill.Wait()
+	written := func() (bytes int64) {
+		require.NoError(b, pool.QueryRow(context.Background(), "SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn").Scan(&bytes))
+		return bytes
+	}
+	_, err := pool.Exec(context.Background(), "CHECKPOINT") // after it, each page is written in full once
+	require.NoError(b, err)
+	before := written()
 	inParallel(b, callers, func(r *rand.Rand) error {
 		var results [2]ratelimit.Result
 		_, err := store.Take(context.Background(), names[r.IntN(keys)], 1, limits, results[:len(limits)])
 		return err
 	})
+	b.ReportMetric(float64(written()-before)/float64(b.N), "WAL-B/call")
 }
 
 // BenchmarkRivals are the statements that others use, through the same driver, for a fixed

@@ -1,6 +1,6 @@
 // Package postgres counts limits of package ratelimit in a PostgreSQL database, for several
 // processes that share their limits. It is for services that have a database already, and
-// for limits that must outlive everything else.
+// for limits that must survive a crash.
 //
 //	conn, err := pgx.Connect(ctx, url) // with a role that may create a schema
 //	…

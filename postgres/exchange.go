@@ -135,7 +135,7 @@ func answered(jobs []*job) {
 	}
 }
 
-// maxLooks is how often a row is looked at before its calls fail, because other processes
+// maxLooks is how many times a row is read before its calls fail, because other processes
 // have changed it each time.
 const maxLooks = 50
 

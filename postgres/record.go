@@ -10,7 +10,7 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// This file has what a row holds, and how that is written. A row is a record of all counters
+// This file has the contents of a row, and how they are written. A row is a record of all counters
 // of a key, by name. Counters of the row's shape have columns. All others, and everything
 // that is no rule.State, are in the column more.
 

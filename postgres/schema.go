@@ -22,7 +22,7 @@ var (
 // version serves older programs, too.
 const schemaVersion = 1
 
-// leastServer is the oldest server that has what the schema uses, as server_version_num.
+// leastServer is the oldest version of the server that the schema works on, as server_version_num.
 const leastServer = 140000
 
 // Migrate makes the schema ratelimit with the tables, functions, roles and the view that

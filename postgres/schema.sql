@@ -22,12 +22,13 @@ CREATE TABLE IF NOT EXISTS ratelimit.shape (
 -- 1970. t, a and b are a state of package internal/rule. more has everything that has no
 -- column: other counters, rolling windows, blocks and holds.
 --
--- No index but the primary key: any other one would end HOT updates.
+-- No index but the primary key: any other one would end HOT updates. What changes is at the
+-- beginning: an UPDATE only logs from the first to the last byte that has changed.
 CREATE TABLE IF NOT EXISTS ratelimit.counter (
-  ends bigint NOT NULL,            -- from when on the row may be deleted
   t1 bigint, a1 bigint, b1 bigint, -- the counters of the shape
   t2 bigint, a2 bigint, b2 bigint,
   t3 bigint, a3 bigint, b3 bigint,
+  ends bigint NOT NULL,            -- from when on the row may be deleted
   until bigint,                    -- the latest end of a block; NULL without one
   shape int NOT NULL,              -- 0 if no column has a counter
   g int NOT NULL,                  -- how many callers the last UPDATE of a function take_* has admitted

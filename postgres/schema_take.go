@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// This file writes the functions take_*, of which there is one for each combination of up to
+// This file writes the functions take_*, one for each combination of up to
 // maxColumns limits of the kinds below. Each is one UPDATE whose WHERE is the look: a call
 // that does not fit finds no row to update. So it takes no transaction id and writes nothing.
 // The arithmetic is the one of package internal/rule, in SQL. What a function cannot decide
@@ -71,7 +71,8 @@ var kindsSQL = []kindSQL{{
 	left:    `n# - r.a# - r.older#`,
 	ends:    `t# + 2 * s#`, cap: `n#`, opens: `v_now`, hasB: true,
 }, {
-	// (a + COST - u) units and b parts of a unit must have leaked.
+	// (a + COST - u) units and b parts of a unit must have leaked. ends is rounded up to 4.3
+	// seconds, so that most calls leave it as it is and need not log it.
 	letter: 'b',
 	fits: `c.t# - v_now <= s# AND COST <= u# AND CASE WHEN c.a# + COST < u# THEN true
         WHEN c.t# >= v_now THEN c.a# + COST = u# AND c.b# = 0
@@ -87,7 +88,7 @@ var kindsSQL = []kindSQL{{
             CASE WHEN c.a# - q.w# - (c.b# < q.p#)::int < 0 THEN 0 WHEN c.b# < q.p# THEN c.b# - q.p# + s# ELSE c.b# - q.p# END AS b#`,
 	columns: `r.t#, r.a#, r.b#`,
 	left:    `u# - r.a# - (r.b# > 0)::int`,
-	ends:    `t# + w#`, cap: `u#`, opens: `v_now`, hasB: true,
+	ends:    `t# + w# | 4294967295`, cap: `u#`, opens: `v_now`, hasB: true,
 }}
 
 // takeSQL is the function for the kinds of its name. The parts in braces are written by
@@ -167,7 +168,7 @@ func takeFunction(name string) string {
 		add(&parts.state, k.columns)
 		add(&parts.left, "("+k.left+") / r.cost")
 		add(&parts.newLeft, k.cap+" / k.cost")
-		add(&parts.ends, "y."+k.ends)
+		add(&parts.ends, strings.Replace(k.ends, "t#", "y.t#", 1))
 		add(&parts.newEnds, strings.Replace(k.ends, "t#", k.opens, 1))
 		for _, column := range []string{"t#", "a#", "b#"} {
 			isB := column == "b#"
