@@ -10,6 +10,13 @@ import (
 	"testing"
 )
 
+// Superuser is the name of the role that may do everything, without a password.
+const Superuser = "postgres"
+
+// WithPassword is the name of a role that the server only lets in with its password. A
+// test that needs it creates it.
+const WithPassword = "with_password"
+
 // missing skips or fails a test that cannot have a server.
 func missing(t testing.TB, reason string) {
 	t.Helper()

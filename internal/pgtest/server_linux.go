@@ -28,13 +28,6 @@ type Server struct {
 	exited   chan struct{} // closed when the process has ended and been waited for
 }
 
-// Superuser is the name of the role that may do everything, without a password.
-const Superuser = "postgres"
-
-// WithPassword is the name of a role that the server only lets in with its password. A
-// test that needs it creates it.
-const WithPassword = "with_password"
-
 // Start starts a server and waits until it accepts connections. Settings are lines such as
 // "fsync=on", in addition to the defaults here. The server is killed when the test ends.
 //

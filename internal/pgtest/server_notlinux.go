@@ -4,12 +4,20 @@ package pgtest
 
 import "testing"
 
-// A Server is one PostgreSQL server. Only Linux has them here.
-type Server struct{}
+// A Server is one PostgreSQL server. Only on Linux there are any.
+type Server struct{ Port int }
 
-// Start skips the test.
+// Start skips the test, so no other method is ever called.
 func Start(t testing.TB, settings ...string) *Server {
 	t.Helper()
 	missing(t, "servers are only started on Linux")
 	return nil
 }
+
+func (*Server) URL(role string) string { return "" }
+func (*Server) Addr() string           { return "" }
+func (*Server) Kill()                  {}
+func (*Server) Stop()                  {}
+func (*Server) Restart(...string)      {}
+func (*Server) Hang()                  {}
+func (*Server) Continue()              {}
