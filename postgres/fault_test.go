@@ -241,7 +241,7 @@ func TestLockedTable(t *testing.T) {
 	decidesAgain(t, limiter)
 }
 
-// TestBadSetup has what is wrong with a server, a role or a pool, and what the error says.
+// TestBadSetup checks the errors for a server, a role or a pool with a wrong setup.
 func TestBadSetup(t *testing.T) {
 	server := pgtest.Start(t)
 	admin := connect(t, server.URL(pgtest.Superuser))

@@ -169,6 +169,16 @@ func TestStanding(t *testing.T) {
 		"login 198.51.100.1 bucket-1s 1", "login 198.51.100.1 day-UTC 1",
 		"login 203.0.113.7 fixed-1h 2 blocked", "login 203.0.113.7 inflight 2", "login 203.0.113.7 rolling-1m 2",
 	}, lines)
+
+	// Reset lifts the block and leaves the holds, also with an in-flight limit.
+	require.NoError(t, limiter.Reset(ctx, "203.0.113.7"))
+	_, d, err := limiter.Acquire(ctx, "203.0.113.7")
+	require.NoError(t, err)
+	assert.True(t, d.Allowed)
+	require.NoError(t, limiter.Block(ctx, "203.0.113.7", time.Hour))
+	_, d, err = limiter.Acquire(ctx, "203.0.113.7")
+	require.NoError(t, err)
+	assert.True(t, d.Blocked)
 }
 
 // TestExpiredRowsAreDeleted lets time pass and sweeps. Rows that still count stay.

@@ -43,7 +43,7 @@ func run(ctx context.Context, addr, db string, out io.Writer) error {
 	if err := migrate(ctx, db); err != nil {
 		return err
 	}
-	// One pool for all limiters, and for everything else that the program does with the database.
+	// All limiters share one pool. The rest of the program can use it, too.
 	pool, err := pgxpool.New(ctx, db)
 	if err != nil {
 		return err
