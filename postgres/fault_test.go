@@ -1,0 +1,339 @@
+package postgres_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/internal/pgtest"
+	"github.com/ratelimit-go/ratelimit/internal/redistest"
+	"github.com/ratelimit-go/ratelimit/postgres"
+)
+
+var ctx = context.Background()
+
+// hourly is a limit that no test reaches.
+var hourly = []ratelimit.Limit{ratelimit.FixedWindow(1_000_000, time.Hour)}
+
+// takeOne takes a unit under a timeout.
+func takeOne(store *postgres.Store, key string, limits []ratelimit.Limit, timeout time.Duration) (ratelimit.Result, error) {
+	results := make([]ratelimit.Result, len(limits))
+	_, err := store.TakeShared(ctx, ratelimit.SharedRequest{Key: key, Units: 1, Limits: limits, Deadline: time.Now().Add(timeout)}, results)
+	return results[0], err
+}
+
+// counted returns how many units are counted for a key under an hourly limit.
+func counted(t *testing.T, store *postgres.Store, key string) int64 {
+	t.Helper()
+	results := make([]ratelimit.Result, 1)
+	var err error
+	for range 100 { // the pool may have connections that are gone
+		if _, err = store.Take(ctx, key, 0, hourly, results); err == nil {
+			return hourly[0].N() - results[0].Remaining
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	require.NoError(t, err)
+	return 0
+}
+
+// newLimiter returns a limiter with a store.
+func newLimiter(t *testing.T, store ratelimit.Store, limits []ratelimit.Limit, set func(*ratelimit.Options)) *ratelimit.Limiter {
+	t.Helper()
+	var registry ratelimit.Registry
+	options := ratelimit.Options{Limits: limits, Store: store, Logger: slog.New(slog.DiscardHandler)}
+	set(&options)
+	limiter, err := registry.New("test", options)
+	require.NoError(t, err)
+	t.Cleanup(func() { limiter.Close() })
+	return limiter
+}
+
+// TestHungServerIsAnsweredWithinTimeout stops all processes of the server.
+func TestHungServerIsAnsweredWithinTimeout(t *testing.T) {
+	server := migrated(t)
+	limiter := newLimiter(t, newStore(t, newPool(t, server.URL(pgtest.Superuser)), "hung"), hourly, func(o *ratelimit.Options) { o.Timeout = 200 * time.Millisecond })
+	_, err := limiter.Take(ctx, "key")
+	require.NoError(t, err)
+	server.Hang()
+	defer server.Continue()
+	for range 3 {
+		began := time.Now()
+		d, err := limiter.Take(ctx, "key")
+		require.NoError(t, err)
+		assert.Equal(t, ratelimit.SourceFallback, d.Source)
+		assert.Less(t, time.Since(began), 600*time.Millisecond)
+	}
+	server.Continue()
+	decidesAgain(t, limiter)
+}
+
+// decidesAgain waits until a limiter's store decides.
+func decidesAgain(t *testing.T, limiter *ratelimit.Limiter) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		d, err := limiter.Take(ctx, "key")
+		return err == nil && d.Source == ratelimit.SourceStore
+	}, 20*time.Second, 20*time.Millisecond)
+}
+
+// TestRestart shuts the server down and starts it again. Nothing is lost.
+func TestRestart(t *testing.T) {
+	server := migrated(t)
+	store := newStore(t, newPool(t, server.URL(pgtest.Superuser)), "restart")
+	limiter := newLimiter(t, store, hourly, func(o *ratelimit.Options) { o.OnFailure = ratelimit.FailClosed })
+	for range 10 {
+		_, err := limiter.Take(ctx, "before")
+		require.NoError(t, err)
+	}
+	server.Stop()
+	_, err := takeOne(store, "key", hourly, time.Second)
+	assert.Error(t, err)
+	_, err = takeOne(store, "key", hourly, time.Second)
+	assert.Equal(t, ratelimit.FaultRefused, store.Fault(err), "nobody listens: %v", err)
+	server.Restart()
+	decidesAgain(t, limiter)
+	assert.EqualValues(t, 10, counted(t, store, "before"))
+}
+
+// TestDurableUnitsSurviveAKilledServer kills the server, again and again, while callers
+// count. Every unit that was admitted is counted, and at most one for each failed call more.
+func TestDurableUnitsSurviveAKilledServer(t *testing.T) {
+	server := migrated(t, "fsync=on")
+	store := newStore(t, newPool(t, server.URL(pgtest.Superuser)), "killed", postgres.Durable())
+	var admitted, unknown atomic.Int64
+	for range 2 {
+		stop, callers := atomic.Bool{}, sync.WaitGroup{}
+		for range 16 {
+			callers.Go(func() {
+				for !stop.Load() {
+					if _, err := takeOne(store, "key", hourly, time.Second); err == nil {
+						admitted.Add(1)
+					} else if store.Fault(err) == ratelimit.FaultUnknown {
+						unknown.Add(1)
+					}
+				}
+			})
+		}
+		at := admitted.Load()
+		for admitted.Load() < at+200 {
+			time.Sleep(time.Millisecond)
+		}
+		server.Kill()
+		time.Sleep(50 * time.Millisecond)
+		server.Restart()
+		at = admitted.Load()
+		for admitted.Load() < at+50 {
+			time.Sleep(time.Millisecond)
+		}
+		stop.Store(true)
+		callers.Wait()
+	}
+	got := counted(t, store, "key")
+	assert.GreaterOrEqual(t, got, admitted.Load())
+	assert.LessOrEqual(t, got, admitted.Load()+unknown.Load())
+	t.Logf("%d admitted, %d of unknown effect, %d counted", admitted.Load(), unknown.Load(), got)
+}
+
+// TestTerminatedBackends ends connections in the middle of batches. No call is made twice.
+func TestTerminatedBackends(t *testing.T) {
+	server := migrated(t)
+	store := newStore(t, newPool(t, server.URL(pgtest.Superuser)), "terminated")
+	admin := connect(t, server.URL(pgtest.Superuser))
+	limits := [][]ratelimit.Limit{hourly, {hourly[0], ratelimit.Rolling(1000, time.Hour)}}
+	var admitted, unknown, refused atomic.Int64
+	var callers sync.WaitGroup
+	stop := atomic.Bool{}
+	for i := range 64 {
+		callers.Go(func() {
+			for n := 0; !stop.Load(); n++ {
+				of := limits[0]
+				if i == 0 && n < 300 {
+					of = limits[1]
+				}
+				switch _, err := takeOne(store, "key", of, 5*time.Second); {
+				case err == nil:
+					admitted.Add(1)
+				case store.Fault(err) == ratelimit.FaultUnknown:
+					unknown.Add(1)
+				default:
+					refused.Add(1)
+				}
+			}
+		})
+	}
+	for range 60 {
+		time.Sleep(10 * time.Millisecond)
+		_, err := admin.Exec(ctx, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'")
+		require.NoError(t, err)
+	}
+	stop.Store(true)
+	callers.Wait()
+	got := counted(t, store, "key")
+	assert.GreaterOrEqual(t, got, admitted.Load())
+	assert.LessOrEqual(t, got, admitted.Load()+unknown.Load())
+	assert.Positive(t, unknown.Load()+refused.Load(), "no connection was in use when it was ended")
+	t.Logf("%d admitted, %d of unknown effect, %d refused, %d counted", admitted.Load(), unknown.Load(), refused.Load(), got)
+}
+
+// TestLostReplyCountsOnce lets statements through and drops their replies.
+func TestLostReplyCountsOnce(t *testing.T) {
+	server := migrated(t)
+	proxy := redistest.NewProxy(t, server.Addr())
+	pool := newPool(t, "postgres://postgres@"+proxy.Addr+"/postgres?sslmode=disable")
+	store := newStore(t, pool, "lost")
+	for _, limits := range [][]ratelimit.Limit{hourly, {hourly[0], ratelimit.Rolling(500, time.Hour)}} {
+		key := fmt.Sprint("key of ", len(limits))
+		_, err := takeOne(store, key, limits, 5*time.Second)
+		require.NoError(t, err)
+		proxy.LoseReplies(true)
+		const calls = 5
+		var wg sync.WaitGroup
+		for range calls {
+			wg.Go(func() {
+				_, err := takeOne(store, key, limits, 300*time.Millisecond)
+				assert.ErrorIs(t, err, context.DeadlineExceeded)
+				assert.NotEqual(t, ratelimit.FaultKey, store.Fault(err))
+			})
+		}
+		wg.Wait()
+		time.Sleep(300 * time.Millisecond) // what was sent is carried out
+		proxy.LoseReplies(false)
+		got := counted(t, store, key)
+		assert.LessOrEqual(t, got, int64(1+calls))
+		if len(limits) == 1 { // the first statement has reached the server
+			assert.Greater(t, got, int64(1))
+		}
+	}
+}
+
+// TestLockedTable holds a lock on the whole table in another session.
+func TestLockedTable(t *testing.T) {
+	server := migrated(t)
+	store := newStore(t, newPool(t, server.URL(pgtest.Superuser)), "locked")
+	limiter := newLimiter(t, store, hourly, func(o *ratelimit.Options) { o.Timeout = 200 * time.Millisecond })
+	_, err := limiter.Take(ctx, "key")
+	require.NoError(t, err)
+	stranger := connect(t, server.URL(pgtest.Superuser))
+	tx, err := stranger.Begin(ctx)
+	require.NoError(t, err)
+	_, err = tx.Exec(ctx, "LOCK TABLE ratelimit.counter")
+	require.NoError(t, err)
+	began := time.Now()
+	_, err = limiter.Take(ctx, "key")
+	require.NoError(t, err)
+	assert.Less(t, time.Since(began), 600*time.Millisecond)
+	_, err = takeOne(store, "key", hourly, 10*time.Second)
+	require.Error(t, err)
+	assert.Contains(t, err.Error(), "LOCK TABLE")
+	assert.Equal(t, ratelimit.FaultRefused, store.Fault(err))
+	require.NoError(t, tx.Rollback(ctx))
+	decidesAgain(t, limiter)
+}
+
+// TestBadSetup checks the errors for a server, a role or a pool with a wrong setup.
+func TestBadSetup(t *testing.T) {
+	server := pgtest.Start(t)
+	admin := connect(t, server.URL(pgtest.Superuser))
+	run := func(sql ...string) {
+		t.Helper()
+		for _, s := range sql {
+			_, err := admin.Exec(ctx, s)
+			require.NoError(t, err, s)
+		}
+	}
+	fails := func(pool *pgxpool.Pool, prefix, want string) error {
+		t.Helper()
+		store := newStore(t, pool, prefix)
+		_, err := takeOne(store, "key", hourly, 5*time.Second)
+		require.Error(t, err)
+		assert.Contains(t, err.Error(), want)
+		assert.Equal(t, ratelimit.FaultRefused, store.Fault(err), "%v", err)
+		return err
+	}
+	setting := func(name, value string) func(*pgxpool.Config) {
+		return func(c *pgxpool.Config) { c.ConnConfig.RuntimeParams[name] = value }
+	}
+	superuser := server.URL(pgtest.Superuser)
+
+	fails(newPool(t, superuser), "p", "run postgres.Migrate")
+	run("CREATE ROLE shop LOGIN", "CREATE ROLE blog LOGIN")
+	shop := connect(t, server.URL("shop"))
+	err := postgres.Migrate(ctx, shop)
+	assert.ErrorContains(t, err, "permission denied")
+
+	require.NoError(t, postgres.Migrate(ctx, admin))
+	require.NoError(t, postgres.Migrate(ctx, admin), "a second time")
+	fails(newPool(t, server.URL("shop")), "p", "grant ratelimit_application")
+	run("GRANT ratelimit_application TO shop, blog")
+	shopStore := newStore(t, newPool(t, server.URL("shop")), "p")
+	_, err = takeOne(shopStore, "key", hourly, 5*time.Second)
+	require.NoError(t, err)
+	assert.ErrorIs(t, fails(newPool(t, server.URL("blog")), "p", `the role shop`), ratelimit.ErrPrefixClaimed)
+	_, err = shop.Exec(ctx, "DELETE FROM ratelimit.counter")
+	assert.ErrorContains(t, err, "permission denied")
+
+	fails(newPool(t, superuser, setting("default_transaction_isolation", "repeatable read")), "q", "default_transaction_isolation")
+	fails(newPool(t, superuser, setting("default_transaction_read_only", "on")), "q", "connect to the primary")
+	run("CREATE ROLE " + pgtest.WithPassword + " LOGIN PASSWORD 'secret'")
+	wrong := "postgres://" + pgtest.WithPassword + ":wrong@" + server.Addr() + "/postgres?sslmode=disable"
+	fails(newPool(t, wrong), "q", "check the role, its password")
+	fails(newPool(t, "postgres://postgres@"+server.Addr()+"/nosuch?sslmode=disable"), "q", "the database does not exist")
+
+	// The schema goes away and comes back while a store is in use.
+	store := newStore(t, newPool(t, superuser), "r")
+	_, err = takeOne(store, "key", hourly, 5*time.Second)
+	require.NoError(t, err)
+	run("DROP SCHEMA ratelimit CASCADE")
+	_, err = takeOne(store, "key", hourly, 5*time.Second)
+	assert.ErrorContains(t, err, "run postgres.Migrate")
+	require.NoError(t, postgres.Migrate(ctx, admin))
+	assert.EqualValues(t, 0, counted(t, store, "key"))
+
+	closed := newPool(t, superuser)
+	closed.Close()
+	assert.ErrorIs(t, fails(closed, "r", "close limiters and stores first"), ratelimit.ErrStoreClosed)
+
+	// A row that this library has not written.
+	run(`UPDATE ratelimit.counter SET a1 = -5`)
+	_, err = takeOne(store, "key", hourly, 5*time.Second)
+	assert.NoError(t, err, "a new row is not there yet")
+	run(`UPDATE ratelimit.counter SET shape = 0, more = '{"counters": 7}'`)
+	_, err = takeOne(store, "key", hourly, 5*time.Second)
+	require.Error(t, err)
+	assert.Equal(t, ratelimit.FaultKey, store.Fault(err), "%v", err)
+}
+
+// TestBadArguments has calls that are refused without a server.
+func TestBadArguments(t *testing.T) {
+	_, err := postgres.NewStore(nil, "login")
+	assert.ErrorContains(t, err, "pgxpool.New")
+	pool := newPool(t, "postgres://127.0.0.1:1/none")
+	for _, prefix := range []string{"", "a\x00b", "\xff", string(make([]byte, 200))} {
+		_, err = postgres.NewStore(pool, prefix)
+		assert.ErrorContains(t, err, "its prefix", "%q", prefix)
+	}
+	assert.ErrorContains(t, postgres.Migrate(ctx, nil), "pgx.Connect")
+	store := newStore(t, pool, "login")
+	_, err = takeOne(store, "", hourly, time.Second)
+	assert.ErrorContains(t, err, "key is empty")
+	_, err = takeOne(store, "key", []ratelimit.Limit{ratelimit.FixedWindow(0, time.Hour)}, time.Second)
+	assert.ErrorContains(t, err, "not valid")
+	_, err = store.Take(ctx, "key", -1, hourly, make([]ratelimit.Result, 1))
+	assert.Error(t, err)
+	_, err = takeOne(store, "key", hourly, time.Second)
+	assert.Equal(t, ratelimit.FaultRefused, store.Fault(err), "nobody listens: %v", err)
+	require.NoError(t, store.Close())
+	_, err = takeOne(store, "key", hourly, time.Second)
+	assert.True(t, errors.Is(err, ratelimit.ErrStoreClosed))
+}

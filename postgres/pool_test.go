@@ -1,0 +1,102 @@
+package postgres_test
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/internal/pgtest"
+)
+
+// TestExecModes calls everything in each mode in which pgx may send statements. The ones
+// without prepared statements are for PgBouncer in transaction mode.
+func TestExecModes(t *testing.T) {
+	server := migrated(t)
+	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeCacheStatement, pgx.QueryExecModeCacheDescribe, pgx.QueryExecModeDescribeExec, pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol} {
+		t.Run(mode.String(), func(t *testing.T) {
+			pool := newPool(t, server.URL(pgtest.Superuser), func(c *pgxpool.Config) { c.ConnConfig.DefaultQueryExecMode = mode })
+			store := newStore(t, pool, mode.String())
+			fixed, rolling := ratelimit.FixedWindow(10, time.Hour), ratelimit.Rolling(10, time.Hour)
+			limits := []ratelimit.Limit{ratelimit.Daily(10, nil), fixed, ratelimit.TokenBucket(1, time.Hour, 10)}
+			for i, of := range [][]ratelimit.Limit{limits, limits, {fixed, rolling}, {fixed.Block(time.Hour)}} {
+				result, err := takeOne(store, "key", of, 5*time.Second)
+				require.NoError(t, err)
+				assert.EqualValues(t, 9-i, result.Remaining)
+			}
+			charged, err := store.Adjust(ctx, "key", 2, ratelimit.Now, []ratelimit.Limit{fixed, rolling})
+			require.NoError(t, err)
+			assert.EqualValues(t, 2, charged)
+			require.NoError(t, store.Block(ctx, "key", ratelimit.Block{Left: time.Hour}, []ratelimit.Limit{fixed}))
+			require.NoError(t, store.Reset(ctx, "key", limits))
+			// Several keys and callers, with different costs.
+			var wg sync.WaitGroup
+			for i := range 40 {
+				wg.Go(func() {
+					_, err := store.Take(ctx, string(rune('a'+i%20)), int64(1+i%3), limits, make([]ratelimit.Result, 3))
+					assert.NoError(t, err)
+				})
+			}
+			wg.Wait()
+		})
+	}
+}
+
+// TestCancelledCallerLosesNothing cancels callers while their calls wait for a locked row.
+// Their units are given back.
+func TestCancelledCallerLosesNothing(t *testing.T) {
+	server := migrated(t)
+	store := newStore(t, newPool(t, server.URL(pgtest.Superuser)), "cancelled")
+	_, err := takeOne(store, "key", hourly, 5*time.Second)
+	require.NoError(t, err)
+	stranger := connect(t, server.URL(pgtest.Superuser))
+	tx, err := stranger.Begin(ctx)
+	require.NoError(t, err)
+	_, err = tx.Exec(ctx, "SELECT FROM ratelimit.counter FOR UPDATE")
+	require.NoError(t, err)
+	cancelled, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	for range 5 {
+		wg.Go(func() {
+			_, err := store.Take(cancelled, "key", 1, hourly, make([]ratelimit.Result, 1))
+			assert.ErrorIs(t, err, context.Canceled)
+		})
+	}
+	time.Sleep(200 * time.Millisecond) // until they wait for the row
+	cancel()
+	wg.Wait()
+	require.NoError(t, tx.Rollback(ctx))
+	require.Eventually(t, func() bool { return counted(t, store, "key") == 1 }, 5*time.Second, 10*time.Millisecond)
+}
+
+// TestCloseLeavesThePool closes stores while callers count. The pool goes on, and Close
+// returns when nothing of the store runs any more.
+func TestCloseLeavesThePool(t *testing.T) {
+	server := migrated(t)
+	pool := newPool(t, server.URL(pgtest.Superuser))
+	for range 5 {
+		store := newStore(t, pool, "closed")
+		var wg sync.WaitGroup
+		for range 20 {
+			wg.Go(func() {
+				for {
+					if _, err := takeOne(store, "key", hourly, 5*time.Second); err != nil {
+						assert.ErrorIs(t, err, ratelimit.ErrStoreClosed)
+						return
+					}
+				}
+			})
+		}
+		time.Sleep(20 * time.Millisecond)
+		require.NoError(t, store.Close())
+		wg.Wait()
+		assert.Zero(t, pool.Stat().AcquiredConns())
+	}
+	require.NoError(t, pool.Ping(ctx))
+}
