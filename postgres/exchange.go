@@ -14,6 +14,7 @@ import (
 	"github.com/ratelimit-go/ratelimit"
 	"github.com/ratelimit-go/ratelimit/internal/batch"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
+	"github.com/ratelimit-go/ratelimit/storekit"
 )
 
 // This file carries out the calls that share a round trip. Calls for one key form a group.
@@ -172,7 +173,7 @@ func (t *trip) countOnce(groups []*group) (again []*group) {
 	var updates, inserts []change
 	for i, g := range groups {
 		shape, err := t.open.limitsOf(t, rows[i].shape)
-		var rec *record
+		var rec *storekit.Record
 		if err == nil {
 			if rec, err = rows[i].read(shape); err != nil {
 				err = t.fail(ratelimit.FaultKey, fmt.Errorf("the row of the key %q was not written by this library: %w", g.key, err),
@@ -183,11 +184,12 @@ func (t *trip) countOnce(groups []*group) (again []*group) {
 			t.failAll(g.jobs, err)
 			continue
 		}
-		changed := false
 		for _, j := range g.jobs {
-			changed = j.Value.apply(rec, now) || changed
+			if j.Value.err = j.Value.apply(rec, now); j.Value.err != nil {
+				j.Value.err = t.fail(ratelimit.FaultKey, j.Value.err, "")
+			}
 		}
-		if !changed {
+		if !rec.Changed() {
 			continue
 		}
 		c := change{group: g, row: rows[i]}
@@ -200,7 +202,7 @@ func (t *trip) countOnce(groups []*group) (again []*group) {
 			t.failAll(g.jobs, err)
 			continue
 		}
-		if c.written = rec.write(shape, id, now); c.row.version == 0 {
+		if c.written = write(rec, shape, id, now); c.row.version == 0 {
 			inserts = append(inserts, c)
 		} else {
 			updates = append(updates, c)

@@ -210,7 +210,7 @@ func (t *trip) answer(g *group, rules []rule.Limit, key *takenKey, now int64) (u
 				after, a = rules[i].Take(s, now, 0)
 				repaired = repaired || after != s
 			}
-			c.answers[i] = a
+			c.results[i] = resultOf(a)
 		}
 		switch {
 		case denied && admitted:
@@ -220,7 +220,7 @@ func (t *trip) answer(g *group, rules []rule.Limit, key *takenKey, now int64) (u
 			// than a window ahead, so it must be written even though nothing fits.
 			undecided = append(undecided, j)
 		default:
-			c.now, c.decided, c.blocked, c.began, c.err = now, decided, 0, 0, nil
+			c.decided, c.err = decided, nil
 		}
 	}
 	return undecided

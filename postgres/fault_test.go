@@ -328,7 +328,7 @@ func TestBadArguments(t *testing.T) {
 	_, err = takeOne(store, "", hourly, time.Second)
 	assert.ErrorContains(t, err, "key is empty")
 	_, err = takeOne(store, "key", []ratelimit.Limit{ratelimit.FixedWindow(0, time.Hour)}, time.Second)
-	assert.ErrorContains(t, err, "not valid")
+	assert.ErrorContains(t, err, "it allows 0 units")
 	_, err = store.Take(ctx, "key", -1, hourly, make([]ratelimit.Result, 1))
 	assert.Error(t, err)
 	_, err = takeOne(store, "key", hourly, time.Second)

@@ -2,7 +2,6 @@ package postgres
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -17,11 +16,10 @@ import (
 // never changes, except for what it caches. Calls can share a statement only if they have
 // the same set.
 type limitSet struct {
-	limits  []ratelimit.Limit
-	rules   []rule.Limit // of a calendar, without its period: see at
-	names   []string     // of the counters, as in table ratelimit.shape
-	ladders []*rule.Ladder
-	blocks  bool // one of the limits has a ladder
+	limits []ratelimit.Limit
+	rules  []rule.Limit // of a calendar, without its period: see at
+	names  []string     // of the counters, as in table ratelimit.shape
+	blocks bool         // one of the limits has a ladder
 
 	// A set that a function take_* counts has a function. columns has which column the
 	// limits have, and shape which limits the columns have.
@@ -47,9 +45,14 @@ func newLimitSet(limits []ratelimit.Limit) (*limitSet, error) {
 	set := &limitSet{limits: slices.Clone(limits)}
 	name := make([]byte, len(limits)) // the kinds by their letters; 0 for a kind that has no columns
 	for i, l := range limits {
+		if _, err := l.MarshalText(); err != nil { // which checks it
+			return nil, err
+		}
 		r := rule.Limit{Kind: kindsOf[l.Algorithm()], N: l.N(), Window: int64(l.Window())}
 		counter := l.Algorithm() + "-" + rule.FormatSpan(r.Window)
 		switch r.Kind {
+		case 0:
+			return nil, fmt.Errorf("limit %v does not count units: a limiter hands it to no store", l)
 		case rule.Bucket:
 			r.Burst = l.Burst()
 			name[i] = 'b'
@@ -58,20 +61,10 @@ func newLimitSet(limits []ratelimit.Limit) (*limitSet, error) {
 		case rule.Sliding:
 			name[i] = 's'
 		case rule.Calendar:
-			if counter = l.Calendar(); counter == "" {
-				return nil, fmt.Errorf("limit %v has no calendar: want a time zone of the tz database and a first day that exists", l)
-			}
-			name[i], set.calendars = 'c', true
+			counter, name[i], set.calendars = l.Calendar(), 'c', true
 		}
-		if err := validate(&r); err != nil {
-			return nil, fmt.Errorf("limit %v is not valid: %w: want one that a constructor or ParseLimit has made", l, err)
-		}
-		ladder, err := ladderOf(l)
-		if err != nil {
-			return nil, fmt.Errorf("limit %v: %w", l, err)
-		}
-		set.blocks = set.blocks || ladder != nil
-		set.rules, set.names, set.ladders = append(set.rules, r), append(set.names, counter), append(set.ladders, ladder)
+		set.blocks = set.blocks || l.Ladder() != nil
+		set.rules, set.names = append(set.rules, r), append(set.names, counter)
 	}
 	if len(limits) > maxColumns || slices.Contains(name, 0) {
 		return set, nil
@@ -93,40 +86,6 @@ func newLimitSet(limits []ratelimit.Limit) (*limitSet, error) {
 		set.columns[i] = column
 	}
 	return set, nil
-}
-
-// validate returns an error for a limit with which the arithmetic would go wrong.
-func validate(l *rule.Limit) error {
-	switch {
-	case l.Kind == 0:
-		return errors.New("it counts nothing, or holds")
-	case l.N < 1 || l.N > rule.MaxUnits || l.Kind == rule.Rolling && l.N > rule.MaxRolling:
-		return fmt.Errorf("it allows %d units", l.N)
-	case l.Window < rule.MinSpan || l.Window > rule.MaxSpan:
-		return fmt.Errorf("its window is %v", time.Duration(l.Window))
-	case l.Kind == rule.Bucket && (l.Burst < 1 || l.Burst > rule.MaxUnits || l.Refill() > rule.MaxSpan):
-		return fmt.Errorf("its burst is %d units", l.Burst)
-	}
-	return nil
-}
-
-// ladderOf returns the ladder of a limit, or nil if it has none.
-func ladderOf(l ratelimit.Limit) (*rule.Ladder, error) {
-	given := l.Ladder()
-	if given == nil {
-		return nil, nil
-	}
-	ladder := &rule.Ladder{N: len(given)}
-	if len(given) < 1 || len(given) > rule.MaxRungs {
-		return nil, fmt.Errorf("its block has %d durations: want 1 to %d", len(given), rule.MaxRungs)
-	}
-	for i, d := range given {
-		if d < rule.MinSpan || d > rule.MaxSpan || i > 0 && d < given[i-1] {
-			return nil, fmt.Errorf("its block has a duration of %v: want 1ms to 50 years, and none shorter than the one before", d)
-		}
-		ladder.Rungs[i] = int64(d)
-	}
-	return ladder, nil
 }
 
 // at returns the counting rules at an instant of the server's clock.

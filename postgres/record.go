@@ -8,11 +8,12 @@ import (
 	"time"
 
 	"github.com/ratelimit-go/ratelimit/internal/rule"
+	"github.com/ratelimit-go/ratelimit/storekit"
 )
 
-// This file has the contents of a row, and how they are written. A row is a record of all counters
-// of a key, by name. Counters of the row's shape have columns. All others, and everything
-// that is no rule.State, are in the column more.
+// This file has the contents of a row, which is a storekit.Record, and how they are written.
+// Counters of the row's shape have columns. All others, and everything that has no column, are
+// in the column more.
 
 // A row is what the function look returns of one.
 type row struct {
@@ -21,30 +22,6 @@ type row struct {
 	ends    int64
 	states  []int64 // three for each column
 	more    *string
-}
-
-// A record has the counters and the holds of a key.
-type record struct {
-	counters map[string]*counter
-	holds    rule.Holds
-}
-
-// A counter is what is kept under one limit. It may have a block without having units.
-type counter struct {
-	state rule.State
-	log   rule.Log // of a rolling window, which has no state
-	block rule.Block
-	ends  int64 // from when on it counts no longer
-}
-
-// counter returns a counter of the record, which it makes if there is none.
-func (r *record) counter(name string) *counter {
-	c := r.counters[name]
-	if c == nil {
-		c = new(counter)
-		r.counters[name] = c
-	}
-	return c
 }
 
 // more is the column of that name.
@@ -63,49 +40,46 @@ type moreCounter struct {
 }
 
 // read returns the record of a row. shape has the names of the row's columns.
-func (r *row) read(shape []string) (*record, error) {
-	rec := &record{counters: make(map[string]*counter)}
-	for i, name := range shape {
-		s := rule.State{T: r.states[3*i], A: r.states[3*i+1], B: r.states[3*i+2]}
-		if s.A < 0 || s.B < 0 {
-			return nil, fmt.Errorf("its counter %s has %d and %d units", name, s.A, s.B)
-		}
-		rec.counters[name] = &counter{state: s, ends: r.ends}
-	}
-	if r.more == nil {
-		return rec, nil
-	}
+func (r *row) read(shape []string) (*storekit.Record, error) {
+	rec := new(storekit.Record)
 	var m more
-	if err := json.Unmarshal([]byte(*r.more), &m); err != nil {
-		return nil, fmt.Errorf("its column more: %w", err)
+	if r.more != nil {
+		if err := json.Unmarshal([]byte(*r.more), &m); err != nil {
+			return nil, fmt.Errorf("its column more: %w", err)
+		}
 	}
-	for name, from := range m.Counters {
-		if from == nil || from.A < 0 || from.B < 0 || len(from.Log) > rule.MaxRolling {
-			return nil, fmt.Errorf("its counter %s is none", name)
+	for i, name := range shape {
+		// The functions add up to 100 years to the server's time.
+		c := storekit.Counter{Name: name, End: min(r.ends, rule.MaxUntil), T: r.states[3*i], A: r.states[3*i+1], B: r.states[3*i+2]}
+		if from := m.Counters[name]; from != nil { // the block of a counter with columns
+			from.readBlock(&c)
 		}
-		c := rec.counter(name)
-		if !slices.Contains(shape, name) {
-			c.state, c.ends = rule.State{T: from.T, A: from.A, B: from.B}, from.Ends
-		}
-		for i := 1; i < len(from.Log); i++ {
-			if from.Log[i] < 0 {
-				return nil, fmt.Errorf("the units of its counter %s are not in order", name)
+		rec.Counters = append(rec.Counters, c)
+	}
+	for _, name := range slices.Sorted(maps.Keys(m.Counters)) {
+		if from := m.Counters[name]; from != nil && !slices.Contains(shape, name) {
+			c := storekit.Counter{Name: name, End: from.Ends, T: from.T, A: from.A, B: from.B}
+			for i, instant := range from.Log {
+				if i > 0 {
+					instant += c.Log[i-1]
+				}
+				c.Log = append(c.Log, instant)
 			}
-			from.Log[i] += from.Log[i-1]
-		}
-		c.log = rule.LogOf(from.Log)
-		if b := from.Block; b != nil {
-			if b[1] < 0 || b[1] > rule.MaxRungs || b[2] < 0 {
-				return nil, fmt.Errorf("the block of its counter %s is none", name)
-			}
-			c.block = rule.Block{Until: b[0], Rung: uint8(b[1]), Forget: b[2]}
+			from.readBlock(&c)
+			rec.Counters = append(rec.Counters, c)
 		}
 	}
 	for _, process := range slices.Sorted(maps.Keys(m.Holds)) {
 		h := m.Holds[process]
-		rec.holds = append(rec.holds, rule.HoldRecord{Process: process, Began: h[0], Ended: h[1], Until: h[2], Lasts: h[3]})
+		rec.Holds = append(rec.Holds, storekit.Hold{Process: process, Began: h[0], Ended: h[1], Until: h[2], Lasts: time.Duration(h[3])})
 	}
-	return rec, nil
+	return rec, rec.Validate()
+}
+
+func (m *moreCounter) readBlock(c *storekit.Counter) {
+	if m.Block != nil {
+		c.Until, c.Rung, c.Forget = m.Block[0], int(m.Block[1]), time.Duration(m.Block[2])
+	}
 }
 
 // A written row is what the functions write and add take.
@@ -122,51 +96,47 @@ type written struct {
 const kept = int64(time.Minute)
 
 // write returns the row of a record at an instant. It leaves out what counts no longer.
-func (rec *record) write(shape []string, id int32, now int64) written {
+func write(rec *storekit.Record, shape []string, id int32, now int64) written {
 	w := written{shape: id, ends: now}
-	for i, name := range shape {
-		c := rec.counter(name)
-		for j, n := range [...]int64{c.state.T, c.state.A, c.state.B} {
-			w.states[3*i+j] = &n
+	for i := range 3 * len(shape) {
+		w.states[i] = new(int64)
+	}
+	m := more{Counters: make(map[string]*moreCounter), Holds: make(map[string][4]int64)}
+	until := int64(0)
+	for i := range rec.Counters {
+		c, column := &rec.Counters[i], slices.Index(shape, rec.Counters[i].Name)
+		if column < 0 && c.End+kept <= now {
+			continue
 		}
-		if !c.state.Fresh() {
-			w.ends = max(w.ends, c.ends)
+		w.ends, until = max(w.ends, c.End), max(until, c.Until)
+		to := &moreCounter{}
+		if column >= 0 {
+			*w.states[3*column], *w.states[3*column+1], *w.states[3*column+2] = c.T, c.A, c.B
+		} else {
+			to.T, to.A, to.B, to.Ends = c.T, c.A, c.B, c.End
+			for i, instant := range c.Log {
+				if i > 0 {
+					instant -= c.Log[i-1]
+				}
+				to.Log = append(to.Log, instant)
+			}
+			m.Counters[c.Name] = to
+		}
+		if c.Until != 0 || c.Forget != 0 {
+			to.Block = &[3]int64{c.Until, int64(c.Rung), int64(c.Forget)}
+			m.Counters[c.Name] = to
 		}
 	}
-	var m more
-	until := int64(0)
-	for name, c := range rec.counters {
-		has, to := false, &moreCounter{}
-		if !slices.Contains(shape, name) && c.ends+kept > now && (!c.state.Fresh() || c.log.N > 0) {
-			has, to.T, to.A, to.B, to.Ends = true, c.state.T, c.state.A, c.state.B, c.ends
-			to.Log = c.log.AppendTo(nil)
-			for i := len(to.Log) - 1; i > 0; i-- {
-				to.Log[i] -= to.Log[i-1]
-			}
-			w.ends = max(w.ends, c.ends)
-		}
-		if c.block != (rule.Block{}) && c.block.Forgotten()+kept > now {
-			has, to.Block = true, &[3]int64{c.block.Until, int64(c.block.Rung), c.block.Forget}
-			until, w.ends = max(until, c.block.Until), max(w.ends, c.block.Forgotten())
-		}
-		if has {
-			if m.Counters == nil {
-				m.Counters = make(map[string]*moreCounter)
-			}
-			m.Counters[name] = to
+	for _, h := range rec.Holds {
+		if h.Until+kept > now {
+			m.Holds[h.Process] = [4]int64{h.Began, h.Ended, h.Until, int64(h.Lasts)}
+			w.ends = max(w.ends, h.Until)
 		}
 	}
 	if until > 0 {
 		w.until = &until
 	}
-	for _, h := range rec.holds {
-		if m.Holds == nil {
-			m.Holds = make(map[string][4]int64)
-		}
-		m.Holds[h.Process] = [4]int64{h.Began, h.Ended, h.Until, h.Lasts}
-		w.ends = max(w.ends, h.Until)
-	}
-	if m.Counters != nil || m.Holds != nil {
+	if len(m.Counters)+len(m.Holds) > 0 {
 		text, _ := json.Marshal(m) // numbers and names only
 		s := string(text)
 		w.more = &s

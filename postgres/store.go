@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -151,12 +152,12 @@ func (s *Store) TakeShared(ctx context.Context, r ratelimit.SharedRequest, resul
 		return ratelimit.SharedReply{}, err
 	}
 	j.Value.units, j.Value.upTo = min(r.Units, rule.MaxUnits+1), r.UpTo // no limit can hold more
-	j.Value.pending = pendingRules(r.Pending)
+	j.Value.pending = slices.Clone(r.Pending)
 	if err := s.do(ctx, r.Deadline, j); err != nil {
 		return ratelimit.SharedReply{}, err
 	}
 	c := &j.Value
-	c.results(results)
+	copy(results, c.results[:])
 	reply := ratelimit.SharedReply{At: ratelimit.Instant(c.decided), Newest: c.newest}
 	if r.UpTo {
 		reply.Granted = c.taken
@@ -167,8 +168,8 @@ func (s *Store) TakeShared(ctx context.Context, r ratelimit.SharedRequest, resul
 
 // Hold implements [ratelimit.HoldStore].
 func (s *Store) Hold(ctx context.Context, r ratelimit.HoldRequest, results []ratelimit.Result) (ratelimit.HoldReply, error) {
-	if err := validateHold(&r, len(results)); err != nil {
-		return ratelimit.HoldReply{}, s.callError("%w", err)
+	if len(results) != len(r.Limits)+1 {
+		return ratelimit.HoldReply{}, s.callError("Hold with %d limits and %d results: want one result more than limits", len(r.Limits), len(results))
 	}
 	if err := checkLimits(r.Limits, 0); err != nil {
 		return ratelimit.HoldReply{}, s.callError("%w", err)
@@ -178,33 +179,15 @@ func (s *Store) Hold(ctx context.Context, r ratelimit.HoldRequest, results []rat
 		return ratelimit.HoldReply{}, err
 	}
 	c := &j.Value
-	c.units, c.pending = min(r.Units, rule.MaxUnits+1), pendingRules(r.Pending)
-	c.holding = rule.Holding{
-		Action: rule.HoldAction(r.Action), Most: r.Most, Lasts: int64(r.Lasts), Process: r.Process, Began: r.Began, Ended: r.Ended, Alone: r.Alone,
-	}
+	c.holding = r
+	c.holding.Limits, c.holding.Pending = c.set.limits, slices.Clone(r.Pending)
 	if err := s.do(ctx, r.Deadline, j); err != nil {
 		return ratelimit.HoldReply{}, err
 	}
-	c.results(results[:len(r.Limits)])
-	h := c.holding.Held
-	last := ratelimit.Result{Remaining: max(0, r.Most-h.Others-(h.Began-h.Ended)), MoreAfter: span(h.Soonest), ResetAfter: span(h.Soonest)}
-	if h.Denied {
-		last.RetryAfter = max(1, last.MoreAfter)
-	}
-	results[len(r.Limits)] = last
-	reply := ratelimit.HoldReply{At: ratelimit.Instant(c.decided), Began: h.Began, Ended: h.Ended, Others: h.Others, OthersLeft: span(h.OthersLeft)}
+	copy(results, c.results[:])
+	reply := c.held
 	s.jobs.Put(j)
 	return reply, nil
-}
-
-// validateHold returns an error for a request that no limiter makes.
-func validateHold(r *ratelimit.HoldRequest, results int) error {
-	valid := r.Key != "" && r.Action <= ratelimit.HoldRenew && r.Began >= 0 && r.Ended >= 0 && r.Began >= r.Ended && r.Units >= 0 && r.Process != "" &&
-		r.Lasts > 0 && r.Lasts <= rule.MaxSpan && r.Most >= 0 && r.Most <= rule.MaxUnits && r.Began <= rule.MaxUnits && results == len(r.Limits)+1
-	if !valid {
-		return fmt.Errorf("Hold of %+v with %d results: want no negative numbers, a Process, and one result more than limits", *r, results)
-	}
-	return nil
 }
 
 // Adjust implements [ratelimit.Store].
@@ -239,14 +222,11 @@ func (s *Store) Reset(ctx context.Context, key string, limits []ratelimit.Limit)
 
 // Block implements [ratelimit.KindStore].
 func (s *Store) Block(ctx context.Context, key string, b ratelimit.Block, limits []ratelimit.Limit) error {
-	if b.Left > rule.MaxSpan || b.Rung < 0 || b.Rung > rule.MaxRungs || b.Forget < 0 || b.Forget > rule.MaxSpan {
-		return s.callError("Block has %+v: want at most 50 years, and a rung of 0 to %d", b, rule.MaxRungs)
-	}
 	j, err := s.job(block, key, limits)
 	if err != nil {
 		return err
 	}
-	j.Value.given = rule.Block{Until: int64(b.Left), Rung: uint8(b.Rung), Forget: int64(b.Forget)}
+	j.Value.given = b
 	return s.do(ctx, time.Time{}, j)
 }
 
@@ -256,13 +236,6 @@ func checkLimits(limits []ratelimit.Limit, least int) error {
 		return fmt.Errorf("%d limits: want %d to %d", len(limits), least, ratelimit.MaxLimits)
 	}
 	return nil
-}
-
-func pendingRules(pending []ratelimit.Pending) (rules []rule.Pending) {
-	for _, p := range pending {
-		rules = append(rules, rule.Pending{Units: max(0, p.Units), At: int64(max(0, p.At))})
-	}
-	return rules
 }
 
 // job returns a call that is ready for the queue. It reuses a call that has returned without

@@ -214,8 +214,12 @@ func (r *Record) Adjust(now time.Time, n int64, of ratelimit.Instant, limits []r
 		c := &counters[i]
 		moved := int64(0)
 		if c.rule.Kind == rule.Rolling {
-			moved, _ = c.rule.AdjustLog(&c.log, at, n, int64(of))
-			charged = min(charged, moved)
+			repairs := n != 0 && c.rule.Repairs(&c.log, at)
+			units, _ := c.rule.AdjustLog(&c.log, at, n, int64(of))
+			charged = min(charged, units)
+			if units > 0 || repairs {
+				moved = 1
+			}
 		} else {
 			before := c.state
 			c.state = c.rule.Adjust(before, at, n, at-max(0, min(int64(of), at)))
@@ -262,17 +266,31 @@ func (r *Record) Reset(limits []ratelimit.Limit) {
 	}
 }
 
-// valid reports whether a record that was read is one that [Record.Append] can have written.
+// Validate returns an error if no call can have left such a record. A store that reads
+// counters from columns of its own calls it, so that numbers that somebody else has written
+// do no harm. [DecodeRecord] has checked its record.
+func (r *Record) Validate() error {
+	if !r.valid() {
+		return errors.New("its counters or holds are not ones that this package counts: delete it with Limiter.Reset")
+	}
+	return nil
+}
+
 func (r *Record) valid() bool {
 	for i := range r.Counters {
-		if c := &r.Counters[i]; c.Name == "" || c.Rung > rule.MaxRungs || r.index(c.Name) != i {
+		c := &r.Counters[i]
+		inRange := min(c.T, c.A, c.B, c.End, c.Until, int64(c.Rung), int64(c.Forget)) >= 0 && max(c.T, c.End, c.Until) <= rule.MaxUntil &&
+			c.A <= rule.MaxUnits && c.B <= rule.MaxSpan && c.Rung <= rule.MaxRungs && c.Forget <= rule.MaxSpan && len(c.Log) <= rule.MaxRolling
+		if !inRange || c.Name == "" || r.index(c.Name) != i || !slices.IsSorted(c.Log) ||
+			len(c.Log) > 0 && (c.Log[0] < 0 || c.Log[len(c.Log)-1] > rule.MaxUntil) {
 			return false
 		}
 	}
 	for i := range r.Holds {
 		h := &r.Holds[i]
 		same := func(other Hold) bool { return other.Process == h.Process }
-		if h.Process == "" || h.Ended > h.Began || h.Lasts <= 0 || slices.IndexFunc(r.Holds, same) != i {
+		if h.Process == "" || h.Ended < 0 || h.Ended > h.Began || h.Began > rule.MaxUnits || h.Lasts <= 0 || h.Lasts > rule.MaxSpan ||
+			h.Until < 0 || h.Until > rule.MaxUntil || slices.IndexFunc(r.Holds, same) != i {
 			return false
 		}
 	}
@@ -319,24 +337,24 @@ func (r *Record) counters(now time.Time, limits []ratelimit.Limit) (counters []c
 	return counters, now.UnixNano(), nil
 }
 
-// put writes a counter into the record, or deletes it if there is nothing to remember.
+// put writes a counter into the record, or deletes it if there is nothing to remember. A
+// limit that is whole may have units that do not weigh any more. They stay for a minute: after
+// that the clock is not set back.
 func (r *Record) put(c *counter, now int64) {
 	_, a := c.ask(now, 0)
-	put := Counter{Name: c.name, End: rule.Lasting(a.Reset, now)}
-	if a.Reset > 0 {
-		put.T, put.A, put.B, put.Log = c.state.T, c.state.A, c.state.B, c.log.AppendTo(nil)
-	}
-	if forgotten := c.block.Forgotten(); forgotten > now {
-		put.End = max(put.End, forgotten)
+	put := Counter{Name: c.name, End: rule.Lasting(a.Reset, now), T: c.state.T, A: c.state.A, B: c.state.B, Log: c.log.AppendTo(nil)}
+	hasUnits, hasBlock := !c.state.Fresh() || c.log.N > 0, c.block.Forgotten()+kept > now
+	if hasBlock {
+		put.End = max(put.End, c.block.Forgotten())
 		put.Until, put.Rung, put.Forget = c.block.Until, int(c.block.Rung), time.Duration(c.block.Forget)
 	}
 	r.changed = true
 	switch i := r.index(c.name); {
-	case i >= 0 && put.End > now:
+	case i >= 0 && (hasUnits || hasBlock):
 		r.Counters[i] = put
 	case i >= 0:
 		r.Counters = slices.Delete(r.Counters, i, i+1)
-	case put.End > now:
+	case hasUnits || hasBlock:
 		r.Counters = append(r.Counters, put)
 	}
 }
