@@ -3,7 +3,8 @@
 //
 // The author of a store writes a [Backend], which has two methods and knows nothing of rate
 // limits. [New] makes a store of it, which counts every kind of limit. This backend is a
-// map, for one process:
+// map, for one process. It shows the shape, and lacks one thing: it deletes no record when its
+// time is over.
 //
 //	type backend struct {
 //		mu      sync.Mutex

@@ -77,7 +77,7 @@ func DecodeRecord(record []byte) (*Record, error) {
 	}
 	for n := d.number(uint64(len(d.rest))); n > 0 && !d.failed; n-- {
 		r.Holds = append(r.Holds, Hold{
-			Process: d.text(), Began: d.int(rule.MaxUnits), Ended: d.int(rule.MaxUnits), Until: d.instant(), Lasts: time.Duration(d.int(rule.MaxSpan)),
+			Process: d.text(), Began: d.int(maxBegan), Ended: d.int(maxBegan), Until: d.instant(), Lasts: time.Duration(d.int(rule.MaxSpan)),
 		})
 	}
 	if d.failed || len(d.rest) > 0 || !r.valid() {

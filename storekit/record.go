@@ -277,25 +277,31 @@ func (r *Record) Validate() error {
 }
 
 func (r *Record) valid() bool {
+	names := make(map[string]bool, len(r.Counters))
 	for i := range r.Counters {
 		c := &r.Counters[i]
 		inRange := min(c.T, c.A, c.B, c.End, c.Until, int64(c.Rung), int64(c.Forget)) >= 0 && max(c.T, c.End, c.Until) <= rule.MaxUntil &&
 			c.A <= rule.MaxUnits && c.B <= rule.MaxSpan && c.Rung <= rule.MaxRungs && c.Forget <= rule.MaxSpan && len(c.Log) <= rule.MaxRolling
-		if !inRange || c.Name == "" || r.index(c.Name) != i || !slices.IsSorted(c.Log) ||
+		if !inRange || c.Name == "" || names[c.Name] || !slices.IsSorted(c.Log) ||
 			len(c.Log) > 0 && (c.Log[0] < 0 || c.Log[len(c.Log)-1] > rule.MaxUntil) {
 			return false
 		}
+		names[c.Name] = true
 	}
+	processes := make(map[string]bool, len(r.Holds))
 	for i := range r.Holds {
 		h := &r.Holds[i]
-		same := func(other Hold) bool { return other.Process == h.Process }
-		if h.Process == "" || h.Ended < 0 || h.Ended > h.Began || h.Began > rule.MaxUnits || h.Lasts <= 0 || h.Lasts > rule.MaxSpan ||
-			h.Until < 0 || h.Until > rule.MaxUntil || slices.IndexFunc(r.Holds, same) != i {
+		if h.Process == "" || h.Ended < 0 || h.Ended > h.Began || h.Began > maxBegan || h.Lasts <= 0 || h.Lasts > rule.MaxSpan ||
+			h.Until < 0 || h.Until > rule.MaxUntil || processes[h.Process] {
 			return false
 		}
+		processes[h.Process] = true
 	}
 	return true
 }
+
+// maxBegan is the most holds that have begun in a process: one more than a limiter says.
+const maxBegan = rule.MaxUnits + 1
 
 // index returns the index of a counter, or -1.
 func (r *Record) index(name string) int {

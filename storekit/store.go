@@ -43,7 +43,8 @@ type Backend interface {
 	Update(ctx context.Context, key string, f func(old []byte, now time.Time) (record []byte, ttl time.Duration)) error
 
 	// Delete deletes the record of a key, whatever it is. To delete what is not there is no
-	// error. It is only called by Limiter.Reset, for a record that cannot be read.
+	// error. Only Limiter.Reset calls it, for a record that cannot be read, so Update must not
+	// change it.
 	Delete(ctx context.Context, key string) error
 }
 
@@ -121,7 +122,7 @@ func (s *store) TakePending(ctx context.Context, key string, n int64, pending []
 
 // TakeShared implements [ratelimit.SharedStore].
 func (s *store) TakeShared(ctx context.Context, q ratelimit.SharedRequest, results []ratelimit.Result) (ratelimit.SharedReply, error) {
-	o, err := s.do(ctx, q.Deadline, operation{op: opTake, key: q.Key, take: q, results: make([]ratelimit.Result, len(results))})
+	o, err := s.do(ctx, q.Deadline, &operation{op: opTake, key: q.Key, take: q, results: make([]ratelimit.Result, len(results))})
 	if err != nil {
 		return ratelimit.SharedReply{}, err
 	}
@@ -131,7 +132,7 @@ func (s *store) TakeShared(ctx context.Context, q ratelimit.SharedRequest, resul
 
 // Hold implements [ratelimit.HoldStore].
 func (s *store) Hold(ctx context.Context, q ratelimit.HoldRequest, results []ratelimit.Result) (ratelimit.HoldReply, error) {
-	o, err := s.do(ctx, q.Deadline, operation{op: opHold, key: q.Key, hold: q, results: make([]ratelimit.Result, len(results))})
+	o, err := s.do(ctx, q.Deadline, &operation{op: opHold, key: q.Key, hold: q, results: make([]ratelimit.Result, len(results))})
 	if err != nil {
 		return ratelimit.HoldReply{}, err
 	}
@@ -141,7 +142,7 @@ func (s *store) Hold(ctx context.Context, q ratelimit.HoldRequest, results []rat
 
 // Adjust implements [ratelimit.Store].
 func (s *store) Adjust(ctx context.Context, key string, n int64, at ratelimit.Instant, limits []ratelimit.Limit) (charged int64, err error) {
-	o, err := s.do(ctx, time.Time{}, operation{op: opAdjust, key: key, units: n, at: at, limits: limits})
+	o, err := s.do(ctx, time.Time{}, &operation{op: opAdjust, key: key, units: n, at: at, limits: limits})
 	if err != nil {
 		return 0, err
 	}
@@ -150,21 +151,15 @@ func (s *store) Adjust(ctx context.Context, key string, n int64, at ratelimit.In
 
 // Block implements [ratelimit.KindStore].
 func (s *store) Block(ctx context.Context, key string, b ratelimit.Block, limits []ratelimit.Limit) error {
-	_, err := s.do(ctx, time.Time{}, operation{op: opBlock, key: key, block: b, limits: limits})
+	_, err := s.do(ctx, time.Time{}, &operation{op: opBlock, key: key, block: b, limits: limits})
 	return err
 }
 
 // Reset implements [ratelimit.Store]. A record that cannot be read is deleted as a whole,
 // unless it is of a later version.
 func (s *store) Reset(ctx context.Context, key string, limits []ratelimit.Limit) error {
-	_, err := s.do(ctx, time.Time{}, operation{op: opReset, key: key, limits: limits})
-	if !errors.Is(err, errNotRecord) {
-		return err
-	}
-	if err := s.backend.Delete(ctx, backendKey(s.prefix, key)); err != nil {
-		return s.failed(err)
-	}
-	return nil
+	_, err := s.do(ctx, time.Time{}, &operation{op: opReset, key: key, limits: limits})
+	return err
 }
 
 // Fault implements [ratelimit.RemoteStore].

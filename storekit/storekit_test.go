@@ -171,16 +171,14 @@ func TestNothingToWrite(t *testing.T) {
 // A record that this version cannot read is kept as it is, with its time to live.
 func TestRecordsOfOthers(t *testing.T) {
 	l := ratelimit.FixedWindow(5, time.Hour)
-	newer := func(end time.Time) []byte { // of version 2, which ends then
-		return append([]byte{2, 0, 0, 0, 0, 0, 0, 0, 0}, "what version 2 has"...)
-	}
+	newer := append([]byte{2, 0x30, 0, 0, 0, 0, 0, 0, 0}, "what version 2 has"...) // it ends in 2079
 	for _, tc := range []struct {
 		name    string
 		record  []byte
 		says    string
 		deletes bool // Reset does
 	}{
-		{"newer version", newer(time.Time{}), "version 2", false},
+		{"newer version", newer, "version 2", false},
 		{"another program's value", []byte("42"), "not a record", true},
 		{"no version", make([]byte, 40), "not a record", true},
 		{"cut off", record(t, l)[:12], "not a record", true},
@@ -215,6 +213,22 @@ func TestRecordsOfOthers(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A record of a newer version that has ended is none: the backend may have deleted it already.
+func TestNewerRecordThatHasEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBackend()
+		s := newStore(t, b)
+		b.put("test/key", append([]byte{2, 0, 0, 0, 0, 0, 0, 0, 9}, "what version 2 has"...))
+		got, err := take(s, "key", 0, ratelimit.FixedWindow(5, time.Hour))
+		require.NoError(t, err)
+		require.EqualValues(t, 5, got.Remaining)
+		require.Zero(t, b.writes)
+		got, err = take(s, "key", 1, ratelimit.FixedWindow(5, time.Hour))
+		require.NoError(t, err)
+		require.EqualValues(t, 4, got.Remaining)
+	})
 }
 
 // record returns the record of a key with one unit.

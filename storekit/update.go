@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ratelimit-go/ratelimit"
@@ -72,12 +73,21 @@ type operation struct {
 	block  ratelimit.Block
 	limits []ratelimit.Limit // of an opAdjust, opBlock or opReset
 
+	state   atomic.Int32 // stateWaiting, until an update takes the call or its caller leaves
 	results []ratelimit.Result
 	taken   ratelimit.SharedReply
 	held    ratelimit.HoldReply
 	charged int64
 	err     error
 }
+
+// The states of a call. An update that has waited for its turn leaves out the calls whose
+// callers have left. So these callers know that their calls have changed nothing.
+const (
+	stateWaiting int32 = iota
+	stateHanded        // to the backend
+	stateLeft
+)
 
 // own replaces the caller's memory by copies.
 func (o *operation) own() {
@@ -114,7 +124,7 @@ type call = batch.Call[*operation]
 
 // do carries out a call, alone or together with others for the same key. It waits until that
 // is done, until ctx is done, or until the deadline if there is one.
-func (s *store) do(ctx context.Context, deadline time.Time, o operation) (*operation, error) {
+func (s *store) do(ctx context.Context, deadline time.Time, o *operation) (*operation, error) {
 	if o.key == "" {
 		return nil, s.unchanged(errEmptyKey)
 	}
@@ -133,12 +143,12 @@ func (s *store) do(ctx context.Context, deadline time.Time, o operation) (*opera
 	o.own()
 	key := backendKey(s.prefix, o.key)
 	l := s.enter(key)
-	defer s.leave(key, l)
-	err := l.Do(ctx, 0, deadline, &call{Value: &o}, false)
+	defer s.leave(key, l, 1)
+	err := l.Do(ctx, 0, deadline, &call{Value: o}, false)
 	switch {
 	case err == nil:
 		err = o.err
-	case errors.Is(err, batch.ErrNotSent):
+	case errors.Is(err, batch.ErrNotSent), errors.Is(err, batch.ErrUnknown) && o.state.CompareAndSwap(stateWaiting, stateLeft):
 		err = &callError{s.prefix, ratelimit.FaultRefused, err}
 	case errors.Is(err, batch.ErrUnknown):
 		err = &callError{s.prefix, ratelimit.FaultUnknown, err}
@@ -146,7 +156,7 @@ func (s *store) do(ctx context.Context, deadline time.Time, o operation) (*opera
 	if err != nil {
 		return nil, err // the update may still write to o
 	}
-	return &o, nil
+	return o, nil
 }
 
 // enter returns the lane of a key. It makes one if no other caller is in it.
@@ -163,18 +173,20 @@ func (s *store) enter(key string) *lane {
 		l.OnPanic = func(c *call, with any) { c.Value.err = s.failed(fmt.Errorf("the backend has panicked: %v", with)) }
 		l.OnDone = func([]*call) {}
 		l.OnAbandoned = func(c *call) { giveBack(l, c) }
+		l.OnIdle = func() { s.leave(key, l, 0) }
 		s.lanes[key] = l
 	}
 	l.callers++
 	return l
 }
 
-// leave ends a call in a lane. The last caller takes the lane out of the table: updates that
-// are still under way go on without it.
-func (s *store) leave(key string, l *lane) {
+// leave ends calls in a lane. A lane without callers and updates leaves the table. As long as
+// an update is under way, the lane stays, so that no more than its settings allow are under
+// way for a key, also if all callers leave early.
+func (s *store) leave(key string, l *lane, callers int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if l.callers--; l.callers == 0 {
+	if l.callers -= callers; l.callers == 0 && l.Idle() {
 		delete(s.lanes, key)
 	}
 }
@@ -183,7 +195,7 @@ func (s *store) leave(key string, l *lane) {
 // them. The units of a caller whose deadline has passed stay counted: it may have admitted its
 // request. It does not wait. Holds need nothing: the process's next call says how many it has.
 func giveBack(l *lane, c *call) {
-	o, back := c.Value, operation{op: opAdjust}
+	o, back := c.Value, &operation{op: opAdjust}
 	switch {
 	case !c.Cancelled || o.err != nil:
 		return
@@ -193,7 +205,7 @@ func giveBack(l *lane, c *call) {
 		back.units, back.at, back.limits = -o.hold.Units, o.held.At, o.hold.Limits
 	}
 	if back.units < 0 && len(back.limits) > 0 {
-		l.Post(&call{Value: &back}) // if that fails, the units stay counted
+		l.Post(&call{Value: back}) // if that fails, the units stay counted
 	}
 }
 
@@ -216,8 +228,11 @@ func (s *store) send(ctx context.Context, key string, calls []*call) {
 	var err error
 	select {
 	case s.updates <- struct{}{}:
-		err = s.update(ctx, key, calls)
-		<-s.updates
+		defer func() { <-s.updates }() // also if the backend panics
+		calls = slices.DeleteFunc(slices.Clone(calls), func(c *call) bool { return !c.Value.state.CompareAndSwap(stateWaiting, stateHanded) })
+		if len(calls) > 0 {
+			err = s.update(ctx, key, calls)
+		}
 	case <-ctx.Done():
 		err = &callError{s.prefix, ratelimit.FaultRefused, fmt.Errorf("%d updates are under way: %w", maxUpdates, ctx.Err())}
 	}
@@ -238,6 +253,8 @@ func (s *store) update(ctx context.Context, key string, calls []*call) error {
 		switch {
 		case err == nil && !ran:
 			return s.failed(errors.New("the backend has returned nil from Update, and has not called f"))
+		case err == nil && errors.Is(unusable, errNotRecord):
+			return s.forget(ctx, key, calls)
 		case err == nil && unusable != nil:
 			return s.unchanged(fmt.Errorf("the record %q: %w", key, unusable))
 		case err == nil:
@@ -251,6 +268,29 @@ func (s *store) update(ctx context.Context, key string, calls []*call) error {
 			return s.failed(err)
 		}
 	}
+}
+
+// forget carries out calls on a record that cannot be read: a Reset deletes it, and all other
+// calls fail.
+func (s *store) forget(ctx context.Context, key string, calls []*call) error {
+	err := s.unchanged(fmt.Errorf("the record %q: %w", key, errNotRecord))
+	for _, c := range calls {
+		c.Value.err = err
+	}
+	i := slices.IndexFunc(calls, func(c *call) bool { return c.Value.op == opReset })
+	if i < 0 {
+		return nil
+	}
+	deleted := s.backend.Delete(ctx, key)
+	for _, c := range calls {
+		if c.Value.op != opReset {
+			continue
+		}
+		if c.Value.err = nil; deleted != nil {
+			c.Value.err = s.failed(deleted)
+		}
+	}
+	return nil
 }
 
 // updating is one call of a backend's Update. It hands out the function f, and takes care that
@@ -303,6 +343,9 @@ func apply(old []byte, now time.Time, calls []*call) (record []byte, ttl time.Du
 		return old, ttlOf(old, time.Now()), err
 	}
 	r, err := DecodeRecord(old)
+	if end, ok := endOf(old); ok && end <= now.UnixNano() && errors.As(err, new(errNewer)) {
+		r, err = new(Record), nil // the backend may have deleted it already
+	}
 	if err != nil {
 		return old, ttlOf(old, now), err
 	}

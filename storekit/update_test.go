@@ -133,14 +133,126 @@ func TestBackendThatHangsForGood(t *testing.T) {
 		wg.Wait()
 		updates, _ := b.written()
 		require.Equal(t, 256, updates)
+		require.Equal(t, map[ratelimit.Fault]int{ratelimit.FaultUnknown: 256, ratelimit.FaultRefused: 44}, faults)
 		time.Sleep(time.Second)
 		_, err := takeWithin(s, "one more", 50*time.Millisecond)
-		require.Error(t, err)
+		require.Equal(t, ratelimit.FaultRefused, s.Fault(err))
 		updates, _ = b.written()
 		require.Equal(t, 256, updates)
 		close(release)
 		synctest.Wait()
 	})
+}
+
+// One key whose updates hang takes three of the 256, however many callers it has, one after
+// the other. The others are told that nothing was written.
+func TestKeyThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBackend()
+		release := make(chan struct{})
+		s := newStore(t, hangingKey{b, release})
+		for i := range 300 {
+			_, err := takeWithin(s, "hung", 10*time.Millisecond)
+			require.Error(t, err)
+			if i >= 3 {
+				require.Equal(t, ratelimit.FaultRefused, s.Fault(err))
+			}
+		}
+		_, err := takeWithin(s, "another", 10*time.Millisecond)
+		require.NoError(t, err)
+		close(release)
+		time.Sleep(time.Minute)
+		_, err = takeWithin(s, "hung", 10*time.Millisecond)
+		require.NoError(t, err, "it counts again")
+	})
+}
+
+// hangingKey hangs for one key, whatever its context says.
+type hangingKey struct {
+	*compareAndSwap
+	release chan struct{}
+}
+
+func (b hangingKey) Update(ctx context.Context, key string, f func([]byte, time.Time) ([]byte, time.Duration)) error {
+	if key == "test/hung" {
+		<-b.release
+	}
+	return b.compareAndSwap.Update(ctx, key, f)
+}
+
+// Clients that connect and disconnect all the time do not make a process compete with itself,
+// and all of their units are given back.
+func TestCallersThatLeaveAllTheTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBackend()
+		b.latency = 5 * time.Millisecond
+		s := newStore(t, b)
+		l := ratelimit.FixedWindow(10_000, time.Hour)
+		for range 1000 {
+			ctx, cancel := context.WithCancel(t.Context())
+			go func() { _, _ = s.Take(ctx, "key", 1, []ratelimit.Limit{l}, make([]ratelimit.Result, 1)) }()
+			time.Sleep(time.Millisecond)
+			cancel()
+		}
+		time.Sleep(time.Second)
+		updates, _ := b.written()
+		require.Less(t, updates, 300)
+		got, err := take(s, "key", 0, l)
+		require.NoError(t, err)
+		require.EqualValues(t, 10_000, got.Remaining)
+	})
+}
+
+// A backend that panics does not use up the updates.
+func TestBackendThatPanics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBackend()
+		panics := true
+		b.begin = func() error {
+			if panics {
+				panic("oops")
+			}
+			return nil
+		}
+		s := newStore(t, b)
+		for range 300 {
+			_, err := take(s, "key", 1, hourly)
+			require.ErrorContains(t, err, "panicked: oops")
+		}
+		panics = false
+		_, err := take(s, "key", 1, hourly)
+		require.NoError(t, err)
+	})
+}
+
+// A Delete that hangs holds up its caller no longer than an Update does.
+func TestDeleteThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBackend()
+		release := make(chan struct{})
+		s := newStore(t, hangingDelete{b, release})
+		b.put("test/key", []byte("junk"))
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		began := time.Now()
+		err := s.Reset(ctx, "key", []ratelimit.Limit{hourly})
+		require.Error(t, err)
+		require.Equal(t, ratelimit.FaultUnknown, s.Fault(err))
+		require.Equal(t, 50*time.Millisecond, time.Since(began))
+		close(release)
+		synctest.Wait()
+		require.Equal(t, 1, b.deletes)
+	})
+}
+
+type hangingDelete struct {
+	*compareAndSwap
+	release chan struct{}
+}
+
+func (b hangingDelete) Delete(ctx context.Context, key string) error {
+	<-b.release
+	return b.compareAndSwap.Delete(ctx, key)
 }
 
 // A caller that cancels gets back what the update takes for it. What a caller takes whose

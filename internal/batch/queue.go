@@ -157,6 +157,10 @@ type Queue[T any] struct {
 	// never handed to Send.
 	OnAbandoned func(call *Call[T])
 
+	// OnIdle is called when a round trip has ended and the queue is idle; see
+	// [Queue.Idle]. Nil is not called. It is not called after inline calls.
+	OnIdle func()
+
 	// Now returns nanoseconds of a clock that never runs backwards, and is
 	// never negative. It is called with the lock held, so it must be fast and
 	// must not use the queue.
@@ -270,6 +274,21 @@ func (q *Queue[T]) Wait() {
 	for len(q.trips) > 0 {
 		q.ended.Wait()
 	}
+}
+
+// Idle reports whether no call waits and no round trip is in flight. An idle
+// queue has no timer, so nothing refers to it but its owner.
+func (q *Queue[T]) Idle() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.oldest != nil || len(q.trips) > 0 {
+		return false
+	}
+	if q.timer != nil && !q.timerAt.IsZero() {
+		q.timer.Stop()
+		q.timerAt = time.Time{}
+	}
+	return true
 }
 
 // noExtra is passed in place of an instant by Now if no caller has just arrived,

@@ -61,6 +61,7 @@ func (q *Queue[T]) end(trip *roundTrip[T]) {
 // life of the goroutine that start starts. It takes q.mu in short steps, and
 // calls all callbacks without it.
 func (q *Queue[T]) run(trip *roundTrip[T]) {
+	defer q.reportIdle() // after the next one
 	defer q.endRun(trip)
 	var batch, abandoned []*Call[T] // all batches use the same memory
 	for isFirst := true; ; isFirst = false {
@@ -160,6 +161,13 @@ func (q *Queue[T]) complete(trip *roundTrip[T], batch, abandoned []*Call[T]) (an
 		}
 	}
 	return answered, abandoned
+}
+
+// reportIdle calls OnIdle if the queue is idle. It takes q.mu.
+func (q *Queue[T]) reportIdle() {
+	if q.OnIdle != nil && q.Idle() {
+		q.OnIdle()
+	}
 }
 
 // endRun ends the round trip of a goroutine that ends. It is deferred, because
