@@ -337,3 +337,36 @@ func TestBadArguments(t *testing.T) {
 	_, err = takeOne(store, "key", hourly, time.Second)
 	assert.True(t, errors.Is(err, ratelimit.ErrStoreClosed))
 }
+
+// TestPromotedStandby kills the primary and promotes its standby. The pool finds it, and
+// what it has received of the primary is counted.
+func TestPromotedStandby(t *testing.T) {
+	primary := migrated(t)
+	standby := primary.Standby()
+	url := fmt.Sprintf("postgres://postgres@%s,%s/postgres?sslmode=disable&target_session_attrs=read-write", primary.Addr(), standby.Addr())
+	store := newStore(t, newPool(t, url), "promoted")
+	limiter := newLimiter(t, store, hourly, func(o *ratelimit.Options) { o.Timeout = time.Second })
+	for range 25 {
+		_, err := limiter.Take(ctx, "before")
+		require.NoError(t, err)
+	}
+	// On the standby itself, a store cannot count.
+	readOnly := newStore(t, newPool(t, standby.URL(pgtest.Superuser)), "promoted")
+	_, err := takeOne(readOnly, "before", hourly, 5*time.Second)
+	require.Error(t, err)
+	assert.Contains(t, err.Error(), "connect to the primary")
+	assert.Equal(t, ratelimit.FaultRefused, readOnly.Fault(err))
+
+	var written string
+	require.NoError(t, connect(t, primary.URL(pgtest.Superuser)).QueryRow(ctx, "SELECT pg_current_wal_flush_lsn()::text").Scan(&written))
+	admin := connect(t, standby.URL(pgtest.Superuser))
+	require.Eventually(t, func() bool {
+		var rows int64
+		return admin.QueryRow(ctx, "SELECT a1 FROM ratelimit.counter WHERE pg_last_wal_replay_lsn() >= $1::text::pg_lsn", written).Scan(&rows) == nil && rows == 25
+	}, 10*time.Second, 20*time.Millisecond)
+	primary.Kill()
+	_, err = admin.Exec(ctx, "SELECT pg_promote()")
+	require.NoError(t, err)
+	decidesAgain(t, limiter)
+	assert.EqualValues(t, 25, counted(t, store, "before"))
+}

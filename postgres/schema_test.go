@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -211,4 +212,40 @@ func TestExpiredRowsAreDeleted(t *testing.T) {
 	_, err := takeOne(store, "short1", short, 5*time.Second)
 	require.NoError(t, err)
 	assert.Equal(t, 1, sweep())
+}
+
+// TestMigrateWhileInUse migrates in several sessions at once while a store counts.
+func TestMigrateWhileInUse(t *testing.T) {
+	server := pgtest.Start(t)
+	var migrations sync.WaitGroup
+	for range 4 {
+		conn := connect(t, server.URL(pgtest.Superuser))
+		migrations.Go(func() { assert.NoError(t, postgres.Migrate(ctx, conn)) })
+	}
+	migrations.Wait()
+	store := newStore(t, newPool(t, server.URL(pgtest.Superuser)), "in use")
+	stop := make(chan struct{})
+	var callers sync.WaitGroup
+	var admitted atomic.Int64
+	for range 8 {
+		callers.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if _, err := takeOne(store, "key", hourly, 5*time.Second); assert.NoError(t, err) {
+					admitted.Add(1)
+				}
+			}
+		})
+	}
+	conn := connect(t, server.URL(pgtest.Superuser))
+	for range 3 {
+		assert.NoError(t, postgres.Migrate(ctx, conn))
+	}
+	close(stop)
+	callers.Wait()
+	assert.Equal(t, admitted.Load(), counted(t, store, "key"))
 }

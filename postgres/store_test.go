@@ -21,7 +21,7 @@ func TestConforms(t *testing.T) {
 	pool := newPool(t, server.URL(pgtest.Superuser))
 	storetest.Run(t, func(t *testing.T, prefix string) ratelimit.Store {
 		return newStore(t, pool, t.Name()+prefix)
-	}, storetest.RealTime(time.Second, 100*time.Millisecond))
+	}, storetest.RealTime(1500*time.Millisecond, 150*time.Millisecond))
 }
 
 // migrated starts a server with the schema.

@@ -35,19 +35,7 @@ type Server struct {
 func Start(t testing.TB, settings ...string) *Server {
 	t.Helper()
 	initdb := binary(t, "initdb")
-	dir, err := os.MkdirTemp("", "pgtest")
-	if err != nil {
-		t.Fatalf("pgtest: %v", err)
-	}
-	s := &Server{Port: freePort(t), t: t, dir: dir}
-	t.Cleanup(func() {
-		s.Kill()
-		if t.Failed() {
-			t.Logf("the server on port %d ended its log with:\n%s", s.Port, s.logTail())
-		}
-		os.RemoveAll(dir)
-	})
-	s.own(dir)
+	s := newServer(t)
 	out, err := s.command(initdb, "-D", s.data(), "-U", Superuser, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions").CombinedOutput()
 	if err != nil {
 		t.Fatalf("pgtest: initdb: %v\n%s", err, out)
@@ -63,6 +51,40 @@ func Start(t testing.TB, settings ...string) *Server {
 	s.spawn()
 	s.awaitReady()
 	return s
+}
+
+// newServer returns a server with an empty folder.
+func newServer(t testing.TB) *Server {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "pgtest")
+	if err != nil {
+		t.Fatalf("pgtest: %v", err)
+	}
+	s := &Server{Port: freePort(t), t: t, dir: dir}
+	t.Cleanup(func() {
+		s.Kill()
+		if t.Failed() {
+			t.Logf("the server on port %d ended its log with:\n%s", s.Port, s.logTail())
+		}
+		os.RemoveAll(dir)
+	})
+	s.own(dir)
+	return s
+}
+
+// Standby starts a hot standby of the server. It follows the server until the function
+// pg_promote is called on it.
+func (s *Server) Standby() *Server {
+	s.t.Helper()
+	standby := newServer(s.t)
+	copied, err := standby.command(binary(s.t, "pg_basebackup"), "-D", standby.data(), "-d", s.URL(Superuser), "-R", "--no-sync", "-c", "fast").CombinedOutput()
+	if err != nil {
+		s.t.Fatalf("pgtest: pg_basebackup: %v\n%s", err, copied)
+	}
+	standby.settings = s.settings
+	standby.spawn()
+	standby.awaitReady()
+	return standby
 }
 
 // URL returns the address of the server for a role.

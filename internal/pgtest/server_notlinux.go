@@ -15,6 +15,7 @@ func Start(t testing.TB, settings ...string) *Server {
 }
 
 func (*Server) URL(role string) string { return "" }
+func (*Server) Standby() *Server       { return nil }
 func (*Server) Addr() string           { return "" }
 func (*Server) Kill()                  {}
 func (*Server) Stop()                  {}

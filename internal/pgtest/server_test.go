@@ -1,0 +1,35 @@
+//go:build linux
+
+package pgtest
+
+import (
+	"os/exec"
+	"strconv"
+	"testing"
+)
+
+// ready reports whether a server answers within a second.
+func ready(t *testing.T, s *Server) bool {
+	return exec.Command(binary(t, "pg_isready"), "-q", "-t", "1", "-h", "127.0.0.1", "-p", strconv.Itoa(s.Port)).Run() == nil
+}
+
+func TestServer(t *testing.T) {
+	s := Start(t)
+	for _, step := range []struct {
+		name string
+		do   func()
+		want bool // whether it is ready after that
+	}{
+		{"killed", s.Kill, false},
+		{"started again", func() { s.Restart() }, true},
+		{"hung", s.Hang, false},
+		{"continued", s.Continue, true},
+		{"stopped", s.Stop, false},
+		{"started with another setting", func() { s.Restart("max_connections=20") }, true},
+	} {
+		step.do()
+		if got := ready(t, s); got != step.want {
+			t.Fatalf("%s: ready is %v, want %v", step.name, got, step.want)
+		}
+	}
+}
