@@ -24,7 +24,7 @@ const (
 // of its key. The functions take_* do the same for the usual takes: see fast.go.
 type call struct {
 	op  op
-	key string // as it is stored, with the number of the prefix once that is known
+	key string // as it is stored, without the id of the prefix
 	set *limitSet
 
 	units   int64

@@ -109,7 +109,7 @@ func (t *trip) group(jobs []*job) []*group {
 		c := &j.Value
 		g := byKey[c.key]
 		if g == nil {
-			g = &group{key: t.open.number + c.key}
+			g = &group{key: t.open.prefix + c.key}
 			byKey[c.key] = g
 			groups = append(groups, g)
 		}
@@ -176,7 +176,7 @@ func (t *trip) countOnce(groups []*group) (again []*group) {
 		var rec *storekit.Record
 		if err == nil {
 			if rec, err = rows[i].read(shape); err != nil {
-				err = t.fail(ratelimit.FaultKey, fmt.Errorf("the row of the key %q was not written by this library: %w", g.key, err),
+				err = t.fail(ratelimit.FaultKey, fmt.Errorf("the row of the key %q was not written by this library: %w", g.jobs[0].Value.key, err),
 					"delete it from ratelimit.counter, and keep what writes it off this table")
 			}
 		}
@@ -290,7 +290,7 @@ func (t *trip) failed(err error, answered bool) error {
 // opened is what a store knows of the schema. It is read again after an error that may mean
 // that the store is connected to another server now.
 type opened struct {
-	number string // of the prefix, and a colon
+	prefix string // the id of the prefix, and a colon
 
 	mu     sync.Mutex // not held while a statement runs
 	ids    map[string]int32

@@ -182,7 +182,7 @@ func (t *trip) answer(g *group, rules []rule.Limit, key *takenKey, now int64) (u
 		column := g.jobs[0].Value.set.columns[i]
 		s := &key.states[column]
 		if s.A -= n * cost; s.A < 0 || s.B < 0 {
-			t.failAll(g.jobs, t.fail(ratelimit.FaultUnknown, fmt.Errorf("%w: the key %q has %d units", errReply, g.key, s.A), migrateHint))
+			t.failAll(g.jobs, t.fail(ratelimit.FaultUnknown, fmt.Errorf("%w: the key %q has %d units", errReply, g.jobs[0].Value.key, s.A), migrateHint))
 			return nil
 		}
 		if rules[i].Kind != rule.Calendar && n > 0 {
@@ -214,7 +214,7 @@ func (t *trip) answer(g *group, rules []rule.Limit, key *takenKey, now int64) (u
 		}
 		switch {
 		case denied && admitted:
-			c.err = t.fail(ratelimit.FaultUnknown, fmt.Errorf("%w: it has admitted %d units of the key %q", errReply, c.units, g.key), migrateHint)
+			c.err = t.fail(ratelimit.FaultUnknown, fmt.Errorf("%w: it has admitted %d units of the key %q", errReply, c.units, c.key), migrateHint)
 		case denied == admitted, denied && c.set.blocks && !never, denied && repaired:
 			// It fits after all, or may start a block. Or the row is of a clock that was more
 			// than a window ahead, so it must be written even though nothing fits.

@@ -8,6 +8,7 @@ BEGIN
   END IF;
   IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'ratelimit_auditor') THEN
     GRANT USAGE ON SCHEMA ratelimit TO ratelimit_auditor;
-    GRANT SELECT ON ratelimit.standing, ratelimit.prefix TO ratelimit_auditor;
+    GRANT SELECT ON ratelimit.standing TO ratelimit_auditor;
+    GRANT SELECT (prefix, owner, made) ON ratelimit.prefix TO ratelimit_auditor;
   END IF;
 END $$;

@@ -55,7 +55,7 @@ func migrate(ctx context.Context, conn *pgx.Conn) error {
 	var script strings.Builder
 	// One migration at a time: CREATE OR REPLACE of one function by two sessions fails.
 	script.WriteString("BEGIN; SET LOCAL client_min_messages = warning; SELECT pg_advisory_xact_lock(7234298374);\n")
-	start := time.Now().Unix() - 1_700_000_000 // numbers of a schema that was dropped were lower
+	start := time.Now().Unix() - 1_700_000_000 // numbers of shapes in a schema that was dropped were lower
 	strings.NewReplacer("{start}", strconv.FormatInt(start, 10), "{version}", strconv.Itoa(schemaVersion)).WriteString(&script, schemaSQL)
 	for _, name := range takeNames() {
 		script.WriteString(takeFunction(name))

@@ -338,11 +338,11 @@ func (s *Store) opened(ctx context.Context, conn *pgxpool.Conn) (*opened, error)
 	if isolation != "read committed" {
 		return nil, s.fail(ratelimit.FaultRefused, fmt.Errorf("the isolation level is %s, and READ COMMITTED is needed", isolation), isolationHint)
 	}
-	var id int32
+	var id string
 	if err := conn.QueryRow(ctx, "SELECT ratelimit.open($1, $2)", s.prefix, schemaVersion).Scan(&id); err != nil {
 		return nil, s.explain(err, false)
 	}
-	o := &opened{number: fmt.Sprintf("%d:", id), ids: make(map[string]int32), limits: make(map[int32][]string)}
+	o := &opened{prefix: id + ":", ids: make(map[string]int32), limits: make(map[int32][]string)}
 	s.isOpen.Store(o)
 	return o, nil
 }
