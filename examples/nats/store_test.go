@@ -379,6 +379,8 @@ func TestBucket(t *testing.T) {
 	n, now := messages()
 	require.EqualValues(t, 1, n)
 	require.Equal(t, last, now)
+	ends := func([]byte, time.Time) ([]byte, time.Duration) { return []byte("record"), time.Second }
+	require.NoError(t, b.Update(t.Context(), "test/key", ends)) // the store keeps a record for a minute longer
 	require.Eventually(t, func() bool { n, _ := messages(); return n == 0 }, 10*time.Second, 50*time.Millisecond)
 
 	take(time.Hour)
