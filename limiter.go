@@ -48,7 +48,7 @@ type Limiter struct {
 	message  []byte                   // the body of a denial in plain text
 	problem  []byte                   // the constant part of it as problem details
 
-	begun     atomic.Bool // it owns what it counts with
+	begun     atomic.Bool // it owns what it counts with: until then its store's table does not count for it
 	closed    atomic.Bool
 	replaced  atomic.Bool // by a Reload
 	responded atomic.Bool // Responded has been called for one of its requests
@@ -357,7 +357,7 @@ func (l *Limiter) negative(n int64) error {
 // takeInto fills in the caller's Decision in place, because it is large to copy.
 func (l *Limiter) takeInto(d *Decision, ctx context.Context, key string, n int64) error {
 	p := l.policy.Load()
-	if l.memory == nil || !p.single {
+	if l.memory == nil || !p.single || !l.begun.Load() {
 		return l.takeAll(d, ctx, key, n, p)
 	}
 	// The common case goes straight to its counter.
@@ -497,13 +497,17 @@ func (l *Limiter) takeWith(ctx context.Context, key string, n int64, how asking,
 			t.granted = n
 		}
 		if counted {
-			l.count(n, p, &t, results)
+			l.count(n, p, how, &t, results)
 		}
 		return t, nil
 	}
 	if l.memory != nil && p.inFlight == nil {
 		if err := l.memory.ready(ctx); err != nil {
 			return t, l.wrap(err)
+		}
+		inTable := l.begun.Load() // read once, so that the decision is counted once
+		if !inTable {
+			numbers = nil // the table may be counting for another limiter
 		}
 		if how == forUpTo {
 			t.granted, t.bound = l.memory.takeUpTo(key, n, p.limits, results, numbers, startsBlocks(p.ladders, pending))
@@ -512,6 +516,9 @@ func (l *Limiter) takeWith(ctx context.Context, key string, n int64, how asking,
 		}
 		t.counted = t.at
 		t.noteBlocks(results)
+		if counted && !inTable {
+			l.count(n, p, how, &t, results)
+		}
 		return t, nil
 	}
 	buf := answers.Get().(*[MaxLimits]rule.Answer)
@@ -560,11 +567,8 @@ func (l *Limiter) takeWith(ctx context.Context, key string, n int64, how asking,
 	t.bound = rule.Binding(buf[:len(results)])
 	mark(results, decided.Blocked, decided.Began)
 	t.noteBlocks(results)
-	if how == forUpTo && t.granted > 0 {
-		n = t.granted
-	}
 	if counted {
-		l.count(n, p, &t, results)
+		l.count(n, p, how, &t, results)
 	}
 	return t, nil
 }
@@ -582,8 +586,11 @@ func (l *Limiter) holding(h *holds.Hold, key string) *held {
 	}}
 }
 
-// count counts a decision about n units that was not made in the limiter's own table.
-func (l *Limiter) count(n int64, p *policy, t *taken, results []Result) {
+// count counts a decision about n units that the limiter's own table has not counted.
+func (l *Limiter) count(n int64, p *policy, how asking, t *taken, results []Result) {
+	if how == forUpTo && t.granted > 0 {
+		n = t.granted // a denial is one of the units asked for
+	}
 	if n > 0 {
 		l.counts.decided(n, p, t, results)
 	}

@@ -79,7 +79,7 @@ func (l *Limiter) takeWaiting(ctx context.Context, key string, n int64, how aski
 		t, err = l.take(ctx, key, n, how|uncounted, p, results[:p.width()])
 		if err != nil || results[t.bound].RetryAfter == 0 {
 			if err == nil {
-				l.count(n, p, &t, results[:p.width()])
+				l.count(n, p, how, &t, results[:p.width()])
 			}
 			return t, p, 0, err
 		}

@@ -172,3 +172,60 @@ func TestObserverThatEndsItsGoroutine(t *testing.T) {
 		require.Equal(t, []EventKind{EventStoreDown, EventStoreBack, EventStoreDown, EventStoreBack, EventStoreDown, EventStoreBack}, seen.kinds())
 	})
 }
+
+// A limiter may decide before the Reload that has made it has ended. These decisions count,
+// whatever store it has, and whoever had the store before.
+func TestDecisionsInsideOfAReloadCount(t *testing.T) {
+	stores := 0
+	fresh := func(t *testing.T) *MemoryStore {
+		stores++
+		return memory(t, fmt.Sprint("inside of a Reload ", stores))
+	}
+	for _, ends := range []error{nil, errors.New("stop")} {
+		for _, shadow := range []bool{false, true} {
+			for name, store := range map[string]func(old, former *MemoryStore) *MemoryStore{
+				"same":   func(old, _ *MemoryStore) *MemoryStore { return old },
+				"new":    func(*MemoryStore, *MemoryStore) *MemoryStore { return fresh(t) },
+				"former": func(_, former *MemoryStore) *MemoryStore { return former },
+			} {
+				t.Run(fmt.Sprint(name, " shadow=", shadow, " error=", ends), func(t *testing.T) {
+					reg := new(Registry)
+					defer reg.Close()
+					old, former := fresh(t), fresh(t)
+					limits := []Limit{FixedWindow(3, time.Hour)}
+					other, err := reg.New("other", Options{Store: former, Limits: limits})
+					require.NoError(t, err)
+					_, err = other.Take(t.Context(), "key")
+					require.NoError(t, err)
+					require.NoError(t, other.Close())
+
+					running, err := reg.New("login", Options{Store: old, Limits: limits, Shadow: shadow})
+					require.NoError(t, err)
+					take := func(l *Limiter) {
+						_, err := l.Take(t.Context(), "another key")
+						require.NoError(t, err)
+						_, err = l.TakeN(t.Context(), "another key", 9)
+						require.NoError(t, err)
+						_, _, err = l.TakeUpTo(t.Context(), "another key", 1)
+						require.NoError(t, err)
+					}
+					take(running)
+					err = reg.Reload(func(reg *Registry) error {
+						l, err := reg.New("login", Options{Store: store(old, former), Limits: limits, Shadow: shadow})
+						require.NoError(t, err)
+						take(l)
+						take(running)
+						return ends
+					})
+					require.ErrorIs(t, err, ends)
+					now, ok := reg.Lookup("login")
+					require.True(t, ok)
+					take(now)
+					s := now.Stats()
+					require.EqualValues(t, 4*3, s.Allowed+s.Denied)
+					require.EqualValues(t, 1, other.Stats().Allowed)
+				})
+			}
+		}
+	}
+}

@@ -44,7 +44,8 @@ type countedTable struct {
 
 // countFor begins to count for a limiter that has counted in some tables before. It
 // returns what to add to them, or nil if it counts for that limiter already. Calls for
-// one store must not overlap.
+// one store must not overlap. The limiter must not have decided in the table before: what
+// the table has counted until now is of another limiter.
 func (s *MemoryStore) countFor(tables []*countedTable) *countedTable {
 	begun, previous := &countedTable{store: s}, s.counted.Load()
 	switch {
