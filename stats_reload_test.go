@@ -174,7 +174,7 @@ func TestObserverThatEndsItsGoroutine(t *testing.T) {
 }
 
 // A limiter may decide before the Reload that has made it has ended. These decisions count,
-// whatever store it has, and whoever had the store before.
+// whatever store it has, and also if another limiter had the store before.
 func TestDecisionsInsideOfAReloadCount(t *testing.T) {
 	stores := 0
 	fresh := func(t *testing.T) *MemoryStore {

@@ -280,7 +280,7 @@ func TestBadSetup(t *testing.T) {
 	_, err = takeOne(shopStore, "key", hourly, 5*time.Second)
 	require.NoError(t, err)
 	assert.ErrorIs(t, fails(newPool(t, server.URL("blog")), "p", `the role shop`), ratelimit.ErrPrefixClaimed)
-	// Who knows the id of a prefix could name its rows to the functions.
+	// A role that knows the id of a prefix could name its rows to the functions.
 	for _, sql := range []string{"DELETE FROM ratelimit.counter", "SELECT id FROM ratelimit.prefix", "SELECT key FROM ratelimit.counter"} {
 		_, err = connect(t, server.URL("blog")).Exec(ctx, sql)
 		assert.ErrorContains(t, err, "permission denied")

@@ -145,7 +145,7 @@ func TestBackendThatHangsForGood(t *testing.T) {
 }
 
 // One key whose updates hang takes three of the 256, however many callers it has, one after
-// the other. The others are told that nothing was written.
+// the other. The other callers learn that nothing was written.
 func TestKeyThatHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBackend()

@@ -103,12 +103,27 @@ func (s *Server) Kill() {
 	}
 	// The postmaster is stopped first, so that it starts no further processes.
 	s.cmd.Process.Signal(syscall.SIGSTOP)
-	for _, pid := range s.children() {
+	children := s.children()
+	for _, pid := range children {
 		syscall.Kill(pid, syscall.SIGKILL)
 	}
 	s.cmd.Process.Kill()
 	<-s.exited
+	// A server does not start while a process of the last one has its shared memory.
+	for deadline := time.Now().Add(10 * time.Second); slices.ContainsFunc(children, isRunning) && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
 	s.cmd = nil
+}
+
+// isRunning reports whether a process exists and is no zombie.
+func isRunning(pid int) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	_, state, _ := strings.Cut(string(text), ") ") // after its name
+	return !strings.HasPrefix(state, "Z") && !strings.HasPrefix(state, "X")
 }
 
 // Stop shuts the server down. It ends all connections.

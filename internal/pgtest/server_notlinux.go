@@ -14,6 +14,14 @@ func Start(t testing.TB, settings ...string) *Server {
 	return nil
 }
 
+// A Bouncer is a PgBouncer. Only on Linux there are any.
+type Bouncer struct{}
+
+func (*Server) Bouncer(int) *Bouncer { return nil }
+func (*Bouncer) URL() string         { return "" }
+func (*Bouncer) Start()              {}
+func (*Bouncer) Kill()               {}
+
 func (*Server) URL(role string) string { return "" }
 func (*Server) Standby() *Server       { return nil }
 func (*Server) Addr() string           { return "" }
