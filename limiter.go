@@ -643,16 +643,14 @@ func (l *Limiter) Refund(ctx context.Context, key string, n int64) error {
 	if err := l.ready(key); err != nil || n == 0 {
 		return err
 	}
-	refunded := Event{Kind: EventRefunded, Key: key, Units: n}
-	if actorOf(ctx) == "" {
-		_, err := l.adjust(ctx, key, -n, Now, p.present().under, remote.SideTimeout)
-		return err
-	}
-	if err := l.record(ctx, "Refund", refunded); err != nil {
-		return err
+	refunded, byHand := Event{Kind: EventRefunded, Key: key, Units: n}, actorOf(ctx) != ""
+	if byHand {
+		if err := l.record(ctx, "Refund", refunded); err != nil {
+			return err
+		}
 	}
 	_, err := l.adjust(ctx, key, -n, Now, p.present().under, remote.SideTimeout)
-	if err == nil {
+	if err == nil && byHand {
 		l.events.emit(ctx, refunded)
 	}
 	return err

@@ -100,48 +100,44 @@ func New(opts Options) (*Trail, error) {
 // Observe records an event. It never waits for the sink. It records the first denial of an
 // episode, and the end of the episode.
 func (t *Trail) Observe(ctx context.Context, e ratelimit.Event) {
-	var route, id string
-	if t.opts.Request != nil {
-		route, id = t.opts.Request(ctx)
-	}
+	route, id := t.request(ctx)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
 		return
 	}
-	switch isShadow := e.Kind == ratelimit.EventShadowDenied; {
-	case isShadow, e.Kind == ratelimit.EventDenied:
-		if t.episodes.continues(&e, isShadow) {
-			return
-		}
-		if !t.episodes.mayBegin(e.Limiter) {
-			return
-		}
-		r := t.record(&e)
-		r.Route, r.RequestID = route, id
-		t.add(r)
+	isShadow := e.Kind == ratelimit.EventShadowDenied
+	isDenial := isShadow || e.Kind == ratelimit.EventDenied
+	startsBlock := e.Kind == ratelimit.EventBlocked && e.Policy != ""
+	if isDenial && t.episodes.continues(&e, isShadow) {
+		return
+	}
+	if (isDenial || startsBlock) && !t.episodes.mayBegin(e.Limiter) {
+		return
+	}
+	r := t.record(&e, route, id)
+	if isByHand(e.Kind) && !startsBlock {
+		r.Outcome = Done
+	}
+	t.add(r)
+	switch {
+	case isDenial:
 		if evicted, ok := t.episodes.begin(&e, isShadow, r); ok {
 			t.add(evicted)
 		}
-	case e.Kind == ratelimit.EventBlocked && e.Policy != "":
-		if t.episodes.mayBegin(e.Limiter) {
-			r := t.record(&e)
-			r.Route, r.RequestID = route, id
-			t.add(r)
-		}
-	default:
-		r := t.record(&e)
-		r.Route, r.RequestID = route, id
-		if isByHand(e.Kind) {
-			r.Outcome = Done
-		}
-		t.add(r)
-		if e.Kind == ratelimit.EventReset {
-			for _, released := range t.episodes.reset(&e) {
-				t.add(released)
-			}
+	case e.Kind == ratelimit.EventReset:
+		for _, released := range t.episodes.reset(&e) {
+			t.add(released)
 		}
 	}
+}
+
+// request returns what is known of the request that a context belongs to.
+func (t *Trail) request(ctx context.Context) (route, id string) {
+	if t.opts.Request == nil {
+		return "", ""
+	}
+	return t.opts.Request(ctx)
 }
 
 // isByHand reports whether a kind of event, if it is not a denial's, is caused by a call.
@@ -155,17 +151,14 @@ func isByHand(k ratelimit.EventKind) bool {
 
 // Record implements [ratelimit.Auditor]: it returns when the sink has the record for good.
 func (t *Trail) Record(ctx context.Context, e ratelimit.Event) error {
-	var route, id string
-	if t.opts.Request != nil {
-		route, id = t.opts.Request(ctx)
-	}
+	route, id := t.request(ctx)
 	t.mu.Lock()
-	r, closed := t.record(&e), t.closed
+	r, closed := t.record(&e, route, id), t.closed
 	t.mu.Unlock()
 	if closed {
 		return errors.New("audit: the trail has been closed: close limiters first")
 	}
-	r.Outcome, r.Route, r.RequestID = Intended, route, id
+	r.Outcome = Intended
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
 	return t.opts.Sink.Write(ctx, []Record{t.complete(r)}, true)
@@ -220,9 +213,11 @@ func (t *Trail) Close() error {
 	return t.write(true)
 }
 
-// record returns the record of an event, with its key as the options say. t.mu must be held.
-func (t *Trail) record(e *ratelimit.Event) Record {
+// record returns the record of an event, with its key as the options say, and with what is
+// known of its request. t.mu must be held.
+func (t *Trail) record(e *ratelimit.Event, route, id string) Record {
 	r := recordOf(e)
+	r.Route, r.RequestID = route, id
 	if t.opts.PlainKeys {
 		r.Key = plainKey(e.Key)
 		if e.Err != nil {

@@ -18,7 +18,8 @@ import (
 	"github.com/ratelimit-go/ratelimit/postgres"
 )
 
-// This file has what operators do to a database, on purpose or not.
+// This file tests what happens to a database in operation: a pooler in front of it, too few
+// connections, a transaction that stays open, and many rows.
 
 // takeMany calls from 64 goroutines, for one key under an hourly limit and a rolling window, and
 // returns how many calls were admitted. Each of the stores is in use.

@@ -151,7 +151,10 @@ func (r *Record) take(counters []counter, now, n int64, full bool, pending []rat
 			r.settle(c, after[i], now, n, admitted)
 		}
 	}
-	began := r.startBlocks(counters, answers[:len(counters)], now, n, isBlocked || admitted, pending)
+	began := uint8(0)
+	if n > 0 && !admitted && !isBlocked {
+		began = r.startBlocks(counters, answers[:len(counters)], now, n, pending)
+	}
 	for i := range counters {
 		left := counters[i].block.Left(now)
 		if left > 0 {
@@ -187,9 +190,9 @@ func (r *Record) settle(c *counter, after rule.State, now, n int64, admitted boo
 }
 
 // startBlocks starts the blocks that follow from a denial of n units, and returns which
-// limits have started one.
-func (r *Record) startBlocks(counters []counter, answers []rule.Answer, now, n int64, none bool, pending []ratelimit.Pending) (began uint8) {
-	if none || n == 0 || slices.ContainsFunc(answers, func(a rule.Answer) bool { return a.Retry == rule.Never }) {
+// limits have started one. No counter is blocked.
+func (r *Record) startBlocks(counters []counter, answers []rule.Answer, now, n int64, pending []ratelimit.Pending) (began uint8) {
+	if slices.ContainsFunc(answers, func(a rule.Answer) bool { return a.Retry == rule.Never }) {
 		return 0
 	}
 	for i := range counters {
@@ -212,23 +215,19 @@ func (r *Record) Adjust(now time.Time, n int64, of ratelimit.Instant, limits []r
 	charged = max(0, n)
 	for i := range counters {
 		c := &counters[i]
-		moved := int64(0)
+		var moved bool
 		if c.rule.Kind == rule.Rolling {
 			repairs := n != 0 && c.rule.Repairs(&c.log, at)
 			units, _ := c.rule.AdjustLog(&c.log, at, n, int64(of))
 			charged = min(charged, units)
-			if units > 0 || repairs {
-				moved = 1
-			}
+			moved = units > 0 || repairs
 		} else {
 			before := c.state
 			c.state = c.rule.Adjust(before, at, n, at-max(0, min(int64(of), at)))
 			charged = min(charged, c.rule.Charged(before, c.state, at))
-			if c.state != before {
-				moved = 1
-			}
+			moved = c.state != before
 		}
-		if moved != 0 {
+		if moved {
 			r.put(c, at)
 		}
 	}

@@ -25,17 +25,16 @@ import (
 type Backend interface {
 	// Update changes the record of a key in one atomic step. It calls f with the record, or
 	// with nil if there is none, and with the backend's time. It then writes the record that
-	// f returns, to be deleted after the time to live, rounded up to what the backend has. A record of nil means that the key
-	// should have none.
+	// f returns, to be deleted after the time to live, rounded up to what the backend has. A
+	// record of nil means that the key should have none.
 	//
 	// If another writer has changed the record in the meantime, Update calls f again with the
 	// new record, as often as needed, or returns an error that wraps ErrNotApplied. f has no
 	// side effects, and the last call counts. When Update has returned, f does nothing any
 	// more. f keeps no reference to old, and the backend may keep what f returns.
 	//
-	// If f returns the bytes that it was given,
-	// nothing has changed, and Update need not write: bytes.Equal(old, record). Denied requests
-	// then cost no write.
+	// If f returns the bytes that it was given, nothing has changed, and Update need not
+	// write: bytes.Equal(old, record). Denied requests then cost no write.
 	//
 	// The time should be the one of the backend, not of this process, so that all processes
 	// have the same. A backend without a clock passes time.Now(). The windows of processes
@@ -68,17 +67,33 @@ var ErrNotApplied = errors.New("storekit: nothing was written")
 // New sends nothing. There is nothing to close. ratelimit.New refuses the store if the
 // backend is nil.
 func New(prefix string, b Backend) ratelimit.RemoteStore {
-	return &store{prefix: prefix, backend: b, lanes: make(map[string]*lane), updates: make(chan struct{}, maxUpdates)}
+	s := &store{prefix: prefix, backend: b, lanes: make(map[string]*lane), updates: make(chan struct{}, maxUpdates)}
+	if isNil(b) {
+		s.unusable = fmt.Errorf("the backend of the store %q is nil: hand storekit.New the backend that keeps its records", prefix)
+	}
+	return s
+}
+
+// isNil reports whether a backend is nil, also if it has a type.
+func isNil(b Backend) bool {
+	switch v := reflect.ValueOf(b); v.Kind() {
+	case reflect.Invalid:
+		return true
+	case reflect.Pointer, reflect.Func, reflect.Map, reflect.Chan, reflect.Slice:
+		return v.IsNil()
+	}
+	return false
 }
 
 // A store is what [New] returns.
 type store struct {
-	prefix  string
-	backend Backend
-	updates chan struct{} // has an element for each update that is under way
+	prefix   string
+	backend  Backend
+	unusable error         // why every call fails; nil if the store can be used
+	updates  chan struct{} // has an element for each update that is under way
 
 	mu    sync.Mutex
-	lanes map[string]*lane // of keys that have callers
+	lanes map[string]*lane // of keys that have callers or updates
 }
 
 var _ interface {
@@ -91,17 +106,7 @@ var _ interface {
 func (s *store) Prefix() string { return s.prefix }
 
 // Validate implements [ratelimit.Validator].
-func (s *store) Validate([]ratelimit.Limit) error {
-	isNil := s.backend == nil
-	switch v := reflect.ValueOf(s.backend); v.Kind() {
-	case reflect.Pointer, reflect.Func, reflect.Map, reflect.Chan, reflect.Slice:
-		isNil = v.IsNil()
-	}
-	if isNil {
-		return fmt.Errorf("the backend of the store %q is nil: hand storekit.New the backend that keeps its records", s.prefix)
-	}
-	return nil
-}
+func (s *store) Validate([]ratelimit.Limit) error { return s.unusable }
 
 // Kinds implements [ratelimit.KindStore].
 func (s *store) Kinds() ratelimit.Kinds {

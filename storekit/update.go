@@ -128,8 +128,8 @@ func (s *store) do(ctx context.Context, deadline time.Time, o *operation) (*oper
 	if o.key == "" {
 		return nil, s.unchanged(errEmptyKey)
 	}
-	if err := s.Validate(nil); err != nil {
-		return nil, s.unchanged(err)
+	if s.unusable != nil {
+		return nil, s.unchanged(s.unusable)
 	}
 	if of, ok := ctx.Deadline(); ok && (deadline.IsZero() || of.Before(deadline)) {
 		deadline = of
@@ -254,7 +254,8 @@ func (s *store) update(ctx context.Context, key string, calls []*call) error {
 		case err == nil && !ran:
 			return s.failed(errors.New("the backend has returned nil from Update, and has not called f"))
 		case err == nil && errors.Is(unusable, errNotRecord):
-			return s.forget(ctx, key, calls)
+			s.forget(ctx, key, calls)
+			return nil
 		case err == nil && unusable != nil:
 			return s.unchanged(fmt.Errorf("the record %q: %w", key, unusable))
 		case err == nil:
@@ -272,25 +273,22 @@ func (s *store) update(ctx context.Context, key string, calls []*call) error {
 
 // forget carries out calls on a record that cannot be read: a Reset deletes it, and all other
 // calls fail.
-func (s *store) forget(ctx context.Context, key string, calls []*call) error {
-	err := s.unchanged(fmt.Errorf("the record %q: %w", key, errNotRecord))
-	for _, c := range calls {
-		c.Value.err = err
+func (s *store) forget(ctx context.Context, key string, calls []*call) {
+	isReset := func(c *call) bool { return c.Value.op == opReset }
+	var deleting error
+	if slices.ContainsFunc(calls, isReset) {
+		deleting = s.backend.Delete(ctx, key)
 	}
-	i := slices.IndexFunc(calls, func(c *call) bool { return c.Value.op == opReset })
-	if i < 0 {
-		return nil
-	}
-	deleted := s.backend.Delete(ctx, key)
 	for _, c := range calls {
-		if c.Value.op != opReset {
-			continue
-		}
-		if c.Value.err = nil; deleted != nil {
-			c.Value.err = s.failed(deleted)
+		switch {
+		case !isReset(c):
+			c.Value.err = s.unchanged(fmt.Errorf("the record %q: %w", key, errNotRecord))
+		case deleting != nil:
+			c.Value.err = s.failed(deleting)
+		default:
+			c.Value.err = nil
 		}
 	}
-	return nil
 }
 
 // updating is one call of a backend's Update. It hands out the function f, and takes care that
@@ -328,7 +326,7 @@ func pause(ctx context.Context, tries int) bool {
 	if tries == 1 {
 		return ctx.Err() == nil
 	}
-	longest := min(minBackoff<<min(tries-2, 8), maxBackoff)
+	longest := min(minBackoff<<(tries-2), maxBackoff)
 	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= longest {
 		return false
 	}

@@ -57,7 +57,7 @@ func (b *backend) Update(ctx context.Context, key string, f func([]byte, time.Ti
 	ttl = max(time.Second, (ttl + time.Second - 1).Truncate(time.Second))
 	_, err = b.js.Publish(ctx, key, record, jetstream.WithMsgTTL(ttl),
 		jetstream.WithExpectLastSequencePerSubject(revision), jetstream.WithRetryAttempts(0))
-	var refused *jetstream.APIError // such as that the revision is another one, or the disk full
+	var refused *jetstream.APIError // for example, another revision is there, or the disk is full
 	if errors.As(err, &refused) || errors.Is(err, jetstream.ErrNoStreamResponse) ||
 		errors.Is(err, nats.ErrReconnectBufExceeded) || errors.Is(err, nats.ErrConnectionClosed) {
 		return notApplied(err)

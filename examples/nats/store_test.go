@@ -103,7 +103,7 @@ func TestExact(t *testing.T) {
 	}
 }
 
-// counting counts the calls of Update, and those that have lost a race.
+// counting counts the calls of Update, and how many of them have lost a race.
 type counting struct {
 	storekit.Backend
 	updates, lost atomic.Int64

@@ -21,7 +21,7 @@ func (a *Ask) Begin(b *Book, key string, units, lasts, now int64) (Call, rule.Ho
 
 // Answered is [Book.Answered] for what the store has answered to a request. fits is whether
 // its units fit. The hold is nil if the request has got none; then the answer is a denial,
-// unless the request was to look or its units did not fit.
+// unless the request only looked or its units did not fit.
 func (a *Ask) Answered(b *Book, key string, c Call, h *rule.Holding, fits bool, now int64) (hold *Hold, answer rule.Answer) {
 	granted := h.Action == rule.AddHold && fits && !h.Held.Denied
 	hold = b.Answered(c, h, granted, a.Until, now)
