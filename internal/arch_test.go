@@ -95,7 +95,7 @@ var mayImport = map[string]allowance{
 	"storetest":     {sameModule: "."},
 	"storekit":      {sameModule: ". internal/rule internal/batch"},
 	"audit":         {sameModule: ". internal/filelock"},
-	"admin":         {sameModule: ". audit"},
+	"admin":         {sameModule: ". audit internal/addr internal/accept"},
 
 	// Programs.
 	"cmd/ratelimit-sim": {sameModule: ". internal/sim internal/rule"},

@@ -1,0 +1,240 @@
+package admin
+
+import (
+	"cmp"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/ratelimit-go/ratelimit"
+)
+
+// This file has the pages of all limiters and of one limiter.
+
+// perPage is how many limiters a page lists.
+const perPage = 50
+
+// limitersPage lists limiters.
+type limitersPage struct {
+	Head     `json:"process"`
+	Rows     []limiterRow `json:"limiters"`
+	Total    int          `json:"total"` // that match the filter
+	All      int          `json:"-"`     // in the registry
+	Page     int          `json:"page"`
+	Pages    int          `json:"pages"`
+	Filter   string       `json:"-"`
+	Sort     string       `json:"-"`
+	Troubled []limiterRow `json:"-"` // of all pages
+	More     int          `json:"-"` // troubled ones that are not in Troubled
+}
+
+// A limiterRow is what is said of a limiter wherever it is mentioned.
+type limiterRow struct {
+	Name      string   `json:"name"`
+	Limits    []string `json:"limits"`
+	Site      string   `json:"site"`
+	Store     string   `json:"store"`
+	Remote    bool     `json:"remote"`
+	Prefix    string   `json:"prefix"`
+	OnFailure string   `json:"on_failure,omitempty"`
+	traffic
+}
+
+// Link returns the query of the limiter's page.
+func (row *limiterRow) Link() string { return url.Values{"name": {row.Name}}.Encode() }
+
+// Place returns where the limiter was made: the last folder and the file.
+func (row *limiterRow) Place() string {
+	parts := strings.Split(row.Site, "/")
+	return strings.Join(parts[max(0, len(parts)-2):], "/")
+}
+
+// row returns what is known of a limiter, without asking its store.
+func (q *request) row(l *ratelimit.Limiter) limiterRow {
+	info := l.Info()
+	row := limiterRow{Name: info.Name, Site: info.Site, Store: info.Store, Remote: info.Remote, Prefix: info.Prefix}
+	if info.Remote {
+		row.OnFailure = info.OnFailure.String()
+	}
+	for _, limit := range l.Limits() {
+		row.Limits = append(row.Limits, limit.String())
+	}
+	row.traffic = trafficOf(q.h.watch.track(info.Name).minute(), info.OnFailure.String())
+	return row
+}
+
+// limiters shows the limiters that match a filter.
+func (q *request) limiters() error {
+	form := q.r.URL.Query()
+	p := &limitersPage{Head: q.head("Limiters"), Filter: form.Get("q"), Sort: form.Get("sort"), Rows: []limiterRow{}}
+	p.Live, p.Section = true, ""
+	filter := strings.ToLower(p.Filter)
+	var rows []limiterRow
+	for name, l := range q.h.opts.Registry.All() {
+		p.All++
+		if !strings.Contains(strings.ToLower(name), filter) {
+			continue
+		}
+		row := q.row(l)
+		rows = append(rows, row)
+		if len(row.Alerts) > 0 {
+			p.Troubled = append(p.Troubled, row)
+		}
+	}
+	const mostTroubled = 8
+	if p.More = max(0, len(p.Troubled)-mostTroubled); p.More > 0 {
+		p.Troubled = p.Troubled[:mostTroubled]
+	}
+	switch p.Sort {
+	case "requests":
+		slices.SortStableFunc(rows, func(a, b limiterRow) int { return cmp.Compare(b.Requests, a.Requests) })
+	case "denied":
+		slices.SortStableFunc(rows, func(a, b limiterRow) int { return cmp.Compare(b.Denials, a.Denials) })
+	default:
+		p.Sort = "name"
+	}
+	p.Total = len(rows)
+	p.Pages = max(1, (p.Total+perPage-1)/perPage)
+	p.Page, _ = strconv.Atoi(form.Get("page"))
+	p.Page = min(max(1, p.Page), p.Pages)
+	p.Rows = append(p.Rows, rows[min(p.Total, (p.Page-1)*perPage):min(p.Total, p.Page*perPage)]...)
+	return q.show(200, "limiters", p)
+}
+
+// To returns the query of another page of the list.
+func (p *limitersPage) To(page int) string {
+	return url.Values{"q": {p.Filter}, "sort": {p.Sort}, "page": {strconv.Itoa(page)}}.Encode()
+}
+
+// Previous and Next are the numbers of the pages beside this one.
+func (p *limitersPage) Previous() int { return p.Page - 1 }
+func (p *limitersPage) Next() int     { return p.Page + 1 }
+
+// limiterPage shows one limiter.
+type limiterPage struct {
+	Head       `json:"process"`
+	limiterRow `json:"limiter"`
+	Totals     []total      `json:"-"`
+	Counts     countsJSON   `json:"counts"`
+	Policies   []policyRow  `json:"policies"`
+	Denied     []deniedRow  `json:"denied_keys"`
+	Notices    []noticeRow  `json:"notices"`
+	Warnings   []warningRow `json:"warnings"`
+	Form       string       `json:"-"` // the limits, one a line
+	Lines      int          `json:"-"`
+}
+
+// A total is one number of a limiter's life.
+type total struct {
+	Name  string
+	Count uint64
+}
+
+type countsJSON struct {
+	Allowed      uint64 `json:"allowed"`
+	Denied       uint64 `json:"denied"`
+	ShadowDenied uint64 `json:"shadow_denied"`
+	NearLimit    uint64 `json:"near_limit"`
+	Exempt       uint64 `json:"exempt"`
+	NoKey        uint64 `json:"no_key"`
+	Failed       uint64 `json:"failed"`
+	Waiting      int    `json:"waiting"`
+	InFlight     int    `json:"in_flight"`
+}
+
+type policyRow struct {
+	Name    string `json:"name"`
+	Limit   string `json:"limit"`
+	Denied  uint64 `json:"denied"`
+	InForce bool   `json:"in_force"` // it is one of the limiter's own limits, and no plan's
+}
+
+// A deniedRow is one of the keys that are denied most.
+type deniedRow struct {
+	Key    shownKey  `json:"key"`
+	Count  uint64    `json:"denied"`
+	Excess uint64    `json:"too_high_by_at_most"`
+	Since  time.Time `json:"since"` // of the present run of denials
+	Last   time.Time `json:"last"`
+	Policy string    `json:"policy"`
+	For    string    `json:"-"`
+}
+
+type noticeRow struct {
+	Time time.Time `json:"time"`
+	What string    `json:"what"`
+	Text string    `json:"text,omitempty"`
+}
+
+type warningRow struct {
+	Code  string `json:"code"`
+	Count uint64 `json:"count"`
+}
+
+// limiter shows one limiter.
+func (q *request) limiter() error {
+	l, err := q.lookup(q.r.URL.Query().Get("name"))
+	if err != nil {
+		return err
+	}
+	stats, t := l.Stats(), q.h.watch.track(l.Name())
+	p := &limiterPage{
+		Head: q.head(l.Name()), limiterRow: q.row(l), Counts: countsOf(&stats),
+		Policies: []policyRow{}, Denied: []deniedRow{}, Notices: []noticeRow{}, Warnings: []warningRow{},
+	}
+	p.Live = true
+	p.Notice, _ = unseal(forNotice, q.r.URL.Query().Get("n"))
+	p.Totals = []total{
+		{"allowed", stats.Allowed}, {"denied", stats.Denied}, {"near a limit", stats.NearLimit}, {"denied in Shadow", stats.ShadowDenied},
+		{"exempt", stats.Exempt}, {"without a key", stats.NoKey}, {"failed", stats.Failed},
+		{"waiting now", uint64(max(0, stats.Waiting))}, {"in flight now", uint64(max(0, stats.InFlight))},
+	}
+	p.Form, p.Lines = strings.Join(p.Limits, "\n"), max(2, len(p.Limits))
+	for _, policy := range stats.Policies {
+		row := policyRow{Name: policy.Name, Denied: policy.Denied}
+		if policy.Limit != (ratelimit.Limit{}) {
+			row.Limit = policy.Limit.String()
+		}
+		row.InForce = slices.Contains(p.Limits, row.Limit)
+		p.Policies = append(p.Policies, row)
+	}
+	for _, d := range t.top() {
+		p.Denied = append(p.Denied, q.deniedRow(l.Name(), &d))
+	}
+	for _, n := range t.recent() {
+		row := noticeRow{n.at.UTC(), n.what, n.text}
+		if n.err && q.h.opts.KeyView != nil {
+			row.Text = "" // it may have a key in it
+		}
+		p.Notices = append(p.Notices, row)
+	}
+	for code, n := range stats.Warnings {
+		p.Warnings = append(p.Warnings, warningRow{string(code), n})
+	}
+	slices.SortFunc(p.Warnings, func(a, b warningRow) int { return strings.Compare(a.Code, b.Code) })
+	return q.show(200, "limiter", p)
+}
+
+func countsOf(s *ratelimit.LimiterStats) countsJSON {
+	return countsJSON{
+		Allowed: s.Allowed, Denied: s.Denied, ShadowDenied: s.ShadowDenied, NearLimit: s.NearLimit,
+		Exempt: s.Exempt, NoKey: s.NoKey, Failed: s.Failed, Waiting: s.Waiting, InFlight: s.InFlight,
+	}
+}
+
+func (q *request) deniedRow(limiter string, d *denials) deniedRow {
+	row := deniedRow{
+		Key: q.showKey(limiter, d.key, d.length), Count: d.count, Excess: d.excess, Since: d.since.UTC(), Last: d.last.UTC(), Policy: d.policy,
+	}
+	switch quiet := q.now.Sub(d.last); {
+	case d.last.IsZero():
+		row.For = "unblocked"
+	case quiet >= runEnds:
+		row.For = "last " + ago(quiet) + " ago"
+	default:
+		row.For = "for " + ago(max(0, q.now.Sub(d.since)))
+	}
+	return row
+}
