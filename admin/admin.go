@@ -81,7 +81,7 @@ var files embed.FS
 
 // pages are the templates of the pages.
 var pages = template.Must(template.New("").Funcs(template.FuncMap{
-	"count": count, "rate": rate, "spark": spark, "ago": ago, "until": until, "clock": clock,
+	"count": count, "rate": rate, "spark": spark, "ago": ago, "until": until, "clock": clock, "inert": inert,
 }).ParseFS(files, "page/*.html"))
 
 // assets have the files that pages load, with their types.

@@ -20,6 +20,9 @@ import (
 
 var ctx = context.Background()
 
+// quiet is a logger that logs nothing.
+var quiet = slog.New(slog.DiscardHandler)
+
 // hourly is a limit whose window does not end during a test.
 var hourly = ratelimit.FixedWindow(5, time.Hour)
 
@@ -27,7 +30,7 @@ var hourly = ratelimit.FixedWindow(5, time.Hour)
 func newLimiter(t testing.TB, r *ratelimit.Registry, name string, opts ratelimit.Options) *ratelimit.Limiter {
 	t.Helper()
 	if opts.Logger == nil {
-		opts.Logger = slog.New(slog.DiscardHandler)
+		opts.Logger = quiet
 	}
 	if opts.Limits == nil {
 		opts.Limits = []ratelimit.Limit{hourly}

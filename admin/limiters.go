@@ -42,8 +42,9 @@ type limiterRow struct {
 	traffic
 }
 
-// Link returns the query of the limiter's page.
-func (row *limiterRow) Link() string { return url.Values{"name": {row.Name}}.Encode() }
+// Link leads to the limiter's page. Links with a query are made here: html/template would
+// escape the "=" of a query that is put behind a "?".
+func (row *limiterRow) Link() string { return "limiter?" + url.Values{"name": {row.Name}}.Encode() }
 
 // Place returns where the limiter was made: the last folder and the file.
 func (row *limiterRow) Place() string {
@@ -103,9 +104,9 @@ func (q *request) limiters() error {
 	return q.show(200, "limiters", p)
 }
 
-// To returns the query of another page of the list.
+// To leads to another page of the list.
 func (p *limitersPage) To(page int) string {
-	return url.Values{"q": {p.Filter}, "sort": {p.Sort}, "page": {strconv.Itoa(page)}}.Encode()
+	return "./?" + url.Values{"q": {p.Filter}, "sort": {p.Sort}, "page": {strconv.Itoa(page)}}.Encode()
 }
 
 // Previous and Next are the numbers of the pages beside this one.

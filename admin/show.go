@@ -76,6 +76,19 @@ func quote(s string) string {
 	return strconv.QuoteToASCII(s)
 }
 
+// inert returns a text with escapes for everything that cannot be seen.
+func inert(s string) string {
+	var b strings.Builder
+	for _, c := range s {
+		if !strconv.IsPrint(c) || unicode.Is(unicode.Other_Default_Ignorable_Code_Point, c) {
+			b.WriteString(strings.Trim(strconv.QuoteRuneToASCII(c), "'"))
+		} else {
+			b.WriteRune(c)
+		}
+	}
+	return b.String()
+}
+
 // cut returns the beginning of a text, of at most n bytes, that does not end within a
 // character.
 func cut(s string, n int) string {

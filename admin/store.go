@@ -94,9 +94,9 @@ func (q *request) stores() error {
 	return q.show(200, "store", p)
 }
 
-// To returns the query of another page of the list.
+// To leads to another page of the list.
 func (p *storesPage) To(page int) string {
-	return url.Values{"q": {p.Filter}, "page": {strconv.Itoa(page)}}.Encode()
+	return "store?" + url.Values{"q": {p.Filter}, "page": {strconv.Itoa(page)}}.Encode()
 }
 
 // Previous and Next are the numbers of the pages beside this one.
