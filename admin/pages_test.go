@@ -349,6 +349,26 @@ func TestHostileKeys(t *testing.T) {
 	require.Equal(t, 50.0, at(s.json(s.find("login", long)), "denied", "denied"))
 }
 
+// Long keys take bounded memory. When there is no room, they are known by their beginning.
+func TestLongKeysAreBounded(t *testing.T) {
+	r := new(ratelimit.Registry)
+	s := newSite(t, admin.Options{Registry: r})
+	whole := 0
+	for i := range 60 {
+		name := fmt.Sprint("limiter ", i)
+		l := newLimiter(t, r, name, ratelimit.Options{Limits: []ratelimit.Limit{ratelimit.FixedWindow(1, time.Hour)}})
+		for j := range 100 {
+			deny(t, l, fmt.Sprint(strings.Repeat("x", 5000), j), 1)
+		}
+		for _, row := range at(s.json("limiter?"+url.Values{"name": {name}}.Encode()), "denied_keys").([]any) {
+			if at(row, "key", "link") != nil {
+				whole++
+			}
+		}
+	}
+	require.InDelta(t, 16<<20/5002, whole, 10)
+}
+
 // KeyView hides keys from viewers, in every form.
 func TestKeyView(t *testing.T) {
 	r := new(ratelimit.Registry)

@@ -5,6 +5,7 @@ import (
 	"hash/maphash"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -23,6 +24,11 @@ const (
 	// cutKept is how much is kept of a longer key: enough to recognise it.
 	cutKept = 128
 
+	// Keys of more than freeKept bytes may have maxLong bytes together, in all sketches of a
+	// watch. Those that find no room are cut.
+	freeKept = 256
+	maxLong  = 16 << 20
+
 	// runEnds is for how long a key may be quiet within one run of denials. The audit trail
 	// uses the same time for its episodes.
 	runEnds = 5 * time.Minute
@@ -30,7 +36,8 @@ const (
 
 // denials are the denials of one key.
 type denials struct {
-	key    string // its first cutKept bytes, if it is longer than maxKept
+	key    string // its first cutKept bytes, if it was too long to keep
+	hash   uint64 // of the whole key
 	length int    // of the whole key, in bytes
 	count  uint64 // never too low
 	excess uint64 // count is too high by at most this
@@ -42,9 +49,9 @@ type denials struct {
 // whole reports whether the key is kept as a whole.
 func (d *denials) whole() bool { return len(d.key) == d.length }
 
-// A sketch counts denials by key. The zero value is ready to use. Its methods need a lock of
-// the caller's.
+// A sketch counts denials by key. Its methods need a lock of the caller's.
 type sketch struct {
+	long  *atomic.Int64 // what long keys take in all sketches, in bytes
 	seed  maphash.Seed
 	index map[uint64]int // a key's hash to its place in top
 	top   []denials
@@ -60,11 +67,9 @@ func (s *sketch) add(key, policy string, now time.Time) {
 	i, ok := s.index[hash]
 	if !ok {
 		i = s.place(hash)
-		kept := key
-		if len(kept) > maxKept {
-			kept = kept[:cutKept]
-		}
-		s.top[i] = denials{key: strings.Clone(kept), length: len(key), count: s.top[i].count, excess: s.top[i].count}
+		was := &s.top[i]
+		s.drop(was.key)
+		*was = denials{key: s.keep(key), hash: hash, length: len(key), count: was.count, excess: was.count}
 	}
 	d := &s.top[i]
 	if d.last.IsZero() || now.Sub(d.last) >= runEnds {
@@ -87,14 +92,35 @@ func (s *sketch) place(hash uint64) int {
 			least = i
 		}
 	}
-	for other, i := range s.index {
-		if i == least {
-			delete(s.index, other)
-			break
-		}
-	}
+	delete(s.index, s.top[least].hash)
 	s.index[hash] = least
 	return least
+}
+
+// keep returns what is kept of a key. The request that it comes from is not kept.
+func (s *sketch) keep(key string) string {
+	if n := int64(len(key)); n > maxKept || n > freeKept && s.long.Add(n) > maxLong {
+		if n <= maxKept {
+			s.long.Add(-n)
+		}
+		key = key[:cutKept]
+	}
+	return strings.Clone(key)
+}
+
+// drop gives up what was kept of a key.
+func (s *sketch) drop(kept string) {
+	if len(kept) > freeKept {
+		s.long.Add(-int64(len(kept)))
+	}
+}
+
+// clear forgets all keys.
+func (s *sketch) clear() {
+	for i := range s.top {
+		s.drop(s.top[i].key)
+	}
+	s.top, s.index = nil, nil
 }
 
 // find returns what is known of a key.

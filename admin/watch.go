@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 	"weak"
 
@@ -31,7 +32,8 @@ const (
 // A watch follows the limiters of a registry.
 type watch struct {
 	registry weak.Pointer[ratelimit.Registry]
-	tracks   sync.Map // by limiter's name, *track
+	tracks   sync.Map     // by limiter's name, *track
+	long     atomic.Int64 // what long keys take in the sketches of all tracks, in bytes
 }
 
 // watches has the watch of each registry that has a handler. It keeps no registry alive.
@@ -80,9 +82,10 @@ func (w *watch) sample(r *ratelimit.Registry, now time.Time) {
 		stats := l.Stats()
 		w.track(name).sample(sampleOf(&stats, now))
 	}
-	w.tracks.Range(func(name, _ any) bool {
+	w.tracks.Range(func(name, t any) bool {
 		if !present[name.(string)] {
 			w.tracks.Delete(name)
+			t.(*track).clear()
 		}
 		return true
 	})
@@ -93,7 +96,7 @@ func (w *watch) track(limiter string) *track {
 	if t, ok := w.tracks.Load(limiter); ok {
 		return t.(*track)
 	}
-	t, _ := w.tracks.LoadOrStore(limiter, new(track))
+	t, _ := w.tracks.LoadOrStore(limiter, &track{denials: sketch{long: &w.long}})
 	return t.(*track)
 }
 
@@ -157,6 +160,13 @@ func (t *track) sample(s sample) {
 		t.samples = slices.Delete(t.samples, 0, 1)
 	}
 	t.samples = append(t.samples, s)
+}
+
+// clear forgets the denied keys, because the limiter is gone.
+func (t *track) clear() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.denials.clear()
 }
 
 func (t *track) denied(e *ratelimit.Event) {
