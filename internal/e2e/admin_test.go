@@ -1,0 +1,468 @@
+package e2e_test
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/chromedp"
+	"github.com/stretchr/testify/require"
+
+	. "github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/admin"
+	"github.com/ratelimit-go/ratelimit/audit"
+	"github.com/ratelimit-go/ratelimit/internal/redistest"
+)
+
+// This file has the tests of package admin in a browser.
+
+const attacker = "203.0.113.66"
+
+// An office is a program with limiters on Redis and in memory, and with an admin page. Another
+// process counts its logins, too.
+type office struct {
+	*page
+	registry     *Registry
+	login, other *Limiter // on the same Redis
+	trail        *audit.Trail
+	url          string // of the admin page
+}
+
+// newOffice starts the program. Its actor is anna.
+func newOffice(t *testing.T, opts ...chromedp.ExecAllocatorOption) *office {
+	o := &office{page: &page{t, browser(t, opts...)}, registry: new(Registry)}
+	server := redistest.Start(t)
+	file, err := audit.OpenFile(filepath.Join(t.TempDir(), "audit.jsonl"))
+	require.NoError(t, err)
+	o.trail, err = audit.New(audit.Options{Sink: file, PlainKeys: true, Service: "shop", Instance: "web-1"})
+	require.NoError(t, err)
+	t.Cleanup(func() { o.trail.Close(); file.Close() })
+	t.Cleanup(o.registry.Observe(o.trail.Observe))
+
+	logins := quiet(FixedWindow(5, 15*time.Minute).Block(15*time.Minute, time.Hour, 24*time.Hour))
+	logins.Redis, logins.Audit, logins.DenyRecheck = redistest.Client(t, server.Addr), o.trail, 100*time.Millisecond
+	o.login = o.limiter("login", logins)
+	logins.Redis, logins.Audit = redistest.Client(t, server.Addr), nil
+	o.other = newLimiter(t, "login", logins)
+
+	mux := http.NewServeMux()
+	mux.Handle("/admin/", admin.Handler(admin.Options{
+		Registry: o.registry, Audit: o.trail, Actor: func(*http.Request) (string, bool) { return "anna", true },
+	}))
+	web := httptest.NewServer(mux)
+	t.Cleanup(web.Close)
+	o.url = web.URL + "/admin/"
+	return o
+}
+
+// limiter makes one of the program's limiters.
+func (o *office) limiter(name string, opts Options) *Limiter {
+	o.Helper()
+	if opts.Redis == nil {
+		store := Memory(o.Name() + "/" + name)
+		o.Cleanup(func() { store.Close() })
+		opts.Store = store
+	}
+	l, err := o.registry.New(name, opts)
+	require.NoError(o, err)
+	o.Cleanup(func() { l.Close() })
+	return l
+}
+
+// deny asks a limiter for n units, one by one.
+func deny(t testing.TB, l *Limiter, key string, n int) {
+	t.Helper()
+	for range n {
+		decide(t, l, key, 1)
+	}
+}
+
+// open opens a page of the admin page.
+func (o *office) open(page string) {
+	o.Helper()
+	o.do(chromedp.Navigate(o.url + page))
+}
+
+// find looks a key up in the limiter login.
+func (o *office) find(key string) {
+	o.Helper()
+	o.open("limiter?name=login")
+	o.do(chromedp.SendKeys(css("#find"), key), chromedp.Click(css(".find button")))
+	o.waitFor("h1", "")
+	o.do(chromedp.WaitVisible(css("#state")))
+}
+
+// text returns the text of the page.
+func (o *office) text() string {
+	o.Helper()
+	return get(o.page, chromedp.Text(css("main")))
+}
+
+// TestAdminUnblocksAUser is the way of an operator: the attacker is among the keys that are denied
+// most, is looked up and unblocked with a reason. Another process feels it, and the audit trail
+// shows who did it.
+func TestAdminUnblocksAUser(t *testing.T) {
+	o := newOffice(t)
+	deny(t, o.login, "198.51.100.1", 7)
+	deny(t, o.login, attacker, 41)
+	require.False(t, decide(t, o.other, attacker, 1).Allowed)
+
+	o.open("")
+	o.do(chromedp.Click(css(`a[href="limiter?name=login"]`)), chromedp.WaitVisible(css("#denied")))
+	require.Equal(t, attacker, get(o.page, chromedp.Text(css("#denied tbody tr:first-child th"))), "the first of those that are denied most")
+	require.Contains(t, o.text(), "Counters are shared in RedisStore rl:login:")
+	o.do(chromedp.Click(css("#denied tbody tr:first-child a")), chromedp.WaitVisible(css("#state")))
+	require.Contains(t, o.text(), "Blocked. It may come again in")
+	require.NotContains(t, get(o.page, chromedp.Location()), attacker, "the address does not have the key")
+
+	o.do(chromedp.SendKeys(css("#unblock-reason"), "ticket 7"), chromedp.Click(css(".act button")), chromedp.WaitVisible(css(".sure")))
+	require.Contains(t, o.text(), "Unblock this key?")
+	require.False(t, decide(t, o.other, attacker, 1).Allowed, "nothing has happened yet")
+	o.do(chromedp.Click(css(".sure button")), chromedp.WaitVisible(css(".notice")))
+	require.Contains(t, o.text(), "Unblocked by anna")
+	require.Contains(t, o.text(), "Not denied.")
+	require.Eventually(t, func() bool { return decide(t, o.other, attacker, 1).Allowed }, 5*time.Second, 10*time.Millisecond)
+
+	o.open("audit")
+	o.waitFor("#records", "reset, intended")
+	for _, part := range []string{"by anna", "ticket 7", attacker} {
+		require.Contains(t, o.text(), part)
+	}
+	o.do(chromedp.SendKeys(css("input[name=actor]"), "ben"), chromedp.Click(css(".filter button")))
+	o.waitFor("#records", "No records.")
+}
+
+// TestAdminKeysAreInert shows keys with markup, a NUL, marks for right-to-left text, and 5 kB.
+func TestAdminKeysAreInert(t *testing.T) {
+	o := newOffice(t)
+	for _, key := range []string{
+		`<img src=x onerror="window.hacked=1">`, `"><script>window.hacked=1</script>`, "nul\x00", "\u202egnp.exe", strings.Repeat("<b>x", 1250), "\xff", `javascript:window.hacked=1`,
+	} {
+		deny(t, o.login, key, 8)
+	}
+	o.open("limiter?name=login")
+	check := func() {
+		t.Helper()
+		require.False(t, get(o.page, chromedp.Evaluate[bool](`'hacked' in window`)))
+		require.Zero(t, get(o.page, chromedp.Evaluate[int](`document.querySelectorAll('main img, main script, main b b, main [onerror]').length`)))
+		require.True(t, get(o.page, chromedp.Evaluate[bool](`document.documentElement.scrollWidth <= innerWidth`)), "it is as wide as the window")
+		require.NotRegexp(t, "[\x00\u202e]", get(o.page, chromedp.OuterHTML(css("main"))))
+	}
+	check()
+	list := o.text()
+	for _, shown := range []string{`"nul\x00"`, `"\u202egnp.exe"`, "5000 bytes", `"\xff"`, "javascript:window.hacked=1"} {
+		require.Contains(t, list, shown)
+	}
+	keys := get(o.page, chromedp.Evaluate[int](`document.querySelectorAll('#denied tbody a').length`))
+	require.Equal(t, 7, keys)
+	for i := range keys {
+		o.open("limiter?name=login")
+		o.do(chromedp.Evaluate[chromedp.Void](fmt.Sprintf(`document.querySelectorAll('#denied tbody a')[%d].click()`, i)), chromedp.WaitVisible(css("#state")))
+		require.Contains(t, o.text(), "Blocked.")
+		check()
+		o.do(chromedp.SendKeys(css("#unblock-reason"), `<img src=x onerror="window.hacked=1">`), chromedp.Click(css(".act button")), chromedp.WaitVisible(css(".sure")))
+		check()
+		o.do(chromedp.Click(css(".sure button")), chromedp.WaitVisible(css(".notice")))
+		require.Contains(t, o.text(), "Not denied.")
+		check()
+	}
+	o.open("audit")
+	check()
+}
+
+// TestAdminRefusesOtherSites lets a page of another site send a form and put the page into a
+// frame.
+func TestAdminRefusesOtherSites(t *testing.T) {
+	o := newOffice(t)
+	deny(t, o.login, attacker, 6)
+	evil := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/html")
+		if r.URL.Path == "/frame" {
+			fmt.Fprintf(w, `<iframe src="%s"></iframe>`, o.url)
+			return
+		}
+		fmt.Fprintf(w, `<form method="post" action="%sact"><input name="do" value="unblock"><input name="limiter" value="login">
+			<input name="key" value="%s"><input name="reason" value="evil"><button id="go">Win a hat</button></form>`, o.url, attacker)
+	}))
+	defer evil.Close()
+	o.do(chromedp.Navigate(strings.Replace(evil.URL, "127.0.0.1", "localhost", 1)), chromedp.Click(css("#go")))
+	o.waitFor("main", "This form was sent by another site, so nothing was done.")
+	require.False(t, decide(t, o.other, attacker, 1).Allowed)
+	records, err := o.trail.Read(ctx, audit.Query{Actor: "anna"})
+	require.NoError(t, err)
+	require.Empty(t, records)
+
+	o.do(chromedp.Navigate(evil.URL + "/frame"))
+	require.NotContains(t, get(o.page, chromedp.Evaluate[string](`(() => { try { return frames[0].document.body.innerText } catch (e) { return String(e) } })()`)), "Limiters")
+}
+
+// TestAdminWithoutTLS uses the page under a name without TLS, where browsers do not send
+// Sec-Fetch-Site: the page must still accept its own forms.
+func TestAdminWithoutTLS(t *testing.T) {
+	o := newOffice(t, chromedp.Flag("host-resolver-rules", "MAP shop.test 127.0.0.1"))
+	deny(t, o.login, attacker, 6)
+	o.url = strings.Replace(o.url, "127.0.0.1", "shop.test", 1)
+	o.find(attacker)
+	require.False(t, get(o.page, chromedp.Evaluate[bool](`isSecureContext`)))
+	o.do(chromedp.SendKeys(css("#unblock-reason"), "ticket 7"), chromedp.Click(css(".act button")), chromedp.WaitVisible(css(".sure")), chromedp.Click(css(".sure button")))
+	o.waitFor(".notice", "Unblocked by anna")
+}
+
+// TestAdminByKeyboard unblocks a user without a mouse.
+func TestAdminByKeyboard(t *testing.T) {
+	o := newOffice(t)
+	deny(t, o.login, attacker, 6)
+	focused := func(selector string) bool {
+		return get(o.page, chromedp.Evaluate[bool](fmt.Sprintf(`document.activeElement.matches(%q)`, selector)))
+	}
+	// reach presses Tab until an element has the focus, which must be visible.
+	reach := func(selector string) {
+		t.Helper()
+		for range 60 {
+			o.do(chromedp.KeyEvent("\t"))
+			if focused(selector) {
+				require.NotEqual(t, "none", get(o.page, chromedp.Evaluate[string](`getComputedStyle(document.activeElement).outlineStyle`)), "the focus can be seen")
+				return
+			}
+		}
+		t.Fatalf("the focus never comes to %s", selector)
+	}
+	enter := chromedp.KeyEvent("\r")
+	o.open("")
+	o.do(chromedp.KeyEvent("\t"))
+	require.True(t, focused(".skip"), "the first one leads to the content")
+	reach(`a[href="limiter?name=login"]`)
+	o.do(enter, chromedp.WaitVisible(css("#find")))
+	reach("#find")
+	o.do(chromedp.KeyEvent(attacker), enter, chromedp.WaitVisible(css("#state")))
+	reach("#unblock-reason")
+	o.do(chromedp.KeyEvent("ticket 7"), enter, chromedp.WaitVisible(css(".sure")))
+	reach(".sure button")
+	o.do(enter)
+	o.waitFor(".notice", "Unblocked by anna")
+}
+
+// TestAdminRefreshMovesNothing lets numbers grow while a page is open.
+func TestAdminRefreshMovesNothing(t *testing.T) {
+	o := newOffice(t)
+	deny(t, o.login, attacker, 15)
+	deny(t, o.login, "198.51.100.1", 7)
+	o.open("limiter?name=login")
+	o.do(chromedp.Focus(css("#denied tbody tr:last-child a")))
+	const places = `JSON.stringify([...document.querySelectorAll('main h1, main h2, main th, main td, main dd, footer button')].map(e => {
+		const r = e.getBoundingClientRect(); return [e.tagName, r.x, r.y, r.width] }))`
+	before := get(o.page, chromedp.Evaluate[string](places))
+	deny(t, o.login, attacker, 20)
+	deny(t, o.login, "198.51.100.1", 90) // it is the first one now
+	o.waitFor("#denied tbody tr:first-child", "30")
+	o.waitFor("#denied tbody tr:last-child", "92")
+	require.JSONEq(t, before, get(o.page, chromedp.Evaluate[string](places)))
+	require.Equal(t, "198.51.100.1", get(o.page, chromedp.Evaluate[string](`document.activeElement.innerText`)), "the focus stays, and so does the order beneath it")
+	o.do(chromedp.Blur(css("#denied tbody tr:last-child a")))
+	o.waitFor("#denied tbody tr:first-child", "198.51.100.1")
+
+	o.do(chromedp.Click(css("#pause")))
+	o.waitFor("#pause", "Paused")
+}
+
+// accessible checks the page with axe-core, in light and in dark.
+func (o *office) accessible(what, axe string) {
+	o.Helper()
+	for _, scheme := range []string{"light", "dark"} {
+		o.scheme(scheme)
+		o.do(chromedp.Evaluate[chromedp.Void](axe))
+		found := get(o.page, chromedp.Evaluate[string](`axe.run(document, {resultTypes: ['violations']}).then(r => JSON.stringify(r.violations.map(v =>
+			({id: v.id, help: v.help, nodes: v.nodes.map(n => n.html + ' ' + n.failureSummary)}))))`, chromedp.EvalAwaitPromise))
+		require.Equal(o, "[]", found, "%s, %s", what, scheme)
+	}
+	o.scheme("light")
+}
+
+// scheme sets the color scheme that the user prefers.
+func (o *office) scheme(name string) {
+	o.Helper()
+	_, err := chromedp.Call(o.ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
+		Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: name}},
+	})
+	require.NoError(o, err)
+}
+
+// axeCore returns the source of axe-core, an npm package. RATELIMIT_NODE_MODULES, or NODE_PATH,
+// names the folder that it is in.
+func axeCore(t *testing.T) string {
+	required := os.Getenv("RATELIMIT_NODE_MODULES")
+	folder := required
+	if folder == "" {
+		folder = os.Getenv("NODE_PATH")
+	}
+	source, err := os.ReadFile(filepath.Join(folder, "axe-core", "axe.min.js"))
+	if err != nil && required != "" {
+		t.Fatalf("npm package axe-core: %v, and RATELIMIT_NODE_MODULES is set", err)
+	}
+	if err != nil {
+		t.Skip("npm package axe-core: not found in RATELIMIT_NODE_MODULES or NODE_PATH")
+	}
+	return string(source)
+}
+
+// A shot is a page and how to come there.
+type shot struct {
+	name string
+	open func(o *office)
+}
+
+// shots are all pages, also with nothing to show, with errors and with alerts.
+var shots = []shot{
+	{"limiters", func(o *office) { o.open("") }},
+	{"limiters-none", func(o *office) { o.open("?q=nothing") }},
+	{"limiter", func(o *office) { o.open("limiter?name=login") }},
+	{"limiter-quiet", func(o *office) { o.open("limiter?name=checkout") }},
+	{"key", func(o *office) { o.find(attacker) }},
+	{"key-free", func(o *office) { o.find("2001:DB8:1:2::7") }},
+	{"confirm", func(o *office) {
+		o.find(attacker)
+		o.do(chromedp.SendKeys(css("#unblock-reason"), "ticket 4711"), chromedp.Click(css(".act button")), chromedp.WaitVisible(css(".sure")))
+	}},
+	{"confirm-limits", func(o *office) {
+		o.open("limiter?name=search")
+		o.do(chromedp.SendKeys(css("#limits-reason"), "launch"), chromedp.Click(css(".act button")), chromedp.WaitVisible(css(".sure")))
+	}},
+	{"store", func(o *office) { o.open("store") }},
+	{"audit", func(o *office) { o.open("audit") }},
+	{"error", func(o *office) { o.open("limiter?name=none") }},
+}
+
+// fill lets an office have something to show.
+func (o *office) fill() {
+	search := quiet(SlidingWindow(30, time.Minute).Named("search-free"))
+	free := o.limiter("search", search)
+	pro := SlidingWindow(300, time.Minute).Named("search-pro")
+	_, err := free.TakeLimits(ctx, "customer=K-17", 1, pro)
+	require.NoError(o, err)
+	o.limiter("checkout", quiet(TokenBucket(1, time.Second, 3), FixedWindow(50, 24*time.Hour)))
+	small, err := NewMemoryStore(o.Name()+"/signup", MemoryOptions{MaxKeys: 1})
+	require.NoError(o, err)
+	o.Cleanup(func() { small.Close() })
+	signup, err := o.registry.New("signup", Options{Limits: []Limit{FixedWindow(1, time.Hour)}, Store: small, Logger: quiet().Logger})
+	require.NoError(o, err)
+	o.Cleanup(func() { signup.Close() })
+
+	length := 6 * time.Second
+	if os.Getenv("RATELIMIT_SCREENSHOTS") != "" {
+		length = time.Minute
+	}
+	end := time.Now().Add(length)
+	for i := 0; time.Now().Before(end); i++ {
+		decide(o, o.login, attacker, 1)
+		for j := range 3 + i/20%5 {
+			decide(o, free, fmt.Sprint("ip=198.51.100.", j), 1)
+		}
+		if i%4 == 0 {
+			decide(o, o.login, fmt.Sprintf("198.51.100.%d", i%40), 1)
+			decide(o, o.login, "2001:db8:7:1::/64", 1)
+		}
+		if i%3 == 0 {
+			decide(o, o.login, "<script>alert(1)</script>", 1)
+		}
+		for j := range 300 {
+			decide(o, signup, fmt.Sprint(i, ".", j%150), 1)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	by := WithReason(WithActor(ctx, "ben"), "ticket 4702")
+	require.NoError(o, o.login.Block(by, "198.51.100.23", 24*time.Hour))
+	require.NoError(o, o.login.Reset(WithReason(WithActor(ctx, "anna"), "ticket 4707"), "2001:db8:7:1::/64"))
+	require.NoError(o, o.login.SetLimitsContext(WithReason(WithActor(ctx, "ben"), "ticket 4709"), o.login.Limits()[0].Block(15*time.Minute, 2*time.Hour, 24*time.Hour)))
+	deny(o, o.login, attacker, 3)
+}
+
+// TestAdminPages looks at each page on a phone, a tablet and a desktop, in light and in dark:
+// axe-core finds nothing, and nothing is wider than the window. It saves screenshots as
+// artifacts. With RATELIMIT_SCREENSHOTS=1 it writes those that docs/admin.md shows.
+func TestAdminPages(t *testing.T) {
+	o := newOffice(t)
+	axe := axeCore(t)
+	o.fill()
+	for _, width := range []int64{360, 768, 1280} {
+		o.do(chromedp.EmulateViewport(width, 800))
+		for _, s := range shots {
+			s.open(o)
+			require.True(t, get(o.page, chromedp.Evaluate[bool](`document.documentElement.scrollWidth <= innerWidth`)), "%s is wider than %d pixels", s.name, width)
+			if width != 768 {
+				o.accessible(s.name, axe)
+			}
+			o.screenshot(fmt.Sprintf("%s-%d", s.name, width))
+			if width == 360 || s.name == "limiter" {
+				o.scheme("dark")
+				o.screenshot(fmt.Sprintf("%s-%d-dark", s.name, width))
+				o.scheme("light")
+			}
+		}
+	}
+}
+
+// docShots are the screenshots of docs/admin.md.
+var docShots = map[string]struct {
+	page   string
+	width  int64
+	height int64
+	scheme string
+}{
+	"admin-limiters.png": {"limiters", 1100, 470, "light"},
+	"admin-limiter.png":  {"limiter", 1100, 640, "dark"},
+	"admin-key.png":      {"key", 820, 760, "light"},
+	"admin-phone.png":    {"key", 360, 640, "dark"},
+	"admin-audit.png":    {"audit", 1100, 420, "light"},
+}
+
+// TestAdminScreenshots writes the screenshots of docs/admin.md if RATELIMIT_SCREENSHOTS is set.
+// Otherwise it checks that they are there. Run it with -trimpath, so that the pages do not show
+// where the sources are.
+func TestAdminScreenshots(t *testing.T) {
+	docs := filepath.Join("..", "..", "docs")
+	if os.Getenv("RATELIMIT_SCREENSHOTS") == "" {
+		text, err := os.ReadFile(filepath.Join(docs, "admin.md"))
+		require.NoError(t, err)
+		for name := range docShots {
+			info, err := os.Stat(filepath.Join(docs, name))
+			require.NoError(t, err)
+			require.Less(t, info.Size(), int64(100_000), name)
+			require.Contains(t, string(text), "("+name+")")
+		}
+		return
+	}
+	o := newOffice(t)
+	o.fill()
+	for name, shot := range docShots {
+		o.do(chromedp.EmulateViewport(shot.width, shot.height))
+		for _, s := range shots {
+			if s.name == shot.page {
+				s.open(o)
+			}
+		}
+		o.scheme(shot.scheme)
+		png := get(o.page, chromedp.CaptureScreenshot())
+		require.NoError(t, os.WriteFile(filepath.Join(docs, name), png, 0o644))
+	}
+}
+
+// TestAdminWithoutJavaScript is for a browser that runs no script: the pages are complete.
+func TestAdminWithoutJavaScript(t *testing.T) {
+	o := newOffice(t)
+	deny(t, o.login, attacker, 6)
+	_, err := chromedp.Call(o.ctx, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true})
+	require.NoError(t, err)
+	o.open("limiter?name=login")
+	o.do(chromedp.Click(css("#denied tbody a")), chromedp.WaitVisible(css("#state")))
+	o.do(chromedp.SendKeys(css("#unblock-reason"), "ticket 7"), chromedp.Click(css(".act button")), chromedp.WaitVisible(css(".sure")),
+		chromedp.Click(css(".sure button")), chromedp.WaitVisible(css(".notice")))
+	require.True(t, decide(t, o.login, attacker, 1).Allowed)
+	o.open("")
+	require.Contains(t, get(o.page, chromedp.Attributes(css("#pause"))), "hidden", "there is no button without a use")
+}
