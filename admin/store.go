@@ -60,6 +60,10 @@ type memoryRow struct {
 	SnapshotsFailed uint64 `json:"snapshots_failed"`
 }
 
+// Held and Room are numbers of counters.
+func (r *memoryRow) Held() uint64 { return uint64(r.Counters) }
+func (r *memoryRow) Room() uint64 { return uint64(r.Capacity) }
+
 // stores shows the stores of the limiters that match a filter.
 func (q *request) stores() error {
 	form := q.r.URL.Query()

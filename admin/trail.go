@@ -19,7 +19,7 @@ type auditPage struct {
 	Head    `json:"process"`
 	Records []recordRow `json:"records"`
 	Limiter string      `json:"limiter,omitempty"`
-	Actor   string      `json:"actor,omitempty"`
+	By      string      `json:"actor,omitempty"` // the actor that was asked for
 	Key     *shownKey   `json:"key,omitempty"`
 	KeyForm string      `json:"-"`
 	Failed  string      `json:"error,omitempty"`
@@ -48,7 +48,9 @@ func (r *recordRow) Details() (details []field) {
 			details = append(details, field{name, value})
 		}
 	}
-	add("policy", r.Policy)
+	if r.Policy != r.Limiter && !strings.Contains(r.Limit, r.Policy) {
+		add("policy", r.Policy)
+	}
 	add("limit", r.Limit)
 	if r.Units > 1 {
 		add("units", count(uint64(r.Units)))
@@ -57,10 +59,10 @@ func (r *recordRow) Details() (details []field) {
 		add("events", count(uint64(r.Count)))
 	}
 	if r.Since != nil {
-		add("since", clock(*r.Since, r.Time)+" UTC")
+		add("since", clock(*r.Since, r.Time))
 	}
 	if r.Until != nil {
-		add("until", clock(*r.Until, r.Time)+" UTC")
+		add("until", clock(*r.Until, r.Time))
 	}
 	add("ended", r.Ended)
 	add("code", r.Code)
@@ -76,9 +78,9 @@ func (q *request) audit() error {
 		return &failure{404, "There is no audit trail here: set admin.Options.Audit."}
 	}
 	form := q.r.URL.Query()
-	p := &auditPage{Head: q.head("Audit trail"), Limiter: form.Get("limiter"), Actor: form.Get("actor"), KeyForm: form.Get("k"), Records: []recordRow{}}
+	p := &auditPage{Head: q.head("Audit trail"), Limiter: form.Get("limiter"), By: form.Get("actor"), KeyForm: form.Get("k"), Records: []recordRow{}}
 	p.Live, p.Section = true, "audit"
-	query := audit.Query{Limiter: p.Limiter, Actor: p.Actor, Most: maxRecords}
+	query := audit.Query{Limiter: p.Limiter, Actor: p.By, Most: maxRecords}
 	if p.KeyForm != "" {
 		limiter, key, ok := unsealKey(p.KeyForm)
 		if !ok {
