@@ -102,6 +102,7 @@ var routes = map[string]route{
 	"":        {get: (*request).limiters},
 	"limiter": {get: (*request).limiter},
 	"key":     {get: (*request).key, post: (*request).findKey},
+	"found":   {get: (*request).found},
 	"confirm": {post: (*request).confirm, acts: true},
 	"act":     {post: (*request).act, acts: true},
 	"store":   {get: (*request).stores},

@@ -87,19 +87,82 @@ func keyFrom(l *ratelimit.Limiter, a netip.Addr) (key string, err error) {
 
 // locate returns the candidate that has something counted, or was denied here. If none has, it
 // returns the one that Options.Key would make, or the text itself.
-func locate(ctx context.Context, l *ratelimit.Limiter, t *track, typed string) string {
+func locate(ctx context.Context, l *ratelimit.Limiter, t *track, typed string) (key string, counted bool) {
 	ctx, cancel := context.WithTimeout(ctx, findTimeout)
 	defer cancel()
 	all := candidates(l, t, typed)
 	for _, key := range all {
 		if isCounted(ctx, l, t, key) {
-			return key
+			return key, true
 		}
 	}
 	if keys := addressKeys(l, "", strings.TrimSpace(typed)); len(keys) > 0 {
-		return keys[0]
+		return keys[0], false
 	}
-	return all[0]
+	return all[0], false
+}
+
+// maxLooked is how many limiters are asked about a key that is looked for in all of them. The
+// others are asked only if they have denied it in this process.
+const maxLooked = 50
+
+// foundPage lists the limiters that know a key.
+type foundPage struct {
+	Head  `json:"process"`
+	Typed string     `json:"typed"`
+	Rows  []foundRow `json:"limiters"`
+	Asked int        `json:"asked"` // limiters
+	All   int        `json:"total"`
+}
+
+// A foundRow is a limiter that knows the key, and what it knows.
+type foundRow struct {
+	Limiter string   `json:"limiter"`
+	Key     shownKey `json:"key"`
+	State   string   `json:"state"`
+	Verdict string   `json:"verdict"`
+}
+
+// found shows which limiters know a key that was typed.
+func (q *request) found() error {
+	typed, ok := unseal(forTyped, q.r.URL.Query().Get("t"))
+	if !ok {
+		return errForeignLink
+	}
+	ctx, cancel := context.WithTimeout(q.r.Context(), findTimeout)
+	defer cancel()
+	p := &foundPage{Head: q.head("Find a key"), Typed: showKey(typed, len(typed)).Text, Rows: []foundRow{}}
+	for name, l := range q.h.opts.Registry.All() {
+		p.All++
+		t := q.h.watch.track(name)
+		key, ok := deniedHere(l, t, typed)
+		if !ok {
+			if p.Asked >= maxLooked || ctx.Err() != nil {
+				continue
+			}
+			p.Asked++
+			if key, ok = locate(ctx, l, t, typed); !ok {
+				continue
+			}
+		}
+		var k keyPage
+		q.lookAt(&k, l, key, "")
+		p.Rows = append(p.Rows, foundRow{name, q.showKey(name, key, len(key)), k.State, k.Verdict})
+	}
+	return q.show(http.StatusOK, "found", p)
+}
+
+// deniedHere returns the candidate that the limiter has denied in this process.
+func deniedHere(l *ratelimit.Limiter, t *track, typed string) (string, bool) {
+	if len(t.top()) == 0 {
+		return "", false
+	}
+	for _, key := range candidates(l, t, typed) {
+		if _, ok := t.find(key); ok {
+			return key, true
+		}
+	}
+	return "", false
 }
 
 // findTimeout bounds the time for all the looks of a search.

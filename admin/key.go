@@ -2,6 +2,7 @@ package admin
 
 import (
 	"context"
+	"net/http"
 	"net/url"
 	"slices"
 	"strings"
@@ -52,11 +53,14 @@ type standingRow struct {
 func (q *request) keyOf(form string) (*ratelimit.Limiter, string, error) {
 	name, key, ok := unsealKey(form)
 	if !ok {
-		return nil, "", &failure{410, "This link was made by another process, or before this one was started. Look the key up again."}
+		return nil, "", errForeignLink
 	}
 	l, err := q.lookup(name)
 	return l, key, err
 }
+
+// errForeignLink is the answer to a link that this process cannot read.
+var errForeignLink = &failure{http.StatusGone, "This link was made by another process, or before this one was started. Look the key up again."}
 
 // lookTimeout bounds the look at a key.
 const lookTimeout = 5 * time.Second
@@ -167,18 +171,22 @@ func instant(t time.Time) *time.Time {
 // maxTyped is the longest text that is looked up, in bytes.
 const maxTyped = 32 << 10
 
-// findKey finds the key that an operator has typed, and leads to its page. It is a POST, so that
+// findKey finds the key that an operator has typed, and leads to its page, or without a limiter
+// to the page of all limiters that know the key. It is a POST, so that
 // no log of requests has the key.
 func (q *request) findKey() error {
-	l, err := q.lookup(q.r.PostForm.Get("limiter"))
-	if err != nil {
-		return err
-	}
 	typed := q.r.PostForm.Get("key")
 	if strings.TrimSpace(typed) == "" || len(typed) > maxTyped {
 		return badRequest("Type a key, of at most %d bytes.", maxTyped)
 	}
-	key := locate(q.r.Context(), l, q.h.watch.track(l.Name()), typed)
+	if q.r.PostForm.Get("limiter") == "" {
+		return q.redirect("found", url.Values{"t": {seal(forTyped, typed)}})
+	}
+	l, err := q.lookup(q.r.PostForm.Get("limiter"))
+	if err != nil {
+		return err
+	}
+	key, _ := locate(q.r.Context(), l, q.h.watch.track(l.Name()), typed)
 	to := url.Values{"k": {sealKey(l.Name(), key)}}
 	if key != typed && len(typed) <= maxKept {
 		to.Set("t", seal(forTyped, typed))

@@ -188,6 +188,37 @@ func TestKeyIsFound(t *testing.T) {
 	}
 }
 
+// A key is found in all limiters that know it.
+func TestFindInAllLimiters(t *testing.T) {
+	r := new(ratelimit.Registry)
+	s := newSite(t, admin.Options{Registry: r})
+	for i := range 80 {
+		newLimiter(t, r, fmt.Sprintf("limiter-%02d", i), ratelimit.Options{})
+	}
+	api := newLimiter(t, r, "api", ratelimit.Options{Key: ratelimit.FirstKey(ratelimit.NamedKey("ip", ratelimit.ClientIP{}.Key))})
+	deny(t, api, "ip=2001:db8:1:2::/64", 1)
+	for _, name := range []string{"limiter-10", "limiter-60", "limiter-70"} {
+		l, _ := r.Lookup(name)
+		_, err := l.Take(ctx, "2001:db8:1:2::/64")
+		require.NoError(t, err)
+		if name == "limiter-70" {
+			deny(t, l, "2001:db8:1:2::/64", 1)
+		}
+	}
+	to := s.post("key", url.Values{"key": {"2001:DB8:1:2::9"}})
+	require.NotContains(t, to, "2001")
+	page := s.json(to)
+	var found []string
+	for i := range at(page, "limiters").([]any) {
+		found = append(found, fmt.Sprint(at(page, "limiters", i, "limiter"), " ", at(page, "limiters", i, "key", "text"), " ", at(page, "limiters", i, "state")))
+	}
+	require.Equal(t, []string{"api ip=2001:db8:1:2::/64 denied", "limiter-10 2001:db8:1:2::/64 free", "limiter-70 2001:db8:1:2::/64 denied"}, found,
+		"the first limiters are asked, and those that have denied it here")
+	require.Contains(t, text(s.get(to)), "50 of 81 limiters were asked. The others were asked only if")
+	require.Contains(t, s.get(s.post("key", url.Values{"key": {"<b>nobody"}})), "No limiter has anything counted for it.")
+	require.Equal(t, http.StatusGone, s.send("GET", "found?t=x", nil).Code)
+}
+
 // Without anything counted, the key is the one that Options.Key would make.
 func TestKeyWithoutCounter(t *testing.T) {
 	r := new(ratelimit.Registry)

@@ -127,17 +127,16 @@ func ago(d time.Duration) string {
 
 // until is ago for a time to wait: it is rounded up, so that it is never too short.
 func until(d time.Duration) string {
-	unit := time.Millisecond
-	switch {
-	case d >= time.Hour:
-		unit = time.Minute
-	case d >= time.Second:
-		unit = time.Second
+	up := func(unit time.Duration) time.Duration { return (d + unit - 1) / unit * unit }
+	switch s := up(time.Second); {
+	case d < time.Second:
+		return ago(up(time.Millisecond))
+	case s < 2*time.Minute:
+		return ago(s)
+	case s < time.Hour:
+		return fmt.Sprintf("%d m %02d s", s/time.Minute, s%time.Minute/time.Second)
 	}
-	if d < time.Hour && d >= 2*time.Minute {
-		return fmt.Sprintf("%d m %02d s", (d+unit-1)/unit*unit/time.Minute, (d+unit-1)/unit*unit%time.Minute/time.Second)
-	}
-	return ago((d + unit - 1) / unit * unit)
+	return ago(up(time.Minute))
 }
 
 // count returns a number with thin spaces between groups of three digits.

@@ -84,7 +84,7 @@ func (q *request) audit() error {
 	if p.KeyForm != "" {
 		limiter, key, ok := unsealKey(p.KeyForm)
 		if !ok {
-			return &failure{410, "This link was made by another process, or before this one was started. Look the key up again."}
+			return errForeignLink
 		}
 		shown := q.showKey(limiter, key, len(key))
 		p.Key, query.Key = &shown, key
@@ -127,7 +127,7 @@ func (q *request) findAudit() error {
 		return badRequest("The key has more than %d bytes.", maxTyped)
 	case key != "":
 		if l, ok := q.h.opts.Registry.Lookup(to.Get("limiter")); ok {
-			key = locate(q.r.Context(), l, q.h.watch.track(l.Name()), key)
+			key, _ = locate(q.r.Context(), l, q.h.watch.track(l.Name()), key)
 		}
 		to.Set("k", sealKey(to.Get("limiter"), key))
 	case form.Get("k") != "":
