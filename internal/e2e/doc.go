@@ -10,6 +10,9 @@
 // A test that needs redis-server, nginx, Prometheus or Chromium is skipped where the
 // program is not installed. It fails instead if RATELIMIT_REQUIRE_REDIS,
 // RATELIMIT_REQUIRE_NGINX, RATELIMIT_REQUIRE_PROMETHEUS or RATELIMIT_REQUIRE_CHROMIUM is
-// set. RATELIMIT_FAULTS=1 adds the faults that take seconds each. RATELIMIT_MODEL_SEEDS=50
-// records 50 histories of each fault for the model, in place of 1 to 3.
+// set. The pages of package admin are checked with the npm package axe-core, if
+// RATELIMIT_NODE_MODULES, or NODE_PATH, names a folder that it is in. RATELIMIT_FAULTS=1
+// adds the faults that take seconds each. RATELIMIT_MODEL_SEEDS=50 records 50 histories of
+// each fault for the model, in place of 1 to 3. RATELIMIT_SCREENSHOTS=1 writes the
+// screenshots of docs/admin.md.
 package e2e
