@@ -233,9 +233,9 @@ func (q *request) deniedRow(limiter string, d *denials) deniedRow {
 	case d.last.IsZero():
 		row.For = "unblocked"
 	case quiet >= runEnds:
-		row.For = "last " + ago(quiet) + " ago"
+		row.For = "last denied " + ago(quiet) + " ago"
 	default:
-		row.For = "for " + ago(max(0, q.now.Sub(d.since)))
+		row.For = "denied for " + ago(max(0, q.now.Sub(d.since)))
 	}
 	return row
 }

@@ -110,15 +110,15 @@ func TestDeniedKeys(t *testing.T) {
 		require.Equal(t, "login", at(page, "denied_keys", 0, "policy"))
 		require.Equal(t, "198.51.100.1", at(page, "denied_keys", 1, "key", "text"))
 		html := text(s.get("limiter?name=login"))
-		require.Contains(t, html, "203.0.113.66 77for 41 m")
-		require.Contains(t, html, "198.51.100.1 2last 41 m ago")
+		require.Contains(t, html, "203.0.113.66 77denied for 41 m")
+		require.Contains(t, html, "198.51.100.1 2last denied 41 m ago")
 
 		key := at(page, "denied_keys", 0, "key", "link").(string)
 		require.NoError(t, l.Reset(ctx, "203.0.113.66"))
 		require.Contains(t, text(s.get("limiter?name=login")), "203.0.113.66 77unblocked")
 		html = text(s.get("key?k=" + key))
 		require.Contains(t, html, "Not denied.")
-		require.Contains(t, html, "This process has denied it 77 times: unblocked, by login.")
+		require.Contains(t, html, "This process has denied it 77 times, by login: unblocked.")
 	})
 }
 

@@ -22,6 +22,7 @@ import (
 
 	"github.com/ratelimit-go/ratelimit"
 	"github.com/ratelimit-go/ratelimit/audit"
+	"github.com/ratelimit-go/ratelimit/internal/pgtest"
 )
 
 // TestMain lets the test binary run as the program.
@@ -90,6 +91,22 @@ func (p *program) send(method, path, address string, fields ...string) (*http.Re
 	body, err := io.ReadAll(resp.Body)
 	require.NoError(p, err)
 	return resp, string(body)
+}
+
+// unblock unblocks the attacker on the admin page, and returns the status of the answer.
+func (p *program) unblock(who string) (status int) {
+	p.Helper()
+	form := url.Values{"do": {"unblock"}, "limiter": {"login"}, "key": {"203.0.113.66"}, "reason": {"ticket 7"}}
+	req, err := http.NewRequest("POST", p.url+"/admin/act", strings.NewReader(form.Encode()))
+	require.NoError(p, err)
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	if who != "" {
+		req.SetBasicAuth(who, "secret")
+	}
+	resp, err := http.DefaultTransport.RoundTrip(req) // a client would follow the redirect
+	require.NoError(p, err)
+	resp.Body.Close()
+	return resp.StatusCode
 }
 
 // metrics returns the lines of /metrics.
@@ -186,8 +203,6 @@ func TestLogHasOneLinePerKeyAndMinute(t *testing.T) {
 	require.Equal(t, []string{"denied a", "denied b", "denied a\nb", "reset acarol"}, keys)
 }
 
-// TestOffendersAreBounded checks that keys that are denied once do not displace the ones
-// that are denied often.
 // The trail has the denials of a client as one episode, and can be asked for the client.
 func TestTrail(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "audit.jsonl")
@@ -214,6 +229,67 @@ func TestTrail(t *testing.T) {
 	require.NotContains(t, string(text), "203.0.113.66")
 }
 
+// The admin page shows the shop's limiters to this machine. An operator with the password
+// unblocks a client, and the trail has who it was.
+func TestAdminPage(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "audit.jsonl")
+	closed := start(t, "-traffic=false")
+	resp, err := http.Get(closed.url + "/admin/")
+	require.NoError(t, err)
+	resp.Body.Close()
+	require.Equal(t, http.StatusOK, resp.StatusCode)
+	resp, _ = closed.send("GET", "/admin/", "203.0.113.66") // by X-Forwarded-For, as through a proxy
+	require.Equal(t, http.StatusForbidden, resp.StatusCode)
+	require.Equal(t, http.StatusForbidden, closed.unblock("anna"))
+
+	p := start(t, "-traffic=false -operators anna:secret -audit "+name)
+	for range 6 {
+		resp, _ = p.send("POST", "/login", "203.0.113.66")
+	}
+	require.Equal(t, http.StatusTooManyRequests, resp.StatusCode)
+	for _, who := range []string{"", "ben"} {
+		require.Equal(t, http.StatusUnauthorized, p.unblock(who))
+	}
+	require.Equal(t, http.StatusSeeOther, p.unblock("anna"))
+	resp, _ = p.send("POST", "/login", "203.0.113.66")
+	require.Equal(t, http.StatusUnauthorized, resp.StatusCode, "it may guess again")
+
+	require.NoError(t, p.cmd.Process.Signal(os.Interrupt))
+	require.NoError(t, p.cmd.Wait())
+	trail, closeTrail, err := openTrail(name)
+	require.NoError(t, err)
+	defer closeTrail()
+	found, err := trail.Read(t.Context(), audit.Query{Actor: "anna"})
+	require.NoError(t, err)
+	require.Len(t, found, 2)
+	require.Equal(t, "ticket 7", found[0].Reason)
+}
+
+// Failed logins can be counted in PostgreSQL. The admin page says so.
+func TestLoginsInPostgres(t *testing.T) {
+	p := start(t, "-traffic=false -operators anna:secret -postgres "+pgtest.Start(t).URL(pgtest.Superuser))
+	for range 6 {
+		p.send("POST", "/login", "203.0.113.66")
+	}
+	resp, body := p.send("GET", "/admin/store", "127.0.0.1", "Authorization", "Basic YW5uYTpzZWNyZXQ=", "Accept", "application/json")
+	require.Equal(t, http.StatusOK, resp.StatusCode)
+	var page struct {
+		Remote []struct {
+			Name, Prefix string
+			Calls        int
+		}
+	}
+	require.NoError(t, json.Unmarshal([]byte(body), &page))
+	require.Len(t, page.Remote, 1)
+	require.Equal(t, "login", page.Remote[0].Name)
+	require.Positive(t, page.Remote[0].Calls)
+	require.Equal(t, http.StatusSeeOther, p.unblock("anna"))
+	resp, _ = p.send("POST", "/login", "203.0.113.66")
+	require.Equal(t, http.StatusUnauthorized, resp.StatusCode, "it may guess again")
+}
+
+// TestOffendersAreBounded checks that keys that are denied once do not displace the ones
+// that are denied often.
 func TestOffendersAreBounded(t *testing.T) {
 	var o offenders
 	deny := func(key string) {

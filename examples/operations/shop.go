@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/redis/go-redis/v9"
 
 	"github.com/ratelimit-go/ratelimit"
 )
@@ -33,9 +32,9 @@ var (
 // customers has the plans of the API keys that the shop has issued.
 var customers = map[string]ratelimit.Limit{"pro-1": pro, "pro-2": pro}
 
-// addShop adds the routes of the shop to mux. If redis is not nil, failed logins are
-// counted there. If auditor is not nil, it records what operators do to the login limiter.
-func addShop(mux *http.ServeMux, redis redis.UniversalClient, metrics prometheus.Registerer, auditor ratelimit.Auditor) error {
+// addShop adds the routes of the shop to mux. Failed logins are counted where logins says. If
+// auditor is not nil, it records what operators do to the login limiter.
+func addShop(mux *http.ServeMux, logins ratelimit.Options, metrics prometheus.Registerer, auditor ratelimit.Auditor) error {
 	browse, err := ratelimit.New("browse", ratelimit.Options{
 		Limits: []ratelimit.Limit{ratelimit.TokenBucket(10, time.Second, 20)},
 		Key:    client.Key,
@@ -54,7 +53,8 @@ func addShop(mux *http.ServeMux, redis redis.UniversalClient, metrics prometheus
 	}
 	login, err := ratelimit.New("login", ratelimit.Options{
 		Limits:  []ratelimit.Limit{ratelimit.FixedWindow(5, 15*time.Minute)},
-		Redis:   redis,
+		Redis:   logins.Redis,
+		Store:   logins.Store,
 		Audit:   auditor,
 		Key:     client.Key,
 		Count:   func(_ *http.Request, status int) bool { return status >= 400 }, // only failed logins

@@ -368,9 +368,12 @@ func (o *office) fill() {
 	}
 	end := time.Now().Add(length)
 	for i := 0; time.Now().Before(end); i++ {
-		decide(o, o.login, attacker, 1)
-		for j := range 3 + i/20%5 {
-			decide(o, free, fmt.Sprint("ip=198.51.100.", j), 1)
+		if i/100%3 != 1 {
+			decide(o, o.login, attacker, 1)
+		}
+		decide(o, o.login, fmt.Sprint("192.0.2.", i%250), 1)
+		for j := range 3 + i/100%5 {
+			decide(o, free, fmt.Sprint("ip=198.51.100.", i%(9*(j+1))), 1)
 		}
 		if i%4 == 0 {
 			decide(o, o.login, fmt.Sprintf("198.51.100.%d", i%40), 1)
