@@ -171,10 +171,10 @@ func (p *page) refused() (seconds int) {
 	return answer[1]
 }
 
-// screenshot saves the page as an artifact (go test -artifacts).
+// screenshot saves the whole page as an artifact (go test -artifacts).
 func (p *page) screenshot(name string) {
 	p.Helper()
-	png := get(p, chromedp.CaptureScreenshot())
+	png := get(p, chromedp.FullScreenshot(100))
 	file := filepath.Join(p.ArtifactDir(), name+".png")
 	require.NoError(p, os.WriteFile(file, png, 0o600))
 	p.Logf("screenshot: %s", file)
