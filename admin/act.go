@@ -169,7 +169,7 @@ func (q *request) confirm() error {
 		for _, limit := range c.Limits {
 			p.New = append(p.New, limit.String())
 		}
-		p.Says = append(p.Says, "This changes this process only, "+q.h.host+" with the number "+strconv.Itoa(p.PID)+", until it ends or reloads its limiters. Other processes keep their limits: change them there, and in the configuration.",
+		p.Says = append(p.Says, "This changes this process only, "+strconv.Itoa(p.PID)+" on "+q.h.host+", until it ends or reloads its limiters. Other processes keep their limits: change them there, and in the configuration.",
 			"A key keeps what was counted under a limit whose algorithm and window stay the same. Under another one it starts from zero.",
 			"Plans keep their limits.")
 	}
