@@ -122,7 +122,7 @@ var (
 )
 
 // isForwarding reports whether a header field is one that proxies add. Underscores count as
-// hyphens, because some proxies and servers treat them alike.
+// hyphens, because some proxies and servers make no difference.
 func isForwarding(name string) bool {
 	name = strings.ReplaceAll(strings.ToLower(name), "_", "-")
 	for _, field := range forwardingFields {

@@ -3,6 +3,7 @@ package admin
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"net/url"
 	"strconv"
@@ -183,7 +184,7 @@ func (q *request) confirm() error {
 			p.Says = append(p.Says, "The key is a whole network: this is about everybody in it.")
 		}
 	}
-	return q.show(200, "confirm", p)
+	return q.show(http.StatusOK, "confirm", p)
 }
 
 func setField(fields []field, name, value string) []field {
@@ -212,7 +213,7 @@ func (q *request) act() error {
 	}
 	done, err := c.make(q.acting(c.Reason))
 	if err != nil {
-		return &failure{500, q.errorText(err)}
+		return &failure{http.StatusInternalServerError, q.errorText(err)}
 	}
 	notice := seal(forNotice, fmt.Sprintf("%s by %s at %s UTC: %s", done, q.who, clock(q.now, q.now), c.Reason))
 	if c.Do == doLimits {

@@ -11,8 +11,8 @@
 // requests from this machine. It needs no JavaScript; with it, the numbers are refreshed every
 // 5 seconds. A client that prefers JSON gets each page as JSON.
 //
-// The numbers are those of one process. Counters in Redis or PostgreSQL are shared, so that what
-// an operator does to a key holds for all processes. No page lists the keys of a store.
+// The numbers are of one process. Counters in Redis or PostgreSQL are shared, so that what an
+// operator does to a key holds for all processes. No page lists the keys of a store.
 //
 // docs/admin.md shows the pages, and how to mount them.
 package admin

@@ -50,7 +50,7 @@ func candidates(l *ratelimit.Limiter, t *track, typed string) []string {
 }
 
 // addressKeys returns keys of a client's address: what the limiter's Options.Key makes of a
-// request from there, and the forms that ClientIP has. A network stands for an address in it.
+// request from there, and the forms that ClientIP has. Of a network, it takes the first address.
 func addressKeys(l *ratelimit.Limiter, mark, text string) (keys []string) {
 	a, ok := addr.Parse(text)
 	if p, err := netip.ParsePrefix(text); err == nil {

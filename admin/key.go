@@ -89,7 +89,7 @@ func (q *request) key() error {
 		}
 	}
 	q.lookAt(p, l, key, form.Get("plan"))
-	return q.show(200, "key", p)
+	return q.show(http.StatusOK, "key", p)
 }
 
 // lookAt fills in the state of the key, under the limiter's own limits or one plan's.

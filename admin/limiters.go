@@ -2,6 +2,8 @@ package admin
 
 import (
 	"cmp"
+	"maps"
+	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
@@ -18,15 +20,12 @@ const perPage = 50
 
 // limitersPage lists limiters.
 type limitersPage struct {
-	Head     `json:"process"`
+	Head `json:"process"`
+	paging
 	Rows     []limiterRow `json:"limiters"`
-	Total    int          `json:"total"` // that match the filter
-	All      int          `json:"-"`     // in the registry
-	Page     int          `json:"page"`
-	Pages    int          `json:"pages"`
-	Filter   string       `json:"-"`
+	All      int          `json:"-"` // limiters in the registry
 	Sort     string       `json:"-"`
-	Troubled []limiterRow `json:"-"` // of all pages
+	Troubled []limiterRow `json:"-"` // limiters with alerts, of all pages
 	More     int          `json:"-"` // troubled ones that are not in Troubled
 }
 
@@ -69,15 +68,12 @@ func (q *request) row(l *ratelimit.Limiter) limiterRow {
 // limiters shows the limiters that match a filter.
 func (q *request) limiters() error {
 	form := q.r.URL.Query()
-	p := &limitersPage{Head: q.head("Limiters"), Filter: form.Get("q"), Sort: form.Get("sort"), Rows: []limiterRow{}}
-	p.Live, p.Section = true, ""
-	filter := strings.ToLower(p.Filter)
+	p := &limitersPage{Head: q.head("Limiters"), Sort: form.Get("sort"), Rows: []limiterRow{}}
+	p.Live = true
+	matching, all := q.matching(form.Get("q"))
+	p.All = all
 	var rows []limiterRow
-	for name, l := range q.h.opts.Registry.All() {
-		p.All++
-		if !strings.Contains(strings.ToLower(name), filter) {
-			continue
-		}
+	for _, l := range matching {
 		row := q.row(l)
 		rows = append(rows, row)
 		if len(row.Alerts) > 0 {
@@ -96,22 +92,61 @@ func (q *request) limiters() error {
 	default:
 		p.Sort = "name"
 	}
-	p.Total = len(rows)
-	p.Pages = max(1, (p.Total+perPage-1)/perPage)
-	p.Page, _ = strconv.Atoi(form.Get("page"))
-	p.Page = min(max(1, p.Page), p.Pages)
-	p.Rows = append(p.Rows, rows[min(p.Total, (p.Page-1)*perPage):min(p.Total, p.Page*perPage)]...)
-	return q.show(200, "limiters", p)
+	p.paging = pagingOf("./", url.Values{"q": {form.Get("q")}, "sort": {p.Sort}}, form.Get("page"), len(rows))
+	p.Rows = append(p.Rows, onPage(&p.paging, rows)...)
+	return q.show(http.StatusOK, "limiters", p)
 }
 
-// To leads to another page of the list.
-func (p *limitersPage) To(page int) string {
-	return "./?" + url.Values{"q": {p.Filter}, "sort": {p.Sort}, "page": {strconv.Itoa(page)}}.Encode()
+// matching returns the limiters that have a text in their names, and how many there are in all.
+func (q *request) matching(filter string) (matching []*ratelimit.Limiter, all int) {
+	filter = strings.ToLower(filter)
+	for name, l := range q.h.opts.Registry.All() {
+		all++
+		if strings.Contains(strings.ToLower(name), filter) {
+			matching = append(matching, l)
+		}
+	}
+	return matching, all
 }
 
-// Previous and Next are the numbers of the pages beside this one.
-func (p *limitersPage) Previous() int { return p.Page - 1 }
-func (p *limitersPage) Next() int     { return p.Page + 1 }
+// paging divides a list into pages.
+type paging struct {
+	Total int `json:"total"` // that match the filter
+	Page  int `json:"page"`  // from 1
+	Pages int `json:"pages"`
+
+	path  string
+	query url.Values // besides the page
+}
+
+// pagingOf returns the paging of a list. asked is the page that the client wants, if it is a number.
+func pagingOf(path string, query url.Values, asked string, total int) paging {
+	p := paging{Total: total, Pages: max(1, (total+perPage-1)/perPage), path: path, query: query}
+	page, _ := strconv.Atoi(asked) // the largest number if it is too large
+	p.Page = min(max(1, page), p.Pages)
+	return p
+}
+
+// onPage returns the part of a list that is on the page.
+func onPage[T any](p *paging, list []T) []T {
+	return list[min(p.Total, (p.Page-1)*perPage):min(p.Total, p.Page*perPage)]
+}
+
+// Filter is what the names are filtered by.
+func (p *paging) Filter() string { return p.query.Get("q") }
+
+// Previous and Next lead to the pages beside this one, if there are any.
+func (p *paging) Previous() string { return p.to(p.Page - 1) }
+func (p *paging) Next() string     { return p.to(p.Page + 1) }
+
+func (p *paging) to(page int) string {
+	if page < 1 || page > p.Pages {
+		return ""
+	}
+	query := maps.Clone(p.query)
+	query.Set("page", strconv.Itoa(page))
+	return p.path + "?" + query.Encode()
+}
 
 // limiterPage shows one limiter.
 type limiterPage struct {
@@ -215,7 +250,7 @@ func (q *request) limiter() error {
 		p.Warnings = append(p.Warnings, warningRow{string(code), n})
 	}
 	slices.SortFunc(p.Warnings, func(a, b warningRow) int { return strings.Compare(a.Code, b.Code) })
-	return q.show(200, "limiter", p)
+	return q.show(http.StatusOK, "limiter", p)
 }
 
 func countsOf(s *ratelimit.LimiterStats) countsJSON {

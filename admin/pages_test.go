@@ -17,7 +17,7 @@ import (
 	"github.com/ratelimit-go/ratelimit/admin"
 )
 
-// The list has what each limiter is and what it has decided in the last minute.
+// The list shows what each limiter is and what it has decided in the last minute.
 func TestLimiters(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := new(ratelimit.Registry)
@@ -319,7 +319,7 @@ func TestLinksHideKeys(t *testing.T) {
 		require.Equal(t, http.StatusGone, w.Code, "%q", k)
 		require.Contains(t, w.Body.String(), "Look the key up again")
 	}
-	// A notice cannot be made by whoever makes a link.
+	// A link that somebody else has made cannot carry a notice.
 	require.NotContains(t, s.get(to+"&n=All+is+well"), "All is well")
 	require.NotContains(t, s.get(to+"&n="+link.Get("k")), `class="notice"`)
 }
@@ -495,7 +495,7 @@ func TestAccept(t *testing.T) {
 	require.Regexp(t, `Numbers of this process, \S+ \(\d+\), since \S+ UTC`, text(s.get("")))
 }
 
-// The page finds limiters anew at each request, and what was denied outlives a Reload and a new
+// The page looks limiters up at each request, and what was denied outlives a Reload and a new
 // handler.
 func TestReload(t *testing.T) {
 	r, store := new(ratelimit.Registry), ratelimit.Memory(t.Name())

@@ -18,7 +18,7 @@ import (
 // The same text always has the same form, so that a page that is fetched again has the same
 // links. The nonce is made of the text, as in SIV (RFC 5297).
 
-// A purpose keeps a sealed text from being used for something else.
+// A purpose keeps a sealed text from being used for another purpose.
 type purpose byte
 
 const (

@@ -304,5 +304,5 @@ func between(a, b *sample) point {
 	return point{float64(grown(a.requests, b.requests)) / seconds, float64(grown(a.denied, b.denied)) / seconds}
 }
 
-// grown is b-a, or 0 if a count began again: a limiter of the same name was closed and made anew.
+// grown is b-a, or 0 if a count began again: a limiter was closed, and one of the same name made.
 func grown(a, b uint64) uint64 { return b - min(a, b) }

@@ -55,7 +55,7 @@ func TestNumbers(t *testing.T) {
 	}
 }
 
-// A count that begins again, because a limiter was closed and made anew, is no traffic.
+// A count that begins again, because a limiter was closed and made again, is no traffic.
 func TestTrafficOfANewLimiter(t *testing.T) {
 	now := time.Now()
 	got := trafficOf([]sample{{at: now, requests: 500, denied: 7}, {at: now.Add(every), requests: 10, denied: 1}}, "FallbackLocal")

@@ -3,9 +3,8 @@ package admin
 import (
 	"fmt"
 	"math"
+	"net/http"
 	"net/url"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/ratelimit-go/ratelimit"
@@ -15,13 +14,10 @@ import (
 
 // storesPage lists what limiters know of their stores.
 type storesPage struct {
-	Head   `json:"process"`
+	Head `json:"process"`
+	paging
 	Remote []remoteRow `json:"remote"`
 	Memory []memoryRow `json:"memory"`
-	Total  int         `json:"total"`
-	Page   int         `json:"page"`
-	Pages  int         `json:"pages"`
-	Filter string      `json:"-"`
 }
 
 // A remoteRow is about a store outside of this process.
@@ -67,20 +63,11 @@ func (r *memoryRow) Room() uint64 { return uint64(r.Capacity) }
 // stores shows the stores of the limiters that match a filter.
 func (q *request) stores() error {
 	form := q.r.URL.Query()
-	p := &storesPage{Head: q.head("Stores"), Filter: form.Get("q"), Remote: []remoteRow{}, Memory: []memoryRow{}}
+	p := &storesPage{Head: q.head("Stores"), Remote: []remoteRow{}, Memory: []memoryRow{}}
 	p.Live, p.Section = true, "store"
-	filter := strings.ToLower(p.Filter)
-	var matching []*ratelimit.Limiter
-	for name, l := range q.h.opts.Registry.All() {
-		if strings.Contains(strings.ToLower(name), filter) {
-			matching = append(matching, l)
-		}
-	}
-	p.Total = len(matching)
-	p.Pages = max(1, (p.Total+perPage-1)/perPage)
-	p.Page, _ = strconv.Atoi(form.Get("page"))
-	p.Page = min(max(1, p.Page), p.Pages)
-	for _, l := range matching[min(p.Total, (p.Page-1)*perPage):min(p.Total, p.Page*perPage)] {
+	matching, _ := q.matching(form.Get("q"))
+	p.paging = pagingOf("store", url.Values{"q": {form.Get("q")}}, form.Get("page"), len(matching))
+	for _, l := range onPage(&p.paging, matching) {
 		row, stats := q.row(l), l.Stats()
 		if row.Remote {
 			p.Remote = append(p.Remote, remoteRowOf(row, &stats.Remote))
@@ -91,21 +78,12 @@ func (q *request) stores() error {
 			Evicted: stats.Memory.Evicted, EvictedDenied: stats.Memory.EvictedDenied, SnapshotsFailed: stats.Memory.SnapshotsFailed,
 		}
 		if m.Capacity > 0 {
-			m.Percent = percent(float64(m.Counters) / float64(m.Capacity))
+			m.Percent = 100 * m.Counters / m.Capacity
 		}
 		p.Memory = append(p.Memory, m)
 	}
-	return q.show(200, "store", p)
+	return q.show(http.StatusOK, "store", p)
 }
-
-// To leads to another page of the list.
-func (p *storesPage) To(page int) string {
-	return "store?" + url.Values{"q": {p.Filter}, "page": {strconv.Itoa(page)}}.Encode()
-}
-
-// Previous and Next are the numbers of the pages beside this one.
-func (p *storesPage) Previous() int { return p.Page - 1 }
-func (p *storesPage) Next() int     { return p.Page + 1 }
 
 func remoteRowOf(row limiterRow, s *ratelimit.RemoteStats) remoteRow {
 	r := remoteRow{

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"context"
+	"net/http"
 	"net/url"
 	"strings"
 	"time"
@@ -75,7 +76,7 @@ func (r *recordRow) Details() (details []field) {
 // audit shows the latest records.
 func (q *request) audit() error {
 	if q.h.opts.Audit == nil {
-		return &failure{404, "There is no audit trail here: set admin.Options.Audit."}
+		return &failure{http.StatusNotFound, "There is no audit trail here: set admin.Options.Audit."}
 	}
 	form := q.r.URL.Query()
 	p := &auditPage{Head: q.head("Audit trail"), Limiter: form.Get("limiter"), By: form.Get("actor"), KeyForm: form.Get("k"), Records: []recordRow{}}
@@ -107,7 +108,7 @@ func (q *request) audit() error {
 		}
 		p.Records = append(p.Records, row)
 	}
-	return q.show(200, "audit", p)
+	return q.show(http.StatusOK, "audit", p)
 }
 
 // readTimeout bounds the time to read the trail.

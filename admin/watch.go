@@ -11,7 +11,7 @@ import (
 	"github.com/ratelimit-go/ratelimit"
 )
 
-// This file has what the page knows of the last minute: samples of what limiters count, the
+// This file keeps what the page shows of the last minute: samples of what limiters count, the
 // keys that they deny most, and recent notices. All handlers for a registry share one watch, so
 // that a program that makes a new handler with each reload neither loses it nor piles them up.
 

@@ -97,7 +97,7 @@ func (o *office) find(key string) {
 	o.do(chromedp.WaitVisible(css("#state")))
 }
 
-// shows waits until an element has a text. The page may be leaving for another one meanwhile.
+// shows waits until an element has a text. The browser may be leaving the page in the meantime.
 func (o *office) shows(selector, text string) {
 	o.Helper()
 	has := fmt.Sprintf(`!!document.querySelector(%q)?.innerText.includes(%q)`, selector, text)
@@ -396,7 +396,7 @@ func (o *office) fill() {
 
 // TestAdminPages looks at each page on a phone, a tablet and a desktop, in light and in dark:
 // axe-core finds nothing, and nothing is wider than the window. It saves screenshots as
-// artifacts. With RATELIMIT_SCREENSHOTS=1 it writes those that docs/admin.md shows.
+// artifacts. TestAdminScreenshots is for docs/admin.md.
 func TestAdminPages(t *testing.T) {
 	o := newOffice(t)
 	axe := axeCore(t)

@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	. "github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/admin"
 )
 
 // nginxCache runs nginx as a cache in front of a server until the test ends, and
@@ -166,6 +167,18 @@ func TestSharedCacheStoresNoRefusal(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestAdminIsClosedBehindNginx asks for the admin page through nginx on the same machine.
+func TestAdminIsClosedBehindNginx(t *testing.T) {
+	server := httptest.NewServer(admin.Handler(admin.Options{Registry: new(Registry)}))
+	defer server.Close()
+	for addr, want := range map[string]int{server.Listener.Addr().String(): http.StatusOK, nginxCache(t, server.Listener.Addr().String()): http.StatusForbidden} {
+		answer, err := http.Get("http://" + addr + "/")
+		require.NoError(t, err)
+		answer.Body.Close()
+		require.Equal(t, want, answer.StatusCode)
 	}
 }
 
