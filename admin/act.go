@@ -212,6 +212,9 @@ func (q *request) act() error {
 		return err
 	}
 	done, err := c.make(q.acting(c.Reason))
+	if err != nil && c.Do == doLimits { // its text has no key
+		return &failure{http.StatusInternalServerError, strings.TrimPrefix(err.Error(), "ratelimit: ")}
+	}
 	if err != nil {
 		return &failure{http.StatusInternalServerError, q.errorText(err)}
 	}

@@ -39,7 +39,9 @@ type Options struct {
 	// cannot be recognised.
 	Actor func(*http.Request) (who string, ok bool)
 
-	// KeyView returns what a viewer sees in place of a key of a limiter, such as "2001:db8:…".
+	// KeyView returns what a viewer sees in place of a key of a limiter, such as "2001:db8:…". It
+	// is also called for what somebody has typed to find a key; limiter is empty if that was for
+	// all limiters.
 	// The page then has no key in any form that a viewer can read, and no text of errors, which
 	// may have keys in it. Links and forms have it encrypted. Nil shows keys as they are.
 	KeyView func(r *http.Request, limiter, key string) string

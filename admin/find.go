@@ -50,7 +50,7 @@ func candidates(l *ratelimit.Limiter, t *track, typed string) []string {
 }
 
 // addressKeys returns keys of a client's address: what the limiter's Options.Key makes of a
-// request from there, and the forms that ClientIP has. Of a network, it takes the first address.
+// request from there, and the forms that ClientIP has. For a network, the first address is used.
 func addressKeys(l *ratelimit.Limiter, mark, text string) (keys []string) {
 	a, ok := addr.Parse(text)
 	if p, err := netip.ParsePrefix(text); err == nil {
@@ -131,7 +131,7 @@ func (q *request) found() error {
 	}
 	ctx, cancel := context.WithTimeout(q.r.Context(), findTimeout)
 	defer cancel()
-	p := &foundPage{Head: q.head("Find a key"), Typed: showKey(typed, len(typed)).Text, Rows: []foundRow{}}
+	p := &foundPage{Head: q.head("Find a key"), Typed: q.showKey("", typed, len(typed)).Text, Rows: []foundRow{}}
 	for name, l := range q.h.opts.Registry.All() {
 		p.All++
 		t := q.h.watch.track(name)

@@ -21,7 +21,8 @@ type keyPage struct {
 	Standings  []standingRow `json:"standings"`
 	Failed     string        `json:"error,omitempty"` // why there are no standings
 	Verdict    string        `json:"verdict"`
-	State      string        `json:"state"` // "free", "denied" or "blocked"
+	State      string        `json:"state"`               // "free", "denied", "blocked" or "unknown"
+	Uncertain  bool          `json:"uncertain,omitempty"` // the store may not have been asked
 	Denied     *deniedRow    `json:"denied,omitempty"`
 	Typed      string        `json:"typed,omitempty"`
 	Others     []shownKey    `json:"others,omitempty"` // other keys that Typed can mean
@@ -81,7 +82,7 @@ func (q *request) key() error {
 		p.Denied = &row
 	}
 	if typed, ok := unseal(forTyped, form.Get("t")); ok && typed != key {
-		p.Typed, p.TypedLink = showKey(typed, len(typed)).Text, form.Get("t")
+		p.Typed, p.TypedLink = q.showKey(l.Name(), typed, len(typed)).Text, form.Get("t")
 		for _, other := range candidates(l, t, typed) {
 			if other != key {
 				p.Others = append(p.Others, q.showKey(l.Name(), other, len(other)))
@@ -106,7 +107,10 @@ func (q *request) lookAt(p *keyPage, l *ratelimit.Limiter, key, plan string) {
 	}
 	ctx, cancel := context.WithTimeout(q.r.Context(), lookTimeout)
 	defer cancel()
+	before := l.Stats().Remote
 	standings, err := l.LookKey(ctx, key, under...)
+	after := l.Stats().Remote // a failure may be another call's, so this is only a doubt
+	p.Uncertain = after.BreakerOpen || after.Failures+after.Spared > before.Failures+before.Spared
 	if err != nil {
 		p.Failed, p.State, p.Verdict = q.errorText(err), "unknown", "The state of this key cannot be read."
 		return

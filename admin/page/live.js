@@ -7,13 +7,14 @@ const every = 5000;
 const pause = document.getElementById('pause');
 const stale = document.querySelector('.stale');
 let paused = false;
+let busy = false;
 
 pause.hidden = false;
 pause.addEventListener('click', () => {
 	paused = !paused;
 	pause.setAttribute('aria-pressed', String(paused));
 	pause.textContent = paused ? 'Paused' : 'Pause';
-	if (!paused) refresh();
+	refresh();
 });
 
 // rows returns the children of a list that have a name.
@@ -52,6 +53,8 @@ function update(node, fresh) {
 }
 
 async function refresh() {
+	if (busy || paused || document.hidden) return;
+	busy = true;
 	try {
 		const answer = await fetch(location.href, {headers: {Accept: 'text/html'}, redirect: 'error'});
 		if (!answer.ok) throw new Error(answer.status);
@@ -64,8 +67,8 @@ async function refresh() {
 	} catch {
 		stale.textContent = 'Not refreshed: the server does not answer.';
 	}
+	busy = false;
 }
 
-setInterval(() => {
-	if (!paused && !document.hidden) refresh();
-}, every);
+setInterval(refresh, every);
+document.addEventListener('visibilitychange', refresh);
