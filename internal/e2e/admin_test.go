@@ -332,6 +332,10 @@ var shots = []shot{
 	{"limiters-none", func(o *office) { o.open("?q=nothing") }},
 	{"limiter", func(o *office) { o.open("limiter?name=login") }},
 	{"limiter-quiet", func(o *office) { o.open("limiter?name=checkout") }},
+	{"found", func(o *office) {
+		o.open("")
+		o.do(chromedp.SendKeys(css("#find"), attacker), chromedp.Click(css(".find button")), chromedp.WaitVisible(css(".keyname")))
+	}},
 	{"key", func(o *office) { o.find(attacker) }},
 	{"key-free", func(o *office) { o.find("2001:DB8:1:2::7") }},
 	{"confirm", func(o *office) {
