@@ -102,9 +102,14 @@ func locate(ctx context.Context, l *ratelimit.Limiter, t *track, typed string) (
 	return all[0], false
 }
 
-// maxLooked is how many limiters are asked about a key that is looked for in all of them. The
-// others are asked only if they have denied it in this process.
-const maxLooked = 50
+const (
+	// maxLooked is how many limiters are asked about a key that is looked for in all of them. The
+	// others are asked only if they have denied it in this process.
+	maxLooked = 50
+
+	// maxFound is how many limiters are listed that know the key.
+	maxFound = 100
+)
 
 // foundPage lists the limiters that know a key.
 type foundPage struct {
@@ -132,15 +137,17 @@ func (q *request) found() error {
 	ctx, cancel := context.WithTimeout(q.r.Context(), findTimeout)
 	defer cancel()
 	p := &foundPage{Head: q.head("Find a key"), Typed: q.showKey("", typed, len(typed)).Text, Rows: []foundRow{}}
+	looked := 0
 	for name, l := range q.h.opts.Registry.All() {
 		p.All++
 		t := q.h.watch.track(name)
 		key, ok := deniedHere(l, t, typed)
+		if len(p.Rows) == maxFound || ctx.Err() != nil || !ok && looked == maxLooked {
+			continue
+		}
+		p.Asked++
 		if !ok {
-			if p.Asked >= maxLooked || ctx.Err() != nil {
-				continue
-			}
-			p.Asked++
+			looked++
 			if key, ok = locate(ctx, l, t, typed); !ok {
 				continue
 			}
