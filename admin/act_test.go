@@ -251,7 +251,7 @@ func TestOtherProcessFeelsIt(t *testing.T) {
 	var processes [2]*ratelimit.Limiter
 	registries := [2]*ratelimit.Registry{new(ratelimit.Registry), new(ratelimit.Registry)}
 	for i, r := range registries {
-		processes[i] = newLimiter(t, r, "login", ratelimit.Options{Redis: redistest.Client(t, server.Addr()), DenyRecheck: 20 * time.Millisecond})
+		processes[i] = newLimiter(t, r, "login", ratelimit.Options{Redis: redistest.Client(t, server.Addr()), DenyRecheck: 20 * time.Millisecond, Timeout: 10 * time.Second})
 	}
 	s := newSite(t, admin.Options{Registry: registries[0], Actor: anna})
 	deny(t, processes[1], "203.0.113.7", 3)

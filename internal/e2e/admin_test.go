@@ -45,7 +45,8 @@ func newOffice(t *testing.T, opts ...chromedp.ExecAllocatorOption) *office {
 	t.Cleanup(o.registry.Observe(o.trail.Observe))
 
 	logins := quiet(FixedWindow(5, 15*time.Minute).Block(15*time.Minute, time.Hour, 24*time.Hour))
-	logins.Redis, logins.Audit, logins.DenyRecheck = redistest.Client(t, server.Addr), o.trail, 100*time.Millisecond
+	logins.Audit, logins.DenyRecheck, logins.Timeout = o.trail, 100*time.Millisecond, time.Minute
+	logins.Redis = redistest.Client(t, server.Addr)
 	o.login = o.limiter("login", logins)
 	logins.Redis, logins.Audit = redistest.Client(t, server.Addr), nil
 	o.other = newLimiter(t, "login", logins)
