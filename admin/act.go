@@ -218,7 +218,7 @@ func (q *request) act() error {
 	if err != nil {
 		return &failure{http.StatusInternalServerError, q.errorText(err)}
 	}
-	notice := seal(forNotice, fmt.Sprintf("%s by %s at %s UTC: %s", done, q.who, clock(q.now, q.now), c.Reason))
+	notice := sealNotice(c.Limiter.Name(), c.Key, fmt.Sprintf("%s by %s at %s UTC: %s", done, q.who, clock(q.now, q.now), c.Reason))
 	if c.Do == doLimits {
 		return q.redirect("limiter", url.Values{"name": {c.Limiter.Name()}, "n": {notice}})
 	}

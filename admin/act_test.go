@@ -70,6 +70,8 @@ func TestActions(t *testing.T) {
 		require.True(t, test.check(s.json(to)), "%s: %v", test.kind, s.json(to))
 		require.Contains(t, text(s.get(to)), test.done)
 		require.Contains(t, s.get(to), "ticket 7 &amp; &lt;b&gt;")
+		_, notice, _ := strings.Cut(to, "&n=")
+		require.NotContains(t, s.get(s.find("login", "203.0.113.8")+"&n="+notice), "by anna", "it is about this key alone")
 
 		record := at(s.json("audit?actor=anna"), "records", 0)
 		require.Equal(t, test.kind, at(record, "kind"))

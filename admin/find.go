@@ -78,11 +78,14 @@ func keyFrom(l *ratelimit.Limiter, a netip.Addr) (key string, err error) {
 			err = fmt.Errorf("Options.Key has panicked: %v", with)
 		}
 	}()
+	// The context is not the operator's: it could name the operator.
+	ctx, cancel := context.WithTimeout(context.Background(), findTimeout)
+	defer cancel()
 	r := &http.Request{
 		Method: http.MethodGet, URL: &url.URL{Path: "/"}, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: make(http.Header), Body: http.NoBody,
 		RemoteAddr: netip.AddrPortFrom(a, 1).String(),
 	}
-	return l.KeyOf(r.WithContext(context.Background()))
+	return l.KeyOf(r.WithContext(ctx))
 }
 
 // locate returns the candidate that has something counted, or was denied here. If none has, it

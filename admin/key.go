@@ -75,7 +75,7 @@ func (q *request) key() error {
 	}
 	p := &keyPage{Head: q.head("Key in " + l.Name()), limiterRow: q.row(l), Key: q.showKey(l.Name(), key, len(key)), Standings: []standingRow{}}
 	p.Live, p.IsNetwork = true, isNetwork(key)
-	p.Notice, _ = unseal(forNotice, form.Get("n"))
+	p.Notice = unsealNotice(form.Get("n"), l.Name(), key)
 	t := q.h.watch.track(l.Name())
 	if d, ok := t.find(key); ok {
 		row := q.deniedRow(l.Name(), &d)

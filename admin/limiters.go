@@ -221,7 +221,7 @@ func (q *request) limiter() error {
 		Policies: []policyRow{}, Denied: []deniedRow{}, Notices: []noticeRow{}, Warnings: []warningRow{},
 	}
 	p.Live = true
-	p.Notice, _ = unseal(forNotice, q.r.URL.Query().Get("n"))
+	p.Notice = unsealNotice(q.r.URL.Query().Get("n"), l.Name(), "")
 	p.Totals = []total{
 		{"allowed", stats.Allowed}, {"denied", stats.Denied}, {"near a limit", stats.NearLimit}, {"denied in Shadow", stats.ShadowDenied},
 		{"exempt", stats.Exempt}, {"without a key", stats.NoKey}, {"failed", stats.Failed},

@@ -24,7 +24,7 @@ type purpose byte
 const (
 	forKey    purpose = 'k' // a limiter's name, a NUL and a key
 	forTyped  purpose = 't' // what was typed to find a key
-	forNotice purpose = 'n' // a sentence about what was done
+	forNotice purpose = 'n' // a limiter's name, a NUL, a key, a NUL and a sentence about what was done
 )
 
 type sealer struct {
@@ -66,6 +66,22 @@ func unseal(p purpose, form string) (string, bool) {
 	}
 	text, err := s.box.Open(nil, b[:s.box.NonceSize()], b[s.box.NonceSize():], []byte{byte(p)})
 	return string(text), err == nil
+}
+
+// sealNotice returns the form of a sentence about what was done to a key, or to a limiter if the
+// key is empty. It is good for the page of that key or limiter alone.
+func sealNotice(limiter, key, sentence string) string {
+	return seal(forNotice, limiter+"\x00"+key+"\x00"+sentence)
+}
+
+// unsealNotice returns the sentence, or "" if there is none about the key.
+func unsealNotice(form, limiter, key string) string {
+	text, _ := unseal(forNotice, form)
+	sentence, ok := strings.CutPrefix(text, limiter+"\x00"+key+"\x00")
+	if !ok {
+		return ""
+	}
+	return sentence
 }
 
 func sealKey(limiter, key string) string { return seal(forKey, limiter+"\x00"+key) }
