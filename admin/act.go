@@ -129,7 +129,7 @@ func parseLimits(s string) (limits []ratelimit.Limit, err error) {
 
 // confirmPage says what will happen.
 type confirmPage struct {
-	Head       `json:"process"`
+	head       `json:"process"`
 	limiterRow `json:"limiter"`
 	Ask        string    `json:"question"`
 	Key        *shownKey `json:"key,omitempty"`
@@ -148,7 +148,7 @@ func (q *request) confirm() error {
 	if err != nil {
 		return err
 	}
-	p := &confirmPage{Head: q.head("Confirm"), limiterRow: q.row(c.Limiter), Reason: c.Reason, Fields: c.fields}
+	p := &confirmPage{head: q.head("Confirm"), limiterRow: q.row(c.Limiter), Reason: c.Reason, Fields: c.fields}
 	where := "in this process, where its counters are"
 	if p.Remote {
 		where = "for all processes that count in " + p.Store + " " + p.Prefix + ". Processes that know the key as denied notice it within their Options.DenyRecheck"

@@ -23,7 +23,8 @@ import (
 )
 
 // Options are the settings of a [Handler]. The zero Options are a page for the limiters of the
-// default registry that only this machine can see, and that changes nothing.
+// default registry that only this machine can see, and that changes nothing. The functions are
+// called from any number of goroutines.
 type Options struct {
 	// Registry has the limiters. Nil means ratelimit.DefaultRegistry. Inside of a Reload's build
 	// function, pass the registry that is being reloaded, and not next.
@@ -39,11 +40,12 @@ type Options struct {
 	// cannot be recognised.
 	Actor func(*http.Request) (who string, ok bool)
 
-	// KeyView returns what a viewer sees in place of a key of a limiter, such as "2001:db8:…". It
-	// is also called for what somebody has typed to find a key; limiter is empty if that was for
-	// all limiters.
+	// KeyView returns what a viewer sees in place of a key of a limiter, such as "2001:db8:…".
 	// The page then has no key in any form that a viewer can read, and no text of errors, which
 	// may have keys in it. Links and forms have it encrypted. Nil shows keys as they are.
+	//
+	// It is also called for what somebody has typed to find a key; limiter is empty if that was
+	// for all limiters.
 	KeyView func(r *http.Request, limiter, key string) string
 
 	// Audit has the records for the page "audit", such as an *audit.Trail. Nil means that there is
@@ -55,11 +57,12 @@ type Options struct {
 // if the path of the mount ends with a slash: it reads only what comes after the last slash of
 // the path, and all its links are relative.
 //
-// The first handler for a registry begins to observe it, until the program ends. It samples what
-// each limiter has counted every 5 seconds, which takes some 2 ms for 1,000 limiters, and follows the
-// 64 keys that each limiter denies most. That takes about 13 kB for a limiter whose keys are
-// addresses, and at most 35 kB for any. Keys of more than 256 bytes take up to 16 MB more, for all
-// limiters together. A denial costs some 0.1 µs more, and up to 1 µs if its key is new.
+// The first handler for a registry begins to observe it, until nothing uses the registry any
+// more. Later handlers share what it has seen. It samples what each limiter has counted every 5
+// seconds, which takes some 2 ms for 1,000 limiters, and follows the 64 keys that each limiter
+// denies most. That takes about 13 kB for a limiter whose keys are addresses, and at most 35 kB
+// for any. Keys of more than 256 bytes take up to 16 MB more, for all limiters together. A denial
+// costs some 0.1 µs more, and up to 1 µs if its key is new.
 //
 // A handler may be used from any number of goroutines.
 func Handler(opts Options) http.Handler {
@@ -260,12 +263,12 @@ func (q *request) fail(err error) {
 }
 
 type errorPage struct {
-	Head  `json:"process"`
+	head  `json:"process"`
 	Error string `json:"error"`
 }
 
-// A Head is what all pages have: whose numbers they show.
-type Head struct {
+// A head is what all pages have: whose numbers they show.
+type head struct {
 	Title   string    `json:"-"`
 	Host    string    `json:"host"`
 	PID     int       `json:"pid"`
@@ -279,8 +282,8 @@ type Head struct {
 }
 
 // head returns the head of a page.
-func (q *request) head(title string) Head {
-	return Head{
+func (q *request) head(title string) head {
+	return head{
 		Title: title, Host: q.h.host, PID: os.Getpid(), Since: started.UTC().Truncate(time.Second), Now: q.now.UTC().Truncate(time.Second),
 		Actor: q.who, Trail: q.h.opts.Audit != nil,
 	}

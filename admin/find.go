@@ -116,7 +116,7 @@ const (
 
 // foundPage lists the limiters that know a key.
 type foundPage struct {
-	Head  `json:"process"`
+	head  `json:"process"`
 	Typed string     `json:"typed"`
 	Rows  []foundRow `json:"limiters"`
 	Asked int        `json:"asked"` // limiters
@@ -139,7 +139,7 @@ func (q *request) found() error {
 	}
 	ctx, cancel := context.WithTimeout(q.r.Context(), findTimeout)
 	defer cancel()
-	p := &foundPage{Head: q.head("Find a key"), Typed: q.showKey("", typed, len(typed)).Text, Rows: []foundRow{}}
+	p := &foundPage{head: q.head("Find a key"), Typed: q.showKey("", typed, len(typed)).Text, Rows: []foundRow{}}
 	looked := 0
 	for name, l := range q.h.opts.Registry.All() {
 		p.All++

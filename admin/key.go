@@ -15,7 +15,7 @@ import (
 
 // keyPage shows a key.
 type keyPage struct {
-	Head       `json:"process"`
+	head       `json:"process"`
 	limiterRow `json:"limiter"`
 	Key        shownKey      `json:"key"`
 	Standings  []standingRow `json:"standings"`
@@ -73,7 +73,7 @@ func (q *request) key() error {
 	if err != nil {
 		return err
 	}
-	p := &keyPage{Head: q.head("Key in " + l.Name()), limiterRow: q.row(l), Key: q.showKey(l.Name(), key, len(key)), Standings: []standingRow{}}
+	p := &keyPage{head: q.head("Key in " + l.Name()), limiterRow: q.row(l), Key: q.showKey(l.Name(), key, len(key)), Standings: []standingRow{}}
 	p.Live, p.IsNetwork = true, isNetwork(key)
 	p.Notice = unsealNotice(form.Get("n"), l.Name(), key)
 	t := q.h.watch.track(l.Name())

@@ -20,7 +20,7 @@ const perPage = 50
 
 // limitersPage lists limiters.
 type limitersPage struct {
-	Head `json:"process"`
+	head `json:"process"`
 	paging
 	Rows     []limiterRow `json:"limiters"`
 	All      int          `json:"-"` // limiters in the registry
@@ -68,7 +68,7 @@ func (q *request) row(l *ratelimit.Limiter) limiterRow {
 // limiters shows the limiters that match a filter.
 func (q *request) limiters() error {
 	form := q.r.URL.Query()
-	p := &limitersPage{Head: q.head("Limiters"), Sort: form.Get("sort"), Rows: []limiterRow{}}
+	p := &limitersPage{head: q.head("Limiters"), Sort: form.Get("sort"), Rows: []limiterRow{}}
 	p.Live = true
 	matching, all := q.matching(form.Get("q"))
 	p.All = all
@@ -150,7 +150,7 @@ func (p *paging) to(page int) string {
 
 // limiterPage shows one limiter.
 type limiterPage struct {
-	Head       `json:"process"`
+	head       `json:"process"`
 	limiterRow `json:"limiter"`
 	Totals     []total      `json:"-"`
 	Counts     countsJSON   `json:"counts"`
@@ -217,7 +217,7 @@ func (q *request) limiter() error {
 	}
 	stats, t := l.Stats(), q.h.watch.track(l.Name())
 	p := &limiterPage{
-		Head: q.head(l.Name()), limiterRow: q.row(l), Counts: countsOf(&stats),
+		head: q.head(l.Name()), limiterRow: q.row(l), Counts: countsOf(&stats),
 		Policies: []policyRow{}, Denied: []deniedRow{}, Notices: []noticeRow{}, Warnings: []warningRow{},
 	}
 	p.Live = true

@@ -14,7 +14,7 @@ import (
 
 // storesPage lists what limiters know of their stores.
 type storesPage struct {
-	Head `json:"process"`
+	head `json:"process"`
 	paging
 	Remote []remoteRow `json:"remote"`
 	Memory []memoryRow `json:"memory"`
@@ -63,7 +63,7 @@ func (r *memoryRow) Room() uint64 { return uint64(r.Capacity) }
 // stores shows the stores of the limiters that match a filter.
 func (q *request) stores() error {
 	form := q.r.URL.Query()
-	p := &storesPage{Head: q.head("Stores"), Remote: []remoteRow{}, Memory: []memoryRow{}}
+	p := &storesPage{head: q.head("Stores"), Remote: []remoteRow{}, Memory: []memoryRow{}}
 	p.Live, p.Section = true, "store"
 	matching, _ := q.matching(form.Get("q"))
 	p.paging = pagingOf("store", url.Values{"q": {form.Get("q")}}, form.Get("page"), len(matching))

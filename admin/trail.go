@@ -17,7 +17,7 @@ const maxRecords = 100
 
 // auditPage lists records.
 type auditPage struct {
-	Head    `json:"process"`
+	head    `json:"process"`
 	Records []recordRow `json:"records"`
 	Limiter string      `json:"limiter,omitempty"`
 	By      string      `json:"actor,omitempty"` // the actor that was asked for
@@ -79,7 +79,7 @@ func (q *request) audit() error {
 		return &failure{http.StatusNotFound, "There is no audit trail here: set admin.Options.Audit."}
 	}
 	form := q.r.URL.Query()
-	p := &auditPage{Head: q.head("Audit trail"), Limiter: form.Get("limiter"), By: form.Get("actor"), KeyForm: form.Get("k"), Records: []recordRow{}}
+	p := &auditPage{head: q.head("Audit trail"), Limiter: form.Get("limiter"), By: form.Get("actor"), KeyForm: form.Get("k"), Records: []recordRow{}}
 	p.Live, p.Section = true, "audit"
 	query := audit.Query{Limiter: p.Limiter, Actor: p.By, Most: maxRecords}
 	if p.KeyForm != "" {
