@@ -123,52 +123,61 @@ func (p *keyPage) judge(standings []ratelimit.Standing, now time.Time) {
 	p.State = "free"
 	wait := time.Duration(0)
 	for _, s := range standings {
-		row := standingRow{Policy: s.Name, Limit: s.Limit.String(), Remaining: s.Remaining, Burst: s.Limit.Burst(), Blocked: s.Blocked}
-		row.Never = s.RetryAfter == ratelimit.Never
-		row.Unlimited = !row.Never && row.Burst <= 0
-		if row.Burst > 0 {
-			row.Percent = percent(float64(s.Remaining) / float64(row.Burst))
-		}
-		if s.MoreAfter > 0 && !row.Never {
-			row.More, row.MoreAt = until(s.MoreAfter), instant(now.Add(s.MoreAfter))
-		}
-		if s.ResetAfter > 0 && !row.Never {
-			row.Whole, row.WholeAt = until(s.ResetAfter), instant(now.Add(s.ResetAfter))
-		}
-		var steps []string
-		for _, d := range s.Limit.Ladder() {
-			steps = append(steps, ago(d))
-		}
-		row.Ladder = strings.Join(steps, ", then ")
+		row := standingOf(&s, now)
 		p.Standings = append(p.Standings, row)
 		p.Refunds = p.Refunds || row.Burst > 0 && s.Limit.Algorithm() != "inflight"
 		switch {
 		case row.Never:
 			p.State, p.Verdict = "blocked", "The limit admits nothing. Unblocking changes nothing: give the client other limits."
-		case s.Blocked && p.State != "blocked":
-			p.State = "blocked"
-		case s.Remaining == 0 && !row.Unlimited && p.State == "free":
-			p.State = "denied"
-		}
-		if (s.Blocked || s.Remaining == 0) && !row.Never && !row.Unlimited {
+		case row.Unlimited:
+		case s.Blocked:
+			p.State, wait = "blocked", max(wait, s.MoreAfter)
+		case s.Remaining == 0:
 			wait = max(wait, s.MoreAfter)
+			if p.State == "free" {
+				p.State = "denied"
+			}
 		}
 	}
 	if p.Verdict != "" {
 		return
 	}
+	when := until(wait) + ", at " + clock(*instant(now.Add(wait)), now) + " UTC."
 	switch p.State {
 	case "blocked":
-		p.Verdict = "Blocked. It may come again in " + until(wait) + ", at " + clock(now.Add(wait), now) + " UTC."
+		p.Verdict = "Blocked. It may come again in " + when
 	case "denied":
-		p.Verdict = "Denied. One unit fits again in " + until(wait) + ", at " + clock(now.Add(wait), now) + " UTC."
+		p.Verdict = "Denied. One unit fits again in " + when
 	default:
 		p.Verdict = "Not denied. A request for one unit is admitted now."
 	}
 }
 
+// standingOf returns what the page shows of a standing.
+func standingOf(s *ratelimit.Standing, now time.Time) standingRow {
+	row := standingRow{Policy: s.Name, Limit: s.Limit.String(), Remaining: s.Remaining, Burst: s.Limit.Burst(), Blocked: s.Blocked}
+	row.Never = s.RetryAfter == ratelimit.Never
+	row.Unlimited = !row.Never && row.Burst <= 0
+	if row.Burst > 0 {
+		row.Percent = percent(float64(s.Remaining) / float64(row.Burst))
+	}
+	if s.MoreAfter > 0 && !row.Never {
+		row.More, row.MoreAt = until(s.MoreAfter), instant(now.Add(s.MoreAfter))
+	}
+	if s.ResetAfter > 0 && !row.Never {
+		row.Whole, row.WholeAt = until(s.ResetAfter), instant(now.Add(s.ResetAfter))
+	}
+	var steps []string
+	for _, d := range s.Limit.Ladder() {
+		steps = append(steps, ago(d))
+	}
+	row.Ladder = strings.Join(steps, ", then ")
+	return row
+}
+
+// instant returns a time in whole seconds, rounded up: somebody may wait for it.
 func instant(t time.Time) *time.Time {
-	t = t.UTC().Truncate(time.Second)
+	t = t.UTC().Add(time.Second - 1).Truncate(time.Second)
 	return &t
 }
 
@@ -176,8 +185,8 @@ func instant(t time.Time) *time.Time {
 const maxTyped = 32 << 10
 
 // findKey finds the key that an operator has typed, and leads to its page, or without a limiter
-// to the page of all limiters that know the key. It is a POST, so that
-// no log of requests has the key.
+// to the page of all limiters that know the key. It is a POST, so that no log of requests has
+// the key.
 func (q *request) findKey() error {
 	typed := q.r.PostForm.Get("key")
 	if strings.TrimSpace(typed) == "" || len(typed) > maxTyped {

@@ -73,10 +73,11 @@ var shots = []shot{
 		o.open("")
 		o.do(chromedp.SendKeys(css("#find"), attacker), chromedp.Click(css(".find button")), chromedp.WaitVisible(css(".keyname")))
 	}},
-	{"key", func(o *office) { o.find(attacker) }},
-	{"key-free", func(o *office) { o.find("2001:DB8:1:2::7") }},
+	{"key", func(o *office) { o.find("login", attacker) }},
+	{"key-free", func(o *office) { o.find("login", "2001:DB8:1:2::7") }},
+	{"key-plan", func(o *office) { o.find("search", "customer=K-17") }},
 	{"confirm", func(o *office) {
-		o.find(attacker)
+		o.find("login", attacker)
 		o.do(chromedp.SendKeys(css("#unblock-reason"), "ticket 4711"), chromedp.Click(css(".act button")), chromedp.WaitVisible(css(".sure")))
 	}},
 	{"confirm-limits", func(o *office) {

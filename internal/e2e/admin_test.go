@@ -89,10 +89,10 @@ func (o *office) open(page string) {
 	o.do(chromedp.Navigate(o.url + page))
 }
 
-// find looks a key up in the limiter login.
-func (o *office) find(key string) {
+// find looks a key up in a limiter.
+func (o *office) find(limiter, key string) {
 	o.Helper()
-	o.open("limiter?name=login")
+	o.open("limiter?name=" + limiter)
 	o.do(chromedp.SendKeys(css("#find"), key), chromedp.Click(css(".find button")))
 	o.do(chromedp.WaitVisible(css("#state")))
 }
@@ -217,7 +217,7 @@ func TestAdminWithoutTLS(t *testing.T) {
 	o := newOffice(t, chromedp.Flag("host-resolver-rules", "MAP shop.test 127.0.0.1"))
 	deny(t, o.login, attacker, 6)
 	o.url = strings.Replace(o.url, "127.0.0.1", "shop.test", 1)
-	o.find(attacker)
+	o.find("login", attacker)
 	require.False(t, get(o.page, chromedp.Evaluate[bool](`isSecureContext`)))
 	o.do(chromedp.SendKeys(css("#unblock-reason"), "ticket 7"), chromedp.Click(css(".act button")), chromedp.WaitVisible(css(".sure")), chromedp.Click(css(".sure button")))
 	o.shows(".notice", "Unblocked by anna")
