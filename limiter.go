@@ -771,11 +771,12 @@ type Info struct {
 	Prefix    string // of its store
 	Capacity  int    // the most counters that a MemoryStore holds; 0 for other stores
 	OnFailure FailurePolicy
+	Shadow    bool // denials are counted, and requests are let through
 }
 
 // Info returns what the limiter is.
 func (l *Limiter) Info() Info {
-	info := Info{Name: l.name, Site: l.site, Store: storeName(l.store), Remote: l.remote != nil, Prefix: l.store.Prefix(), OnFailure: l.opts.OnFailure}
+	info := Info{Name: l.name, Site: l.site, Store: storeName(l.store), Remote: l.remote != nil, Prefix: l.store.Prefix(), OnFailure: l.opts.OnFailure, Shadow: l.opts.Shadow}
 	if l.memory != nil {
 		info.Capacity = l.memory.opts.MaxKeys
 	}

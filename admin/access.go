@@ -113,11 +113,12 @@ var (
 	forwardingFields = []string{
 		"forwarded", "via", "x-real-ip", "x-real-port", "x-client-ip", "x-cluster-client-ip", "x-remote-ip", "x-remote-addr", "client-ip", "true-client-ip",
 		"cdn-loop", "proxy-client-ip", "wl-proxy-client-ip", "x-proxyuser-ip", "x-nf-client-connection-ip", "x-amzn-trace-id", "x-amz-cf-id",
-		"cloudfront-viewer-address", "x-cloud-trace-context", "x-varnish", "x-proxy-id", "front-end-https", "proxy-connection",
+		"do-connecting-ip", "ali-cdn-real-ip", "x-sucuri-clientip", "incap-client-ip", "x-source-ip", "x-realip", "x-request-start", "x-scheme",
+		"x-replaced-path", "surrogate-capability", "x-cloud-trace-context", "x-varnish", "x-proxy-id", "front-end-https", "proxy-connection",
 	}
 	forwardingFamilies = []string{
 		"x-forwarded", "cf-", "x-original-", "x-envoy-", "x-azure-", "x-appengine-", "x-vercel-", "x-akamai-", "akamai-", "fastly-", "fly-", "x-arr-",
-		"x-goog-", "tailscale-",
+		"x-goog-", "tailscale-", "cloudfront-", "l5d-", "x-auth-request-", "x-amzn-oidc-",
 	}
 )
 

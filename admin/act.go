@@ -2,13 +2,17 @@ package admin
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/ratelimit-go/ratelimit"
 )
@@ -41,8 +45,11 @@ const (
 	doLimits  = "limits"
 )
 
-// maxReason is the longest reason, in bytes.
+// maxReason is the longest reason, in characters.
 const maxReason = 500
+
+// maxBlock is the longest block: 50 years, as for limits.
+const maxBlock = 50 * 365 * 24 * time.Hour
 
 // change reads a change from the form. A key comes as the link of a key, or as limiter and key.
 func (q *request) change() (c *change, err error) {
@@ -68,10 +75,10 @@ func (q *request) change() (c *change, err error) {
 		return nil, err
 	}
 	switch {
-	case c.Reason == "":
+	case !strings.ContainsFunc(c.Reason, isVisible):
 		return nil, badRequest("Give a reason, such as the number of a ticket. It is recorded with your name.")
-	case len(c.Reason) > maxReason:
-		return nil, badRequest("The reason has %d bytes: at most %d are recorded.", len(c.Reason), maxReason)
+	case utf8.RuneCountInString(c.Reason) > maxReason:
+		return nil, badRequest("The reason has %d characters: at most %d are recorded.", utf8.RuneCountInString(c.Reason), maxReason)
 	}
 	switch c.Do {
 	case doUnblock:
@@ -86,7 +93,7 @@ func (q *request) change() (c *change, err error) {
 			err = badRequest("Units are %q: want a whole number, 1 or more.", form.Get("units"))
 		}
 	case doLimits:
-		keep("limiter", "limits")
+		keep("limiter", "limits", "was")
 		c.Limits, err = parseLimits(form.Get("limits"))
 	default:
 		err = badRequest("The field do is %q: want %s, %s, %s or %s.", c.Do, doUnblock, doBlock, doRefund, doLimits)
@@ -98,15 +105,27 @@ func (q *request) change() (c *change, err error) {
 func parseSpan(s string) (time.Duration, error) {
 	s = strings.TrimSpace(s)
 	if days, ok := strings.CutSuffix(s, "d"); ok {
-		if n, err := strconv.ParseUint(days, 10, 15); err == nil {
-			return time.Duration(n) * 24 * time.Hour, nil
+		n, err := strconv.ParseUint(days, 10, 15)
+		if d := time.Duration(n) * 24 * time.Hour; err == nil && n > 0 && d <= maxBlock {
+			return d, nil
 		}
+		return 0, errSpan(s)
 	}
 	d, err := time.ParseDuration(s)
-	if err != nil || d < time.Millisecond {
-		return 0, badRequest("The time of the block is %q: want one such as 30m, 24h or 7d.", s)
+	if err != nil || d < time.Millisecond || d > maxBlock {
+		return 0, errSpan(s)
 	}
 	return d, nil
+}
+
+func errSpan(s string) error {
+	return badRequest("The time of the block is %q: want one such as 30m, 24h or 7d, and 50 years at most.", s)
+}
+
+// isVisible reports whether a reader sees a character.
+func isVisible(c rune) bool {
+	return unicode.IsGraphic(c) && !unicode.IsSpace(c) && c != '\u2800' && c != utf8.RuneError && !unicode.Is(unicode.M, c) &&
+		!unicode.Is(unicode.Other_Default_Ignorable_Code_Point, c)
 }
 
 // parseLimits reads limits, one a line.
@@ -149,6 +168,10 @@ func (q *request) confirm() error {
 		return err
 	}
 	p := &confirmPage{head: q.head("Confirm"), limiterRow: q.row(c.Limiter), Reason: c.Reason, Fields: c.fields}
+	if c.Do == doLimits {
+		p.Fields = setField(p.Fields, "was", strings.Join(p.Limits, "\n"))
+	}
+	p.Fields = append(p.Fields, field{"once", rand.Text()})
 	where := "in this process, where its counters are"
 	if p.Remote {
 		where = "for all processes that count in " + p.Store + " " + p.Prefix + ". Processes that know the key as denied notice it within their Options.DenyRecheck"
@@ -173,6 +196,9 @@ func (q *request) confirm() error {
 		p.Says = append(p.Says, "This changes this process only, "+strconv.Itoa(p.PID)+" on "+q.h.host+", until it ends or reloads its limiters. Other processes keep their limits: change them there, and in the configuration.",
 			"A key keeps what was counted under a limit whose algorithm and window stay the same. Under another one it starts from zero.",
 			"Plans keep their limits.")
+	}
+	if p.Shadow && c.Do != doRefund {
+		p.Says = append(p.Says, "Options.Shadow of this limiter is set: its denials are counted, and all requests are let through.")
 	}
 	if c.Do == doLimits {
 		p.Back = "limiter?" + url.Values{"name": {c.Limiter.Name()}}.Encode()
@@ -211,6 +237,12 @@ func (q *request) act() error {
 	if err != nil {
 		return err
 	}
+	if was := q.r.PostForm.Get("was"); c.Do == doLimits && was != "" && was != limitsText(c.Limiter) {
+		return &failure{http.StatusConflict, "Somebody has changed the limits since you saw them, so nothing was done. Look at them, and change them again if you still want to."}
+	}
+	if once := q.r.PostForm.Get("once"); once != "" && !q.h.forms.isNew(once) {
+		return &failure{http.StatusConflict, "This form was sent before, so nothing was done now. Look at the key or the limiter to see what it has done."}
+	}
 	done, err := c.make(q.acting(c.Reason))
 	if err != nil && c.Do == doLimits { // its text has no key
 		return &failure{http.StatusInternalServerError, strings.TrimPrefix(err.Error(), "ratelimit: ")}
@@ -223,6 +255,44 @@ func (q *request) act() error {
 		return q.redirect("limiter", url.Values{"name": {c.Limiter.Name()}, "n": {notice}})
 	}
 	return q.redirect("key", url.Values{"k": {sealKey(c.Limiter.Name(), c.Key)}, "n": {notice}})
+}
+
+// limitsText returns a limiter's own limits, one a line.
+func limitsText(l *ratelimit.Limiter) string {
+	var lines []string
+	for _, limit := range l.Limits() {
+		lines = append(lines, limit.String())
+	}
+	return strings.Join(lines, "\n")
+}
+
+// sentForms are the forms that were sent last, so that a double click acts once. It may be used
+// from any number of goroutines.
+type sentForms struct {
+	mu   sync.Mutex
+	ids  map[string]bool
+	last [1000]string
+	next int
+}
+
+// isNew reports whether a form has not been sent before, and remembers it.
+func (f *sentForms) isNew(id string) bool {
+	const maxID = 64 // rand.Text has 26
+	if len(id) > maxID {
+		return true
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ids[id] {
+		return false
+	}
+	if f.ids == nil {
+		f.ids = make(map[string]bool)
+	}
+	delete(f.ids, f.last[f.next])
+	f.ids[id], f.last[f.next] = true, id
+	f.next = (f.next + 1) % len(f.last)
+	return true
 }
 
 // make makes the change, and returns what was done.

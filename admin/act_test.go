@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"html"
 	"net/http"
 	"net/url"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -132,7 +134,7 @@ func TestWrongForms(t *testing.T) {
 		want   string
 	}{
 		{form("reason", " "), 400, "Give a reason"},
-		{form("reason", strings.Repeat("x", 501)), 400, "The reason has 501 bytes"},
+		{form("reason", strings.Repeat("x", 501)), 400, "The reason has 501 characters"},
 		{form("do", "forget"), 400, "The field do is &#34;forget&#34;"},
 		{form("limiter", "none"), 404, "There is no limiter"},
 		{form("key", ""), 400, "The field key is empty"},
@@ -142,6 +144,8 @@ func TestWrongForms(t *testing.T) {
 		{form("do", "block", "for", "99999d"), 400, "want one such as"},
 		{form("do", "refund", "units", "0"), 400, "want a whole number"},
 		{form("do", "refund", "units", "9999999999999999999"), 400, "want a whole number"},
+		{form("reason", "\u200b\u2800\x00"), 400, "Give a reason"},
+		{form("do", "block", "for", "30000d"), 400, "50 years at most"},
 		{form("reason", strings.Repeat("x", 70_000)), 400, "longer than 64 kB"},
 	} {
 		for _, page := range []string{"confirm", "act"} {
@@ -150,12 +154,70 @@ func TestWrongForms(t *testing.T) {
 			require.Contains(t, w.Body.String(), test.want)
 		}
 	}
-	require.Equal(t, 500, s.send("POST", "act", form("do", "block", "for", "30000d")).Code, "above 50 years")
 	d, err := l.Take(ctx, "ada")
 	require.NoError(t, err)
 	require.False(t, d.Allowed)
 	w := s.send("POST", "act", form(), func(r *http.Request) { r.Header.Set("Content-Type", "multipart/form-data; boundary=x") })
-	require.Equal(t, 404, w.Code, "another form than the page's has no fields")
+	require.Equal(t, 415, w.Code, "it is no form of the page")
+}
+
+// formOf returns the fields of the form on a page.
+func formOf(t *testing.T, page string) url.Values {
+	form := url.Values{}
+	for _, m := range regexp.MustCompile(`<input type="hidden" name="(\w+)" value="([^"]*)">`).FindAllStringSubmatch(page, -1) {
+		form.Set(m[1], html.UnescapeString(m[2]))
+	}
+	require.NotEmpty(t, form)
+	return form
+}
+
+// A double click acts once.
+func TestFormThatIsSentTwice(t *testing.T) {
+	r := new(ratelimit.Registry)
+	l := newLimiter(t, r, "login", ratelimit.Options{})
+	deny(t, l, "ada", 1)
+	s := newSite(t, admin.Options{Registry: r, Actor: anna})
+	refund := url.Values{"do": {"refund"}, "limiter": {"login"}, "key": {"ada"}, "units": {"2"}, "reason": {"ticket"}}
+	form := formOf(t, s.send("POST", "confirm", refund).Body.String())
+	require.Equal(t, 303, s.send("POST", "act", form).Code)
+	again := s.send("POST", "act", form)
+	require.Equal(t, 409, again.Code)
+	require.Contains(t, again.Body.String(), "This form was sent before")
+	d, err := l.TakeN(ctx, "ada", 0)
+	require.NoError(t, err)
+	require.EqualValues(t, 2, d.Remaining)
+	require.Equal(t, 303, s.send("POST", "act", formOf(t, s.send("POST", "confirm", refund).Body.String())).Code, "a second form is another one")
+}
+
+// An operator does not undo what somebody else has changed in the meantime.
+func TestLimitsThatHaveChanged(t *testing.T) {
+	r := new(ratelimit.Registry)
+	l := newLimiter(t, r, "login", ratelimit.Options{})
+	s := newSite(t, admin.Options{Registry: r, Actor: anna})
+	form := formOf(t, s.send("POST", "confirm", url.Values{"do": {"limits"}, "limiter": {"login"}, "limits": {"9/1h fixed"}, "reason": {"ticket"}}).Body.String())
+	tighter := ratelimit.FixedWindow(1, time.Hour)
+	require.NoError(t, l.SetLimits(tighter))
+	w := s.send("POST", "act", form)
+	require.Equal(t, 409, w.Code)
+	require.Contains(t, w.Body.String(), "Somebody has changed the limits since you saw them")
+	require.Equal(t, []ratelimit.Limit{tighter}, l.Limits())
+}
+
+// The page does not say that a limiter in Shadow denies.
+func TestShadow(t *testing.T) {
+	r := new(ratelimit.Registry)
+	l := newLimiter(t, r, "login", ratelimit.Options{Shadow: true})
+	deny(t, l, "ada", 1)
+	s := newSite(t, admin.Options{Registry: r, Actor: anna})
+	require.Contains(t, s.get(s.find("login", "ada")), "let through nevertheless, because of Options.Shadow")
+	w := s.send("POST", "confirm", url.Values{"do": {"block"}, "limiter": {"login"}, "key": {"ada"}, "for": {"1h"}, "reason": {"ticket"}})
+	require.Contains(t, w.Body.String(), "Options.Shadow of this limiter is set")
+}
+
+// A trail that panics fails its page only.
+func TestAuditThatPanics(t *testing.T) {
+	s := newSite(t, admin.Options{Registry: new(ratelimit.Registry), Audit: (*audit.Trail)(nil)})
+	require.Contains(t, s.get("audit"), "Options.Audit has panicked")
 }
 
 // What cannot be recorded is not done, and the page says so.

@@ -11,6 +11,7 @@ import (
 	"html/template"
 	"io"
 	"io/fs"
+	"mime"
 	"net/http"
 	"net/url"
 	"os"
@@ -62,7 +63,8 @@ type Options struct {
 // seconds, which takes some 2 ms for 1,000 limiters, and follows the 64 keys that each limiter
 // denies most. That takes about 13 kB for a limiter whose keys are addresses, and at most 35 kB
 // for any. Keys of more than 256 bytes take up to 16 MB more, for all limiters together. A denial
-// costs some 0.1 µs more, and up to 1 µs if its key is new.
+// costs some 0.1 µs more, up to 1 µs if its key is new, and some µs if that has thousands of
+// bytes.
 //
 // A handler may be used from any number of goroutines.
 func Handler(opts Options) http.Handler {
@@ -77,6 +79,7 @@ type handler struct {
 	watch       *watch
 	crossOrigin *http.CrossOriginProtection
 	host        string
+	forms       sentForms
 }
 
 // started is when this process was started, as far as the page is concerned.
@@ -236,6 +239,9 @@ func (q *request) protected(page route) func(*request) error {
 				"Set it to a function that checks who operators are."}
 		}
 		q.r.Body = http.MaxBytesReader(q.w, q.r.Body, maxForm)
+		if kind, _, err := mime.ParseMediaType(q.r.Header.Get("Content-Type")); err != nil || kind != "application/x-www-form-urlencoded" {
+			return &failure{http.StatusUnsupportedMediaType, "Send a form, as application/x-www-form-urlencoded."}
+		}
 		if err := q.r.ParseForm(); err != nil {
 			return &failure{http.StatusBadRequest, "The form cannot be read, or is longer than 64 kB."}
 		}

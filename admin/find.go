@@ -1,7 +1,9 @@
 package admin
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -90,19 +92,22 @@ func keyFrom(l *ratelimit.Limiter, a netip.Addr) (key string, err error) {
 
 // locate returns the candidate that has something counted, or was denied here. If none has, it
 // returns the one that Options.Key would make, or the text itself.
-func locate(ctx context.Context, l *ratelimit.Limiter, t *track, typed string) (key string, counted bool) {
+// err is why there may be something counted nevertheless.
+func locate(ctx context.Context, l *ratelimit.Limiter, t *track, typed string) (key string, counted bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, findTimeout)
 	defer cancel()
 	all := candidates(l, t, typed)
 	for _, key := range all {
-		if isCounted(ctx, l, t, key) {
-			return key, true
+		ok, failed := isCounted(ctx, l, t, key)
+		if ok {
+			return key, true, nil
 		}
+		err = cmp.Or(err, failed)
 	}
 	if keys := addressKeys(l, "", strings.TrimSpace(typed)); len(keys) > 0 {
-		return keys[0], false
+		return keys[0], false, err
 	}
-	return all[0], false
+	return all[0], false, err
 }
 
 const (
@@ -119,7 +124,8 @@ type foundPage struct {
 	head  `json:"process"`
 	Typed string     `json:"typed"`
 	Rows  []foundRow `json:"limiters"`
-	Asked int        `json:"asked"` // limiters
+	Asked int        `json:"asked"`            // limiters
+	Lost  int        `json:"failed,omitempty"` // of these, how many could not say what they have counted
 	All   int        `json:"total"`
 }
 
@@ -151,12 +157,19 @@ func (q *request) found() error {
 		p.Asked++
 		if !ok {
 			looked++
-			if key, ok = locate(ctx, l, t, typed); !ok {
+			var err error
+			if key, ok, err = locate(ctx, l, t, typed); !ok {
+				if err != nil {
+					p.Lost++
+				}
 				continue
 			}
 		}
 		var k keyPage
-		q.lookAt(&k, l, key, "")
+		q.lookAt(ctx, &k, l, key, "")
+		if k.Uncertain {
+			k.Verdict += " The store does not answer: this is what this process knows."
+		}
 		p.Rows = append(p.Rows, foundRow{name, q.showKey(name, key, len(key)), k.State, k.Verdict})
 	}
 	return q.show(http.StatusOK, "found", p)
@@ -178,13 +191,27 @@ func deniedHere(l *ratelimit.Limiter, t *track, typed string) (string, bool) {
 // findTimeout bounds the time for all the looks of a search.
 const findTimeout = 5 * time.Second
 
-// isCounted reports whether a key has a counter or a block, or was denied in this process.
-func isCounted(ctx context.Context, l *ratelimit.Limiter, t *track, key string) bool {
+// isCounted reports whether a key has a counter or a block, or was denied in this process. An
+// error means that this is not known.
+func isCounted(ctx context.Context, l *ratelimit.Limiter, t *track, key string) (bool, error) {
 	if _, ok := t.find(key); ok {
-		return true
+		return true, nil
 	}
-	standings, err := l.LookKey(ctx, key)
-	return err == nil && slices.ContainsFunc(standings, func(s ratelimit.Standing) bool {
+	standings, uncertain, err := look(ctx, l, key)
+	if uncertain && err == nil {
+		err = errNoAnswer
+	}
+	return slices.ContainsFunc(standings, func(s ratelimit.Standing) bool {
 		return s.Blocked || s.ResetAfter > 0 || s.MoreAfter > 0
-	})
+	}), err
+}
+
+var errNoAnswer = errors.New("the store does not answer")
+
+// look returns the state of a key. uncertain means that the store may not have been asked.
+func look(ctx context.Context, l *ratelimit.Limiter, key string, under ...ratelimit.Limit) (standings []ratelimit.Standing, uncertain bool, err error) {
+	before := l.Stats().Remote
+	standings, err = l.LookKey(ctx, key, under...)
+	after := l.Stats().Remote // a failure may be another call's, so this is only a doubt
+	return standings, after.BreakerOpen || after.Failures+after.Spared > before.Failures+before.Spared, err
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	"github.com/ratelimit-go/ratelimit"
@@ -116,4 +117,18 @@ func TestKeyWithoutCounter(t *testing.T) {
 	}
 	require.Equal(t, http.StatusNotFound, s.send("POST", "key", url.Values{"limiter": {"none"}, "key": {"a"}}).Code)
 	require.Equal(t, http.StatusBadRequest, s.send("POST", "key", url.Values{"key": {strings.Repeat("x", 70_000)}}).Code)
+}
+
+// While a store does not answer, the page does not say that nothing is counted there.
+func TestFindDuringAnOutage(t *testing.T) {
+	r := new(ratelimit.Registry)
+	client := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", MaxRetries: -1, ContextTimeoutEnabled: true}) // nobody listens there
+	t.Cleanup(func() { client.Close() })
+	newLimiter(t, r, "login", ratelimit.Options{Redis: client})
+	s := newSite(t, admin.Options{Registry: r})
+	page := text(s.get(s.post("key", url.Values{"key": {"ada"}})))
+	require.Contains(t, page, "No limiter that could be asked has anything counted for it.")
+	require.Contains(t, page, "1 of the limiters could not say, because their store does not answer.")
+	require.NotContains(t, page, "their key may be another one")
+	require.Contains(t, s.get(s.find("login", "ada")), "This is what this process knows of the key.")
 }

@@ -89,12 +89,12 @@ func (q *request) key() error {
 			}
 		}
 	}
-	q.lookAt(p, l, key, form.Get("plan"))
+	q.lookAt(q.r.Context(), p, l, key, form.Get("plan"))
 	return q.show(http.StatusOK, "key", p)
 }
 
 // lookAt fills in the state of the key, under the limiter's own limits or one plan's.
-func (q *request) lookAt(p *keyPage, l *ratelimit.Limiter, key, plan string) {
+func (q *request) lookAt(ctx context.Context, p *keyPage, l *ratelimit.Limiter, key, plan string) {
 	var under []ratelimit.Limit
 	for _, policy := range l.Stats().Policies {
 		if policy.Limit == (ratelimit.Limit{}) || slices.Contains(p.Limits, policy.Limit.String()) {
@@ -105,17 +105,18 @@ func (q *request) lookAt(p *keyPage, l *ratelimit.Limiter, key, plan string) {
 			p.Plan, under = plan, []ratelimit.Limit{policy.Limit}
 		}
 	}
-	ctx, cancel := context.WithTimeout(q.r.Context(), lookTimeout)
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	before := l.Stats().Remote
-	standings, err := l.LookKey(ctx, key, under...)
-	after := l.Stats().Remote // a failure may be another call's, so this is only a doubt
-	p.Uncertain = after.BreakerOpen || after.Failures+after.Spared > before.Failures+before.Spared
+	standings, uncertain, err := look(ctx, l, key, under...)
+	p.Uncertain = uncertain
 	if err != nil {
 		p.Failed, p.State, p.Verdict = q.errorText(err), "unknown", "The state of this key cannot be read."
 		return
 	}
 	p.judge(standings, q.now)
+	if l.Info().Shadow && p.State != "free" {
+		p.Verdict += " Its requests are let through nevertheless, because of Options.Shadow."
+	}
 }
 
 // judge says what standings mean together.
@@ -199,7 +200,7 @@ func (q *request) findKey() error {
 	if err != nil {
 		return err
 	}
-	key, _ := locate(q.r.Context(), l, q.h.watch.track(l.Name()), typed)
+	key, _, _ := locate(q.r.Context(), l, q.h.watch.track(l.Name()), typed)
 	to := url.Values{"k": {sealKey(l.Name(), key)}}
 	if key != typed && len(typed) <= maxKept {
 		to.Set("t", seal(forTyped, typed))

@@ -38,6 +38,7 @@ type limiterRow struct {
 	Remote    bool     `json:"remote"`
 	Prefix    string   `json:"prefix"`
 	OnFailure string   `json:"on_failure,omitempty"`
+	Shadow    bool     `json:"shadow,omitempty"` // requests are let through although they are denied
 	traffic
 }
 
@@ -54,7 +55,7 @@ func (row *limiterRow) Place() string {
 // row returns what is known of a limiter, without asking its store.
 func (q *request) row(l *ratelimit.Limiter) limiterRow {
 	info := l.Info()
-	row := limiterRow{Name: info.Name, Site: info.Site, Store: info.Store, Remote: info.Remote, Prefix: info.Prefix}
+	row := limiterRow{Name: info.Name, Site: info.Site, Store: info.Store, Remote: info.Remote, Prefix: info.Prefix, Shadow: info.Shadow}
 	if info.Remote {
 		row.OnFailure = info.OnFailure.String()
 	}
@@ -227,7 +228,7 @@ func (q *request) limiter() error {
 		{"exempt", stats.Exempt}, {"without a key", stats.NoKey}, {"failed", stats.Failed},
 		{"waiting now", uint64(max(0, stats.Waiting))}, {"in flight now", uint64(max(0, stats.InFlight))},
 	}
-	p.Form, p.Lines = strings.Join(p.Limits, "\n"), max(2, len(p.Limits))
+	p.Form, p.Lines = limitsText(l), max(2, len(p.Limits))
 	for _, policy := range stats.Policies {
 		row := policyRow{Name: policy.Name, Denied: policy.Denied}
 		if policy.Limit != (ratelimit.Limit{}) {

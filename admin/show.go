@@ -95,8 +95,13 @@ func cut(s string, n int) string {
 	if len(s) <= n {
 		return s
 	}
-	for n > 0 && !utf8.RuneStart(s[n]) {
-		n--
+	for at := n - 1; at >= max(0, n-utf8.UTFMax); at-- {
+		if utf8.RuneStart(s[at]) {
+			if _, size := utf8.DecodeRuneInString(s[at:]); at+size > n {
+				return s[:at]
+			}
+			break
+		}
 	}
 	return s[:n]
 }

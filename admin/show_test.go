@@ -2,6 +2,7 @@ package admin
 
 import (
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -125,4 +126,13 @@ func FuzzSketch(f *testing.F) {
 		require.Equal(t, uint64(2*len(keys)), sum)
 		require.LessOrEqual(t, len(track.top()), sketchSize)
 	})
+}
+
+// A text that is no text is cut, and not lost.
+func TestCutOfBytes(t *testing.T) {
+	for s, want := range map[string]string{
+		strings.Repeat("\x80", 9): strings.Repeat("\x80", 5), "user=\x80\x80\x80\x80\x80": "user=", "aaaaä": "aaaa", "aaa\u20ac": "aaa", "aaa": "aaa", "ä\x80\x80\x80\x80\x80": "ä\x80\x80\x80",
+	} {
+		require.Equal(t, want, cut(s, 5), "%q", s)
+	}
 }

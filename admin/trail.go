@@ -2,6 +2,7 @@ package admin
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"net/url"
 	"strings"
@@ -80,7 +81,7 @@ func (q *request) audit() error {
 	}
 	form := q.r.URL.Query()
 	p := &auditPage{head: q.head("Audit trail"), Limiter: form.Get("limiter"), By: form.Get("actor"), KeyForm: form.Get("k"), Records: []recordRow{}}
-	p.Live, p.Section = true, "audit"
+	p.Section = "audit" // it is not refreshed: to read a long trail takes a while
 	query := audit.Query{Limiter: p.Limiter, Actor: p.By, Most: maxRecords}
 	if p.KeyForm != "" {
 		limiter, key, ok := unsealKey(p.KeyForm)
@@ -92,7 +93,7 @@ func (q *request) audit() error {
 	}
 	ctx, cancel := context.WithTimeout(q.r.Context(), readTimeout)
 	defer cancel()
-	records, err := q.h.opts.Audit.Read(ctx, query)
+	records, err := q.read(ctx, query)
 	if err != nil {
 		p.Failed = q.errorText(err)
 	}
@@ -109,6 +110,16 @@ func (q *request) audit() error {
 		p.Records = append(p.Records, row)
 	}
 	return q.show(http.StatusOK, "audit", p)
+}
+
+// read calls Options.Audit.
+func (q *request) read(ctx context.Context, query audit.Query) (records []audit.Record, err error) {
+	defer func() {
+		if recover() != nil {
+			records, err = nil, errors.New("Options.Audit has panicked")
+		}
+	}()
+	return q.h.opts.Audit.Read(ctx, query)
 }
 
 // readTimeout bounds the time to read the trail.
@@ -128,7 +139,7 @@ func (q *request) findAudit() error {
 		return badRequest("The key has more than %d bytes.", maxTyped)
 	case key != "":
 		if l, ok := q.h.opts.Registry.Lookup(to.Get("limiter")); ok {
-			key, _ = locate(q.r.Context(), l, q.h.watch.track(l.Name()), key)
+			key, _, _ = locate(q.r.Context(), l, q.h.watch.track(l.Name()), key)
 		}
 		to.Set("k", sealKey(to.Get("limiter"), key))
 	case form.Get("k") != "":

@@ -3,6 +3,7 @@ package admin
 import (
 	"context"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,6 +34,7 @@ const (
 type watch struct {
 	registry weak.Pointer[ratelimit.Registry]
 	tracks   sync.Map     // by limiter's name, *track
+	ended    atomic.Bool  // the registry is gone. If a Reload has built it, its observers are still called
 	long     atomic.Int64 // what long keys take in the sketches of all tracks, in bytes
 }
 
@@ -68,6 +70,8 @@ func (w *watch) tick() {
 		watches.mu.Lock()
 		delete(watches.of, w.registry)
 		watches.mu.Unlock()
+		w.ended.Store(true)
+		w.tracks.Clear()
 		return
 	}
 	w.sample(r, time.Now())
@@ -102,6 +106,9 @@ func (w *watch) track(limiter string) *track {
 
 // observe is called for each event, on the goroutine of the request.
 func (w *watch) observe(_ context.Context, e ratelimit.Event) {
+	if w.ended.Load() {
+		return
+	}
 	switch e.Kind {
 	case ratelimit.EventDenied:
 		w.track(e.Limiter).denied(&e)
@@ -118,6 +125,7 @@ type track struct {
 	mu      sync.Mutex
 	samples []sample // the oldest first
 	denials sketch
+	gone    bool     // the watch has forgotten it, so nothing is added to denials
 	notices []notice // the oldest first
 }
 
@@ -167,12 +175,15 @@ func (t *track) clear() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.denials.clear()
+	t.gone = true
 }
 
 func (t *track) denied(e *ratelimit.Event) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.denials.add(e.Key, e.Policy, e.Time)
+	if !t.gone {
+		t.denials.add(e.Key, e.Policy, e.Time)
+	}
 }
 
 func (t *track) reset(e *ratelimit.Event) {
@@ -196,7 +207,7 @@ func (t *track) note(e *ratelimit.Event) {
 	}
 	switch {
 	case e.Err != nil:
-		n.text, n.err = cut(e.Err.Error(), maxNoticeText), true
+		n.text, n.err = strings.Clone(cut(e.Err.Error(), maxNoticeText)), true
 	case e.Kind == ratelimit.EventLimitsChanged:
 		n.text = e.Limit.String()
 	case e.Kind == ratelimit.EventStoreBack:

@@ -33,6 +33,25 @@ func TestWatchEndsWithItsRegistry(t *testing.T) {
 	})
 }
 
+// A registry that a Reload has built is gone after it, and leaves nothing behind that keeps
+// following the limiters.
+func TestHandlerInsideOfAReload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := new(ratelimit.Registry)
+		var w *watch
+		require.NoError(t, r.Reload(func(next *ratelimit.Registry) error {
+			w = Handler(Options{Registry: next}).(*handler).watch
+			return nil
+		}))
+		runtime.GC()
+		time.Sleep(every)
+		synctest.Wait()
+		require.True(t, w.ended.Load())
+		w.observe(t.Context(), ratelimit.Event{Kind: ratelimit.EventDenied, Limiter: "login", Key: "ada"})
+		w.tracks.Range(func(name, _ any) bool { t.Errorf("it follows %v", name); return true })
+	})
+}
+
 func watched() map[weak.Pointer[ratelimit.Registry]]*watch {
 	watches.mu.Lock()
 	defer watches.mu.Unlock()
