@@ -74,7 +74,7 @@ func takeUntilKilled() error {
 	if err != nil {
 		return err
 	}
-	p := newHistoryProcess(l, historyProcesses, scenario{lease: o.Lease})
+	p := newHistoryProcess(l, historyProcesses, scenario{lease: o.Lease}, unsentToRedis)
 	lines := json.NewEncoder(os.Stdout)
 	for {
 		units := rand.Int64N(2)
