@@ -41,9 +41,14 @@ var postgresScenarios = []scenario{
 		r.awaitCalls(20)
 		s.Continue()
 	})},
-	{name: "connections terminated", limits: twoLimits, onFailure: FailClosed, refunds: true, setup: onPostgres(terminateBackends)},
-	{name: "connections terminated, rolling", limits: rollingLimit, onFailure: FailClosed, refunds: true, setup: onPostgres(terminateBackends)},
-	{name: "connections terminated, leases", limits: bigLimit, lease: 50 * time.Millisecond, onFailure: FailClosed, refunds: true, setup: onPostgres(terminateBackends)},
+	{name: "connections terminated", limits: twoLimits, onFailure: FailClosed, refunds: true, setup: onPostgres(terminateBackends(5))},
+	{name: "connections terminated, rolling", limits: rollingLimit, onFailure: FailClosed, refunds: true, setup: onPostgres(terminateBackends(5))},
+	// Units that a process could not give back stay counted: a lease of each process.
+	{name: "connections terminated, leases", limits: bigLimit, lease: 50 * time.Millisecond, onFailure: FailClosed, refunds: true, setup: func(t *testing.T) site {
+		s := onPostgres(terminateBackends(1))(t)
+		s.extra = historyProcesses * bigLimit[0].N() / 16
+		return s
+	}},
 	{name: "replies lost", limits: twoLimits, onFailure: FailClosed, refunds: true, setup: onPostgresProxy(loseReplies)},
 	{name: "replies lost, rolling", limits: rollingLimit, onFailure: FailClosed, refunds: true, setup: onPostgresProxy(loseReplies)},
 	{name: "connections reset", limits: oneLimit, onFailure: FailClosed, refunds: true, setup: onPostgresProxy(resetConnections(0.2))},
@@ -58,7 +63,7 @@ var postgresScenarios = []scenario{
 
 	{name: "blocks, no fault", limits: withBlock, blocks: true, onFailure: FailClosed, refunds: true, setup: onPostgres(func(*run, *pgtest.Server) {})},
 	{name: "blocks, killed, Durable", limits: withBlock, blocks: true, onFailure: FailClosed, refunds: true, setup: onPostgres(killServer, postgres.Durable())},
-	{name: "blocks, connections terminated", limits: withBlock, blocks: true, onFailure: FailClosed, refunds: true, setup: onPostgres(terminateBackends)},
+	{name: "blocks, connections terminated", limits: withBlock, blocks: true, onFailure: FailClosed, refunds: true, setup: onPostgres(terminateBackends(5))},
 	{name: "blocks, replies lost", limits: withBlock, blocks: true, onFailure: FailClosed, refunds: true, setup: onPostgresProxy(loseReplies)},
 }
 
@@ -83,9 +88,6 @@ func postgresSite(t *testing.T, url, reader string, strike func(*run), opts ...p
 		config, err := pgxpool.ParseConfig(url)
 		require.NoError(t, err)
 		config.MaxConns = 16
-		if strings.Contains(url, "bouncer") {
-			config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
-		}
 		p, err := pgxpool.NewWithConfig(ctx, config)
 		require.NoError(t, err)
 		t.Cleanup(p.Close)
@@ -142,15 +144,17 @@ func killServer(r *run, s *pgtest.Server) {
 	s.Restart()
 }
 
-// terminateBackends ends the connections of all clients, again and again.
-func terminateBackends(r *run, s *pgtest.Server) {
-	admin, err := pgx.Connect(ctx, s.URL(pgtest.Superuser))
-	require.NoError(r, err)
-	defer admin.Close(ctx)
-	for range 5 {
-		_, err := admin.Exec(ctx, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'")
+// terminateBackends returns a fault that ends the connections of all clients, some times.
+func terminateBackends(times int) func(*run, *pgtest.Server) {
+	return func(r *run, s *pgtest.Server) {
+		admin, err := pgx.Connect(ctx, s.URL(pgtest.Superuser))
 		require.NoError(r, err)
-		r.awaitCalls(20)
+		defer admin.Close(ctx)
+		for range times {
+			_, err := admin.Exec(ctx, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'")
+			require.NoError(r, err)
+			r.awaitCalls(20)
+		}
 	}
 }
 
@@ -158,7 +162,7 @@ func terminateBackends(r *run, s *pgtest.Server) {
 func onBouncer(t *testing.T) site {
 	server := startPostgres(t)
 	bouncer := server.Bouncer(3)
-	return postgresSite(t, bouncer.URL()+"&application_name=bouncer", server.URL(pgtest.Superuser), func(r *run) {
+	return postgresSite(t, bouncer.URL()+"&default_query_exec_mode=exec", server.URL(pgtest.Superuser), func(r *run) {
 		bouncer.Kill()
 		r.awaitCalls(20)
 		bouncer.Start()
