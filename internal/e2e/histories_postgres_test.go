@@ -84,17 +84,15 @@ func startPostgres(t *testing.T) *pgtest.Server {
 // postgresSite returns a site whose processes connect to the first address, and whose reader
 // to the second one.
 func postgresSite(t *testing.T, url, reader string, strike func(*run), opts ...postgres.Option) site {
-	pool := func(url string) *pgxpool.Pool {
-		config, err := pgxpool.ParseConfig(url)
-		require.NoError(t, err)
-		config.MaxConns = 16
-		p, err := pgxpool.NewWithConfig(ctx, config)
+	pool := func(url string, conns int) *pgxpool.Pool {
+		p, err := pgxpool.New(ctx, fmt.Sprintf("%s&pool_max_conns=%d", url, conns))
 		require.NoError(t, err)
 		t.Cleanup(p.Close)
 		return p
 	}
-	store := func(r *run, url string) Store {
-		s, err := postgres.NewStore(pool(url), r.name, opts...)
+	processes, readers := pool(url, 16*historyProcesses), pool(reader, 2)
+	store := func(r *run, pool *pgxpool.Pool) Store {
+		s, err := postgres.NewStore(pool, r.name, opts...)
 		require.NoError(r, err)
 		t.Cleanup(func() { s.Close() })
 		return s
@@ -102,12 +100,15 @@ func postgresSite(t *testing.T, url, reader string, strike func(*run), opts ...p
 	return site{
 		options: func(r *run) Options {
 			o := redisOptions(nil, r.limits...)
-			o.Store = store(r, url)
+			o.Store = store(r, processes)
 			return o
 		},
-		reader: func(r *run) Store { return store(r, reader) },
+		reader: func(r *run) Store {
+			readers.Reset() // the fault may have ended its connections
+			return store(r, readers)
+		},
 		readBlock: func(r *run, key string) (units int64, blocked bool, rung int) {
-			err := pool(reader).QueryRow(ctx, `SELECT c.a1, b IS NOT NULL, coalesce((b ->> 1)::int, 0)
+			err := readers.QueryRow(ctx, `SELECT c.a1, b IS NOT NULL, coalesce((b ->> 1)::int, 0)
 				FROM ratelimit.counter c JOIN ratelimit.prefix p ON c.key = p.id || ':' || $2
 				CROSS JOIN LATERAL (SELECT c.more -> 'counters' -> 'fixed-1h' -> 'block') m(b) WHERE p.prefix = $1`, r.name, key).Scan(&units, &blocked, &rung)
 			require.NoError(r, err)
