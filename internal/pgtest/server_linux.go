@@ -104,7 +104,8 @@ func (s *Server) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.It
 // Kill kills the server and all of its processes at once, as if the machine had lost its
 // power. What was not written to the disk by then may be lost.
 func (s *Server) Kill() {
-	if s.cmd == nil {
+	if s.cmd == nil || s.HasEnded() {
+		s.cmd = nil
 		return
 	}
 	// The postmaster is stopped first, so that it starts no further processes.
@@ -120,6 +121,16 @@ func (s *Server) Kill() {
 		time.Sleep(time.Millisecond)
 	}
 	s.cmd = nil
+}
+
+// HasEnded reports whether the server has ended by itself.
+func (s *Server) HasEnded() bool {
+	select {
+	case <-s.exited:
+		return true
+	default:
+		return false
+	}
 }
 
 // isRunning reports whether a process exists and is no zombie.

@@ -30,3 +30,12 @@ func (*Server) Stop()                  {}
 func (*Server) Restart(...string)      {}
 func (*Server) Hang()                  {}
 func (*Server) Continue()              {}
+
+// A Disk is a small file system in memory. Only on Linux there are any.
+type Disk struct{ Path string }
+
+func (*Server) Disk(string, int) *Disk { return nil }
+func (*Server) WALDisk(int) *Disk      { return nil }
+func (*Server) HasEnded() bool         { return true }
+func (*Disk) Fill()                    {}
+func (*Disk) Free()                    {}
