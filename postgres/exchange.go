@@ -43,6 +43,8 @@ type trip struct {
 	ctx  context.Context
 	conn *pgxpool.Conn
 	open *opened
+
+	lockTimeout bool // a statement has waited too long for a lock
 }
 
 // send carries out a batch. The queue calls it on a goroutine of its own. ctx is never done,
@@ -84,7 +86,7 @@ func (s *Store) failAll(jobs []*job, err error) {
 
 // carryOut carries out calls on an open connection.
 func (t *trip) carryOut(jobs []*job) {
-	groups := t.group(jobs)
+	groups := t.leaveOut(t.group(jobs))
 	var slow []*group
 	bySet := make(map[*limitSet][]*group, 1)
 	for _, g := range groups {
@@ -99,6 +101,9 @@ func (t *trip) carryOut(jobs []*job) {
 		slow = append(slow, t.takeFast(set, of)...)
 	}
 	t.count(slow)
+	if t.lockTimeout {
+		t.findLocked(groups)
+	}
 }
 
 // group divides calls by key.
@@ -281,6 +286,7 @@ func (t *trip) write(changes []change, now int64, add bool) (again []*group) {
 // another one by now, the store opens its prefix again before its next call.
 func (t *trip) failed(err error, answered bool) error {
 	explained := t.explain(err, answered)
+	t.lockTimeout = t.lockTimeout || isLockTimeout(err)
 	if t.Fault(explained) == ratelimit.FaultUnknown || isSchema(err) {
 		t.forget(t.open)
 	}

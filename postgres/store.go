@@ -39,6 +39,7 @@ type Store struct {
 	isOpen atomic.Pointer[opened] // nil before the first call
 	ahead  atomic.Int64           // what the server's clock was ahead of this process's when it last answered
 	sweeps sweeper
+	locked lockedKeys
 
 	closed  atomic.Bool
 	mu      sync.Mutex // orders Close against the start of goroutines

@@ -1,0 +1,70 @@
+package postgres_test
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/internal/pgtest"
+)
+
+// TestLockedRow holds a lock on the row of one key in another session, while callers use this
+// key and others. Soon no call for another key fails any more. Calls for the locked key fail
+// until the lock is gone, with an error about this key.
+func TestLockedRow(t *testing.T) {
+	server := migrated(t)
+	pool := newPool(t, server.URL(pgtest.Superuser))
+	for name, limits := range map[string][]ratelimit.Limit{
+		"one statement": hourly, "look and write": {hourly[0], ratelimit.Rolling(50, time.Hour)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			store := newStore(t, pool, name)
+			limiter := newLimiter(t, store, limits, func(o *ratelimit.Options) { o.OnFailure = ratelimit.FailClosed })
+			const keys = 20
+			for i := range keys {
+				_, err := limiter.Take(ctx, fmt.Sprint("key", i))
+				require.NoError(t, err)
+			}
+			tx, err := connect(t, server.URL(pgtest.Superuser)).Begin(ctx)
+			require.NoError(t, err)
+			// As somebody does in psql to forget a key.
+			tag, err := tx.Exec(ctx, `DELETE FROM ratelimit.counter c USING ratelimit.prefix p WHERE p.prefix = $1 AND c.key = p.id || ':key0'`, name)
+			require.NoError(t, err)
+			require.EqualValues(t, 1, tag.RowsAffected())
+
+			var inARow, locked atomic.Int64 // calls that the store has decided: for other keys since one of them has failed, and for the locked one
+			var stop atomic.Bool
+			var callers sync.WaitGroup
+			defer callers.Wait()
+			defer stop.Store(true)
+			for c := range 32 {
+				callers.Go(func() {
+					for i := c; !stop.Load(); i++ {
+						switch _, err := limiter.Take(ctx, fmt.Sprint("key", i%keys)); {
+						case i%keys == 0 && err == nil:
+							locked.Add(1)
+						case err == nil:
+							inARow.Add(1)
+						case i%keys != 0:
+							inARow.Store(0)
+						}
+						time.Sleep(time.Millisecond) // not to keep the processors busy
+					}
+				})
+			}
+			require.Eventually(t, func() bool { return inARow.Load() > 2000 }, 20*time.Second, time.Millisecond)
+			_, err = takeOne(store, "key0", limits, 5*time.Second)
+			assert.ErrorContains(t, err, `locked the row of the key "key0"`)
+			assert.Equal(t, ratelimit.FaultKey, store.Fault(err))
+			assert.Zero(t, locked.Load())
+			require.NoError(t, tx.Rollback(ctx))
+			require.Eventually(t, func() bool { return locked.Load() > 0 }, 20*time.Second, time.Millisecond)
+		})
+	}
+}
