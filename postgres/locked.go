@@ -20,7 +20,7 @@ import (
 // first batch with the row waits for a second and fails. Then its row is left out of batches
 // until it is free: calls for its key fail at once, with an error about this key alone.
 
-// lookEvery is how often a locked row is looked at, if there are calls for its key.
+// lookEvery is how often a batch looks at a locked row, if it has calls for its key.
 const lookEvery = 100 * time.Millisecond
 
 // lockedKeys are the keys of rows that are locked. The zero value has none.
