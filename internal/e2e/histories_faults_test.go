@@ -68,7 +68,7 @@ var scenarios = []scenario{
 	// Nobody is admitted above the limit. The units that the killed process held are
 	// counted, but not admitted.
 	{name: "process with a lease killed", limits: bigLimit, lease: time.Second, onFailure: FailClosed, setup: func(t *testing.T) site {
-		s := onServer(killProcess)(t)
+		s := onServer(func(r *run, s *redistest.Server) { killProcess(r, redisAddrEnv+"="+s.Addr) })(t)
 		s.extra = bigLimit[0].N() / 16
 		return s
 	}},

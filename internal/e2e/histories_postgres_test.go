@@ -57,6 +57,11 @@ var postgresScenarios = []scenario{
 		r.awaitCalls(callsAfter)
 		p.Refuse(false)
 	})},
+	{name: "process with a lease killed", limits: bigLimit, lease: time.Second, onFailure: FailClosed, setup: func(t *testing.T) site {
+		s := onPostgres(func(r *run, s *pgtest.Server) { killProcess(r, postgresURLEnv+"="+s.URL(pgtest.Superuser)) })(t)
+		s.extra = bigLimit[0].N() / 16
+		return s
+	}},
 	{name: "PgBouncer killed", limits: twoLimits, onFailure: FailClosed, refunds: true, setup: onBouncer},
 	// With synchronous replication, nothing that was answered is lost.
 	{name: "synchronous standby promoted, Durable", slow: true, limits: twoLimits, onFailure: FailClosed, refunds: true, setup: once(onStandby)},
@@ -114,10 +119,12 @@ func postgresSite(t *testing.T, url, reader string, strike func(*run), opts ...p
 			require.NoError(r, err)
 			return units, blocked, rung
 		},
-		unsent: func(err error) bool { return new(postgres.Store).Fault(err) != FaultUnknown },
+		unsent: unsentToPostgres,
 		strike: strike,
 	}
 }
+
+func unsentToPostgres(err error) bool { return new(postgres.Store).Fault(err) != FaultUnknown }
 
 // onPostgres returns the setup of a fault of a single server.
 func onPostgres(strike func(*run, *pgtest.Server), opts ...postgres.Option) func(t *testing.T) site {
