@@ -20,7 +20,8 @@ import (
 // first batch with the row waits for a second and fails. Then its row is left out of batches
 // until it is free: calls for its key fail at once, with an error about this key alone.
 
-// lookEvery is how often a batch looks at a locked row, if it has calls for its key.
+// lookEvery is how often a batch looks at a locked row, if it has calls for its key. It is
+// short, because a row that a batch of another process has locked counts as locked, too.
 const lookEvery = 100 * time.Millisecond
 
 // lockedKeys are the keys of rows that are locked. The zero value has none.
