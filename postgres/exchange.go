@@ -102,7 +102,7 @@ func (t *trip) carryOut(jobs []*job) {
 	}
 	t.count(slow)
 	if t.lockTimeout {
-		t.findLocked(groups)
+		t.findLocked(groups, true)
 	}
 }
 

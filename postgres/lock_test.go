@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -66,5 +67,55 @@ func TestLockedRow(t *testing.T) {
 			require.NoError(t, tx.Rollback(ctx))
 			require.Eventually(t, func() bool { return locked.Load() > 0 }, 20*time.Second, time.Millisecond)
 		})
+	}
+}
+
+// TestBusyRowIsNotLocked has a row that is locked most of the time, but never for long, while
+// somebody else keeps another row of the same batches locked. No call for the busy one fails
+// because of its lock.
+func TestBusyRowIsNotLocked(t *testing.T) {
+	server := migrated(t)
+	pool := newPool(t, server.URL(pgtest.Superuser))
+	store := newStore(t, pool, "busy")
+	for _, key := range []string{"busy", "locked"} {
+		_, err := takeOne(store, key, hourly, 5*time.Second)
+		require.NoError(t, err)
+	}
+	lock := func(conn *pgx.Conn, key string) pgx.Tx {
+		tx, err := conn.Begin(ctx)
+		require.NoError(t, err)
+		_, err = tx.Exec(ctx, `SELECT FROM ratelimit.counter WHERE key LIKE '%:' || $1 FOR UPDATE`, key)
+		require.NoError(t, err)
+		return tx
+	}
+	defer lock(connect(t, server.URL(pgtest.Superuser)), "locked").Rollback(ctx)
+
+	var stop atomic.Bool
+	var others sync.WaitGroup
+	defer others.Wait()
+	defer stop.Store(true)
+	for range 2 { // one waits for the lock while the other one has it
+		conn := connect(t, server.URL(pgtest.Superuser))
+		others.Go(func() {
+			for !stop.Load() {
+				tx := lock(conn, "busy")
+				time.Sleep(10 * time.Millisecond)
+				require.NoError(t, tx.Rollback(ctx))
+			}
+		})
+	}
+	// The first calls share a batch with the locked row, and time out with it.
+	var first sync.WaitGroup
+	for range 8 {
+		for _, key := range []string{"busy", "locked"} {
+			first.Go(func() { takeOne(store, key, hourly, 5*time.Second) })
+		}
+	}
+	first.Wait()
+	_, err := takeOne(store, "locked", hourly, 5*time.Second)
+	require.ErrorContains(t, err, `locked the row of the key "locked"`)
+	for range 20 {
+		_, err := takeOne(store, "busy", hourly, 5*time.Second)
+		require.NoError(t, err)
 	}
 }

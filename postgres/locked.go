@@ -21,7 +21,7 @@ import (
 // until it is free: calls for its key fail at once, with an error about this key alone.
 
 // lookEvery is how often a batch looks at a locked row, if it has calls for its key. It is
-// short, because a row that a batch of another process has locked counts as locked, too.
+// short, because a row that a batch of another process has locked by then counts as locked.
 const lookEvery = 100 * time.Millisecond
 
 // lockedKeys are the keys of rows that are locked. The zero value has none.
@@ -60,7 +60,7 @@ func (t *trip) leaveOut(groups []*group) (free []*group) {
 	}
 	l.mu.Unlock()
 	if len(due) > 0 {
-		still, others := t.findLocked(due)
+		still, others := t.findLocked(due, false)
 		locked, free = append(locked, still...), append(free, others...)
 	}
 	for _, g := range locked {
@@ -69,9 +69,17 @@ func (t *trip) leaveOut(groups []*group) (free []*group) {
 	return free
 }
 
+// maxHeld is how many rows a batch waits for to see whether they stay locked.
+const maxHeld = 5
+
 // findLocked asks the server which rows of groups are locked, and notes it. If that fails,
 // they count as free.
-func (t *trip) findLocked(groups []*group) (locked, free []*group) {
+//
+// A row may be locked by another batch, for a moment. So confirm waits for each of the first
+// ones, to see whether it stays locked. It does that row by row: a statement that waited for
+// a row with the lock of another one would hold up batches. Without confirm, which is for
+// rows that were locked before, findLocked waits for no row.
+func (t *trip) findLocked(groups []*group, confirm bool) (locked, free []*group) {
 	keys := make([]string, len(groups))
 	for i, g := range groups {
 		keys[i] = g.key
@@ -79,6 +87,11 @@ func (t *trip) findLocked(groups []*group) (locked, free []*group) {
 	var numbers []int32
 	if err := t.conn.QueryRow(t.ctx, "SELECT r_o FROM ratelimit.locked($1)", keys).Scan(&numbers); err != nil {
 		numbers = nil
+	}
+	if confirm {
+		numbers = slices.DeleteFunc(numbers[:min(len(numbers), maxHeld)], func(o int32) bool {
+			return !isLockTimeout(t.conn.QueryRow(t.ctx, "SELECT ratelimit.held($1)", keys[o-1]).Scan(new(bool)))
+		})
 	}
 	l, now := &t.locked, clock.Now()
 	l.mu.Lock()
