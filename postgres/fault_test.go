@@ -91,7 +91,7 @@ func decidesAgain(t *testing.T, limiter *ratelimit.Limiter) {
 func TestRestart(t *testing.T) {
 	server := migrated(t)
 	store := newStore(t, newPool(t, server.URL(pgtest.Superuser)), "restart")
-	limiter := newLimiter(t, store, hourly, func(o *ratelimit.Options) { o.OnFailure = ratelimit.FailClosed })
+	limiter := newLimiter(t, store, hourly, func(o *ratelimit.Options) { o.OnFailure, o.Timeout = ratelimit.FailClosed, 5*time.Second })
 	for range 10 {
 		_, err := limiter.Take(ctx, "before")
 		require.NoError(t, err)

@@ -26,10 +26,12 @@ func TestLockedRow(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			store := newStore(t, pool, name)
-			limiter := newLimiter(t, store, limits, func(o *ratelimit.Options) { o.OnFailure = ratelimit.FailClosed })
+			limiter := newLimiter(t, store, limits, func(o *ratelimit.Options) {
+				o.OnFailure, o.Timeout = ratelimit.FailClosed, 300*time.Millisecond
+			})
 			const keys = 20
 			for i := range keys {
-				_, err := limiter.Take(ctx, fmt.Sprint("key", i))
+				_, err := takeOne(store, fmt.Sprint("key", i), limits, 5*time.Second)
 				require.NoError(t, err)
 			}
 			tx, err := connect(t, server.URL(pgtest.Superuser)).Begin(ctx)
@@ -59,7 +61,7 @@ func TestLockedRow(t *testing.T) {
 					}
 				})
 			}
-			require.Eventually(t, func() bool { return inARow.Load() > 2000 }, 20*time.Second, time.Millisecond)
+			require.Eventually(t, func() bool { return inARow.Load() > 1000 }, 20*time.Second, time.Millisecond)
 			_, err = takeOne(store, "key0", limits, 5*time.Second)
 			assert.ErrorContains(t, err, `locked the row of the key "key0"`)
 			assert.Equal(t, ratelimit.FaultKey, store.Fault(err))
