@@ -1,0 +1,321 @@
+package postgres_test
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/audit"
+	"github.com/ratelimit-go/ratelimit/internal/engine"
+	"github.com/ratelimit-go/ratelimit/internal/pgtest"
+	"github.com/ratelimit-go/ratelimit/postgres"
+	"github.com/ratelimit-go/ratelimit/storetest"
+)
+
+// This file tests the records that a store writes in the transaction of what they are about.
+
+// alice is the context of a call by hand.
+var alice = ratelimit.WithReason(ratelimit.WithActor(ctx, "alice"), "ticket 7")
+
+// A recorded store is a store as a limiter calls it: with a context for the record.
+type recorded struct {
+	*postgres.Store
+	trail *audit.Trail
+}
+
+func (s recorded) with(ctx context.Context, kind ratelimit.EventKind) context.Context {
+	e := ratelimit.Event{Kind: kind, Time: time.Now(), Limiter: "test", Actor: "alice"}
+	return engine.WithRecordable(ctx, ratelimit.Recordable{Auditor: s.trail, Event: e})
+}
+
+func (s recorded) Unwrap() ratelimit.Store { return s.Store }
+
+func (s recorded) Take(ctx context.Context, key string, n int64, limits []ratelimit.Limit, results []ratelimit.Result) (ratelimit.Instant, error) {
+	return s.Store.Take(s.with(ctx, 0), key, n, limits, results)
+}
+
+func (s recorded) TakeShared(ctx context.Context, r ratelimit.SharedRequest, results []ratelimit.Result) (ratelimit.SharedReply, error) {
+	return s.Store.TakeShared(s.with(ctx, 0), r, results)
+}
+
+func (s recorded) TakePending(ctx context.Context, key string, n int64, pending []ratelimit.Pending, limits []ratelimit.Limit, results []ratelimit.Result) (ratelimit.Instant, error) {
+	return s.Store.TakePending(s.with(ctx, 0), key, n, pending, limits, results)
+}
+
+func (s recorded) Adjust(ctx context.Context, key string, n int64, at ratelimit.Instant, limits []ratelimit.Limit) (int64, error) {
+	return s.Store.Adjust(s.with(ctx, 0), key, n, at, limits)
+}
+
+func (s recorded) Reset(ctx context.Context, key string, limits []ratelimit.Limit) error {
+	return s.Store.Reset(s.with(ctx, ratelimit.EventReset), key, limits)
+}
+
+func (s recorded) Block(ctx context.Context, key string, b ratelimit.Block, limits []ratelimit.Limit) error {
+	return s.Store.Block(s.with(ctx, ratelimit.EventBlocked), key, b, limits)
+}
+
+// TestConformsWithAudit runs the suite for stores with a record of each decision.
+func TestConformsWithAudit(t *testing.T) {
+	t.Parallel() // it sleeps most of the time, as TestConforms does
+	server := migrated(t)
+	pool := newPool(t, server.URL(pgtest.Superuser))
+	sink := newSink(t, pool)
+	trail := newTrail(t, sink, nil)
+	storetest.Run(t, func(t *testing.T, prefix string) ratelimit.Store {
+		return recorded{newStore(t, pool, t.Name()+prefix, postgres.WithAudit(sink, true)), trail}
+	}, storetest.RealTime(1500*time.Millisecond, 150*time.Millisecond))
+	require.Greater(t, len(kinds(t, connect(t, server.URL(pgtest.Superuser)))), 200, "the records")
+}
+
+// TestCallsByHandAreRecordedOrNotDone makes calls by hand whose records cannot be written, for
+// several reasons. They change nothing, in the database and in the process.
+func TestCallsByHandAreRecordedOrNotDone(t *testing.T) {
+	server := migrated(t)
+	admin := withRoles(t, server)
+	pool := newPool(t, server.URL("shop"))
+	sink := newSink(t, pool)
+	trail := newTrail(t, sink, nil)
+	store := newStore(t, pool, "login", postgres.WithAudit(sink, false))
+	limits := []ratelimit.Limit{ratelimit.FixedWindow(3, time.Hour).Block(2 * time.Hour)}
+	limiter := newLimiter(t, store, limits, func(o *ratelimit.Options) { o.Observe, o.Audit, o.Timeout = trail.Observe, trail, 5*time.Second })
+	take := func(key string) ratelimit.Decision {
+		d, err := limiter.Take(ctx, key)
+		require.NoError(t, err)
+		return d
+	}
+	for range 4 {
+		take("blocked")
+	}
+	take("used")
+	for _, fault := range []struct {
+		name, break_, repair, want string
+	}{
+		{"no table", "ALTER TABLE ratelimit.audit RENAME TO away", "ALTER TABLE ratelimit.away RENAME TO audit", "run postgres.Migrate"},
+		{"no rights", "REVOKE EXECUTE ON FUNCTION ratelimit.write_recorded FROM ratelimit_application", "GRANT EXECUTE ON FUNCTION ratelimit.write_recorded TO ratelimit_application", "grant ratelimit_application"},
+		{"refused", "ALTER TABLE ratelimit.audit ADD CONSTRAINT never CHECK (kind = 'none') NOT VALID", "ALTER TABLE ratelimit.audit DROP CONSTRAINT never", "violates check constraint"},
+		{"locked", "", "", "lock timeout"},
+		{"no server", "", "", ""},
+	} {
+		outer := t
+		t.Run(fault.name, func(t *testing.T) {
+			var lock pgx.Tx
+			var err error
+			switch fault.name {
+			case "no server":
+				admin.Close(ctx)
+				server.Stop()
+			case "locked":
+				lock, err = connect(t, server.URL(pgtest.Superuser)).Begin(ctx)
+				require.NoError(t, err)
+				_, err = lock.Exec(ctx, "LOCK TABLE ratelimit.audit")
+			default:
+				_, err = admin.Exec(ctx, fault.break_)
+			}
+			require.NoError(t, err)
+			assert.ErrorContains(t, limiter.Reset(alice, "blocked"), fault.want)
+			assert.ErrorContains(t, limiter.Block(alice, "used", time.Hour), fault.want)
+			assert.ErrorContains(t, limiter.Refund(alice, "used", 1), fault.want)
+			assert.Error(t, limiter.Block(alice, "unknown", time.Hour))
+			// The process has not changed either.
+			for key, blocked := range map[string]bool{"blocked": true, "used": false, "unknown": false} {
+				d, err := limiter.TakeN(ctx, key, 1)
+				if err == nil {
+					assert.Equal(t, blocked, d.Blocked, key)
+				}
+			}
+			switch fault.name {
+			case "no server":
+				server.Restart()
+				admin = connect(outer, server.URL(pgtest.Superuser))
+			case "locked":
+				require.NoError(t, lock.Rollback(ctx))
+			default:
+				_, err = admin.Exec(ctx, fault.repair)
+				require.NoError(t, err)
+			}
+			decidesAgain(t, limiter)
+			assert.True(t, take("blocked").Blocked)
+			assert.False(t, take("unknown").Blocked)
+			require.NoError(t, limiter.Reset(alice, "used"))
+			require.NoError(t, limiter.Reset(alice, "unknown"))
+			assert.EqualValues(t, 2, take("used").Remaining)
+		})
+	}
+	require.NoError(t, limiter.Reset(alice, "blocked"))
+	require.NoError(t, limiter.Block(alice, "unknown", time.Hour))
+	require.NoError(t, limiter.Refund(alice, "used", 1))
+	assert.False(t, take("blocked").Blocked)
+	assert.True(t, take("unknown").Blocked)
+	require.NoError(t, trail.Close())
+	// Each call that was made has one record, and none of them is "intended".
+	for kind, want := range map[string]int{"reset": 11, "blocked": 1, "refunded": 1} {
+		var done, others int
+		require.NoError(t, admin.QueryRow(ctx, "SELECT count(*) FILTER (WHERE outcome = 'done' AND actor = 'alice' AND reason = 'ticket 7'), count(*) FILTER (WHERE outcome <> 'done') FROM ratelimit.audit WHERE kind = $1", kind).Scan(&done, &others))
+		assert.Equal(t, want, done, kind)
+		assert.Zero(t, others, kind)
+	}
+}
+
+// newRecorded returns a limiter with a record of each decision.
+func newRecorded(t testing.TB, server *pgtest.Server, prefix string, limits []ratelimit.Limit, set func(*ratelimit.Options)) (*ratelimit.Limiter, *postgres.Store) {
+	t.Helper()
+	pool := newPool(t, server.URL(pgtest.Superuser))
+	sink := newSink(t, pool)
+	trail := newTrail(t, sink, nil)
+	store := newStore(t, pool, prefix, postgres.WithAudit(sink, true))
+	var registry ratelimit.Registry
+	opts := ratelimit.Options{Limits: limits, Store: store, Observe: trail.Observe, Audit: trail, OnFailure: ratelimit.FailClosed, Timeout: 5 * time.Second}
+	if set != nil {
+		set(&opts)
+	}
+	limiter, err := registry.New("codes", opts)
+	require.NoError(t, err)
+	t.Cleanup(func() { limiter.Close() })
+	return limiter, store
+}
+
+// TestEachDecisionIsRecorded makes all kinds of decisions, many of them at once.
+func TestEachDecisionIsRecorded(t *testing.T) {
+	server := migrated(t)
+	admin := connect(t, server.URL(pgtest.Superuser))
+	limits := []ratelimit.Limit{ratelimit.FixedWindow(5, time.Hour), ratelimit.FixedWindow(8, 24*time.Hour).Named("a day")}
+	limiter, _ := newRecorded(t, server, "codes", limits, nil)
+	var wg sync.WaitGroup
+	for i := range 60 {
+		wg.Go(func() {
+			_, err := limiter.Take(alice, fmt.Sprint("key", i%3))
+			assert.NoError(t, err)
+		})
+	}
+	wg.Wait()
+	count := func(condition string) (n int) {
+		require.NoError(t, admin.QueryRow(ctx, "SELECT count(*) FROM ratelimit.audit WHERE limiter = 'codes' AND "+condition).Scan(&n))
+		return n
+	}
+	require.Equal(t, 15, count("kind = 'admitted' AND units = 1 AND pseudonym <> '' AND source = 'store' AND actor = 'alice'"))
+	require.Equal(t, 45, count(`kind = 'denied' AND units = 1 AND "limit" = '5/1h fixed' AND policy = 'codes-1h' AND until > now() + interval '50 minutes'`))
+	require.Equal(t, 60, count("true"), "the denials that observers get are not recorded again")
+	for range 100 { // no denial is answered from a cache
+		d, err := limiter.Take(ctx, "key0")
+		require.NoError(t, err)
+		require.Equal(t, ratelimit.SourceStore, d.Source)
+	}
+	require.Equal(t, 160, count("true"))
+
+	_, err := limiter.TakeN(ctx, "key9", 0) // a look
+	require.NoError(t, err)
+	require.Equal(t, 160, count("true"))
+	granted, _, err := limiter.TakeUpTo(ctx, "key9", 50)
+	require.NoError(t, err)
+	require.EqualValues(t, 5, granted)
+	require.Equal(t, 1, count("kind = 'admitted' AND units = 5"))
+	require.NoError(t, limiter.Refund(ctx, "key9", 2))
+	require.Equal(t, 1, count("kind = 'refunded' AND units = 2 AND outcome IS NULL"))
+	require.NoError(t, limiter.Refund(alice, "key9", 1))
+	require.Equal(t, 1, count("kind = 'refunded' AND units = 1 AND outcome = 'done'"))
+	_, err = limiter.TakeLimits(ctx, "key9", 9, ratelimit.FixedWindow(7, time.Minute).Named("small"))
+	require.NoError(t, err)
+	require.Equal(t, 1, count("kind = 'denied' AND policy = 'small' AND units = 9 AND until IS NULL"))
+	require.Equal(t, 164, count("true"))
+}
+
+// TestWhatRecordedDecisionsRefuse builds limiters that could decide without a record.
+func TestWhatRecordedDecisionsRefuse(t *testing.T) {
+	pool := newPool(t, "postgres://127.0.0.1:1/none")
+	sink, other := newSink(t, pool), newSink(t, pool)
+	trailOf := func(sink audit.Sink) *audit.Trail {
+		trail, err := audit.New(audit.Options{Sink: sink})
+		require.NoError(t, err)
+		t.Cleanup(func() { trail.Close() })
+		return trail
+	}
+	trail := trailOf(sink)
+	_, err := postgres.NewAuditSink(nil)
+	require.ErrorContains(t, err, "pgxpool.New")
+	_, err = postgres.NewStore(pool, "p", postgres.WithAudit(nil, true))
+	require.ErrorContains(t, err, "NewAuditSink")
+	_, err = postgres.NewStore(newPool(t, "postgres://127.0.0.1:1/none"), "p", postgres.WithAudit(sink, true))
+	require.ErrorContains(t, err, "another pool")
+
+	five := ratelimit.FixedWindow(5, time.Hour)
+	for _, tc := range []struct {
+		name, want string
+		all        bool
+		set        func(*ratelimit.Options)
+	}{
+		{"all right", "", true, func(*ratelimit.Options) {}},
+		{"no trail", "set it to an *audit.Trail", true, func(o *ratelimit.Options) { o.Audit = nil }},
+		{"no trail for calls", "set it to an *audit.Trail", false, func(o *ratelimit.Options) { o.Audit = nil }},
+		{"another auditor", "set it to an *audit.Trail", false, func(o *ratelimit.Options) { o.Audit = nobody{} }},
+		{"another sink", "another sink", false, func(o *ratelimit.Options) { o.Audit = trailOf(other) }},
+		{"a nil trail", "another sink", false, func(o *ratelimit.Options) { o.Audit = (*audit.Trail)(nil) }},
+		{"fallback", "set FailClosed", true, func(o *ratelimit.Options) { o.OnFailure = ratelimit.FallbackLocal }},
+		{"fallback for calls", "", false, func(o *ratelimit.Options) { o.OnFailure = ratelimit.FallbackLocal }},
+		{"fail open", "set FailClosed", true, func(o *ratelimit.Options) { o.OnFailure = ratelimit.FailOpen }},
+		{"lease", "Options.Lease", true, func(o *ratelimit.Options) { o.Lease = time.Second }},
+		{"lease for calls", "", false, func(o *ratelimit.Options) { o.Lease = time.Second }},
+		{"wait", "Options.MaxWait", true, func(o *ratelimit.Options) { o.MaxWait = time.Second }},
+		{"shadow", "Options.Shadow", true, func(o *ratelimit.Options) { o.Shadow = true }},
+		{"unlimited", "decides without the store", true, func(o *ratelimit.Options) { o.Limits = []ratelimit.Limit{ratelimit.Unlimited} }},
+		{"deny", "decides without the store", true, func(o *ratelimit.Options) { o.Limits = []ratelimit.Limit{five, ratelimit.Deny} }},
+		{"too fast", "above 1000 units per second", true, func(o *ratelimit.Options) {
+			o.Limits = []ratelimit.Limit{ratelimit.TokenBucket(1001, time.Second, 5000)}
+		}},
+		{"fast enough", "", true, func(o *ratelimit.Options) { o.Limits = []ratelimit.Limit{ratelimit.FixedWindow(3_600_000, time.Hour)} }},
+		{"in flight", "holds end without a decision", true, func(o *ratelimit.Options) { o.Limits = []ratelimit.Limit{ratelimit.InFlight(5, time.Minute)} }},
+		{"wrapped", "implement RecordingStore in the wrapper", true, func(o *ratelimit.Options) { o.Store = wrapper{o.Store.(*postgres.Store)} }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			store := newStore(t, pool, "p", postgres.WithAudit(sink, tc.all))
+			opts := ratelimit.Options{Limits: []ratelimit.Limit{five}, Store: store, Audit: trail, OnFailure: ratelimit.FailClosed}
+			tc.set(&opts)
+			var registry ratelimit.Registry
+			limiter, err := registry.New("codes", opts)
+			if tc.want != "" {
+				require.ErrorContains(t, err, tc.want)
+				return
+			}
+			require.NoError(t, err)
+			defer limiter.Close()
+			if tc.all {
+				require.ErrorContains(t, limiter.SetLimits(ratelimit.Unlimited), "decides without the store")
+				require.ErrorContains(t, limiter.SetLimits(ratelimit.FixedWindow(1001, time.Second)), "above 1000")
+				_, err = limiter.TakeLimits(ctx, "key", 1, ratelimit.Deny)
+				require.ErrorContains(t, err, "decides without the store")
+			}
+		})
+	}
+	// Calls past a limiter have no record.
+	store := newStore(t, pool, "p", postgres.WithAudit(sink, true))
+	_, err = takeOne(store, "key", hourly, time.Second)
+	require.ErrorContains(t, err, "call it through a limiter")
+	require.ErrorContains(t, store.Reset(ctx, "key", hourly), "call it through a limiter")
+	require.ErrorContains(t, store.Block(ctx, "key", ratelimit.Block{Left: time.Hour}, hourly), "call it through a limiter")
+	require.NoError(t, trail.Close())
+}
+
+type nobody struct{}
+
+func (nobody) Record(context.Context, ratelimit.Event) error { return nil }
+
+// A wrapper hands on some methods only.
+type wrapper struct{ inside *postgres.Store }
+
+func (w wrapper) Prefix() string          { return w.inside.Prefix() }
+func (w wrapper) Unwrap() ratelimit.Store { return w.inside }
+func (w wrapper) Take(ctx context.Context, key string, n int64, limits []ratelimit.Limit, results []ratelimit.Result) (ratelimit.Instant, error) {
+	return w.inside.Take(ctx, key, n, limits, results)
+}
+func (w wrapper) Adjust(ctx context.Context, key string, n int64, at ratelimit.Instant, limits []ratelimit.Limit) (int64, error) {
+	return w.inside.Adjust(ctx, key, n, at, limits)
+}
+func (w wrapper) Reset(ctx context.Context, key string, limits []ratelimit.Limit) error {
+	return w.inside.Reset(ctx, key, limits)
+}
