@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/audit"
 	"github.com/ratelimit-go/ratelimit/internal/pgtest"
 	"github.com/ratelimit-go/ratelimit/postgres"
 )
@@ -32,6 +33,7 @@ type task struct {
 	URL, Prefix string
 	Limits      []string
 	Keys, Calls int // Calls is of each goroutine
+	Audit       bool
 }
 
 // A tally is what a child has got.
@@ -66,15 +68,27 @@ func (of task) run() (got tally) {
 		return tally{Errors: []string{err.Error()}}
 	}
 	defer pool.Close()
-	store, err := postgres.NewStore(pool, of.Prefix)
+	options := ratelimit.Options{Limits: limits, OnFailure: ratelimit.FailClosed, Timeout: 30 * time.Second, Logger: slog.New(slog.DiscardHandler)}
+	var with []postgres.Option
+	if of.Audit {
+		sink, err := postgres.NewAuditSink(pool)
+		if err != nil {
+			return tally{Errors: []string{err.Error()}}
+		}
+		trail, err := audit.New(audit.Options{Sink: sink, PlainKeys: true})
+		if err != nil {
+			return tally{Errors: []string{err.Error()}}
+		}
+		with, options.Audit, options.Observe = append(with, postgres.WithAudit(sink, true)), trail, trail.Observe
+	}
+	store, err := postgres.NewStore(pool, of.Prefix, with...)
 	if err != nil {
 		return tally{Errors: []string{err.Error()}}
 	}
 	defer store.Close()
+	options.Store = store
 	var registry ratelimit.Registry
-	limiter, err := registry.New("exact", ratelimit.Options{
-		Limits: limits, Store: store, OnFailure: ratelimit.FailClosed, Timeout: 30 * time.Second, Logger: slog.New(slog.DiscardHandler),
-	})
+	limiter, err := registry.New("exact", options)
 	if err != nil {
 		return tally{Errors: []string{err.Error()}}
 	}

@@ -3,7 +3,9 @@ package postgres_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,7 +17,9 @@ import (
 	"github.com/ratelimit-go/ratelimit/audit"
 	"github.com/ratelimit-go/ratelimit/internal/engine"
 	"github.com/ratelimit-go/ratelimit/internal/pgtest"
+	"github.com/ratelimit-go/ratelimit/internal/redistest"
 	"github.com/ratelimit-go/ratelimit/postgres"
+	"github.com/ratelimit-go/ratelimit/ratelimittest"
 	"github.com/ratelimit-go/ratelimit/storetest"
 )
 
@@ -299,6 +303,192 @@ func TestWhatRecordedDecisionsRefuse(t *testing.T) {
 	require.ErrorContains(t, store.Reset(ctx, "key", hourly), "call it through a limiter")
 	require.ErrorContains(t, store.Block(ctx, "key", ratelimit.Block{Left: time.Hour}, hourly), "call it through a limiter")
 	require.NoError(t, trail.Close())
+}
+
+// compareWithRecords compares the counter of each key with the records of its decisions.
+func compareWithRecords(t *testing.T, conn *pgx.Conn) (admitted, denied int64) {
+	t.Helper()
+	var wrong int
+	require.NoError(t, conn.QueryRow(ctx, `WITH recorded AS (
+		SELECT key, sum(CASE kind WHEN 'admitted' THEN units WHEN 'charged' THEN units WHEN 'refunded' THEN -units ELSE 0 END) AS units,
+			count(*) FILTER (WHERE kind = 'admitted') AS admitted, count(*) FILTER (WHERE kind = 'denied') AS denied
+		FROM ratelimit.audit WHERE key IS NOT NULL GROUP BY key)
+		SELECT count(*) FILTER (WHERE r.units IS DISTINCT FROM s.units AND coalesce(r.units, 0) + coalesce(s.units, 0) > 0), coalesce(sum(r.admitted), 0), coalesce(sum(r.denied), 0)
+		FROM recorded r FULL JOIN ratelimit.standing s ON s.key = r.key`).Scan(&wrong, &admitted, &denied))
+	require.Zero(t, wrong, "keys whose counter is not what their records say")
+	return admitted, denied
+}
+
+// TestKilledBetweenDecisionAndRecord kills processes again and again. Each decision has its
+// record, and each record its decision.
+func TestKilledBetweenDecisionAndRecord(t *testing.T) {
+	server := migrated(t)
+	conn := connect(t, server.URL(pgtest.Superuser))
+	of := task{URL: server.URL(pgtest.Superuser) + "&pool_max_conns=8", Prefix: "killed", Limits: []string{"150/1h fixed"}, Keys: 20, Calls: 1_000_000, Audit: true}
+	last := int64(0)
+	for i := range 12 {
+		child, reap := of.start(t)
+		for records := last; records < last+200+int64(i)*37; { // it decides
+			time.Sleep(time.Duration(1+i%5) * time.Millisecond)
+			require.NoError(t, conn.QueryRow(ctx, "SELECT count(*) FROM ratelimit.audit").Scan(&records))
+		}
+		child.Process.Kill()
+		reap()
+		// A statement that was sent is carried out, or it is not.
+		require.Eventually(t, func() (idle bool) {
+			require.NoError(t, conn.QueryRow(ctx, "SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'client backend' AND state <> 'idle' AND pid <> pg_backend_pid()").Scan(&idle))
+			return idle
+		}, 10*time.Second, 5*time.Millisecond)
+		admitted, denied := compareWithRecords(t, conn)
+		require.Greater(t, admitted+denied, last)
+		last = admitted + denied
+	}
+	admitted, denied := compareWithRecords(t, conn)
+	t.Logf("%d admitted, %d denied", admitted, denied)
+}
+
+// TestKilledServerKeepsRecords kills the server again and again while callers decide. Every
+// decision that a caller has got has its record after that.
+func TestKilledServerKeepsRecords(t *testing.T) {
+	server := migrated(t, "fsync=on")
+	pool := newPool(t, server.URL(pgtest.Superuser))
+	sink := newSink(t, pool)
+	trail := newTrail(t, sink, func(o *audit.Options) { o.PlainKeys = true })
+	limiter := newLimiter(t, newStore(t, pool, "killed", postgres.WithAudit(sink, true)), []ratelimit.Limit{ratelimit.FixedWindow(500, time.Hour)}, func(o *ratelimit.Options) {
+		o.Audit, o.Observe, o.OnFailure, o.Timeout = trail, trail.Observe, ratelimit.FailClosed, time.Second
+	})
+	var admitted, denied atomic.Int64
+	for range 4 {
+		stop, callers := atomic.Bool{}, sync.WaitGroup{}
+		for c := range 16 {
+			callers.Go(func() {
+				for i := 0; !stop.Load(); i++ {
+					d, err := limiter.Take(ctx, fmt.Sprint("key", (c+i)%3))
+					switch {
+					case err != nil:
+						time.Sleep(time.Millisecond)
+					case d.Allowed:
+						admitted.Add(1)
+					default:
+						denied.Add(1)
+					}
+				}
+			})
+		}
+		for at := admitted.Load() + denied.Load(); admitted.Load()+denied.Load() < at+400; {
+			time.Sleep(time.Millisecond)
+		}
+		server.Kill()
+		stop.Store(true)
+		callers.Wait()
+		server.Restart()
+		conn := connect(t, server.URL(pgtest.Superuser))
+		recordedAdmitted, recordedDenied := compareWithRecords(t, conn)
+		require.GreaterOrEqual(t, recordedAdmitted, admitted.Load())
+		require.GreaterOrEqual(t, recordedDenied, denied.Load())
+		t.Logf("%d admitted and %d denied, %d and %d recorded", admitted.Load(), denied.Load(), recordedAdmitted, recordedDenied)
+		admitted.Store(recordedAdmitted)
+		denied.Store(recordedDenied)
+		decidesAgain(t, limiter)
+		recordedAdmitted, recordedDenied = compareWithRecords(t, conn)
+		admitted.Store(recordedAdmitted)
+		denied.Store(recordedDenied)
+	}
+}
+
+// TestLostAnswersKeepRecords drops the answers of statements. What callers do not know is in the
+// counter and in the records, or in neither.
+func TestLostAnswersKeepRecords(t *testing.T) {
+	server := migrated(t)
+	proxy := redistest.NewProxy(t, server.Addr())
+	pool := newPool(t, "postgres://postgres@"+proxy.Addr+"/postgres?sslmode=disable")
+	sink := newSink(t, pool)
+	trail := newTrail(t, sink, func(o *audit.Options) { o.PlainKeys = true })
+	limiter := newLimiter(t, newStore(t, pool, "lost", postgres.WithAudit(sink, true)), hourly, func(o *ratelimit.Options) {
+		o.Audit, o.OnFailure, o.Timeout = trail, ratelimit.FailClosed, 200*time.Millisecond
+	})
+	_, err := limiter.Take(ctx, "key")
+	require.NoError(t, err)
+	conn := connect(t, server.URL(pgtest.Superuser))
+	for range 2 {
+		proxy.LoseReplies(true)
+		for range 3 {
+			_, err := limiter.Take(ctx, "key")
+			assert.Error(t, err)
+		}
+		cancelled, cancel := context.WithCancel(ctx)
+		var wg sync.WaitGroup
+		wg.Go(func() { limiter.Take(cancelled, "key") })
+		wg.Go(func() { assert.Error(t, limiter.Reset(alice, "another")) })
+		cancel()
+		wg.Wait()
+		proxy.LoseReplies(false)
+		decidesAgain(t, limiter)
+		admitted, _ := compareWithRecords(t, conn)
+		require.Positive(t, admitted)
+	}
+}
+
+// TestCallerThatLeavesIsRecorded cancels callers that wait for a row. Their units come back
+// with a record.
+func TestCallerThatLeavesIsRecorded(t *testing.T) {
+	server := migrated(t)
+	pool := newPool(t, server.URL(pgtest.Superuser))
+	sink := newSink(t, pool)
+	trail := newTrail(t, sink, func(o *audit.Options) { o.PlainKeys = true })
+	limiter := newLimiter(t, newStore(t, pool, "left", postgres.WithAudit(sink, true)), hourly, func(o *ratelimit.Options) {
+		o.Audit, o.OnFailure, o.Timeout = trail, ratelimit.FailClosed, 5*time.Second
+	})
+	_, err := limiter.Take(ctx, "key")
+	require.NoError(t, err)
+	conn := connect(t, server.URL(pgtest.Superuser))
+	lock, err := connect(t, server.URL(pgtest.Superuser)).Begin(ctx)
+	require.NoError(t, err)
+	_, err = lock.Exec(ctx, "LOCK TABLE ratelimit.audit IN SHARE MODE")
+	require.NoError(t, err)
+	leaves, leave := context.WithCancel(ctx)
+	done := make(chan error)
+	go func() { _, err := limiter.TakeN(leaves, "key", 7); done <- err }()
+	require.Eventually(t, func() (waits bool) {
+		require.NoError(t, conn.QueryRow(ctx, "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock'").Scan(&waits))
+		return waits
+	}, 5*time.Second, time.Millisecond)
+	leave()
+	require.ErrorIs(t, <-done, context.Canceled)
+	require.NoError(t, lock.Rollback(ctx))
+	require.Eventually(t, func() bool { return slices.Equal(kinds(t, conn), []string{"admitted", "admitted", "refunded"}) }, 5*time.Second, 5*time.Millisecond)
+	compareWithRecords(t, conn)
+}
+
+// TestDeadDatabaseLeavesGaps observes a limiter in memory while the database of the trail hangs, and
+// while it is gone.
+func TestDeadDatabaseLeavesGaps(t *testing.T) {
+	server := migrated(t)
+	trail := newTrail(t, newSink(t, newPool(t, server.URL(pgtest.Superuser))), nil)
+	limiter := ratelimittest.New(t, ratelimit.Options{Limits: []ratelimit.Limit{ratelimit.FixedWindow(1, time.Hour)}, Observe: trail.Observe})
+	began := time.Now()
+	for name, do := range map[string][2]func(){
+		"hung": {server.Hang, server.Continue}, "stopped": {server.Stop, func() { server.Restart() }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			do[0]()
+			before := trail.Dropped()
+			for i := range 9000 {
+				_, err := limiter.Take(ctx, fmt.Sprint(name, i/2))
+				require.NoError(t, err)
+				trail.Observe(ctx, ratelimit.Event{Kind: ratelimit.EventWarning, Time: time.Now(), Limiter: "test", Code: ratelimit.CodeStoreFailed})
+			}
+			require.Greater(t, trail.Dropped(), before)
+			do[1]()
+		})
+	}
+	require.Less(t, time.Since(began), 20*time.Second, "18,000 decisions; each would have waited for 5 s")
+	conn := connect(t, server.URL(pgtest.Superuser))
+	require.Eventually(t, func() bool {
+		var missing uint64
+		require.NoError(t, conn.QueryRow(ctx, "SELECT coalesce(sum(count), 0) FROM ratelimit.audit WHERE kind = 'gap'").Scan(&missing))
+		return missing == trail.Dropped()
+	}, 30*time.Second, 50*time.Millisecond)
 }
 
 type nobody struct{}
