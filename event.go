@@ -220,8 +220,8 @@ const (
 // Recordable is what a [RecordingStore] needs for the record of a call, beside its arguments.
 type Recordable struct {
 	Auditor Auditor // Options.Audit
-	// Event is what the auditor would get of a call by hand. Of other calls it has the time,
-	// the limiter, the actor and the reason, and no Kind.
+	// Event is what the auditor would get of a call by hand. For other calls it
+	// has the time, the limiter, the actor and the reason, and no Kind.
 	Event    Event
 	Policies []string // of a decision: the names of its limits, as in the header fields
 }

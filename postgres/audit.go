@@ -46,7 +46,7 @@ import (
 // no Close.
 type AuditSink struct {
 	pool *pgxpool.Pool
-	keep atomic.Int64 // when to look after partitions again, by clock.Now
+	keep atomic.Int64 // when to make and drop partitions again, by clock.Now
 
 	mu      sync.Mutex // not held while a statement runs
 	secrets []audit.Secret
@@ -72,7 +72,7 @@ const (
 	// maxText is how long a text of a record may be, in bytes.
 	maxText = 1024
 
-	keepEvery    = int64(time.Hour)   // partitions are looked after
+	keepEvery    = int64(time.Hour)   // how often partitions are made and dropped
 	secretsFresh = int64(time.Minute) // secrets are used without asking the server
 
 	readHint = "grant ratelimit_auditor to the role that reads, or read with a pool of another role"
@@ -80,8 +80,8 @@ const (
 
 // Write implements [audit.Sink]. A record that is durable has been written to the server's disk,
 // if its fsync and synchronous_commit are on. If the connection is lost before the server
-// has answered, the records may be there although Write returns an error. Then a Trail
-// writes those that were in its queue again.
+// has answered, the records may be there although Write returns an error. A Trail then
+// writes the records of its queue a second time.
 func (s *AuditSink) Write(ctx context.Context, records []audit.Record, durable bool) error {
 	err := asJSON(records, func(text string) error {
 		ctx, cancel := patient(ctx)
@@ -178,7 +178,7 @@ func cleanTime(t time.Time) time.Time {
 	return t
 }
 
-// keepSometimes looks after partitions if it is time for that. An error is one of a server
+// keepSometimes makes and drops partitions if it is time for that. An error is one of a server
 // that has no time for it, or that Write will report.
 func (s *AuditSink) keepSometimes(ctx context.Context) {
 	now, next := clock.Now(), s.keep.Load()
