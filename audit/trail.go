@@ -172,8 +172,13 @@ func (t *Trail) Record(ctx context.Context, e ratelimit.Event) error {
 
 // RecordOf returns the record of an event and writes nothing: for a [ratelimit.RecordingStore],
 // which writes the record itself. The record has no Outcome. It is an error if the trail has
-// been closed.
-func (t *Trail) RecordOf(ctx context.Context, e ratelimit.Event) (Record, error) {
+// been closed, or if Options.Request panics.
+func (t *Trail) RecordOf(ctx context.Context, e ratelimit.Event) (r Record, err error) {
+	defer func() {
+		if with := recover(); with != nil {
+			err = fmt.Errorf("audit: Options.Request has panicked: %v", with)
+		}
+	}()
 	route, id := t.request(ctx)
 	t.mu.Lock()
 	defer t.mu.Unlock()

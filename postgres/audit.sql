@@ -51,12 +51,14 @@ BEGIN
   END IF;
 END $$;
 
--- The secrets of pseudonyms. Only the owner and the functions can read them.
+-- The secrets of pseudonyms. Only the owner and the functions can read them. ANALYZE must not
+-- copy them to the statistics, where they would outlive the table's own file.
 CREATE TABLE IF NOT EXISTS ratelimit.audit_secret (
   epoch text PRIMARY KEY,
   begins timestamptz NOT NULL,
   secret bytea NOT NULL
 );
+ALTER TABLE ratelimit.audit_secret ALTER COLUMN secret SET STATISTICS 0;
 
 CREATE OR REPLACE FUNCTION ratelimit.audit_now() RETURNS timestamptz LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS
 $$ SELECT to_timestamp(ratelimit.now() / 1e9) $$;
@@ -151,7 +153,9 @@ BEGIN
   LOOP
     BEGIN
       EXECUTE format('DROP TABLE ratelimit.%I', v_name);
-    EXCEPTION WHEN lock_not_available THEN RETURN;
+    EXCEPTION
+      WHEN lock_not_available THEN RETURN;
+      WHEN dependent_objects_still_exist THEN NULL; -- such as a view of somebody who wants to keep it
     END;
   END LOOP;
 END $$;

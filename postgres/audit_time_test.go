@@ -75,7 +75,12 @@ func TestPartitions(t *testing.T) {
 	write(time.Now())
 	require.True(t, strings.HasPrefix(partitions(t, clock.conn), "2026_05 "), partitions(t, clock.conn))
 
-	// The owner decides for how long.
+	// The owner decides for how long. A view keeps its own partition only.
+	clock.exec("CREATE VIEW public.kept AS SELECT * FROM ratelimit.audit_2026_07")
+	clock.exec("UPDATE ratelimit.audit_setting SET keep_months = 2")
+	write(time.Now())
+	require.Equal(t, "2026_07 2027_04 2027_05 2027_06 2027_07", partitions(t, clock.conn))
+	clock.exec("DROP VIEW public.kept")
 	clock.exec("UPDATE ratelimit.audit_setting SET keep_months = 2")
 	write(time.Now())
 	require.Equal(t, "2027_04 2027_05 2027_06 2027_07", partitions(t, clock.conn))
@@ -209,6 +214,7 @@ func TestDeletedSecret(t *testing.T) {
 		}))
 		return files
 	}
+	clock.exec("ANALYZE")
 	require.Positive(t, holds(secret.Bytes))
 	require.Positive(t, holds(pseudonym))
 	support := newTrail(t, newSink(t, pool), nil)

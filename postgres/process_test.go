@@ -162,9 +162,10 @@ func TestProcessesAdmitExactlyTheLimit(t *testing.T) {
 		{"two", []string{"100/1h fixed", "1/1000h bucket burst=60"}, 60},
 		{"four", []string{"100/1h fixed", "1/1000h bucket burst=60", "80/2h sliding", "70/3h fixed"}, 60},
 		{"in flight", []string{"40/1h inflight"}, 40},
+		{"audit", []string{"100/1h fixed", "1/1000h bucket burst=60"}, 60},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			of := task{URL: server.URL(pgtest.Superuser) + "&pool_max_conns=8", Prefix: tc.name, Limits: tc.limits, Keys: 10, Calls: 6}
+			of := task{URL: server.URL(pgtest.Superuser) + "&pool_max_conns=8", Prefix: tc.name, Limits: tc.limits, Keys: 10, Calls: 6, Audit: tc.name == "audit"}
 			for of.Calls*goroutines*4 < of.Keys*int(tc.want)*3/2 {
 				of.Calls++
 			}

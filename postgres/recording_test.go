@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -228,6 +229,49 @@ func TestEachDecisionIsRecorded(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 1, count("kind = 'denied' AND policy = 'small' AND units = 9 AND until IS NULL"))
 	require.Equal(t, 164, count("true"))
+}
+
+// TestRecordsInEachMode records decisions in each of pgx's modes, and with a session that writes times
+// in another way.
+func TestRecordsInEachMode(t *testing.T) {
+	server := migrated(t)
+	conn := connect(t, server.URL(pgtest.Superuser))
+	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeCacheStatement, pgx.QueryExecModeCacheDescribe, pgx.QueryExecModeDescribeExec, pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol} {
+		t.Run(mode.String(), func(t *testing.T) {
+			pool := newPool(t, server.URL(pgtest.Superuser), func(c *pgxpool.Config) {
+				c.ConnConfig.DefaultQueryExecMode = mode
+				c.ConnConfig.RuntimeParams["timezone"] = "Pacific/Kiritimati"
+				if mode == pgx.QueryExecModeCacheStatement { // pgx reads text in one style only
+					c.ConnConfig.RuntimeParams["datestyle"] = "SQL, DMY"
+				}
+			})
+			sink := newSink(t, pool)
+			trail := newTrail(t, sink, func(o *audit.Options) { o.PlainKeys, o.Service = true, mode.String() })
+			store := newStore(t, pool, mode.String(), postgres.WithAudit(sink, true))
+			limiter := newLimiter(t, store, []ratelimit.Limit{ratelimit.FixedWindow(2, time.Hour).Block(time.Hour), ratelimit.Rolling(3, time.Hour)}, func(o *ratelimit.Options) {
+				o.Audit, o.Observe, o.OnFailure, o.Timeout = trail, trail.Observe, ratelimit.FailClosed, 5*time.Second
+			})
+			began := time.Now()
+			for range 4 {
+				_, err := limiter.Take(ctx, mode.String())
+				require.NoError(t, err)
+			}
+			require.NoError(t, limiter.Reset(alice, mode.String()))
+			found, err := sink.Read(ctx, audit.Query{Key: mode.String()})
+			require.NoError(t, err)
+			require.Len(t, found, 5)
+			require.Equal(t, audit.Kind("reset"), found[0].Kind)
+			require.Equal(t, audit.Kind("denied"), found[1].Kind)
+			require.WithinDuration(t, began, found[1].Time, time.Minute)
+			require.WithinDuration(t, began.Add(time.Hour), *found[1].Until, time.Minute)
+			secrets, err := sink.Secrets(ctx, time.Time{})
+			require.NoError(t, err)
+			require.WithinDuration(t, began, secrets[0].Begins, time.Minute)
+		})
+	}
+	var name string
+	require.NoError(t, conn.QueryRow(ctx, "SELECT min(tableoid::regclass::text) FROM ratelimit.audit").Scan(&name))
+	require.Equal(t, "ratelimit.audit_"+time.Now().UTC().Format("2006_01"), name)
 }
 
 // TestWhatRecordedDecisionsRefuse builds limiters that could decide without a record.
