@@ -3,6 +3,8 @@ package postgres_test
 import (
 	"context"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -229,6 +231,21 @@ func TestEachDecisionIsRecorded(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 1, count("kind = 'denied' AND policy = 'small' AND units = 9 AND until IS NULL"))
 	require.Equal(t, 164, count("true"))
+
+	// A request that costs more in the end.
+	handler := limiter.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/dear" {
+			assert.NoError(t, limiter.AddCost(r.Context(), 3))
+		}
+		w.WriteHeader(http.StatusNoContent)
+	}))
+	for _, path := range []string{"/dear", "/plain"} {
+		w := httptest.NewRecorder()
+		handler.ServeHTTP(w, httptest.NewRequest("POST", path, nil))
+		require.Equal(t, http.StatusNoContent, w.Code)
+	}
+	require.Equal(t, 1, count("kind = 'charged' AND units = 3"))
+	require.Equal(t, 167, count("true"))
 }
 
 // TestRecordsInEachMode records decisions in each of pgx's modes, and with a session that writes times
