@@ -31,7 +31,10 @@ import (
 // 1,000 units per second and in-flight limits are refused, too. A denied call writes its record, so put a
 // limiter without this option around it to stop floods.
 func WithAudit(sink *AuditSink, all bool) Option {
-	return func(s *Store) { s.audited, s.sink, s.recordsAll = true, sink, all }
+	return func(s *Store) {
+		s.audited, s.sink, s.recordsAll = true, sink, all
+		s.durable = s.durable || all
+	}
 }
 
 // maxRecordedRate is the highest limit whose decisions are recorded, in units per second.
@@ -48,7 +51,6 @@ func (s *Store) validateAudit() error {
 	case s.sink.pool != s.pool:
 		return errors.New("the sink of WithAudit has another pool, so records could not be in the transactions of the store: give both the same one")
 	}
-	s.durable = s.durable || s.recordsAll
 	return nil
 }
 

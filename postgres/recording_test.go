@@ -248,6 +248,30 @@ func TestEachDecisionIsRecorded(t *testing.T) {
 	require.Equal(t, 167, count("true"))
 }
 
+// TestLookOfASecondAgo makes the server take more than a second from look to write, twice. Then
+// neither the counter nor the records are written, and both are made again.
+func TestLookOfASecondAgo(t *testing.T) {
+	server := migrated(t)
+	conn := connect(t, server.URL(pgtest.Superuser))
+	limiter, store := newRecorded(t, server, "codes", hourly, nil)
+	_, err := conn.Exec(ctx, `CREATE SEQUENCE public.calls; ALTER FUNCTION ratelimit.write_recorded RENAME TO write_in_time;
+		CREATE FUNCTION ratelimit.write_recorded(a text[], b bigint[], c int[], d bigint[], e bigint[], f bigint[], g text[], h text[], i int[], j bigint[], k bigint[], l bigint[],
+			m text[], n bigint, o text, p int[], OUT r_updated int[], OUT r_added int[], OUT r_written bool) LANGUAGE sql AS
+		'SELECT * FROM ratelimit.write_in_time(a, b, c, d, e, f, g, h, i, j, k, l, m, n - CASE WHEN nextval(''public.calls'') % 3 = 0 THEN 0 ELSE 2000000000 END, o, p)'`)
+	require.NoError(t, err)
+	for range 2 {
+		_, err = limiter.TakeN(ctx, "key", 5) // a new row, and a row
+		require.NoError(t, err)
+	}
+	_, err = limiter.TakeN(ctx, "key", hourly[0].N())
+	require.NoError(t, err)
+	require.EqualValues(t, 10, counted(t, store, "key"))
+	require.Equal(t, []string{"admitted", "admitted", "denied"}, kinds(t, conn))
+	var calls int
+	require.NoError(t, conn.QueryRow(ctx, "SELECT last_value FROM public.calls").Scan(&calls))
+	require.Equal(t, 9, calls)
+}
+
 // TestRecordsInEachMode records decisions in each of pgx's modes, and with a session that writes times
 // in another way.
 func TestRecordsInEachMode(t *testing.T) {
