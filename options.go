@@ -207,7 +207,8 @@ type Options struct {
 
 	// Audit records what is done to the limiter by hand before it takes effect: a
 	// [Limiter.Reset], a [Limiter.Block], a SetLimits, and a [Limiter.Refund] in the name
-	// of an actor. Nil records nothing. Package audit has one, with places to write to.
+	// of an actor. Nil records nothing. Package audit has one, with places to write to. A
+	// [RecordingStore] records some of these calls itself, in the name of the auditor.
 	Audit Auditor
 
 	// Logger gets the limiter's warnings, and the store that it counts in. Nothing that
