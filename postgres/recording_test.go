@@ -576,6 +576,60 @@ func TestDeadDatabaseLeavesGaps(t *testing.T) {
 	}, 30*time.Second, 50*time.Millisecond)
 }
 
+// TestAuditDiskIsFull fills up the disk of the records. Calls by hand and recorded decisions then
+// change nothing, and other decisions go on.
+func TestAuditDiskIsFull(t *testing.T) {
+	server := migrated(t)
+	disk := server.Disk("audit", 4<<20)
+	admin := connect(t, server.URL(pgtest.Superuser))
+	pool := newPool(t, server.URL(pgtest.Superuser))
+	sink := newSink(t, pool)
+	require.NoError(t, sink.Write(ctx, reset(time.Now()), true))
+	_, err := admin.Exec(ctx, fmt.Sprintf("CREATE TABLESPACE small LOCATION '%s'", disk.Path))
+	require.NoError(t, err)
+	_, err = admin.Exec(ctx, "ALTER TABLE ratelimit.audit_"+time.Now().UTC().Format("2006_01")+" SET TABLESPACE small")
+	require.NoError(t, err)
+
+	trail := newTrail(t, sink, nil)
+	limits := []ratelimit.Limit{ratelimit.FixedWindow(2, time.Hour).Block(2 * time.Hour)}
+	login := newLimiter(t, newStore(t, pool, "login", postgres.WithAudit(sink, false)), limits, func(o *ratelimit.Options) {
+		o.Audit, o.Observe, o.Timeout = trail, trail.Observe, 5*time.Second
+	})
+	codesStore := newStore(t, pool, "codes", postgres.WithAudit(sink, true))
+	codes := newLimiter(t, codesStore, hourly, func(o *ratelimit.Options) {
+		o.Audit, o.Observe, o.Timeout, o.OnFailure = trail, trail.Observe, 5*time.Second, ratelimit.FailClosed
+	})
+	for range 3 {
+		_, err := login.Take(ctx, "blocked")
+		require.NoError(t, err)
+	}
+	disk.Fill()
+	for err = nil; err == nil; { // until the last page is full
+		err = login.Reset(alice, "nobody")
+	}
+	require.ErrorContains(t, err, "disk is full")
+
+	require.ErrorContains(t, login.Reset(alice, "blocked"), "disk is full")
+	d, err := login.Take(ctx, "blocked")
+	require.NoError(t, err)
+	require.True(t, d.Blocked)
+	require.ErrorContains(t, login.Block(alice, "free", time.Hour), "disk is full")
+	d, err = login.Take(ctx, "free")
+	require.NoError(t, err)
+	require.True(t, d.Allowed)
+	require.Equal(t, ratelimit.SourceStore, d.Source)
+	_, err = codes.Take(ctx, "key")
+	require.ErrorContains(t, err, "disk is full")
+	require.Zero(t, counted(t, codesStore, "key"))
+
+	disk.Free()
+	require.NoError(t, login.Reset(alice, "blocked"))
+	d, err = login.Take(ctx, "blocked")
+	require.NoError(t, err)
+	require.True(t, d.Allowed)
+	decidesAgain(t, codes)
+}
+
 type nobody struct{}
 
 func (nobody) Record(context.Context, ratelimit.Event) error { return nil }
