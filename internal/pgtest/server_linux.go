@@ -189,6 +189,25 @@ func (s *Server) children() (pids []int) {
 	return pids
 }
 
+// Data returns the folder with all files of the server.
+func (s *Server) Data() string { return s.data() }
+
+// Dump returns what pg_dump prints for a role. A test is skipped if RATELIMIT_POSTGRES_BIN has
+// none.
+func (s *Server) Dump(role string, args ...string) []byte {
+	s.t.Helper()
+	if dir := os.Getenv("RATELIMIT_POSTGRES_BIN"); dir != "" {
+		if _, err := os.Stat(filepath.Join(dir, "pg_dump")); err != nil {
+			s.t.Skipf("pgtest: %v", err)
+		}
+	}
+	out, err := exec.Command(program(s.t, "pg_dump"), append(args, s.URL(role))...).CombinedOutput()
+	if err != nil {
+		s.t.Fatalf("pgtest: pg_dump: %v\n%s", err, out)
+	}
+	return out
+}
+
 func (s *Server) data() string { return filepath.Join(s.dir, "data") }
 func (s *Server) log() string  { return filepath.Join(s.dir, "log") }
 

@@ -25,11 +25,14 @@ func (*Bouncer) Kill()               {}
 func (*Server) URL(role string) string { return "" }
 func (*Server) Standby() *Server       { return nil }
 func (*Server) Addr() string           { return "" }
+func (*Server) Data() string           { return "" }
 func (*Server) Kill()                  {}
 func (*Server) Stop()                  {}
 func (*Server) Restart(...string)      {}
 func (*Server) Hang()                  {}
 func (*Server) Continue()              {}
+
+func (*Server) Dump(role string, args ...string) []byte { return nil }
 
 // A Disk is a small file system in memory. Only on Linux there are any.
 type Disk struct{ Path string }
