@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/ratelimit-go/ratelimit/internal/engine"
 )
 
 // This file has the events that a limiter reports to the program around it, and the
@@ -201,6 +203,45 @@ func actorOf(ctx context.Context) string {
 	return who
 }
 
+// Recording says which calls of a [RecordingStore] the store records by itself.
+type Recording uint8
+
+const (
+	// RecordsNothing: Options.Audit gets all events, as with any other store.
+	RecordsNothing Recording = iota
+	// RecordsCalls: the store records a Reset, a Block and a Refund by an actor. Options.Audit
+	// gets other calls by hand, which change nothing in the store.
+	RecordsCalls
+	// RecordsDecisions: the store also records each decision, and units that are given back
+	// or charged later.
+	RecordsDecisions
+)
+
+// Recordable is what a [RecordingStore] needs for the record of a call, beside its arguments.
+type Recordable struct {
+	Auditor Auditor // Options.Audit
+	// Event is what the auditor would get of a call by hand. For other calls it
+	// has the time, the limiter, the actor and the reason, and no Kind.
+	Event    Event
+	Policies []string // of a decision: the names of its limits, as in the header fields
+}
+
+// RecordableFrom is for a [RecordingStore]: it returns what the context of a call has for its
+// record. ok is false for a call that no limiter makes, or that is not recorded.
+func RecordableFrom(ctx context.Context) (r Recordable, ok bool) {
+	r, ok = engine.Recordable(ctx).(Recordable)
+	return r, ok
+}
+
+type recordedKey struct{}
+
+// RecordedBy is for observers: it returns the auditor in whose name a [RecordingStore] has
+// recorded the event that an observer gets with this context. It is nil for other events.
+func RecordedBy(ctx context.Context) Auditor {
+	by, _ := ctx.Value(recordedKey{}).(Auditor)
+	return by
+}
+
 // observers are the functions that a registry's limiters report to. The zero value
 // has none.
 type observers struct {
@@ -242,6 +283,27 @@ type emitter struct {
 	own      observer   // Options.Observe, or nil
 	registry *observers // of the limiter's registry; nil if there is none
 	audit    Auditor    // Options.Audit, or nil
+	inStore  Recording  // what the store records
+}
+
+// recordable returns the context of a call that the store records. policies is nil for a call
+// by hand.
+func (m *emitter) recordable(ctx context.Context, e Event, policies []string) context.Context {
+	m.complete(ctx, &e)
+	return engine.WithRecordable(ctx, Recordable{Auditor: m.audit, Event: e, Policies: policies})
+}
+
+// isRecorded reports whether the store has recorded an event.
+func (m *emitter) isRecorded(e *Event) bool {
+	switch e.Kind {
+	case EventReset, EventRefunded:
+		return m.inStore >= RecordsCalls
+	case EventBlocked:
+		return m.inStore >= RecordsCalls && e.Policy == "" // by hand
+	case EventDenied:
+		return m.inStore == RecordsDecisions
+	}
+	return false
 }
 
 // record hands the event of a call that changes something to the auditor. After an error the
@@ -285,6 +347,9 @@ func (m *emitter) emit(ctx context.Context, e Event) {
 		ctx = context.Background()
 	}
 	m.complete(ctx, &e)
+	if m.isRecorded(&e) {
+		ctx = context.WithValue(ctx, recordedKey{}, m.audit)
+	}
 	if m.own != nil {
 		m.call(m.own, ctx, &e)
 	}

@@ -89,6 +89,7 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 		counts: &l.counts.warnings, observed: l.events.warned,
 	}
 	l.events.report, l.events.own, l.events.audit = l.report, l.opts.Observe, l.opts.Audit
+	l.events.inStore, _ = recordingOf(l.store, l.opts.Audit) // opts.validate has returned the error
 	l.key = probeKey(l.opts.Key)
 	l.message = []byte(l.opts.Message)
 	l.problem = problemHead(l.opts.Message)
@@ -111,7 +112,8 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 			Engine: l.engine, Limits: l.policy.Load().countedUnder(),
 			Timeout: l.opts.Timeout, Recheck: l.opts.DenyRecheck, Lease: l.opts.Lease, NearKeys: l.opts.NearKeys,
 			OnFailure: remote.Policy(l.opts.OnFailure), Report: remoteReporter{l.report, l.opts.OnFailure},
-			Counts: &l.counts.remote,
+			AskAlways: l.events.inStore == RecordsDecisions,
+			Counts:    &l.counts.remote,
 		})
 	}
 	return l, nil
@@ -146,7 +148,7 @@ func (l *Limiter) SetLimitsContext(ctx context.Context, limits ...Limit) error {
 	}
 	err := validateLimits(l.name, limits)
 	if err == nil {
-		err = l.opts.others().suit(limits)
+		err = l.opts.others(l.events.inStore).suit(limits)
 	}
 	if err == nil {
 		err = validateStore(l.store, counted(limits))
@@ -347,7 +349,7 @@ func (l *Limiter) policyOf(plan []Limit) (*policy, error) {
 	if len(plan) == 0 {
 		return l.policy.Load(), nil
 	}
-	return l.plans.of(l.name, l.store, l.opts.others(), plan, &l.used, &l.counts.policies)
+	return l.plans.of(l.name, l.store, l.opts.others(l.events.inStore), plan, &l.used, &l.counts.policies)
 }
 
 func (l *Limiter) negative(n int64) error {
@@ -521,6 +523,9 @@ func (l *Limiter) takeWith(ctx context.Context, key string, n int64, how asking,
 		}
 		return t, nil
 	}
+	if l.events.inStore == RecordsDecisions && n > 0 {
+		ctx = l.events.recordable(ctx, Event{}, p.names)
+	}
 	buf := answers.Get().(*[MaxLimits]rule.Answer)
 	defer answers.Put(buf)
 	decided := remote.Decision{Source: remote.FromStore}
@@ -614,6 +619,9 @@ func (l *Limiter) adjust(ctx context.Context, key string, n int64, at Instant, l
 	if n < 0 {
 		defer l.lines.wake(key)
 	}
+	if l.events.inStore == RecordsDecisions && engine.Recordable(ctx) == nil {
+		ctx = l.events.recordable(ctx, Event{}, nil)
+	}
 	switch {
 	case len(limits.Rules) == 0: // under Unlimited, Deny or InFlight
 	case l.remote != nil:
@@ -640,16 +648,17 @@ func (l *Limiter) Refund(ctx context.Context, key string, n int64) error {
 	if n < 0 {
 		return fmt.Errorf("ratelimit: limiter %q: cannot refund %d units: want 0 or more; TakeN takes units", l.name, n)
 	}
-	if err := l.ready(key); err != nil || n == 0 {
+	if err := l.ready(key); err != nil || n == 0 || len(p.limits) == 0 {
 		return err
 	}
-	refunded, byHand := Event{Kind: EventRefunded, Key: key, Units: n}, actorOf(ctx) != ""
+	refunded, byHand, recorded := Event{Kind: EventRefunded, Key: key, Units: n}, actorOf(ctx) != "", ctx
 	if byHand {
-		if err := l.record(ctx, "Refund", refunded); err != nil {
+		var err error
+		if recorded, err = l.record(ctx, "Refund", refunded); err != nil {
 			return err
 		}
 	}
-	_, err := l.adjust(ctx, key, -n, Now, p.present().under, remote.SideTimeout)
+	_, err := l.adjust(recorded, key, -n, Now, p.present().under, remote.SideTimeout)
 	if err == nil && byHand {
 		l.events.emit(ctx, refunded)
 	}
@@ -662,7 +671,8 @@ func (l *Limiter) Refund(ctx context.Context, key string, n int64) error {
 // FirstKey with its mark, "1=203.0.113.7". It is an error if key is empty, ctx
 // is done, the limiter is closed or the store fails, but none if nothing was
 // counted. It waits for a [RemoteStore] for at most 5 seconds, or until ctx ends. If
-// the store fails, the key has been forgotten in this process alone.
+// the store fails, the key has been forgotten in this process alone; for a [RecordingStore]
+// it has not.
 //
 // A limiter remembers 1,024 algorithms and windows that it has used, by
 // SetLimits or Options.LimitsFor. If there were more, Reset forgets what is
@@ -672,7 +682,8 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 	if err := l.ready(key); err != nil {
 		return err
 	}
-	if err := l.record(ctx, "Reset", Event{Kind: EventReset, Key: key}); err != nil {
+	recorded, err := l.record(ctx, "Reset", Event{Kind: EventReset, Key: key})
+	if err != nil {
 		return err
 	}
 	limits, dropped := l.used.with(append(l.plans.all(), l.policy.Load()))
@@ -681,9 +692,9 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 		reset = l.remote.Reset
 	}
 	// There may be more than MaxLimits. Neither Reset nor Block uses ladders.
-	if err := reset(ctx, key, engineLimits(withoutBlocks(limits))); err != nil {
+	if err := reset(recorded, key, engineLimits(withoutBlocks(limits))); err != nil {
 		err = publicError(err)
-		if l.remote != nil && ctx.Err() == nil {
+		if l.remote != nil && l.events.inStore == RecordsNothing && ctx.Err() == nil {
 			err = fmt.Errorf("Reset has forgotten the key in this process alone: %w", err)
 		}
 		return l.wrap(err)
@@ -712,7 +723,7 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 // limiter counts under no limit, and where Reset has one. A [RemoteStore] that fails gets
 // the block when it answers again, with [FallbackLocal]; that is no error. With the other
 // policies it is one, and the key stays blocked in this process until the store answers
-// about it. Other processes learn of the block when they ask the store about the key: for
+// about it. For a [RecordingStore] it is an error, and the key is not blocked. Other processes learn of the block when they ask the store about the key: for
 // a key that they have denied within Options.DenyRecheck, and a key whose units they hold
 // by Options.Lease within that time. The plan [Unlimited] asks no store. Observers get an
 // [EventBlocked] with the actor and the reason of ctx; see [WithActor].
@@ -731,14 +742,15 @@ func (l *Limiter) Block(ctx context.Context, key string, d time.Duration) error 
 		return fmt.Errorf("ratelimit: limiter %q: Block: it counts under no limit: add one to Options.Limits", l.name)
 	}
 	blocked := Event{Kind: EventBlocked, Key: key, Duration: d}
-	if err := l.record(ctx, "Block", blocked); err != nil {
+	recorded, err := l.record(ctx, "Block", blocked)
+	if err != nil {
 		return err
 	}
 	block := l.engine.Block
 	if l.remote != nil {
 		block = l.remote.Block
 	}
-	if err := block(ctx, key, rule.Block{Until: int64(d)}, engineLimits(withoutBlocks(limits))); err != nil {
+	if err := block(recorded, key, rule.Block{Until: int64(d)}, engineLimits(withoutBlocks(limits))); err != nil {
 		return l.wrap(publicError(err))
 	}
 	l.events.emit(ctx, blocked)
@@ -749,13 +761,17 @@ func (l *Limiter) Block(ctx context.Context, key string, d time.Duration) error 
 	return nil
 }
 
-// record hands the event of a call to the auditor. After an error the call must not change
-// anything.
-func (l *Limiter) record(ctx context.Context, call string, e Event) error {
-	if err := l.events.record(ctx, e); err != nil {
-		return fmt.Errorf("ratelimit: limiter %q: %s: %w", l.name, call, err)
+// record hands the event of a call to the auditor, or to the store in the context that it
+// returns. After an error the call must not change anything.
+func (l *Limiter) record(ctx context.Context, call string, e Event) (context.Context, error) {
+	err := ctx.Err()
+	if l.events.inStore != RecordsNothing && err == nil {
+		return l.events.recordable(ctx, e, nil), nil
 	}
-	return nil
+	if err = l.events.record(ctx, e); err != nil {
+		return ctx, fmt.Errorf("ratelimit: limiter %q: %s: %w", l.name, call, err)
+	}
+	return ctx, nil
 }
 
 // Stats returns what the limiter has counted of itself. It may be called at any time,

@@ -207,7 +207,8 @@ type Options struct {
 
 	// Audit records what is done to the limiter by hand before it takes effect: a
 	// [Limiter.Reset], a [Limiter.Block], a SetLimits, and a [Limiter.Refund] in the name
-	// of an actor. Nil records nothing. Package audit has one, with places to write to.
+	// of an actor. Nil records nothing. Package audit has one, with places to write to. A
+	// [RecordingStore] records some of these calls itself, in the name of the auditor.
 	Audit Auditor
 
 	// Logger gets the limiter's warnings, and the store that it counts in. Nothing that
@@ -261,7 +262,26 @@ func (o Options) withDefaults() Options {
 }
 
 // others are the options that not all limits go with.
-func (o *Options) others() otherOptions { return otherOptions{o.Lease, o.MaxWait} }
+func (o *Options) others(recording Recording) otherOptions {
+	return otherOptions{o.Lease, o.MaxWait, recording == RecordsDecisions}
+}
+
+// validateRecorded returns an error for options with which a limiter would decide without
+// its store, which records each decision.
+func (o *Options) validateRecorded() error {
+	const because = "but the store records each decision, so only the store may decide"
+	switch {
+	case o.OnFailure != FailClosed:
+		return fmt.Errorf("Options.OnFailure is %v, %s: set FailClosed", o.OnFailure, because)
+	case o.Lease != 0:
+		return fmt.Errorf("Options.Lease is %v, %s: leave it out", o.Lease, because)
+	case o.MaxWait != 0:
+		return fmt.Errorf("Options.MaxWait is %v, %s, and a request that waits is denied there first: leave it out", o.MaxWait, because)
+	case o.Shadow:
+		return fmt.Errorf("Options.Shadow is set, %s, and the record of a denial that is let through would be wrong: leave it out", because)
+	}
+	return nil
+}
 
 // validate holds every rule for options as a whole. Its errors name the option,
 // the value and the way out.
@@ -311,7 +331,16 @@ func (o Options) validate(limiter string) error {
 	if o.Lease < 0 || o.Lease > 0 && o.Lease < minLease {
 		return fmt.Errorf("Options.Lease is %v: want at least %v, or 0 for none", o.Lease, minLease)
 	}
-	if err := o.others().suit(o.Limits); err != nil {
+	recording, err := recordingOf(o.Store, o.Audit)
+	if err != nil {
+		return fmt.Errorf("Options.Audit: %w", err)
+	}
+	if recording == RecordsDecisions {
+		if err := o.validateRecorded(); err != nil {
+			return err
+		}
+	}
+	if err := o.others(recording).suit(o.Limits); err != nil {
 		return err
 	}
 	if o.MaxWait < 0 {

@@ -312,11 +312,17 @@ func validateLimits(limiter string, limits []Limit) error {
 }
 
 // otherOptions are the options that not all limits go with.
-type otherOptions struct{ lease, maxWait time.Duration }
+type otherOptions struct {
+	lease, maxWait time.Duration
+	recorded       bool // the store records each decision
+}
 
 // suit says why limits do not go with these options, if so.
 func (o otherOptions) suit(limits []Limit) error {
 	for _, l := range limits {
+		if o.recorded && !l.counts() {
+			return fmt.Errorf("limit %v decides without the store, and the store records each decision: leave it out, or use another store", l)
+		}
 		if o.lease > 0 && l.rule.Kind == rule.Rolling {
 			// A leased unit is used later than it is counted, so there would be intervals with
 			// more units.

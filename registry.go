@@ -342,8 +342,8 @@ func (r *Registry) release(l *Limiter) {
 	for _, prefix := range l.prefixes {
 		delete(r.prefixes, prefix)
 	}
-	for s, holder := range *r.stores() {
-		if holder == l {
+	for _, s := range l.layers {
+		if (*r.stores())[s] == l {
 			delete(*r.stores(), s)
 		}
 	}

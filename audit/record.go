@@ -64,6 +64,11 @@ const (
 	// Suppressed is about Count events of a limiter within a second: more than 100 keys
 	// were denied or blocked in it for the first time.
 	Suppressed Kind = "suppressed"
+	// Admitted is a decision that has let a request through, and Charged are units that were
+	// added to one later. There are such records only of a [ratelimit.RecordingStore] that
+	// records each decision.
+	Admitted Kind = "admitted"
+	Charged  Kind = "charged"
 	// Gap is about Count records that are missing, since Since: the sink did not take them,
 	// and the queue was full.
 	Gap Kind = "gap"
@@ -72,7 +77,8 @@ const (
 // Outcome says whether a call by hand is about to be carried out, or was.
 type Outcome string
 
-// The outcomes of calls. A call that has failed has only the first.
+// The outcomes of calls. A call that has failed has only the first. A call whose record a
+// [ratelimit.RecordingStore] writes together with the change has only the second.
 const (
 	Intended Outcome = "intended"
 	Done     Outcome = "done"

@@ -45,7 +45,8 @@ type Options struct {
 	PlainKeys bool
 
 	// Request returns the route and the id of the request that a context belongs to, if it is
-	// known. Nil: records have neither.
+	// known. It is called for each record of an event, and not for denials of an episode that
+	// has begun. Nil: records have neither.
 	Request func(ctx context.Context) (route, id string)
 
 	// Logger gets an error when the sink begins to fail, and when it works again. Nil means
@@ -98,28 +99,36 @@ func New(opts Options) (*Trail, error) {
 }
 
 // Observe records an event. It never waits for the sink. It records the first denial of an
-// episode, and the end of the episode.
+// episode, and the end of the episode. It records no event that a [ratelimit.RecordingStore] has
+// recorded in the name of the trail.
 func (t *Trail) Observe(ctx context.Context, e ratelimit.Event) {
-	route, id := t.request(ctx)
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.closed {
-		return
-	}
 	isShadow := e.Kind == ratelimit.EventShadowDenied
 	isDenial := isShadow || e.Kind == ratelimit.EventDenied
 	startsBlock := e.Kind == ratelimit.EventBlocked && e.Policy != ""
-	if isDenial && t.episodes.continues(&e, isShadow) {
+	by, _ := ratelimit.RecordedBy(ctx).(*Trail)
+	isRecorded := by == t
+	if isRecorded && e.Kind != ratelimit.EventReset {
 		return
 	}
-	if (isDenial || startsBlock) && !t.episodes.mayBegin(e.Limiter) {
+	t.mu.Lock()
+	isCovered := isDenial && t.episodes.continues(&e, isShadow) || (isDenial || startsBlock) && !t.episodes.mayBegin(e.Limiter)
+	t.mu.Unlock()
+	if isCovered {
+		return
+	}
+	route, id := t.request(ctx) // with no lock held
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed || isDenial && t.episodes.continues(&e, isShadow) { // another denial has begun the episode
 		return
 	}
 	r := t.record(&e, route, id)
 	if isByHand(e.Kind) && !startsBlock {
 		r.Outcome = Done
 	}
-	t.add(r)
+	if !isRecorded {
+		t.add(r)
+	}
 	switch {
 	case isDenial:
 		if evicted, ok := t.episodes.begin(&e, isShadow, r); ok {
@@ -151,18 +160,36 @@ func isByHand(k ratelimit.EventKind) bool {
 
 // Record implements [ratelimit.Auditor]: it returns when the sink has the record for good.
 func (t *Trail) Record(ctx context.Context, e ratelimit.Event) error {
-	route, id := t.request(ctx)
-	t.mu.Lock()
-	r, closed := t.record(&e, route, id), t.closed
-	t.mu.Unlock()
-	if closed {
-		return errors.New("audit: the trail has been closed: close limiters first")
+	r, err := t.RecordOf(ctx, e)
+	if err != nil {
+		return err
 	}
 	r.Outcome = Intended
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
-	return t.opts.Sink.Write(ctx, []Record{t.complete(r)}, true)
+	return t.opts.Sink.Write(ctx, []Record{r}, true)
 }
+
+// RecordOf returns the record of an event and writes nothing: for a [ratelimit.RecordingStore],
+// which writes the record itself. The record has no Outcome. It is an error if the trail has
+// been closed, or if Options.Request panics.
+func (t *Trail) RecordOf(ctx context.Context, e ratelimit.Event) (r Record, err error) {
+	defer func() {
+		if with := recover(); with != nil {
+			err = fmt.Errorf("audit: Options.Request has panicked: %v", with)
+		}
+	}()
+	route, id := t.request(ctx)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return Record{}, errors.New("audit: the trail has been closed: close limiters first")
+	}
+	return t.complete(t.record(&e, route, id)), nil
+}
+
+// Sink returns Options.Sink.
+func (t *Trail) Sink() Sink { return t.opts.Sink }
 
 // Dropped returns how many records are missing because the sink has failed for too long. Each
 // gap is in the trail, too, when the sink works again.

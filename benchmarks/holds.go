@@ -70,7 +70,7 @@ func besideRequest(b *testing.B, open opener) {
 }
 
 // holdSerially times Acquire and release in turn with a Take.
-func holdSerially(b *testing.B, on *redisServers, l RedisLibrary) {
+func holdSerially(b *testing.B, on *servers, l RedisLibrary) {
 	where, all := onServer(on.server), keys(1)
 	s, plain := l.open(where, plenty.holding()), l.open(where, plenty)
 	defer s.end()
@@ -100,8 +100,8 @@ const (
 
 // renew keeps 10,000 requests of n keys in flight, and looks at the rounds in which their holds
 // are renewed. Meanwhile, and once before, a caller of another limiter takes units one by one.
-func renew(n int) func(*testing.B, *redisServers, RedisLibrary) {
-	return func(b *testing.B, on *redisServers, l RedisLibrary) {
+func renew(n int) func(*testing.B, *servers, RedisLibrary) {
+	return func(b *testing.B, on *servers, l RedisLibrary) {
 		where := onServer(on.server)
 		plain := l.open(where, plenty)
 		defer plain.end()

@@ -78,6 +78,8 @@ type quota struct {
 	wait    time.Duration // Options.MaxWait
 	perDay  bool          // Daily instead of FixedWindow
 	holds   bool          // InFlight instead of FixedWindow: a take is Acquire and release
+
+	two bool // two limits, all or none; only on PostgreSQL
 }
 
 // most returns the maximum number of keys.
@@ -95,6 +97,12 @@ var (
 // blocking returns the quota with blocks that last for the whole benchmark.
 func (q quota) blocking() quota {
 	q.block = 2 * time.Hour
+	return q
+}
+
+// twice returns the quota with two limits.
+func (q quota) twice() quota {
+	q.two = true
 	return q
 }
 

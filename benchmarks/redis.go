@@ -9,7 +9,8 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/redistest"
 )
 
-// RedisLibrary is one of the libraries or floors that are compared on a Redis server.
+// RedisLibrary is one of the libraries or floors that are compared on a Redis or PostgreSQL
+// server.
 type RedisLibrary struct {
 	Library
 	open func(where target, q quota) subject
@@ -38,15 +39,16 @@ var RedisLibraries = []RedisLibrary{
 	{Library{wake, Floor, "", "nothing is sent: a goroutine answers all who wait for it, by a channel each", nil}, openWake, func(map[string]int64) int64 { return 0 }},
 }
 
-// target is the server or the cluster that a library counts on.
+// target has the servers that a library may count on.
 type target struct {
-	addrs   []string
-	cluster bool
+	addrs    []string
+	cluster  bool
+	postgres string // the URL of a PostgreSQL server
 }
 
-func onServer(s *redistest.Server) target { return target{[]string{s.Addr}, false} }
+func onServer(s *redistest.Server) target { return target{addrs: []string{s.Addr}} }
 
-func onCluster(c *redistest.Cluster) target { return target{c.Addrs(), true} }
+func onCluster(c *redistest.Cluster) target { return target{addrs: c.Addrs(), cluster: true} }
 
 // goRedis returns a client with a connection for each of 64 callers. For libraries whose
 // callers use a connection each, that is a little better than the default of ten per core.

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ratelimit-go/ratelimit/internal/pgtest"
 	"github.com/ratelimit-go/ratelimit/internal/redistest"
 )
 
@@ -20,17 +21,25 @@ const (
 	RedisHolds     Group = "Redis, one server, in-flight limits"
 )
 
-// RedisCase is one benchmark on Redis.
+// RedisCase is one benchmark on Redis or PostgreSQL.
 type RedisCase struct {
 	Case
 	skip []string // the libraries that do not take part
-	run  func(b *testing.B, on *redisServers, l RedisLibrary)
+	run  func(b *testing.B, on *servers, l RedisLibrary)
 }
 
-// redisServers are the servers that the cases run on.
-type redisServers struct {
-	server  *redistest.Server
-	cluster *redistest.Cluster
+// servers are the servers that the cases run on.
+type servers struct {
+	server   *redistest.Server
+	cluster  *redistest.Cluster // nil for the cases on PostgreSQL
+	postgres *pgtest.Server     // nil for the others
+}
+
+// target returns the servers of the cases on PostgreSQL.
+func (on *servers) target() target {
+	where := onServer(on.server)
+	where.postgres = on.postgres.URL(pgtest.Superuser)
+	return where
 }
 
 // RedisCases are all benchmarks on Redis.
@@ -206,7 +215,7 @@ func report(b *testing.B, l RedisLibrary, turns []turn) {
 
 // serially times single decisions in turn with the floor, so that a slow moment of the
 // machine affects both.
-func serially(b *testing.B, on *redisServers, l RedisLibrary) {
+func serially(b *testing.B, on *servers, l RedisLibrary) {
 	where, all := onServer(on.server), keys(1)
 	s, floor := l.open(where, plenty), openEvalsha(where, plenty)
 	defer s.end()
@@ -229,7 +238,7 @@ func serially(b *testing.B, on *redisServers, l RedisLibrary) {
 	b.ReportMetric(commands(on.server, l, s, 1, all, true), "cmd/op")
 }
 
-func deniedSerially(b *testing.B, on *redisServers, l RedisLibrary) {
+func deniedSerially(b *testing.B, on *servers, l RedisLibrary) {
 	all := keys(1)
 	s := l.open(onServer(on.server), single)
 	defer s.end()
@@ -256,8 +265,8 @@ func commands(server *redistest.Server, l RedisLibrary, s subject, callers int, 
 	return float64(sent(server.Commands())) / float64(t.done+t.failed)
 }
 
-func many(callers, n int, q quota) func(*testing.B, *redisServers, RedisLibrary) {
-	return func(b *testing.B, on *redisServers, l RedisLibrary) {
+func many(callers, n int, q quota) func(*testing.B, *servers, RedisLibrary) {
+	return func(b *testing.B, on *servers, l RedisLibrary) {
 		s, all := l.open(onServer(on.server), q), keys(n)
 		defer s.end()
 		timeMany(b, l, s, callers, all, true)
@@ -269,8 +278,8 @@ func many(callers, n int, q quota) func(*testing.B, *redisServers, RedisLibrary)
 
 // manyDenied times denials of n keys that have used up their limit, and are blocked if the
 // quota has blocks.
-func manyDenied(callers, n int, q quota) func(*testing.B, *redisServers, RedisLibrary) {
-	return func(b *testing.B, on *redisServers, l RedisLibrary) {
+func manyDenied(callers, n int, q quota) func(*testing.B, *servers, RedisLibrary) {
+	return func(b *testing.B, on *servers, l RedisLibrary) {
 		s, all := l.open(onServer(on.server), q), keys(n)
 		defer s.end()
 		for _, k := range all {
@@ -282,8 +291,8 @@ func manyDenied(callers, n int, q quota) func(*testing.B, *redisServers, RedisLi
 	}
 }
 
-func inCluster(callers, n int) func(*testing.B, *redisServers, RedisLibrary) {
-	return func(b *testing.B, on *redisServers, l RedisLibrary) {
+func inCluster(callers, n int) func(*testing.B, *servers, RedisLibrary) {
+	return func(b *testing.B, on *servers, l RedisLibrary) {
 		s, all := l.open(onCluster(on.cluster), plenty), keys(n)
 		defer s.end()
 		timeMany(b, l, s, callers, all, true)

@@ -13,7 +13,7 @@ func openOursOnRedis(limit func(quota) ratelimit.Limit, lease time.Duration) fun
 	return func(where target, q quota) subject {
 		client := where.goRedis(func(o *redis.UniversalOptions) { o.ContextTimeoutEnabled = true })
 		l := must(new(ratelimit.Registry).New("api", ratelimit.Options{
-			Limits: []ratelimit.Limit{limit(q)},
+			Limits: q.limitsOf(limit),
 			Redis:  client,
 			Lease:  lease,
 

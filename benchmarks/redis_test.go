@@ -10,7 +10,7 @@ import (
 
 // BenchmarkRedis prints each row on Redis as case/library, on servers of its own.
 func BenchmarkRedis(b *testing.B) {
-	on := &redisServers{redistest.Start(b), redistest.StartCluster(b, redistest.ClusterOptions{})}
+	on := &servers{server: redistest.Start(b), cluster: redistest.StartCluster(b, redistest.ClusterOptions{})}
 	for _, c := range RedisCases {
 		for _, l := range RedisLibraries {
 			if c.Has(l) {

@@ -90,10 +90,13 @@ var mayImport = map[string]allowance{
 		foreign: goRedis + " " + httpsnoop + " " + xText,
 	},
 
+	// Stores outside of the root.
+	"internal/counting": {sameModule: "internal/rule"},
+
 	// Public packages.
 	"ratelimittest": {sameModule: "."},
 	"storetest":     {sameModule: "."},
-	"storekit":      {sameModule: ". internal/rule internal/batch"},
+	"storekit":      {sameModule: ". internal/rule internal/batch internal/counting"},
 	"audit":         {sameModule: ". internal/filelock"},
 	"admin":         {sameModule: ". audit internal/addr internal/accept"},
 

@@ -43,6 +43,8 @@ type call struct {
 	newest  bool
 	err     error
 
+	recording *recording // nil if the call is not recorded
+
 	of *group // the calls for the same key; set while a round trip runs
 }
 

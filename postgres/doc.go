@@ -24,11 +24,19 @@
 // # Roles
 //
 // The role that runs Migrate owns the schema ratelimit. If it may create roles, it makes two.
-// ratelimit_application may count: grant it to the role of each service. ratelimit_auditor
-// may read the view ratelimit.standing, which shows what is counted for whom. Functions run
+// ratelimit_application may count and write an audit trail: grant it to the role of each
+// service. ratelimit_auditor may read the view ratelimit.standing, which shows what is counted
+// for whom, and the table ratelimit.audit. Functions run
 // with the rights of the owner, so no service can write to the tables.
 //
 // A prefix belongs to the role that counted under it first. Another role gets
 // [ratelimit.ErrPrefixClaimed]. So give each service a role of its own, and the database
 // keeps their counters apart.
+//
+// # Audit trail
+//
+// An [AuditSink] keeps the records of package audit in the database, where services can add
+// records and not change them. With [WithAudit], a store writes records in the transaction of
+// what they are about. docs/audit.md has the roles, for how long records are kept, and how to
+// hand them over.
 package postgres

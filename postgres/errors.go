@@ -117,6 +117,7 @@ var errNoConnection = errors.New("no connection of the pool was free in time")
 const (
 	migrateHint   = "run postgres.Migrate with a role that may create the schema ratelimit"
 	isolationHint = "ALTER ROLE … SET default_transaction_isolation = 'read committed', and set no other one in the pool's configuration"
+	lockHint      = "look for LOCK TABLE, or for a transaction that stays open, in pg_stat_activity"
 	rightsHint    = "grant ratelimit_application to the role, or USAGE on the schema ratelimit and EXECUTE on its functions"
 )
 
@@ -133,7 +134,7 @@ var codes = []struct{ prefix, hint string }{
 	{"3D000", "the database does not exist: check the name in the pool's configuration"},
 	{"25006", "the server only reads: connect to the primary, with target_session_attrs=read-write"},
 	{"40001", isolationHint},
-	{"55P03", "a lock is held for more than a second: look for LOCK TABLE, or for a transaction that stays open, in pg_stat_activity"},
+	{"55P03", "a lock is held for more than a second: " + lockHint},
 	{"57014", "the statement was cancelled, by statement_timeout or pg_cancel_backend"},
 	{"53300", "the server has no free connection: raise max_connections, or lower the pool's MaxConns"},
 	{"53100", "the server's disk is full"},

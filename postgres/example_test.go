@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/audit"
 	"github.com/ratelimit-go/ratelimit/postgres"
 )
 
@@ -48,4 +49,39 @@ func ExampleNewStore() {
 	}))
 	defer login.Close()
 	http.Handle("POST /login", login.Middleware(http.NotFoundHandler()))
+}
+
+// Codes by mail cost money, so each decision about one is written together with its record. A
+// limiter in memory around it keeps floods away from the database.
+func ExampleWithAudit() {
+	pool, err := pgxpool.New(context.Background(), "postgres://shop@db/shop")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Close()
+	sink, err := postgres.NewAuditSink(pool)
+	if err != nil {
+		log.Fatal(err)
+	}
+	trail, err := audit.New(audit.Options{Sink: sink, Secrets: sink, Service: "shop"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer trail.Close() // after the limiters
+	store, err := postgres.NewStore(pool, "codes", postgres.WithAudit(sink, true))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer store.Close()
+	codes := ratelimit.Must(ratelimit.New("codes", ratelimit.Options{
+		Limits:    []ratelimit.Limit{ratelimit.FixedWindow(3, time.Hour)},
+		Store:     store,
+		OnFailure: ratelimit.FailClosed,
+		Audit:     trail,
+		Observe:   trail.Observe,
+	}))
+	defer codes.Close()
+	flood := ratelimit.Must(ratelimit.New("flood", ratelimit.Options{Limits: []ratelimit.Limit{ratelimit.FixedWindow(20, time.Minute)}}))
+	defer flood.Close()
+	http.Handle("POST /code", flood.Middleware(codes.Middleware(http.NotFoundHandler())))
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/audit"
 	"github.com/ratelimit-go/ratelimit/internal/batch"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 	"github.com/ratelimit-go/ratelimit/storekit"
@@ -43,6 +44,8 @@ type trip struct {
 	ctx  context.Context
 	conn *pgxpool.Conn
 	open *opened
+
+	lockTimeout bool // a statement has waited too long for a lock
 }
 
 // send carries out a batch. The queue calls it on a goroutine of its own. ctx is never done,
@@ -84,11 +87,13 @@ func (s *Store) failAll(jobs []*job, err error) {
 
 // carryOut carries out calls on an open connection.
 func (t *trip) carryOut(jobs []*job) {
-	groups := t.group(jobs)
-	var slow []*group
+	groups := t.leaveOut(t.group(jobs))
+	var slow, recorded []*group
 	bySet := make(map[*limitSet][]*group, 1)
 	for _, g := range groups {
-		if g.isFast() {
+		if g.isRecorded() {
+			recorded = append(recorded, g)
+		} else if g.isFast() {
 			set := g.jobs[0].Value.set
 			bySet[set] = append(bySet[set], g)
 		} else {
@@ -99,6 +104,15 @@ func (t *trip) carryOut(jobs []*job) {
 		slow = append(slow, t.takeFast(set, of)...)
 	}
 	t.count(slow)
+	t.count(recorded) // in statements of their own, because they fail if the records cannot be written
+	if t.lockTimeout {
+		t.findLocked(groups, true)
+	}
+}
+
+// isRecorded reports whether a call of the group has a record.
+func (g *group) isRecorded() bool {
+	return slices.ContainsFunc(g.jobs, func(j *job) bool { return j.Value.recording != nil })
 }
 
 // group divides calls by key.
@@ -171,6 +185,7 @@ func (t *trip) countOnce(groups []*group) (again []*group) {
 		return nil
 	}
 	var updates, inserts []change
+	var unchanged []*group // with records
 	for i, g := range groups {
 		shape, err := t.open.limitsOf(t, rows[i].shape)
 		var rec *storekit.Record
@@ -190,6 +205,9 @@ func (t *trip) countOnce(groups []*group) (again []*group) {
 			}
 		}
 		if !rec.Changed() {
+			if g.isRecorded() {
+				unchanged = append(unchanged, g)
+			}
 			continue
 		}
 		c := change{group: g, row: rows[i]}
@@ -207,6 +225,9 @@ func (t *trip) countOnce(groups []*group) (again []*group) {
 		} else {
 			updates = append(updates, c)
 		}
+	}
+	if groups[0].isRecorded() {
+		return t.writeRecorded(updates, inserts, unchanged, now)
 	}
 	return append(t.write(updates, now, false), t.write(inserts, now, true)...)
 }
@@ -246,21 +267,14 @@ func (t *trip) write(changes []change, now int64, add bool) (again []*group) {
 	if len(changes) == 0 {
 		return nil
 	}
-	n := len(changes)
-	keys, versions, shapes := make([]string, n), make([]int64, n), make([]int32, n)
-	ends, untils, states, more := make([]int64, n), make([]*int64, n), make([]*int64, 0, n*3*maxColumns), make([]*string, n)
-	for i, c := range changes {
-		keys[i], versions[i], shapes[i], ends[i], untils[i], more[i] = c.group.key, c.row.version, c.shape, c.ends, c.until, c.more
-		states = append(states, c.states[:]...)
-	}
 	var done []int32
 	var err error
 	if add {
 		err = t.conn.QueryRow(t.ctx, "SELECT r_o FROM ratelimit.add($1, $2, $3, $4, $5, $6, $7, $8)",
-			keys, shapes, ends, untils, states, more, now, !t.durable).Scan(&done)
+			append(columnsOf(changes, true), now, !t.durable)...).Scan(&done)
 	} else {
 		err = t.conn.QueryRow(t.ctx, "SELECT r_o FROM ratelimit.write($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-			keys, versions, shapes, ends, untils, states, more, now, !t.durable).Scan(&done)
+			append(columnsOf(changes, false), now, !t.durable)...).Scan(&done)
 	}
 	if err != nil {
 		err = t.failed(err, false)
@@ -269,6 +283,28 @@ func (t *trip) write(changes []change, now int64, add bool) (again []*group) {
 		}
 		return nil
 	}
+	return undone(changes, done)
+}
+
+// columnsOf returns the rows of changes as the functions take them: their keys and, unless
+// they are new, their versions; then their shapes, ends, untils, states and more.
+func columnsOf(changes []change, add bool) []any {
+	n := len(changes)
+	keys, versions, shapes := make([]string, n), make([]int64, n), make([]int32, n)
+	ends, untils, states, more := make([]int64, n), make([]*int64, n), make([]*int64, 0, n*3*maxColumns), make([]*string, n)
+	for i, c := range changes {
+		keys[i], versions[i], shapes[i], ends[i], untils[i], more[i] = c.group.key, c.row.version, c.shape, c.ends, c.until, c.more
+		states = append(states, c.states[:]...)
+	}
+	if add {
+		return []any{keys, shapes, ends, untils, states, more}
+	}
+	return []any{keys, versions, shapes, ends, untils, states, more}
+}
+
+// undone returns the groups of changes that are not done. done has the numbers of changes,
+// from 1 on.
+func undone(changes []change, done []int32) (again []*group) {
 	for i, c := range changes {
 		if !slices.Contains(done, int32(i+1)) {
 			again = append(again, c.group)
@@ -277,10 +313,58 @@ func (t *trip) write(changes []change, now int64, add bool) (again []*group) {
 	return again
 }
 
+// writeRecorded is write for both kinds of changes together with the records of all calls, in
+// one statement. unchanged are groups that only have records. It returns the groups of which
+// nothing was written.
+func (t *trip) writeRecorded(updates, inserts []change, unchanged []*group, now int64) (again []*group) {
+	var records []audit.Record
+	var rows []int32 // of each record: see the function write_recorded
+	var all []*group
+	add := func(g *group, row int) {
+		all = append(all, g)
+		for _, j := range g.jobs {
+			if c := &j.Value; c.recording != nil && c.err == nil {
+				records, rows = append(records, c.record()), append(rows, int32(row))
+			}
+		}
+	}
+	for i, c := range updates {
+		add(c.group, i+1)
+	}
+	for i, c := range inserts {
+		add(c.group, -(i + 1))
+	}
+	for _, g := range unchanged {
+		add(g, 0)
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	args := append(columnsOf(updates, false), columnsOf(inserts, true)...)
+	var updated, added []int32
+	var written *bool
+	err := asJSON(records, func(text string) error {
+		return t.conn.QueryRow(t.ctx, "SELECT r_updated, r_added, r_written FROM ratelimit.write_recorded($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
+			append(slices.Clip(args), now, text, rows)...).Scan(&updated, &added, &written)
+	})
+	switch {
+	case err != nil:
+		err = t.failed(err, false)
+		for _, g := range all {
+			t.failAll(g.jobs, err)
+		}
+		return nil
+	case written == nil:
+		return all
+	}
+	return append(undone(updates, updated), undone(inserts, added)...)
+}
+
 // failed returns the error of a statement. If it says that the server or the schema may be
 // another one by now, the store opens its prefix again before its next call.
 func (t *trip) failed(err error, answered bool) error {
 	explained := t.explain(err, answered)
+	t.lockTimeout = t.lockTimeout || isLockTimeout(err)
 	if t.Fault(explained) == ratelimit.FaultUnknown || isSchema(err) {
 		t.forget(t.open)
 	}

@@ -91,7 +91,7 @@ func decidesAgain(t *testing.T, limiter *ratelimit.Limiter) {
 func TestRestart(t *testing.T) {
 	server := migrated(t)
 	store := newStore(t, newPool(t, server.URL(pgtest.Superuser)), "restart")
-	limiter := newLimiter(t, store, hourly, func(o *ratelimit.Options) { o.OnFailure = ratelimit.FailClosed })
+	limiter := newLimiter(t, store, hourly, func(o *ratelimit.Options) { o.OnFailure, o.Timeout = ratelimit.FailClosed, 5*time.Second })
 	for range 10 {
 		_, err := limiter.Take(ctx, "before")
 		require.NoError(t, err)
@@ -315,6 +315,70 @@ func TestBadSetup(t *testing.T) {
 	_, err = takeOne(store, "key", hourly, 5*time.Second)
 	require.Error(t, err)
 	assert.Equal(t, ratelimit.FaultKey, store.Fault(err), "%v", err)
+}
+
+// TestFullDisk fills the disk of the table. New keys get an error that says so, and rows that
+// exist are counted.
+func TestFullDisk(t *testing.T) {
+	server := migrated(t)
+	disk := server.Disk("table", 1<<20)
+	admin := connect(t, server.URL(pgtest.Superuser))
+	for _, sql := range []string{
+		"CREATE TABLESPACE small LOCATION '" + disk.Path + "'", "ALTER TABLE ratelimit.counter SET TABLESPACE small",
+		"ALTER INDEX ratelimit.counter_pkey SET TABLESPACE small",
+	} {
+		_, err := admin.Exec(ctx, sql)
+		require.NoError(t, err)
+	}
+	store := newStore(t, newPool(t, server.URL(pgtest.Superuser)), "full")
+	_, err := takeOne(store, "key", hourly, 5*time.Second)
+	require.NoError(t, err)
+	disk.Fill()
+	admitted := 0
+	for ; err == nil && admitted < 10_000; admitted++ {
+		_, err = takeOne(store, fmt.Sprint("new ", admitted), hourly, 5*time.Second)
+	}
+	require.ErrorContains(t, err, "the server's disk is full")
+	assert.Equal(t, ratelimit.FaultRefused, store.Fault(err))
+	_, err = takeOne(store, "key", hourly, 5*time.Second)
+	require.NoError(t, err)
+	disk.Free()
+	assert.EqualValues(t, 2, counted(t, store, "key"))
+	assert.EqualValues(t, 0, counted(t, store, fmt.Sprint("new ", admitted-1)))
+	assert.EqualValues(t, 1, counted(t, store, "new 0"))
+}
+
+// TestClockSetBack sets the server's clock back by less than a window, and by more.
+func TestClockSetBack(t *testing.T) {
+	server := migrated(t)
+	clock := setClock(t, server)
+	store := newStore(t, newPool(t, server.URL(pgtest.Superuser)), "back")
+	for name, limit := range map[string]ratelimit.Limit{
+		"fixed": ratelimit.FixedWindow(4, time.Hour), "sliding": ratelimit.SlidingWindow(4, time.Hour), "bucket": ratelimit.TokenBucket(4, time.Hour, 4),
+		"rolling": ratelimit.Rolling(4, time.Hour), "day": ratelimit.Daily(4, nil),
+	} {
+		t.Run(name, func(t *testing.T) {
+			limits := []ratelimit.Limit{limit}
+			take := func(key string, n int64) ratelimit.Result {
+				t.Helper()
+				results := make([]ratelimit.Result, 1)
+				_, err := store.Take(ctx, name+key, n, limits, results)
+				require.NoError(t, err)
+				return results[0]
+			}
+			take("used up", 4)
+			take("half", 2)
+			for _, back := range []time.Duration{30 * time.Minute, 5 * time.Hour} {
+				clock.advance(-back)
+				assert.EqualValues(t, 2, take("half", 0).Remaining, "after %v", back)
+				denied := take("used up", 1)
+				assert.Positive(t, denied.RetryAfter, "after %v", back)
+				if name != "day" { // which ends at midnight
+					assert.LessOrEqual(t, denied.RetryAfter, 2*limit.Window(), "after %v", back)
+				}
+			}
+		})
+	}
 }
 
 // TestBadArguments has calls that are refused without a server.

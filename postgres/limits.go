@@ -2,13 +2,13 @@ package postgres
 
 import (
 	"cmp"
-	"fmt"
 	"math"
 	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/internal/counting"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
@@ -16,16 +16,16 @@ import (
 // never changes, except for what it caches. Calls can share a statement only if they have
 // the same set.
 type limitSet struct {
-	limits []ratelimit.Limit
-	rules  []rule.Limit // of a calendar, without its period: see at
-	names  []string     // of the counters, as in table ratelimit.shape
-	blocks bool         // one of the limits has a ladder
+	limits   []ratelimit.Limit
+	counting []*counting.Limit
+	rules    []rule.Limit // of a calendar, without its period: see at
+	blocks   bool         // one of the limits has a ladder
 
 	// A set that a function take_* counts has a function. columns has which column the
 	// limits have, and shape which limits the columns have.
 	function  string
 	columns   []int
-	shape     []string
+	shape     []string // names of counters, as in table ratelimit.shape
 	calendars bool
 	present   atomic.Pointer[period]
 }
@@ -36,35 +36,27 @@ type period struct {
 	rules      []rule.Limit
 }
 
-var kindsOf = map[string]rule.Kind{
-	"fixed": rule.Fixed, "sliding": rule.Sliding, "bucket": rule.Bucket, "rolling": rule.Rolling, "calendar": rule.Calendar,
-}
-
 // newLimitSet returns the set of some limits, or an error if one of them is not valid.
 func newLimitSet(limits []ratelimit.Limit) (*limitSet, error) {
 	set := &limitSet{limits: slices.Clone(limits)}
 	name := make([]byte, len(limits)) // the kinds by their letters; 0 for a kind that has no columns
 	for i, l := range limits {
-		if _, err := l.MarshalText(); err != nil { // which checks it
+		how, err := counting.New(l)
+		if err != nil {
 			return nil, err
 		}
-		r := rule.Limit{Kind: kindsOf[l.Algorithm()], N: l.N(), Window: int64(l.Window())}
-		counter := l.Algorithm() + "-" + rule.FormatSpan(r.Window)
-		switch r.Kind {
-		case 0:
-			return nil, fmt.Errorf("limit %v does not count units: a limiter hands it to no store", l)
+		switch how.Rule.Kind {
 		case rule.Bucket:
-			r.Burst = l.Burst()
 			name[i] = 'b'
 		case rule.Fixed:
 			name[i] = 'f'
 		case rule.Sliding:
 			name[i] = 's'
 		case rule.Calendar:
-			counter, name[i], set.calendars = l.Calendar(), 'c', true
+			name[i], set.calendars = 'c', true
 		}
-		set.blocks = set.blocks || l.Ladder() != nil
-		set.rules, set.names = append(set.rules, r), append(set.names, counter)
+		set.blocks = set.blocks || how.Ladder != nil
+		set.counting, set.rules = append(set.counting, how), append(set.rules, how.Rule)
 	}
 	if len(limits) > maxColumns || slices.Contains(name, 0) {
 		return set, nil
@@ -77,12 +69,12 @@ func newLimitSet(limits []ratelimit.Limit) (*limitSet, error) {
 		if name[a] != name[b] {
 			return orderOf(name[a]) - orderOf(name[b])
 		}
-		return cmp.Compare(set.names[a], set.names[b])
+		return cmp.Compare(set.counting[a].Name, set.counting[b].Name)
 	})
 	set.columns = make([]int, len(limits))
 	for column, i := range order {
 		set.function += string(name[i])
-		set.shape = append(set.shape, set.names[i])
+		set.shape = append(set.shape, set.counting[i].Name)
 		set.columns[i] = column
 	}
 	return set, nil
@@ -98,9 +90,8 @@ func (set *limitSet) at(now int64) *period {
 		p.rules = slices.Clone(set.rules)
 		for i := range p.rules {
 			if r := &p.rules[i]; r.Kind == rule.Calendar {
-				begin, end, _ := set.limits[i].Period(time.Unix(0, now))
-				r.Window, r.Burst = int64(end.Sub(begin)), end.UnixNano()
-				p.begin, p.end = max(p.begin, begin.UnixNano()), min(p.end, r.Burst)
+				*r = set.counting[i].At(time.Unix(0, now))
+				p.begin, p.end = max(p.begin, r.Burst-r.Window), min(p.end, r.Burst)
 			}
 		}
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/audit"
 	"github.com/ratelimit-go/ratelimit/internal/pgtest"
 	"github.com/ratelimit-go/ratelimit/postgres"
 )
@@ -32,6 +33,7 @@ type task struct {
 	URL, Prefix string
 	Limits      []string
 	Keys, Calls int // Calls is of each goroutine
+	Audit       bool
 }
 
 // A tally is what a child has got.
@@ -66,15 +68,27 @@ func (of task) run() (got tally) {
 		return tally{Errors: []string{err.Error()}}
 	}
 	defer pool.Close()
-	store, err := postgres.NewStore(pool, of.Prefix)
+	options := ratelimit.Options{Limits: limits, OnFailure: ratelimit.FailClosed, Timeout: 30 * time.Second, Logger: slog.New(slog.DiscardHandler)}
+	var with []postgres.Option
+	if of.Audit {
+		sink, err := postgres.NewAuditSink(pool)
+		if err != nil {
+			return tally{Errors: []string{err.Error()}}
+		}
+		trail, err := audit.New(audit.Options{Sink: sink, PlainKeys: true})
+		if err != nil {
+			return tally{Errors: []string{err.Error()}}
+		}
+		with, options.Audit, options.Observe = append(with, postgres.WithAudit(sink, true)), trail, trail.Observe
+	}
+	store, err := postgres.NewStore(pool, of.Prefix, with...)
 	if err != nil {
 		return tally{Errors: []string{err.Error()}}
 	}
 	defer store.Close()
+	options.Store = store
 	var registry ratelimit.Registry
-	limiter, err := registry.New("exact", ratelimit.Options{
-		Limits: limits, Store: store, OnFailure: ratelimit.FailClosed, Timeout: 30 * time.Second, Logger: slog.New(slog.DiscardHandler),
-	})
+	limiter, err := registry.New("exact", options)
 	if err != nil {
 		return tally{Errors: []string{err.Error()}}
 	}
@@ -148,9 +162,10 @@ func TestProcessesAdmitExactlyTheLimit(t *testing.T) {
 		{"two", []string{"100/1h fixed", "1/1000h bucket burst=60"}, 60},
 		{"four", []string{"100/1h fixed", "1/1000h bucket burst=60", "80/2h sliding", "70/3h fixed"}, 60},
 		{"in flight", []string{"40/1h inflight"}, 40},
+		{"audit", []string{"100/1h fixed", "1/1000h bucket burst=60"}, 60},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			of := task{URL: server.URL(pgtest.Superuser) + "&pool_max_conns=8", Prefix: tc.name, Limits: tc.limits, Keys: 10, Calls: 6}
+			of := task{URL: server.URL(pgtest.Superuser) + "&pool_max_conns=8", Prefix: tc.name, Limits: tc.limits, Keys: 10, Calls: 6, Audit: tc.name == "audit"}
 			for of.Calls*goroutines*4 < of.Keys*int(tc.want)*3/2 {
 				of.Calls++
 			}

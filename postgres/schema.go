@@ -14,6 +14,8 @@ import (
 var (
 	//go:embed schema.sql
 	schemaSQL string
+	//go:embed audit.sql
+	auditSQL string
 	//go:embed grants.sql
 	grantsSQL string
 )
@@ -60,6 +62,7 @@ func migrate(ctx context.Context, conn *pgx.Conn) error {
 	for _, name := range takeNames() {
 		script.WriteString(takeFunction(name))
 	}
+	script.WriteString(auditSQL)
 	script.WriteString(grantsSQL)
 	script.WriteString("COMMIT;")
 	_, err := conn.PgConn().Exec(ctx, script.String()).ReadAll()

@@ -142,6 +142,29 @@ BEGIN
   SELECT array_agg(u.o) INTO r_o FROM u;
 END $$;
 
+-- locked returns for which of the keys there is a row that another transaction has locked, if
+-- only for a moment. It waits for no row.
+CREATE OR REPLACE FUNCTION ratelimit.locked(p_keys text[], OUT r_o int[])
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off SET lock_timeout = '10ms'
+  SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+BEGIN
+  PERFORM set_config('synchronous_commit', 'off', true);
+  WITH free AS MATERIALIZED (SELECT c.key FROM ratelimit.counter c WHERE c.key = ANY (p_keys) FOR NO KEY UPDATE SKIP LOCKED)
+  SELECT array_agg(k.o::int) INTO r_o FROM unnest(p_keys) WITH ORDINALITY k(key, o)
+  WHERE k.key NOT IN (SELECT f.key FROM free f) AND EXISTS (SELECT FROM ratelimit.counter c WHERE c.key = k.key);
+END $$;
+
+-- held fails if another transaction keeps the row of a key locked for 100 ms. Between batches,
+-- the wait ends sooner.
+CREATE OR REPLACE FUNCTION ratelimit.held(p_key text) RETURNS bool
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off SET lock_timeout = '100ms'
+  SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+BEGIN
+  PERFORM set_config('synchronous_commit', 'off', true);
+  PERFORM FROM ratelimit.counter c WHERE c.key = p_key FOR NO KEY UPDATE;
+  RETURN false;
+END $$;
+
 -- sweep deletes rows that have ended a minute ago or earlier, in 256 pages from a page on. It
 -- waits for no lock. It returns how many there were, and how many pages the table has.
 CREATE OR REPLACE FUNCTION ratelimit.sweep(p_page bigint, OUT r_deleted bigint, OUT r_pages bigint)

@@ -32,6 +32,10 @@ type Store struct {
 	prefix  string
 	durable bool
 
+	audited    bool // there is an option WithAudit
+	sink       *AuditSink
+	recordsAll bool // each decision
+
 	queue  batch.Queue[call]
 	sets   limitSets
 	jobs   sync.Pool // of *job, for calls that have returned without an error
@@ -39,6 +43,7 @@ type Store struct {
 	isOpen atomic.Pointer[opened] // nil before the first call
 	ahead  atomic.Int64           // what the server's clock was ahead of this process's when it last answered
 	sweeps sweeper
+	locked lockedKeys
 
 	closed  atomic.Bool
 	mu      sync.Mutex // orders Close against the start of goroutines
@@ -94,6 +99,9 @@ func NewStore(pool *pgxpool.Pool, prefix string, opts ...Option) (*Store, error)
 			opt(s)
 		}
 	}
+	if err := s.validateAudit(); err != nil {
+		return nil, fmt.Errorf("ratelimit: postgres.Store %q: %w", prefix, err)
+	}
 	q := &s.queue
 	q.Settings, q.Now = settings, clock.Now
 	q.Send, q.OnDone, q.OnAbandoned, q.OnPanic = s.send, answered, s.giveBack, s.panicked
@@ -147,11 +155,11 @@ func (s *Store) TakeShared(ctx context.Context, r ratelimit.SharedRequest, resul
 	if err := checkLimits(r.Limits, 1); err != nil {
 		return ratelimit.SharedReply{}, s.callError("%w", err)
 	}
-	j, err := s.job(take, r.Key, r.Limits)
+	j, err := s.job(ctx, take, r.Key, min(r.Units, rule.MaxUnits+1), r.Limits, s.recordsAll && r.Units > 0)
 	if err != nil {
 		return ratelimit.SharedReply{}, err
 	}
-	j.Value.units, j.Value.upTo = min(r.Units, rule.MaxUnits+1), r.UpTo // no limit can hold more
+	j.Value.upTo = r.UpTo
 	j.Value.pending = slices.Clone(r.Pending)
 	if err := s.do(ctx, r.Deadline, j); err != nil {
 		return ratelimit.SharedReply{}, err
@@ -174,7 +182,7 @@ func (s *Store) Hold(ctx context.Context, r ratelimit.HoldRequest, results []rat
 	if err := checkLimits(r.Limits, 0); err != nil {
 		return ratelimit.HoldReply{}, s.callError("%w", err)
 	}
-	j, err := s.job(hold, r.Key, r.Limits)
+	j, err := s.job(ctx, hold, r.Key, 0, r.Limits, false)
 	if err != nil {
 		return ratelimit.HoldReply{}, err
 	}
@@ -195,11 +203,11 @@ func (s *Store) Adjust(ctx context.Context, key string, n int64, at ratelimit.In
 	if err := checkLimits(limits, 1); err != nil {
 		return 0, s.callError("%w", err)
 	}
-	j, err := s.job(adjust, key, limits)
+	j, err := s.job(ctx, adjust, key, max(-rule.MaxUnits, min(n, rule.MaxUnits)), limits, false)
 	if err != nil {
 		return 0, err
 	}
-	j.Value.units, j.Value.at = max(-rule.MaxUnits, min(n, rule.MaxUnits)), int64(at)
+	j.Value.at = int64(at)
 	if err := s.do(ctx, time.Time{}, j); err != nil {
 		return 0, err
 	}
@@ -210,10 +218,10 @@ func (s *Store) Adjust(ctx context.Context, key string, n int64, at ratelimit.In
 
 // Reset implements [ratelimit.Store].
 func (s *Store) Reset(ctx context.Context, key string, limits []ratelimit.Limit) error {
-	if len(limits) == 0 {
+	if len(limits) == 0 && !s.audited {
 		return ctx.Err()
 	}
-	j, err := s.job(reset, key, limits)
+	j, err := s.job(ctx, reset, key, 0, limits, s.audited)
 	if err != nil {
 		return err
 	}
@@ -222,11 +230,11 @@ func (s *Store) Reset(ctx context.Context, key string, limits []ratelimit.Limit)
 
 // Block implements [ratelimit.KindStore].
 func (s *Store) Block(ctx context.Context, key string, b ratelimit.Block, limits []ratelimit.Limit) error {
-	j, err := s.job(block, key, limits)
+	j, err := s.job(ctx, block, key, 0, limits, s.audited && b.Rung == 0)
 	if err != nil {
 		return err
 	}
-	j.Value.given = b
+	j.Value.given = b // one with a rung is of a denial while the store was away
 	return s.do(ctx, time.Time{}, j)
 }
 
@@ -239,8 +247,8 @@ func checkLimits(limits []ratelimit.Limit, least int) error {
 }
 
 // job returns a call that is ready for the queue. It reuses a call that has returned without
-// an error.
-func (s *Store) job(op op, key string, limits []ratelimit.Limit) (*job, error) {
+// an error. With mustRecord it is an error if ctx has nothing for a record.
+func (s *Store) job(ctx context.Context, op op, key string, units int64, limits []ratelimit.Limit, mustRecord bool) (*job, error) {
 	if key == "" {
 		return nil, s.callError("the key is empty")
 	}
@@ -248,14 +256,18 @@ func (s *Store) job(op op, key string, limits []ratelimit.Limit) (*job, error) {
 	if err != nil {
 		return nil, s.callError("%w", err)
 	}
+	recording, err := s.recordingOf(ctx, op, key, units, limits, mustRecord)
+	if err != nil {
+		return nil, err
+	}
 	j, _ := s.jobs.Get().(*job)
 	if j == nil {
 		j = new(job)
 	}
 	var buf [3 * maxKey]byte
 	c := &j.Value
-	c.op, c.key, c.set = op, string(appendKey(buf[:0], key)), set
-	c.units, c.upTo, c.pending, c.of, c.newest, c.err = 0, false, nil, nil, false, nil
+	c.op, c.key, c.set, c.units, c.recording = op, string(appendKey(buf[:0], key)), set, units, recording
+	c.upTo, c.pending, c.of, c.newest, c.err = false, nil, nil, false, nil
 	return j, nil
 }
 
@@ -295,7 +307,7 @@ func (s *Store) giveBack(j *job) {
 		return
 	}
 	// If that fails, the units stay counted.
-	s.queue.Post(&job{Value: call{op: adjust, key: c.key, set: c.set, units: -c.taken, at: c.decided}})
+	s.queue.Post(&job{Value: call{op: adjust, key: c.key, set: c.set, units: -c.taken, at: c.decided, recording: c.recording.giveBack()}})
 }
 
 // panicked sets the error of a call in whose round trip a hook of the pool has panicked.

@@ -258,8 +258,11 @@ func (r *Record) Block(now time.Time, b ratelimit.Block, limits []ratelimit.Limi
 // limits.
 func (r *Record) Reset(limits []ratelimit.Limit) {
 	for _, l := range limits {
-		name := counterName(l)
-		if i := r.index(name); i >= 0 {
+		how, err := knownLimits.of(l)
+		if err != nil {
+			continue // nothing was ever counted under it
+		}
+		if i := r.index(how.Name); i >= 0 {
 			r.Counters, r.changed = slices.Delete(r.Counters, i, i+1), true
 		}
 	}
@@ -325,11 +328,13 @@ func (r *Record) counters(now time.Time, limits []ratelimit.Limit) (counters []c
 	if len(limits) > rule.MaxLimits {
 		return nil, 0, fmt.Errorf("%d limits: want at most %d", len(limits), rule.MaxLimits)
 	}
+	counters = make([]counter, 0, len(limits))
 	for _, l := range limits {
-		c := counter{name: counterName(l)}
-		if c.rule, c.ladder, err = ruleOf(l, now); err != nil {
+		how, err := knownLimits.of(l)
+		if err != nil {
 			return nil, 0, err
 		}
+		c := counter{name: how.Name, rule: how.At(now), ladder: how.Ladder}
 		if i := r.index(c.name); i >= 0 {
 			stored := &r.Counters[i]
 			if c.rule.Kind == rule.Bucket && stored.B >= c.rule.Window || c.rule.Kind != rule.Rolling && len(stored.Log) > 0 {
@@ -347,7 +352,7 @@ func (r *Record) counters(now time.Time, limits []ratelimit.Limit) (counters []c
 // that the clock is not set back.
 func (r *Record) put(c *counter, now int64) {
 	_, a := c.ask(now, 0)
-	put := Counter{Name: c.name, End: rule.Lasting(a.Reset, now), T: c.state.T, A: c.state.A, B: c.state.B, Log: c.log.AppendTo(nil)}
+	put := Counter{Name: c.name, End: rule.Lasting(a.Reset, now), T: c.state.T, A: c.state.A, B: c.state.B}
 	hasUnits, hasBlock := !c.state.Fresh() || c.log.N > 0, c.block.Forgotten()+kept > now
 	if hasBlock {
 		put.End = max(put.End, c.block.Forgotten())
@@ -356,10 +361,12 @@ func (r *Record) put(c *counter, now int64) {
 	r.changed = true
 	switch i := r.index(c.name); {
 	case i >= 0 && (hasUnits || hasBlock):
+		put.Log = c.log.AppendTo(r.Counters[i].Log[:0])
 		r.Counters[i] = put
 	case i >= 0:
 		r.Counters = slices.Delete(r.Counters, i, i+1)
 	case hasUnits || hasBlock:
+		put.Log = c.log.AppendTo(nil)
 		r.Counters = append(r.Counters, put)
 	}
 }
@@ -386,41 +393,6 @@ func (c *counter) deniesWithout(pending []ratelimit.Pending, now, n int64) bool 
 
 func (c *Counter) block() rule.Block {
 	return rule.Block{Until: c.Until, Rung: uint8(c.Rung), Forget: int64(c.Forget)}
-}
-
-// counterName returns the name of the counter that a limit has.
-func counterName(l ratelimit.Limit) string {
-	if name := l.Calendar(); name != "" {
-		return name
-	}
-	return l.Algorithm() + "-" + rule.FormatSpan(int64(l.Window()))
-}
-
-// kinds are the algorithms that count units.
-var kinds = map[string]rule.Kind{"fixed": rule.Fixed, "sliding": rule.Sliding, "bucket": rule.Bucket, "rolling": rule.Rolling, "calendar": rule.Calendar}
-
-// ruleOf returns how a limit counts at an instant, and its ladder.
-func ruleOf(l ratelimit.Limit, now time.Time) (r rule.Limit, ladder *rule.Ladder, err error) {
-	if _, err := l.MarshalText(); err != nil { // which checks it
-		return r, nil, err
-	}
-	r = rule.Limit{Kind: kinds[l.Algorithm()], N: l.N(), Window: int64(l.Window())}
-	switch r.Kind {
-	case 0:
-		return r, nil, fmt.Errorf("limit %v does not count units: a limiter hands it to no store", l)
-	case rule.Bucket:
-		r.Burst = l.Burst()
-	case rule.Calendar:
-		begin, end, _ := l.Period(now)
-		r.Window, r.Burst = int64(end.Sub(begin)), end.UnixNano()
-	}
-	if rungs := l.Ladder(); len(rungs) > 0 {
-		ladder = &rule.Ladder{N: len(rungs)}
-		for i, d := range rungs {
-			ladder.Rungs[i] = int64(d)
-		}
-	}
-	return r, ladder, nil
 }
 
 func resultOf(a rule.Answer) ratelimit.Result {

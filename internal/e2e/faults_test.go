@@ -11,6 +11,7 @@ import (
 	"os"
 	"regexp"
 	"runtime/pprof"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,7 +28,7 @@ import (
 // TestFaultsKeepLimitsWithinBounds injects each fault into real servers while callers keep
 // calling. It does not measure the machine: deadlines are generous.
 func TestFaultsKeepLimitsWithinBounds(t *testing.T) {
-	rows := runFaults(t, 0)
+	rows := runFaults(t, slices.Concat(faults, postgresFaults), 0)
 	if *update && slowFaults && !t.Failed() {
 		writeFaults(t, rows)
 	}
@@ -38,14 +39,14 @@ func TestFaultsWithLeasesKeepLimitsWithinBounds(t *testing.T) {
 	if !slowFaults {
 		t.Skip("takes some seconds: set RATELIMIT_FAULTS=1")
 	}
-	runFaults(t, 250*time.Millisecond)
+	runFaults(t, faults, 250*time.Millisecond)
 }
 
 // slowFaults reports whether to run the faults that take seconds.
 var slowFaults = os.Getenv("RATELIMIT_FAULTS") != ""
 
-// runFaults injects all faults and returns their rows of the table.
-func runFaults(t *testing.T, lease time.Duration) []row {
+// runFaults injects faults and returns their rows of the table.
+func runFaults(t *testing.T, faults []*fault, lease time.Duration) []row {
 	slots := make(chan struct{}, 4) // more faults at a time would only wait for processors
 	var all sync.WaitGroup
 	rows := make([]row, len(faults))
@@ -65,7 +66,7 @@ func runFaults(t *testing.T, lease time.Duration) []row {
 	return rows
 }
 
-// fault is one way in which a Redis setup fails.
+// fault is one way in which a store's servers fail.
 type fault struct {
 	name  string // in the table
 	lasts time.Duration
@@ -75,7 +76,7 @@ type fault struct {
 	loss  loss
 }
 
-// loss is the part of the counters that Redis has lost when it is back.
+// loss is the part of the counters that the store has lost when it is back.
 type loss string
 
 const (
@@ -86,7 +87,7 @@ const (
 
 // id returns the name of a fault's test.
 func (f *fault) id() string {
-	return strings.NewReplacer(" ", "-", ",", "", "%", "").Replace(f.name + " " + f.on.String())
+	return strings.NewReplacer(" ", "-", ",", "", "%", "", ":", "", "`", "").Replace(f.name + " " + f.on.String())
 }
 
 // stage is what a fault acts on. A fault's setup starts the servers and sets the fields.
@@ -95,8 +96,10 @@ type stage struct {
 	limits faultLimits
 	blocks faultBlocks
 	client redis.UniversalClient
-	down   bool              // Redis is down from the start
-	wrap   func(Store) Store // of each limiter's RedisStore, if not nil
+	down   bool                    // the store is down from the start
+	wrap   func(Store) Store       // of each limiter's RedisStore, if not nil
+	store  func(name string) Store // of each limiter, if not nil: then there is no client
+	close  func()                  // closes what store returned
 
 	strike, mend, after func()
 
@@ -145,10 +148,10 @@ type row struct {
 	decisions int64
 	errors    int64
 	worst     time.Duration
-	failed    uint64 // calls to Redis
+	failed    uint64 // calls to the store
 	over      int64  // units above the limits
 	blocks    int64  // that have begun
-	unblocked int64  // of these, the ones that Redis does not have afterwards
+	unblocked int64  // of these, the ones that the store does not have afterwards
 	recovery  time.Duration
 }
 
@@ -218,7 +221,10 @@ func (s *stage) newLimits(reg *Registry, on FailurePolicy, lease time.Duration) 
 		if name == "ban" {
 			o.Cost, o.Observe = func(*http.Request) int64 { return banCost }, s.blocks.observe
 		}
-		if s.wrap != nil {
+		switch {
+		case s.store != nil:
+			o.Redis, o.Store = nil, s.store(name)
+		case s.wrap != nil:
 			o.Redis, o.Store = nil, s.wrap(redisStore(s, s.client, "rl:"+name+":"))
 		}
 		return Must(reg.New(name, o))
@@ -263,7 +269,7 @@ func (f *fault) run(t *testing.T, lease time.Duration) (r row) {
 			d, err := s.limits.ban.TakeN(ctx, "banned", banCost)
 			return err == nil && d.Blocked
 		})
-		s.awaitRedis()
+		s.awaitStore()
 	}
 	callers := newFaultCallers(s)
 	decisions := callers.decisions.Load
@@ -276,10 +282,10 @@ func (f *fault) run(t *testing.T, lease time.Duration) (r row) {
 	s.eventually("decisions during the fault", func() bool { return decisions() > before+faultCallers })
 	s.mend()
 	mended := time.Now()
-	s.awaitRedis()
+	s.awaitStore()
 	r.recovery = time.Since(mended)
 	if f.on == FallbackLocal {
-		s.eventually("Redis to know of all units", func() bool { return s.limits.stats().Owed == 0 })
+		s.eventually("the store to know of all units", func() bool { return s.limits.stats().Owed == 0 })
 	}
 	callers.stop()
 	s.after()
@@ -301,7 +307,11 @@ func (f *fault) run(t *testing.T, lease time.Duration) (r row) {
 
 	// Afterwards: nothing is left.
 	require.NoError(t, reg.Close())
-	require.NoError(t, s.client.Close())
+	if s.close != nil {
+		s.close()
+	} else {
+		require.NoError(t, s.client.Close())
+	}
 	s.eventually("connections to be closed", func() bool { return s.open.Load() == 0 })
 	s.eventually("goroutines to end", func() bool { return labelled(t) <= goroutines })
 	t.Logf("%+v, %d connections dialled", r, s.dialed.Load())
@@ -309,8 +319,8 @@ func (f *fault) run(t *testing.T, lease time.Duration) (r row) {
 }
 
 // bounds checks what was admitted, and returns how many units were above the limits. A key
-// gets more than its limit only by calls that were in flight when Redis failed: either their
-// reply was lost, or they were decided without Redis before the reply.
+// gets more than its limit only by calls that were in flight when the store failed: either their
+// reply was lost, or they were decided without the store before the reply.
 func (f *fault) bounds(s *stage, c *faultCalls, stats RemoteStats) (over int64) {
 	t := s.T
 	if f.on == FailOpen {
@@ -356,11 +366,20 @@ func (f *fault) bounds(s *stage, c *faultCalls, stats RemoteStats) (over int64) 
 	return over
 }
 
+// reader returns another process's store of the limiter with blocks.
+func (s *stage) reader() (store Store, end func()) {
+	if s.store != nil {
+		return s.store("ban"), func() {} // it ends with the others
+	}
+	r := redisStore(s, s.client, "rl:ban:")
+	return r, func() { r.Close() }
+}
+
 // blocked checks the blocks that have begun, and returns how many there were, and how many
-// of them another process does not find at Redis.
+// of them another process does not find at the store.
 func (f *fault) blocked(s *stage) (begun, missing int64) {
-	store := redisStore(s, s.client, "rl:ban:")
-	defer store.Close()
+	store, end := s.reader()
+	defer end()
 	for key, lasts := range s.blocks.last {
 		require.Equal(s, banned.Ladder()[0], lasts, "no key was blocked a second time: %s", key)
 		results, _ := take(s, store, key, 0, banned)
@@ -374,11 +393,11 @@ func (f *fault) blocked(s *stage) (begun, missing int64) {
 	return begun, missing
 }
 
-// awaitRedis waits until Redis decides again, about new keys and about the busy key.
-func (s *stage) awaitRedis() {
+// awaitStore waits until the store decides again, about new keys and about the busy key.
+func (s *stage) awaitStore() {
 	s.Helper()
 	for i, l := range []*Limiter{s.limits.few, s.limits.busy, s.limits.hot} {
-		s.eventually("Redis to decide", func() bool {
+		s.eventually("the store to decide", func() bool {
 			key := fmt.Sprintf("probe %d %d", i, rand.Uint64())
 			if l == s.limits.busy {
 				key = "busy"

@@ -43,11 +43,7 @@ var scenarios = []scenario{
 	})},
 	{name: "replies lost", limits: oneLimit, onFailure: FailClosed, refunds: true, setup: onProxy(loseReplies)},
 	{name: "replies lost, two limits", limits: twoLimits, onFailure: FailClosed, refunds: true, setup: onProxy(loseReplies)},
-	{name: "connections reset", limits: oneLimit, onFailure: FailClosed, refunds: true, setup: onProxy(func(r *run, p *redistest.Proxy) {
-		p.ResetRate(0.2)
-		r.awaitCalls(callsAfter)
-		p.ResetRate(0)
-	})},
+	{name: "connections reset", limits: oneLimit, onFailure: FailClosed, refunds: true, setup: onProxy(resetConnections(0.2))},
 	// The exact excess is the whole limit for each process.
 	{name: "unreachable, FallbackLocal", slow: true, limits: oneLimit, onFailure: FallbackLocal, setup: onProxy(func(r *run, p *redistest.Proxy) {
 		p.Refuse(true)
@@ -62,11 +58,8 @@ var scenarios = []scenario{
 		r.lose(r.keys, -1, s.Restart)
 	})},
 	{name: "blocks, replies lost", limits: withBlock, blocks: true, onFailure: FailClosed, refunds: true, setup: onProxy(loseReplies)},
-	{name: "blocks, connections reset", limits: withBlock, blocks: true, onFailure: FailClosed, refunds: true, setup: onProxy(func(r *run, p *redistest.Proxy) {
-		p.ResetRate(0.03) // with more of them the checker takes too long
-		r.awaitCalls(callsAfter)
-		p.ResetRate(0)
-	})},
+	// With more resets the checker takes too long.
+	{name: "blocks, connections reset", limits: withBlock, blocks: true, onFailure: FailClosed, refunds: true, setup: onProxy(resetConnections(0.03))},
 	{name: "blocks, Cluster, a slot moves there and back", limits: withBlock, blocks: true, onFailure: FailClosed, refunds: true, setup: onCluster(0, moveSlot)},
 
 	{name: "Cluster, a slot moves there and back", limits: oneLimit, onFailure: FailClosed, refunds: true, setup: onCluster(0, moveSlot)},
@@ -75,7 +68,7 @@ var scenarios = []scenario{
 	// Nobody is admitted above the limit. The units that the killed process held are
 	// counted, but not admitted.
 	{name: "process with a lease killed", limits: bigLimit, lease: time.Second, onFailure: FailClosed, setup: func(t *testing.T) site {
-		s := onServer(killProcess)(t)
+		s := onServer(func(r *run, s *redistest.Server) { killProcess(r, redisAddrEnv+"="+s.Addr) })(t)
 		s.extra = bigLimit[0].N() / 16
 		return s
 	}},
@@ -92,7 +85,7 @@ func onServer(strike func(*run, *redistest.Server)) func(t *testing.T) site {
 	return func(t *testing.T) site {
 		server := redistest.Start(t)
 		client := func() redis.UniversalClient { return server.Client() }
-		return site{client: client, reader: server.Client(), strike: func(r *run) { strike(r, server) }}
+		return redisSite(client, server.Client(), func(r *run) { strike(r, server) })
 	}
 }
 
@@ -102,7 +95,7 @@ func onProxy(strike func(*run, *redistest.Proxy)) func(t *testing.T) site {
 		server := redistest.Start(t)
 		proxy := redistest.NewProxy(t, server.Addr)
 		client := func() redis.UniversalClient { return redistest.Client(t, proxy.Addr) }
-		return site{client: client, reader: server.Client(), strike: func(r *run) { strike(r, proxy) }}
+		return redisSite(client, server.Client(), func(r *run) { strike(r, proxy) })
 	}
 }
 
@@ -124,12 +117,21 @@ func loseReplies(r *run, p *redistest.Proxy) {
 	}
 }
 
+// resetConnections returns a fault that resets connections for a while.
+func resetConnections(rate float64) func(*run, *redistest.Proxy) {
+	return func(r *run, p *redistest.Proxy) {
+		p.ResetRate(rate)
+		r.awaitCalls(callsAfter)
+		p.ResetRate(0)
+	}
+}
+
 // onCluster returns the setup of a fault of a Redis Cluster.
 func onCluster(replicas int, strike func(*run, *redistest.Cluster)) func(t *testing.T) site {
 	return func(t *testing.T) site {
 		cluster := redistest.StartCluster(t, redistest.ClusterOptions{Replicas: replicas})
 		client := func() redis.UniversalClient { return cluster.Client() }
-		return site{client: client, reader: cluster.Client(), strike: func(r *run) { strike(r, cluster) }}
+		return redisSite(client, cluster.Client(), func(r *run) { strike(r, cluster) })
 	}
 }
 
@@ -226,11 +228,11 @@ func awaitReplicating(r *run, replica *redistest.Server) {
 func onSentinel(t *testing.T) site {
 	s := redistest.StartSentinel(t, redistest.SentinelOptions{Sentinels: 3})
 	client := func() redis.UniversalClient { return s.Client() }
-	return site{client: client, reader: s.Client(), strike: func(r *run) {
+	return redisSite(client, s.Client(), func(r *run) {
 		r.awaitCalls(callsForMuch)
 		r.lose(r.keys, inFlight, func() {
 			s.Master.Kill()
 			s.AwaitPromoted(s.Replica)
 		})
-	}}
+	})
 }

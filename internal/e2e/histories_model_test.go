@@ -22,8 +22,8 @@ type action string
 const (
 	actTake   action = "take" // of no units: a look
 	actRefund action = "refund"
-	actLose   action = "lose" // the fault: Redis loses commands that it has executed
-	actRead   action = "read" // what Redis has counted in the end
+	actLose   action = "lose" // the fault: the store loses calls that it has executed
+	actRead   action = "read" // what the store has counted in the end
 	actReset  action = "reset"
 	actBlock  action = "block" // by hand
 )
@@ -34,7 +34,7 @@ type operation struct {
 	process int
 	units   int64 // that are taken or given back
 	// most is the exact excess that the model allows. For actLose it is how many
-	// units Redis may lose, in commands that it has executed; everything if that is
+	// units the store may lose, in calls that it has carried out; everything if that is
 	// negative. For actRead it is how many units may be counted that nobody was
 	// admitted with.
 	most int64
@@ -50,7 +50,7 @@ const (
 	leased   verdict = "admitted from a lease"
 	local    verdict = "admitted in an outage"
 	unsent   verdict = "not sent"   // an error: nothing has changed
-	unknown  verdict = "unanswered" // an error: Redis may carry it out, now or later
+	unknown  verdict = "unanswered" // an error: the store may carry it out, now or later
 	anything verdict = "denied, for a reason that the model does not state"
 )
 
@@ -76,9 +76,10 @@ const (
 // blockSpans are the durations of blocks. Each is longer than the window.
 var blockSpans = [...]time.Duration{notBlocked: time.Hour, firstBlock: 2 * time.Hour, byHand: 3 * time.Hour, secondBlock: 4 * time.Hour}
 
-// blockOf returns which block denies for a time.
+// blockOf returns which block denies for a time. PostgreSQL reads the clock before it reads
+// the row. If the row is written in between, the time is a little longer than the block.
 func blockOf(retryAfter time.Duration) (b block) {
-	for retryAfter > blockSpans[b] && b < secondBlock {
+	for retryAfter > blockSpans[b]+time.Second && b < secondBlock {
 		b++
 	}
 	return b
@@ -90,7 +91,7 @@ const maxLimits = 2
 // keyState is a state of the model, for one key.
 type keyState struct {
 	used [maxLimits]int64 // units counted under each limit
-	// unanswered are the calls that Redis may have carried out, or may still carry
+	// unanswered are the calls that the store may have carried out, or may still carry
 	// out: by their units, from -maxTaken for refunds to maxTaken.
 	unanswered [2*maxTaken + 1]uint8
 	block      block
@@ -106,15 +107,15 @@ const maxProcesses = 4
 // keyModel is the model of a key.
 type keyModel struct {
 	limits []int64 // units under each limit
-	// leases: units may be counted at Redis before they are handed out. The model
+	// leases: units may be counted at the store before they are handed out. The model
 	// then counts what is handed out, which is at most the limit. It does not say
 	// which of the processes must be denied while another one holds units.
 	leases bool
-	// fallback: while Redis fails, each process admits what it does not know to be
+	// fallback: while the store fails, each process admits what it does not know to be
 	// used. The excess is that each process may admit the whole limit, and not one
-	// unit more. The model then has in used what Redis itself has admitted. It does
-	// not say when a debt is paid, and so which calls Redis must deny. In the end
-	// Redis has counted everything, up to the limit.
+	// unit more. The model then has in used what the store itself has admitted. It does
+	// not say when a debt is paid, and so which calls the store must deny. In the end
+	// the store has counted everything, up to the limit.
 	fallback bool
 	// blocks: the limit has Block. There is one limit then, and neither leases nor
 	// fallback.
@@ -363,7 +364,7 @@ func (m keyModel) forget(s keyState) keyState {
 	return s
 }
 
-// lose returns the states after Redis has lost at most most units, or all of them
+// lose returns the states after the store has lost at most most units, or all of them
 // if most is negative. Lost commands may be refunds, too. A call that was not
 // answered before the fault has no effect after it: its server is gone.
 func (m keyModel) lose(s keyState, most int64) (next []keyState) {
@@ -436,7 +437,7 @@ func TestModelRefusesHistories(t *testing.T) {
 		{"a rung that is skipped", blocking, []any{takes(5), admits, takes(1), blocks(firstBlock), resets, admits, takes(5), admits}, []any{takes(1), blocks(secondBlock)}},
 		{"a shorter block that replaces one by hand", blocking, []any{takes(5), admits, blocksByHand, admits, takes(1), blocks(byHand)}, []any{takes(1), blocks(firstBlock)}},
 		{"a denial without an answer that starts a block", blocking, []any{takes(5), admits, takes(1), outcome{verdict: unknown}, refunds(5), admits, takes(1), blocks(firstBlock)}, []any{takes(1), admits}},
-		{"a block that is not at Redis in the end", blocking, []any{takes(5), admits, takes(1), blocks(firstBlock)}, []any{reads(0), counted(5)}},
+		{"a block that is not at the store in the end", blocking, []any{takes(5), admits, takes(1), blocks(firstBlock)}, []any{reads(0), counted(5)}},
 		{"a process's own limit in an outage", model{limits: []int64{5}, fallback: true}, []any{takes(3), admits, takes(2), outcome{verdict: local, remaining: -1}}, []any{takes(1), outcome{verdict: local, remaining: -1}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -7,16 +7,21 @@ import (
 	"os"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	. "github.com/ratelimit-go/ratelimit"
-	"github.com/ratelimit-go/ratelimit/internal/redistest"
+	"github.com/ratelimit-go/ratelimit/postgres"
 )
 
 // historyNameEnv is the environment variable with the name of a child process's
 // limiter.
 const historyNameEnv = "RATELIMIT_E2E_HISTORY"
+
+// postgresURLEnv is the environment variable with the address of a child process's
+// PostgreSQL server. Without it, the process counts at a Redis.
+const postgresURLEnv = "RATELIMIT_E2E_POSTGRES"
 
 // childCall is a line that a child process prints before a call, without a verdict,
 // and after it.
@@ -32,10 +37,10 @@ type childCall struct {
 const ownKey = "own"
 
 // killProcess starts a process that takes leased units, too, and kills it. Its last
-// call may have been carried out.
-func killProcess(r *run, s *redistest.Server) {
+// call may have been carried out. server is an environment variable with the address.
+func killProcess(r *run, server string) {
 	r.keys = append(r.keys, ownKey)
-	c := startChild(r.T, "history", redisAddrEnv+"="+s.Addr, historyNameEnv+"="+r.name)
+	c := startChild(r.T, "history", server, historyNameEnv+"="+r.name)
 	var call childCall
 	calls, held := 0, 0
 	for line := range c.lines {
@@ -67,14 +72,25 @@ func (r *run) addChildCall(call childCall) {
 
 // takeUntilKilled is the role of the child process.
 func takeUntilKilled() error {
-	client := redis.NewClient(&redis.Options{Addr: os.Getenv(redisAddrEnv)})
-	o := redisOptions(client, bigLimit...)
+	o, isUnsent := redisOptions(nil, bigLimit...), unsentToRedis
+	if url := os.Getenv(postgresURLEnv); url != "" {
+		pool, err := pgxpool.New(ctx, url)
+		if err != nil {
+			return err
+		}
+		if o.Store, err = postgres.NewStore(pool, os.Getenv(historyNameEnv)); err != nil {
+			return err
+		}
+		isUnsent = unsentToPostgres
+	} else {
+		o.Redis = redis.NewClient(&redis.Options{Addr: os.Getenv(redisAddrEnv)})
+	}
 	o.Lease = time.Second
 	l, err := New(os.Getenv(historyNameEnv), o)
 	if err != nil {
 		return err
 	}
-	p := newHistoryProcess(l, historyProcesses, scenario{lease: o.Lease})
+	p := newHistoryProcess(l, historyProcesses, scenario{lease: o.Lease}, isUnsent)
 	lines := json.NewEncoder(os.Stdout)
 	for {
 		units := rand.Int64N(2)

@@ -22,9 +22,9 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// This file records what limiters that share a Redis do during a fault, and has
+// This file records what limiters that share a store do during a fault, and has
 // each key's history checked against the model in histories_model_test.go. The
-// faults are in histories_faults_test.go.
+// faults are in histories_faults_test.go and histories_postgres_test.go.
 
 // modelSeeds is how many histories are recorded of each fault, if it is set.
 var modelSeeds, _ = strconv.Atoi(os.Getenv("RATELIMIT_MODEL_SEEDS"))
@@ -37,20 +37,42 @@ type scenario struct {
 	seeds     int  // with RATELIMIT_FAULTS=1; zero means 3
 	limits    []Limit
 	lease     time.Duration
+	timeout   time.Duration // zero: as long as it takes
 	onFailure FailurePolicy
 	refunds   bool // whether workers also give units back
 	blocks    bool // the limit has Block; workers also reset keys and block them by hand
 	setup     func(t *testing.T) site
 }
 
-// site is a Redis setup on which a scenario's histories are recorded, one after
+// site is a setup of servers on which a scenario's histories are recorded, one after
 // the other. Their limiters have different names, and so different counters.
 type site struct {
-	client func() redis.UniversalClient // returns the client of one process
-	reader redis.UniversalClient        // not affected by the fault
-	strike func(*run)                   // the fault
-	once   bool                         // the fault cannot happen again
-	extra  int64                        // units that may be counted in the end without being admitted
+	options func(*run) Options // of the limiter of one process
+	reader  func(*run) Store   // not affected by the fault
+	// readBlock returns what the store has counted for a key under a limit with Block. While
+	// there is a block, a look does not show the units.
+	readBlock func(r *run, key string) (units int64, blocked bool, rung int)
+	unsent    func(error) bool // whether a call with this error has changed nothing
+	strike    func(*run)       // the fault
+	once      bool             // the fault cannot happen again
+	extra     int64            // units that may be counted in the end without being admitted
+}
+
+// redisSite returns a site of which client returns the client of a process, and which
+// reader reads without being affected by the fault.
+func redisSite(client func() redis.UniversalClient, reader redis.UniversalClient, strike func(*run)) site {
+	return site{
+		options:   func(r *run) Options { return redisOptions(client(), r.limits...) },
+		reader:    func(r *run) Store { return redisStore(r, reader, "rl:"+r.name+":") },
+		readBlock: func(r *run, key string) (int64, bool, int) { return readRedisBlock(r, reader, key) },
+		unsent:    unsentToRedis,
+		strike:    strike,
+	}
+}
+
+func unsentToRedis(err error) bool {
+	var e *RedisError
+	return errors.As(err, &e) && e.Unsent
 }
 
 // run is one history while it is recorded.
@@ -79,7 +101,10 @@ const (
 
 // TestHistoriesFitTheModel records histories of several processes on a real Redis
 // during faults. Porcupine finds an order of their calls that the model allows.
-func TestHistoriesFitTheModel(t *testing.T) {
+func TestHistoriesFitTheModel(t *testing.T) { checkHistories(t, scenarios) }
+
+// checkHistories records histories of all scenarios, and checks them.
+func checkHistories(t *testing.T, scenarios []scenario) {
 	for _, s := range scenarios {
 		t.Run(strings.NewReplacer(" ", "-", ",", "").Replace(s.name), func(t *testing.T) {
 			if s.lags && modelSeeds == 0 {
@@ -131,12 +156,15 @@ func (r *run) record() {
 	var limiters []*Limiter
 	keys := slices.Clone(r.keys) // a fault may add more
 	for id := range historyProcesses {
-		o := redisOptions(r.client(), r.limits...)
+		o := r.options(r)
 		o.Lease, o.OnFailure = r.lease, r.onFailure
+		if r.timeout > 0 {
+			o.Timeout = r.timeout
+		}
 		if r.blocks {
 			o.DenyRecheck = 5 * time.Millisecond // the near cache denies, too
 		}
-		p := newHistoryProcess(newLimiter(r, r.name, o), id, r.scenario)
+		p := newHistoryProcess(newLimiter(r, r.name, o), id, r.scenario, r.unsent)
 		limiters = append(limiters, p.Limiter)
 		for range historyWorkers {
 			rng := rand.New(rand.NewPCG(r.rng.Uint64(), 0))
@@ -154,7 +182,7 @@ func (r *run) record() {
 	r.awaitCalls(callsBefore)
 	r.strike(r)
 	r.awaitCalls(callsAfter)
-	for _, l := range limiters { // a limiter that nobody calls does not find out that Redis is back
+	for _, l := range limiters { // a limiter that nobody calls does not find out that the store is back
 		require.Eventually(r, func() bool { return l.Stats().Remote.Owed == 0 }, time.Minute, time.Millisecond, "debts of an outage are paid")
 	}
 	stop.Store(true)
@@ -184,7 +212,7 @@ func (r *run) add(key string, o operation, out outcome, call int64) {
 	r.finished.Add(1)
 }
 
-// lose adds to some keys' histories that Redis loses at most most units while fault
+// lose adds to some keys' histories that the store loses at most most units while fault
 // runs, or everything if most is negative.
 func (r *run) lose(keys []string, most int64, fault func()) {
 	call := r.now()
@@ -220,15 +248,16 @@ func (r *run) call(p *historyProcess, key string, rng *rand.Rand) verdict {
 	return out.verdict
 }
 
-// read adds what Redis has counted in the end.
+// read adds what the store has counted in the end.
 func (r *run) read() {
-	s, err := NewRedisStore(r.reader, "rl:"+r.name+":")
-	require.NoError(r, err)
-	defer s.Close()
+	s := r.reader(r)
 	for _, key := range r.keys {
 		call, out := r.now(), outcome{verdict: done}
 		if r.blocks {
-			r.readBlock(key, &out)
+			var blocked bool
+			if out.counted[0], blocked, out.rung = r.readBlock(r, key); blocked {
+				out.block = firstBlock // or one by hand
+			}
 			r.add(key, operation{action: actRead, most: r.extra}, out, call)
 			continue
 		}
@@ -240,24 +269,24 @@ func (r *run) read() {
 	}
 }
 
-// readBlock reads what Redis has counted for a key, with its block. While there is one, a
-// look does not show the units.
-func (r *run) readBlock(key string, out *outcome) {
-	value, err := r.reader.Get(ctx, "rl:"+r.name+":{"+key+"}:fixed-1h").Result()
-	if err != redis.Nil {
-		require.NoError(r, err)
-		_, err = fmt.Sscan(value, &out.counted[0])
+// readRedisBlock is readBlock for Redis.
+func readRedisBlock(r *run, client redis.UniversalClient, key string) (units int64, blocked bool, rung int) {
+	value, err := client.Get(ctx, "rl:"+r.name+":{"+key+"}:fixed-1h").Result()
+	if err == redis.Nil {
+		return 0, false, 0
 	}
-	if state, rest, ok := strings.Cut(value, " !"); ok {
+	require.NoError(r, err)
+	state, rest, blocked := strings.Cut(value, " !")
+	if !blocked {
+		_, err = fmt.Sscan(value, &units)
+	} else {
 		var opened, ends, lasts int64
-		_, err = fmt.Sscan(state, &opened, &out.counted[0])
+		_, err = fmt.Sscan(state, &opened, &units)
 		require.NoError(r, err, value)
-		_, err = fmt.Sscan(rest, &ends, &lasts, &out.rung)
-		out.block = firstBlock // or one by hand
+		_, err = fmt.Sscan(rest, &ends, &lasts, &rung)
 	}
-	if err != redis.Nil {
-		require.NoError(r, err, value)
-	}
+	require.NoError(r, err, value)
+	return units, blocked, rung
 }
 
 // check has each key's history checked, and returns how many operations they have.
@@ -298,6 +327,7 @@ type historyProcess struct {
 	id      int
 	refunds bool
 	blocks  bool
+	unsent  func(error) bool
 	// coarse: the model does not check denials and what is left.
 	coarse bool
 
@@ -309,9 +339,9 @@ type historyProcess struct {
 	doubtful map[string]int64
 }
 
-func newHistoryProcess(l *Limiter, id int, s scenario) *historyProcess {
+func newHistoryProcess(l *Limiter, id int, s scenario, unsent func(error) bool) *historyProcess {
 	return &historyProcess{
-		Limiter: l, id: id, refunds: s.refunds, blocks: s.blocks, doubtful: make(map[string]int64), coarse: s.lease > 0 || s.onFailure == FallbackLocal,
+		Limiter: l, id: id, unsent: unsent, refunds: s.refunds, blocks: s.blocks, doubtful: make(map[string]int64), coarse: s.lease > 0 || s.onFailure == FallbackLocal,
 		admitted: make(map[string]int64), asked: make(map[string][]*asking),
 	}
 }
@@ -343,16 +373,16 @@ func (p *historyProcess) next(key string, rng *rand.Rand) operation {
 // do makes a call and returns its outcome.
 func (p *historyProcess) do(key string, o operation) outcome {
 	if o.action == actRefund {
-		return outcome{verdict: verdictOf(p.Refund(ctx, key, o.units))}
+		return outcome{verdict: p.verdictOf(p.Refund(ctx, key, o.units))}
 	}
 	switch o.action {
 	case actReset:
-		return outcome{verdict: verdictOf(p.Reset(ctx, key))}
+		return outcome{verdict: p.verdictOf(p.Reset(ctx, key))}
 	case actBlock:
-		return outcome{verdict: verdictOf(p.Block(ctx, key, blockSpans[byHand]))}
+		return outcome{verdict: p.verdictOf(p.Block(ctx, key, blockSpans[byHand]))}
 	}
 	d, err := p.TakeN(ctx, key, o.units)
-	out := outcome{verdict: verdictOf(err), remaining: -1}
+	out := outcome{verdict: p.verdictOf(err), remaining: -1}
 	if err != nil {
 		return out
 	}
@@ -389,12 +419,11 @@ func (p *historyProcess) do(key string, o operation) outcome {
 }
 
 // verdictOf returns the verdict of a call that ended with an error.
-func verdictOf(err error) verdict {
-	var e *RedisError
+func (p *historyProcess) verdictOf(err error) verdict {
 	switch {
 	case err == nil:
 		return done
-	case errors.As(err, &e) && e.Unsent, strings.Contains(err.Error(), "asked only now and then"): // the breaker is open
+	case p.unsent(err), strings.Contains(err.Error(), "asked only now and then"): // the breaker is open
 		return unsent
 	}
 	return unknown

@@ -150,3 +150,16 @@ const (
 	// succeed.
 	Closed
 )
+
+type recordableKey struct{}
+
+// WithRecordable returns the context of a call that the store carries out together with a
+// record of it, or not at all. So a call by hand changes nothing in this process unless the
+// store has carried it out, and is not sent later. recordable is what the store needs for the
+// record; this package does not know its type.
+func WithRecordable(ctx context.Context, recordable any) context.Context {
+	return context.WithValue(ctx, recordableKey{}, recordable)
+}
+
+// Recordable returns what WithRecordable has added to a context, or nil.
+func Recordable(ctx context.Context) any { return ctx.Value(recordableKey{}) }

@@ -2,7 +2,8 @@
 // alone, so that it does not bring a driver into the module.
 //
 // A test that needs a server calls [Start]. It is skipped if there is no PostgreSQL on
-// the machine. If RATELIMIT_REQUIRE_POSTGRES is 1, it fails instead.
+// the machine. If RATELIMIT_REQUIRE_POSTGRES is 1, it fails instead. RATELIMIT_POSTGRES_BIN
+// is the folder with the programs initdb and postgres, for tests with another version.
 package pgtest
 
 import (

@@ -1,6 +1,7 @@
 package pgtest
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net"
 	"os"
@@ -34,7 +35,7 @@ type Server struct {
 // PostgreSQL refuses to run as root. Then the server runs as the user postgres or nobody.
 func Start(t testing.TB, settings ...string) *Server {
 	t.Helper()
-	initdb := binary(t, "initdb")
+	initdb := program(t, "initdb")
 	s := newServer(t)
 	out, err := s.command(initdb, "-D", s.data(), "-U", Superuser, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions").CombinedOutput()
 	if err != nil {
@@ -73,15 +74,20 @@ func newServer(t testing.TB) *Server {
 }
 
 // Standby starts a hot standby of the server. It follows the server until the function
-// pg_promote is called on it.
+// pg_promote is called on it. The server is stopped while its data is copied: not every
+// package of PostgreSQL has pg_basebackup.
 func (s *Server) Standby() *Server {
 	s.t.Helper()
 	standby := newServer(s.t)
-	copied, err := standby.command(binary(s.t, "pg_basebackup"), "-D", standby.data(), "-d", s.URL(Superuser), "-R", "--no-sync", "-c", "fast").CombinedOutput()
-	if err != nil {
-		s.t.Fatalf("pgtest: pg_basebackup: %v\n%s", err, copied)
+	s.Stop()
+	if out, err := standby.command("cp", "-R", "-p", s.data(), standby.data()).CombinedOutput(); err != nil {
+		s.t.Fatalf("pgtest: %v\n%s", err, out)
 	}
-	standby.settings = s.settings
+	s.Restart()
+	if err := os.WriteFile(filepath.Join(standby.data(), "standby.signal"), nil, 0o644); err != nil {
+		s.t.Fatalf("pgtest: %v", err)
+	}
+	standby.settings = append(slices.Clone(s.settings), "primary_conninfo=host=127.0.0.1 user="+Superuser+" port="+strconv.Itoa(s.Port))
 	standby.spawn()
 	standby.awaitReady()
 	return standby
@@ -98,7 +104,8 @@ func (s *Server) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.It
 // Kill kills the server and all of its processes at once, as if the machine had lost its
 // power. What was not written to the disk by then may be lost.
 func (s *Server) Kill() {
-	if s.cmd == nil {
+	if s.cmd == nil || s.HasEnded() {
+		s.cmd = nil
 		return
 	}
 	// The postmaster is stopped first, so that it starts no further processes.
@@ -114,6 +121,16 @@ func (s *Server) Kill() {
 		time.Sleep(time.Millisecond)
 	}
 	s.cmd = nil
+}
+
+// HasEnded reports whether the server has ended by itself.
+func (s *Server) HasEnded() bool {
+	select {
+	case <-s.exited:
+		return true
+	default:
+		return false
+	}
 }
 
 // isRunning reports whether a process exists and is no zombie.
@@ -172,6 +189,25 @@ func (s *Server) children() (pids []int) {
 	return pids
 }
 
+// Data returns the folder with all files of the server.
+func (s *Server) Data() string { return s.data() }
+
+// Dump returns what pg_dump prints for a role. A test is skipped if RATELIMIT_POSTGRES_BIN has
+// none.
+func (s *Server) Dump(role string, args ...string) []byte {
+	s.t.Helper()
+	if dir := os.Getenv("RATELIMIT_POSTGRES_BIN"); dir != "" {
+		if _, err := os.Stat(filepath.Join(dir, "pg_dump")); err != nil {
+			s.t.Skipf("pgtest: %v", err)
+		}
+	}
+	out, err := exec.Command(program(s.t, "pg_dump"), append(args, s.URL(role))...).CombinedOutput()
+	if err != nil {
+		s.t.Fatalf("pgtest: pg_dump: %v\n%s", err, out)
+	}
+	return out
+}
+
 func (s *Server) data() string { return filepath.Join(s.dir, "data") }
 func (s *Server) log() string  { return filepath.Join(s.dir, "log") }
 
@@ -187,7 +223,7 @@ func (s *Server) spawn() {
 		s.t.Fatalf("pgtest: %v", err)
 	}
 	defer log.Close() // the process has its own descriptor
-	cmd, exited := s.command(binary(s.t, "postgres"), args...), make(chan struct{})
+	cmd, exited := s.command(program(s.t, "postgres"), args...), make(chan struct{})
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		s.t.Fatalf("pgtest: %v", err)
@@ -199,22 +235,37 @@ func (s *Server) spawn() {
 	s.cmd, s.exited = cmd, exited
 }
 
-// awaitReady waits until the server answers the first message of a connection.
+// awaitReady waits until the server lets clients in.
 func (s *Server) awaitReady() {
 	s.t.Helper()
-	ready, deadline := binary(s.t, "pg_isready"), time.Now().Add(30*time.Second)
-	for time.Now().Before(deadline) {
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		select {
 		case <-s.exited:
 			s.t.Fatalf("pgtest: the server has ended\n%s", s.logTail())
 		default:
 		}
-		if exec.Command(ready, "-q", "-h", "127.0.0.1", "-p", strconv.Itoa(s.Port)).Run() == nil {
+		if s.isReady() {
 			return
 		}
-		time.Sleep(20 * time.Millisecond)
 	}
 	s.t.Fatalf("pgtest: the server is not ready after 30 s\n%s", s.logTail())
+}
+
+// isReady reports whether the server lets a client in, and answers it within a second. It
+// does the work of pg_isready, which not every package of PostgreSQL has.
+func (s *Server) isReady() bool {
+	conn, err := net.DialTimeout("tcp", s.Addr(), time.Second)
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(time.Second))
+	hello := binary.BigEndian.AppendUint32(nil, 3<<16) // the version of the protocol
+	hello = append(hello, "user\x00"+Superuser+"\x00database\x00postgres\x00\x00"...)
+	conn.Write(append(binary.BigEndian.AppendUint32(nil, uint32(4+len(hello))), hello...))
+	var kind [1]byte // of the answer: R for authentication, E for an error
+	_, err = conn.Read(kind[:])
+	return err == nil && kind[0] == 'R'
 }
 
 func (s *Server) logTail() string {
@@ -258,9 +309,17 @@ var credential = sync.OnceValue(func() *syscall.Credential {
 	return nil
 })
 
-// binary returns the path of a program of the newest PostgreSQL on the machine.
-func binary(t testing.TB, name string) string {
+// program returns the path of a program of PostgreSQL: in the folder RATELIMIT_POSTGRES_BIN
+// if that is set, and otherwise of the newest one on the machine.
+func program(t testing.TB, name string) string {
 	t.Helper()
+	if dir := os.Getenv("RATELIMIT_POSTGRES_BIN"); dir != "" {
+		path := filepath.Join(dir, name)
+		if _, err := os.Stat(path); err != nil {
+			t.Fatalf("pgtest: RATELIMIT_POSTGRES_BIN is %s: want the absolute path of a folder with %s: %v", dir, name, err)
+		}
+		return path
+	}
 	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/" + name)
 	slices.SortFunc(found, func(a, b string) int { return version(a) - version(b) })
 	if len(found) > 0 {

@@ -25,8 +25,20 @@ func (*Bouncer) Kill()               {}
 func (*Server) URL(role string) string { return "" }
 func (*Server) Standby() *Server       { return nil }
 func (*Server) Addr() string           { return "" }
+func (*Server) Data() string           { return "" }
 func (*Server) Kill()                  {}
 func (*Server) Stop()                  {}
 func (*Server) Restart(...string)      {}
 func (*Server) Hang()                  {}
 func (*Server) Continue()              {}
+
+func (*Server) Dump(role string, args ...string) []byte { return nil }
+
+// A Disk is a small file system in memory. Only on Linux there are any.
+type Disk struct{ Path string }
+
+func (*Server) Disk(string, int) *Disk { return nil }
+func (*Server) WALDisk(int) *Disk      { return nil }
+func (*Server) HasEnded() bool         { return true }
+func (*Disk) Fill()                    {}
+func (*Disk) Free()                    {}

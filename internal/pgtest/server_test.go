@@ -2,16 +2,7 @@
 
 package pgtest
 
-import (
-	"os/exec"
-	"strconv"
-	"testing"
-)
-
-// ready reports whether a server answers within a second.
-func ready(t *testing.T, s *Server) bool {
-	return exec.Command(binary(t, "pg_isready"), "-q", "-t", "1", "-h", "127.0.0.1", "-p", strconv.Itoa(s.Port)).Run() == nil
-}
+import "testing"
 
 func TestServer(t *testing.T) {
 	s := Start(t)
@@ -28,7 +19,7 @@ func TestServer(t *testing.T) {
 		{"started with another setting", func() { s.Restart("max_connections=20") }, true},
 	} {
 		step.do()
-		if got := ready(t, s); got != step.want {
+		if got := s.isReady(); got != step.want {
 			t.Fatalf("%s: ready is %v, want %v", step.name, got, step.want)
 		}
 	}

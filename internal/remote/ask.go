@@ -79,7 +79,7 @@ func (r *Remote) consult(ctx context.Context, req *storeRequest, answers []rule.
 		}
 	}
 	hold, answer := req.decided.Hold, req.decided.Held
-	if denied, blocked := r.near.StillDenied(req.Key, req.least(), now, req.Limits.Rules, answers); denied {
+	if denied, blocked := r.stillDenied(req, now, answers); denied {
 		if admitted {
 			r.returnUnits(req, taken, reply.At)
 		}
@@ -93,7 +93,7 @@ func (r *Remote) consult(ctx context.Context, req *storeRequest, answers []rule.
 	if admitted {
 		req.decided.Counted, req.decided.Granted = reply.At, taken
 	}
-	if !reply.Newest || len(answers) == 0 {
+	if !reply.Newest || len(answers) == 0 || r.opts.AskAlways {
 		return nil
 	}
 	asked := max(req.least(), req.decided.Granted)
@@ -109,6 +109,15 @@ func (r *Remote) consult(ctx context.Context, req *storeRequest, answers []rule.
 	}
 	r.near.Learn(req.Key, learnt)
 	return nil
+}
+
+// stillDenied is [nearcache.Cache.StillDenied]: whether the key is known to be denied, whatever
+// the store says.
+func (r *Remote) stillDenied(req *storeRequest, now int64, answers []rule.Answer) (denied bool, blocked uint8) {
+	if r.opts.AskAlways {
+		return false, 0
+	}
+	return r.near.StillDenied(req.Key, req.least(), now, req.Limits.Rules, answers)
 }
 
 // returnUnits gives back what the store has taken for a request that is denied here.
@@ -163,7 +172,7 @@ func (r *Remote) call(ctx context.Context, req *storeRequest, answers []rule.Ans
 	if req.startsBlocks() {
 		// A jump of the store's clock may have ended a denial there that still holds here. The
 		// store then counts units that are given back, and must start no block because of them.
-		if still, _ := r.near.StillDenied(req.Key, req.least(), req.now, req.Limits.Rules, answers); !still {
+		if still, _ := r.stillDenied(req, req.now, answers); !still {
 			q.StartsBlocks, q.Pending = true, r.pending(req, (*Remote).sendAt)
 		}
 	}

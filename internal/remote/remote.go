@@ -61,6 +61,7 @@ type Options struct {
 	Lease     time.Duration  // how long units may be held; 0 turns leases off
 	NearKeys  int            // how many counters are cached; 0 shares SharedNearKeys with all limiters of the process
 	OnFailure Policy
+	AskAlways bool // only the store decides: no cache of denials, and no decision here; OnFailure is FailClosed
 	Report    Reporter
 	Counts    *Counts // where calls are counted; generations of a limiter share it
 }
@@ -475,7 +476,7 @@ func (r *Remote) takeUpTo(ctx context.Context, req *storeRequest, answers []rule
 // returns false, so that one caller asks the store. It also returns false for a denial
 // that starts a block: only the store may start one.
 func (r *Remote) isDenied(req *storeRequest, answers []rule.Answer) (denied bool) {
-	if len(answers) == 0 { // how many holds there are is never answered from what is known
+	if len(answers) == 0 || r.opts.AskAlways { // how many holds there are is never answered from what is known
 		return false
 	}
 	var blocked uint8
@@ -577,7 +578,7 @@ func (r *Remote) takeWithoutStore(ctx context.Context, req *storeRequest, err er
 	}
 	policy := r.opts.OnFailure
 	switch {
-	case err == errOwing:
+	case err == errOwing && !r.opts.AskAlways:
 		policy = FallbackLocal // the store is available, but only this process knows all units
 	case policy == FailOpen && req.Units == 0:
 		policy = FallbackLocal // a look: what is known here is what denies requests
@@ -647,8 +648,8 @@ func (r *Remote) Adjust(ctx context.Context, key string, n, at int64, limits *en
 		return 0, nil
 	}
 	n = max(-rule.MaxUnits, min(n, rule.MaxUnits))
-	taken, start := r.taken(at), clock.Now()
-	if r.leases() && r.adjustLease(key, n, taken, limits) {
+	taken, start, recorded := r.taken(at), clock.Now(), engine.Recordable(ctx) != nil
+	if r.leases() && !recorded && r.adjustLease(key, n, taken, limits) {
 		return max(0, n), nil
 	}
 	if owes, _ := r.awaitSettled(ctx, key, wait); owes {
@@ -658,7 +659,7 @@ func (r *Remote) Adjust(ctx context.Context, key string, n, at int64, limits *en
 	} else {
 		charged, err = r.move(ctx, key, n, r.sendAt(taken), limits, wait)
 	}
-	owed := err != nil && r.opts.OnFailure == FallbackLocal && ctx.Err() != context.Canceled && r.storeUnchanged(err) && r.fault(err) != engine.Closed
+	owed := err != nil && r.opts.OnFailure == FallbackLocal && !recorded && ctx.Err() != context.Canceled && r.storeUnchanged(err) && r.fault(err) != engine.Closed
 	if err != nil && !owed {
 		return 0, err
 	}
@@ -671,7 +672,8 @@ func (r *Remote) Adjust(ctx context.Context, key string, n, at int64, limits *en
 
 // Reset is [engine.Engine.Reset]. It returns the store's error. It asks the store
 // even if the breaker is open, because somebody waits for a user to be unblocked.
-// It waits for at most SideTimeout.
+// It waits for at most SideTimeout. After an error the key has been forgotten in this process
+// alone; with [engine.WithRecordable] it has not.
 func (r *Remote) Reset(ctx context.Context, key string, limits *engine.Limits) error {
 	ctx, cancel := context.WithTimeout(ctx, SideTimeout)
 	defer cancel()
@@ -681,10 +683,15 @@ func (r *Remote) Reset(ctx context.Context, key string, limits *engine.Limits) e
 		case <-ctx.Done():
 		}
 	}
-	start := clock.Now()
-	r.near.Erase(key, start, limits.Rules)
+	start, recorded := clock.Now(), engine.Recordable(ctx) != nil
+	if !recorded {
+		r.near.Erase(key, start, limits.Rules)
+	}
 	err := r.opts.Engine.Reset(ctx, key, limits)
 	r.opts.Counts.called(clock.Now() - start)
+	if recorded && err != nil {
+		return err
+	}
 	r.near.Erase(key, clock.Now(), limits.Rules) // a decision that was in flight may have been learnt
 	return err
 }
@@ -693,19 +700,24 @@ func (r *Remote) Reset(ctx context.Context, key string, limits *engine.Limits) e
 // the store's error. With FallbackLocal, a block is owed to a store that fails, and that is
 // no error. With the other policies, the key stays blocked here until the store answers
 // about it. Like Reset it asks the store even if the breaker is open, and waits for at most
-// SideTimeout.
+// SideTimeout. With [engine.WithRecordable], nothing is blocked or owed after an error.
 func (r *Remote) Block(ctx context.Context, key string, b rule.Block, limits *engine.Limits) error {
 	ctx, cancel := context.WithTimeout(ctx, SideTimeout)
 	defer cancel()
-	start := clock.Now()
+	start, recorded := clock.Now(), engine.Recordable(ctx) != nil
 	local := b
 	local.Until = rule.Lasting(b.Until, start)
-	r.blockHere(key, local, limits, false)
+	if !recorded {
+		r.blockHere(key, local, limits, false)
+	}
 	err := r.opts.Engine.Block(ctx, key, b, limits)
 	end := clock.Now()
 	r.opts.Counts.called(end - start)
 	fault := engine.Unknown
 	if err != nil {
+		if recorded {
+			return err
+		}
 		fault = r.fault(err)
 	}
 	owed := err != nil && r.opts.OnFailure == FallbackLocal && ctx.Err() != context.Canceled && fault != engine.Key && fault != engine.Closed

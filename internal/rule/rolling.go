@@ -77,10 +77,16 @@ func (g *Log) Map(move func(instant int64) int64) Log {
 
 // AppendTo appends the instants of all units in the log, from the oldest to the youngest.
 func (g *Log) AppendTo(instants []int64) []int64 {
-	for i := range g.N {
-		instants = append(instants, g.unit(i))
+	if g.Ring == nil {
+		for range g.N {
+			instants = append(instants, g.T)
+		}
+		return instants
 	}
-	return instants
+	instants = slices.Grow(instants, int(g.N))
+	oldest := g.Ring.at[g.Ring.first:]
+	oldest = oldest[:min(len(oldest), int(g.N))]
+	return append(append(instants, oldest...), g.Ring.at[:int(g.N)-len(oldest)]...)
 }
 
 // Ask returns the answer for n >= 0 units at now. If they fit, it is the answer after

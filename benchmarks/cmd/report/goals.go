@@ -67,7 +67,10 @@ func (r *results) missedOf(head string, cases []benchmarks.Case, reasons map[str
 					if strings.HasPrefix(title, "— ") { // it belongs to the row before
 						title = c.Measures[0].Title + " " + title
 					}
-					section, _ := strings.CutPrefix(string(m.Group), "Redis, ")
+					section := string(m.Group)
+					if p := partOf(m.Group); p != nil {
+						section = strings.TrimPrefix(section, p.name+", ")
+					}
 					fmt.Fprintf(&b, "- %s: *%s*: %s\n", section, title, why)
 				}
 			}

@@ -38,7 +38,7 @@ func run(args []string, log func(format string, args ...any)) error {
 	bench := flags.String("bench", ".", "which cases, as for go test")
 	out := flags.String("o", "../BENCHMARKS.md", "the file to write")
 	charts := flags.String("charts", "../docs", "the folder to write charts to")
-	only := flags.String("only", "", "the part to run, memory or redis; what the file has of the other stays")
+	only := flags.String("only", "", "the part to run: memory, redis or postgres; what the file has of the others stays")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -53,8 +53,17 @@ func run(args []string, log func(format string, args ...any)) error {
 	if info, ok := debug.ReadBuildInfo(); ok {
 		r.versions = versions(info)
 	}
-	if *only == "redis" {
-		return r.runRedis(*rounds, *benchtime, *bench, *out, *charts, log)
+	run := func(p *part) error {
+		r := &results{machine: r.machine, versions: r.versions}
+		return r.runPart(p, *rounds, *benchtime, *bench, *out, *charts, log)
+	}
+	for _, p := range parts {
+		if *only == p.flag {
+			return run(p)
+		}
+	}
+	if *only != "" && *only != "memory" {
+		return fmt.Errorf("-only is %q: want memory, redis or postgres", *only)
 	}
 	start := time.Now()
 	log("checking each library for exactness")
@@ -79,7 +88,7 @@ func run(args []string, log func(format string, args ...any)) error {
 		return err
 	}
 	for path, text := range map[string]string{
-		*out: r.markdown() + redisPart(*out),
+		*out: r.markdown() + textFrom(*out, parts),
 		filepath.Join(*charts, "bench-memory.svg"):     r.chart("In memory", benchmarks.Speed, benchmarks.Size),
 		filepath.Join(*charts, "bench-middleware.svg"): r.chart("Middleware", benchmarks.Middleware, benchmarks.Server),
 	} {
@@ -91,7 +100,12 @@ func run(args []string, log func(format string, args ...any)) error {
 	if *only == "memory" {
 		return nil
 	}
-	return (&results{machine: r.machine, versions: r.versions}).runRedis(*rounds, *benchtime, *bench, *out, *charts, log)
+	for _, p := range parts {
+		if err := run(p); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // goTest runs the tests of the folder it is called in and hands over what they

@@ -1,94 +1,23 @@
 package main
 
 import (
-	"cmp"
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"slices"
 	"strings"
-	"time"
 
 	"github.com/ratelimit-go/ratelimit/benchmarks"
 )
 
-// redisHead begins the part of the report that is about Redis. It is the last one.
-const redisHead = "\n## Redis\n"
-
-// redisPart returns the part of a report that is about Redis, or an empty string.
-func redisPart(file string) string {
-	text, err := os.ReadFile(file)
-	if _, after, ok := strings.Cut(string(text), redisHead); ok && err == nil {
-		return redisHead + after
-	}
-	return ""
+// redisPart is the part of the report about Redis.
+var redisPart = &part{
+	flag: "redis", name: "Redis", needs: []string{"redis-server"},
+	test: "TestRedisExact", bench: "BenchmarkRedis", head: "\n## Redis\n", chart: "bench-redis.svg",
+	groups: []benchmarks.Group{benchmarks.OnRedis, benchmarks.RedisBlocks, benchmarks.RedisRolling, benchmarks.RedisCalendars, benchmarks.RedisHolds, benchmarks.OnCluster},
+	cases:  benchmarks.RedisCases, libraries: benchmarks.RedisLibraries, reasons: redisReasons,
+	intro: redisIntro, exact: ", on the\nserver and on the cluster",
 }
 
-// redisGroups are the tables of that part, in order.
-var redisGroups = []benchmarks.Group{benchmarks.OnRedis, benchmarks.RedisBlocks, benchmarks.RedisRolling, benchmarks.RedisCalendars, benchmarks.RedisHolds, benchmarks.OnCluster}
-
-// compared returns the cases and libraries of a table.
-func compared(g benchmarks.Group) (cases []benchmarks.Case, libraries []benchmarks.Library) {
-	if !slices.Contains(redisGroups, g) {
-		return benchmarks.Cases, benchmarks.Libraries
-	}
-	for _, c := range benchmarks.RedisCases {
-		cases = append(cases, c.Case)
-	}
-	for _, l := range benchmarks.RedisLibraries {
-		libraries = append(libraries, l.Library)
-	}
-	return cases, libraries
-}
-
-// runRedis runs the cases on Redis and writes their part of the report. Without a
-// redis-server it logs that, and does not change the file.
-func (r *results) runRedis(rounds int, benchtime, bench, out, charts string, log func(string, ...any)) error {
-	if _, err := exec.LookPath("redis-server"); err != nil {
-		log("redis-server is not installed, so what was measured on Redis is left as it is: apt-get install redis-server")
-		return nil
-	}
-	r.command = fmt.Sprintf("go run ./cmd/report -only redis -rounds %d -benchtime %s", rounds, benchtime)
-	start := time.Now()
-	log("checking each library on Redis for exactness")
-	if err := goTest(r.read, "-v", "-count=1", "-run", "^TestRedisExact$"); err != nil {
-		return err
-	}
-	for round := range rounds {
-		rows := 0
-		err := goTest(func(line string) {
-			if r.read(line); strings.HasPrefix(line, "Benchmark") {
-				rows++
-				log("Redis, round %d of %d, row %3d, %s: %s", round+1, rounds, rows, time.Since(start).Round(time.Second), line)
-			}
-		}, "-run", "^$", "-timeout", "0", "-bench", "^BenchmarkRedis$/"+bench, "-benchtime", benchtime)
-		if err != nil {
-			return err
-		}
-	}
-	text, err := os.ReadFile(out)
-	if err != nil && !os.IsNotExist(err) {
-		return err
-	}
-	before, _, _ := strings.Cut(string(text), redisHead)
-	for path, text := range map[string]string{
-		out:                                      before + r.redisMarkdown(),
-		filepath.Join(charts, "bench-redis.svg"): r.chart("On Redis", benchmarks.OnRedis, benchmarks.OnCluster),
-	} {
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-			return err
-		}
-		log("wrote %s", path)
-	}
-	return nil
-}
-
-// redisMarkdown is the part of the report that is about Redis.
-func (r *results) redisMarkdown() string {
-	var b strings.Builder
-	server, _ := exec.Command("redis-server", "--version").Output()
-	fmt.Fprintf(&b, redisHead+`
+func redisIntro(r *results) string {
+	return fmt.Sprintf(`
 Decisions on a redis-server of the same machine and on a cluster of three, over loopback. The numbers are from several
 runs, as above.
 
@@ -105,41 +34,13 @@ runs, as above.
 
 - Machine: %s; %s
 - Server: %s
-- Command, in the folder benchmarks: %s
-
-![On Redis](docs/bench-redis.svg)
-
-`, benchmarks.RedisConnections, r.cpu, r.machine, redisVersion(string(server)), "`"+r.command+"`")
-	for _, group := range redisGroups {
-		title, _ := strings.CutPrefix(string(group), "Redis, ")
-		fmt.Fprintf(&b, "### On %s\n\n%s| case | this library | best rival | ratio | goal | | other rivals | floors |\n"+
-			"|---|---|---|---|---|---|---|---|\n", title, notes[group])
-		for _, w := range r.rows(group) {
-			b.WriteString(r.line(w))
-		}
-		b.WriteString("\n")
-	}
-	cases, _ := compared(benchmarks.OnRedis)
-	b.WriteString(r.missedOf("### Missed goals on Redis", cases, redisReasons))
-	b.WriteString("### What was compared on Redis\n\n| name | module | configuration |\n|---|---|---|\n")
-	for _, l := range benchmarks.RedisLibraries {
-		module := cmp.Or(strings.TrimSpace(l.Module+" "+r.versions[l.Module]), "in this repository")
-		fmt.Fprintf(&b, "| %s | %s | %s |\n", l.Name, module, l.Setup)
-	}
-	b.WriteString("\nBefore it was timed, each library was asked for 2,560 units of a limit of 1,000, by one goroutine and by 64, on the\n" +
-		"server and on the cluster. ")
-	if len(r.inexact) == 0 {
-		b.WriteString("All admitted exactly 1,000.\n")
-	} else {
-		fmt.Fprintf(&b, "All admitted exactly 1,000, but:\n\n- %s\n", strings.Join(r.inexact, "\n- "))
-	}
-	return b.String()
+`, benchmarks.RedisConnections, r.cpu, r.machine, redisVersion(version("", "redis-server", "--version")))
 }
 
 const redisHotReason = "callers of one key share a command, so most of the time is spent waking them up. A floor that only " +
 	"does that reaches the goal and more, but it has both cores to itself."
 
-// redisReasons are the same for the cases on Redis.
+// redisReasons are why the goals of a case on Redis are missed, if they are.
 var redisReasons = map[string]string{
 	"redis-serial": "the script takes about 3 µs on the server, the script of a token bucket 4, and a script of INCR 1.5. Over loopback that is most of the difference.",
 	"redis-denied": "a denial costs a round trip, because a denied key is asked for at Redis again.",

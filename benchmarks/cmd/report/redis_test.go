@@ -1,13 +1,8 @@
 package main
 
 import (
-	"os"
-	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
-
-	"github.com/ratelimit-go/ratelimit/benchmarks"
 )
 
 func TestRedisReport(t *testing.T) {
@@ -24,7 +19,7 @@ BenchmarkRedis/cluster-hot/ulule-8     	 2	16.000 allocs/op	 100000 op/s
 `) {
 		r.read(strings.TrimSuffix(line, "\n"))
 	}
-	got := r.redisMarkdown()
+	got := r.partMarkdown(redisPart)
 	for _, want := range []string{
 		"| one caller, µs | 84 (6) | ulule 90 (16) | 0.93 | ≤ 8 allocations | met | — | evalsha 80 (8) |\n",
 		"| — by an EVALSHA of INCR, in turn with it | 1.04 | ulule 1.12 | 0.93 | ≤ 1.05 | met | — | evalsha 1.00 |\n",
@@ -36,26 +31,6 @@ BenchmarkRedis/cluster-hot/ulule-8     	 2	16.000 allocs/op	 100000 op/s
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %q in\n%s", want, got)
-		}
-	}
-
-	file := filepath.Join(t.TempDir(), "report.md")
-	if part := redisPart(file); part != "" {
-		t.Errorf("no file has the part %q", part)
-	}
-	if err := os.WriteFile(file, []byte("# Memory\n"+got), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if part := redisPart(file); part != got {
-		t.Errorf("the part on Redis is read as %q", part)
-	}
-}
-
-func TestRedisReasons(t *testing.T) {
-	cases, _ := compared(benchmarks.OnRedis)
-	for name := range redisReasons {
-		if !slices.ContainsFunc(cases, func(c benchmarks.Case) bool { return c.Name == name }) {
-			t.Errorf("there is no case %s", name)
 		}
 	}
 }

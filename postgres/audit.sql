@@ -1,0 +1,194 @@
+-- The part of Migrate that makes the audit trail. It may run any number of times.
+
+-- What the owner of the schema decides. No role of an application may change it, because
+-- that would be a way to have records deleted.
+CREATE TABLE IF NOT EXISTS ratelimit.audit_setting (
+  only_row bool PRIMARY KEY DEFAULT true CHECK (only_row),
+  keep_months int NOT NULL DEFAULT 13 CHECK (keep_months >= 1), -- how long records are kept
+  secret_days int NOT NULL DEFAULT 90 CHECK (secret_days >= 1)  -- how long a secret exists
+);
+INSERT INTO ratelimit.audit_setting DEFAULT VALUES ON CONFLICT DO NOTHING;
+
+-- The records, in one partition for each month in UTC. A record belongs to the month in
+-- which it was written by the server's clock, so the clock of the writer makes no
+-- difference, and a month that is over never changes. id, written and writer are set by the
+-- server. The other columns are the fields of audit.Record.
+CREATE SEQUENCE IF NOT EXISTS ratelimit.audit_id;
+CREATE TABLE IF NOT EXISTS ratelimit.audit (
+  id bigint NOT NULL,
+  written timestamptz NOT NULL,
+  writer name NOT NULL, -- the role whose session has written it
+  time timestamptz NOT NULL,
+  kind text NOT NULL,
+  service text,
+  instance text,
+  limiter text,
+  actor text,
+  reason text,
+  outcome text,
+  pseudonym text,
+  epoch text,
+  key text,
+  policy text,
+  "limit" text,
+  units bigint,
+  count bigint,
+  source text,
+  since timestamptz,
+  until timestamptz,
+  ended text,
+  code text,
+  error text,
+  route text,
+  request_id text
+) PARTITION BY RANGE (written);
+DO $$
+BEGIN
+  IF to_regclass('ratelimit.audit_time') IS NULL THEN -- IF NOT EXISTS would lock out writers
+    CREATE INDEX audit_time ON ratelimit.audit (time, id);
+    CREATE INDEX audit_pseudonym ON ratelimit.audit (pseudonym, time) WHERE pseudonym IS NOT NULL;
+    CREATE INDEX audit_key ON ratelimit.audit (key, time) WHERE key IS NOT NULL;
+  END IF;
+END $$;
+
+-- The secrets of pseudonyms. Only the owner and the functions can read them. ANALYZE must not
+-- copy them to the statistics, where they would outlive the table's own file.
+CREATE TABLE IF NOT EXISTS ratelimit.audit_secret (
+  epoch text PRIMARY KEY,
+  begins timestamptz NOT NULL,
+  secret bytea NOT NULL
+);
+ALTER TABLE ratelimit.audit_secret ALTER COLUMN secret SET STATISTICS 0;
+
+CREATE OR REPLACE FUNCTION ratelimit.audit_now() RETURNS timestamptz LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS
+$$ SELECT to_timestamp(ratelimit.now() / 1e9) $$;
+
+-- audit_partition makes the partition of a month, unless there is one. Sessions take turns. A
+-- table that is attached, and not made as a partition, locks out neither readers nor writers.
+CREATE OR REPLACE FUNCTION ratelimit.audit_partition(p_at timestamptz) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET lock_timeout = '1s' SET client_min_messages = warning AS $$
+DECLARE
+  v_name text := 'audit_' || to_char(p_at, 'YYYY_MM');
+BEGIN
+  IF to_regclass('ratelimit.' || v_name) IS NOT NULL THEN RETURN; END IF;
+  LOCK TABLE ratelimit.audit IN SHARE UPDATE EXCLUSIVE MODE; -- which ATTACH needs; readers and writers go on
+  IF to_regclass('ratelimit.' || v_name) IS NOT NULL THEN RETURN; END IF;
+  EXECUTE format('CREATE TABLE ratelimit.%I (LIKE ratelimit.audit INCLUDING DEFAULTS)', v_name);
+  EXECUTE format('ALTER TABLE ratelimit.audit ATTACH PARTITION ratelimit.%I FOR VALUES FROM (%L) TO (%L)',
+    v_name, date_trunc('month', p_at), date_trunc('month', p_at) + interval '1 month');
+  IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'ratelimit_auditor') THEN
+    EXECUTE format('GRANT SELECT ON ratelimit.%I TO ratelimit_auditor', v_name); -- to dump it
+  END IF;
+END $$;
+
+-- audit_write writes records, which are a JSON array of audit.Record. With p_rows it leaves
+-- out the records that belong to a row, unless the row is in p_done. It returns how many it
+-- has written.
+CREATE OR REPLACE FUNCTION ratelimit.audit_write(p_records text, p_rows int[], p_done int[], p_async bool) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off SET lock_timeout = '1s' AS $$
+DECLARE
+  v_now timestamptz := ratelimit.audit_now();
+  v_count bigint;
+BEGIN
+  IF p_async THEN PERFORM set_config('synchronous_commit', 'off', true); END IF;
+  IF to_regclass('ratelimit.audit_' || to_char(v_now AT TIME ZONE 'UTC', 'YYYY_MM')) IS NULL THEN
+    PERFORM ratelimit.audit_partition(v_now);
+  END IF;
+  INSERT INTO ratelimit.audit (id, written, writer, time, kind, service, instance, limiter, actor, reason, outcome, pseudonym, epoch, key,
+    policy, "limit", units, count, source, since, until, ended, code, error, route, request_id)
+  SELECT nextval('ratelimit.audit_id'), v_now, session_user, r.time, r.kind, r.service, r.instance, r.limiter, r.actor, r.reason, r.outcome, r.pseudonym, r.epoch, r.key,
+    r.policy, r."limit", r.units, r.count, r.source, r.since, r.until, r.ended, r.code, r.error, r.route, r.request_id
+  FROM json_array_elements(p_records::json) WITH ORDINALITY e(record, o)
+  CROSS JOIN LATERAL json_to_record(e.record) r(time timestamptz, kind text, service text, instance text, limiter text, actor text, reason text, outcome text,
+    pseudonym text, epoch text, key text, policy text, "limit" text, units bigint, count bigint, source text, since timestamptz, until timestamptz,
+    ended text, code text, error text, route text, request_id text)
+  WHERE p_rows IS NULL OR p_rows[e.o] = 0 OR p_rows[e.o] = ANY (p_done)
+  ORDER BY e.o;
+  GET DIAGNOSTICS v_count = ROW_COUNT;
+  RETURN v_count;
+END $$;
+
+-- write_recorded is write, add and audit_write in one: rows and the records of what was
+-- decided about them, or neither. p_rows says which row a record belongs to: the number of an
+-- update, minus the number of an insert, or 0 for a record of a row that stays as it is.
+-- r_written is not true if the look was a second ago: then nothing was written.
+CREATE OR REPLACE FUNCTION ratelimit.write_recorded(p_keys text[], p_versions bigint[], p_shapes int[], p_ends bigint[], p_untils bigint[],
+  p_states bigint[], p_more text[], p_new_keys text[], p_new_shapes int[], p_new_ends bigint[], p_new_untils bigint[], p_new_states bigint[],
+  p_new_more text[], p_now bigint, p_records text, p_rows int[], OUT r_updated int[], OUT r_added int[], OUT r_written bool)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off AS $$
+DECLARE
+  v_done int[];
+BEGIN
+  IF ratelimit.now() - p_now > 1000000000 THEN RETURN; END IF;
+  IF cardinality(p_keys) > 0 THEN
+    r_updated := ratelimit.write(p_keys, p_versions, p_shapes, p_ends, p_untils, p_states, p_more, p_now, false);
+  END IF;
+  IF cardinality(p_new_keys) > 0 THEN
+    r_added := ratelimit.add(p_new_keys, p_new_shapes, p_new_ends, p_new_untils, p_new_states, p_new_more, p_now, false);
+  END IF;
+  SELECT r_updated || array_agg(-o) INTO v_done FROM unnest(r_added) o;
+  PERFORM ratelimit.audit_write(p_records, p_rows, v_done, false);
+  r_written := true;
+END $$;
+
+-- audit_keep makes the partition of the next month and drops the ones that are old enough. It
+-- waits for a reader of the records for a moment only, and drops the partition at another time. A
+-- clock that has jumped ahead drops nothing: the months that it has left out have no
+-- partition.
+CREATE OR REPLACE FUNCTION ratelimit.audit_keep() RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET lock_timeout = '100ms' SET client_min_messages = warning AS $$
+DECLARE
+  v_month timestamptz := date_trunc('month', ratelimit.audit_now());
+  v_last text := 'audit_' || to_char(v_month - interval '1 month', 'YYYY_MM');
+  v_name text;
+BEGIN
+  PERFORM ratelimit.audit_partition(v_month);
+  PERFORM ratelimit.audit_partition(v_month + interval '1 month');
+  IF to_regclass('ratelimit.' || v_last) IS NULL THEN RETURN; END IF;
+  FOR v_name IN
+    SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+    WHERE i.inhparent = 'ratelimit.audit'::regclass AND c.relname ~ '^audit_[0-9]{4}_[0-9]{2}$' COLLATE "C"
+      AND c.relname::text COLLATE "C" < (SELECT 'audit_' || to_char(v_month - s.keep_months * interval '1 month', 'YYYY_MM') FROM ratelimit.audit_setting s)
+    ORDER BY 1
+  LOOP
+    BEGIN
+      EXECUTE format('DROP TABLE ratelimit.%I', v_name);
+    EXCEPTION
+      WHEN lock_not_available THEN RETURN;
+      WHEN dependent_objects_still_exist THEN NULL; -- such as a view of somebody who wants to keep it
+    END;
+  END LOOP;
+END $$;
+
+-- audit_secrets returns the secrets that exist, the newest first, and the server's time. A
+-- new one begins when a third of the time of the newest is over. Sessions take turns, so that there
+-- is one.
+--
+-- What is over is deleted by writing the table again: a row that is only deleted stays in the
+-- file until a vacuum.
+CREATE OR REPLACE FUNCTION ratelimit.audit_secrets(OUT r_now timestamptz, OUT r_days int, OUT r_epochs text[], OUT r_begins timestamptz[], OUT r_secrets bytea[])
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET lock_timeout = '1s' AS $$
+DECLARE
+  v_keep interval;
+  v_left ratelimit.audit_secret[];
+BEGIN
+  PERFORM pg_advisory_xact_lock(7234298376);
+  r_now := ratelimit.audit_now();
+  SELECT s.secret_days INTO r_days FROM ratelimit.audit_setting s;
+  v_keep := r_days * interval '24 hours';
+  IF EXISTS (SELECT FROM ratelimit.audit_secret s WHERE s.begins <= r_now - v_keep) THEN
+    BEGIN
+      LOCK TABLE ratelimit.audit_secret;
+      SELECT array_agg(s) INTO v_left FROM ratelimit.audit_secret s WHERE s.begins > r_now - v_keep;
+      TRUNCATE ratelimit.audit_secret;
+      INSERT INTO ratelimit.audit_secret SELECT (s).* FROM unnest(v_left) s;
+    EXCEPTION WHEN lock_not_available THEN NULL; -- somebody reads it; the next call tries again
+    END;
+  END IF;
+  IF NOT EXISTS (SELECT FROM ratelimit.audit_secret s WHERE s.begins > r_now - v_keep / 3) THEN
+    INSERT INTO ratelimit.audit_secret (epoch, begins, secret) VALUES (to_char(r_now, 'YYYYMMDD') || '-' || left(gen_random_uuid()::text, 8), r_now,
+      sha256(convert_to(gen_random_uuid()::text || gen_random_uuid()::text || gen_random_uuid()::text, 'UTF8')));
+  END IF;
+  SELECT array_agg(s.epoch ORDER BY s.begins DESC), array_agg(s.begins ORDER BY s.begins DESC), array_agg(s.secret ORDER BY s.begins DESC)
+  INTO r_epochs, r_begins, r_secrets FROM ratelimit.audit_secret s WHERE s.begins > r_now - v_keep;
+END $$;

@@ -1,0 +1,300 @@
+package postgres_test
+
+import (
+	"bytes"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/audit"
+	"github.com/ratelimit-go/ratelimit/internal/pgtest"
+	"github.com/ratelimit-go/ratelimit/postgres"
+)
+
+// This file tests what happens to an audit trail over months, by a clock that tests set.
+
+const day = 24 * time.Hour
+
+func partitions(t testing.TB, conn *pgx.Conn) string {
+	t.Helper()
+	var names string
+	require.NoError(t, conn.QueryRow(ctx, "SELECT coalesce(string_agg(substr(c.relname, 7), ' ' ORDER BY c.relname), '') FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'ratelimit.audit'::regclass").Scan(&names))
+	return names
+}
+
+func reset(at time.Time) []audit.Record {
+	return []audit.Record{{Kind: "reset", Time: at, Service: "shop", Actor: "alice"}}
+}
+
+// TestPartitions writes for two years. There is a partition for each month and for the next
+// one, and they are dropped after their time.
+func TestPartitions(t *testing.T) {
+	server := migrated(t)
+	clock := setClock(t, server) // 28 March 2026
+	pool := newPool(t, server.URL(pgtest.Superuser))
+	write := func(at time.Time) {
+		t.Helper()
+		require.NoError(t, newSink(t, pool).Write(ctx, reset(at), true)) // a new sink looks after partitions
+	}
+	write(time.Now())
+	require.Equal(t, "2026_03 2026_04", partitions(t, clock.conn))
+	// The clock of the writer makes no difference.
+	for _, at := range []time.Time{{}, time.Unix(0, 0), time.Date(2500, 1, 1, 0, 0, 0, 0, time.UTC)} {
+		write(at)
+	}
+	require.Equal(t, "2026_03 2026_04", partitions(t, clock.conn))
+
+	for range 13 {
+		clock.advance(30 * day)
+		write(time.Now())
+	}
+	require.Equal(t, "2026_03 2026_04 2026_05 2026_06 2026_07 2026_08 2026_09 2026_10 2026_11 2026_12 2027_01 2027_02 2027_03 2027_04 2027_05", partitions(t, clock.conn))
+	clock.advance(14 * day) // 5 May: March 2026 is 13 months ago
+	write(time.Now())
+	require.Equal(t, "2026_04 2026_05 2026_06 2026_07 2026_08 2026_09 2026_10 2026_11 2026_12 2027_01 2027_02 2027_03 2027_04 2027_05 2027_06", partitions(t, clock.conn))
+
+	// A reader holds the next one up. Writers do not wait for that.
+	clock.advance(31 * day)
+	reader, err := connect(t, server.URL(pgtest.Superuser)).Begin(ctx)
+	require.NoError(t, err)
+	_, err = reader.Exec(ctx, "SELECT count(*) FROM ratelimit.audit")
+	require.NoError(t, err)
+	write(time.Now())
+	require.True(t, strings.HasPrefix(partitions(t, clock.conn), "2026_04 ") && strings.HasSuffix(partitions(t, clock.conn), " 2027_07"), partitions(t, clock.conn))
+	require.NoError(t, reader.Rollback(ctx))
+	write(time.Now())
+	require.True(t, strings.HasPrefix(partitions(t, clock.conn), "2026_05 "), partitions(t, clock.conn))
+
+	// The owner decides for how long. A view keeps its own partition only.
+	clock.exec("CREATE VIEW public.kept AS SELECT * FROM ratelimit.audit_2026_07")
+	clock.exec("UPDATE ratelimit.audit_setting SET keep_months = 2")
+	write(time.Now())
+	require.Equal(t, "2026_07 2027_04 2027_05 2027_06 2027_07", partitions(t, clock.conn))
+	clock.exec("DROP VIEW public.kept")
+	clock.exec("UPDATE ratelimit.audit_setting SET keep_months = 2")
+	write(time.Now())
+	require.Equal(t, "2027_04 2027_05 2027_06 2027_07", partitions(t, clock.conn))
+
+	// A clock that jumps ahead by years drops nothing, and writes in a month of its own.
+	before := clock.now
+	clock.advance(5 * 365 * day)
+	write(time.Now())
+	require.Equal(t, "2027_04 2027_05 2027_06 2027_07 2032_06 2032_07", partitions(t, clock.conn))
+	clock.advance(time.Duration(before - clock.now))
+	write(time.Now())
+	require.Equal(t, "2027_04 2027_05 2027_06 2027_07 2032_06 2032_07", partitions(t, clock.conn))
+}
+
+// TestPartitionRace writes at the beginning of a month from many processes, while a store
+// writes records of its decisions.
+func TestPartitionRace(t *testing.T) {
+	server := migrated(t)
+	clock := setClock(t, server)
+	limiter, _ := newRecorded(t, server, "race", hourly, nil)
+	for range 3 {
+		clock.exec("DO $$ DECLARE n regclass; BEGIN FOR n IN SELECT inhrelid::regclass FROM pg_inherits WHERE inhparent = 'ratelimit.audit'::regclass LOOP EXECUTE 'DROP TABLE ' || n; END LOOP; END $$")
+		clock.advance(400 * day)
+		var wg sync.WaitGroup
+		for i := range 16 {
+			sink := newSink(t, newPool(t, server.URL(pgtest.Superuser)))
+			wg.Go(func() { assert.NoError(t, sink.Write(ctx, reset(time.Now()), i%2 == 0)) })
+			wg.Go(func() {
+				_, err := limiter.Take(ctx, "key")
+				assert.NoError(t, err)
+			})
+		}
+		wg.Wait()
+		require.Len(t, kinds(t, clock.conn), 32)
+	}
+}
+
+// TestAuditSecrets makes pseudonyms for a year, in two processes.
+func TestAuditSecrets(t *testing.T) {
+	server := migrated(t)
+	clock := setClock(t, server)
+	withRoles(t, server)
+	secretsOf := func() []audit.Secret {
+		t.Helper()
+		secrets, err := newSink(t, newPool(t, server.URL("shop"))).Secrets(ctx, time.Time{})
+		require.NoError(t, err)
+		return secrets
+	}
+	first := secretsOf()
+	require.Len(t, first, 1)
+	require.Len(t, first[0].Bytes, 32)
+	require.Equal(t, "20260328-", first[0].Epoch[:9])
+	require.Equal(t, first, secretsOf(), "another process has the same")
+	clock.advance(30*day - time.Second)
+	require.Equal(t, first, secretsOf())
+
+	// Both begin the next epoch at once.
+	clock.advance(time.Second)
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	all := map[string]bool{}
+	for range 16 {
+		sink := newSink(t, newPool(t, server.URL("shop")))
+		wg.Go(func() {
+			secrets, err := sink.Secrets(ctx, time.Time{})
+			assert.NoError(t, err)
+			mu.Lock()
+			defer mu.Unlock()
+			all[fmt.Sprint(secrets)] = true
+		})
+	}
+	wg.Wait()
+	require.Len(t, all, 1)
+	second := secretsOf()
+	require.Len(t, second, 2)
+	require.Equal(t, first[0], second[1])
+
+	for range 12 {
+		clock.advance(30 * day)
+		secrets := secretsOf()
+		require.LessOrEqual(t, len(secrets), 3)
+		for _, s := range secrets {
+			require.Less(t, clock.now-s.Begins.UnixNano(), int64(90*day))
+		}
+	}
+	var rows int
+	require.NoError(t, clock.conn.QueryRow(ctx, "SELECT count(*) FROM ratelimit.audit_secret").Scan(&rows))
+	require.Equal(t, 3, rows)
+
+	// A sink asks only once a minute, and before a secret is over.
+	sink := newSink(t, newPool(t, server.URL("shop")))
+	cached, err := sink.Secrets(ctx, time.Time{})
+	require.NoError(t, err)
+	clock.exec("REVOKE EXECUTE ON FUNCTION ratelimit.audit_secrets FROM ratelimit_application")
+	again, err := sink.Secrets(ctx, time.Time{})
+	require.NoError(t, err)
+	require.Equal(t, cached, again)
+	_, err = newSink(t, newPool(t, server.URL("shop"))).Secrets(ctx, time.Time{})
+	require.ErrorContains(t, err, "grant ratelimit_application")
+}
+
+// TestDeletedSecret looks for a secret in all files of the server, and tries to find out
+// whose records there are.
+func TestDeletedSecret(t *testing.T) {
+	server := migrated(t)
+	clock := setClock(t, server)
+	pool := newPool(t, server.URL(pgtest.Superuser))
+	const address = "203.0.113.7"
+	write := func() {
+		trail := newTrail(t, newSink(t, pool), nil)
+		trail.Observe(ctx, ratelimit.Event{Kind: ratelimit.EventDenied, Time: time.Now(), Limiter: "login", Key: address})
+		require.NoError(t, trail.Record(ratelimit.WithActor(ctx, "alice"), ratelimit.Event{Kind: ratelimit.EventReset, Time: time.Now(), Limiter: "login", Key: address}))
+		require.NoError(t, trail.Close())
+	}
+	write()
+	secrets, err := newSink(t, pool).Secrets(ctx, time.Time{})
+	require.NoError(t, err)
+	secret := secrets[0]
+	pseudonym := []byte(secret.Pseudonym(address))
+	// holds returns how many files of the server hold a text, apart from the WAL.
+	holds := func(text []byte) (files int) {
+		clock.exec("CHECKPOINT")
+		require.NoError(t, filepath.WalkDir(server.Data(), func(name string, e fs.DirEntry, err error) error {
+			if err != nil || e.IsDir() && e.Name() == "pg_wal" {
+				return fs.SkipDir
+			}
+			if content, err := os.ReadFile(name); err == nil && bytes.Contains(content, text) {
+				files++
+			}
+			return nil
+		}))
+		return files
+	}
+	clock.exec("ANALYZE")
+	require.Positive(t, holds(secret.Bytes))
+	require.Positive(t, holds(pseudonym))
+	support := newTrail(t, newSink(t, pool), nil)
+	found, err := support.Read(ctx, audit.Query{Key: address})
+	require.NoError(t, err)
+	require.Len(t, found, 3)
+
+	reader, err := connect(t, server.URL(pgtest.Superuser)).Begin(ctx)
+	require.NoError(t, err)
+	_, err = reader.Exec(ctx, "SELECT count(*) FROM ratelimit.audit_secret")
+	require.NoError(t, err)
+	clock.advance(90 * day)
+	left, err := newSink(t, pool).Secrets(ctx, time.Time{})
+	require.NoError(t, err, "it does not wait for a reader for long")
+	require.Len(t, left, 1)
+	require.NotEqual(t, secret.Epoch, left[0].Epoch)
+	require.NoError(t, reader.Rollback(ctx))
+	_, err = newSink(t, pool).Secrets(ctx, time.Time{})
+	require.NoError(t, err)
+
+	require.Zero(t, holds(secret.Bytes), "files with the secret")
+	require.Positive(t, holds(pseudonym), "the records are still there")
+	require.Zero(t, holds([]byte(address)))
+	found, err = newTrail(t, newSink(t, pool), nil).Read(ctx, audit.Query{Key: address})
+	require.NoError(t, err)
+	require.Empty(t, found)
+}
+
+// TestHandOver dumps the partition of a month, as an auditor.
+func TestHandOver(t *testing.T) {
+	server := migrated(t)
+	clock := setClock(t, server)
+	withRoles(t, server)
+	sink := newSink(t, newPool(t, server.URL("shop")))
+	trail := newTrail(t, sink, nil)
+	for i := range 2 {
+		require.NoError(t, trail.Record(ratelimit.WithActor(ctx, "alice"), ratelimit.Event{Kind: ratelimit.EventReset, Time: time.Now(), Actor: fmt.Sprint("alice", i), Key: "203.0.113.7"}))
+		clock.advance(30 * day)
+	}
+	dump := string(server.Dump("auditor", "--data-only", "--table=ratelimit.audit_2026_03"))
+	require.Contains(t, dump, "COPY ratelimit.audit_2026_03")
+	require.Contains(t, dump, "alice0")
+	require.NotContains(t, dump, "alice1")
+	require.NotContains(t, dump, "203.0.113.7")
+
+	// It can be read on another server, with the table of another Migrate.
+	other := migrated(t)
+	conn := connect(t, other.URL(pgtest.Superuser))
+	_, err := conn.Exec(ctx, "CREATE TABLE ratelimit.audit_2026_03 (LIKE ratelimit.audit)")
+	require.NoError(t, err)
+	rows := dump[strings.Index(dump, "FROM stdin;\n")+len("FROM stdin;\n"):]
+	rows = rows[:strings.Index(rows, "\\.")]
+	columns := dump[strings.Index(dump, "COPY "):strings.Index(dump, " FROM stdin;")]
+	_, err = conn.PgConn().CopyFrom(ctx, strings.NewReader(rows), columns+" FROM stdin")
+	require.NoError(t, err)
+	var actor string
+	require.NoError(t, conn.QueryRow(ctx, "SELECT actor FROM ratelimit.audit_2026_03").Scan(&actor))
+	require.Equal(t, "alice0", actor)
+}
+
+// TestMigrateKeepsTheTrail migrates again, also if the roles were made later.
+func TestMigrateKeepsTheTrail(t *testing.T) {
+	server := migrated(t)
+	admin := withRoles(t, server)
+	sink := newSink(t, newPool(t, server.URL("shop")))
+	require.NoError(t, sink.Write(ctx, reset(time.Now()), true))
+	before, err := sink.Secrets(ctx, time.Time{})
+	require.NoError(t, err)
+	_, err = admin.Exec(ctx, "UPDATE ratelimit.audit_setting SET keep_months = 24; DROP OWNED BY ratelimit_auditor")
+	require.NoError(t, err)
+	_, err = connect(t, server.URL("auditor")).Exec(ctx, "SELECT * FROM ratelimit.audit")
+	require.ErrorContains(t, err, "permission denied")
+	require.NoError(t, postgres.Migrate(ctx, admin))
+	_, err = connect(t, server.URL("auditor")).Exec(ctx, "SELECT * FROM "+"ratelimit.audit_"+time.Now().UTC().Format("2006_01"))
+	require.NoError(t, err)
+	require.Equal(t, []string{"reset"}, kinds(t, admin))
+	after, err := newSink(t, newPool(t, server.URL("shop"))).Secrets(ctx, time.Time{})
+	require.NoError(t, err)
+	require.Equal(t, before, after)
+	var months int
+	require.NoError(t, admin.QueryRow(ctx, "SELECT keep_months FROM ratelimit.audit_setting").Scan(&months))
+	require.Equal(t, 24, months)
+}

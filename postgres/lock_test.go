@@ -1,0 +1,123 @@
+package postgres_test
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/internal/pgtest"
+)
+
+// TestLockedRow holds a lock on the row of one key in another session, while callers use this
+// key and others. Soon no call for another key fails any more. Calls for the locked key fail
+// until the lock is gone, with an error about this key.
+func TestLockedRow(t *testing.T) {
+	server := migrated(t)
+	pool := newPool(t, server.URL(pgtest.Superuser))
+	for name, limits := range map[string][]ratelimit.Limit{
+		"one statement": hourly, "look and write": {hourly[0], ratelimit.Rolling(50, time.Hour)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			store := newStore(t, pool, name)
+			limiter := newLimiter(t, store, limits, func(o *ratelimit.Options) {
+				o.OnFailure, o.Timeout = ratelimit.FailClosed, 300*time.Millisecond
+			})
+			const keys = 20
+			for i := range keys {
+				_, err := takeOne(store, fmt.Sprint("key", i), limits, 5*time.Second)
+				require.NoError(t, err)
+			}
+			tx, err := connect(t, server.URL(pgtest.Superuser)).Begin(ctx)
+			require.NoError(t, err)
+			// As somebody does in psql to forget a key.
+			tag, err := tx.Exec(ctx, `DELETE FROM ratelimit.counter c USING ratelimit.prefix p WHERE p.prefix = $1 AND c.key = p.id || ':key0'`, name)
+			require.NoError(t, err)
+			require.EqualValues(t, 1, tag.RowsAffected())
+
+			var inARow, locked atomic.Int64 // calls that the store has decided: for other keys since one of them has failed, and for the locked one
+			var stop atomic.Bool
+			var callers sync.WaitGroup
+			defer callers.Wait()
+			defer stop.Store(true)
+			for c := range 32 {
+				callers.Go(func() {
+					for i := c; !stop.Load(); i++ {
+						switch _, err := limiter.Take(ctx, fmt.Sprint("key", i%keys)); {
+						case i%keys == 0 && err == nil:
+							locked.Add(1)
+						case err == nil:
+							inARow.Add(1)
+						case i%keys != 0:
+							inARow.Store(0)
+						}
+						time.Sleep(time.Millisecond) // not to keep the processors busy
+					}
+				})
+			}
+			require.Eventually(t, func() bool { return inARow.Load() > 1000 }, 20*time.Second, time.Millisecond)
+			_, err = takeOne(store, "key0", limits, 5*time.Second)
+			assert.ErrorContains(t, err, `locked the row of the key "key0"`)
+			assert.Equal(t, ratelimit.FaultKey, store.Fault(err))
+			assert.Zero(t, locked.Load())
+			require.NoError(t, tx.Rollback(ctx))
+			require.Eventually(t, func() bool { return locked.Load() > 0 }, 20*time.Second, time.Millisecond)
+		})
+	}
+}
+
+// TestBusyRowIsNotLocked has a row that is locked most of the time, but never for long, while
+// somebody else keeps another row of the same batches locked. No call for the busy one fails
+// because of its lock.
+func TestBusyRowIsNotLocked(t *testing.T) {
+	server := migrated(t)
+	pool := newPool(t, server.URL(pgtest.Superuser))
+	store := newStore(t, pool, "busy")
+	for _, key := range []string{"busy", "locked"} {
+		_, err := takeOne(store, key, hourly, 5*time.Second)
+		require.NoError(t, err)
+	}
+	lock := func(conn *pgx.Conn, key string) pgx.Tx {
+		tx, err := conn.Begin(ctx)
+		require.NoError(t, err)
+		_, err = tx.Exec(ctx, `SELECT FROM ratelimit.counter WHERE key LIKE '%:' || $1 FOR UPDATE`, key)
+		require.NoError(t, err)
+		return tx
+	}
+	defer lock(connect(t, server.URL(pgtest.Superuser)), "locked").Rollback(ctx)
+
+	var stop atomic.Bool
+	var others sync.WaitGroup
+	defer others.Wait()
+	defer stop.Store(true)
+	for range 2 { // one waits for the lock while the other one has it
+		conn := connect(t, server.URL(pgtest.Superuser))
+		others.Go(func() {
+			for !stop.Load() {
+				tx := lock(conn, "busy")
+				time.Sleep(10 * time.Millisecond)
+				require.NoError(t, tx.Rollback(ctx))
+			}
+		})
+	}
+	// The first calls share a batch with the locked row, and time out with it.
+	var first sync.WaitGroup
+	for range 8 {
+		for _, key := range []string{"busy", "locked"} {
+			first.Go(func() { takeOne(store, key, hourly, 5*time.Second) })
+		}
+	}
+	first.Wait()
+	_, err := takeOne(store, "locked", hourly, 5*time.Second)
+	require.ErrorContains(t, err, `locked the row of the key "locked"`)
+	for range 20 {
+		_, err := takeOne(store, "busy", hourly, 5*time.Second)
+		require.NoError(t, err)
+	}
+}
