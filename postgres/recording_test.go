@@ -68,16 +68,17 @@ func (s recorded) Block(ctx context.Context, key string, b ratelimit.Block, limi
 	return s.Store.Block(s.with(ctx, ratelimit.EventBlocked), key, b, limits)
 }
 
-// TestConformsWithAudit runs the suite for stores with a record of each decision.
+// TestConformsWithAudit runs the suite for stores with a record of each decision, by a clock that
+// the test sets.
 func TestConformsWithAudit(t *testing.T) {
-	t.Parallel() // it sleeps most of the time, as TestConforms does
 	server := migrated(t)
+	clock := setClock(t, server)
 	pool := newPool(t, server.URL(pgtest.Superuser))
 	sink := newSink(t, pool)
 	trail := newTrail(t, sink, nil)
 	storetest.Run(t, func(t *testing.T, prefix string) ratelimit.Store {
 		return recorded{newStore(t, pool, t.Name()+prefix, postgres.WithAudit(sink, true)), trail}
-	}, storetest.RealTime(1500*time.Millisecond, 150*time.Millisecond))
+	}, storetest.Clock(clock.advance, time.Microsecond), storetest.WallClock(func() time.Time { return time.Unix(0, clock.now) }))
 	require.Greater(t, len(kinds(t, connect(t, server.URL(pgtest.Superuser)))), 200, "the records")
 }
 
