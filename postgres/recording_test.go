@@ -442,11 +442,7 @@ func TestKilledBetweenDecisionAndRecord(t *testing.T) {
 		}
 		child.Process.Kill()
 		reap()
-		// A statement that was sent is carried out, or it is not.
-		require.Eventually(t, func() (idle bool) {
-			require.NoError(t, conn.QueryRow(ctx, "SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'client backend' AND state <> 'idle' AND pid <> pg_backend_pid()").Scan(&idle))
-			return idle
-		}, 10*time.Second, 5*time.Millisecond)
+		awaitIdle(t, conn)
 		admitted, denied := compareWithRecords(t, conn)
 		require.Greater(t, admitted+denied, last)
 		last = admitted + denied
