@@ -108,26 +108,22 @@ BEGIN
   RETURN v_count;
 END $$;
 
--- write_recorded is write, add and audit_write in one: rows and the records of what was
--- decided about them, or neither. p_rows says which row a record belongs to: the number of an
--- update, minus the number of an insert, or 0 for a record of a row that stays as it is.
--- r_written is not true if the look was a second ago: then nothing was written.
+-- write_recorded is write and audit_write in one, or add and audit_write without p_versions:
+-- rows and the records of what was decided about them, or neither. It never does both write
+-- and add: an insert waits for an update of the same key, so two such calls could wait for each
+-- other. p_rows has the number of the row of each record, or 0 for one of a row that stays as
+-- it is. r_written is not true if the look was a second ago: then nothing was written.
 CREATE OR REPLACE FUNCTION ratelimit.write_recorded(p_keys text[], p_versions bigint[], p_shapes int[], p_ends bigint[], p_untils bigint[],
-  p_states bigint[], p_more text[], p_new_keys text[], p_new_shapes int[], p_new_ends bigint[], p_new_untils bigint[], p_new_states bigint[],
-  p_new_more text[], p_now bigint, p_records text, p_rows int[], OUT r_updated int[], OUT r_added int[], OUT r_written bool)
+  p_states bigint[], p_more text[], p_now bigint, p_records text, p_rows int[], OUT r_o int[], OUT r_written bool)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off AS $$
-DECLARE
-  v_done int[];
 BEGIN
   IF ratelimit.now() - p_now > 1000000000 THEN RETURN; END IF;
-  IF cardinality(p_keys) > 0 THEN
-    r_updated := ratelimit.write(p_keys, p_versions, p_shapes, p_ends, p_untils, p_states, p_more, p_now, false);
+  IF p_versions IS NULL THEN
+    r_o := ratelimit.add(p_keys, p_shapes, p_ends, p_untils, p_states, p_more, p_now, false);
+  ELSIF cardinality(p_keys) > 0 THEN
+    r_o := ratelimit.write(p_keys, p_versions, p_shapes, p_ends, p_untils, p_states, p_more, p_now, false);
   END IF;
-  IF cardinality(p_new_keys) > 0 THEN
-    r_added := ratelimit.add(p_new_keys, p_new_shapes, p_new_ends, p_new_untils, p_new_states, p_new_more, p_now, false);
-  END IF;
-  SELECT r_updated || array_agg(-o) INTO v_done FROM unnest(r_added) o;
-  PERFORM ratelimit.audit_write(p_records, p_rows, v_done, false);
+  PERFORM ratelimit.audit_write(p_records, p_rows, r_o, false);
   r_written := true;
 END $$;
 

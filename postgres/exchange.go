@@ -227,7 +227,7 @@ func (t *trip) countOnce(groups []*group) (again []*group) {
 		}
 	}
 	if groups[0].isRecorded() {
-		return t.writeRecorded(updates, inserts, unchanged, now)
+		return append(t.writeRecorded(updates, unchanged, now, false), t.writeRecorded(inserts, nil, now, true)...)
 	}
 	return append(t.write(updates, now, false), t.write(inserts, now, true)...)
 }
@@ -313,39 +313,38 @@ func undone(changes []change, done []int32) (again []*group) {
 	return again
 }
 
-// writeRecorded is write for both kinds of changes together with the records of all calls, in
-// one statement. unchanged are groups that only have records. It returns the groups of which
-// nothing was written.
-func (t *trip) writeRecorded(updates, inserts []change, unchanged []*group, now int64) (again []*group) {
+// writeRecorded is write together with the records of all calls, in one statement. unchanged are
+// groups that only have records. It returns the groups of which nothing was written.
+func (t *trip) writeRecorded(changes []change, unchanged []*group, now int64, add bool) (again []*group) {
 	var records []audit.Record
-	var rows []int32 // of each record: see the function write_recorded
-	var all []*group
-	add := func(g *group, row int) {
-		all = append(all, g)
+	var rows []int32 // of each record: the number of the change, or 0
+	all := slices.Clone(unchanged)
+	record := func(g *group, row int) {
 		for _, j := range g.jobs {
 			if c := &j.Value; c.recording != nil && c.err == nil {
 				records, rows = append(records, c.record()), append(rows, int32(row))
 			}
 		}
 	}
-	for i, c := range updates {
-		add(c.group, i+1)
-	}
-	for i, c := range inserts {
-		add(c.group, -(i + 1))
+	for i, c := range changes {
+		all = append(all, c.group)
+		record(c.group, i+1)
 	}
 	for _, g := range unchanged {
-		add(g, 0)
+		record(g, 0)
 	}
 	if len(all) == 0 {
 		return nil
 	}
-	args := append(columnsOf(updates, false), columnsOf(inserts, true)...)
-	var updated, added []int32
+	columns := columnsOf(changes, add)
+	if add {
+		columns = slices.Insert(columns, 1, any([]int64(nil))) // no versions
+	}
+	var done []int32
 	var written *bool
 	err := asJSON(records, func(text string) error {
-		return t.conn.QueryRow(t.ctx, "SELECT r_updated, r_added, r_written FROM ratelimit.write_recorded($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
-			append(slices.Clip(args), now, text, rows)...).Scan(&updated, &added, &written)
+		return t.conn.QueryRow(t.ctx, "SELECT r_o, r_written FROM ratelimit.write_recorded($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+			append(slices.Clip(columns), now, text, rows)...).Scan(&done, &written)
 	})
 	switch {
 	case err != nil:
@@ -357,7 +356,7 @@ func (t *trip) writeRecorded(updates, inserts []change, unchanged []*group, now 
 	case written == nil:
 		return all
 	}
-	return append(undone(updates, updated), undone(inserts, added)...)
+	return undone(changes, done)
 }
 
 // failed returns the error of a statement. If it says that the server or the schema may be

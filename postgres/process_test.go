@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -239,12 +240,22 @@ func TestKilledProcess(t *testing.T) {
 	assert.EqualValues(t, of.Calls*goroutines, admitted)
 	assert.GreaterOrEqual(t, used(t, store, of), admitted)
 	// No lock is left, and no key is stuck.
+	awaitIdle(t, connect(t, server.URL(pgtest.Superuser)))
 	at := used(t, store, of)
 	for i := range of.Keys {
 		_, err := store.Take(context.Background(), fmt.Sprint("key", i), 1, []ratelimit.Limit{parseLimit(of.Limits[0])}, make([]ratelimit.Result, 1))
 		require.NoError(t, err)
 	}
 	assert.Equal(t, at+int64(of.Keys), used(t, store, of))
+}
+
+// awaitIdle waits until statements that killed processes have sent have ended.
+func awaitIdle(t *testing.T, conn *pgx.Conn) {
+	t.Helper()
+	require.Eventually(t, func() (idle bool) {
+		require.NoError(t, conn.QueryRow(context.Background(), "SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'client backend' AND state <> 'idle' AND pid <> pg_backend_pid()").Scan(&idle))
+		return idle
+	}, 10*time.Second, 5*time.Millisecond)
 }
 
 // used returns how many units are counted for all keys of a task.

@@ -26,10 +26,10 @@ import (
 //
 // With all, each decision has a record, also a denial, and so have units that are given back or
 // charged later. That is for grave and slow limiters: codes by mail, payments. It implies
-// [Durable]. Each decision is then two round trips, with a wait for the server's disk. No decision is
-// made without the database: see [ratelimit.RecordingStore] for what New refuses. Limits above
-// 1,000 units per second and in-flight limits are refused, too. A denied call writes its record, so put a
-// limiter without this option around it to stop floods.
+// [Durable]. Each decision then takes two or three round trips, and a wait for the server's
+// disk. No decision is made without the database: see [ratelimit.RecordingStore] for what New
+// refuses. Limits above 1,000 units per second and in-flight limits are refused, too. A denied
+// call writes its record, so put a limiter without this option around it to stop floods.
 func WithAudit(sink *AuditSink, all bool) Option {
 	return func(s *Store) {
 		s.audited, s.sink, s.recordsAll = true, sink, all

@@ -17,7 +17,6 @@ import (
 
 // TestConforms runs the suite for stores on a real server, with the server's own clock.
 func TestConforms(t *testing.T) {
-	t.Parallel()
 	server := migrated(t)
 	pool := newPool(t, server.URL(pgtest.Superuser))
 	storetest.Run(t, func(t *testing.T, prefix string) ratelimit.Store {
