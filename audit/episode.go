@@ -11,7 +11,8 @@ import (
 )
 
 // This file has episodes of denials. A key that is denied a million times in a row is two
-// records: one when that begins, and one when it is over, with the number of denials.
+// records: one when that begins, and one when it is over, with the number of denials. An
+// episode ends with its day, in UTC, so that each day on which a key was denied has a record.
 //
 // Two bounds keep a flood out of the trail. A limiter begins at most maxBegins episodes and
 // blocks in a second; more are counted in one record. And there are at most maxEpisodes: if one
@@ -31,6 +32,7 @@ const (
 // Why an episode is over.
 const (
 	endedQuiet   = "quiet"   // no denial for the time of quiet
+	endedDay     = "day"     // a denial on another day has begun the next episode
 	endedReset   = "reset"   // an operator has reset the key
 	endedEvicted = "evicted" // too many other keys were denied
 	endedClosed  = "closed"  // the trail was closed
@@ -81,13 +83,17 @@ func (s *episodes) id(limiter, key string, shadow bool) (id episodeID) {
 	return id
 }
 
-// continues counts a denial, if it belongs to an episode.
-func (s *episodes) continues(e *ratelimit.Event, shadow bool) bool {
+// continues counts a denial, if it belongs to an episode. mayBegin says that it may begin
+// another one: then an episode of another day does not continue.
+func (s *episodes) continues(e *ratelimit.Event, shadow, mayBegin bool) bool {
 	at, ok := s.of[s.id(e.Limiter, e.Key, shadow)]
 	if !ok {
 		return false
 	}
 	ep := at.Value.(*episode)
+	if mayBegin && !sameDay(ep.first.Time, e.Time) {
+		return false
+	}
 	ep.count++
 	ep.units += e.Units
 	ep.last = e.Time
@@ -98,10 +104,13 @@ func (s *episodes) continues(e *ratelimit.Event, shadow bool) bool {
 	return true
 }
 
+// hasRoom reports whether a limiter may begin one more episode in this second.
+func (s *episodes) hasRoom(limiter string) bool { return s.began[limiter] < maxBegins }
+
 // mayBegin reports whether one more event of a limiter may be recorded in this second. If not,
 // it counts the event.
 func (s *episodes) mayBegin(limiter string) bool {
-	if s.began[limiter] >= maxBegins {
+	if !s.hasRoom(limiter) {
 		s.overflow[limiter]++
 		return false
 	}
@@ -109,15 +118,24 @@ func (s *episodes) mayBegin(limiter string) bool {
 	return true
 }
 
-// begin begins an episode with the record of its first denial. If there are too many, it ends
-// another one and returns its record.
-func (s *episodes) begin(e *ratelimit.Event, shadow bool, first Record) (evicted Record, ok bool) {
+// sameDay reports whether two times have one day in UTC.
+func sameDay(a, b time.Time) bool {
+	const day = 24 * 60 * 60
+	return a.Unix()/day == b.Unix()/day
+}
+
+// begin begins an episode with the record of its first denial. It returns the records of the
+// episodes that have ended: the key's last one, and another one if there are too many.
+func (s *episodes) begin(e *ratelimit.Event, shadow bool, first Record) (released []Record) {
 	id := s.id(e.Limiter, e.Key, shadow)
+	if last, ok := s.of[id]; ok {
+		released = append(released, s.release(last, endedDay))
+	}
 	s.of[id] = s.byLast.PushBack(&episode{id: id, first: first, last: e.Time, count: 1, units: e.Units, until: first.Until})
 	if len(s.of) > maxEpisodes {
-		return s.release(s.byLast.Front(), endedEvicted), true
+		released = append(released, s.release(s.byLast.Front(), endedEvicted))
 	}
-	return Record{}, false
+	return released
 }
 
 // end ends the episodes that are over, and returns their records.

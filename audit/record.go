@@ -141,7 +141,8 @@ type Query struct {
 	From, To time.Time // From is included, To is not; zero for no bound
 	Most     int       // how many records to return; 0 for 100
 
-	// Pseudonyms has the pseudonyms of Key. Trail.Read fills them in.
+	// Pseudonyms finds records with one of these, and not those of other keys. Trail.Read
+	// fills in the ones of Key. See Secret.Pseudonym for others.
 	Pseudonyms []string
 }
 
@@ -160,7 +161,7 @@ func (q *Query) Matches(r *Record) bool {
 		return false
 	case !q.From.IsZero() && r.Time.Before(q.From), !q.To.IsZero() && !r.Time.Before(q.To):
 		return false
-	case q.Key == "" || plainKey(q.Key) == r.Key:
+	case q.Key == "" && len(q.Pseudonyms) == 0, q.Key != "" && plainKey(q.Key) == r.Key:
 		return true
 	}
 	for _, p := range q.Pseudonyms {

@@ -111,7 +111,7 @@ func (t *Trail) Observe(ctx context.Context, e ratelimit.Event) {
 		return
 	}
 	t.mu.Lock()
-	isCovered := isDenial && t.episodes.continues(&e, isShadow) || (isDenial || startsBlock) && !t.episodes.mayBegin(e.Limiter)
+	isCovered := isDenial && t.episodes.continues(&e, isShadow, t.episodes.hasRoom(e.Limiter)) || (isDenial || startsBlock) && !t.episodes.mayBegin(e.Limiter)
 	t.mu.Unlock()
 	if isCovered {
 		return
@@ -119,7 +119,7 @@ func (t *Trail) Observe(ctx context.Context, e ratelimit.Event) {
 	route, id := t.request(ctx) // with no lock held
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.closed || isDenial && t.episodes.continues(&e, isShadow) { // another denial has begun the episode
+	if t.closed || isDenial && t.episodes.continues(&e, isShadow, true) { // another denial has begun the episode
 		return
 	}
 	r := t.record(&e, route, id)
@@ -131,8 +131,8 @@ func (t *Trail) Observe(ctx context.Context, e ratelimit.Event) {
 	}
 	switch {
 	case isDenial:
-		if evicted, ok := t.episodes.begin(&e, isShadow, r); ok {
-			t.add(evicted)
+		for _, released := range t.episodes.begin(&e, isShadow, r) {
+			t.add(released)
 		}
 	case e.Kind == ratelimit.EventReset:
 		for _, released := range t.episodes.reset(&e) {
@@ -206,7 +206,9 @@ func (t *Trail) Read(ctx context.Context, q Query) ([]Record, error) {
 	if !ok {
 		return nil, fmt.Errorf("audit: the sink is a %T, which cannot be read", t.opts.Sink)
 	}
-	q.Pseudonyms = nil
+	if q.Key != "" {
+		q.Pseudonyms = nil
+	}
 	if q.Key != "" && t.opts.Secrets != nil {
 		secrets, err := t.opts.Secrets.Secrets(ctx, time.Now())
 		if err != nil {
@@ -214,6 +216,10 @@ func (t *Trail) Read(ctx context.Context, q Query) ([]Record, error) {
 		}
 		for i := range secrets {
 			q.Pseudonyms = append(q.Pseudonyms, secrets[i].Pseudonym(q.Key))
+		}
+		if n := len(secrets); !t.opts.PlainKeys && n > 0 && !q.To.IsZero() && !q.To.After(secrets[n-1].Begins) {
+			return nil, fmt.Errorf("audit: records before %v cannot be found by their key any more: their secrets were deleted. Leave Query.Key out, or set Query.To to a later time",
+				secrets[n-1].Begins.UTC())
 		}
 	}
 	return reader.Read(ctx, q)

@@ -170,6 +170,58 @@ func TestManyEpisodes(t *testing.T) {
 	})
 }
 
+// Each day on which a key was denied has a record, however long its episode goes on. A limiter
+// with more such keys than it may record in a second goes on with the episodes of the others.
+func TestEachDayHasARecord(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		trail, sink := start(t, func(o *audit.Options) { o.PlainKeys = true })
+		time.Sleep(22 * time.Hour)
+		for range 3 * 24 * 60 {
+			trail.Observe(t.Context(), denial("login", "203.0.113.7"))
+			time.Sleep(time.Minute)
+		}
+		require.NoError(t, trail.Close())
+		var began, ended []string
+		counts := int64(0)
+		records, _ := sink.all()
+		for _, r := range records {
+			if r.Kind == audit.Released {
+				ended, counts = append(ended, r.Ended), counts+r.Count
+			} else {
+				began = append(began, r.Time.Format("2 15:04"))
+			}
+		}
+		require.Equal(t, []string{"1 22:00", "2 00:00", "3 00:00", "4 00:00"}, began)
+		require.Equal(t, []string{"day", "day", "day", "closed"}, ended)
+		require.EqualValues(t, 3*24*60, counts)
+
+		// Keys that a limiter may not record in a second go on with their episodes until it may.
+		trail, sink = start(t, nil)
+		deny := func(from, to int) {
+			for i := from; i < to; i++ {
+				trail.Observe(t.Context(), denial("login", fmt.Sprint("key ", i)))
+			}
+			time.Sleep(1100 * time.Millisecond)
+		}
+		time.Sleep(time.Until(time.Now().Truncate(24 * time.Hour).Add(24*time.Hour - 10*time.Second)))
+		deny(0, 75)
+		deny(75, 150)
+		time.Sleep(10 * time.Second)
+		for _, want := range []int{100, 150, 150} {
+			deny(0, 150)
+			records, text := sink.all()
+			require.NotContains(t, text, "suppressed")
+			days := 0
+			for _, r := range records {
+				if r.Ended == "day" {
+					days++
+				}
+			}
+			require.Equal(t, want, days)
+		}
+	})
+}
+
 // A sink that fails delays nobody and loses nothing that fits into the queue. What does not
 // fit is a gap.
 func TestSinkThatFails(t *testing.T) {
@@ -300,6 +352,17 @@ func TestPseudonyms(t *testing.T) {
 			require.Less(t, time.Since(s.Begins), 90*24*time.Hour)
 			found[s.Pseudonym(key)] = true
 		}
+		reader, err := audit.New(audit.Options{Sink: new(readable), Secrets: secrets})
+		require.NoError(t, err)
+		defer reader.Close()
+		oldest := exist[len(exist)-1].Begins
+		_, err = reader.Read(t.Context(), audit.Query{Key: key, To: oldest})
+		require.ErrorContains(t, err, "their secrets were deleted")
+		_, err = reader.Read(t.Context(), audit.Query{Key: key, To: oldest.Add(1)})
+		require.NoError(t, err)
+		_, err = reader.Read(t.Context(), audit.Query{To: oldest})
+		require.NoError(t, err)
+
 		epochs := map[string]bool{}
 		for _, r := range records {
 			epochs[r.Epoch] = true
@@ -307,6 +370,33 @@ func TestPseudonyms(t *testing.T) {
 		}
 		require.Len(t, epochs, 4)
 	})
+}
+
+// readable is a sink that can be read.
+type readable struct{ memory }
+
+func (*readable) Read(context.Context, audit.Query) ([]audit.Record, error) { return nil, nil }
+
+// A query for pseudonyms finds their records, and no others.
+func TestQueryForPseudonyms(t *testing.T) {
+	for _, test := range []struct {
+		q    audit.Query
+		want string // of the records a, b and the plain key c
+	}{
+		{audit.Query{}, "abc"},
+		{audit.Query{Pseudonyms: []string{"a"}}, "a"},
+		{audit.Query{Key: "c"}, "c"},
+		{audit.Query{Key: "c", Pseudonyms: []string{"b"}}, "bc"},
+		{audit.Query{Key: "a"}, ""},
+	} {
+		got := ""
+		for _, r := range []audit.Record{{Pseudonym: "a"}, {Pseudonym: "b"}, {Key: "c"}} {
+			if test.q.Matches(&r) {
+				got += r.Pseudonym + r.Key
+			}
+		}
+		require.Equal(t, test.want, got, "%+v", test.q)
+	}
 }
 
 func TestNew(t *testing.T) {

@@ -252,9 +252,12 @@ func (s *AuditSink) Read(ctx context.Context, q audit.Query) ([]audit.Record, er
 	if !q.To.IsZero() {
 		where("time < $%d", cleanTime(q.To))
 	}
-	if q.Key != "" {
+	switch {
+	case q.Key != "":
 		args = append(args, q.Pseudonyms)
 		where(fmt.Sprintf("(pseudonym = ANY ($%d::text[]) OR key = $%%d)", len(args)), cleanText(q.Key, false))
+	case len(q.Pseudonyms) > 0:
+		where("pseudonym = ANY ($%d::text[])", q.Pseudonyms)
 	}
 	rows, err := s.pool.Query(ctx, `SELECT time, kind, coalesce(service, ''), coalesce(instance, ''), coalesce(limiter, ''), coalesce(actor, ''), coalesce(reason, ''),
 		coalesce(outcome, ''), coalesce(pseudonym, ''), coalesce(epoch, ''), coalesce(key, ''), coalesce(policy, ''), coalesce("limit", ''), coalesce(units, 0),

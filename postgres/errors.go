@@ -105,14 +105,16 @@ func classify(err error) (ratelimit.Fault, string) {
 			}
 		}
 		return ratelimit.FaultRefused, ""
-	case errors.As(err, &connect), errors.Is(err, errPoolClosed), errors.Is(err, errNoConnection), pgconn.SafeToRetry(err):
+	case errors.As(err, &connect):
+		return ratelimit.FaultRefused, "is the server running, and is its address right in the pool's configuration?"
+	case errors.Is(err, errPoolClosed), errors.Is(err, errNoConnection), pgconn.SafeToRetry(err):
 		return ratelimit.FaultRefused, ""
 	}
 	return ratelimit.FaultUnknown, ""
 }
 
 // errNoConnection wraps the error of a pool that has no connection in time.
-var errNoConnection = errors.New("no connection of the pool was free in time")
+var errNoConnection = errors.New("no connection in time: all of the pool's are in use, or the server does not answer")
 
 const (
 	migrateHint   = "run postgres.Migrate with a role that may create the schema ratelimit"

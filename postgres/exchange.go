@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/ratelimit-go/ratelimit"
@@ -60,7 +61,7 @@ func (s *Store) send(ctx context.Context, jobs []*job) {
 	conn, err := s.pool.Acquire(waiting)
 	cancel()
 	if err != nil {
-		if waiting.Err() != nil {
+		if !errors.As(err, new(*pgconn.ConnectError)) && waiting.Err() != nil {
 			err = fmt.Errorf("%w: %w", errNoConnection, err)
 		}
 		s.failAll(jobs, s.explain(err, false))
