@@ -347,8 +347,11 @@ func (m *emitter) emit(ctx context.Context, e Event) {
 		ctx = context.Background()
 	}
 	m.complete(ctx, &e)
-	if m.isRecorded(&e) {
+	switch {
+	case m.isRecorded(&e):
 		ctx = context.WithValue(ctx, recordedKey{}, m.audit)
+	case ctx.Value(recordedKey{}) != nil: // of another limiter's event, whose observer has caused this one
+		ctx = context.WithValue(ctx, recordedKey{}, nil)
 	}
 	if m.own != nil {
 		m.call(m.own, ctx, &e)

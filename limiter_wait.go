@@ -2,6 +2,7 @@ package ratelimit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"time"
@@ -25,10 +26,14 @@ import (
 // has come. Without a deadline it can take as long as the limit's windows. A block is waited
 // for like any other denial. The number of calls that wait is not bounded: each is on a
 // goroutine of its caller's. While the store fails, Options.OnFailure decides. It is an error
-// where TakeN has one, and [ErrClosed] when the limiter is closed while it waits.
+// where TakeN has one, [ErrClosed] when the limiter is closed while it waits, and always for a
+// limiter whose store records each decision: see [RecordingStore].
 func (l *Limiter) Wait(ctx context.Context, key string, n int64) error {
 	if n < 0 {
 		return l.negative(n)
+	}
+	if l.events.inStore == RecordsDecisions {
+		return l.wrap(errors.New("Wait: its store records each decision, and a call that waits in line can be denied without one: use Take"))
 	}
 	var results [MaxLimits]Result
 	t, p, _, err := l.takeWaiting(ctx, key, n, forAll, l.policy.Load(), results[:], math.MaxInt64)

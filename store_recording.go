@@ -15,7 +15,7 @@ import "fmt"
 //
 // With [RecordsDecisions] only the store decides: [New] wants OnFailure to be FailClosed,
 // refuses Lease, MaxWait, Shadow and the limits [Unlimited] and [Deny], and no denial is
-// cached in the process, whatever DenyRecheck says.
+// cached in the process, whatever DenyRecheck says. [Limiter.Wait] returns an error.
 //
 // A wrapper of such a store must be one, too. It hands the context on.
 type RecordingStore interface {

@@ -180,3 +180,41 @@ func TestRecordingStoreRefuses(t *testing.T) {
 		require.ErrorContains(t, err, tc.want)
 	}
 }
+
+// An observer that acts on another limiter does not make its events recorded ones.
+func TestObserverActsOnAnotherLimiter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var observed []string
+		note := func(ctx context.Context, e Event) {
+			observed = append(observed, fmt.Sprintf("%s %v %v", e.Limiter, e.Kind, RecordedBy(ctx) != nil))
+		}
+		other := processOf(t, &remoteBackend{Store: memory(t, "other")}, Options{Limits: []Limit{FixedWindow(3, time.Hour)}, Observe: note})
+		backend := &recordingBackend{remoteBackend: &remoteBackend{Store: memory(t, "backend")}, records: RecordsCalls}
+		l := processOf(t, backend, Options{
+			Limits: []Limit{FixedWindow(3, time.Hour)}, Audit: auditOf(func(context.Context, Event) error { return nil }),
+			Observe: func(ctx context.Context, e Event) {
+				note(ctx, e)
+				if e.Kind == EventBlocked {
+					require.NoError(t, other.Block(ctx, "k", time.Minute))
+				}
+			},
+		})
+		require.NoError(t, l.Block(t.Context(), "k", time.Minute))
+		require.Len(t, observed, 2)
+		require.Contains(t, observed[0], "blocked true")
+		require.Contains(t, observed[1], "blocked false")
+	})
+}
+
+// Wait could deny a call without asking the store, so it is an error if each decision has a
+// record.
+func TestWaitIsRefusedWithRecordedDecisions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		backend := &recordingBackend{remoteBackend: &remoteBackend{Store: memory(t, "backend")}, records: RecordsDecisions}
+		l := processOf(t, backend, Options{
+			Limits: []Limit{FixedWindow(3, time.Hour)}, Audit: auditOf(func(context.Context, Event) error { return nil }), OnFailure: FailClosed,
+		})
+		require.ErrorContains(t, l.Wait(t.Context(), "k", 1), "use Take")
+		require.Empty(t, backend.got)
+	})
+}

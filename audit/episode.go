@@ -3,6 +3,7 @@ package audit
 import (
 	"container/list"
 	"hash/maphash"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -95,7 +96,7 @@ func (s *episodes) continues(e *ratelimit.Event, shadow, mayBegin bool) bool {
 		return false
 	}
 	ep.count++
-	ep.units += e.Units
+	ep.units += min(e.Units, math.MaxInt64-ep.units)
 	ep.last = e.Time
 	if until := untilOf(e); until != nil {
 		ep.until = until
@@ -131,6 +132,7 @@ func (s *episodes) begin(e *ratelimit.Event, shadow bool, first Record) (release
 	if last, ok := s.of[id]; ok {
 		released = append(released, s.release(last, endedDay))
 	}
+	first.Route, first.RequestID = "", "" // of its first request only
 	s.of[id] = s.byLast.PushBack(&episode{id: id, first: first, last: e.Time, count: 1, units: e.Units, until: first.Until})
 	if len(s.of) > maxEpisodes {
 		released = append(released, s.release(s.byLast.Front(), endedEvicted))
@@ -172,7 +174,6 @@ func (s *episodes) release(at *list.Element, why string) Record {
 	r := ep.first
 	r.Kind, r.Time, r.Since, r.Until = Released, time.Time{}, instant(ep.first.Time), ep.until
 	r.Units, r.Count, r.Ended = ep.units, ep.count, why
-	r.Route, r.RequestID = "", ""
 	return r
 }
 

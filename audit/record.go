@@ -2,8 +2,11 @@ package audit
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"log/slog"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -139,7 +142,7 @@ type Query struct {
 	Kind    Kind
 
 	From, To time.Time // From is included, To is not; zero for no bound
-	Most     int       // how many records to return; 0 for 100
+	Most     int       // how many records to return, at most 1,000,000; 0 for 100
 
 	// Pseudonyms finds records with one of these, and not those of other keys. Trail.Read
 	// fills in the ones of Key. See Secret.Pseudonym for others.
@@ -151,7 +154,7 @@ func (q *Query) most() int {
 	if q.Most <= 0 {
 		return 100
 	}
-	return q.Most
+	return min(q.Most, 1_000_000)
 }
 
 // Matches reports whether a record is one that the query asks for.
@@ -173,12 +176,26 @@ func (q *Query) Matches(r *Record) bool {
 }
 
 // plainKey returns a key as Options.PlainKeys records it: quoted as Go quotes it if it is not
-// valid UTF-8, which JSON cannot hold.
+// valid UTF-8, which JSON cannot hold, and not longer than maxText.
 func plainKey(key string) string {
-	if utf8.ValidString(key) {
+	if key = bounded(key); utf8.ValidString(key) {
 		return key
 	}
-	return strconv.QuoteToASCII(key)
+	return bounded(strconv.QuoteToASCII(key))
+}
+
+// maxText is how long a text of a record may be, in bytes. Clients choose some of them, such as
+// keys and the ids of requests.
+const maxText = 1024
+
+// bounded returns a text, or if it is too long its beginning and its SHA-256.
+func bounded(text string) string {
+	if len(text) <= maxText {
+		return text
+	}
+	sum := sha256.Sum256([]byte(text))
+	end := "... sha256:" + hex.EncodeToString(sum[:])
+	return strings.ToValidUTF8(text[:maxText-len(end)], "") + end
 }
 
 // NewLogSink returns a sink that writes each record to a logger, as a group with the name
@@ -197,7 +214,7 @@ func (s logSink) Write(ctx context.Context, records []Record, _ bool) error {
 // recordOf returns the record of an event, without its key.
 func recordOf(e *ratelimit.Event) Record {
 	r := Record{
-		Kind: Kind(e.Kind.String()), Time: e.Time.UTC(), Limiter: e.Limiter, Actor: e.Actor, Reason: e.Reason,
+		Kind: Kind(e.Kind.String()), Time: e.Time.UTC(), Limiter: e.Limiter, Actor: bounded(e.Actor), Reason: bounded(e.Reason),
 		Policy: e.Policy, Units: e.Units, Code: string(e.Code),
 	}
 	limit := e.Limit

@@ -48,6 +48,9 @@ func (s *Secret) Pseudonym(key string) string {
 	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil)[:16])
 }
 
+// secretSize is the length of a secret in bytes.
+const secretSize = 32
+
 // minKeep is the shortest time that secrets exist.
 const minKeep = 3 * time.Hour
 
@@ -58,6 +61,8 @@ type FileSecrets struct {
 
 	mu  sync.Mutex
 	all []Secret // the newest first
+
+	changed bool // the file has other secrets than all
 }
 
 // OpenSecrets returns secrets in a file, which only the program's user may read. A person who
@@ -97,7 +102,23 @@ func (s *FileSecrets) read() (all []Secret, err error) {
 	if err := json.Unmarshal(text, &all); err != nil {
 		return nil, fmt.Errorf("audit: %s does not hold secrets of pseudonyms: %w: move it away to begin with new ones", s.file, err)
 	}
+	for _, secret := range all {
+		if len(secret.Bytes) != secretSize {
+			return nil, fmt.Errorf("audit: %s has a secret of %d bytes, and not of %d: move it away to begin with new ones", s.file, len(secret.Bytes), secretSize)
+		}
+	}
 	return all, nil
+}
+
+// settle lets secrets begin now that were made by a clock that was ahead. Otherwise they would
+// stay in use until the clock gets there.
+func (s *FileSecrets) settle(now time.Time) {
+	const tolerated = time.Hour
+	for i := range s.all {
+		if s.all[i].Begins.Sub(now) > tolerated {
+			s.all[i].Begins, s.changed = now.UTC(), true
+		}
+	}
 }
 
 // join adds the secrets of the file, which another process may have written.
@@ -119,18 +140,20 @@ func (s *FileSecrets) join() error {
 func (s *FileSecrets) Secrets(_ context.Context, now time.Time) ([]Secret, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.settle(now)
 	isOver := func(secret Secret) bool { return now.Sub(secret.Begins) >= s.keep }
 	isPresent := func() bool { return len(s.all) > 0 && now.Sub(s.all[0].Begins) < s.keep/3 }
-	if isPresent() && !slices.ContainsFunc(s.all, isOver) {
+	if !s.changed && isPresent() && !slices.ContainsFunc(s.all, isOver) {
 		return slices.Clone(s.all), nil
 	}
 	before := slices.Clone(s.all)
 	if err := s.join(); err != nil {
 		return nil, err
 	}
+	s.settle(now)
 	s.all = slices.DeleteFunc(s.all, isOver)
 	if !isPresent() {
-		made := Secret{Begins: now.UTC(), Bytes: make([]byte, 32)}
+		made := Secret{Begins: now.UTC(), Bytes: make([]byte, secretSize)}
 		rand.Read(made.Bytes) // it never fails
 		made.Epoch = made.Begins.Format("20060102") + "-" + made.Pseudonym("epoch")[:8]
 		s.all = slices.Insert(s.all, 0, made)
@@ -139,6 +162,7 @@ func (s *FileSecrets) Secrets(_ context.Context, now time.Time) ([]Secret, error
 		s.all = before // so that the next call tries again
 		return nil, fmt.Errorf("audit: %w", err)
 	}
+	s.changed = false
 	return slices.Clone(s.all), nil
 }
 

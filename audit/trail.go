@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -64,6 +65,10 @@ type Trail struct {
 	stop chan struct{} // closed by Close
 	done chan struct{} // closed when the goroutine has ended
 
+	written chan struct{} // closed when Close has written what was left
+
+	logPanic sync.Once // of Options.Request
+
 	mu       sync.Mutex
 	queue    []Record
 	gap      Record // of records that have not found room in the queue; Count is 0 if there are none
@@ -86,11 +91,12 @@ func New(opts Options) (*Trail, error) {
 	if opts.Instance == "" {
 		opts.Instance, _ = os.Hostname()
 	}
+	opts.Service, opts.Instance = bounded(opts.Service), bounded(opts.Instance)
 	opts.Logger = cmp.Or(opts.Logger, slog.Default())
 	if opts.Secrets == nil && !opts.PlainKeys {
 		opts.Secrets = &FileSecrets{keep: 90 * 24 * time.Hour}
 	}
-	t := &Trail{opts: opts, stop: make(chan struct{}), done: make(chan struct{}), episodes: newEpisodes()}
+	t := &Trail{opts: opts, stop: make(chan struct{}), done: make(chan struct{}), written: make(chan struct{}), episodes: newEpisodes()}
 	if err := t.renewSecrets(); err != nil {
 		return nil, err
 	}
@@ -146,6 +152,17 @@ func (t *Trail) request(ctx context.Context) (route, id string) {
 	if t.opts.Request == nil {
 		return "", ""
 	}
+	defer func() {
+		if with := recover(); with != nil {
+			if with == http.ErrAbortHandler {
+				panic(with)
+			}
+			route, id = "", "" // the record is worth more than these
+			t.logPanic.Do(func() {
+				t.opts.Logger.Error("ratelimit: Options.Request of the audit trail has panicked; records are without routes and ids", "panic", fmt.Sprintf("%T", with))
+			})
+		}
+	}()
 	return t.opts.Request(ctx)
 }
 
@@ -172,13 +189,8 @@ func (t *Trail) Record(ctx context.Context, e ratelimit.Event) error {
 
 // RecordOf returns the record of an event and writes nothing: for a [ratelimit.RecordingStore],
 // which writes the record itself. The record has no Outcome. It is an error if the trail has
-// been closed, or if Options.Request panics.
+// been closed.
 func (t *Trail) RecordOf(ctx context.Context, e ratelimit.Event) (r Record, err error) {
-	defer func() {
-		if with := recover(); with != nil {
-			err = fmt.Errorf("audit: Options.Request has panicked: %v", with)
-		}
-	}()
 	route, id := t.request(ctx)
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -222,6 +234,9 @@ func (t *Trail) Read(ctx context.Context, q Query) ([]Record, error) {
 				secrets[n-1].Begins.UTC())
 		}
 	}
+	if t.opts.PlainKeys && q.Key != "" {
+		q.Key = plainKey(q.Key)
+	}
 	return reader.Read(ctx, q)
 }
 
@@ -231,11 +246,12 @@ func (t *Trail) Close() error {
 	t.mu.Lock()
 	if t.closed {
 		t.mu.Unlock()
-		<-t.done
+		<-t.written
 		return nil
 	}
 	t.closed = true
 	t.mu.Unlock()
+	defer close(t.written)
 	close(t.stop)
 	<-t.done
 	t.mu.Lock()
@@ -250,11 +266,11 @@ func (t *Trail) Close() error {
 // known of its request. t.mu must be held.
 func (t *Trail) record(e *ratelimit.Event, route, id string) Record {
 	r := recordOf(e)
-	r.Route, r.RequestID = route, id
+	r.Route, r.RequestID = bounded(route), bounded(id)
 	if t.opts.PlainKeys {
 		r.Key = plainKey(e.Key)
 		if e.Err != nil {
-			r.Error = e.Err.Error()
+			r.Error = bounded(e.Err.Error())
 		}
 	} else if e.Key != "" {
 		r.Pseudonym, r.Epoch = t.secrets[0].Pseudonym(e.Key), t.secrets[0].Epoch

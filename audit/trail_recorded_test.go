@@ -65,17 +65,6 @@ func TestRecordedByTheStore(t *testing.T) {
 	})
 }
 
-// A panic of Options.Request is an error of the call that is recorded.
-func TestRequestPanics(t *testing.T) {
-	trail, _ := start(t, func(o *audit.Options) {
-		o.Request = func(context.Context) (route, id string) { panic("no request") }
-	})
-	_, err := trail.RecordOf(t.Context(), ratelimit.Event{})
-	require.ErrorContains(t, err, "no request")
-	require.ErrorContains(t, trail.Record(t.Context(), ratelimit.Event{}), "no request")
-	require.Zero(t, trail.Dropped(), "no lock is left")
-}
-
 // Options.Request is called for each record of an event, and not for the other denials of an
 // episode.
 func TestRequestIsAskedForRecordsOnly(t *testing.T) {

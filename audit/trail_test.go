@@ -6,11 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 
 	"github.com/ratelimit-go/ratelimit"
 	"github.com/ratelimit-go/ratelimit/audit"
@@ -370,6 +374,81 @@ func TestPseudonyms(t *testing.T) {
 		}
 		require.Len(t, epochs, 4)
 	})
+}
+
+// A secret of a clock that was ahead is deleted in time, in memory and in a file.
+func TestSecretsOfAClockThatWasAhead(t *testing.T) {
+	const keep = 90 * 24 * time.Hour
+	for _, file := range []string{"", filepath.Join(t.TempDir(), "secrets")} {
+		secrets, err := audit.OpenSecrets(file, keep)
+		require.NoError(t, err)
+		now := time.Now()
+		ahead, err := secrets.Secrets(t.Context(), now.AddDate(5, 0, 0))
+		require.NoError(t, err)
+		if file != "" { // another process, when the clock is right again
+			secrets, err = audit.OpenSecrets(file, keep)
+			require.NoError(t, err)
+		}
+		for day := range 91 {
+			exist, err := secrets.Secrets(t.Context(), now.AddDate(0, 0, day))
+			require.NoError(t, err)
+			isThere := slices.ContainsFunc(exist, func(s audit.Secret) bool { return s.Epoch == ahead[0].Epoch })
+			require.Equal(t, day < 90, isThere, "day %d", day)
+			require.Equal(t, day < 30, exist[0].Epoch == ahead[0].Epoch, "day %d", day)
+		}
+	}
+}
+
+func TestSecretsThatAreNone(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "secrets")
+	require.NoError(t, os.WriteFile(file, []byte(`[{"epoch":"a","begins":"2026-01-01T00:00:00Z","secret":"AA=="}]`), 0o600))
+	_, err := audit.OpenSecrets(file, 24*time.Hour)
+	require.ErrorContains(t, err, "has a secret of 1 bytes, and not of 32")
+}
+
+// Clients cannot fill the trail with texts of their own.
+func TestLongTexts(t *testing.T) {
+	long := strings.Repeat("\xff", 1<<20)
+	for _, plain := range []bool{false, true} {
+		trail, sink := start(t, func(o *audit.Options) {
+			o.PlainKeys = plain
+			o.Request = func(context.Context) (string, string) { return long, long }
+		})
+		e := denial("login", long)
+		e.Actor, e.Reason, e.Err = long, long, errors.New(long)
+		trail.Observe(t.Context(), e)
+		require.NoError(t, trail.Record(t.Context(), e))
+		require.NoError(t, trail.Close())
+		records, _ := sink.all()
+		require.Len(t, records, 3)
+		for _, r := range records {
+			for _, text := range []string{r.Actor, r.Reason, r.Route, r.RequestID, r.Key, r.Error} {
+				require.LessOrEqual(t, len(text), 1024)
+				require.True(t, utf8.ValidString(text))
+			}
+			require.Contains(t, r.Reason, "... sha256:")
+			if plain {
+				require.True(t, (&audit.Query{Key: long}).Matches(&r), "the key is found")
+				require.False(t, (&audit.Query{Key: long + "x"}).Matches(&r))
+			}
+		}
+	}
+}
+
+// A function that panics costs a record its route, and no record.
+func TestRequestThatPanics(t *testing.T) {
+	var log strings.Builder
+	trail, sink := start(t, func(o *audit.Options) {
+		o.Request = func(context.Context) (string, string) { panic("no request") }
+		o.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	})
+	trail.Observe(t.Context(), denial("login", "ada"))
+	require.NoError(t, trail.Record(t.Context(), ratelimit.Event{Kind: ratelimit.EventReset, Limiter: "login", Key: "ada"}))
+	require.NoError(t, trail.Close())
+	require.NoError(t, trail.Close())
+	records, _ := sink.all()
+	require.Len(t, records, 3)
+	require.Equal(t, 1, strings.Count(log.String(), "has panicked"))
 }
 
 // readable is a sink that can be read.
