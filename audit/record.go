@@ -144,8 +144,8 @@ type Query struct {
 	From, To time.Time // From is included, To is not; zero for no bound
 	Most     int       // how many records to return, at most 1,000,000; 0 for 100
 
-	// Pseudonyms finds records with one of these, and not those of other keys. Trail.Read
-	// fills in the ones of Key. See Secret.Pseudonym for others.
+	// Pseudonyms finds records with any of them, whatever Key is. Trail.Read fills in the
+	// pseudonyms of Key. See Secret.Pseudonym.
 	Pseudonyms []string
 }
 

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -80,12 +81,37 @@ func OpenSecrets(file string, keep time.Duration) (*FileSecrets, error) {
 	if file == "" {
 		return s, nil
 	}
+	if target, err := filepath.EvalSymlinks(file); err == nil {
+		s.file = target // a new file must take its place, and not the link's
+	}
 	var err error
 	if s.all, err = s.read(); err != nil {
 		return nil, err
 	}
-	return s, nil
+	return s, s.removeUnfinished()
 }
+
+// removeUnfinished removes what a process has left that was killed while it wrote the file. If
+// another process is writing, that fails there, and is tried again.
+func (s *FileSecrets) removeUnfinished() error {
+	files, err := os.ReadDir(filepath.Dir(s.file))
+	if err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	for _, f := range files {
+		number, ok := strings.CutPrefix(f.Name(), filepath.Base(s.file)+unfinished)
+		if !ok || strings.Trim(number, "0123456789") != "" {
+			continue
+		}
+		if err := os.Remove(filepath.Join(filepath.Dir(s.file), f.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("audit: %w", err)
+		}
+	}
+	return nil
+}
+
+// unfinished is between the name of the file and a random number, until the file is written.
+const unfinished = ".new."
 
 // read returns the secrets in the file.
 func (s *FileSecrets) read() (all []Secret, err error) {
@@ -175,7 +201,7 @@ func (s *FileSecrets) write(all []Secret) (err error) {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(s.file), filepath.Base(s.file)+".*") // only its user may read it
+	f, err := os.CreateTemp(filepath.Dir(s.file), filepath.Base(s.file)+unfinished+"*") // only its user may read it
 	if err != nil {
 		return err
 	}

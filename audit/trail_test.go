@@ -399,6 +399,34 @@ func TestSecretsOfAClockThatWasAhead(t *testing.T) {
 	}
 }
 
+// No secret outlives its time in another file: one that a killed process has left, or the
+// target of a link.
+func TestSecretsLeaveNoFileBehind(t *testing.T) {
+	dir := t.TempDir()
+	file, link := filepath.Join(dir, "secrets"), filepath.Join(dir, "link")
+	require.NoError(t, os.WriteFile(file, []byte("[]"), 0o600))
+	require.NoError(t, os.WriteFile(file+".new.123", []byte("[]"), 0o600))
+	require.NoError(t, os.WriteFile(file+".new.txt", []byte("mine"), 0o600))
+	require.NoError(t, os.Symlink(file, link))
+	secrets, err := audit.OpenSecrets(link, 24*time.Hour)
+	require.NoError(t, err)
+	now := time.Now()
+	for day := range 3 {
+		_, err = secrets.Secrets(t.Context(), now.AddDate(0, 0, day))
+		require.NoError(t, err)
+	}
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	require.Equal(t, []string{"link", "secrets", "secrets.new.txt"}, names)
+	target, err := os.Readlink(link)
+	require.NoError(t, err)
+	require.Equal(t, file, target, "the link is still one")
+}
+
 func TestSecretsThatAreNone(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "secrets")
 	require.NoError(t, os.WriteFile(file, []byte(`[{"epoch":"a","begins":"2026-01-01T00:00:00Z","secret":"AA=="}]`), 0o600))
