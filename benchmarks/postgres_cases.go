@@ -61,21 +61,7 @@ func onPostgresSerially(b *testing.B, on *servers, l RedisLibrary) {
 	s, upsert := l.open(where, plenty), openUpsert("off")(where, plenty)
 	defer s.end()
 	defer upsert.end()
-	s.take(all[0])
-	upsert.take("floor")
-	const slice = redisTurn / 4
-	var turns []turn
-	var micros, ratios []float64
-	for b.Loop() {
-		for range 4 {
-			t := decide(s, 1, all, slice, true)
-			u := decide(upsert, 1, []string{"floor"}, slice, true)
-			turns, micros, ratios = append(turns, t), append(micros, t.micros()), append(ratios, t.micros()/u.micros())
-		}
-	}
-	report(b, l, turns)
-	b.ReportMetric(Median(micros), "us/op")
-	b.ReportMetric(Median(ratios), "x/upsert")
+	inTurn(b, l, s, upsert, all, "x/upsert")
 }
 
 func onPostgres(callers, n int, q quota) func(*testing.B, *servers, RedisLibrary) {

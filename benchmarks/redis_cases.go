@@ -220,22 +220,27 @@ func serially(b *testing.B, on *servers, l RedisLibrary) {
 	s, floor := l.open(where, plenty), openEvalsha(where, plenty)
 	defer s.end()
 	defer floor.end()
+	inTurn(b, l, s, floor, all, "x/evalsha")
+	b.ReportMetric(commands(on.server, l, s, 1, all, true), "cmd/op")
+}
+
+// inTurn times single decisions in turn with another library, and reports the ratio.
+func inTurn(b *testing.B, l RedisLibrary, s, other subject, all []string, unit string) {
 	s.take(all[0])
-	floor.take("floor")
+	other.take("other")
 	const slice = redisTurn / 4
 	var turns []turn
 	var micros, ratios []float64
 	for b.Loop() {
 		for range 4 {
 			t := decide(s, 1, all, slice, true)
-			f := decide(floor, 1, []string{"floor"}, slice, true)
-			turns, micros, ratios = append(turns, t), append(micros, t.micros()), append(ratios, t.micros()/f.micros())
+			o := decide(other, 1, []string{"other"}, slice, true)
+			turns, micros, ratios = append(turns, t), append(micros, t.micros()), append(ratios, t.micros()/o.micros())
 		}
 	}
 	report(b, l, turns)
 	b.ReportMetric(Median(micros), "us/op")
-	b.ReportMetric(Median(ratios), "x/evalsha")
-	b.ReportMetric(commands(on.server, l, s, 1, all, true), "cmd/op")
+	b.ReportMetric(Median(ratios), unit)
 }
 
 func deniedSerially(b *testing.B, on *servers, l RedisLibrary) {
