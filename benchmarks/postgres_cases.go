@@ -68,25 +68,33 @@ func onPostgres(callers, n int, q quota) func(*testing.B, *servers, RedisLibrary
 	return func(b *testing.B, on *servers, l RedisLibrary) {
 		s, all := l.open(on.target(), q), keys(n)
 		defer s.end()
+		fill(all, func(key string) { s.take(key) })
 		timeMany(b, l, s, callers, all, true)
 		on.reportWAL(b, l, s, callers, all, true)
 	}
+}
+
+// fill calls take for each key, from 64 goroutines, so that all rows exist.
+func fill(all []string, take func(key string)) {
+	var done sync.WaitGroup
+	for some := range slices.Chunk(all, max(1, len(all)/64)) {
+		done.Go(func() {
+			for _, key := range some {
+				take(key)
+			}
+		})
+	}
+	done.Wait()
 }
 
 // deniedOnPostgres times denials of keys that have used up their limit.
 func deniedOnPostgres(b *testing.B, on *servers, l RedisLibrary) {
 	s, all := l.open(on.target(), single.atServer()), keys(manyKeys)
 	defer s.end()
-	var fill sync.WaitGroup
-	for next := range slices.Chunk(all, len(all)/64) {
-		fill.Go(func() {
-			for _, k := range next {
-				for s.take(k) {
-				}
-			}
-		})
-	}
-	fill.Wait()
+	fill(all, func(key string) {
+		for s.take(key) {
+		}
+	})
 	timeMany(b, l, s, 64, all, false)
 	on.reportWAL(b, l, s, 64, all, false)
 }
