@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
@@ -55,10 +56,10 @@ func (r *recordRow) Details() (details []field) {
 	}
 	add("limit", r.Limit)
 	if r.Units > 1 {
-		add("units", count(uint64(r.Units)))
+		add("units", strconv.FormatInt(r.Units, 10)) // count's spaces would be shown as escapes
 	}
 	if r.Count > 0 {
-		add("events", count(uint64(r.Count)))
+		add("events", strconv.FormatInt(r.Count, 10))
 	}
 	if r.Since != nil {
 		add("since", clock(*r.Since, r.Time))
