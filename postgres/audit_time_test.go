@@ -78,7 +78,9 @@ func TestPartitions(t *testing.T) {
 	// The owner decides for how long. A view keeps its own partition only.
 	clock.exec("CREATE VIEW public.kept AS SELECT * FROM ratelimit.audit_2026_07")
 	clock.exec("UPDATE ratelimit.audit_setting SET keep_months = 2")
-	write(time.Now())
+	for range 20 { // each drops one
+		write(time.Now())
+	}
 	require.Equal(t, "2026_07 2027_04 2027_05 2027_06 2027_07", partitions(t, clock.conn))
 	clock.exec("DROP VIEW public.kept")
 	clock.exec("UPDATE ratelimit.audit_setting SET keep_months = 2")
@@ -92,7 +94,134 @@ func TestPartitions(t *testing.T) {
 	require.Equal(t, "2027_04 2027_05 2027_06 2027_07 2032_06 2032_07", partitions(t, clock.conn))
 	clock.advance(time.Duration(before - clock.now))
 	write(time.Now())
-	require.Equal(t, "2027_04 2027_05 2027_06 2027_07 2032_06 2032_07", partitions(t, clock.conn))
+	require.Equal(t, "2027_04 2027_05 2027_06 2027_07 2032_06", partitions(t, clock.conn))
+}
+
+// months returns in which months the records were written, by the server's clock.
+func months(t testing.TB, conn *pgx.Conn) string {
+	t.Helper()
+	var all string
+	require.NoError(t, conn.QueryRow(ctx, "SELECT string_agg(to_char(written AT TIME ZONE 'UTC', 'YYYY_MM'), ' ' ORDER BY id) FROM ratelimit.audit").Scan(&all))
+	return all
+}
+
+// TestAuditClockAhead has a server's clock that is ahead, again and again. That drops few months
+// too early, and never most of the trail.
+func TestAuditClockAhead(t *testing.T) {
+	server := migrated(t)
+	clock := setClock(t, server) // 28 March 2026
+	pool := newPool(t, server.URL(pgtest.Superuser))
+	write := func(times int) {
+		t.Helper()
+		for range times {
+			require.NoError(t, newSink(t, pool).Write(ctx, reset(time.Now()), true))
+		}
+	}
+	write(1)
+	for range 13 {
+		clock.advance(30 * day)
+		write(1)
+	}
+	first := func() string { return partitions(t, clock.conn)[:7] }
+	require.Equal(t, "2026_03", first())
+	right := clock.now // April 2027
+	for _, tc := range []struct {
+		ahead time.Duration
+		first string // the oldest month that is left after many calls
+	}{
+		{60 * day, "2026_05"}, {5 * 365 * day, "2026_05"}, {5*365*day + 30*day, "2026_07"}, {5*365*day + 60*day, "2026_08"}, {50 * 365 * day, "2026_08"},
+	} {
+		clock.advance(tc.ahead)
+		write(10)
+		assert.Equal(t, tc.first, first(), "a clock that is ahead by %v", tc.ahead)
+		clock.advance(time.Duration(right - clock.now))
+		write(1)
+	}
+	clock.exec("SELECT ratelimit.audit_keep() FROM generate_series(1, 9)")
+	require.NotContains(t, partitions(t, clock.conn), "2077_06", "it was empty")
+}
+
+// TestAuditClockBack sets a server's clock back. What is written then is not dropped when the
+// clock is right again.
+func TestAuditClockBack(t *testing.T) {
+	server := migrated(t)
+	clock := setClock(t, server) // 28 March 2026
+	pool := newPool(t, server.URL(pgtest.Superuser))
+	write := func() {
+		t.Helper()
+		for range 3 {
+			require.NoError(t, newSink(t, pool).Write(ctx, reset(time.Now()), true))
+		}
+	}
+	clock.exec("UPDATE ratelimit.audit_setting SET keep_months = 1")
+	write()
+	clock.advance(30 * day)
+	write()
+	for _, back := range []time.Duration{10 * 365 * day, 60 * day, 30 * day} {
+		clock.advance(-back)
+		write()
+		clock.advance(back)
+		write()
+	}
+	require.Equal(t, strings.Repeat("2026_03 ", 3)+strings.TrimSpace(strings.Repeat("2026_04 ", 21)), months(t, clock.conn))
+	require.Equal(t, "2026_03 2026_04 2026_05", partitions(t, clock.conn))
+
+	// A clock that was ahead for a while, and then is right, is no clock that was set back.
+	clock.advance(400 * day)
+	write()
+	clock.advance(-400 * day)
+	write()
+	require.True(t, strings.HasSuffix(months(t, clock.conn), "2027_06 2027_06 2027_06 2026_04 2026_04 2026_04"), months(t, clock.conn))
+}
+
+// TestAuditSettingBounds keeps records for as long as is allowed, and tries to exceed that.
+func TestAuditSettingBounds(t *testing.T) {
+	server := migrated(t)
+	conn := connect(t, server.URL(pgtest.Superuser))
+	for _, wrong := range []string{"keep_months = 0", "keep_months = 1201", "keep_months = 60000", "secret_days = 0", "secret_days = 36501"} {
+		_, err := conn.Exec(ctx, "UPDATE ratelimit.audit_setting SET "+wrong)
+		require.ErrorContains(t, err, "SQLSTATE 23514", wrong)
+	}
+	// A schema that was made before there was an upper bound.
+	_, err := conn.Exec(ctx, "ALTER TABLE ratelimit.audit_setting DROP CONSTRAINT audit_setting_bounds; UPDATE ratelimit.audit_setting SET keep_months = 60000, secret_days = 2147483647")
+	require.NoError(t, err)
+	require.NoError(t, postgres.Migrate(ctx, conn))
+	var keep, days int
+	require.NoError(t, conn.QueryRow(ctx, "SELECT keep_months, secret_days FROM ratelimit.audit_setting").Scan(&keep, &days))
+	require.Equal(t, []int{1200, 36500}, []int{keep, days})
+	_, err = conn.Exec(ctx, "SELECT ratelimit.audit_partition(now() - interval '1 month')")
+	require.NoError(t, err)
+	pool := newPool(t, server.URL(pgtest.Superuser))
+	for range 3 {
+		require.NoError(t, newSink(t, pool).Write(ctx, reset(time.Now()), true))
+		_, err = newSink(t, pool).Secrets(ctx, time.Time{})
+		require.NoError(t, err)
+	}
+	require.Len(t, kinds(t, conn), 3)
+
+	// Without its row, the defaults hold.
+	_, err = conn.Exec(ctx, "DELETE FROM ratelimit.audit_setting")
+	require.NoError(t, err)
+	for range 2 {
+		require.NoError(t, newSink(t, pool).Write(ctx, reset(time.Now()), true))
+		secrets, err := newSink(t, pool).Secrets(ctx, time.Time{})
+		require.NoError(t, err)
+		require.Len(t, secrets, 1)
+	}
+}
+
+// TestTableWithTheNameOfAPartition has a table in the way. The error says which one, and what to do.
+func TestTableWithTheNameOfAPartition(t *testing.T) {
+	server := migrated(t)
+	clock := setClock(t, server) // 28 March 2026
+	clock.exec("CREATE TABLE ratelimit.audit_2026_03 (LIKE ratelimit.audit)")
+	sink := newSink(t, newPool(t, server.URL(pgtest.Superuser)))
+	err := sink.Write(ctx, reset(time.Now()), true)
+	const way = "ALTER TABLE ratelimit.audit ATTACH PARTITION ratelimit.audit_2026_03 FOR VALUES FROM ('2026-03-01 00:00:00+00') TO ('2026-04-01 00:00:00+00')"
+	require.ErrorContains(t, err, "the table ratelimit.audit_2026_03 is not a partition")
+	require.ErrorContains(t, err, way)
+	clock.exec(way)
+	require.NoError(t, sink.Write(ctx, reset(time.Now()), true))
 }
 
 // TestPartitionRace writes at the beginning of a month from many processes, while a store
