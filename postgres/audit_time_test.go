@@ -311,6 +311,88 @@ func TestAuditSecrets(t *testing.T) {
 	require.ErrorContains(t, err, "grant ratelimit_application")
 }
 
+// TestSecretOfTheFuture has a clock that was ahead when a secret began. When the clock is right, the secret
+// ends as any other one does.
+func TestSecretOfTheFuture(t *testing.T) {
+	server := migrated(t)
+	clock := setClock(t, server)
+	pool := newPool(t, server.URL(pgtest.Superuser))
+	newest := func() audit.Secret {
+		t.Helper()
+		secrets, err := newSink(t, pool).Secrets(ctx, time.Time{})
+		require.NoError(t, err)
+		require.LessOrEqual(t, len(secrets), 3)
+		return secrets[0]
+	}
+	newest()
+	clock.advance(5 * 365 * day)
+	future := newest()
+	clock.advance(-5 * 365 * day)
+	now := newest()
+	require.Equal(t, future.Epoch, now.Epoch, "its pseudonyms can be found")
+	require.Equal(t, clock.now, now.Begins.UnixNano())
+	clock.advance(30*day - time.Second)
+	require.Equal(t, now, newest())
+	clock.advance(time.Second)
+	require.NotEqual(t, now.Epoch, newest().Epoch)
+	clock.advance(60 * day)
+	newest()
+	var left bool
+	require.NoError(t, clock.conn.QueryRow(ctx, "SELECT count(*) > 0 FROM ratelimit.audit_secret WHERE epoch = $1", now.Epoch).Scan(&left))
+	require.False(t, left)
+
+	// A clock that is set by less than an hour changes nothing.
+	before := newest()
+	clock.advance(-59 * time.Minute)
+	require.Equal(t, before, newest())
+}
+
+// TestSecretsWaitForNobody has sessions that hold what they can get hold of. Others get their secrets.
+func TestSecretsWaitForNobody(t *testing.T) {
+	server := migrated(t)
+	clock := setClock(t, server)
+	admin := withRoles(t, server)
+	stranger, idle := connect(t, server.URL("stranger")), connect(t, server.URL("shop"))
+	_, err := stranger.Exec(ctx, "SELECT pg_advisory_lock(id) FROM generate_series(7234298370, 7234298380) id")
+	require.NoError(t, err)
+	_, err = stranger.Exec(ctx, "SET lock_timeout = '1s'; LOCK TABLE ratelimit.audit_secret")
+	require.ErrorContains(t, err, "permission denied")
+	secretsOf := func() ([]audit.Secret, error) {
+		return newSink(t, newPool(t, server.URL("shop"))).Secrets(ctx, time.Time{})
+	}
+	first, err := secretsOf()
+	require.NoError(t, err)
+
+	// A service that does not end its transaction, when nothing is to be changed, and when it has
+	// begun the next secret.
+	for _, age := range []time.Duration{0, 30 * day} {
+		clock.advance(age)
+		_, err = idle.Exec(ctx, "BEGIN; SELECT ratelimit.audit_secrets()")
+		require.NoError(t, err)
+		again, err := secretsOf()
+		require.NoError(t, err)
+		require.Equal(t, first, again)
+		_, err = idle.Exec(ctx, "COMMIT")
+		require.NoError(t, err)
+	}
+	again, err := secretsOf()
+	require.NoError(t, err)
+	require.Len(t, again, 2)
+
+	// If no secret is left, there must be a new one, and only one session can make it.
+	clock.advance(100 * day)
+	tx, err := admin.Begin(ctx)
+	require.NoError(t, err)
+	_, err = tx.Exec(ctx, "LOCK TABLE ratelimit.audit_secret IN SHARE UPDATE EXCLUSIVE MODE")
+	require.NoError(t, err)
+	_, err = secretsOf()
+	require.ErrorContains(t, err, "a lock is held for more than a second")
+	require.NoError(t, tx.Rollback(ctx))
+	again, err = secretsOf()
+	require.NoError(t, err)
+	require.Len(t, again, 1)
+}
+
 // TestDeletedSecret looks for a secret in all files of the server, and tries to find out
 // whose records there are.
 func TestDeletedSecret(t *testing.T) {
@@ -429,4 +511,21 @@ func TestMigrateKeepsTheTrail(t *testing.T) {
 	var months int
 	require.NoError(t, admin.QueryRow(ctx, "SELECT keep_months FROM ratelimit.audit_setting").Scan(&months))
 	require.Equal(t, 24, months)
+}
+
+// TestMigrateWaitsForALimitedTime has a stranger with the advisory lock of Migrate.
+func TestMigrateWaitsForALimitedTime(t *testing.T) {
+	server := migrated(t)
+	withRoles(t, server)
+	stranger, admin := connect(t, server.URL("stranger")), connect(t, server.URL(pgtest.Superuser))
+	_, err := stranger.Exec(ctx, "SELECT pg_advisory_lock(7234298374)")
+	require.NoError(t, err)
+	_, err = admin.Exec(ctx, "SET lock_timeout = '100ms'")
+	require.NoError(t, err)
+	err = postgres.Migrate(ctx, admin)
+	require.ErrorContains(t, err, "pg_locks")
+	require.ErrorContains(t, err, "raise lock_timeout")
+	_, err = stranger.Exec(ctx, "SELECT pg_advisory_unlock(7234298374)")
+	require.NoError(t, err)
+	require.NoError(t, postgres.Migrate(ctx, admin))
 }
