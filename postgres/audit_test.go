@@ -176,6 +176,42 @@ func TestAuditRights(t *testing.T) {
 	require.Len(t, kinds(t, admin), 2)
 }
 
+// TestDefaultPrivileges migrates where each new object is granted to a role for reports. That
+// role has no rights in the schema, also on partitions that are made later. A right that was granted by hand
+// stays.
+func TestDefaultPrivileges(t *testing.T) {
+	server := pgtest.Start(t)
+	admin := connect(t, server.URL(pgtest.Superuser))
+	_, err := admin.Exec(ctx, `CREATE ROLE report LOGIN; CREATE ROLE "Odd ""role" LOGIN; CREATE ROLE by_hand LOGIN;
+		ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO report, "Odd ""role", PUBLIC; ALTER DEFAULT PRIVILEGES GRANT ALL ON SEQUENCES TO report;
+		ALTER DEFAULT PRIVILEGES GRANT USAGE ON SCHEMAS TO report, by_hand; ALTER DEFAULT PRIVILEGES GRANT EXECUTE ON FUNCTIONS TO report WITH GRANT OPTION`)
+	require.NoError(t, err)
+	require.NoError(t, postgres.Migrate(ctx, admin))
+	sink := newSink(t, newPool(t, server.URL(pgtest.Superuser)))
+	require.NoError(t, sink.Write(ctx, reset(time.Now()), true))
+	_, err = admin.Exec(ctx, "GRANT SELECT ON ratelimit.audit, ratelimit.audit_secret TO by_hand")
+	require.NoError(t, err)
+	left := func() string {
+		t.Helper()
+		var left string
+		require.NoError(t, admin.QueryRow(ctx, `SELECT coalesce(string_agg(DISTINCT o.name || ' ' || a.grantee::regrole, ', '), '') FROM (
+			SELECT oid::regclass::text, relowner, relacl FROM pg_class WHERE relnamespace = 'ratelimit'::regnamespace
+			UNION ALL SELECT oid::regprocedure::text, proowner, proacl FROM pg_proc WHERE pronamespace = 'ratelimit'::regnamespace) o(name, owner, acl), aclexplode(o.acl) a
+			WHERE a.grantee NOT IN (o.owner, 'ratelimit_application'::regrole, 'ratelimit_auditor'::regrole)`).Scan(&left))
+		return left
+	}
+	require.Equal(t, "ratelimit.audit by_hand, ratelimit.audit_secret by_hand", left())
+	require.NoError(t, postgres.Migrate(ctx, admin))
+	require.Equal(t, "ratelimit.audit by_hand", left())
+	for _, sql := range []string{
+		"SELECT secret FROM ratelimit.audit_secret", "SELECT ratelimit.audit_secrets()", "SELECT ratelimit.audit_partition(now() + '5 years')",
+		"UPDATE ratelimit.audit_setting SET keep_months = 1", "DELETE FROM ratelimit.audit", "SELECT FROM ratelimit.audit_" + time.Now().UTC().Format("2006_01"),
+	} {
+		_, err := connect(t, server.URL("report")).Exec(ctx, sql)
+		require.ErrorContains(t, err, "SQLSTATE 42501", sql)
+	}
+}
+
 // TestHostileRecords writes texts and times that the server cannot hold, together with others.
 func TestHostileRecords(t *testing.T) {
 	long := strings.Repeat("x", 1<<20)

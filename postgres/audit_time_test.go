@@ -78,7 +78,9 @@ func TestPartitions(t *testing.T) {
 	// The owner decides for how long. A view keeps its own partition only.
 	clock.exec("CREATE VIEW public.kept AS SELECT * FROM ratelimit.audit_2026_07")
 	clock.exec("UPDATE ratelimit.audit_setting SET keep_months = 2")
-	write(time.Now())
+	for range 20 { // each drops one
+		write(time.Now())
+	}
 	require.Equal(t, "2026_07 2027_04 2027_05 2027_06 2027_07", partitions(t, clock.conn))
 	clock.exec("DROP VIEW public.kept")
 	clock.exec("UPDATE ratelimit.audit_setting SET keep_months = 2")
@@ -92,7 +94,134 @@ func TestPartitions(t *testing.T) {
 	require.Equal(t, "2027_04 2027_05 2027_06 2027_07 2032_06 2032_07", partitions(t, clock.conn))
 	clock.advance(time.Duration(before - clock.now))
 	write(time.Now())
-	require.Equal(t, "2027_04 2027_05 2027_06 2027_07 2032_06 2032_07", partitions(t, clock.conn))
+	require.Equal(t, "2027_04 2027_05 2027_06 2027_07 2032_06", partitions(t, clock.conn))
+}
+
+// months returns in which months the records were written, by the server's clock.
+func months(t testing.TB, conn *pgx.Conn) string {
+	t.Helper()
+	var all string
+	require.NoError(t, conn.QueryRow(ctx, "SELECT string_agg(to_char(written AT TIME ZONE 'UTC', 'YYYY_MM'), ' ' ORDER BY id) FROM ratelimit.audit").Scan(&all))
+	return all
+}
+
+// TestAuditClockAhead has a server's clock that is ahead, again and again. That drops few months
+// too early, and never most of the trail.
+func TestAuditClockAhead(t *testing.T) {
+	server := migrated(t)
+	clock := setClock(t, server) // 28 March 2026
+	pool := newPool(t, server.URL(pgtest.Superuser))
+	write := func(times int) {
+		t.Helper()
+		for range times {
+			require.NoError(t, newSink(t, pool).Write(ctx, reset(time.Now()), true))
+		}
+	}
+	write(1)
+	for range 13 {
+		clock.advance(30 * day)
+		write(1)
+	}
+	first := func() string { return partitions(t, clock.conn)[:7] }
+	require.Equal(t, "2026_03", first())
+	right := clock.now // April 2027
+	for _, tc := range []struct {
+		ahead time.Duration
+		first string // the oldest month that is left after many calls
+	}{
+		{60 * day, "2026_05"}, {5 * 365 * day, "2026_05"}, {5*365*day + 30*day, "2026_07"}, {5*365*day + 60*day, "2026_08"}, {50 * 365 * day, "2026_08"},
+	} {
+		clock.advance(tc.ahead)
+		write(10)
+		assert.Equal(t, tc.first, first(), "a clock that is ahead by %v", tc.ahead)
+		clock.advance(time.Duration(right - clock.now))
+		write(1)
+	}
+	clock.exec("SELECT ratelimit.audit_keep() FROM generate_series(1, 9)")
+	require.NotContains(t, partitions(t, clock.conn), "2077_06", "it was empty")
+}
+
+// TestAuditClockBack sets a server's clock back. What is written then is not dropped when the
+// clock is right again.
+func TestAuditClockBack(t *testing.T) {
+	server := migrated(t)
+	clock := setClock(t, server) // 28 March 2026
+	pool := newPool(t, server.URL(pgtest.Superuser))
+	write := func() {
+		t.Helper()
+		for range 3 {
+			require.NoError(t, newSink(t, pool).Write(ctx, reset(time.Now()), true))
+		}
+	}
+	clock.exec("UPDATE ratelimit.audit_setting SET keep_months = 1")
+	write()
+	clock.advance(30 * day)
+	write()
+	for _, back := range []time.Duration{10 * 365 * day, 60 * day, 30 * day} {
+		clock.advance(-back)
+		write()
+		clock.advance(back)
+		write()
+	}
+	require.Equal(t, strings.Repeat("2026_03 ", 3)+strings.TrimSpace(strings.Repeat("2026_04 ", 21)), months(t, clock.conn))
+	require.Equal(t, "2026_03 2026_04 2026_05", partitions(t, clock.conn))
+
+	// A clock that was ahead for a while, and then is right, is no clock that was set back.
+	clock.advance(400 * day)
+	write()
+	clock.advance(-400 * day)
+	write()
+	require.True(t, strings.HasSuffix(months(t, clock.conn), "2027_06 2027_06 2027_06 2026_04 2026_04 2026_04"), months(t, clock.conn))
+}
+
+// TestAuditSettingBounds keeps records for as long as is allowed, and tries to exceed that.
+func TestAuditSettingBounds(t *testing.T) {
+	server := migrated(t)
+	conn := connect(t, server.URL(pgtest.Superuser))
+	for _, wrong := range []string{"keep_months = 0", "keep_months = 1201", "keep_months = 60000", "secret_days = 0", "secret_days = 36501"} {
+		_, err := conn.Exec(ctx, "UPDATE ratelimit.audit_setting SET "+wrong)
+		require.ErrorContains(t, err, "SQLSTATE 23514", wrong)
+	}
+	// A schema that was made before there was an upper bound.
+	_, err := conn.Exec(ctx, "ALTER TABLE ratelimit.audit_setting DROP CONSTRAINT audit_setting_bounds; UPDATE ratelimit.audit_setting SET keep_months = 60000, secret_days = 2147483647")
+	require.NoError(t, err)
+	require.NoError(t, postgres.Migrate(ctx, conn))
+	var keep, days int
+	require.NoError(t, conn.QueryRow(ctx, "SELECT keep_months, secret_days FROM ratelimit.audit_setting").Scan(&keep, &days))
+	require.Equal(t, []int{1200, 36500}, []int{keep, days})
+	_, err = conn.Exec(ctx, "SELECT ratelimit.audit_partition(now() - interval '1 month')")
+	require.NoError(t, err)
+	pool := newPool(t, server.URL(pgtest.Superuser))
+	for range 3 {
+		require.NoError(t, newSink(t, pool).Write(ctx, reset(time.Now()), true))
+		_, err = newSink(t, pool).Secrets(ctx, time.Time{})
+		require.NoError(t, err)
+	}
+	require.Len(t, kinds(t, conn), 3)
+
+	// Without its row, the defaults hold.
+	_, err = conn.Exec(ctx, "DELETE FROM ratelimit.audit_setting")
+	require.NoError(t, err)
+	for range 2 {
+		require.NoError(t, newSink(t, pool).Write(ctx, reset(time.Now()), true))
+		secrets, err := newSink(t, pool).Secrets(ctx, time.Time{})
+		require.NoError(t, err)
+		require.Len(t, secrets, 1)
+	}
+}
+
+// TestTableWithTheNameOfAPartition has a table in the way. The error says which one, and what to do.
+func TestTableWithTheNameOfAPartition(t *testing.T) {
+	server := migrated(t)
+	clock := setClock(t, server) // 28 March 2026
+	clock.exec("CREATE TABLE ratelimit.audit_2026_03 (LIKE ratelimit.audit)")
+	sink := newSink(t, newPool(t, server.URL(pgtest.Superuser)))
+	err := sink.Write(ctx, reset(time.Now()), true)
+	const way = "ALTER TABLE ratelimit.audit ATTACH PARTITION ratelimit.audit_2026_03 FOR VALUES FROM ('2026-03-01 00:00:00+00') TO ('2026-04-01 00:00:00+00')"
+	require.ErrorContains(t, err, "the table ratelimit.audit_2026_03 is not a partition")
+	require.ErrorContains(t, err, way)
+	clock.exec(way)
+	require.NoError(t, sink.Write(ctx, reset(time.Now()), true))
 }
 
 // TestPartitionRace writes at the beginning of a month from many processes, while a store
@@ -180,6 +309,88 @@ func TestAuditSecrets(t *testing.T) {
 	require.Equal(t, cached, again)
 	_, err = newSink(t, newPool(t, server.URL("shop"))).Secrets(ctx, time.Time{})
 	require.ErrorContains(t, err, "grant ratelimit_application")
+}
+
+// TestSecretOfTheFuture has a clock that was ahead when a secret began. When the clock is right, the secret
+// ends as any other one does.
+func TestSecretOfTheFuture(t *testing.T) {
+	server := migrated(t)
+	clock := setClock(t, server)
+	pool := newPool(t, server.URL(pgtest.Superuser))
+	newest := func() audit.Secret {
+		t.Helper()
+		secrets, err := newSink(t, pool).Secrets(ctx, time.Time{})
+		require.NoError(t, err)
+		require.LessOrEqual(t, len(secrets), 3)
+		return secrets[0]
+	}
+	newest()
+	clock.advance(5 * 365 * day)
+	future := newest()
+	clock.advance(-5 * 365 * day)
+	now := newest()
+	require.Equal(t, future.Epoch, now.Epoch, "its pseudonyms can be found")
+	require.Equal(t, clock.now, now.Begins.UnixNano())
+	clock.advance(30*day - time.Second)
+	require.Equal(t, now, newest())
+	clock.advance(time.Second)
+	require.NotEqual(t, now.Epoch, newest().Epoch)
+	clock.advance(60 * day)
+	newest()
+	var left bool
+	require.NoError(t, clock.conn.QueryRow(ctx, "SELECT count(*) > 0 FROM ratelimit.audit_secret WHERE epoch = $1", now.Epoch).Scan(&left))
+	require.False(t, left)
+
+	// A clock that is set by less than an hour changes nothing.
+	before := newest()
+	clock.advance(-59 * time.Minute)
+	require.Equal(t, before, newest())
+}
+
+// TestSecretsWaitForNobody has sessions that hold what they can get hold of. Others get their secrets.
+func TestSecretsWaitForNobody(t *testing.T) {
+	server := migrated(t)
+	clock := setClock(t, server)
+	admin := withRoles(t, server)
+	stranger, idle := connect(t, server.URL("stranger")), connect(t, server.URL("shop"))
+	_, err := stranger.Exec(ctx, "SELECT pg_advisory_lock(id) FROM generate_series(7234298370, 7234298380) id")
+	require.NoError(t, err)
+	_, err = stranger.Exec(ctx, "SET lock_timeout = '1s'; LOCK TABLE ratelimit.audit_secret")
+	require.ErrorContains(t, err, "permission denied")
+	secretsOf := func() ([]audit.Secret, error) {
+		return newSink(t, newPool(t, server.URL("shop"))).Secrets(ctx, time.Time{})
+	}
+	first, err := secretsOf()
+	require.NoError(t, err)
+
+	// A service that does not end its transaction, when nothing is to be changed, and when it has
+	// begun the next secret.
+	for _, age := range []time.Duration{0, 30 * day} {
+		clock.advance(age)
+		_, err = idle.Exec(ctx, "BEGIN; SELECT ratelimit.audit_secrets()")
+		require.NoError(t, err)
+		again, err := secretsOf()
+		require.NoError(t, err)
+		require.Equal(t, first, again)
+		_, err = idle.Exec(ctx, "COMMIT")
+		require.NoError(t, err)
+	}
+	again, err := secretsOf()
+	require.NoError(t, err)
+	require.Len(t, again, 2)
+
+	// If no secret is left, there must be a new one, and only one session can make it.
+	clock.advance(100 * day)
+	tx, err := admin.Begin(ctx)
+	require.NoError(t, err)
+	_, err = tx.Exec(ctx, "LOCK TABLE ratelimit.audit_secret IN SHARE UPDATE EXCLUSIVE MODE")
+	require.NoError(t, err)
+	_, err = secretsOf()
+	require.ErrorContains(t, err, "a lock is held for more than a second")
+	require.NoError(t, tx.Rollback(ctx))
+	again, err = secretsOf()
+	require.NoError(t, err)
+	require.Len(t, again, 1)
 }
 
 // TestDeletedSecret looks for a secret in all files of the server, and tries to find out
@@ -300,4 +511,21 @@ func TestMigrateKeepsTheTrail(t *testing.T) {
 	var months int
 	require.NoError(t, admin.QueryRow(ctx, "SELECT keep_months FROM ratelimit.audit_setting").Scan(&months))
 	require.Equal(t, 24, months)
+}
+
+// TestMigrateWaitsForALimitedTime has a stranger with the advisory lock of Migrate.
+func TestMigrateWaitsForALimitedTime(t *testing.T) {
+	server := migrated(t)
+	withRoles(t, server)
+	stranger, admin := connect(t, server.URL("stranger")), connect(t, server.URL(pgtest.Superuser))
+	_, err := stranger.Exec(ctx, "SELECT pg_advisory_lock(7234298374)")
+	require.NoError(t, err)
+	_, err = admin.Exec(ctx, "SET lock_timeout = '100ms'")
+	require.NoError(t, err)
+	err = postgres.Migrate(ctx, admin)
+	require.ErrorContains(t, err, "pg_locks")
+	require.ErrorContains(t, err, "raise lock_timeout")
+	_, err = stranger.Exec(ctx, "SELECT pg_advisory_unlock(7234298374)")
+	require.NoError(t, err)
+	require.NoError(t, postgres.Migrate(ctx, admin))
 }

@@ -3,12 +3,14 @@ package postgres
 import (
 	"context"
 	_ "embed"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 var (
@@ -34,6 +36,8 @@ const leastServer = 140000
 // Call it with a role that may create a schema, such as the owner of the database. That role
 // then owns the schema. The roles of applications need less: see the package comment.
 //
+// Migrate waits for a lock for as long as lock_timeout says, or for 30 seconds if it is 0.
+//
 // The server must be PostgreSQL 14 or later.
 func Migrate(ctx context.Context, conn *pgx.Conn) error {
 	if conn == nil {
@@ -41,6 +45,10 @@ func Migrate(ctx context.Context, conn *pgx.Conn) error {
 	}
 	if err := migrate(ctx, conn); err != nil {
 		_, hint := classify(err)
+		var reply *pgconn.PgError
+		if errors.As(err, &reply) && reply.Code == "55P03" {
+			hint = "another session holds a lock on a table of the schema, or the advisory lock of Migrate: look for it in pg_locks and pg_stat_activity, or raise lock_timeout"
+		}
 		return fmt.Errorf("ratelimit: postgres.Migrate: %w%s", err, because(hint))
 	}
 	return nil
@@ -56,7 +64,8 @@ func migrate(ctx context.Context, conn *pgx.Conn) error {
 	}
 	var script strings.Builder
 	// One migration at a time: CREATE OR REPLACE of one function by two sessions fails.
-	script.WriteString("BEGIN; SET LOCAL client_min_messages = warning; SELECT pg_advisory_xact_lock(7234298374);\n")
+	script.WriteString("BEGIN; SET LOCAL client_min_messages = warning; SELECT set_config('lock_timeout', CASE current_setting('lock_timeout') WHEN '0' THEN '30s' ELSE current_setting('lock_timeout') END, true);\n")
+	script.WriteString("SELECT pg_advisory_xact_lock(7234298374);\n")
 	start := time.Now().Unix() - 1_700_000_000 // numbers of shapes in a schema that was dropped were lower
 	strings.NewReplacer("{start}", strconv.FormatInt(start, 10), "{version}", strconv.Itoa(schemaVersion)).WriteString(&script, schemaSQL)
 	for _, name := range takeNames() {
