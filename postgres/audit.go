@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strconv"
 	"strings"
@@ -45,7 +46,9 @@ import (
 // Methods may be called from any number of goroutines. An AuditSink has no goroutine and needs
 // no Close.
 type AuditSink struct {
-	pool *pgxpool.Pool
+	pool      *pgxpool.Pool
+	keepFails atomic.Bool // the last try has failed
+
 	keep atomic.Int64 // when to make and drop partitions again, by clock.Now
 
 	mu      sync.Mutex // not held while a statement runs
@@ -83,9 +86,9 @@ const (
 // has answered, the records may be there although Write returns an error. A Trail then
 // writes the records of its queue a second time.
 func (s *AuditSink) Write(ctx context.Context, records []audit.Record, durable bool) error {
-	err := asJSON(records, func(text string) error {
-		ctx, cancel := patient(ctx)
-		defer cancel()
+	ctx, cancel := patient(ctx)
+	defer cancel()
+	err := asJSON(ctx, records, func(text string) error {
 		_, err := s.pool.Exec(ctx, "SELECT ratelimit.audit_write($1, NULL, NULL, $2)", text, !durable)
 		return err
 	})
@@ -109,10 +112,14 @@ func patient(ctx context.Context) (context.Context, context.CancelFunc) {
 
 // asJSON calls send with records as a JSON array. If the database's encoding has no room for
 // their text, nothing was written, and send is called again with all text in ASCII.
-func asJSON(records []audit.Record, send func(text string) error) error {
+// It ends when ctx is done.
+func asJSON(ctx context.Context, records []audit.Record, send func(text string) error) error {
 	with := func(ascii bool) error {
 		clean := make([]audit.Record, len(records))
 		for i := range records {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
 			clean[i] = cleaned(records[i], ascii)
 		}
 		text, err := json.Marshal(clean)
@@ -152,17 +159,24 @@ func cleaned(r audit.Record, ascii bool) audit.Record {
 // cleanText returns a text that the server can hold. Two texts have the same result only if
 // they have the same SHA-256, or if one is the quoted form of the other.
 func cleanText(s string, ascii bool) string {
+	if len(s) > 4*maxText {
+		s = cutText(s, 4*maxText) // before it is quoted, which makes it four times as long
+	}
 	if !utf8.ValidString(s) || strings.Contains(s, "\x00") || ascii && strings.ContainsFunc(s, func(r rune) bool { return r >= utf8.RuneSelf }) {
 		s = strconv.QuoteToASCII(s)
 	}
 	if len(s) <= maxText {
 		return s
 	}
+	return cutText(s, maxText)
+}
+
+// cutText returns the beginning of a text, of at most n bytes with the text's SHA-256.
+func cutText(s string, n int) string {
 	sum := sha256.Sum256([]byte(s))
 	end := "... sha256:" + hex.EncodeToString(sum[:])
-	cut := maxText - len(end)
-	for !utf8.RuneStart(s[cut]) {
-		cut--
+	cut := n - len(end)
+	for least := cut - utf8.UTFMax; cut > least && !utf8.RuneStart(s[cut]); cut-- {
 	}
 	return s[:cut] + end
 }
@@ -178,8 +192,8 @@ func cleanTime(t time.Time) time.Time {
 	return t
 }
 
-// keepSometimes makes and drops partitions if it is time for that. An error is one of a server
-// that has no time for it, or that Write will report.
+// keepSometimes makes and drops partitions if it is time for that. It logs the first of some
+// errors in a row, except those of a server that does not answer: Write reports these.
 func (s *AuditSink) keepSometimes(ctx context.Context) {
 	now, next := clock.Now(), s.keep.Load()
 	if now < next || !s.keep.CompareAndSwap(next, now+keepEvery) {
@@ -189,7 +203,12 @@ func (s *AuditSink) keepSometimes(ctx context.Context) {
 	defer cancel()
 	if _, err := s.pool.Exec(ctx, "SELECT ratelimit.audit_keep()"); err != nil {
 		s.keep.Store(now + int64(time.Minute))
+		if errors.As(err, new(*pgconn.PgError)) && !s.keepFails.Swap(true) {
+			slog.Error("ratelimit: old months of the audit trail cannot be dropped, or the next one cannot be made; records are written", "error", s.fail(err, ""))
+		}
+		return
 	}
+	s.keepFails.Store(false)
 }
 
 // Secrets implements [audit.Secrets], by the server's clock: now is not used. The secrets are in

@@ -343,7 +343,7 @@ func (t *trip) writeRecorded(changes []change, unchanged []*group, now int64, ad
 	}
 	var done []int32
 	var written *bool
-	err := asJSON(records, func(text string) error {
+	err := asJSON(t.ctx, records, func(text string) error {
 		return t.conn.QueryRow(t.ctx, "SELECT r_o, r_written FROM ratelimit.write_recorded($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
 			append(slices.Clip(columns), now, text, rows)...).Scan(&done, &written)
 	})
