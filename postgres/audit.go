@@ -192,8 +192,8 @@ func cleanTime(t time.Time) time.Time {
 	return t
 }
 
-// keepSometimes makes and drops partitions if it is time for that. It logs the first of some
-// errors in a row, except those of a server that does not answer: Write reports these.
+// keepSometimes makes and drops partitions if it is time for that. It logs the first of several
+// errors of the server. Write reports that a server does not answer.
 func (s *AuditSink) keepSometimes(ctx context.Context) {
 	now, next := clock.Now(), s.keep.Load()
 	if now < next || !s.keep.CompareAndSwap(next, now+keepEvery) {

@@ -363,7 +363,7 @@ func TestSecretsWaitForNobody(t *testing.T) {
 	first, err := secretsOf()
 	require.NoError(t, err)
 
-	// A service that does not end its transaction, when nothing is to be changed, and when it has
+	// A service that does not end its transaction, if there is nothing to change, and when it has
 	// begun the next secret.
 	for _, age := range []time.Duration{0, 30 * day} {
 		clock.advance(age)
