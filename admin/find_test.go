@@ -7,11 +7,11 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	"github.com/ratelimit-go/ratelimit"
 	"github.com/ratelimit-go/ratelimit/admin"
+	"github.com/ratelimit-go/ratelimit/internal/redistest"
 )
 
 // An operator finds a key by any of its spellings, and the page says which one it took.
@@ -122,9 +122,7 @@ func TestKeyWithoutCounter(t *testing.T) {
 // While a store does not answer, the page does not say that nothing is counted there.
 func TestFindDuringAnOutage(t *testing.T) {
 	r := new(ratelimit.Registry)
-	client := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", MaxRetries: -1, ContextTimeoutEnabled: true}) // nobody listens there
-	t.Cleanup(func() { client.Close() })
-	newLimiter(t, r, "login", ratelimit.Options{Redis: client})
+	newLimiter(t, r, "login", ratelimit.Options{Redis: redistest.Client(t, "127.0.0.1:1")}) // nobody listens there
 	s := newSite(t, admin.Options{Registry: r})
 	page := text(s.get(s.post("key", url.Values{"key": {"ada"}})))
 	require.Contains(t, page, "No limiter that could be asked has anything counted for it.")
