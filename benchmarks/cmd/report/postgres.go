@@ -60,7 +60,7 @@ var postgresReasons = map[string]string{
 }
 
 const postgresReason = "client and server share two cores, and both are busy all the time. The server looks at each key, counts and answers; the floor " +
-	"that only adds gets one and a half to three times as many."
+	"that only adds, for callers that wait for nothing, gets several times as many."
 
 // postgresVersion returns the version in the output of postgres --version, without the
 // distribution.
