@@ -13,6 +13,6 @@
 // RATELIMIT_REQUIRE_CHROMIUM is 1. The pages of package admin are checked with the npm package
 // axe-core, if RATELIMIT_NODE_MODULES, or NODE_PATH, names a folder that it is in.
 // RATELIMIT_FAULTS=1 adds the faults that take seconds each. RATELIMIT_MODEL_SEEDS=50 records
-// 50 histories of each fault for the model, in place of 1 to 3. RATELIMIT_SCREENSHOTS=1 writes
+// 50 histories of each fault for the model, in place of 1 or 2. RATELIMIT_SCREENSHOTS=1 writes
 // the screenshots of docs/admin.md.
 package e2e

@@ -34,7 +34,7 @@ type scenario struct {
 	name      string
 	slow      bool // takes more than about a second
 	lags      bool // its excess depends on how far a replica lags behind: only with RATELIMIT_MODEL_SEEDS
-	seeds     int  // with RATELIMIT_FAULTS=1; zero means 3
+	seeds     int  // with RATELIMIT_FAULTS=1; zero means 2
 	limits    []Limit
 	lease     time.Duration
 	timeout   time.Duration // zero: as long as it takes
@@ -141,7 +141,7 @@ func (s scenario) histories() int {
 	case s.seeds > 0:
 		return s.seeds
 	}
-	return 3
+	return 2
 }
 
 // record has the workers call their limiters, and the fault happen in between.
