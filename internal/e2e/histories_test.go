@@ -34,7 +34,6 @@ type scenario struct {
 	name      string
 	slow      bool // takes more than about a second
 	lags      bool // its excess depends on how far a replica lags behind: only with RATELIMIT_MODEL_SEEDS
-	seeds     int  // with RATELIMIT_FAULTS=1; zero means 2
 	limits    []Limit
 	lease     time.Duration
 	timeout   time.Duration // zero: as long as it takes
@@ -115,7 +114,7 @@ func checkHistories(t *testing.T, scenarios []scenario) {
 			}
 			t.Parallel()
 			site := s.setup(t)
-			began, operations, seeds := time.Now(), 0, s.histories()
+			began, operations, seeds := time.Now(), 0, histories()
 			if site.once {
 				seeds = 1
 			}
@@ -131,15 +130,13 @@ func checkHistories(t *testing.T, scenarios []scenario) {
 	}
 }
 
-// histories returns how many histories of a scenario to record.
-func (s scenario) histories() int {
+// histories returns how many histories of each scenario to record.
+func histories() int {
 	switch {
 	case modelSeeds > 0:
 		return modelSeeds
 	case !slowFaults:
 		return 1
-	case s.seeds > 0:
-		return s.seeds
 	}
 	return 2
 }
