@@ -190,9 +190,7 @@ func (q *request) confirm() error {
 			"That holds "+where+".")
 	case doLimits:
 		p.Ask, p.Button, p.Danger = "Change the limits?", "Change limits", true
-		for _, limit := range c.Limits {
-			p.New = append(p.New, limit.String())
-		}
+		p.New = limitTexts(c.Limits)
 		p.Says = append(p.Says, "This changes this process only, "+strconv.Itoa(p.PID)+" on "+q.h.host+", until it ends or reloads its limiters. Other processes keep their limits: change them there, and in the configuration.",
 			"A key keeps what was counted under a limit whose algorithm and window stay the same. Under another one it starts from zero.",
 			"Plans keep their limits.")
@@ -237,7 +235,7 @@ func (q *request) act() error {
 	if err != nil {
 		return err
 	}
-	if was := q.r.PostForm.Get("was"); c.Do == doLimits && was != "" && was != limitsText(c.Limiter) {
+	if was := q.r.PostForm.Get("was"); c.Do == doLimits && was != "" && was != strings.Join(limitTexts(c.Limiter.Limits()), "\n") {
 		return &failure{http.StatusConflict, "Somebody has changed the limits since you saw them, so nothing was done. Look at them, and change them again if you still want to."}
 	}
 	if once := q.r.PostForm.Get("once"); once != "" && !q.h.forms.isNew(once) {
@@ -255,15 +253,6 @@ func (q *request) act() error {
 		return q.redirect("limiter", url.Values{"name": {c.Limiter.Name()}, "n": {notice}})
 	}
 	return q.redirect("key", url.Values{"k": {sealKey(c.Limiter.Name(), c.Key)}, "n": {notice}})
-}
-
-// limitsText returns a limiter's own limits, one a line.
-func limitsText(l *ratelimit.Limiter) string {
-	var lines []string
-	for _, limit := range l.Limits() {
-		lines = append(lines, limit.String())
-	}
-	return strings.Join(lines, "\n")
 }
 
 // sentForms are the forms that were sent last, so that a double click acts once. It may be used

@@ -59,11 +59,17 @@ func (q *request) row(l *ratelimit.Limiter) limiterRow {
 	if info.Remote {
 		row.OnFailure = info.OnFailure.String()
 	}
-	for _, limit := range l.Limits() {
-		row.Limits = append(row.Limits, limit.String())
-	}
+	row.Limits = limitTexts(l.Limits())
 	row.traffic = trafficOf(q.h.watch.track(info.Name).minute(), info.OnFailure.String())
 	return row
+}
+
+// limitTexts returns the text forms of limits.
+func limitTexts(limits []ratelimit.Limit) (texts []string) {
+	for _, limit := range limits {
+		texts = append(texts, limit.String())
+	}
+	return texts
 }
 
 // limiters shows the limiters that match a filter.
@@ -228,7 +234,7 @@ func (q *request) limiter() error {
 		{"exempt", stats.Exempt}, {"without a key", stats.NoKey}, {"failed", stats.Failed},
 		{"waiting now", uint64(max(0, stats.Waiting))}, {"in flight now", uint64(max(0, stats.InFlight))},
 	}
-	p.Form, p.Lines = limitsText(l), max(2, len(p.Limits))
+	p.Form, p.Lines = strings.Join(p.Limits, "\n"), max(2, len(p.Limits))
 	for _, policy := range stats.Policies {
 		row := policyRow{Name: policy.Name, Denied: policy.Denied}
 		if policy.Limit != (ratelimit.Limit{}) {
