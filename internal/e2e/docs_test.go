@@ -204,7 +204,7 @@ func newSnippetChecker(t *testing.T) *snippetChecker {
 
 // check returns the errors in a block: a file, declarations, statements of a
 // function that returns an error, or fields of [ratelimit.Options]. A line "…" or "..."
-// stands for code that is left out. Variables that are not used are no error.
+// is for code that is left out. Variables that are not used are no error.
 func (c *snippetChecker) check(b codeBlock) error {
 	b.code = regexp.MustCompile(`(?m)^\s*(…|\.\.\.)$`).ReplaceAllString(b.code, "")
 	snippet, err := c.parse(b)
@@ -228,8 +228,8 @@ func (c *snippetChecker) check(b codeBlock) error {
 // unused matches the errors that a block may have.
 var unused = regexp.MustCompile(`declared and not used: \w+$`)
 
-// parse makes a file of a block. If no form is right, the error is that of its form as
-// statements. Errors have the lines of the page.
+// parse makes a file of a block. If no form is right, the error is about statements. Errors
+// have the lines of the page.
 func (c *snippetChecker) parse(b codeBlock) (*ast.File, error) {
 	parse := func(text string) (*ast.File, error) { return parser.ParseFile(c.files, b.page, text, 0) }
 	code := fmt.Sprintf("//line %s:%d\n%s", b.page, b.line, b.code)
@@ -262,7 +262,7 @@ func (c *snippetChecker) parse(b codeBlock) (*ast.File, error) {
 	return nil, first
 }
 
-// parseGiven returns the file of given names, without those that a snippet declares.
+// parseGiven returns the file of given names. Names that the snippet declares are left out.
 func (c *snippetChecker) parseGiven(snippet *ast.File) *ast.File {
 	given, err := parser.ParseFile(c.files, "given.go", c.given, 0)
 	if err != nil {

@@ -66,7 +66,7 @@ func TestREADMEProgram(t *testing.T) {
 	defer response.Body.Close()
 	got, err := httputil.DumpResponse(response, true)
 	require.NoError(t, err)
-	// Of the fields, the README has those that this library sets for clients, and some time has passed.
+	// The README shows only the fields that this library sets, and some time has passed.
 	fields := regexp.MustCompile(`(?m)^(Ratelimit|Retry-After)`)
 	var lines []string
 	head, body, _ := strings.Cut(strings.ReplaceAll(string(got), "\r\n", "\n"), "\n\n")

@@ -20,7 +20,7 @@ import (
 	"github.com/ratelimit-go/ratelimit/storekit"
 )
 
-// Of a handler, and of the server around it.
+// In a handler, and in the server around it.
 var (
 	ctx     context.Context
 	w       http.ResponseWriter
@@ -38,6 +38,7 @@ var (
 
 	limits             []ratelimit.Limit
 	plan               []ratelimit.Limit
+	plans              map[string][]ratelimit.Limit
 	free, pro, burst   ratelimit.Limit
 	store              ratelimit.Store
 	key, email, status = "", "", 0
