@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -228,13 +229,21 @@ func (c *snippetChecker) check(b codeBlock) error {
 // unused matches the errors that a block may have.
 var unused = regexp.MustCompile(`declared and not used: \w+$`)
 
-// parse makes a file of a block. If no form is right, the error is about statements. Errors
-// have the lines of the page.
+// parse parses the file that source makes of a block. Errors have the lines of the page.
 func (c *snippetChecker) parse(b codeBlock) (*ast.File, error) {
-	parse := func(text string) (*ast.File, error) { return parser.ParseFile(c.files, b.page, text, 0) }
-	code := fmt.Sprintf("//line %s:%d\n%s", b.page, b.line, b.code)
+	text, err := c.source(b)
+	if err != nil {
+		return nil, err
+	}
+	return parser.ParseFile(c.files, b.page, text, 0)
+}
+
+// source makes a file of a block, with the imports that it needs. If no form is right, the
+// error is about statements.
+func (c *snippetChecker) source(b codeBlock) (string, error) {
+	code := fmt.Sprintf("//line %s:%d\n%s", path.Base(b.page), b.line, b.code) // in the folder of the page
 	if strings.HasPrefix(b.code, "package ") {
-		return parse(code)
+		return code, nil
 	}
 	var first error
 	for _, form := range []string{
@@ -243,11 +252,9 @@ func (c *snippetChecker) parse(b codeBlock) (*ast.File, error) {
 		"package docs\nvar _ = ratelimit.Options{\n%s\n}",
 	} {
 		text := fmt.Sprintf(form, code)
-		file, err := parse(text)
+		file, err := parser.ParseFile(c.files, b.page, text, 0)
 		if err != nil {
-			if first == nil {
-				first = err
-			}
+			first = cmp.Or(first, err)
 			continue
 		}
 		// The packages are among the names that the file does not declare.
@@ -257,9 +264,32 @@ func (c *snippetChecker) parse(b codeBlock) (*ast.File, error) {
 				imports += "import " + name.Name + " \"" + p + "\"\n"
 			}
 		}
-		return parse(strings.Replace(text, "\n", "\n"+imports, 1))
+		return strings.Replace(text, "\n", "\n"+imports, 1), nil
 	}
-	return nil, first
+	return "", first
+}
+
+// TestTestsInDocumentation runs the tests that two guides show.
+func TestTestsInDocumentation(t *testing.T) {
+	c := newSnippetChecker(t)
+	dir, err := os.MkdirTemp(".", "_docs-*") // in a module that requires the library
+	require.NoError(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "given.go"), c.given, 0o600))
+	found := 0
+	for _, b := range documentedCode(t) {
+		if b.page != "docs/testing.md" && b.page != "docs/getting-started.md" || !strings.HasPrefix(b.code, "func Test") {
+			continue
+		}
+		source, err := c.source(b)
+		require.NoError(t, err)
+		found++
+		require.NoError(t, os.WriteFile(filepath.Join(dir, fmt.Sprintf("block%d_test.go", found)), []byte(source), 0o600))
+	}
+	require.GreaterOrEqual(t, found, 3)
+	out, err := exec.Command("go", "test", "-v", "./"+filepath.ToSlash(dir)).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.Equal(t, found, strings.Count(string(out), "--- PASS: Test"), "%s", out)
 }
 
 // parseGiven returns the file of given names. Names that the snippet declares are left out.
