@@ -36,6 +36,7 @@ func run(out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	//ratelimitvet:ignore this is the mistake that the example shows
 	_, err = registry.New("login", ratelimit.Options{Limits: loginLimit, Store: shared, Logger: logger})
 	if !errors.Is(err, ratelimit.ErrStoreShared) {
 		return fmt.Errorf("one store was given to two limiters: %v", err)
