@@ -111,7 +111,7 @@ func (w *refusal) Header() http.Header         { return w.header }
 func (w *refusal) WriteHeader(status int)      { w.code = status }
 func (w *refusal) Write(p []byte) (int, error) { return len(p), nil }
 
-// fields returns what the limiter tells the client, as metadata.
+// fields returns the header fields of the limiter, as metadata.
 func (w *refusal) fields() metadata.MD {
 	md := metadata.MD{}
 	for name, values := range w.header {

@@ -32,7 +32,7 @@ import (
 //   - sh and console (a session: "$ " before each command) are parsed by bash; folders, programs and modules that
 //     the go command gets must be in this repository. The tests that they name are checked by internal/commands_test.go.
 //   - json must be valid.
-//   - text, sql and yaml are not checked here.
+//   - text, sql, yaml and js are not checked here.
 
 // A codeBlock is a fenced block of a page.
 type codeBlock struct {
@@ -76,7 +76,7 @@ func blocksOf(page, text string) (blocks []codeBlock) {
 }
 
 func TestDocumentationNamesLanguages(t *testing.T) {
-	languages := []string{"go", "sh", "console", "json", "sql", "yaml", "text"}
+	languages := []string{"go", "sh", "console", "json", "sql", "yaml", "js", "text"}
 	for _, b := range documentedCode(t) {
 		if !slices.Contains(languages, b.language) {
 			t.Errorf("%s: a block of %q; want one of %q", b, b.language, languages)
@@ -193,7 +193,11 @@ func newSnippetChecker(t *testing.T) *snippetChecker {
 		}
 	}
 	list(".", slices.DeleteFunc(slices.Collect(maps.Values(importedByName)), func(p string) bool { return p == otelratelimit })...)
-	list("../../otelratelimit", otelratelimit) // which this module does not require
+	// This module does not require these.
+	list("../../otelratelimit", otelratelimit)
+	list("../../benchmarks", "github.com/go-chi/httprate", "github.com/ulule/limiter/v3", "github.com/ulule/limiter/v3/drivers/middleware/stdlib",
+		"github.com/ulule/limiter/v3/drivers/store/memory", "github.com/didip/tollbooth/v7", "github.com/throttled/throttled/v2",
+		"github.com/throttled/throttled/v2/store/memstore", "golang.org/x/time/rate")
 	files := token.NewFileSet()
 	return &snippetChecker{files, given, importer.ForCompiler(files, "gc", func(p string) (io.ReadCloser, error) {
 		if exports[p] == "" {
@@ -225,6 +229,9 @@ func (c *snippetChecker) check(b codeBlock) error {
 	config.Check(snippet.Name.Name, c.files, files, nil) // its error is the first one that config.Error has got
 	return errors.Join(errs...)
 }
+
+// majorVersion matches the end of a module's path that is not in its package's name.
+var majorVersion = regexp.MustCompile(`/v\d+$`)
 
 // unused matches the errors that a block may have.
 var unused = regexp.MustCompile(`declared and not used: \w+$`)
@@ -298,7 +305,12 @@ func (c *snippetChecker) parseGiven(snippet *ast.File) *ast.File {
 	if err != nil {
 		panic(err) // the file is part of this package
 	}
-	declared := func(name *ast.Ident) bool { return snippet.Scope.Lookup(name.Name) != nil }
+	imported := map[string]bool{}
+	for _, spec := range snippet.Imports {
+		p := majorVersion.ReplaceAllString(strings.Trim(spec.Path.Value, `"`), "")
+		imported[path.Base(p)] = true
+	}
+	declared := func(name *ast.Ident) bool { return imported[name.Name] || snippet.Scope.Lookup(name.Name) != nil }
 	given.Decls = slices.DeleteFunc(given.Decls, func(d ast.Decl) bool {
 		switch d := d.(type) {
 		case *ast.FuncDecl:
