@@ -12,8 +12,8 @@
 //	go install github.com/ratelimit-go/ratelimit/ratelimitvet/cmd/ratelimitvet@latest
 //	go vet -vettool=$(which ratelimitvet) ./...
 //
-// The analyzers look at one package at a time, and at what functions of other packages
-// do with a store that they are given. They report what is certainly wrong if the code
+// The analyzers look at one package at a time, and know which functions of other packages
+// give a store to a limiter. They report what is certainly wrong if the code
 // runs, and stay silent where they cannot know. They do not look at test files, which may
 // build on purpose what must be refused. A comment keeps one of them from reporting a line, or the
 // line after it:

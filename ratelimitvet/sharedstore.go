@@ -308,7 +308,7 @@ func (s *sharedStore) trace(store ast.Expr, depth int) (o origin, ok bool) {
 	return o, false
 }
 
-// base returns what stands for the struct of a field: its variable, or the type if it is
+// base returns what identifies the struct of a field: its variable, or the type if it is
 // the receiver of a method, which has another variable in each method.
 func (s *sharedStore) base(id *ast.Ident) types.Object {
 	obj := s.pass.TypesInfo.ObjectOf(id)

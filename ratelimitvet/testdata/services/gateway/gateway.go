@@ -9,7 +9,7 @@ import (
 	"github.com/ratelimit-go/ratelimit"
 )
 
-// Gateway serves for one tenant.
+// Gateway serves one shop.
 type Gateway struct {
 	registry ratelimit.Registry
 	store    ratelimit.Store
@@ -17,9 +17,9 @@ type Gateway struct {
 	plans    map[string][]ratelimit.Limit
 }
 
-// Open makes the gateway of a tenant.
-func Open(tenant string, plans map[string][]ratelimit.Limit) (g *Gateway, err error) {
-	g = &Gateway{store: ratelimit.Memory("gateway-" + tenant), plans: plans}
+// Open makes the gateway of a shop.
+func Open(shop string, plans map[string][]ratelimit.Limit) (g *Gateway, err error) {
+	g = &Gateway{store: ratelimit.Memory("gateway-" + shop), plans: plans}
 	g.limiter, err = g.registry.New("gateway", ratelimit.Options{
 		Limits:    []ratelimit.Limit{ratelimit.TokenBucket(1, time.Second, 5), ratelimit.Monthly(1_000, 1, nil)},
 		LimitsFor: func(r *http.Request) []ratelimit.Limit { return g.plans[r.Header.Get("X-Plan")] },
@@ -33,7 +33,7 @@ func Open(tenant string, plans map[string][]ratelimit.Limit) (g *Gateway, err er
 	return g, err
 }
 
-// Two tenants of one process.
+// Two shops in one process.
 func Two(next http.Handler) (http.Handler, error) {
 	a, err := Open("a", nil)
 	if err != nil {
