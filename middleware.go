@@ -31,8 +31,6 @@ import (
 // needs units of the outer one, so put the limiter per client outside and the one
 // for all clients inside. A nil next is [http.DefaultServeMux], as for
 // [http.Server]. A nil Limiter panics here, and not with its first request.
-//
-//go:noinline
 func (l *Limiter) Middleware(next http.Handler) http.Handler {
 	if l == nil {
 		panic("ratelimit: Middleware of a nil *Limiter: check the error of New, or use Must")
@@ -40,31 +38,40 @@ func (l *Limiter) Middleware(next http.Handler) http.Handler {
 	if next == nil {
 		next = http.DefaultServeMux
 	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		state, ok := l.check(w, r)
-		if !ok {
+	return &limitedHandler{l, next}
+}
+
+// A limitedHandler is what [Limiter.Middleware] returns: next behind a limiter.
+type limitedHandler struct {
+	limiter *Limiter
+	next    http.Handler
+}
+
+func (m *limitedHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	state, inner, ok := m.limiter.check(w, r, true)
+	if !ok {
+		return
+	}
+	if state == nil {
+		m.next.ServeHTTP(w, r)
+		return
+	}
+	*inner = *r.WithContext(state) // the copy that WithContext makes stays on the stack
+	defer handBack(r, inner)
+	if h := state.held(); h != nil {
+		defer h.end()
+	}
+	opts := &m.limiter.opts
+	if opts.Count == nil {
+		if m.limiter.nested.Load() {
+			defer state.pending().decided() // unless a limiter further in has decided
+		}
+		if opts.Headers&olderStyles == 0 {
+			m.next.ServeHTTP(w, inner)
 			return
 		}
-		if state == nil {
-			next.ServeHTTP(w, r)
-			return
-		}
-		inner := r.WithContext(state)
-		defer handBack(r, inner)
-		if h := state.held(); h != nil {
-			defer h.end()
-		}
-		if l.opts.Count == nil {
-			if l.nested.Load() {
-				defer state.pending().decided() // unless a limiter further in has decided
-			}
-			if l.opts.Headers&olderStyles == 0 {
-				next.ServeHTTP(w, inner)
-				return
-			}
-		}
-		state.watch(next, w, inner)
-	})
+	}
+	state.watch(m.next, w, inner)
 }
 
 // handBack copies to the request what those around the limiter want to know of the
@@ -101,7 +108,7 @@ func handBack(r, inner *http.Request) {
 // because the request is denied. Check does not see the response of an admitted
 // request: for Options.Count, report its status with [Limiter.Responded].
 func (l *Limiter) Check(w http.ResponseWriter, r *http.Request) bool {
-	state, ok := l.check(w, r)
+	state, _, ok := l.check(w, r, false)
 	if state == nil {
 		return ok
 	}
@@ -119,6 +126,8 @@ func (l *Limiter) Check(w http.ResponseWriter, r *http.Request) bool {
 // verdict is what decide has found, before anything is written.
 type verdict struct {
 	state   *requestState // nil if the request was not counted, or not decided
+	inner   *http.Request // for the copy of the request that its handler gets; nil if it gets none
+	copied  bool          // the handler gets a copy
 	status  int           // of the answer; 0 if the request goes on to its handler
 	err     error         // why the request was not decided, for Options.Failed
 	others  bool          // handlers around the limiter have set header fields
@@ -129,24 +138,25 @@ type verdict struct {
 func (v *verdict) under(p *policy) []Result { return v.results[:p.width()] }
 
 // check decides, and writes what the client gets. ok reports whether the request
-// goes on to its handler.
-func (l *Limiter) check(w http.ResponseWriter, r *http.Request) (state *requestState, ok bool) {
+// goes on to its handler. If the handler gets a copy of the request, copied must be true.
+// check then returns inner, for that copy, unless state is nil.
+func (l *Limiter) check(w http.ResponseWriter, r *http.Request, copied bool) (state *requestState, inner *http.Request, ok bool) {
 	h := w.Header()
-	v := verdict{others: len(h) > 0}
+	v := verdict{copied: copied, others: len(h) > 0}
 	l.decide(w, h, r, &v)
 	if v.state != nil {
 		v.writeFields(h)
 	}
 	switch {
 	case v.status == 0:
-		return v.state, true
+		return v.state, v.inner, true
 	case v.state == nil:
 		l.fail(w, r, &v)
 	default:
 		defer v.state.giveBackOuter()
 		l.deny(w, r, &v)
 	}
-	return v.state, false
+	return v.state, nil, false
 }
 
 // writeFields writes the header fields of a decision, whichever it is.
@@ -219,44 +229,57 @@ func (l *Limiter) decide(w http.ResponseWriter, h http.Header, r *http.Request, 
 		l.counts.decidedFree(p, &t, results)
 	}
 	binds := &results[t.bound]
-	v.state = &requestState{
-		Context: r.Context(), limiter: l, request: r, response: h, outer: outer, key: key,
-		bound: bound{
-			policy: p, index: uint8(t.bound), source: t.source,
-			remaining: binds.Remaining, retryAfter: binds.RetryAfter, resetAfter: binds.ResetAfter, moreAfter: binds.MoreAfter,
-		},
-		charge: charge{at: t.at},
-	}
+	v.newState(binds.RetryAfter == 0 || l.opts.Shadow)
+	s := v.state
+	s.Context, s.limiter, s.request, s.response, s.outer, s.key = r.Context(), l, r, h, outer, key
+	s.bound.policy, s.bound.index, s.bound.source = p, uint8(t.bound), t.source
+	s.bound.remaining, s.bound.retryAfter = binds.Remaining, binds.RetryAfter
+	s.bound.resetAfter, s.bound.moreAfter = binds.ResetAfter, binds.MoreAfter
+	s.charge.at = t.at
 	if inTimeout {
-		v.state.bound.flags |= timeoutWriter
+		s.bound.flags |= timeoutWriter
 	}
 	if t.blocked {
-		v.state.bound.flags |= keyBlocked
+		s.bound.flags |= keyBlocked
 	}
 	if t.held != nil {
-		t.held.Context = v.state.Context
-		v.state.Context = t.held
+		t.held.Context = s.Context
+		s.Context = t.held
 	}
 	if t.pending != nil {
-		t.pending.Context = v.state.Context
-		v.state.Context = t.pending
+		t.pending.Context = s.Context
+		s.Context = t.pending
 	}
-	v.state.decidedInside()
+	s.decidedInside()
 	if l.remote != nil {
-		v.state.bound.spend((clock.Now() - start - int64(waited)) / 1000)
+		s.bound.spend((clock.Now() - start - int64(waited)) / 1000)
 	}
 	switch {
-	case v.state.bound.allowed():
-		if v.state.charge.at != nothingTaken {
-			v.state.charge.units = cost
+	case s.bound.allowed():
+		if s.charge.at != nothingTaken {
+			s.charge.units = cost
 		}
 	case l.opts.Shadow:
 		l.report.warn(warnShadow, "denied", l.counts.letThrough.Add(1))
-		l.reportDecided(r, EventShadowDenied, v.state, cost, &t, results)
+		l.reportDecided(r, EventShadowDenied, s, cost, &t, results)
 	default:
 		v.status = http.StatusTooManyRequests
-		l.reportDecided(r, EventDenied, v.state, cost, &t, results)
+		l.reportDecided(r, EventDenied, s, cost, &t, results)
 	}
+}
+
+// newState makes the state of a request, and for a handler that gets a copy of the
+// request also the copy, which is still empty.
+func (v *verdict) newState(admitted bool) {
+	if !v.copied || !admitted {
+		v.state = new(requestState)
+		return
+	}
+	both := new(struct {
+		state requestState
+		inner http.Request
+	})
+	v.state, v.inner = &both.state, &both.inner
 }
 
 // reportDecided reports the denial of a request, and the block that it has started, if any.
