@@ -212,7 +212,8 @@ func (c ClientIP) key(client netip.Addr) string {
 	if bits == 0 || bits == all {
 		return client.String()
 	}
-	return netip.PrefixFrom(client, bits).Masked().String()
+	var text [64]byte // longer than any network
+	return string(netip.PrefixFrom(client, bits).Masked().AppendTo(text[:0])) // in one allocation
 }
 
 // mistake looks for a proxy whose clients all share one key.

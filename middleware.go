@@ -321,14 +321,14 @@ func (l *Limiter) readRequest(r *http.Request) (key string, p *policy, cost int6
 // keyOf returns the key of r.
 func (l *Limiter) keyOf(r *http.Request) (key string, err error) {
 	switch key, err = l.opts.Key(r); {
+	case err == nil && key != "":
+		return key, nil
+	case err == nil:
+		return "", ErrNoKey
 	case errors.Is(err, ErrNoKey), errors.Is(err, ErrExempt):
 		return "", err
-	case err != nil:
-		return "", fmt.Errorf("Options.Key: %w", err)
-	case key == "":
-		return "", ErrNoKey
 	}
-	return key, nil
+	return "", fmt.Errorf("Options.Key: %w", err)
 }
 
 // subject finds who is limited by r, and by which limits.
