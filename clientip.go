@@ -212,8 +212,10 @@ func (c ClientIP) key(client netip.Addr) string {
 	if bits == 0 || bits == all {
 		return client.String()
 	}
-	var text [64]byte // longer than any network
-	return string(netip.PrefixFrom(client, bits).Masked().AppendTo(text[:0])) // in one allocation
+	if client.Is6() && bits == 64 {
+		return addr.Network64(client)
+	}
+	return netip.PrefixFrom(client, bits).Masked().String()
 }
 
 // mistake looks for a proxy whose clients all share one key.
