@@ -125,12 +125,13 @@ func (l *Limiter) Check(w http.ResponseWriter, r *http.Request) bool {
 
 // verdict is what decide has found, before anything is written.
 type verdict struct {
-	state   *requestState // nil if the request was not counted, or not decided
-	inner   *http.Request // for the copy of the request that its handler gets; nil if it gets none
-	copied  bool          // the handler gets a copy
-	status  int           // of the answer; 0 if the request goes on to its handler
-	err     error         // why the request was not decided, for Options.Failed
-	others  bool          // handlers around the limiter have set header fields
+	state   *requestState  // nil if the request was not counted, or not decided
+	values  *refusalValues // for the answer to a request that does not go on
+	inner   *http.Request  // for the copy of the request that its handler gets; nil if it gets none
+	copied  bool           // the handler gets a copy
+	status  int            // of the answer; 0 if the request goes on to its handler
+	err     error          // why the request was not decided, for Options.Failed
+	others  bool           // handlers around the limiter have set header fields
 	results [MaxLimits]Result
 }
 
@@ -268,18 +269,27 @@ func (l *Limiter) decide(w http.ResponseWriter, h http.Header, r *http.Request, 
 	}
 }
 
-// newState makes the state of a request, and for a handler that gets a copy of the
-// request also the copy, which is still empty.
+// newState makes the state of a request. The same allocation has room for what is
+// certain to follow: the copy of the request for its handler, or the values of the
+// refusal's header fields. While a program keeps one of the parts, all of them stay in
+// memory. The copy of a request keeps its state anyway, because the state is its context.
 func (v *verdict) newState(admitted bool) {
-	if !v.copied || !admitted {
+	switch {
+	case !admitted:
+		refused := new(struct {
+			state  requestState
+			values refusalValues
+		})
+		v.state, v.values = &refused.state, &refused.values
+	case v.copied:
+		admitted := new(struct {
+			state requestState
+			inner http.Request
+		})
+		v.state, v.inner = &admitted.state, &admitted.inner
+	default:
 		v.state = new(requestState)
-		return
 	}
-	both := new(struct {
-		state requestState
-		inner http.Request
-	})
-	v.state, v.inner = &both.state, &both.inner
 }
 
 // reportDecided reports the denial of a request, and the block that it has started, if any.
@@ -479,7 +489,8 @@ func (l *Limiter) deny(w http.ResponseWriter, r *http.Request, v *verdict) {
 			l.report.warn(warnCostTooHigh)
 		}
 	} else {
-		w.Header()["Retry-After"] = []string{strconv.FormatInt(max(1, seconds(retry)), 10)}
+		v.values[0] = strconv.FormatInt(max(1, seconds(retry)), 10)
+		w.Header()["Retry-After"] = v.values[:1:1]
 	}
 	results := v.under(v.state.bound.policy)
 	if l.opts.Denied != nil {
@@ -488,16 +499,16 @@ func (l *Limiter) deny(w http.ResponseWriter, r *http.Request, v *verdict) {
 		servePage(w, http.StatusTooManyRequests, func(w http.ResponseWriter) { l.opts.Denied.ServeHTTP(w, inner) })
 		return
 	}
-	l.answerDenied(w, r, v.state.bound.policy, results)
+	l.answerDenied(w, r, v.values, v.state.bound.policy, results)
 }
 
 // answerDenied sends the limiter's own answer.
-func (l *Limiter) answerDenied(w http.ResponseWriter, r *http.Request, p *policy, results []Result) {
+func (l *Limiter) answerDenied(w http.ResponseWriter, r *http.Request, values *refusalValues, p *policy, results []Result) {
 	body, contentType := l.message, plainText
 	if accept.PrefersJSON(r.Header["Accept"]) {
 		body, contentType = problem(l.problem, p, results), problemJSON
 	}
-	answer(w, r, http.StatusTooManyRequests, contentType, body)
+	answer(w, r, values, http.StatusTooManyRequests, contentType, body)
 }
 
 // A denial is the context of a request that Options.Denied answers.
@@ -523,10 +534,10 @@ func (d *denial) Value(key any) any {
 // other request is answered with 429 and the text of that status.
 func AnswerDenied(w http.ResponseWriter, r *http.Request) {
 	if d, ok := r.Context().Value(denialKey{}).(*denial); ok {
-		d.limiter.answerDenied(w, r, d.bound.policy, d.results)
+		d.limiter.answerDenied(w, r, nil, d.bound.policy, d.results)
 		return
 	}
-	answer(w, r, http.StatusTooManyRequests, plainText, []byte(http.StatusText(http.StatusTooManyRequests)))
+	answer(w, r, nil, http.StatusTooManyRequests, plainText, []byte(http.StatusText(http.StatusTooManyRequests)))
 }
 
 // fail answers a request that was not decided. What it says itself does not say why:
@@ -541,9 +552,9 @@ func (l *Limiter) fail(w http.ResponseWriter, r *http.Request, v *verdict) {
 	case l.opts.Failed != nil && status != http.StatusTooManyRequests:
 		servePage(w, status, func(w http.ResponseWriter) { l.opts.Failed(w, r, status, err) })
 	case accept.PrefersJSON(r.Header["Accept"]):
-		answer(w, r, status, problemJSON, failureProblem(status))
+		answer(w, r, nil, status, problemJSON, failureProblem(status))
 	default:
-		answer(w, r, status, plainText, []byte(http.StatusText(status)))
+		answer(w, r, nil, status, plainText, []byte(http.StatusText(status)))
 	}
 }
 
