@@ -115,7 +115,7 @@ func canonical(a netip.Addr) netip.Addr {
 // Network64 returns the /64 of an IPv6 address as package netip writes it, such as
 // "2001:db8:1:2::/64". It is a fifth of the work of netip's String, because all that has
 // to be written is the first four groups: the zeros of the other four are the longest run
-// of zeros, so the "::" stands for them, and for zeros just before them.
+// of zeros, so they are written as "::", with any zeros just before them.
 func Network64(a netip.Addr) string {
 	bytes := a.As16()
 	groups := binary.BigEndian.Uint64(bytes[:8])
