@@ -36,8 +36,8 @@ func callSite() (site string, inHandler bool) {
 // handler plays no part: a KeyFunc may be anybody's.
 //
 // If a function is inlined that returns a handler, the handler's name is one of the
-// package that has called it. Middleware is not inlined for that reason; a handler of
-// net/http is recognised by its file.
+// package that has called it. So Middleware returns a named type; a handler of net/http
+// is recognised by its file.
 func mountedInMux() bool {
 	var pcs [64]uintptr
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs[:])])

@@ -212,6 +212,9 @@ func (c ClientIP) key(client netip.Addr) string {
 	if bits == 0 || bits == all {
 		return client.String()
 	}
+	if client.Is6() && bits == 64 {
+		return addr.Network64(client)
+	}
 	return netip.PrefixFrom(client, bits).Masked().String()
 }
 

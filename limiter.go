@@ -359,17 +359,13 @@ func (l *Limiter) negative(n int64) error {
 // takeInto fills in the caller's Decision in place, because it is large to copy.
 func (l *Limiter) takeInto(d *Decision, ctx context.Context, key string, n int64) error {
 	p := l.policy.Load()
-	if l.memory == nil || !p.single || !l.begun.Load() {
+	if !l.isDirect(p) {
 		return l.takeAll(d, ctx, key, n, p)
 	}
-	// The common case goes straight to its counter.
-	if err := l.ready(key); err != nil {
+	answer, _, blocked, held, err := l.takeDirect(ctx, key, n, p, p.numbers[0])
+	if err != nil {
 		return err
 	}
-	if err := l.memory.ready(ctx); err != nil {
-		return l.wrap(err)
-	}
-	answer, _, blocked, held := l.memory.table.TakeOne(key, n, &p.limits[0].rule, p.numbers[0])
 	result := resultOf(answer)
 	t := taken{blocked: blocked}
 	d.fill(p, &t, &result)
@@ -378,6 +374,24 @@ func (l *Limiter) takeInto(d *Decision, ctx context.Context, key string, n int64
 		l.reportDenial(ctx, EventDenied, key, n, d, p, &t, nil)
 	}
 	return nil
+}
+
+// isDirect reports whether a decision under p needs no more than one counter in this
+// process's memory: the common case.
+func (l *Limiter) isDirect(p *policy) bool { return l.memory != nil && p.single && l.begun.Load() }
+
+// takeDirect takes n units of key if isDirect. number is the one under which the table
+// counts the decision. If err is nil, the caller must unlock held once it has copied the
+// answer; see [table.Table.TakeOne].
+func (l *Limiter) takeDirect(ctx context.Context, key string, n int64, p *policy, number uint8) (a rule.Answer, at int64, blocked bool, held *sync.Mutex, err error) {
+	if err := l.ready(key); err != nil {
+		return a, 0, false, nil, err
+	}
+	if err := l.memory.ready(ctx); err != nil {
+		return a, 0, false, nil, l.wrap(err)
+	}
+	a, at, blocked, held = l.memory.table.TakeOne(key, n, &p.limits[0].rule, number)
+	return a, at, blocked, held, nil
 }
 
 // takeAll is takeInto for any number of limits and any store.
@@ -429,6 +443,9 @@ const (
 func (l *Limiter) take(ctx context.Context, key string, n int64, how asking, p *policy, results []Result) (t taken, err error) {
 	u := l.underwayUnder(p)
 	if u == nil {
+		if how != forUpTo && how <= asShadow && l.isDirect(p) {
+			return l.takeOne(ctx, key, n, how, p, &results[0])
+		}
 		return l.takeWith(ctx, key, n, how, p, results, nil, nil)
 	}
 	asked := int64(0) // units that may be given back later
@@ -459,6 +476,23 @@ func (l *Limiter) take(ctx context.Context, key string, n int64, how asking, p *
 		took = asked
 	}
 	return t, err
+}
+
+// takeOne is takeWith if isDirect.
+func (l *Limiter) takeOne(ctx context.Context, key string, n int64, how asking, p *policy, result *Result) (t taken, err error) {
+	number := p.numbers[0]
+	if how == asShadow {
+		t.shadow, number = true, p.shadow[0]
+	}
+	answer, at, blocked, held, err := l.takeDirect(ctx, key, n, p, number)
+	if err != nil {
+		return t, err
+	}
+	*result = resultOf(answer)
+	result.Blocked = blocked
+	held.Unlock()
+	t.at, t.counted, t.blocked = Instant(at), Instant(at), blocked
+	return t, nil
 }
 
 // underwayUnder returns the units under way that a decision under p needs or changes. It

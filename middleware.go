@@ -31,8 +31,6 @@ import (
 // needs units of the outer one, so put the limiter per client outside and the one
 // for all clients inside. A nil next is [http.DefaultServeMux], as for
 // [http.Server]. A nil Limiter panics here, and not with its first request.
-//
-//go:noinline
 func (l *Limiter) Middleware(next http.Handler) http.Handler {
 	if l == nil {
 		panic("ratelimit: Middleware of a nil *Limiter: check the error of New, or use Must")
@@ -40,31 +38,40 @@ func (l *Limiter) Middleware(next http.Handler) http.Handler {
 	if next == nil {
 		next = http.DefaultServeMux
 	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		state, ok := l.check(w, r)
-		if !ok {
+	return &limitedHandler{l, next}
+}
+
+// A limitedHandler is what [Limiter.Middleware] returns: next behind a limiter.
+type limitedHandler struct {
+	limiter *Limiter
+	next    http.Handler
+}
+
+func (m *limitedHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	state, inner, ok := m.limiter.check(w, r, true)
+	if !ok {
+		return
+	}
+	if state == nil {
+		m.next.ServeHTTP(w, r)
+		return
+	}
+	*inner = *r.WithContext(state) // the copy that WithContext makes stays on the stack
+	defer handBack(r, inner)
+	if h := state.held(); h != nil {
+		defer h.end()
+	}
+	opts := &m.limiter.opts
+	if opts.Count == nil {
+		if m.limiter.nested.Load() {
+			defer state.pending().decided() // unless a limiter further in has decided
+		}
+		if opts.Headers&olderStyles == 0 {
+			m.next.ServeHTTP(w, inner)
 			return
 		}
-		if state == nil {
-			next.ServeHTTP(w, r)
-			return
-		}
-		inner := r.WithContext(state)
-		defer handBack(r, inner)
-		if h := state.held(); h != nil {
-			defer h.end()
-		}
-		if l.opts.Count == nil {
-			if l.nested.Load() {
-				defer state.pending().decided() // unless a limiter further in has decided
-			}
-			if l.opts.Headers&olderStyles == 0 {
-				next.ServeHTTP(w, inner)
-				return
-			}
-		}
-		state.watch(next, w, inner)
-	})
+	}
+	state.watch(m.next, w, inner)
 }
 
 // handBack copies to the request what those around the limiter want to know of the
@@ -101,7 +108,7 @@ func handBack(r, inner *http.Request) {
 // because the request is denied. Check does not see the response of an admitted
 // request: for Options.Count, report its status with [Limiter.Responded].
 func (l *Limiter) Check(w http.ResponseWriter, r *http.Request) bool {
-	state, ok := l.check(w, r)
+	state, _, ok := l.check(w, r, false)
 	if state == nil {
 		return ok
 	}
@@ -118,10 +125,13 @@ func (l *Limiter) Check(w http.ResponseWriter, r *http.Request) bool {
 
 // verdict is what decide has found, before anything is written.
 type verdict struct {
-	state   *requestState // nil if the request was not counted, or not decided
-	status  int           // of the answer; 0 if the request goes on to its handler
-	err     error         // why the request was not decided, for Options.Failed
-	others  bool          // handlers around the limiter have set header fields
+	state   *requestState  // nil if the request was not counted, or not decided
+	values  *refusalValues // for the answer to a request that does not go on
+	inner   *http.Request  // for the copy of the request that its handler gets; nil if it gets none
+	copied  bool           // the handler gets a copy
+	status  int            // of the answer; 0 if the request goes on to its handler
+	err     error          // why the request was not decided, for Options.Failed
+	others  bool           // handlers around the limiter have set header fields
 	results [MaxLimits]Result
 }
 
@@ -129,24 +139,25 @@ type verdict struct {
 func (v *verdict) under(p *policy) []Result { return v.results[:p.width()] }
 
 // check decides, and writes what the client gets. ok reports whether the request
-// goes on to its handler.
-func (l *Limiter) check(w http.ResponseWriter, r *http.Request) (state *requestState, ok bool) {
+// goes on to its handler. If the handler gets a copy of the request, copied must be true.
+// check then returns inner, for that copy, unless state is nil.
+func (l *Limiter) check(w http.ResponseWriter, r *http.Request, copied bool) (state *requestState, inner *http.Request, ok bool) {
 	h := w.Header()
-	v := verdict{others: len(h) > 0}
+	v := verdict{copied: copied, others: len(h) > 0}
 	l.decide(w, h, r, &v)
 	if v.state != nil {
 		v.writeFields(h)
 	}
 	switch {
 	case v.status == 0:
-		return v.state, true
+		return v.state, v.inner, true
 	case v.state == nil:
 		l.fail(w, r, &v)
 	default:
 		defer v.state.giveBackOuter()
 		l.deny(w, r, &v)
 	}
-	return v.state, false
+	return v.state, nil, false
 }
 
 // writeFields writes the header fields of a decision, whichever it is.
@@ -219,43 +230,65 @@ func (l *Limiter) decide(w http.ResponseWriter, h http.Header, r *http.Request, 
 		l.counts.decidedFree(p, &t, results)
 	}
 	binds := &results[t.bound]
-	v.state = &requestState{
-		Context: r.Context(), limiter: l, request: r, response: h, outer: outer, key: key,
-		bound: bound{
-			policy: p, index: uint8(t.bound), source: t.source,
-			remaining: binds.Remaining, retryAfter: binds.RetryAfter, resetAfter: binds.ResetAfter, moreAfter: binds.MoreAfter,
-		},
-		charge: charge{at: t.at},
-	}
+	v.newState(binds.RetryAfter == 0 || l.opts.Shadow)
+	s := v.state
+	s.Context, s.limiter, s.request, s.response, s.outer, s.key = r.Context(), l, r, h, outer, key
+	s.bound.policy, s.bound.index, s.bound.source = p, uint8(t.bound), t.source
+	s.bound.remaining, s.bound.retryAfter = binds.Remaining, binds.RetryAfter
+	s.bound.resetAfter, s.bound.moreAfter = binds.ResetAfter, binds.MoreAfter
+	s.charge.at = t.at
 	if inTimeout {
-		v.state.bound.flags |= timeoutWriter
+		s.bound.flags |= timeoutWriter
 	}
 	if t.blocked {
-		v.state.bound.flags |= keyBlocked
+		s.bound.flags |= keyBlocked
 	}
 	if t.held != nil {
-		t.held.Context = v.state.Context
-		v.state.Context = t.held
+		t.held.Context = s.Context
+		s.Context = t.held
 	}
 	if t.pending != nil {
-		t.pending.Context = v.state.Context
-		v.state.Context = t.pending
+		t.pending.Context = s.Context
+		s.Context = t.pending
 	}
-	v.state.decidedInside()
+	s.decidedInside()
 	if l.remote != nil {
-		v.state.bound.spend((clock.Now() - start - int64(waited)) / 1000)
+		s.bound.spend((clock.Now() - start - int64(waited)) / 1000)
 	}
 	switch {
-	case v.state.bound.allowed():
-		if v.state.charge.at != nothingTaken {
-			v.state.charge.units = cost
+	case s.bound.allowed():
+		if s.charge.at != nothingTaken {
+			s.charge.units = cost
 		}
 	case l.opts.Shadow:
 		l.report.warn(warnShadow, "denied", l.counts.letThrough.Add(1))
-		l.reportDecided(r, EventShadowDenied, v.state, cost, &t, results)
+		l.reportDecided(r, EventShadowDenied, s, cost, &t, results)
 	default:
 		v.status = http.StatusTooManyRequests
-		l.reportDecided(r, EventDenied, v.state, cost, &t, results)
+		l.reportDecided(r, EventDenied, s, cost, &t, results)
+	}
+}
+
+// newState makes the state of a request. The same allocation has room for what is
+// certain to follow: the copy of the request for its handler, or the values of the
+// refusal's header fields. While a program keeps one of the parts, all of them stay in
+// memory. The copy of a request keeps its state anyway, because the state is its context.
+func (v *verdict) newState(admitted bool) {
+	switch {
+	case !admitted:
+		refused := new(struct {
+			state  requestState
+			values refusalValues
+		})
+		v.state, v.values = &refused.state, &refused.values
+	case v.copied:
+		admitted := new(struct {
+			state requestState
+			inner http.Request
+		})
+		v.state, v.inner = &admitted.state, &admitted.inner
+	default:
+		v.state = new(requestState)
 	}
 }
 
@@ -298,14 +331,14 @@ func (l *Limiter) readRequest(r *http.Request) (key string, p *policy, cost int6
 // keyOf returns the key of r.
 func (l *Limiter) keyOf(r *http.Request) (key string, err error) {
 	switch key, err = l.opts.Key(r); {
+	case err == nil && key != "":
+		return key, nil
+	case err == nil:
+		return "", ErrNoKey
 	case errors.Is(err, ErrNoKey), errors.Is(err, ErrExempt):
 		return "", err
-	case err != nil:
-		return "", fmt.Errorf("Options.Key: %w", err)
-	case key == "":
-		return "", ErrNoKey
 	}
-	return key, nil
+	return "", fmt.Errorf("Options.Key: %w", err)
 }
 
 // subject finds who is limited by r, and by which limits.
@@ -456,7 +489,8 @@ func (l *Limiter) deny(w http.ResponseWriter, r *http.Request, v *verdict) {
 			l.report.warn(warnCostTooHigh)
 		}
 	} else {
-		w.Header()["Retry-After"] = []string{strconv.FormatInt(max(1, seconds(retry)), 10)}
+		v.values[0] = strconv.FormatInt(max(1, seconds(retry)), 10)
+		w.Header()["Retry-After"] = v.values[:1:1]
 	}
 	results := v.under(v.state.bound.policy)
 	if l.opts.Denied != nil {
@@ -465,16 +499,16 @@ func (l *Limiter) deny(w http.ResponseWriter, r *http.Request, v *verdict) {
 		servePage(w, http.StatusTooManyRequests, func(w http.ResponseWriter) { l.opts.Denied.ServeHTTP(w, inner) })
 		return
 	}
-	l.answerDenied(w, r, v.state.bound.policy, results)
+	l.answerDenied(w, r, v.values, v.state.bound.policy, results)
 }
 
 // answerDenied sends the limiter's own answer.
-func (l *Limiter) answerDenied(w http.ResponseWriter, r *http.Request, p *policy, results []Result) {
+func (l *Limiter) answerDenied(w http.ResponseWriter, r *http.Request, values *refusalValues, p *policy, results []Result) {
 	body, contentType := l.message, plainText
 	if accept.PrefersJSON(r.Header["Accept"]) {
 		body, contentType = problem(l.problem, p, results), problemJSON
 	}
-	answer(w, r, http.StatusTooManyRequests, contentType, body)
+	answer(w, r, values, http.StatusTooManyRequests, contentType, body)
 }
 
 // A denial is the context of a request that Options.Denied answers.
@@ -500,10 +534,10 @@ func (d *denial) Value(key any) any {
 // other request is answered with 429 and the text of that status.
 func AnswerDenied(w http.ResponseWriter, r *http.Request) {
 	if d, ok := r.Context().Value(denialKey{}).(*denial); ok {
-		d.limiter.answerDenied(w, r, d.bound.policy, d.results)
+		d.limiter.answerDenied(w, r, nil, d.bound.policy, d.results)
 		return
 	}
-	answer(w, r, http.StatusTooManyRequests, plainText, []byte(http.StatusText(http.StatusTooManyRequests)))
+	answer(w, r, nil, http.StatusTooManyRequests, plainText, []byte(http.StatusText(http.StatusTooManyRequests)))
 }
 
 // fail answers a request that was not decided. What it says itself does not say why:
@@ -518,9 +552,9 @@ func (l *Limiter) fail(w http.ResponseWriter, r *http.Request, v *verdict) {
 	case l.opts.Failed != nil && status != http.StatusTooManyRequests:
 		servePage(w, status, func(w http.ResponseWriter) { l.opts.Failed(w, r, status, err) })
 	case accept.PrefersJSON(r.Header["Accept"]):
-		answer(w, r, status, problemJSON, failureProblem(status))
+		answer(w, r, nil, status, problemJSON, failureProblem(status))
 	default:
-		answer(w, r, status, plainText, []byte(http.StatusText(status)))
+		answer(w, r, nil, status, plainText, []byte(http.StatusText(status)))
 	}
 }
 

@@ -20,16 +20,23 @@ const (
 	problemJSON = "application/problem+json"
 )
 
+// refusalValues are the values of the header fields of a refusal: Retry-After first, and
+// then what answer sets. They are the response's own, in one allocation.
+type refusalValues [5]string
+
 // answer sends a refusal of the limiter's own. Caches must not store it (RFC 6585,
-// section 4).
-func answer(w http.ResponseWriter, r *http.Request, status int, contentType string, body []byte) {
+// section 4). values are for its header fields; nil allocates them.
+func answer(w http.ResponseWriter, r *http.Request, values *refusalValues, status int, contentType string, body []byte) {
+	if values == nil {
+		values = new(refusalValues)
+	}
 	h := w.Header()
-	values := [...]string{contentType, "nosniff", noStore, strconv.Itoa(len(body))} // the response's own, in one allocation
-	h["Content-Type"], h["X-Content-Type-Options"], h["Cache-Control"] = values[0:1:1], values[1:2:2], values[2:3:3]
+	values[1], values[2], values[3], values[4] = contentType, "nosniff", noStore, strconv.Itoa(len(body))
+	h["Content-Type"], h["X-Content-Type-Options"], h["Cache-Control"] = values[1:2:2], values[2:3:3], values[3:4:4]
 	// If a writer further out may compress the body, it knows the length. In an
 	// http.TimeoutHandler, which has the whole body, net/http does: see forgetSuccess.
 	if _, removed := h["Content-Length"]; !removed && h["Content-Encoding"] == nil {
-		h["Content-Length"] = values[3:4:4]
+		h["Content-Length"] = values[4:5:5]
 	}
 	w.WriteHeader(status)
 	if r.Method != http.MethodHead {

@@ -240,14 +240,6 @@ func (s *MemoryStore) take(key string, n int64, limits []Limit, results []Result
 		_, at, bound = s.takeBlocking(key, n, false, limits, results, policies, blocking)
 		return at, bound
 	}
-	if len(limits) == 1 && policies != nil && limits[0].calendar == nil {
-		result := &results[0] // nothing panics while the lock is held
-		a, at, blocked, held := s.table.TakeOne(key, n, &limits[0].rule, policies[0])
-		*result = resultOf(a)
-		result.Blocked = blocked
-		held.Unlock()
-		return Instant(at), 0
-	}
 	var rules [MaxLimits]rule.Limit
 	var answers [MaxLimits]rule.Answer
 	now, marks := s.table.Take(key, n, s.rules(rules[:0], limits), answers[:len(limits)], policies)

@@ -370,3 +370,41 @@ func TestIPv4Host(t *testing.T) {
 		t.Errorf("%d of %d were read", read, len(texts))
 	}
 }
+
+// TestNetwork64: it writes a network as package netip does, whichever groups and digits
+// are zero.
+func TestNetwork64(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	texts := map[string]bool{}
+	for range 100_000 {
+		var b [16]byte
+		for i := range b {
+			b[i] = byte(r.Uint32())
+		}
+		for range r.IntN(6) { // a digit, a byte, or a group that is zero
+			switch i := r.IntN(16); r.IntN(3) {
+			case 0:
+				b[i] &= 0xf
+			case 1:
+				b[i] = 0
+			case 2:
+				b[i&^1], b[i|1] = 0, 0
+			}
+		}
+		a := netip.AddrFrom16(b)
+		got, want := addr.Network64(a), netip.PrefixFrom(a, 64).Masked().String()
+		if got != want {
+			t.Fatalf("%v: %q, want %q", a, got, want)
+		}
+		texts[got] = true
+	}
+	for _, s := range []string{"::", "::1", "0:0:0:1::", "1::", "0:1::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "64:ff9b::1"} {
+		a := netip.MustParseAddr(s)
+		if got, want := addr.Network64(a), netip.PrefixFrom(a, 64).Masked().String(); got != want {
+			t.Errorf("%v: %q, want %q", a, got, want)
+		}
+	}
+	if len(texts) < 90_000 {
+		t.Errorf("%d different networks", len(texts))
+	}
+}
