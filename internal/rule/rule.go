@@ -143,10 +143,10 @@ func (l *Limit) Take(s State, now, n int64) (State, Answer) {
 	if l.Kind == Calendar {
 		return l.takePeriod(s, now, n)
 	}
-	s = l.repair(s, now)
 	if l.Kind == Fixed {
-		return l.takeFixed(s, now, n)
+		return l.TakeFixed(s, now, n)
 	}
+	s = l.repair(s, now)
 	c := l.at(s, now)
 	left := l.left(c, now)
 	if n > left {
@@ -164,9 +164,10 @@ func (l *Limit) Take(s State, now, n int64) (State, Answer) {
 	return c, l.answer(c, now, left-n)
 }
 
-// takeFixed does for a fixed window what the rest of Take does for the other
-// kinds. It needs no division, so the most common limit is the cheapest.
-func (l *Limit) takeFixed(s State, now, n int64) (State, Answer) {
+// TakeFixed is Take for a fixed window. It needs no division, so the most common limit is
+// the cheapest.
+func (l *Limit) TakeFixed(s State, now, n int64) (State, Answer) {
+	s = l.repair(s, now)
 	c, closes := s, l.Window-(now-s.T)
 	if s.Fresh() || closes <= 0 || closes > l.Window && s.T < now { // the last: now-s.T overflows
 		c, closes = State{T: now}, l.Window
