@@ -143,8 +143,11 @@ func (l *Limit) Take(s State, now, n int64) (State, Answer) {
 	if l.Kind == Calendar {
 		return l.takePeriod(s, now, n)
 	}
-	if l.Kind == Fixed {
+	switch l.Kind {
+	case Fixed:
 		return l.TakeFixed(s, now, n)
+	case Sliding:
+		return l.TakeSliding(s, now, n)
 	}
 	s = l.repair(s, now)
 	c := l.at(s, now)
@@ -158,9 +161,8 @@ func (l *Limit) Take(s State, now, n int64) (State, Answer) {
 		return s, l.answer(c, now, left)
 	}
 	c.A += n
-	// The weighted part of a sliding window does not depend on A, and neither
-	// does the fraction of a bucket. So the remaining units decrease by exactly
-	// n.
+	// The fraction of a bucket does not depend on A. So the remaining units decrease by
+	// exactly n.
 	return c, l.answer(c, now, left-n)
 }
 
@@ -186,6 +188,53 @@ func (l *Limit) TakeFixed(s State, now, n int64) (State, Answer) {
 	}
 	if a.Remaining = left; left < l.N {
 		a.More, a.Reset = closes, closes
+	}
+	return s, a
+}
+
+// TakeSliding is Take for a sliding window. It needs one division while nothing is left of the
+// window before, and three otherwise.
+func (l *Limit) TakeSliding(s State, now, n int64) (State, Answer) {
+	s = l.repair(s, now)
+	c, age := s, now-s.T
+	switch {
+	case s.Fresh() || age >= 2*l.Window || age < 0 && s.T < now: // the last: now-s.T overflows
+		c, age = State{T: now}, 0
+	case age >= l.Window:
+		c, age = State{T: s.T + l.Window, B: s.A}, age-l.Window
+	}
+	older := int64(0)
+	if c.B > 0 {
+		older = l.weight(c.B, age)
+	}
+	if older == 0 && c.A == 0 {
+		c, age = State{T: now}, 0
+	}
+	left := max(0, l.N-c.A-older)
+	fits := n <= left
+	if fits && n > 0 {
+		// The weight of the window before does not depend on A. So the remaining units
+		// decrease by exactly n.
+		left -= n
+		c.A += n
+		s = c
+	}
+	a := Answer{Remaining: left}
+	if left < l.N {
+		a.Reset = l.slides(c, age, l.N)
+		a.More = a.Reset
+		if left+1 < l.N {
+			a.More = l.slides(c, age, left+1)
+		}
+	}
+	switch {
+	case fits:
+	case n > l.N:
+		a.Retry = Never
+	case n == left+1:
+		a.Retry = a.More
+	default:
+		a.Retry = l.slides(c, age, n)
 	}
 	return s, a
 }
@@ -358,8 +407,12 @@ func (l *Limit) at(s State, now int64) State {
 // older returns the weight of a sliding window's older half in whole units: its
 // units times the fraction of it that a window ending now still covers. It
 // rounds down, so that units just over Window/N apart always fit.
-func (l *Limit) older(s State, now int64) int64 {
-	return mulDiv(s.B, l.Window-max(0, now-s.T), l.Window)
+func (l *Limit) older(s State, now int64) int64 { return l.weight(s.B, now-s.T) }
+
+// weight is the weight of units of the window before, at an age of this window. The age is
+// negative if the clock is behind.
+func (l *Limit) weight(units, age int64) int64 {
+	return mulDiv(units, l.Window-max(0, age), l.Window)
 }
 
 // left returns how many units still fit into s, which must be at now. It is 0
@@ -401,15 +454,21 @@ func (l *Limit) wait(s State, now, n int64) int64 {
 	case Fixed:
 		return behind + w - elapsed
 	case Sliding:
-		if room := l.N - s.A - n; room >= 0 {
-			return behind + l.weighsAtMost(room, s.B) - elapsed
-		}
-		// Even without the older half it does not fit: this half has to age.
-		return behind + w - elapsed + l.weighsAtMost(l.N-n, s.A)
+		return l.slides(s, now-s.T, n)
 	default:
 		over := s.A + n - l.Burst // with B, what must leak before n fit
 		return behind + mulAddDivCeil(over, w, s.B, l.N)
 	}
+}
+
+// slides is wait for a sliding window, at an age of this window. The age is negative if the
+// clock is behind.
+func (l *Limit) slides(s State, age, n int64) int64 {
+	if room := l.N - s.A - n; room >= 0 {
+		return l.weighsAtMost(room, s.B) - age
+	}
+	// Even without the older half it does not fit: this half has to age.
+	return l.Window + l.weighsAtMost(l.N-n, s.A) - age
 }
 
 // weighsAtMost returns how far into a window the units of the window before have
@@ -417,6 +476,9 @@ func (l *Limit) wait(s State, now, n int64) int64 {
 // first e for which floor(units*(Window-e)/Window) <= room, that is Window-e <
 // (room+1)*Window/units.
 func (l *Limit) weighsAtMost(room, units int64) int64 {
+	if room+1 == units { // the division would give Window
+		return 1
+	}
 	return l.Window - mulDivCeil(room+1, l.Window, units) + 1
 }
 

@@ -158,7 +158,14 @@ func (x packed) take(l *rule.Limit, now, n, wall int64) (after packed, a rule.An
 	case l.Kind == rule.Fixed: // T and A as they are
 		state, a := l.TakeFixed(rule.State{T: int64(x.when), A: int64(x.what)}, now, n)
 		return packed{when: uint64(state.T) & timeMask, what: uint64(state.A)}, a
-	case l.Kind == rule.Bucket && x.when&flagSplit == 0:
+	case x.when&flagSplit != 0:
+	case l.Kind == rule.Sliding:
+		state, a := l.TakeSliding(rule.State{T: int64(x.when), A: int64(x.what >> 32), B: int64(x.what & math.MaxUint32)}, now, n)
+		if state.A <= math.MaxUint32 {
+			return packed{when: uint64(state.T) & timeMask, what: uint64(state.A)<<32 | uint64(state.B)}, a
+		}
+		return pack(l, state, wall), a
+	case l.Kind == rule.Bucket:
 		level, a, ok := l.TakeLevel(x.what, int64(x.when), now, n)
 		switch {
 		case ok && n > 0 && a.Retry == 0:
