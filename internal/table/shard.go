@@ -85,6 +85,21 @@ func (s *shard) find(of id) place {
 	return p
 }
 
+// touch loads what find and read will most likely need for ids, all at once: otherwise the
+// processor waits for the memory of one counter before it asks for that of the next one. What
+// it returns means nothing, but the caller must keep it, so that the loads are not left out.
+func (s *shard) touch(ids []id) (x id) {
+	if len(s.groups) == 0 {
+		return 0
+	}
+	for _, of := range ids {
+		a, b := s.pair(of)
+		first := of.first() % groupSize
+		x ^= s.groups[a].ids[first] ^ s.groups[b].ids[first] ^ id(s.groups[a].slots[first].when)
+	}
+	return x
+}
+
 // read returns the state at a place. For the zero place it returns the zero value, which is
 // fresh.
 func (s *shard) read(p place) packed {

@@ -167,6 +167,7 @@ type decision struct {
 	blocking      *Blocking
 	marks         Marks
 	full          bool // there is no room for the hold of the call, so its units do not fit
+	touched       id   // see shard.touch
 	ids           [MaxLimits]id
 	places        [MaxLimits]place // not of rolling windows
 	before, after [MaxLimits]packed
@@ -192,6 +193,7 @@ func (d *decision) fitting(s *shard, n, now int64, limits []rule.Limit) int64 {
 // as one of the units asked for.
 func (d *decision) take(s *shard, shapes *shapes, n, asked, now int64, limits []rule.Limit, answers []rule.Answer) (admitted bool) {
 	admitted = !d.full
+	d.touched = s.touch(d.ids[:len(limits)])
 	for i := range limits {
 		if limits[i].Kind == rule.Rolling { // it has no states
 			answers[i] = s.askRolling(d.ids[i], &limits[i], n, now)
