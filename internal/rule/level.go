@@ -3,8 +3,8 @@ package rule
 import "math/bits"
 
 // This file has the rule of a token bucket once more, for a counter that is stored as one
-// number. [Limit.Take] is the rule, and [Limit.TakeLevel] returns the same for most states,
-// with fewer divisions.
+// number. takeBucket is the rule, and [Limit.TakeLevel] returns the same for most states, with
+// fewer divisions.
 
 // maxLevel bounds the numbers of TakeLevel, so that a sum of two of them and a rate fits into
 // 64 bits.
@@ -16,18 +16,18 @@ const maxLevel = 1 << 62
 // If ok is false, it returns nothing, and Take must be used: the clock is behind t, or a
 // number is too large.
 //
-// It follows from Take in this way. Units are called A and parts B, as in a State.
+// It follows from takeBucket in this way:
 //
-//   - at: a level leaks N parts per nanosecond. Without the split into A and B, this is one
+//   - In at, a level leaks N parts per nanosecond. Without the split into A and B, this is one
 //     product and no division.
-//   - left: Burst, less A, less 1 if B > 0. So it is Burst less the level in units, rounded up.
-//   - wait: until n units fit, (A+n-Burst)*Window + B parts must leak. That is the level, plus
-//     n units, less the full level, and takes a division by N. It is applied to Burst units
-//     for Reset, to left+1 units for More, and to n units for Retry. For a denial of left+1
-//     units, which is most often a single one, Retry is More.
+//   - What is left is Burst, less A, less 1 if B > 0. So it is Burst less the level in units,
+//     rounded up.
+//   - In leaks, (A+n-Burst)*Window + B parts must leak until n units fit. That is the level,
+//     plus n units, less the full level. It is divided by N for Reset, where n is Burst, for
+//     More, where n is left+1, and for Retry. For a denial of left+1 units, which is most
+//     often a single one, Retry is More.
 //
-// Three divisions are left, and none of them needs the result of another one to know whether
-// the units fit, or what to store.
+// So three divisions remain.
 func (l *Limit) TakeLevel(level uint64, t, now, n int64) (after uint64, a Answer, ok bool) {
 	window, rate, burst := uint64(l.Window), uint64(l.N), uint64(l.Burst)
 	over, full := bits.Mul64(burst, window)
