@@ -42,8 +42,8 @@ func compareLevel(t *testing.T, m moment, n int64) bool {
 }
 
 // TestLevelFollowsTheRule: for a bucket that is stored as one number, the short way returns
-// what the rule does. The states are those that histories lead to, and random ones that no
-// history reaches, of limits of all sizes. With RATELIMIT_MODEL_SEEDS=50 there are millions.
+// what the rule does. Histories lead to some of the states, and others are random, so that no
+// history need reach them. The limits are of all sizes. With RATELIMIT_MODEL_SEEDS=50 there are millions.
 func TestLevelFollowsTheRule(t *testing.T) {
 	r := newRand(t)
 	seeds, _ := strconv.Atoi(os.Getenv("RATELIMIT_MODEL_SEEDS"))

@@ -85,9 +85,10 @@ func (s *shard) find(of id) place {
 	return p
 }
 
-// touch loads what find and read will most likely need for ids, all at once: otherwise the
-// processor waits for the memory of one counter before it asks for that of the next one. What
-// it returns means nothing, but the caller must keep it, so that the loads are not left out.
+// touch loads what find and read will most likely need for ids, all at once. Otherwise the
+// processor waits for the memory of one counter before it asks for the memory of the next
+// counter. The result means nothing, but the caller must store it: otherwise the compiler may
+// leave the loads out.
 func (s *shard) touch(ids []id) (x id) {
 	if len(s.groups) == 0 {
 		return 0
@@ -113,6 +114,8 @@ func (s *shard) read(p place) packed {
 	return packed{when: c.when & timeMask, what: c.what}
 }
 
+// readSplit is read for a split slot. It is apart from it, and putRest from put, so that the
+// usual case is short.
 func (s *shard) readSplit(p place) packed {
 	c := p.slot()
 	return packed{c.when & (flagSplit | timeMask), c.what, s.rest()[p.id().fingerprint()]}
@@ -143,6 +146,7 @@ func (s *shard) put(p place, as id, x packed, flags uint64) {
 	}
 }
 
+// putRest is the part of put for B of a split slot, or of one that was split before.
 func (s *shard) putRest(as id, x packed) {
 	if x.when&flagSplit != 0 {
 		s.keepRest(as, x.rest)
