@@ -545,10 +545,14 @@ func (l *Limiter) takeWith(ctx context.Context, key string, n int64, how asking,
 		if !inTable {
 			numbers = nil // the table may be counting for another limiter
 		}
-		if how == forUpTo {
-			t.granted, t.bound = l.memory.takeUpTo(key, n, p.limits, results, numbers, startsBlocks(p.ladders, pending))
-		} else {
-			t.at, t.bound = l.memory.take(key, n, p.limits, results, numbers, startsBlocks(p.ladders, pending))
+		blocking := startsBlocks(p.ladders, pending)
+		switch {
+		case how == forUpTo:
+			t.granted, t.bound = l.memory.takeUpTo(key, n, p.limits, results, numbers, blocking)
+		case p.calendars:
+			t.at, t.bound = l.memory.take(key, n, p.limits, results, numbers, blocking)
+		default:
+			t.at, t.bound = l.memory.takeUnder(key, n, p.present().under.Rules, results, numbers, blocking)
 		}
 		t.counted = t.at
 		t.noteBlocks(results)

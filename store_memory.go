@@ -236,18 +236,23 @@ func (s *MemoryStore) takeReporting(key string, n int64, limits []Limit, results
 // binds. Without policies the table does not count the decision: a limiter that calls
 // the store through a wrapper counts its decisions itself.
 func (s *MemoryStore) take(key string, n int64, limits []Limit, results []Result, policies *table.Policies, blocking *table.Blocking) (at Instant, bound int) {
+	var rules [MaxLimits]rule.Limit
+	return s.takeUnder(key, n, s.rules(rules[:0], limits), results, policies, blocking)
+}
+
+// takeUnder is take for limits whose rules are known.
+func (s *MemoryStore) takeUnder(key string, n int64, under []rule.Limit, results []Result, policies *table.Policies, blocking *table.Blocking) (at Instant, bound int) {
 	if blocking != nil {
-		_, at, bound = s.takeBlocking(key, n, false, limits, results, policies, blocking)
+		_, at, bound = s.takeBlocking(key, n, false, under, results, policies, blocking)
 		return at, bound
 	}
-	var rules [MaxLimits]rule.Limit
 	var answers [MaxLimits]rule.Answer
-	now, marks := s.table.Take(key, n, s.rules(rules[:0], limits), answers[:len(limits)], policies)
-	for i, a := range answers[:len(limits)] {
-		results[i] = resultOf(a)
+	now, marks := s.table.Take(key, n, under, answers[:len(under)], policies)
+	for i := range under {
+		results[i] = resultOf(answers[i])
 	}
-	mark(results[:len(limits)], marks.Blocked, marks.Began)
-	return Instant(now), rule.Binding(answers[:len(limits)])
+	mark(results[:len(under)], marks.Blocked, marks.Began)
+	return Instant(now), rule.Binding(answers[:len(under)])
 }
 
 // rules are the counting rules of limits for a call of the table, which must follow at
@@ -263,22 +268,21 @@ func (s *MemoryStore) rules(rules []rule.Limit, limits []Limit) []rule.Limit {
 // takeUpTo takes as many of n units as fit under every limit, which are valid. It also
 // returns which of them binds.
 func (s *MemoryStore) takeUpTo(key string, n int64, limits []Limit, results []Result, policies *table.Policies, blocking *table.Blocking) (granted int64, bound int) {
-	granted, _, bound = s.takeBlocking(key, n, true, limits, results, policies, blocking)
+	var rules [MaxLimits]rule.Limit
+	granted, _, bound = s.takeBlocking(key, n, true, s.rules(rules[:0], limits), results, policies, blocking)
 	return granted, bound
 }
 
 // takeBlocking takes n units, or with upTo as many of them as fit. If blocking is not nil,
 // a denial may start blocks.
-func (s *MemoryStore) takeBlocking(key string, n int64, upTo bool, limits []Limit, results []Result, policies *table.Policies, blocking *table.Blocking) (granted int64, at Instant, bound int) {
-	var rules [MaxLimits]rule.Limit
+func (s *MemoryStore) takeBlocking(key string, n int64, upTo bool, under []rule.Limit, results []Result, policies *table.Policies, blocking *table.Blocking) (granted int64, at Instant, bound int) {
 	var answers [MaxLimits]rule.Answer
-	under := s.rules(rules[:0], limits)
-	granted, now, marks := s.table.TakeBlocking(s.table.Hash(key, table.Owner{}), n, clock.Now(), upTo, under, answers[:len(limits)], nil, policies, blocking)
-	for i, a := range answers[:len(limits)] {
-		results[i] = resultOf(a)
+	granted, now, marks := s.table.TakeBlocking(s.table.Hash(key, table.Owner{}), n, clock.Now(), upTo, under, answers[:len(under)], nil, policies, blocking)
+	for i := range under {
+		results[i] = resultOf(answers[i])
 	}
-	mark(results[:len(limits)], marks.Blocked, marks.Began)
-	return granted, Instant(now), rule.Binding(answers[:len(limits)])
+	mark(results[:len(under)], marks.Blocked, marks.Began)
+	return granted, Instant(now), rule.Binding(answers[:len(under)])
 }
 
 // Adjust implements [Store].

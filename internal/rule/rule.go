@@ -143,30 +143,19 @@ func (l *Limit) Take(s State, now, n int64) (State, Answer) {
 	if l.Kind == Calendar {
 		return l.takePeriod(s, now, n)
 	}
-	s = l.repair(s, now)
-	if l.Kind == Fixed {
-		return l.takeFixed(s, now, n)
+	switch l.Kind {
+	case Fixed:
+		return l.TakeFixed(s, now, n)
+	case Sliding:
+		return l.TakeSliding(s, now, n)
 	}
-	c := l.at(s, now)
-	left := l.left(c, now)
-	if n > left {
-		a := l.answer(c, now, left)
-		a.Retry = l.wait(c, now, n)
-		return s, a
-	}
-	if n == 0 {
-		return s, l.answer(c, now, left)
-	}
-	c.A += n
-	// The weighted part of a sliding window does not depend on A, and neither
-	// does the fraction of a bucket. So the remaining units decrease by exactly
-	// n.
-	return c, l.answer(c, now, left-n)
+	return l.takeBucket(s, now, n)
 }
 
-// takeFixed does for a fixed window what the rest of Take does for the other
-// kinds. It needs no division, so the most common limit is the cheapest.
-func (l *Limit) takeFixed(s State, now, n int64) (State, Answer) {
+// TakeFixed is Take for a fixed window. It needs no division, so the most common limit is
+// the cheapest.
+func (l *Limit) TakeFixed(s State, now, n int64) (State, Answer) {
+	s = l.repair(s, now)
 	c, closes := s, l.Window-(now-s.T)
 	if s.Fresh() || closes <= 0 || closes > l.Window && s.T < now { // the last: now-s.T overflows
 		c, closes = State{T: now}, l.Window
@@ -187,6 +176,91 @@ func (l *Limit) takeFixed(s State, now, n int64) (State, Answer) {
 		a.More, a.Reset = closes, closes
 	}
 	return s, a
+}
+
+// TakeSliding is Take for a sliding window. It needs one division while nothing is left of the
+// window before, and three otherwise.
+func (l *Limit) TakeSliding(s State, now, n int64) (State, Answer) {
+	s = l.repair(s, now)
+	c, age := s, now-s.T
+	switch {
+	case s.Fresh() || age >= 2*l.Window || age < 0 && s.T < now: // the last: now-s.T overflows
+		c, age = State{T: now}, 0
+	case age >= l.Window:
+		c, age = State{T: s.T + l.Window, B: s.A}, age-l.Window
+	}
+	older := int64(0)
+	if c.B > 0 {
+		older = l.weight(c.B, age)
+	}
+	if older == 0 && c.A == 0 {
+		c, age = State{T: now}, 0
+	}
+	left := max(0, l.N-c.A-older)
+	fits := n <= left
+	if fits && n > 0 {
+		// The weight of the window before does not depend on A. So the remaining units
+		// decrease by exactly n.
+		left -= n
+		c.A += n
+		s = c
+	}
+	a := Answer{Remaining: left}
+	if left < l.N {
+		a.Reset = l.slides(c, age, l.N)
+		a.More = a.Reset
+		if left+1 < l.N {
+			a.More = l.slides(c, age, left+1)
+		}
+	}
+	switch {
+	case fits:
+	case n > l.N:
+		a.Retry = Never
+	case n == left+1:
+		a.Retry = a.More
+	default:
+		a.Retry = l.slides(c, age, n)
+	}
+	return s, a
+}
+
+// takeBucket is Take for a bucket. [Limit.TakeLevel] does the same for most states.
+func (l *Limit) takeBucket(s State, now, n int64) (State, Answer) {
+	s = l.repair(s, now)
+	c := l.at(s, now)
+	used := c.A
+	if c.B > 0 { // a unit that has begun to leak still takes its place
+		used++
+	}
+	left := max(0, l.Burst-used)
+	fits := n <= left
+	if fits && n > 0 {
+		// The fraction does not depend on A. So the remaining units decrease by exactly n.
+		left -= n
+		c.A += n
+		s = c
+	}
+	a := Answer{Remaining: left}
+	if left < l.Burst {
+		a.Reset = l.leaks(c, now, l.Burst)
+		a.More = l.leaks(c, now, left+1)
+	}
+	switch {
+	case fits:
+	case n > l.Burst:
+		a.Retry = Never
+	default:
+		a.Retry = l.leaks(c, now, n)
+	}
+	return s, a
+}
+
+// leaks returns the nanoseconds until n units, at most Burst, fit into a bucket. The state
+// must be at now, and must have no room for n units yet.
+func (l *Limit) leaks(s State, now, n int64) int64 {
+	over := s.A + n - l.Burst // with B, what must leak before n fit
+	return max(0, s.T-now) + mulAddDivCeil(over, l.Window, s.B, l.N)
 }
 
 // Adjust changes the counter by n units that were taken age >= 0 ago, without
@@ -339,7 +413,7 @@ func (l *Limit) at(s State, now int64) State {
 		if elapsed >= l.Window {
 			s = State{T: s.T + l.Window, B: s.A}
 		}
-		if s.A == 0 && l.older(s, now) == 0 {
+		if s.A == 0 && l.weight(s.B, now-s.T) == 0 {
 			return State{T: now}
 		}
 	case Bucket:
@@ -354,61 +428,23 @@ func (l *Limit) at(s State, now int64) State {
 	return s
 }
 
-// older returns the weight of a sliding window's older half in whole units: its
-// units times the fraction of it that a window ending now still covers. It
-// rounds down, so that units just over Window/N apart always fit.
-func (l *Limit) older(s State, now int64) int64 {
-	return mulDiv(s.B, l.Window-max(0, now-s.T), l.Window)
+// weight returns what units of the window before count for, in whole units, at an age of this
+// window: the units times the fraction of them that a window ending now still covers. It
+// rounds down, so that units just over Window/N apart always fit. The age is negative if the
+// clock is behind.
+func (l *Limit) weight(units, age int64) int64 {
+	return mulDiv(units, l.Window-max(0, age), l.Window)
 }
 
-// left returns how many units still fit into s, which must be at now. It is 0
-// if the limit was lowered and the counter is above it.
-func (l *Limit) left(s State, now int64) int64 {
-	used := s.A
-	switch l.Kind {
-	case Sliding:
-		used += l.older(s, now)
-	case Bucket:
-		if s.B > 0 { // a unit that has begun to leak still takes its place
-			used++
-		}
+// slides returns the nanoseconds until n units, at most N, fit into a sliding window, at an
+// age of this window. The age is negative if the clock is behind. There must be no room for
+// n units yet.
+func (l *Limit) slides(s State, age, n int64) int64 {
+	if room := l.N - s.A - n; room >= 0 {
+		return l.weighsAtMost(room, s.B) - age
 	}
-	return max(0, l.Cap()-used)
-}
-
-func (l *Limit) answer(s State, now, left int64) Answer {
-	a := Answer{Remaining: left}
-	if full := l.Cap(); left < full {
-		a.Reset = l.wait(s, now, full)
-		a.More = a.Reset
-		if l.Kind != Fixed && left+1 < full {
-			a.More = l.wait(s, now, left+1)
-		}
-	}
-	return a
-}
-
-// wait returns the nanoseconds until n units fit into s. The state must be at now, and
-// must have no room for n units yet.
-func (l *Limit) wait(s State, now, n int64) int64 {
-	if n > l.Cap() {
-		return Never
-	}
-	w := l.Window
-	behind, elapsed := max(0, s.T-now), max(0, now-s.T)
-	switch l.Kind {
-	case Fixed:
-		return behind + w - elapsed
-	case Sliding:
-		if room := l.N - s.A - n; room >= 0 {
-			return behind + l.weighsAtMost(room, s.B) - elapsed
-		}
-		// Even without the older half it does not fit: this half has to age.
-		return behind + w - elapsed + l.weighsAtMost(l.N-n, s.A)
-	default:
-		over := s.A + n - l.Burst // with B, what must leak before n fit
-		return behind + mulAddDivCeil(over, w, s.B, l.N)
-	}
+	// Even without the older half it does not fit: this half has to age.
+	return l.Window + l.weighsAtMost(l.N-n, s.A) - age
 }
 
 // weighsAtMost returns how far into a window the units of the window before have
@@ -416,6 +452,9 @@ func (l *Limit) wait(s State, now, n int64) int64 {
 // first e for which floor(units*(Window-e)/Window) <= room, that is Window-e <
 // (room+1)*Window/units.
 func (l *Limit) weighsAtMost(room, units int64) int64 {
+	if room+1 == units { // the division would give Window
+		return 1
+	}
 	return l.Window - mulDivCeil(room+1, l.Window, units) + 1
 }
 

@@ -172,7 +172,7 @@ func (s *shard) blocked(ids []id, now int64) (blocked uint8, left [MaxLimits]int
 // which counters are. If any is, the units are denied and denyBlocked fills in the
 // answers. It changes nothing in the shard. states has the states under the limits, and
 // answers has the answers without blocks.
-func (s *shard) denyBlocked(ids []id, states []rule.State, n, now int64, limits []rule.Limit, answers []rule.Answer) uint8 {
+func (s *shard) denyBlocked(ids []id, states []packed, n, now int64, limits []rule.Limit, answers []rule.Answer) uint8 {
 	blocked, left := s.blocked(ids, now)
 	if blocked == 0 {
 		return 0
@@ -226,7 +226,7 @@ func (t *Table) TakeBlocking(h Hash, n, now int64, upTo bool, limits []rule.Limi
 		n = d.fitting(s, n, now, limits)
 	}
 	admitted := d.take(s, &t.shapes, n, asked, now, limits, answers)
-	copy(after, d.after[:len(limits)])
+	d.states(s, limits, after)
 	if !admitted {
 		n = 0
 	}

@@ -104,7 +104,7 @@ func TestManyShapes(t *testing.T) {
 			t.Fatalf("%+v: a third unit was admitted", l)
 		}
 	}
-	if tab.shapes.of(&rule.Limit{Kind: rule.Fixed, N: 2, Window: minute + 499}) >= classes {
+	if tab.shapes.of(&rule.Limit{Kind: rule.Fixed, N: 2, Window: minute + 499}, 0) >= classes {
 		t.Error("the 500th shape has a number: the test does not test what it means to")
 	}
 	tab.at(2 * minute)

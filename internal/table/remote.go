@@ -47,10 +47,10 @@ func (t *Table) Denied(h Hash, n, now int64, limits []rule.Limit, answers []rule
 	ids := h.fill(&room, limits)
 	s, now := t.lockAt(h.keyHash, now)
 	defer s.mu.Unlock()
-	var before [MaxLimits]rule.State
+	var before [MaxLimits]packed
 	for i := range limits {
 		c := s.find(ids[i])
-		before[i] = s.get(c, &limits[i])
+		before[i] = s.read(c)
 		answers[i] = s.ask(ids[i], &limits[i], before[i], now, n)
 		if retry := answers[i].Retry; retry != 0 && retry != rule.Never && s.flags(c)&flagRefused != 0 {
 			denied = true
@@ -78,7 +78,7 @@ func (t *Table) DeniesWithout(h Hash, pending []rule.Pending, n, now int64, l *r
 	s, now := t.lockAt(h.keyHash, now)
 	defer s.mu.Unlock()
 	of := h.id(l)
-	return s.deniesWithout(pending, of, l, s.get(s.find(of), l), n, now)
+	return s.deniesWithout(pending, of, l, s.read(s.find(of)), n, now)
 }
 
 // Learnt is what another store has reported about a key under some limits. Its instants
@@ -146,7 +146,7 @@ func (t *Table) Learn(h Hash, refused, now int64, limits []rule.Limit, r Learnt)
 			}
 			continue
 		}
-		s.write(ids[i], ids, &t.shapes, l, is, learntFlags(l, leaves, refused)|kept, now)
+		s.write(c, ids[i], ids, &t.shapes, l, pack(l, is, s.wall), learntFlags(l, leaves, refused)|kept, now)
 	}
 	for i := range r.Blocks {
 		switch b := r.Blocks[i]; {

@@ -250,7 +250,7 @@ func (s *shard) settleRolling(of id, own []id, shapes *shapes, l *rule.Limit, n,
 func (s *shard) countRolling(c place, of id, own []id, shapes *shapes, g *rule.Log, l *rule.Limit, n, now int64, a rule.Answer) {
 	had := s.liftRing(g)
 	l.Count(g, now, n)
-	s.putLog(c, of|shapes.of(l), own, shapes, g, had, flags(a), now)
+	s.putLog(c, of|shapes.of(l, 0), own, shapes, g, had, flags(a), now)
 }
 
 // refuseRolling marks a counter under which units were denied, by its limit or by another
@@ -261,7 +261,7 @@ func (s *shard) refuseRolling(c place, of id, shapes *shapes, g *rule.Log, l *ru
 		return
 	}
 	marks := flags(a) | s.flags(c)&flagRefused
-	switch as := of | shapes.of(l); {
+	switch as := of | shapes.of(l, 0); {
 	case l.Repairs(g, now):
 		had := s.liftRing(g)
 		l.Repair(g, now)
@@ -288,7 +288,7 @@ func (s *shard) adjustRolling(of id, own []id, shapes *shapes, l *rule.Limit, n,
 		is := l.Ask(&g, now, 0)
 		marks = flags(is) | s.refusedStill(c, was, is)
 	}
-	s.putLog(c, of|shapes.of(l), own, shapes, &g, had, marks, now)
+	s.putLog(c, of|shapes.of(l, 0), own, shapes, &g, had, marks, now)
 	return moved, oldest
 }
 
@@ -308,26 +308,26 @@ func (s *shard) learnRolling(of id, own []id, shapes *shapes, l *rule.Limit, is 
 	if leaves.Reset == 0 {
 		is = rule.Log{}
 	}
-	s.putLog(c, of|shapes.of(l), own, shapes, &is, had, learntFlags(l, leaves, refused)|kept, now)
+	s.putLog(c, of|shapes.of(l, 0), own, shapes, &is, had, learntFlags(l, leaves, refused)|kept, now)
 }
 
 // deniesWithout reports whether n units are denied without the pending units; see
 // [rule.Limit.DeniesWithout]. state is the state of a counter that is no rolling one.
-func (s *shard) deniesWithout(pending []rule.Pending, of id, l *rule.Limit, state rule.State, n, now int64) bool {
+func (s *shard) deniesWithout(pending []rule.Pending, of id, l *rule.Limit, state packed, n, now int64) bool {
 	if l.Kind == rule.Rolling {
 		g := s.log(s.find(of))
 		return l.LogDeniesWithout(pending, &g, now, n)
 	}
-	return l.DeniesWithout(pending, state, now, n)
+	return l.DeniesWithout(pending, state.unpack(l, s.wall), now, n)
 }
 
 // ask returns the answer for n units, and changes nothing. state is the state of a counter
 // that is no rolling one.
-func (s *shard) ask(of id, l *rule.Limit, state rule.State, now, n int64) rule.Answer {
+func (s *shard) ask(of id, l *rule.Limit, state packed, now, n int64) rule.Answer {
 	if l.Kind == rule.Rolling {
 		return s.askRolling(of, l, n, now)
 	}
-	_, a := l.Take(state, now, n)
+	_, a := state.take(l, now, n, s.wall)
 	return a
 }
 
@@ -376,7 +376,7 @@ func (s *shard) applyLog(of id, from *Counter, l *rule.Limit, shapes *shapes, sh
 	if g.T+l.Window <= now { // it expired while there was no table
 		return nil
 	}
-	as := of | shapes.of(l)
+	as := of | shapes.of(l, 0)
 	if l.Kind == 0 {
 		as = of | shapes.class(l.Window)
 	}

@@ -26,10 +26,14 @@ var classLives = [classes]int64{
 	math.MaxInt64, 1e9, 10e9, 60e9, 600e9, 3600e9, 6 * 3600e9, 24 * 3600e9,
 }
 
-// of returns the number of a limit's shape.
-func (s *shapes) of(l *rule.Limit) id {
+// of returns the number of a limit's shape. A counter that was last used under the limit
+// has that number already: likely is its id, or any other one.
+func (s *shapes) of(l *rule.Limit, likely id) id {
 	if l.Kind == rule.Calendar {
 		return s.useCalendars()
+	}
+	if known := s.limit(likely); known != nil && hasShape(known, l) {
+		return likely % maxShapes
 	}
 	for i := classes; i < calendarShape; i++ {
 		known := s[i].Load()
@@ -40,7 +44,7 @@ func (s *shapes) of(l *rule.Limit) id {
 			}
 			known = s[i].Load()
 		}
-		if known.Kind == l.Kind && known.Window == l.Window && (known.N == l.N || l.Kind != rule.Bucket) {
+		if hasShape(known, l) {
 			return id(i)
 		}
 	}
@@ -48,6 +52,11 @@ func (s *shapes) of(l *rule.Limit) id {
 		return s.class(l.Refill())
 	}
 	return s.class(2 * l.Window)
+}
+
+// hasShape reports whether known, whose number may be a shared one, is of the shape of l.
+func hasShape(known, l *rule.Limit) bool {
+	return known.Kind == l.Kind && known.Window == l.Window && (known.N == l.N || l.Kind != rule.Bucket)
 }
 
 // class returns the shared number for limits that have no number of their own and whose

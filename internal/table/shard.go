@@ -85,21 +85,44 @@ func (s *shard) find(of id) place {
 	return p
 }
 
-// get reads the state at a place. For the zero place it returns a fresh state.
-func (s *shard) get(p place, l *rule.Limit) rule.State {
+// touch loads what find and read will most likely need for ids, all at once. Otherwise the
+// processor waits for the memory of one counter before it asks for the memory of the next
+// counter. The result means nothing, but the caller must store it: otherwise the compiler may
+// leave the loads out.
+func (s *shard) touch(ids []id) (x id) {
+	if len(s.groups) == 0 {
+		return 0
+	}
+	for _, of := range ids {
+		a, b := s.pair(of)
+		first := of.first() % groupSize
+		x ^= s.groups[a].ids[first] ^ s.groups[b].ids[first] ^ id(s.groups[a].slots[first].when)
+	}
+	return x
+}
+
+// read returns the state at a place. For the zero place it returns the zero value, which is
+// fresh.
+func (s *shard) read(p place) packed {
 	if p.group == nil {
-		return rule.State{}
+		return packed{}
 	}
 	c := p.slot()
-	state := c.state(l)
 	if c.when&flagSplit != 0 {
-		state.B = s.rest()[p.id().fingerprint()]
+		return s.readSplit(p)
 	}
-	if l.Kind == rule.Calendar {
-		state.T = fromSlot(state.T, s.wall)
-	}
-	return state
+	return packed{when: c.when & timeMask, what: c.what}
 }
+
+// readSplit is read for a split slot. It is apart from it, and putRest from put, so that the
+// usual case is short.
+func (s *shard) readSplit(p place) packed {
+	c := p.slot()
+	return packed{c.when & (flagSplit | timeMask), c.what, s.rest()[p.id().fingerprint()]}
+}
+
+// get is read, unpacked.
+func (s *shard) get(p place, l *rule.Limit) rule.State { return s.read(p).unpack(l, s.wall) }
 
 // flags returns flagRefused and flagEmpty of the counter at a place. For the zero place
 // it returns 0.
@@ -110,21 +133,24 @@ func (s *shard) flags(p place) uint64 {
 	return p.slot().when & (flagRefused | flagEmpty)
 }
 
-// put writes a state that is not fresh to a place. The shape in as is the shape
-// of l.
-func (s *shard) put(p place, as id, l *rule.Limit, state rule.State, flags uint64) {
+// put writes a state that is not fresh to a place. as has the number of the limit's shape.
+func (s *shard) put(p place, as id, x packed, flags uint64) {
 	c := p.slot()
-	was := c.when&flagSplit != 0
-	if l.Kind == rule.Calendar {
-		state.T = toSlot(state.T, s.wall)
-	}
-	rest, split := c.set(l, state, flags)
+	was := c.when
+	c.when, c.what = x.when|flags, x.what
 	if *p.id() != as { // no write if it is the same: the cache line stays shared between cores
 		*p.id() = as
 	}
-	if split {
-		s.keepRest(as, rest)
-	} else if was {
+	if (was|x.when)&flagSplit != 0 {
+		s.putRest(as, x)
+	}
+}
+
+// putRest is the part of put for B of a split slot, or of one that was split before.
+func (s *shard) putRest(as id, x packed) {
+	if x.when&flagSplit != 0 {
+		s.keepRest(as, x.rest)
+	} else {
 		delete(s.rest(), as.fingerprint())
 	}
 }

@@ -96,45 +96,86 @@ func (i id) fingerprint() id { return i &^ (maxShapes - 1) }
 // above the shape.
 func (i id) first() uint { return uint(i >> shapeBits) }
 
-// set writes a state and its flags. If A and B together do not fit into 64 bits,
-// split is true and rest is B, which the caller must store elsewhere. T is never
-// negative on the table's clock, and reaches flagSplit after 73 years.
-func (s *slot) set(l *rule.Limit, state rule.State, flags uint64) (rest int64, split bool) {
-	s.when = uint64(max(0, state.T))&timeMask | flags
+// packed is a state as a place has it, in a form that is quick to read, compare and write.
+type packed struct {
+	when uint64 // the slot's, without flagRefused and flagEmpty
+	what uint64
+	rest int64 // B, which is elsewhere, if flagSplit is set
+}
+
+// pack returns a state in packed form. T is never negative on the table's clock, and reaches
+// flagSplit after 73 years. wall is what the wall clock is ahead; see calendar.go.
+func pack(l *rule.Limit, state rule.State, wall int64) packed {
+	if l.Kind == rule.Calendar {
+		state.T = toSlot(state.T, wall)
+	}
+	when := uint64(max(0, state.T)) & timeMask
 	switch l.Kind {
 	case rule.Fixed, rule.Calendar:
-		s.what = uint64(state.A)
-		return 0, false
+		return packed{when, uint64(state.A), 0}
 	case rule.Sliding:
 		if uint64(state.A|state.B) <= math.MaxUint32 {
-			s.what = uint64(state.A)<<32 | uint64(state.B)
-			return 0, false
+			return packed{when, uint64(state.A)<<32 | uint64(state.B), 0}
 		}
 	default: // the level, in Window-ths of a unit
 		hi, lo := bits.Mul64(uint64(state.A), uint64(l.Window))
 		lo, carry := bits.Add64(lo, uint64(state.B), 0)
 		if hi+carry == 0 {
-			s.what = lo
-			return 0, false
+			return packed{when, lo, 0}
 		}
 	}
-	s.when |= flagSplit
-	s.what = uint64(state.A)
-	return state.B, true
+	return packed{when | flagSplit, uint64(state.A), state.B}
 }
 
-// state returns the state. If the slot is split, the caller must add B.
-func (s *slot) state(l *rule.Limit) rule.State {
-	state := rule.State{T: int64(s.when & timeMask)}
+// unpack is the inverse of pack.
+func (x packed) unpack(l *rule.Limit, wall int64) rule.State {
+	if x.fresh() {
+		return rule.State{}
+	}
+	state := rule.State{T: int64(x.when & timeMask)}
 	switch {
-	case s.when&flagSplit != 0 || l.Kind == rule.Fixed || l.Kind == rule.Calendar:
-		state.A = int64(s.what)
+	case x.when&flagSplit != 0:
+		state.A, state.B = int64(x.what), x.rest
+	case l.Kind == rule.Fixed:
+		state.A = int64(x.what)
+	case l.Kind == rule.Calendar:
+		state.T, state.A = fromSlot(state.T, wall), int64(x.what)
 	case l.Kind == rule.Sliding:
-		state.A, state.B = int64(s.what>>32), int64(s.what&math.MaxUint32)
+		state.A, state.B = int64(x.what>>32), int64(x.what&math.MaxUint32)
 	default:
-		state.A, state.B = int64(s.what/uint64(l.Window)), int64(s.what%uint64(l.Window))
+		state.A, state.B = int64(x.what/uint64(l.Window)), int64(x.what%uint64(l.Window))
 	}
 	return state
+}
+
+// fresh reports whether the state holds no units.
+func (x packed) fresh() bool { return x.what == 0 && x.rest == 0 }
+
+// take is [rule.Limit.Take] for a state in packed form. The conversion is most of the work
+// for some kinds, so it is left out where it can be.
+func (x packed) take(l *rule.Limit, now, n, wall int64) (after packed, a rule.Answer) {
+	switch {
+	case l.Kind == rule.Fixed: // T and A as they are
+		state, a := l.TakeFixed(rule.State{T: int64(x.when), A: int64(x.what)}, now, n)
+		return packed{when: uint64(state.T) & timeMask, what: uint64(state.A)}, a
+	case x.when&flagSplit != 0:
+	case l.Kind == rule.Sliding:
+		state, a := l.TakeSliding(rule.State{T: int64(x.when), A: int64(x.what >> 32), B: int64(x.what & math.MaxUint32)}, now, n)
+		if state.A <= math.MaxUint32 {
+			return packed{when: uint64(state.T) & timeMask, what: uint64(state.A)<<32 | uint64(state.B)}, a
+		}
+		return pack(l, state, wall), a
+	case l.Kind == rule.Bucket:
+		level, a, ok := l.TakeLevel(x.what, int64(x.when), now, n)
+		switch {
+		case ok && n > 0 && a.Retry == 0:
+			return packed{when: uint64(now) & timeMask, what: level}, a
+		case ok:
+			return x, a
+		}
+	}
+	state, a := l.Take(x.unpack(l, wall), now, n)
+	return pack(l, state, wall), a
 }
 
 // flags returns the flags to store for an answer. A request for more units than

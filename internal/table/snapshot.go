@@ -133,16 +133,13 @@ func (t *Table) Apply(changes Changes, shapes *Shapes, shift int64) error {
 			at = int64(from.When & timeMask) // by the wall clock
 		}
 		c := slot{uint64(at) | from.When&^uint64(timeMask), from.What}
-		state := c.state(l)
-		if from.Split() {
-			state.B = from.Rest
-		}
+		state := packed{c.when & (flagSplit | timeMask), c.what, from.Rest}.unpack(l, 0)
 		if l.Kind != 0 && (min(state.A, state.B) < 0 || max(state.A, state.B) > maxState) {
 			return errCounter
 		}
 		as := of
 		if l.Kind != 0 {
-			as |= t.shapes.of(l)
+			as |= t.shapes.of(l, 0)
 		} else {
 			as |= t.shapes.class(l.Window)
 		}

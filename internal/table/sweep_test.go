@@ -37,7 +37,7 @@ func TestShapesWithoutANumber(t *testing.T) {
 		for _, l := range row.also {
 			tab.take("other", 1, l)
 		}
-		if of := tab.shapes.of(&short); of >= classes {
+		if of := tab.shapes.of(&short, 0); of >= classes {
 			t.Fatalf("shape %d: the test does not test what it means to", of)
 		}
 		for i := range int64(60_000) { // a minute
@@ -57,7 +57,7 @@ func TestShapeClasses(t *testing.T) {
 	crowdShapes(tab, 100, second)
 	for life := int64(rule.MinSpan); life < rule.MaxSpan/4; life = life*3 + 1 {
 		for _, l := range []rule.Limit{fixed(3, life), sliding(3, life), bucket(1, life, 3)} {
-			of := tab.shapes.of(&l)
+			of := tab.shapes.of(&l, 0)
 			if of >= classes {
 				t.Fatalf("%+v has number %d", l, of)
 			}

@@ -96,14 +96,13 @@ func (t *Table) TakeOne(key string, n int64, l *rule.Limit, policy uint8) (a rul
 		return t.takeOneRolling(h, n, l, policy)
 	}
 	of := h.id(l)
-	shape := t.shapes.of(l)
 	s, now := t.lock(h)
 	if s.blocks != 0 && s.block(of).Left(now) > 0 {
 		return t.takeOneBlocked(s, of, n, now, l, policy), now, true, &s.mu
 	}
 	c := s.find(of)
-	before := s.get(c, l)
-	after, a := l.Take(before, now, n)
+	before := s.read(c)
+	after, a := before.take(l, now, n, s.wall)
 	switch {
 	case n == 0:
 	case a.Retry == 0:
@@ -111,16 +110,19 @@ func (t *Table) TakeOne(key string, n int64, l *rule.Limit, policy uint8) (a rul
 	default:
 		s.decisions.deny(n, policy)
 	}
-	if n > 0 && (c.group != nil || !after.Fresh()) {
+	if n > 0 && !after.fresh() {
+		likely := id(0)
 		if c.group == nil {
 			c = s.insert(of, nil, &t.shapes, now)
+		} else {
+			likely = *c.id()
 		}
 		flags := flags(a)
 		if a.Retry != 0 {
 			flags |= c.slot().when & flagRefused
 		}
 		if flags != 0 || after != before {
-			s.put(c, of|shape, l, after, flags)
+			s.put(c, of|t.shapes.of(l, likely), after, flags)
 		}
 	}
 	return a, now, false, &s.mu
@@ -155,7 +157,7 @@ func (t *Table) TakeAt(h Hash, n, now int64, limits []rule.Limit, answers []rule
 	defer s.mu.Unlock()
 	now = inPeriods(now, limits)
 	admitted = d.take(s, &t.shapes, n, n, now, limits, answers)
-	copy(after, d.after[:len(limits)])
+	d.states(s, limits, after)
 	return admitted, now
 }
 
@@ -165,14 +167,24 @@ type decision struct {
 	blocking      *Blocking
 	marks         Marks
 	full          bool // there is no room for the hold of the call, so its units do not fit
+	touched       id   // see shard.touch
 	ids           [MaxLimits]id
-	before, after [MaxLimits]rule.State
+	places        [MaxLimits]place // not of rolling windows
+	before, after [MaxLimits]packed
+}
+
+// states fills states, which may be nil, with the states after a call. A rolling window has
+// none.
+func (d *decision) states(s *shard, limits []rule.Limit, states []rule.State) {
+	for i := range states {
+		states[i] = d.after[i].unpack(&limits[i], s.wall)
+	}
 }
 
 // fitting returns how many of n > 0 units fit without a block, and at least 1.
 func (d *decision) fitting(s *shard, n, now int64, limits []rule.Limit) int64 {
 	for i := range limits {
-		n = min(n, s.ask(d.ids[i], &limits[i], s.get(s.find(d.ids[i]), &limits[i]), now, 0).Remaining)
+		n = min(n, s.ask(d.ids[i], &limits[i], s.read(s.find(d.ids[i])), now, 0).Remaining)
 	}
 	return max(n, 1)
 }
@@ -181,19 +193,21 @@ func (d *decision) fitting(s *shard, n, now int64, limits []rule.Limit) int64 {
 // as one of the units asked for.
 func (d *decision) take(s *shard, shapes *shapes, n, asked, now int64, limits []rule.Limit, answers []rule.Answer) (admitted bool) {
 	admitted = !d.full
+	d.touched = s.touch(d.ids[:len(limits)])
 	for i := range limits {
 		if limits[i].Kind == rule.Rolling { // it has no states
 			answers[i] = s.askRolling(d.ids[i], &limits[i], n, now)
 		} else {
-			d.before[i] = s.get(s.find(d.ids[i]), &limits[i])
-			d.after[i], answers[i] = limits[i].Take(d.before[i], now, n)
+			d.places[i] = s.find(d.ids[i])
+			d.before[i] = s.read(d.places[i])
+			d.after[i], answers[i] = d.before[i].take(&limits[i], now, n, s.wall)
 		}
 		admitted = admitted && answers[i].Retry == 0
 	}
 	if s.blocks != 0 {
 		d.marks.Blocked = s.denyBlocked(d.ids[:len(limits)], d.before[:], n, now, limits, answers)
 		if d.marks.Blocked != 0 {
-			copy(d.after[:], d.before[:len(limits)])
+			d.after = d.before
 			s.decisions.decided(asked, false, limits, answers, d.policies)
 			return n == 0
 		}
@@ -204,6 +218,18 @@ func (d *decision) take(s *shard, shapes *shapes, n, asked, now int64, limits []
 	if admitted {
 		asked = n
 	}
+	d.settle(s, shapes, n, now, limits, answers, admitted)
+	if !admitted && d.blocking != nil {
+		d.startBlocks(s, shapes, n, now, limits, answers)
+	}
+	s.decisions.decided(asked, admitted, limits, answers, d.policies)
+	return admitted
+}
+
+// settle writes what has been decided about n > 0 units. If they are denied, it also
+// corrects the answers of the limits under which they would fit.
+func (d *decision) settle(s *shard, shapes *shapes, n, now int64, limits []rule.Limit, answers []rule.Answer, admitted bool) {
+	moved := false // places may have been evicted or used for other counters
 	for i := range limits {
 		l := &limits[i]
 		if l.Kind == rule.Rolling {
@@ -211,30 +237,37 @@ func (d *decision) take(s *shard, shapes *shapes, n, asked, now int64, limits []
 				answers[i] = s.askRolling(d.ids[i], l, 0, now)
 			}
 			s.settleRolling(d.ids[i], d.ids[:len(limits)], shapes, l, n, now, answers[i], admitted)
+			moved = true
 			continue
 		}
 		if !admitted && answers[i].Retry == 0 {
-			d.after[i], answers[i] = l.Take(d.before[i], now, 0)
+			d.after[i], answers[i] = d.before[i].take(l, now, 0, s.wall)
 		}
-		if d.after[i].Fresh() {
+		if d.after[i].fresh() {
 			continue
 		}
-		flags := flags(answers[i])
-		if !admitted {
-			// A denial changes no units, so a key that was refused before still counts as
-			// refused. This also holds if another limit denied it this time, or if its
-			// cost can never fit.
-			flags |= s.flags(s.find(d.ids[i])) & flagRefused
+		c := d.places[i]
+		if moved {
+			c = s.find(d.ids[i])
 		}
-		if flags != 0 || d.after[i] != d.before[i] {
-			s.write(d.ids[i], d.ids[:len(limits)], shapes, l, d.after[i], flags, now)
-		}
+		s.settle(c, d.ids[i], d.ids[:len(limits)], shapes, l, d.before[i], d.after[i], answers[i], admitted, now)
+		moved = moved || c.group == nil
 	}
-	if !admitted && d.blocking != nil {
-		d.startBlocks(s, shapes, n, now, limits, answers)
+}
+
+// settle writes what has been decided about units under one limit to the counter at c, which
+// is created if there is none. after must not be fresh.
+func (s *shard) settle(c place, of id, own []id, shapes *shapes, l *rule.Limit, before, after packed, a rule.Answer, admitted bool, now int64) {
+	flags := flags(a)
+	if !admitted {
+		// A denial changes no units, so a key that was refused before still counts as
+		// refused. This also holds if another limit denied it this time, or if its
+		// cost can never fit.
+		flags |= s.flags(c) & flagRefused
 	}
-	s.decisions.decided(asked, admitted, limits, answers, d.policies)
-	return admitted
+	if flags != 0 || after != before {
+		s.write(c, of, own, shapes, l, after, flags, now)
+	}
 }
 
 // Adjust changes the counters of key by n units that were taken at an instant, as
@@ -308,7 +341,7 @@ func (s *shard) adjust(ids []id, shapes *shapes, n, at, now int64, limits []rule
 		default:
 			_, was := l.Take(before, now, 0)
 			_, is := l.Take(after, now, 0)
-			s.write(ids[i], ids, shapes, l, after, flags(is)|s.refusedStill(c, was, is), now)
+			s.write(c, ids[i], ids, shapes, l, pack(l, after, s.wall), flags(is)|s.refusedStill(c, was, is), now)
 		}
 	}
 	return charged
@@ -397,14 +430,16 @@ func (t *Table) Counts() (sum Stats, decisions Decisions) {
 	return sum, decisions
 }
 
-// write puts a state into the slot of an id, and creates the counter if there
-// is none. The shard must be locked.
-func (s *shard) write(of id, own []id, shapes *shapes, l *rule.Limit, state rule.State, flags uint64, now int64) {
-	c := s.find(of)
+// write puts a state that is not fresh into the counter at c, which is created if c is the
+// zero place.
+func (s *shard) write(c place, of id, own []id, shapes *shapes, l *rule.Limit, x packed, flags uint64, now int64) {
+	likely := id(0)
 	if c.group == nil {
 		c = s.insert(of, own, shapes, now)
+	} else {
+		likely = *c.id()
 	}
-	s.put(c, of|shapes.of(l), l, state, flags)
+	s.put(c, of|shapes.of(l, likely), x, flags)
 }
 
 // lock locks the shard of a key and reads the clock. It reads the clock before it
