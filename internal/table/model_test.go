@@ -167,7 +167,7 @@ func places(s *shard) iter.Seq[place] {
 func checkInvariants(t *testing.T, tab *Table) {
 	t.Helper()
 	for i := range tab.Shards() {
-		s := tab.shards.made(i)
+		s := tab.shards.made(uint64(i))
 		if s == nil {
 			continue
 		}

@@ -48,34 +48,36 @@ func (all *shards) share(i int) int {
 	return all.max / n
 }
 
-// of returns the shard that a hash selects. It makes the shard if it is missing.
-func (all *shards) of(hash uint64) *shard {
+// made returns the shard that a hash or a number selects, or nil if it is missing. It is
+// small enough for the compiler to inline it.
+func (all *shards) made(hash uint64) *shard {
 	i := hash & all.last
-	b := all.blocks[i/perBlock].Load()
-	if b == nil {
-		b = all.makeBlock(i / perBlock)
+	if b := all.blocks[i/perBlock].Load(); b != nil {
+		return &b[i%perBlock]
 	}
-	return &b[i%perBlock]
+	return nil
 }
 
-// makeBlock returns block number at. If two callers make it at the same time, both get the
-// same one.
-func (all *shards) makeBlock(at uint64) *shardBlock {
+// of returns the shard that a hash or a number selects, and makes it if it is missing.
+func (all *shards) of(hash uint64) *shard {
+	if s := all.made(hash); s != nil {
+		return s
+	}
+	return all.make(hash)
+}
+
+// make makes the block of a shard, and returns the shard. If two callers make one block at
+// the same time, both use the same one.
+func (all *shards) make(hash uint64) *shard {
+	i := hash & all.last
 	b := new(shardBlock)
-	for i := range b {
-		b[i].max = all.share(int(at)*perBlock + i)
+	first := i - i%perBlock
+	for j := range b {
+		b[j].max = all.share(int(first) + j)
 	}
-	if all.blocks[at].CompareAndSwap(nil, b) {
-		return b
-	}
-	return all.blocks[at].Load()
-}
-
-// made returns shard i, or nil if it is missing.
-func (all *shards) made(i int) *shard {
-	b := all.blocks[i/perBlock].Load()
-	if b == nil {
-		return nil
+	at := &all.blocks[i/perBlock]
+	if !at.CompareAndSwap(nil, b) {
+		b = at.Load()
 	}
 	return &b[i%perBlock]
 }
@@ -91,7 +93,7 @@ func (all *shards) use(hash uint64) {
 func (all *shards) used(yield func(*shard) bool) {
 	for word := range all.isUsed {
 		for rest := all.isUsed[word].Load(); rest != 0; rest &= rest - 1 {
-			if !yield(all.made(word*64 + bits.TrailingZeros64(rest))) {
+			if !yield(all.made(uint64(word*64 + bits.TrailingZeros64(rest)))) {
 				return
 			}
 		}

@@ -214,7 +214,7 @@ func (t *Table) Mirror() *Mirror { return &Mirror{table: t, shards: make([]mirro
 func (m *Mirror) Update(all bool, yield func(Changes)) {
 	changes := Changes{}
 	for i := range m.shards {
-		s, was := m.table.shards.made(i), &m.shards[i]
+		s, was := m.table.shards.made(uint64(i)), &m.shards[i]
 		if s == nil {
 			continue
 		}

@@ -43,7 +43,7 @@ func (t *Table) sweepSome(now int64) {
 	}
 	w.due.Store(now + w.every)
 	for range min((now-due)/w.every+1, sweepSteps) {
-		if s := t.shards.made(w.shard); s != nil && s.expire(w.group, &t.shapes, now) {
+		if s := t.shards.made(uint64(w.shard)); s != nil && s.expire(w.group, &t.shapes, now) {
 			w.group += sweepGroups
 		} else {
 			w.group = 0

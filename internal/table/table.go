@@ -408,7 +408,9 @@ func (s *shard) write(of id, own []id, shapes *shapes, l *rule.Limit, state rule
 // that clock reaches their instants. If they are more than a window ahead, they
 // start from the new clock; see [rule.Limit.Take].
 func (t *Table) lock(h keyHash) (s *shard, now int64) {
-	s = t.shards.of(h.shard)
+	if s = t.shards.made(h.shard); s == nil {
+		s = t.shards.make(h.shard)
+	}
 	now = t.clock()
 	if now >= t.sweep.due.Load() {
 		t.sweepSome(now)
@@ -434,7 +436,10 @@ const maxBehind = 3600 * 1_000_000_000
 // instant is later, lockAt returns that one, so time never runs backwards for a
 // key.
 func (t *Table) lockAt(h keyHash, now int64) (*shard, int64) {
-	s := t.shards.of(h.shard)
+	s := t.shards.made(h.shard)
+	if s == nil {
+		s = t.shards.make(h.shard)
+	}
 	if now >= t.sweep.due.Load() {
 		t.sweepSome(now)
 	}
