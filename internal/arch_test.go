@@ -55,6 +55,7 @@ var mayImport = map[string]allowance{
 	"internal/clock":    {},
 	"internal/calendar": {},
 	"internal/engine":   {sameModule: "internal/rule"},
+	"internal/recent":   {sameModule: "internal/rule"},
 	"internal/table":    {sameModule: "internal/rule"},
 	"internal/filelock": {},
 	"internal/snapshot": {sameModule: "internal/rule internal/table internal/filelock", foreign: xSys},
@@ -62,7 +63,7 @@ var mayImport = map[string]allowance{
 	// Redis.
 	"internal/batch":       {},
 	"internal/redisscript": {sameModule: "internal/rule", foreign: goRedis},
-	"internal/redisstore":  {sameModule: "internal/batch internal/redisscript internal/rule internal/engine internal/clock internal/calendar", foreign: goRedis},
+	"internal/redisstore":  {sameModule: "internal/batch internal/redisscript internal/rule internal/engine internal/clock internal/calendar internal/recent", foreign: goRedis},
 
 	// Every remote store.
 	"internal/nearcache": {sameModule: "internal/rule internal/table"},
@@ -86,7 +87,7 @@ var mayImport = map[string]allowance{
 	".": {
 		sameModule: "internal/rule internal/clock internal/calendar internal/engine internal/table internal/snapshot" +
 			" internal/batch internal/redisscript internal/redisstore" +
-			" internal/nearcache internal/breaker internal/holds internal/remote internal/addr internal/accept",
+			" internal/nearcache internal/breaker internal/holds internal/remote internal/addr internal/accept internal/recent",
 		foreign: goRedis + " " + httpsnoop + " " + xText,
 	},
 

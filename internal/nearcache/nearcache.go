@@ -113,8 +113,8 @@ type Cache struct {
 	clock  clock
 
 	stripes     [stripes / stripesPerBlock]atomic.Pointer[stripeBlock] // access it with stripe and made
-	demands     atomic.Pointer[[marks]demandSet] // nil until leases are asked for
-	stripeBytes int                              // the most bytes of one stripe's ledger
+	demands     atomic.Pointer[[marks]demandSet]                       // nil until leases are asked for
+	stripeBytes int                                                    // the most bytes of one stripe's ledger
 
 	owing     atomic.Int64 // keys with units that the store is owed
 	forgotten atomic.Uint64
