@@ -75,8 +75,9 @@ var mayImport = map[string]allowance{
 	"internal/addr":   {},
 	"internal/accept": {},
 
-	// Tests and simulation.
+	// Tests, simulation and documentation.
 	"internal":           {},
+	"internal/chart":     {},
 	"internal/sim":       {sameModule: "internal/breaker internal/nearcache internal/rule internal/batch internal/remote internal/redisstore"},
 	"internal/redistest": {foreign: goRedis},
 	"internal/pgtest":    {},
@@ -102,7 +103,7 @@ var mayImport = map[string]allowance{
 	"admin":         {sameModule: ". audit internal/addr internal/accept"},
 
 	// Programs.
-	"cmd/ratelimit-sim": {sameModule: ". internal/sim internal/rule"},
+	"cmd/ratelimit-sim": {sameModule: ". internal/sim internal/rule internal/chart"},
 	"examples/...":      {sameModule: ".", foreign: goRedis},
 }
 

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/xml"
 	"fmt"
 	"io"
 	"os"
@@ -40,19 +39,6 @@ func TestRuleOf(t *testing.T) {
 	}
 	require.Equal(t, rows("500/24h fixed"), rows("500/day calendar"))
 	require.Contains(t, rows("500/day calendar"), "| 3 | leased |")
-}
-
-func TestChartIsXML(t *testing.T) {
-	c := base
-	c.Rate, c.Limit, c.Span = 1000, perSecond(500), time.Second
-	d := xml.NewDecoder(strings.NewReader(chart("a < b", "processes", []panel{{Title: "x & y", Lines: lines(sweep(c, []int{1, 4}), result.perSecond)}})))
-	for {
-		if _, err := d.Token(); err == io.EOF {
-			return
-		} else if err != nil {
-			t.Fatal(err)
-		}
-	}
 }
 
 // TestPage checks that docs/scaling.md has marks and a chart for every scenario.
