@@ -46,7 +46,7 @@ func fill(path string, scenarios []scenario, tables []string) (string, error) {
 	page := string(text)
 	for i, s := range scenarios {
 		if err == nil {
-			page, err = between(page, s.name, tables[i])
+			page, err = chart.Fill(page, s.name, tables[i])
 		}
 	}
 	return page, err
@@ -59,17 +59,6 @@ func replace(path, text string) error {
 		return err
 	}
 	return os.Rename(aside, path)
-}
-
-// between replaces the text between the marks of a name.
-func between(page, name, text string) (string, error) {
-	begin, end := "<!-- "+name+" -->\n", "<!-- end of "+name+" -->"
-	before, rest, ok := strings.Cut(page, begin)
-	_, after, ok2 := strings.Cut(rest, end)
-	if !ok || !ok2 {
-		return "", fmt.Errorf("the page has no %q and %q", begin, end)
-	}
-	return before + begin + "\n" + text + "\n" + end + after, nil
 }
 
 type scenario struct {

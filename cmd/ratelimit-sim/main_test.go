@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/internal/chart"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
@@ -46,7 +47,7 @@ func TestPage(t *testing.T) {
 	page, err := os.ReadFile("../../docs/scaling.md")
 	require.NoError(t, err)
 	for _, s := range scenarios {
-		_, err := between(string(page), s.name, "")
+		_, err := chart.Fill(string(page), s.name, "")
 		require.NoError(t, err)
 		if s.name == "algorithms" || s.name == "blocks" { // a table alone
 			continue
@@ -54,7 +55,7 @@ func TestPage(t *testing.T) {
 		require.Contains(t, string(page), "](scaling-"+s.name+".svg)")
 		require.FileExists(t, "../../docs/scaling-"+s.name+".svg")
 	}
-	_, err = between(string(page), "nothing", "")
+	_, err = chart.Fill(string(page), "nothing", "")
 	require.Error(t, err)
 }
 
@@ -80,9 +81,9 @@ func TestDocument(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, fmt.Sprintf(page, "A\n", "B\n", "| 2 |\n"), string(got))
 	}
-	chart, err := os.ReadFile(filepath.Join(dir, "scaling-b.svg"))
+	svg, err := os.ReadFile(filepath.Join(dir, "scaling-b.svg"))
 	require.NoError(t, err)
-	require.Equal(t, "<svg>b</svg>", string(chart))
+	require.Equal(t, "<svg>b</svg>", string(svg))
 	left, err := os.ReadDir(dir)
 	require.NoError(t, err)
 	require.Len(t, left, 3)

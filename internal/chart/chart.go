@@ -1,5 +1,5 @@
 // Package chart draws the charts of the documentation as SVG: panels of bars or lines beside
-// each other. The pictures follow the reader's light or dark mode. A scale is logarithmic
+// each other. It also fills the tables of a page. The pictures follow the reader's light or dark mode. A scale is logarithmic
 // where one value is a thousand times another. Labels get the room that they need.
 package chart
 
@@ -109,7 +109,7 @@ text { fill: #24292f } .dim { fill: #57606a } .end { text-anchor: end } .mid { t
 rect { stroke: none !important } .line { fill: none !important }
 @media (prefers-color-scheme: dark) {
 text { fill: #e6edf3 } .dim { fill: #9198a1 } .grid { stroke: #343941 } .back { fill: #0d1117 } .band { fill: #1c2129 }
-.blue { fill: #4493f8; stroke: #4493f8 } .amber { fill: #d29922; stroke: #d29922 } .green { fill: #3fb950; stroke: #3fb950 } .gray { fill: #656c76; stroke: #656c76 } .pale { fill: #343941; stroke: #343941 }
+.blue { fill: #4493f8; stroke: #4493f8 } .amber { fill: #d29922; stroke: #d29922 } .green { fill: #3fb950; stroke: #3fb950 } .gray { fill: #656c76; stroke: #656c76 } .pale { fill: #3d444d; stroke: #3d444d }
 }
 </style>
 `
@@ -189,11 +189,7 @@ func wrap(text string, most, letter float64) (lines []string) {
 
 // draw draws the panel and returns its height.
 func (p *Panel) draw(d *drawing) float64 {
-	note := p.Note
-	if p.Bars != nil && p.logBars() {
-		note = strings.TrimPrefix(note+", logarithmic", ", ")
-	}
-	d.add(`<text y="14"><tspan class="bold">%s</tspan><tspan class="dim" dx="8">%s</tspan></text>`+"\n", html.EscapeString(p.Title), html.EscapeString(note))
+	d.add(`<text y="14"><tspan class="bold">%s</tspan><tspan class="dim" dx="8">%s</tspan></text>`+"\n", html.EscapeString(p.Title), html.EscapeString(p.Note))
 	if p.Bars != nil {
 		return p.drawBars(d)
 	}
@@ -223,20 +219,23 @@ func (p *Panel) drawBars(d *drawing) float64 {
 	for _, b := range p.Bars {
 		names, labels = max(names, width(b.Name)), max(labels, width(b.Label))
 	}
+	if p.logBars() {
+		names = max(names, width("logarithmic"))
+	}
 	names += 6
 	room := max(40, panelWidth-panelGap-names-labels-5)
 	least, most := p.extent()
 	bottom := float64(headHeight + len(p.Bars)*barHeight)
 	length := func(v float64) float64 { return room * v / max(most, 1e-9) }
 	if p.logBars() {
-		low := math.Floor(math.Log10(least)*1.0001) - 0.2 // the shortest bar is still visible
-		high := math.Log10(most)
+		low, high := math.Log10(least/2), math.Log10(most) // so the shortest bar is visible
 		length = func(v float64) float64 { return room * (math.Log10(max(v, least/2)) - low) / (high - low) }
 		for e := math.Ceil(low); e <= high; e++ {
 			x := names + length(math.Pow(10, e))
 			d.add(`<path class="grid" d="M%.1f %dV%.1f"/>`, x, headHeight-2, bottom)
 			d.text(x, bottom+10, "dim mid", Short(math.Pow(10, e)))
 		}
+		d.text(names-6, bottom+10, "dim end", "logarithmic")
 		d.add("\n")
 	}
 	for i, b := range p.Bars {
@@ -330,4 +329,15 @@ func Short(v float64) string {
 		v, unit = v/1000, u
 	}
 	return strconv.FormatFloat(v, 'g', 3, 64) + unit
+}
+
+// Fill replaces the text between the marks <!-- name --> and <!-- end of name --> of a page.
+func Fill(page, name, text string) (string, error) {
+	begin, end := "<!-- "+name+" -->\n", "<!-- end of "+name+" -->"
+	before, rest, ok := strings.Cut(page, begin)
+	_, after, ok2 := strings.Cut(rest, end)
+	if !ok || !ok2 {
+		return "", fmt.Errorf("the page has no %q and %q", begin, end)
+	}
+	return before + begin + "\n" + text + "\n" + end + after, nil
 }
