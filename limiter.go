@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/engine"
 	"github.com/ratelimit-go/ratelimit/internal/holds"
 	"github.com/ratelimit-go/ratelimit/internal/remote"
@@ -363,6 +364,40 @@ func (l *Limiter) policyOf(plan []Limit) (*policy, error) {
 		return l.policy.Load(), nil
 	}
 	return l.planOf(plan)
+}
+
+// planOf returns the policy of a plan's limits, which need not be valid. A new policy's
+// limits are added to used, and its names to the counts.
+func (l *Limiter) planOf(limits []Limit) (*policy, error) {
+	hash, same := planHash(limits), func(p *policy) bool { return slices.Equal(p.given, limits) }
+	if p, ok := l.plans.Find(hash, same); ok {
+		return p, nil
+	}
+	return l.makePlan(hash, slices.Clone(limits))
+}
+
+// makePlan is planOf for a plan that is not cached, whose limits do not change any more.
+func (l *Limiter) makePlan(hash uint64, limits []Limit) (*policy, error) {
+	if err := validateLimits(l.name, limits); err != nil {
+		return nil, err
+	}
+	if err := l.opts.others(l.events.inStore).suit(limits); err != nil {
+		return nil, err
+	}
+	p := newPolicy(l.name, limits)
+	if err := validateStore(l.store, p.counted()); err != nil {
+		return nil, err
+	}
+	p.plan = true
+	l.counts.policies.register(p)
+	l.counts.policies.use(p)
+	l.used.add(p.limits)
+	p, unused := l.plans.Put(hash, p, clock.Now(), func(p *policy) bool { return slices.Equal(p.given, limits) },
+		func(dropped *policy) { l.used.add(dropped.limits) }) // used may have forgotten them while the plan was cached
+	if unused > 0 && unused < planThrash {
+		l.report.warn(warnTooManyPlans)
+	}
+	return p, nil
 }
 
 func (l *Limiter) negative(n int64) error {

@@ -369,40 +369,6 @@ func planHash(limits []Limit) uint64 {
 	return uint64(h)
 }
 
-// planOf returns the policy of a plan's limits, which need not be valid. A new policy's
-// limits are added to used, and its names to the counts.
-func (l *Limiter) planOf(limits []Limit) (*policy, error) {
-	hash, same := planHash(limits), func(p *policy) bool { return slices.Equal(p.given, limits) }
-	if p, ok := l.plans.Find(hash, same); ok {
-		return p, nil
-	}
-	return l.makePlan(hash, slices.Clone(limits))
-}
-
-// makePlan is planOf for a plan that is not cached, whose limits do not change any more.
-func (l *Limiter) makePlan(hash uint64, limits []Limit) (*policy, error) {
-	if err := validateLimits(l.name, limits); err != nil {
-		return nil, err
-	}
-	if err := l.opts.others(l.events.inStore).suit(limits); err != nil {
-		return nil, err
-	}
-	p := newPolicy(l.name, limits)
-	if err := validateStore(l.store, p.counted()); err != nil {
-		return nil, err
-	}
-	p.plan = true
-	l.counts.policies.register(p)
-	l.counts.policies.use(p)
-	l.used.add(p.limits)
-	p, unused := l.plans.Put(hash, p, clock.Now(), func(p *policy) bool { return slices.Equal(p.given, limits) },
-		func(dropped *policy) { l.used.add(dropped.limits) }) // used may have forgotten them while the plan was cached
-	if unused > 0 && unused < planThrash {
-		l.report.warn(warnTooManyPlans)
-	}
-	return p, nil
-}
-
 // policyCounts has the names of the policies that a limiter has used, and counts what
 // they deny. The zero value has none. It may be used from any number of goroutines.
 type policyCounts struct {
