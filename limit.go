@@ -56,8 +56,11 @@ const (
 // counts reports whether a store counts under the limit.
 func (l Limit) counts() bool { return l.rule.Kind < kindDeny }
 
-// counted returns the limits under which a store counts.
+// counted returns the limits under which a store counts. That may be the same slice.
 func counted(limits []Limit) (counted []Limit) {
+	if !slices.ContainsFunc(limits, func(l Limit) bool { return !l.counts() }) {
+		return slices.Clip(limits)
+	}
 	for _, l := range limits {
 		if l.counts() {
 			counted = append(counted, l)

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/engine"
 	"github.com/ratelimit-go/ratelimit/internal/holds"
 	"github.com/ratelimit-go/ratelimit/internal/remote"
@@ -84,6 +85,7 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 	}
 	l := &Limiter{name: name, opts: opts.withDefaults(), store: opts.Store}
 	l.counts = new(counts)
+	l.plans.Most = maxPlans
 	l.report = &reporter{
 		name: name, logger: l.opts.Logger, silence: l.opts.Silence,
 		counts: &l.counts.warnings, observed: l.events.warned,
@@ -91,9 +93,12 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 	l.events.report, l.events.own, l.events.audit = l.report, l.opts.Observe, l.opts.Audit
 	l.events.inStore, _ = recordingOf(l.store, l.opts.Audit) // opts.validate has returned the error
 	l.key = probeKey(l.opts.Key)
-	l.message = []byte(l.opts.Message)
-	l.problem = problemHead(l.opts.Message)
+	l.message, l.problem = defaultDenial, defaultProblem
+	if l.opts.Message != defaultMessage {
+		l.message, l.problem = []byte(l.opts.Message), problemHead(l.opts.Message)
+	}
 	l.setPolicy(opts.Limits)
+	l.opts.Limits = nil // they are in the policy
 	switch {
 	case opts.Redis != nil:
 		l.createdRedis = limiterRedisStore(opts.Redis, name)
@@ -239,7 +244,7 @@ func (l *Limiter) begin() {
 	l.counts.policies.use(l.policy.Load())
 	old := l.succeeded
 	if old != nil { // its plans have counters, too
-		l.used.addAll(old.used.with(old.plans.all()))
+		l.used.addAll(old.used.with(old.policies()))
 		l.succeeded = nil
 	}
 	l.adoptStore()
@@ -266,8 +271,14 @@ func (l *Limiter) adoptStore() {
 func (l *Limiter) setPolicy(limits []Limit) (p, old *policy) {
 	p = newPolicy(l.name, limits)
 	l.counts.policies.register(p)
-	l.used.add(p.limits)
-	old = l.policy.Swap(p)
+	for old = l.policy.Load(); ; old = l.policy.Load() {
+		if old != nil {
+			l.used.add(old.limits) // before they are out of force: a Reset forgets those in force and those in used
+		}
+		if l.policy.CompareAndSwap(old, p) {
+			break
+		}
+	}
 	if l.begun.Load() {
 		l.counts.policies.use(p)
 	}
@@ -343,13 +354,50 @@ func (l *Limiter) TakeUpTo(ctx context.Context, key string, n int64) (granted in
 	return t.granted, d, nil
 }
 
+// policies returns the policy in force, and those of the plans in use.
+func (l *Limiter) policies() []*policy { return append([]*policy{l.policy.Load()}, l.plans.All()...) }
+
 // policyOf returns the policy of a plan's limits, or the limiter's own if the plan has
 // none.
 func (l *Limiter) policyOf(plan []Limit) (*policy, error) {
 	if len(plan) == 0 {
 		return l.policy.Load(), nil
 	}
-	return l.plans.of(l.name, l.store, l.opts.others(l.events.inStore), plan, &l.used, &l.counts.policies)
+	return l.planOf(plan)
+}
+
+// planOf returns the policy of a plan's limits, which need not be valid. A new policy's
+// limits are added to used, and its names to the counts.
+func (l *Limiter) planOf(limits []Limit) (*policy, error) {
+	hash, same := planHash(limits), func(p *policy) bool { return slices.Equal(p.given, limits) }
+	if p, ok := l.plans.Find(hash, same); ok {
+		return p, nil
+	}
+	return l.makePlan(hash, slices.Clone(limits))
+}
+
+// makePlan is planOf for a plan that is not cached, whose limits do not change any more.
+func (l *Limiter) makePlan(hash uint64, limits []Limit) (*policy, error) {
+	if err := validateLimits(l.name, limits); err != nil {
+		return nil, err
+	}
+	if err := l.opts.others(l.events.inStore).suit(limits); err != nil {
+		return nil, err
+	}
+	p := newPolicy(l.name, limits)
+	if err := validateStore(l.store, p.counted()); err != nil {
+		return nil, err
+	}
+	p.plan = true
+	l.counts.policies.register(p)
+	l.counts.policies.use(p)
+	l.used.add(p.limits)
+	p, unused := l.plans.Put(hash, p, clock.Now(), func(p *policy) bool { return slices.Equal(p.given, limits) },
+		func(dropped *policy) { l.used.add(dropped.limits) }) // used may have forgotten them while the plan was cached
+	if unused > 0 && unused < planThrash {
+		l.report.warn(warnTooManyPlans)
+	}
+	return p, nil
 }
 
 func (l *Limiter) negative(n int64) error {
@@ -724,7 +772,7 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 	if err != nil {
 		return err
 	}
-	limits, dropped := l.used.with(append(l.plans.all(), l.policy.Load()))
+	limits, dropped := l.used.with(l.policies())
 	reset := l.engine.Reset
 	if l.remote != nil {
 		reset = l.remote.Reset
@@ -775,7 +823,7 @@ func (l *Limiter) Block(ctx context.Context, key string, d time.Duration) error 
 	if _, err := kindStore(l.store, KindBlock); err != nil {
 		return fmt.Errorf("ratelimit: limiter %q: Block: %w", l.name, err)
 	}
-	limits, dropped := l.used.with(append(l.plans.all(), l.policy.Load()))
+	limits, dropped := l.used.with(l.policies())
 	if len(limits) == 0 {
 		return fmt.Errorf("ratelimit: limiter %q: Block: it counts under no limit: add one to Options.Limits", l.name)
 	}

@@ -235,9 +235,16 @@ const defaultMaxWaiting = 1024
 
 const defaultMessage = "Too many requests, please try again later."
 
+// What most limiters have in common, so that each of them needs less memory.
+var (
+	defaultKey     = ClientIP{}.Key
+	defaultDenial  = []byte(defaultMessage)
+	defaultProblem = problemHead(defaultMessage)
+)
+
 func (o Options) withDefaults() Options {
 	if o.Key == nil {
-		o.Key = ClientIP{}.Key
+		o.Key = defaultKey
 	}
 	o.PartitionSecret, o.Silence = slices.Clone(o.PartitionSecret), slices.Clone(o.Silence)
 	if o.Message == "" {

@@ -16,6 +16,7 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/engine"
 	"github.com/ratelimit-go/ratelimit/internal/holds"
+	"github.com/ratelimit-go/ratelimit/internal/recent"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 	"github.com/ratelimit-go/ratelimit/internal/table"
 )
@@ -35,7 +36,7 @@ type policy struct {
 	ladders *[MaxLimits]*rule.Ladder
 	lasts   int64    // for how long units count, at most, under any of the limits
 	single  bool     // there is one limit, without Block: a table's TakeOne decides
-	plan    bool     // made of what Options.LimitsFor returned
+	plan    bool     // made of what Options.LimitsFor or a caller of TakeLimits has given
 	names   []string // effective policy names
 	entries []*countedPolicy
 	numbers table.Policies // of entries
@@ -126,6 +127,10 @@ func (p *policy) counted() []Limit {
 	}
 	return p.limits
 }
+
+// same reports whether two policies are of the same limits: a plan's may have been made
+// twice.
+func (p *policy) same(other *policy) bool { return p == other || slices.Equal(p.given, other.given) }
 
 // sharesCounter reports whether a key has a counter under a limit of p that it also has
 // under a limit of other.
@@ -335,57 +340,33 @@ func (o otherOptions) suit(limits []Limit) error {
 	return nil
 }
 
-// plans keeps the policies made of what Options.LimitsFor has returned: to make
-// one costs far more than a decision. Its zero value is ready to use.
-type plans struct {
-	made atomic.Pointer[[]*policy]
-}
+// plans caches the policies made of what Options.LimitsFor and callers of TakeLimits have
+// returned: to make one costs far more than a decision. Nothing else is in it. What a plan
+// has counted, owes or holds goes by the key and the limits, so it does not matter whether
+// a plan's policy is made again, or there are two of it for a while.
+type plans struct{ recent.Cache[*policy] }
 
-// maxPlans bounds the memory for a LimitsFor that returns ever new limits.
-const maxPlans = 64
+// maxPlans bounds the memory for a LimitsFor that returns ever new limits, to about 4 MB.
+const maxPlans = 2048
 
-// all returns the policies made so far.
-func (c *plans) all() []*policy {
-	if made := c.made.Load(); made != nil {
-		return slices.Clone(*made)
-	}
-	return nil
-}
+// planThrash is for how long a plan is unused, in nanoseconds, when it may be dropped
+// without a warning.
+const planThrash = int64(time.Minute)
 
-// of returns the policy of limits, which need not be valid, for a limiter with that
-// store and options. It notes a new policy's limits in used, and its names in counted.
-func (c *plans) of(limiter string, store Store, others otherOptions, limits []Limit, used *usedLimits, counted *policyCounts) (*policy, error) {
-	made := c.made.Load()
-	if made != nil {
-		for _, p := range *made {
-			if slices.Equal(p.given, limits) {
-				return p, nil
+// planHash returns the hash of limits by which their policy is found.
+func planHash(limits []Limit) uint64 {
+	var h recent.Hash
+	for i := range limits {
+		l := &limits[i]
+		h = h.AddLimit(&l.rule).AddString(l.name)
+		if l.blocks() {
+			ladder := l.block.Value()
+			for _, d := range ladder.first {
+				h = h.Add(uint64(d))
 			}
 		}
 	}
-	if err := validateLimits(limiter, limits); err != nil {
-		return nil, err
-	}
-	if err := others.suit(limits); err != nil {
-		return nil, err
-	}
-	p := newPolicy(limiter, limits)
-	if err := validateStore(store, p.counted()); err != nil {
-		return nil, err
-	}
-	p.plan = true
-	counted.register(p)
-	counted.use(p)
-	used.add(p.limits)
-	var old []*policy
-	if made != nil {
-		old = *made
-	}
-	if len(old) < maxPlans {
-		both := append(slices.Clone(old), p)
-		c.made.CompareAndSwap(made, &both) // if another policy was added first, this one is made again
-	}
-	return p, nil
+	return uint64(h)
 }
 
 // policyCounts has the names of the policies that a limiter has used, and counts what
@@ -514,9 +495,11 @@ type counterID struct {
 }
 
 // maxUsed bounds what SetLimits and LimitsFor with ever new windows pile up.
-// With the limits of all plans it stays below the 4,096 that a RedisStore
-// resets in one call.
 const maxUsed = 1024
+
+// maxForgotten is how many limits a Reset or a Block has at most: a RedisStore does not
+// accept more in one call.
+const maxForgotten = 4096
 
 // add remembers limits. If there are too many, it forgets the limits that were
 // added first: their counters have most likely expired.
@@ -551,18 +534,30 @@ func (u *usedLimits) addAll(limits []Limit, dropped bool) {
 	u.mu.Unlock()
 }
 
-// with returns the remembered limits together with the limits of some policies,
-// one of each algorithm and window. It reports whether any were forgotten.
+// with returns the limits of some policies together with the remembered ones, one of each
+// algorithm and window, and at most maxForgotten. It reports whether any are missing. To
+// find the limits of a plan that is dropped in the meantime, list the plans before the call.
 func (u *usedLimits) with(policies []*policy) (limits []Limit, dropped bool) {
-	u.mu.Lock()
-	all := maps.Clone(u.limits)
-	dropped = u.dropped
-	u.mu.Unlock()
-	for _, p := range policies {
-		for _, l := range p.limits {
-			all[counterID{l.rule.Kind, l.rule.Identity()}] = l
+	all := make(map[counterID]Limit)
+	add := func(l Limit) {
+		id := counterID{l.rule.Kind, l.rule.Identity()}
+		if _, known := all[id]; known || len(all) < maxForgotten {
+			all[id] = l
+		} else {
+			dropped = true
 		}
 	}
+	for _, p := range policies {
+		for _, l := range p.limits {
+			add(l)
+		}
+	}
+	u.mu.Lock()
+	for _, l := range u.limits {
+		add(l)
+	}
+	dropped = dropped || u.dropped
+	u.mu.Unlock()
 	return slices.Collect(maps.Values(all)), dropped
 }
 

@@ -236,8 +236,8 @@ func (c *counts) stats() LimiterStats {
 		InFlight: int(c.inFlight.Load()), Waiting: int(c.waiting.Load()), Waited: c.waited.Load(), WaitTime: time.Duration(c.waitTime.Load()),
 		Warnings: make(map[Code]uint64),
 	}
-	for w := range c.warnings {
-		if n := c.warnings[w].Load(); n > 0 {
+	for w := range warningCount {
+		if n := c.warnings.load(w); n > 0 {
 			stats.Warnings[warnings[w].code] = n
 		}
 	}

@@ -130,7 +130,7 @@ func (s *underwayShard) add(key string, units int64, at Instant, under *policy, 
 	if len(k.held) > 0 && !own {
 		last := k.held[len(k.held)-1]
 		// The instants of units that were counted in this process are negative.
-		if !last.own && last.policy == under && (last.at < 0) == (at < 0) && now-last.first < under.lasts/joinShare {
+		if !last.own && last.policy.same(under) && (last.at < 0) == (at < 0) && now-last.first < under.lasts/joinShare {
 			in = last
 		}
 	}

@@ -85,6 +85,10 @@ const (
 	// writing a response, so that Count was given 200. A framework that writes the
 	// response later, such as an error's, needs Check and Responded.
 	CodeNoResponse Code = "no-response"
+	// CodeTooManyPlans: within a minute, Options.LimitsFor and callers of TakeLimits have used
+	// more than 2,048 different lists of limits. Everything is counted as usual, but a
+	// request under limits that are not cached costs several times as much.
+	CodeTooManyPlans Code = "too-many-plans"
 	// CodeShadow: in Shadow, requests are let through that would be denied.
 	CodeShadow Code = "shadow"
 	// CodeSnapshotFailed: MemoryOptions.SnapshotFile could not be written. Counters
@@ -122,6 +126,7 @@ const (
 	warnInHandler
 	warnCountIgnored
 	warnNoResponse
+	warnTooManyPlans
 	warnShadow
 	warnSnapshotFailed
 	warnSnapshotSetAside
@@ -154,6 +159,7 @@ var warnings = [warningCount]struct {
 	warnInHandler:         {CodeInHandler, slog.LevelWarn, "a limiter was made while a request was being served: make limiters once, at start, or inside Reload"},
 	warnCountIgnored:      {CodeCountIgnored, slog.LevelWarn, "Options.Count is set, and Check does not see the response, so every request counts: use Middleware, or call Responded with the status"},
 	warnNoResponse:        {CodeNoResponse, slog.LevelWarn, "a handler has returned without writing a response, and Options.Count was given 200: write the status in the handler, or use Check and Responded if a framework writes it later"},
+	warnTooManyPlans:      {CodeTooManyPlans, slog.LevelWarn, "Options.LimitsFor or TakeLimits uses more than 2,048 different lists of limits within a minute, and requests under them are slow: choose limits by the client's plan, not by the request"},
 	warnShadow:            {CodeShadow, slog.LevelWarn, "requests would be denied: the limiter is in Shadow and lets them through"},
 
 	warnSnapshotFailed:   {CodeSnapshotFailed, slog.LevelError, "the snapshot file could not be written: counters go on in memory, and are lost if the process ends before that works again"},
@@ -180,18 +186,42 @@ const warnEvery = time.Minute
 // lock is held: observed may run functions of the user's.
 type reporter struct {
 	name    string
-	logger  *slog.Logger               // nil: whatever slog.Default returns at the time
-	silence []Code                     // codes that are not logged
-	last    [warningCount]atomic.Int64 // by clock.Now; 0 for never
-	counts  *warningCounts             // where causes of warnings are counted; nil: nowhere
+	logger  *slog.Logger   // nil: whatever slog.Default returns at the time
+	silence []Code         // codes that are not logged
+	counts  *warningCounts // where causes of warnings are counted; nil: nowhere
+
+	// When each warning was logged last, by clock.Now; 0 for never. Nil until the first one.
+	last atomic.Pointer[[warningCount]atomic.Int64]
 
 	// observed is called for each warning that it is time to log, with the error in its
 	// attributes, and for warnStoreBack with how long the outage lasted. It may be nil.
 	observed func(w warning, err error, lasted time.Duration)
 }
 
-// warningCounts is how often each warning had a cause.
-type warningCounts [warningCount]atomic.Uint64
+// warningCounts is how often each warning had a cause. The zero value has counted nothing,
+// and is small: most limiters never warn.
+type warningCounts struct {
+	of atomic.Pointer[[warningCount]atomic.Uint64]
+}
+
+// add counts a cause.
+func (c *warningCounts) add(w warning) { made(&c.of)[w].Add(1) }
+
+// load returns how often a warning had a cause.
+func (c *warningCounts) load(w warning) uint64 {
+	if of := c.of.Load(); of != nil {
+		return of[w].Load()
+	}
+	return 0
+}
+
+// made returns what p points to, and makes it if there is nothing yet.
+func made[T any](p *atomic.Pointer[T]) *T {
+	if p.Load() == nil {
+		p.CompareAndSwap(nil, new(T)) // another caller may have been first
+	}
+	return p.Load()
+}
 
 // warn counts w, and logs it unless this reporter has logged it within the last minute.
 // The attributes are this library's own words, never what a client has sent, except for
@@ -211,13 +241,14 @@ func (r *reporter) always(w warning, lasted time.Duration, args ...any) {
 // count counts w, and reports whether it is time to log it.
 func (r *reporter) count(w warning) bool {
 	if r.counts != nil {
-		r.counts[w].Add(1)
+		r.counts.add(w)
 	}
-	last, now := r.last[w].Load(), max(1, clock.Now())
+	at := &made(&r.last)[w]
+	last, now := at.Load(), max(1, clock.Now())
 	if last != 0 && now-last < int64(warnEvery) && now >= last {
 		return false
 	}
-	return r.last[w].CompareAndSwap(last, now)
+	return at.CompareAndSwap(last, now)
 }
 
 // log writes w to the log, and hands it on.

@@ -55,6 +55,7 @@ var mayImport = map[string]allowance{
 	"internal/clock":    {},
 	"internal/calendar": {},
 	"internal/engine":   {sameModule: "internal/rule"},
+	"internal/recent":   {sameModule: "internal/rule"},
 	"internal/table":    {sameModule: "internal/rule"},
 	"internal/filelock": {},
 	"internal/snapshot": {sameModule: "internal/rule internal/table internal/filelock", foreign: xSys},
@@ -62,7 +63,7 @@ var mayImport = map[string]allowance{
 	// Redis.
 	"internal/batch":       {},
 	"internal/redisscript": {sameModule: "internal/rule", foreign: goRedis},
-	"internal/redisstore":  {sameModule: "internal/batch internal/redisscript internal/rule internal/engine internal/clock internal/calendar", foreign: goRedis},
+	"internal/redisstore":  {sameModule: "internal/batch internal/redisscript internal/rule internal/engine internal/clock internal/calendar internal/recent", foreign: goRedis},
 
 	// Every remote store.
 	"internal/nearcache": {sameModule: "internal/rule internal/table"},
@@ -74,8 +75,9 @@ var mayImport = map[string]allowance{
 	"internal/addr":   {},
 	"internal/accept": {},
 
-	// Tests and simulation.
+	// Tests, simulation and documentation.
 	"internal":           {},
+	"internal/chart":     {},
 	"internal/sim":       {sameModule: "internal/breaker internal/nearcache internal/rule internal/batch internal/remote internal/redisstore"},
 	"internal/redistest": {foreign: goRedis},
 	"internal/pgtest":    {},
@@ -86,7 +88,7 @@ var mayImport = map[string]allowance{
 	".": {
 		sameModule: "internal/rule internal/clock internal/calendar internal/engine internal/table internal/snapshot" +
 			" internal/batch internal/redisscript internal/redisstore" +
-			" internal/nearcache internal/breaker internal/holds internal/remote internal/addr internal/accept",
+			" internal/nearcache internal/breaker internal/holds internal/remote internal/addr internal/accept internal/recent",
 		foreign: goRedis + " " + httpsnoop + " " + xText,
 	},
 
@@ -101,7 +103,7 @@ var mayImport = map[string]allowance{
 	"admin":         {sameModule: ". audit internal/addr internal/accept"},
 
 	// Programs.
-	"cmd/ratelimit-sim": {sameModule: ". internal/sim internal/rule"},
+	"cmd/ratelimit-sim": {sameModule: ". internal/sim internal/rule internal/chart"},
 	"examples/...":      {sameModule: ".", foreign: goRedis},
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/internal/chart"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 	"github.com/ratelimit-go/ratelimit/internal/sim"
 )
@@ -23,12 +24,12 @@ func document(dir string, scenarios []scenario) error {
 	}
 	for i, s := range scenarios {
 		fmt.Fprintln(os.Stderr, s.name)
-		var chart string
-		tables[i], chart = s.run()
-		if chart == "" {
+		var svg string
+		tables[i], svg = s.run()
+		if svg == "" {
 			continue
 		}
-		if err := replace(filepath.Join(dir, "scaling-"+s.name+".svg"), chart); err != nil {
+		if err := replace(filepath.Join(dir, "scaling-"+s.name+".svg"), svg); err != nil {
 			return err
 		}
 	}
@@ -45,7 +46,7 @@ func fill(path string, scenarios []scenario, tables []string) (string, error) {
 	page := string(text)
 	for i, s := range scenarios {
 		if err == nil {
-			page, err = between(page, s.name, tables[i])
+			page, err = chart.Fill(page, s.name, tables[i])
 		}
 	}
 	return page, err
@@ -60,23 +61,28 @@ func replace(path, text string) error {
 	return os.Rename(aside, path)
 }
 
-// between replaces the text between the marks of a name.
-func between(page, name, text string) (string, error) {
-	begin, end := "<!-- "+name+" -->\n", "<!-- end of "+name+" -->"
-	before, rest, ok := strings.Cut(page, begin)
-	_, after, ok2 := strings.Cut(rest, end)
-	if !ok || !ok2 {
-		return "", fmt.Errorf("the page has no %q and %q", begin, end)
-	}
-	return before + begin + "\n" + text + "\n" + end + after, nil
-}
-
 type scenario struct {
 	name string
 	run  func() (table, chart string) // chart is empty if there is none
 }
 
 var scenarios = []scenario{{"commands", commands}, {"algorithms", algorithms}, {"keys", manyKeys}, {"share", share}, {"outage", outage}, {"blocks", blocks}}
+
+// How the pictures show the modes, and their axes.
+var (
+	colors    = map[sim.Mode]chart.Color{sim.Exact: chart.Gray, sim.Cached: chart.Amber, sim.Leased: chart.Blue}
+	processes = chart.Axis{Title: "processes", From: 1, To: 1000}
+	percents  = chart.Axis{Ticks: []float64{90, 92, 94, 96, 98, 100}}
+)
+
+// picture returns a chart of panels whose lines are the modes.
+func picture(title string, panels []chart.Panel) string {
+	p := chart.Picture{Title: title, Command: "go run ./cmd/ratelimit-sim -out docs", Panels: panels}
+	for _, mode := range modes {
+		p.Legend = append(p.Legend, chart.Entry{Color: colors[mode], Name: mode.String()})
+	}
+	return p.SVG()
+}
 
 var fleets = []int{1, 3, 10, 30, 100, 300, 1000}
 
@@ -127,12 +133,12 @@ func blocks() (string, string) {
 }
 
 // lines draws a number of each result against the processes.
-func lines(results []result, of func(result) float64) (all []line) {
+func lines(results []result, of func(result) float64) (all []chart.Line) {
 	for _, mode := range modes {
-		l := line{Name: mode.String()}
+		l := chart.Line{Color: colors[mode]}
 		for _, r := range results {
 			if r.Mode == mode {
-				l.Points = append(l.Points, point{float64(r.Config.Processes), of(r)})
+				l.Points = append(l.Points, chart.Point{X: float64(r.Config.Processes), Y: of(r)})
 			}
 		}
 		all = append(all, l)
@@ -143,7 +149,7 @@ func lines(results []result, of func(result) float64) (all []line) {
 func commands() (string, string) {
 	var b strings.Builder
 	b.WriteString("| requests a second | processes | exact | 99 % wait at most | deny-cached | at most | leased | at most |\n|---|---|---|---|---|---|---|---|\n")
-	var panels []panel
+	var panels []chart.Panel
 	for _, rate := range []float64{10_000, 100_000, 1_000_000} {
 		c := base
 		c.Rate, c.Limit = rate, perSecond(int64(rate)/2)
@@ -158,9 +164,9 @@ func commands() (string, string) {
 			}
 			b.WriteString("\n")
 		}
-		panels = append(panels, panel{Title: number(rate) + " requests a second", Lines: lines(results, result.perSecond)})
+		panels = append(panels, chart.Panel{Title: number(rate) + " requests a second", Lines: lines(results, result.perSecond), X: processes, Y: chart.Axis{From: 10}})
 	}
-	return b.String(), chart("Commands a second at Redis, by number of processes: one hot key, a fixed window, half of its requests admitted", "processes", panels)
+	return b.String(), picture("Commands a second at Redis, by number of processes: one hot key, a fixed window, half of its requests admitted", panels)
 }
 
 // algorithms has one hot key with a load below its limit, above it, and far above it. The
@@ -207,8 +213,11 @@ func manyKeys() (string, string) {
 			b.WriteString("\n")
 		}
 	}
-	return b.String(), chart("Commands a second at Redis, by number of processes: 100,000 requests a second for 10,000 keys, 1,000 a second each", "processes",
-		[]panel{{Title: "some keys much busier than others", Lines: lines(zipf, result.perSecond)}, {Title: "uniform", Lines: lines(uniform, result.perSecond)}})
+	axis := chart.Axis{From: 10_000, To: 100_000}
+	return b.String(), picture("Commands a second at Redis, by number of processes: 100,000 requests a second for 10,000 keys, 1,000 a second each", []chart.Panel{
+		{Title: "some keys much busier than others", Lines: lines(zipf, result.perSecond), X: processes, Y: axis},
+		{Title: "uniform", Note: "the three lines are in the same place", Lines: lines(uniform, result.perSecond), X: processes, Y: axis},
+	})
 }
 
 // share measures how much each process admits, in windows of a second that are not used up
@@ -216,7 +225,7 @@ func manyKeys() (string, string) {
 func share() (string, string) {
 	var b strings.Builder
 	b.WriteString("| load | processes | mode | admitted of the limit | fairness | smallest and largest share of its requests that a process admitted |\n|---|---|---|---|---|---|\n")
-	var panels []panel
+	var panels []chart.Panel
 	for _, skew := range []float64{0, 0.9} {
 		c := base
 		c.Rate, c.Share, c.Span = 20_000, skew, 3*time.Second
@@ -239,33 +248,37 @@ func share() (string, string) {
 				percent(r.OfIdeal()), r.Jain(), percent(least), percent(most))
 		}
 		panels = append(panels,
-			panel{Title: "admitted of the limit, %, load " + load, Linear: true, From: 90, To: 101, Lines: lines(results, func(r result) float64 { return 100 * r.OfIdeal() })})
+			chart.Panel{Title: "admitted of the limit, %, load " + load, X: processes, Y: percents, Lines: lines(results, func(r result) float64 { return 100 * r.OfIdeal() })})
 		if skew > 0 {
-			panels = append(panels, panel{Title: "fairness, %, load " + load, Linear: true, From: 90, To: 101, Lines: lines(results, func(r result) float64 { return 100 * r.Jain() })})
+			panels = append(panels, chart.Panel{Title: "fairness, %, load " + load, X: processes, Y: percents, Lines: lines(results, func(r result) float64 { return 100 * r.Jain() })})
 		}
 	}
-	return b.String(), chart("Admitted, by number of processes: 20,000 requests a second, 15,000 a second admitted", "processes", panels)
+	return b.String(), picture("Admitted, by number of processes: 20,000 requests a second, 15,000 a second admitted", panels)
 }
 
 // outage has Redis down for three of eight seconds.
 func outage() (string, string) {
 	c := base
 	c.Rate, c.Limit, c.Span = 20_000, perSecond(1000), 8*time.Second
-	c.Outages = []sim.Outage{{From: 2500 * time.Millisecond, To: 5500 * time.Millisecond}}
+	down := sim.Outage{From: 2500 * time.Millisecond, To: 5500 * time.Millisecond}
+	c.Outages = []sim.Outage{down}
 	var b strings.Builder
 	b.WriteString("| processes | mode | before | while Redis is down | after | bound: processes × limit |\n|---|---|---|---|---|---|\n")
-	var panels []panel
+	var panels []chart.Panel
 	for _, n := range []int{4, 16, 64} {
-		p := panel{Title: fmt.Sprint(n, " processes"), Ticks: []float64{0, 2, 4, 6, 8}, Bottom: 100}
+		p := chart.Panel{
+			Title: fmt.Sprint(n, " processes"), X: chart.Axis{Title: "seconds", Ticks: []float64{0, 1, 2, 3, 4, 5, 6, 7, 8}}, Y: chart.Axis{From: 100, To: 100_000},
+			Band: chart.Band{From: down.From.Seconds(), To: down.To.Seconds(), Label: "Redis is down"},
+		}
 		for _, r := range sweep(c, []int{n}) {
-			l := line{Name: r.Mode.String()}
+			l := chart.Line{Color: colors[r.Mode]}
 			const window = int(time.Second / sim.SliceSpan)
 			var perWindow [8]int64
 			for i := range perWindow {
 				for _, s := range r.Slices[i*window : (i+1)*window] {
 					perWindow[i] += s.Admitted
 				}
-				l.Points = append(l.Points, point{float64(i), float64(perWindow[i])}, point{float64(i + 1), float64(perWindow[i])})
+				l.Points = append(l.Points, chart.Point{X: float64(i), Y: float64(perWindow[i])}, chart.Point{X: float64(i + 1), Y: float64(perWindow[i])})
 			}
 			p.Lines = append(p.Lines, l)
 			if r.Mode != sim.Exact {
@@ -275,5 +288,5 @@ func outage() (string, string) {
 		}
 		panels = append(panels, p)
 	}
-	return b.String(), chart("Admitted in each second of a limit of 1,000 a second, 20,000 requested; Redis is down from 2.5 s to 5.5 s", "seconds", panels)
+	return b.String(), picture("Admitted in each window, of a limit of 1,000 a second, 20,000 requested; Redis is down from 2.5 s to 5.5 s", panels)
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/xml"
 	"fmt"
 	"io"
 	"os"
@@ -13,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/internal/chart"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
@@ -42,25 +42,12 @@ func TestRuleOf(t *testing.T) {
 	require.Contains(t, rows("500/day calendar"), "| 3 | leased |")
 }
 
-func TestChartIsXML(t *testing.T) {
-	c := base
-	c.Rate, c.Limit, c.Span = 1000, perSecond(500), time.Second
-	d := xml.NewDecoder(strings.NewReader(chart("a < b", "processes", []panel{{Title: "x & y", Lines: lines(sweep(c, []int{1, 4}), result.perSecond)}})))
-	for {
-		if _, err := d.Token(); err == io.EOF {
-			return
-		} else if err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
 // TestPage checks that docs/scaling.md has marks and a chart for every scenario.
 func TestPage(t *testing.T) {
 	page, err := os.ReadFile("../../docs/scaling.md")
 	require.NoError(t, err)
 	for _, s := range scenarios {
-		_, err := between(string(page), s.name, "")
+		_, err := chart.Fill(string(page), s.name, "")
 		require.NoError(t, err)
 		if s.name == "algorithms" || s.name == "blocks" { // a table alone
 			continue
@@ -68,7 +55,7 @@ func TestPage(t *testing.T) {
 		require.Contains(t, string(page), "](scaling-"+s.name+".svg)")
 		require.FileExists(t, "../../docs/scaling-"+s.name+".svg")
 	}
-	_, err = between(string(page), "nothing", "")
+	_, err = chart.Fill(string(page), "nothing", "")
 	require.Error(t, err)
 }
 
@@ -94,9 +81,9 @@ func TestDocument(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, fmt.Sprintf(page, "A\n", "B\n", "| 2 |\n"), string(got))
 	}
-	chart, err := os.ReadFile(filepath.Join(dir, "scaling-b.svg"))
+	svg, err := os.ReadFile(filepath.Join(dir, "scaling-b.svg"))
 	require.NoError(t, err)
-	require.Equal(t, "<svg>b</svg>", string(chart))
+	require.Equal(t, "<svg>b</svg>", string(svg))
 	left, err := os.ReadDir(dir)
 	require.NoError(t, err)
 	require.Len(t, left, 3)

@@ -633,13 +633,13 @@ func TestBlocksInABoundedLedger(t *testing.T) {
 	lost := c.Forgotten()
 	fill(c, "b", n, 3*hour) // the blocks of before are forgotten
 	require.Less(t, c.Forgotten()-lost, uint64(n-c.Owing()+n/10))
-	for i := range c.stripes {
+	for s := range c.made {
 		sum := 0
-		for _, e := range c.stripes[i].ledger.keys {
+		for _, e := range s.ledger.keys {
 			sum += e.bytes
 			require.Equal(t, entryBytes+len(e.key)+blockBytes*cap(e.blocks), e.bytes)
 		}
-		require.Equal(t, sum, c.stripes[i].ledger.lists[0].bytes)
+		require.Equal(t, sum, s.ledger.lists[0].bytes)
 	}
 
 	long := strings.Repeat("x", 2*longKey)
@@ -974,8 +974,8 @@ func TestBlocksConcurrently(t *testing.T) {
 	for _, c := range caches {
 		require.Empty(t, c.OwingKeys(100*hour))
 		require.Zero(t, c.Owing())
-		for i := range c.stripes {
-			for _, q := range c.stripes[i].ledger.lists {
+		for s := range c.made {
+			for _, q := range s.ledger.lists {
 				require.True(t, q.bytes == 0 && q.oldest == nil && q.newest == nil)
 			}
 		}

@@ -300,8 +300,7 @@ type EndedLease struct {
 // EndLeases ends the leases whose time is over, or all of them, and returns the rest
 // of each. It locks one stripe at a time.
 func (c *Cache) EndLeases(now int64, all bool) (ended []EndedLease) {
-	for i := range c.stripes {
-		s := &c.stripes[i]
+	for s := range c.made {
 		s.mu.Lock()
 		for key, l := range s.leases {
 			if !all && l.live(now) {
@@ -322,8 +321,7 @@ func (c *Cache) EndLeases(now int64, all bool) (ended []EndedLease) {
 // HasLeases reports whether any key has a lease, or one has been requested. It
 // locks one stripe at a time.
 func (c *Cache) HasLeases() bool {
-	for i := range c.stripes {
-		s := &c.stripes[i]
+	for s := range c.made {
 		s.mu.Lock()
 		n := len(s.leases)
 		s.mu.Unlock()

@@ -552,8 +552,7 @@ func (c *Cache) Owes(key string) (owes bool, sending <-chan struct{}) {
 // keys longer than longKey. It locks one stripe at a time. It also drops the units that no
 // longer count, and blocks that are forgotten.
 func (c *Cache) OwingKeys(now int64) (keys []string) {
-	for i := range c.stripes {
-		s := &c.stripes[i]
+	for s := range c.made {
 		s.mu.Lock()
 		for _, e := range s.ledger.keys {
 			p := keyRef{Hash: e.hash}

@@ -112,10 +112,9 @@ type Cache struct {
 	owner  table.Owner
 	clock  clock
 
-	marks       [marks]mark
-	stripes     [stripes]stripe
-	demands     atomic.Pointer[[marks]demandSet] // nil until leases are asked for
-	stripeBytes int                              // the most bytes of one stripe's ledger
+	stripes     [stripes / stripesPerBlock]atomic.Pointer[stripeBlock] // access it with stripe and made
+	demands     atomic.Pointer[[marks]demandSet]                       // nil until leases are asked for
+	stripeBytes int                                                    // the most bytes of one stripe's ledger
 
 	owing     atomic.Int64 // keys with units that the store is owed
 	forgotten atomic.Uint64
@@ -125,6 +124,9 @@ const (
 	// stripes is large enough that 64 concurrent callers rarely need the same
 	// lock.
 	stripes = 64
+	// Stripes are made in blocks when they are first needed: a process may have thousands
+	// of limiters that nobody uses.
+	stripesPerBlock = 8
 	// marks is the number of marks. All keys whose hash selects the same mark share it.
 	// That is harmless: an answer may be treated as older than it is, and then the
 	// stricter state stays until the next answer.
@@ -138,14 +140,41 @@ type mark struct {
 	version atomic.Uint64 // increased when units are given back here or the key is reset
 }
 
-// stripe has the ledger and the leases of some keys; mu guards them. While a key's
-// stripe is locked, no other caller changes the key's counters in the table.
+// stripe has the ledger, the leases and the marks of some keys; mu guards them. While a
+// key's stripe is locked, no other caller changes the key's counters in the table.
 type stripe struct {
 	mu     sync.Mutex
 	ledger ledger
 	leases map[string]*lease
 	erases uint64
 	_      [40]byte // keeps the locks of two stripes out of one cache line
+	marks  [marks / stripes]mark
+}
+
+type stripeBlock [stripesPerBlock]stripe
+
+// stripe returns stripe i, and makes it if it is missing.
+func (c *Cache) stripe(i uint64) *stripe {
+	at := &c.stripes[i/stripesPerBlock]
+	b := at.Load()
+	if b == nil {
+		at.CompareAndSwap(nil, new(stripeBlock)) // another caller may have been first
+		b = at.Load()
+	}
+	return &b[i%stripesPerBlock]
+}
+
+// made calls yield with each stripe that has been made, and without its lock. A stripe
+// that is missing has nothing in it.
+func (c *Cache) made(yield func(*stripe) bool) {
+	for i := range c.stripes {
+		b := c.stripes[i].Load()
+		for j := 0; b != nil && j < len(b); j++ {
+			if !yield(&b[j]) {
+				return
+			}
+		}
+	}
 }
 
 // New returns an empty Cache with a ledger of at most ledgerBytes. Two caches never
@@ -175,7 +204,8 @@ func (c *Cache) at(key string) keyRef {
 	h := c.memory.table.Hash(key, c.owner)
 	bits := h.Bits()
 	i := bits >> 32 % marks
-	return keyRef{h, bits, &c.stripes[i%stripes], &c.marks[i]}
+	s := c.stripe(i % stripes)
+	return keyRef{h, bits, s, &s.marks[i/stripes]}
 }
 
 // Denied reports whether n units of a key are known to be denied, and if so fills

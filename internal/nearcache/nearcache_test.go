@@ -700,8 +700,8 @@ func TestConcurrently(t *testing.T) {
 			settle(c, newRemote(0), key, hour)
 		}
 		require.Zero(t, c.Owing())
-		for i := range c.stripes {
-			for _, q := range c.stripes[i].ledger.lists {
+		for s := range c.made {
+			for _, q := range s.ledger.lists {
 				require.True(t, q.bytes == 0 && q.oldest == nil && q.newest == nil)
 			}
 		}

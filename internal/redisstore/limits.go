@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/ratelimit-go/ratelimit/internal/calendar"
+	"github.com/ratelimit-go/ratelimit/internal/clock"
+	"github.com/ratelimit-go/ratelimit/internal/recent"
 	"github.com/ratelimit-go/ratelimit/internal/redisscript"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
@@ -113,34 +115,27 @@ func sameArgs(a, b rule.Limit) bool {
 }
 
 // limitSets caches the sets that a store has made: one for its limiter's own
-// limits, and one for each of its plans, with and without blocks. Its zero value is
-// ready to use. It takes no lock.
-type limitSets struct {
-	known atomic.Pointer[[]*limitSet]
-}
+// limits, and one for each of its plans, with and without blocks.
+type limitSets struct{ recent.Cache[*limitSet] }
 
-// maxLimitSets bounds the cache of a limiter whose limits keep changing. The
-// newest sets stay.
-const maxLimitSets = 32
+// maxLimitSets bounds the cache of a limiter whose limits keep changing.
+const maxLimitSets = 4096
 
 // of returns the set of these limits, and of the ladders by which they start blocks,
-// which must not change any more. If two goroutines make a set at the same time, the
-// second set is not cached.
+// which must not change any more. It takes a lock if the set is not cached.
 func (s *limitSets) of(rules []rule.Limit, of *ladders) *limitSet {
-	known := s.known.Load()
-	if known != nil {
-		for _, set := range *known {
-			if set.has(rules, of) {
-				return set
-			}
+	var hash recent.Hash
+	for i := range rules {
+		hash = hash.AddLimit(&rules[i])
+		if of != nil {
+			hash = hash.AddLadder(of[i])
 		}
 	}
-	set := newLimitSet(rules, of)
-	sets := []*limitSet{set}
-	if known != nil {
-		sets = append(sets, (*known)[:min(len(*known), maxLimitSets-1)]...)
+	same := func(set *limitSet) bool { return set.has(rules, of) }
+	if set, ok := s.Find(uint64(hash), same); ok {
+		return set
 	}
-	s.known.CompareAndSwap(known, &sets)
+	set, _ := s.Put(uint64(hash), newLimitSet(rules, of), clock.Now(), same, func(*limitSet) {})
 	return set
 }
 

@@ -103,6 +103,7 @@ type (
 // never closes the client. New sends nothing and starts no goroutine.
 func New(client redis.UniversalClient, prefix string, options Options) *Store {
 	s := &Store{client: client, prefix: prefix, options: options, keepsDeadlines: keepsDeadlines(client)}
+	s.sets.Most = maxLimitSets
 	s.open(&s.queue)
 	if len(options.KeySecret) > 0 {
 		s.macs.New = func() any { return hmac.New(sha256.New, options.KeySecret) }

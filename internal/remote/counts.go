@@ -12,7 +12,7 @@ import (
 type Counts struct {
 	failures, spared atomic.Uint64 // calls that failed, and calls that were not made because of the breaker or MaxWaiting
 	callTime         atomic.Int64
-	callTimes        [TimeBuckets]atomic.Uint64
+	callTimes        atomic.Pointer[[TimeBuckets]atomic.Uint64] // nil before the first call: many limiters never make one
 }
 
 // Counted are the values of [Counts] at some instant.
@@ -31,7 +31,10 @@ const (
 func (c *Counts) called(took int64) {
 	took = max(0, took)
 	c.callTime.Add(took)
-	c.callTimes[bucket(took)].Add(1)
+	if c.callTimes.Load() == nil {
+		c.callTimes.CompareAndSwap(nil, new([TimeBuckets]atomic.Uint64)) // another caller may have been first
+	}
+	c.callTimes.Load()[bucket(took)].Add(1)
 }
 
 // bucket returns the first element of CallTimes whose bound is at least a time in
@@ -54,9 +57,11 @@ func bucket(took int64) int {
 // Load returns the present counts.
 func (c *Counts) Load() Counted {
 	all := Counted{Failures: c.failures.Load(), Spared: c.spared.Load(), CallTime: time.Duration(c.callTime.Load())}
-	for i := range c.callTimes {
-		all.CallTimes[i] = c.callTimes[i].Load()
-		all.Calls += all.CallTimes[i]
+	if times := c.callTimes.Load(); times != nil {
+		for i := range times {
+			all.CallTimes[i] = times[i].Load()
+			all.Calls += all.CallTimes[i]
+		}
 	}
 	return all
 }

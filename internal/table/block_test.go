@@ -327,8 +327,8 @@ func TestBlocksExpire(t *testing.T) {
 		tab.takeBlocking(strconv.Itoa(i), 1, nil, ladder(hour, 2*hour), l)
 	}
 	held := func() (blocks int) {
-		for i := range tab.shards {
-			blocks += int(tab.shards[i].blocks)
+		for s := range tab.shards.used {
+			blocks += int(s.blocks)
 		}
 		return blocks
 	}

@@ -287,7 +287,7 @@ type candidate struct {
 }
 
 func snapshot(tab *Table, now int64) (all []candidate) {
-	for p := range places(&tab.shards[0]) {
+	for p := range places(tab.shards.of(0)) {
 		if of, c := *p.id(), p.slot(); of != 0 {
 			l := tab.shapes.limit(of)
 			all = append(all, candidate{of.fingerprint(), c.fresh(l, 0), c.when&flagRefused != 0, c.empty(l, now)})
@@ -302,7 +302,7 @@ func checkVictims(t *testing.T, tab *Table, now int64, requested id, before []ca
 		return cmp.Or(cmp.Compare(a.rank(now, requested), b.rank(now, requested)), cmp.Compare(max(a.fresh, now), max(b.fresh, now)))
 	})
 	for _, c := range before {
-		if tab.shards[0].find(c.id).group != nil || c.fresh <= now {
+		if tab.shards.of(0).find(c.id).group != nil || c.fresh <= now {
 			continue
 		}
 		was.Evicted++
@@ -312,7 +312,7 @@ func checkVictims(t *testing.T, tab *Table, now int64, requested id, before []ca
 		switch first := before[0]; {
 		case first.fresh <= now:
 			t.Fatalf("at %d %+v went, and the expired %+v stayed", now, c, first)
-		case len(before) < tab.shards[0].max:
+		case len(before) < tab.shards.of(0).max:
 			t.Fatalf("at %d %+v went from a table with room", now, c)
 		case first.rank(now, requested) < c.rank(now, requested) || first.fresh < c.fresh:
 			t.Fatalf("at %d %+v went, want %+v", now, c, first)
@@ -347,7 +347,7 @@ func TestRoomInBucketsButNotInShard(t *testing.T) {
 		flood(tab, most, l)
 		// A quarter of them are freed, all in a few groups, and others take their
 		// place.
-		s := &tab.shards[0]
+		s := tab.shards.of(0)
 		for i := range 8 {
 			b := &s.groups[(seed%4*8+i)%len(s.groups)]
 			for at, id := range b.ids {

@@ -52,8 +52,7 @@ func (s *shard) setHolds(h keyHash, of rule.Holds) {
 
 // HeldKeys returns how many keys have records of holds. It locks each shard for a moment.
 func (t *Table) HeldKeys() (keys int) {
-	for i := range t.shards {
-		s := &t.shards[i]
+	for s := range t.shards.used {
 		s.mu.Lock()
 		if s.apart != nil {
 			keys += len(s.apart.holds)

@@ -120,7 +120,7 @@ func TestLookWritesNothing(t *testing.T) {
 
 // contents returns the used slots of a table of one shard.
 func contents(tab *Table) (slots []slot) {
-	for p := range places(&tab.shards[0]) {
+	for p := range places(tab.shards.of(0)) {
 		if *p.id() != 0 {
 			slots = append(slots, *p.slot())
 		}

@@ -108,8 +108,8 @@ func checkRings(t *testing.T, tab *Table, most int) {
 	t.Helper()
 	checkInvariants(t, tab)
 	sum := 0
-	for i := range tab.shards {
-		s := &tab.shards[i]
+	for i := range tab.Shards() {
+		s := tab.shards.of(uint64(i))
 		sum += s.max
 		if s.rings() == nil {
 			continue
@@ -211,10 +211,10 @@ func TestRollingInvariants(t *testing.T) {
 			}
 			checkRings(t, tab.Table, most)
 		}
-		for i := range tab.shards[0].groups { // whatever is left can be freed
-			tab.shards[0].freeExpired(i, &tab.shapes, math.MaxInt64)
+		for i := range tab.shards.of(0).groups { // whatever is left can be freed
+			tab.shards.of(0).freeExpired(i, &tab.shapes, math.MaxInt64)
 		}
-		if s := &tab.shards[0]; s.max != most || s.used != 0 || s.rings() != nil {
+		if s := tab.shards.of(0); s.max != most || s.used != 0 || s.rings() != nil {
 			t.Fatalf("when all counters have expired, %d are left, of at most %d", s.used, s.max)
 		}
 	}
@@ -236,7 +236,7 @@ func TestRingLargerThanTheTable(t *testing.T) {
 		t.Fatalf("%+v, and %d left", s, tab.left("k", l))
 	}
 	tab.take("another", 1, fixed(1, hour))
-	if s := &tab.shards[0]; s.used != 1 || s.max != 20 || tab.holds("k", l) {
+	if s := tab.shards.of(0); s.used != 1 || s.max != 20 || tab.holds("k", l) {
 		t.Fatalf("%d counters of at most %d", s.used, s.max)
 	}
 }
@@ -275,7 +275,7 @@ func TestRingsEvictInOrder(t *testing.T) {
 			denied++
 		}
 	}
-	want := 100 - placesOf(tab.shards[0].rings().of[tab.secret.hash("k").id(&l)]) - 2
+	want := 100 - placesOf(tab.shards.of(0).rings().of[tab.secret.hash("k").id(&l)]) - 2
 	if denied != want || tab.left("k", l) != 0 || tab.left("k", beside) != 800 {
 		t.Errorf("%d denied keys are left, want %d; %d and %d of the key", denied, want, tab.left("k", l), tab.left("k", beside))
 	}
@@ -388,8 +388,9 @@ func TestRingsGiveMemoryBack(t *testing.T) {
 	if after := liveHeap(); after > before+(full-before)/10 {
 		t.Errorf("%d bytes when full, %d when all units have left", full-before, after-before)
 	}
-	for i := range tab.shards {
-		if all := tab.shards[i].rings(); all != nil && all.most > 64 {
+	for i := range tab.Shards() {
+		s := tab.shards.of(uint64(i))
+		if all := s.rings(); all != nil && all.most > 64 {
 			t.Errorf("shard %d: the map of %d rings has memory for %d", i, len(all.of), all.most)
 		}
 	}
@@ -469,7 +470,7 @@ func TestRollingLook(t *testing.T) {
 	tab, l := newTimed(100), rolling(2, hour)
 	tab.take("k", 2, l)
 	tab.take("k", 1, l)
-	slotOf := func() slot { return *tab.shards[0].find(tab.secret.hash("k").id(&l)).slot() }
+	slotOf := func() slot { return *tab.shards.of(0).find(tab.secret.hash("k").id(&l)).slot() }
 	was := slotOf()
 	if was.when&flagRefused == 0 || was.when&flagEmpty == 0 {
 		t.Fatalf("%x: not marked as refused and empty", was.when)

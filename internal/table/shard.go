@@ -17,18 +17,21 @@ type shard struct {
 	now    int64
 	groups []group // a counter is in one of the two that its id names, and may be moved between them
 	used   int     // slots that are not free
-	max    int     // the most that may be; rings take of it
 	hand   int     // the next group that tidy checks for expired counters
 	apart  *apart  // nil until a counter needs it
 
 	decisions decisions
 	blocks    int32 // places that hold a block: without any, nobody looks for one
 	inserts   uint8
+	wall      int64 // as of the last call; see Table.SetWall
 	// Two shards' locks are never in one cache line, nor in the pair of it. On a 64-bit
 	// machine the other fields have 128 bytes; on a 32-bit one, each of 8 words above has 4
 	// bytes less.
-	_    [8 * (64 - bits.UintSize) / 8]byte
-	wall int64 // as of the last call; see Table.SetWall
+	_ [8 * (64 - bits.UintSize) / 8]byte
+	// max is the most slots that may be used; rings take of it. It is last because decisions
+	// do not access it: the allocator may begin a block of shards 8 bytes after a cache line,
+	// and then the last word of a shard is in the line of the next one's lock.
+	max int
 }
 
 // apart is what some counters of a shard have beside their slots. Most shards have none,

@@ -68,16 +68,13 @@ func (s *Shapes) HasBlocks() bool { return s[blockShape].Kind == rule.Blocked }
 // does not imply. So counters can be loaded into a table with fewer shards, but not
 // with more.
 func NewKept(max int, clock func() int64, secret Secret, mostShards int) *Table {
-	t := New(max, clock)
+	t := newTable(max, min(shardsFor(max), mostShards), clock)
 	t.kept = &secret
-	if mostShards < len(t.shards) {
-		t.divide(max, mostShards)
-	}
 	return t
 }
 
 // Shards is how many shards the table has: a power of two, at most [MaxShards].
-func (t *Table) Shards() int { return len(t.shards) }
+func (t *Table) Shards() int { return t.shards.len() }
 
 // Shapes returns the limits that the table's counters may have been used under.
 func (t *Table) Shapes() (all Shapes) {
@@ -97,11 +94,11 @@ var errCounter = errors.New("a counter is out of range")
 // ends of calendars' periods, for which [Table.SetWall] must have been called. Apply
 // locks the shard. It returns an error if a counter is out of range.
 func (t *Table) Apply(changes Changes, shapes *Shapes, shift int64) error {
-	s := &t.shards[changes.Shard&(len(t.shards)-1)]
+	s := t.shards.of(uint64(changes.Shard))
 	now := t.clock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	t.use(uint64(changes.Shard))
+	t.shards.use(uint64(changes.Shard))
 	s.now, s.wall = now, t.wall.Load()
 	for _, gone := range changes.Removed {
 		if c := s.find(id(gone)); c.group != nil {
@@ -205,7 +202,7 @@ type mirrored struct {
 }
 
 // Mirror returns an empty copy of t.
-func (t *Table) Mirror() *Mirror { return &Mirror{table: t, shards: make([]mirrored, len(t.shards))} }
+func (t *Table) Mirror() *Mirror { return &Mirror{table: t, shards: make([]mirrored, t.Shards())} }
 
 // Update calls yield with the changes of each shard since the last Update. It
 // locks a shard while it copies its slots, about 100 kB. A shard that was not
@@ -214,8 +211,11 @@ func (t *Table) Mirror() *Mirror { return &Mirror{table: t, shards: make([]mirro
 func (m *Mirror) Update(all bool, yield func(Changes)) {
 	changes := Changes{}
 	for i := range m.shards {
-		was := &m.shards[i]
-		rest, logs, changed := m.copy(&m.table.shards[i], was, all)
+		s, was := m.table.shards.made(uint64(i)), &m.shards[i]
+		if s == nil {
+			continue
+		}
+		rest, logs, changed := m.copy(s, was, all)
 		if !changed {
 			continue
 		}

@@ -43,11 +43,11 @@ func (t *Table) sweepSome(now int64) {
 	}
 	w.due.Store(now + w.every)
 	for range min((now-due)/w.every+1, sweepSteps) {
-		if t.shards[w.shard].expire(w.group, &t.shapes, now) {
+		if s := t.shards.made(uint64(w.shard)); s != nil && s.expire(w.group, &t.shapes, now) {
 			w.group += sweepGroups
 		} else {
 			w.group = 0
-			w.shard = (w.shard + 1) % len(t.shards)
+			w.shard = (w.shard + 1) % t.Shards()
 		}
 	}
 }

@@ -106,8 +106,8 @@ func TestForgetsWithoutNewKeys(t *testing.T) {
 }
 
 func groupCount(tab *Table) (n int) {
-	for i := range tab.shards {
-		n += len(tab.shards[i].groups)
+	for s := range tab.shards.used {
+		n += len(s.groups)
 	}
 	return n
 }

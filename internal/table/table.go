@@ -5,6 +5,7 @@
 // on how the table stores its counters. The files:
 //
 //	table.go      the table and the methods that count
+//	shards.go     the table's shards, which are made when they are first needed
 //	shard.go      one shard: its groups, and how it grows and shrinks
 //	slot.go       how one counter is packed
 //	block.go      blocks, each in a place beside its counter's
@@ -42,8 +43,7 @@ type Table struct {
 	clock  func() int64
 	secret secret  // used if kept is nil
 	kept   *Secret // a secret that outlives the process; see NewKept
-	shards []shard
-	used   []atomic.Uint64 // a bit for each shard that was ever locked for a key
+	shards shards
 	sweep  sweep
 	shapes shapes
 	wall   atomic.Int64 // see SetWall
@@ -53,32 +53,27 @@ type Table struct {
 // because a shard grows in one step, and a caller waits for that.
 const perShard = 4096
 
-// MaxShards is how many shards a table has at most.
-const MaxShards = 1 << 16
-
 // New returns a table of at most max counters; max must be at least 1. The clock
 // returns nanoseconds, which are never negative and never run backwards.
 func New(max int, clock func() int64) *Table {
+	return newTable(max, shardsFor(max), clock)
+}
+
+// shardsFor returns how many shards a table of max counters has.
+func shardsFor(max int) int {
 	n := 1
 	for n < MaxShards && 2*n*perShard <= max {
 		n *= 2
 	}
-	t := &Table{clock: clock, secret: newSecret()}
-	t.divide(max, n)
-	return t
+	return n
 }
 
-// divide makes n empty shards for max counters.
-func (t *Table) divide(max, n int) {
-	t.shards, t.used = make([]shard, n), make([]atomic.Uint64, (n+63)/64)
-	for i := range t.shards {
-		t.shards[i].max = max / n
-		if i < max%n {
-			t.shards[i].max++
-		}
-	}
-	steps := n * (1 + groupsFor(t.shards[0].max)/sweepGroups)
+// newTable returns a table of n shards for max counters; n must be a power of two.
+func newTable(max, n int, clock func() int64) *Table {
+	t := &Table{clock: clock, secret: newSecret(), shards: newShards(max, n)}
+	steps := n * (1 + groupsFor(t.shards.share(0))/sweepGroups)
 	t.sweep.every = sweepRound / int64(steps)
+	return t
 }
 
 // TakeOne takes n units of key under one limit, whose number in [Policies] is policy.
@@ -413,11 +408,7 @@ func (t *Table) Stats() Stats {
 // none. Counts does not look at shards that were never used: in a process with many
 // tables, most of its time is spent on cache lines that it has to fetch.
 func (t *Table) Counts() (sum Stats, decisions Decisions) {
-	for i := range t.shards {
-		if t.used[i/64].Load()&(1<<(i%64)) == 0 {
-			continue
-		}
-		s := &t.shards[i]
+	for s := range t.shards.used {
 		s.mu.Lock()
 		sum.Counters += s.used
 		if r := s.decisions.rare; r != nil {
@@ -452,14 +443,16 @@ func (s *shard) write(c place, of id, own []id, shapes *shapes, l *rule.Limit, x
 // that clock reaches their instants. If they are more than a window ahead, they
 // start from the new clock; see [rule.Limit.Take].
 func (t *Table) lock(h keyHash) (s *shard, now int64) {
-	s = &t.shards[h.shard&uint64(len(t.shards)-1)]
+	if s = t.shards.made(h.shard); s == nil {
+		s = t.shards.make(h.shard)
+	}
 	now = t.clock()
 	if now >= t.sweep.due.Load() {
 		t.sweepSome(now)
 	}
 	s.mu.Lock()
 	if s.now == 0 {
-		t.use(h.shard)
+		t.shards.use(h.shard)
 	}
 	if now < s.now {
 		now = t.clock()
@@ -467,13 +460,6 @@ func (t *Table) lock(h keyHash) (s *shard, now int64) {
 	s.now = now
 	s.wall = t.wall.Load()
 	return s, now
-}
-
-// use notes that a shard is used. It must be called before the shard's clock is set for
-// the first time: a clock at 0 is what lock goes by.
-func (t *Table) use(shard uint64) {
-	i := shard & uint64(len(t.shards)-1)
-	t.used[i/64].Or(1 << (i % 64))
 }
 
 // maxBehind is how far an instant may be behind its shard's last one, in nanoseconds. A
@@ -485,13 +471,16 @@ const maxBehind = 3600 * 1_000_000_000
 // instant is later, lockAt returns that one, so time never runs backwards for a
 // key.
 func (t *Table) lockAt(h keyHash, now int64) (*shard, int64) {
-	s := &t.shards[h.shard&uint64(len(t.shards)-1)]
+	s := t.shards.made(h.shard)
+	if s == nil {
+		s = t.shards.make(h.shard)
+	}
 	if now >= t.sweep.due.Load() {
 		t.sweepSome(now)
 	}
 	s.mu.Lock()
 	if s.now == 0 {
-		t.use(h.shard)
+		t.shards.use(h.shard)
 	}
 	if s.now-now > maxBehind {
 		s.now = now
