@@ -129,13 +129,14 @@ func (s *Store) noteRefusal(err error) {
 	}
 }
 
-// refuseAcross ends the use of commands for keys of different slots, and reports that once.
+// refuseAcross ends the use of commands for keys of different slots, and reports that once, on a
+// goroutine of its own.
 func (s *Store) refuseAcross(why string) {
 	if s.refused.Swap(true) {
 		return
 	}
 	if c := s.owner.is.Load(); c != nil {
-		c.report.AcrossSlotsRefused(s.prefix, why)
+		s.goUntilClose(func() { c.report.AcrossSlotsRefused(s.prefix, why) })
 	}
 }
 
