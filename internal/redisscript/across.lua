@@ -27,7 +27,8 @@
 -- Leaves KEYS and ARGV to the files after it, as Take has them.
 --
 -- Checked by TestScriptsFollowTheRules, as Take is, by TestTakeAcrossMovingSlots
--- with a model of the servers, and on servers by TestAcrossSlots of internal/e2e.
+-- with a model of the servers, and on servers by redis_across_test.go of
+-- internal/e2e.
 
 local KEYS, ARGV = {unpack(ARGV, 2, ARGV[1] + 1)}, {unpack(ARGV, ARGV[1] + 2)}
 fetched = {}
