@@ -160,7 +160,7 @@ func TestAcrossMovingSlots(t *testing.T) {
 	c := redistest.StartCluster(t, redistest.ClusterOptions{})
 	s := redisStore(t, c.Client(), "rl:", AcrossSlots())
 	sets := [][]Limit{{FixedWindow(120, time.Hour)}, {TokenBucket(120, 1000*time.Hour, 120)}, {SlidingWindow(120, 1000*time.Hour), FixedWindow(123, time.Hour)}, {Rolling(120, time.Hour)}}
-	l := startLoad(t, s, 200, 64, func(key int) []Limit { return sets[key%len(sets)] })
+	l := startLoad(t, s, 200, 24, func(key int) []Limit { return sets[key%len(sets)] })
 	l.awaitCalls(200)
 	for i := range 40 {
 		slot := c.Slot("rl:{" + l.keys[i*5] + "}:any")
@@ -214,46 +214,54 @@ func TestAcrossFailover(t *testing.T) {
 	require.Zero(t, l.unknown.Load())
 }
 
-// refuser is a hook that answers commands with undeclared keys in place of the server.
-type refuser struct {
-	with redis.Error
-	n    atomic.Int64
+// acrossHook is a hook for the commands of AcrossSlots, whose keys are not declared. It counts
+// them, and may answer them in place of the server.
+type acrossHook struct {
+	commands atomic.Int64
+	answer   redis.Error   // nil: the server answers
+	delay    time.Duration // of each round trip
 }
 
-// refusal is an error reply.
-type refusal string
+// errorReply is an error that a server has answered.
+type errorReply string
 
-func (r refusal) Error() string { return string(r) }
-func (refusal) RedisError()     {}
+func (r errorReply) Error() string { return string(r) }
+func (errorReply) RedisError()     {}
 
-func (r *refuser) refuses(cmd redis.Cmder) bool {
+// answers reports whether the hook has answered a command.
+func (h *acrossHook) answers(cmd redis.Cmder) bool {
 	if !strings.HasPrefix(cmd.Name(), "eval") || fmt.Sprint(cmd.Args()[2]) != "0" {
 		return false
 	}
-	r.n.Add(1)
-	cmd.SetErr(r.with)
+	h.commands.Add(1)
+	if h.answer == nil {
+		return false
+	}
+	cmd.SetErr(h.answer)
 	return true
 }
 
-func (*refuser) DialHook(next redis.DialHook) redis.DialHook { return next }
+func (*acrossHook) DialHook(next redis.DialHook) redis.DialHook { return next }
 
-func (r *refuser) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+func (h *acrossHook) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
-		if r.refuses(cmd) {
-			return r.with
+		if h.answers(cmd) {
+			return h.answer
 		}
+		defer time.Sleep(h.delay)
 		return next(ctx, cmd)
 	}
 }
 
-func (r *refuser) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+func (h *acrossHook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return func(ctx context.Context, cmds []redis.Cmder) error {
 		var others []redis.Cmder
 		for _, cmd := range cmds {
-			if !r.refuses(cmd) {
+			if !h.answers(cmd) {
 				others = append(others, cmd)
 			}
 		}
+		defer time.Sleep(h.delay)
 		return next(ctx, others)
 	}
 }
@@ -263,12 +271,12 @@ func (r *refuser) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Proc
 func TestAcrossSlotsRefused(t *testing.T) {
 	t.Parallel()
 	c := redistest.StartCluster(t, redistest.ClusterOptions{})
-	for i, with := range []refusal{
+	for i, with := range []errorReply{
 		"ELSEWHERE 1 1: ERR Script attempted to access keys that do not hash to the same slot",
 		"ERR eval/evalsha number of keys can't be zero",
 	} {
 		client := c.Client()
-		hook := &refuser{with: with}
+		hook := &acrossHook{answer: with}
 		client.AddHook(hook)
 		s := redisStore(t, client, fmt.Sprint("rl:", i, ":"), AcrossSlots())
 		o := quiet(hour)
@@ -277,15 +285,15 @@ func TestAcrossSlotsRefused(t *testing.T) {
 		take(t, s, "first", 1, hour)
 		load := startLoad(t, s, 50, 64, func(int) []Limit { return []Limit{FixedWindow(20, time.Hour)} })
 		load.end(20)
-		require.NotZero(t, hook.n.Load())
+		require.NotZero(t, hook.commands.Load())
 		require.True(t, s.Stats().AcrossSlotsRefused)
 		if i == 0 { // the script has said that it has changed nothing, and so the calls are sent again
 			require.Zero(t, load.unknown.Load())
 		}
-		before := hook.n.Load()
+		before := hook.commands.Load()
 		again := startLoad(t, s, 50, 64, func(int) []Limit { return []Limit{SlidingWindow(20, time.Hour)} })
 		again.end(20)
-		require.Equal(t, before, hook.n.Load(), "no more are sent")
+		require.Equal(t, before, hook.commands.Load(), "no more are sent")
 		require.Eventually(t, func() bool { return l.Stats().Warnings[CodeAcrossSlotsRefused] == 1 }, time.Minute, time.Millisecond)
 	}
 }
