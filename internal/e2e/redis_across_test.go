@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -14,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	. "github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/internal/redisscript"
 	"github.com/ratelimit-go/ratelimit/internal/redistest"
 )
 
@@ -296,4 +298,63 @@ func TestAcrossSlotsRefused(t *testing.T) {
 		require.Equal(t, before, hook.commands.Load(), "no more are sent")
 		require.Eventually(t, func() bool { return l.Stats().Warnings[CodeAcrossSlotsRefused] == 1 }, time.Minute, time.Millisecond)
 	}
+}
+
+// TestServersRefuseUndeclaredKeysThatAreElsewhere: what AcrossSlots relies on. A script that uses
+// a key that it has not declared is refused where a command with this key would be
+// redirected, and TakeAcross has then changed nothing.
+func TestServersRefuseUndeclaredKeysThatAreElsewhere(t *testing.T) {
+	t.Parallel()
+	c := redistest.StartCluster(t, redistest.ClusterOptions{Replicas: 1})
+	master, other, replica := c.Nodes[0], c.Nodes[1], c.Nodes[3]
+	var own []string // keys of master, of different slots
+	var gone string  // a key of another master
+	for i := 0; len(own) < 4 || gone == ""; i++ {
+		key := fmt.Sprintf("rl:{%d}:fixed-1h", i)
+		switch c.Owner(c.Slot(key)) {
+		case master:
+			own = append(own, key)
+		case other:
+			gone = key
+		}
+	}
+	run := func(node *redistest.Server, keys ...string) error {
+		args := []any{len(keys)}
+		for _, key := range keys {
+			args = append(args, key)
+		}
+		return node.Client().Eval(ctx, redisscript.TakeAcross.Text.(string), nil, append(args, "f", "5", "3600000000")...).Err()
+	}
+	requireElsewhere := func(err error, want ...int) {
+		t.Helper()
+		keys, why, ok := redisscript.Elsewhere(err)
+		require.True(t, ok, err)
+		require.Equal(t, want, slices.Compact(keys))
+		require.Contains(t, why, "non local key")
+	}
+	units := func(key string) any { return master.Do("GET", key) }
+
+	require.NoError(t, run(master, own...))
+	requireElsewhere(run(master, own[0], gone, own[1]), 1)
+	requireElsewhere(run(other, gone, own[0]), 1)
+	m := c.BeginMigration(c.Slot(own[0]), other)
+	require.NoError(t, run(master, own[1], own[0], own[2]), "it is still here")
+	requireElsewhere(run(other, own[0], gone), 0)
+	m.MoveKeys(1)
+	requireElsewhere(run(master, own[1], own[0], own[2]), 1)
+	requireElsewhere(run(other, own[0], gone), 0) // without ASKING, also where it has arrived
+	m.Finish()
+	requireElsewhere(run(master, own[0], own[1]), 0)
+	require.NoError(t, run(other, own[0], gone))
+	requireElsewhere(run(replica, own[1], own[2]), 0, 1, 0)
+
+	// A connection that may read from a replica gets further, to the first write.
+	reading := replica.Client()
+	require.NoError(t, reading.Watch(ctx, func(tx *redis.Tx) error {
+		require.NoError(t, tx.ReadOnly(ctx).Err())
+		err := tx.Eval(ctx, redisscript.TakeAcross.Text.(string), nil, 1, own[1], "f", "5", "3600000000").Err()
+		require.ErrorContains(t, err, "READONLY")
+		return nil
+	}))
+	require.Equal(t, []any{"2", "2", "1"}, []any{units(own[1]), units(own[2]), units(own[3])})
 }
