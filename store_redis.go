@@ -80,8 +80,8 @@ func HashKeys(secret []byte) RedisOption {
 // AcrossSlots makes a [RedisStore] on a Redis Cluster send one script call per
 // master for keys of different slots, where callers share a round trip. Without it
 // each key has a call of its own. A busy Cluster then does more with less work;
-// docs/redis.md says how much. Only calls that ask for units are shared, not
-// those about holds, or those that give units back.
+// docs/redis.md says how much. Calls that ask for units are shared. Calls
+// about holds and calls that give units back are not.
 //
 // Such a script uses keys that it does not declare, because a server refuses a
 // declaration of several slots. Redis's documentation says that scripts must declare

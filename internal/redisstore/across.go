@@ -14,7 +14,7 @@ import (
 
 // With Options.AcrossSlots, the takes of a round trip to one master of a Cluster
 // share commands, although their keys are of different slots. This file has what
-// such a command needs beyond one for keys of a single server.
+// these commands need in addition to those of a single server.
 //
 // The script is redisscript.TakeAcross. It first reads all its keys, and does
 // nothing if the server refuses one of them: then the slot is at another master,
@@ -55,7 +55,7 @@ func (s *Store) sendToMaster(ctx context.Context, jobs []*job) {
 
 // splitElsewhere handles commands that have done nothing because some of their keys are
 // elsewhere. It makes a command for each of these keys. The other takes get one
-// command if share is set, and else one each. It returns the new commands, which it
+// command if share is set, and otherwise one each. It returns the new commands, which it
 // has also added to the exchange.
 func (s *Store) splitElsewhere(x *exchange, sent []*command, share bool) []*command {
 	before := len(x.commands)
