@@ -395,7 +395,7 @@ func (m *emitter) warned(w warning, err error, lasted time.Duration) {
 		e.Kind = EventStoreDown
 	case warnStoreBack:
 		e.Kind = EventStoreBack
-	case warnPrefixClaimed, warnOtherLimits, warnSnapshotFailed:
+	case warnPrefixClaimed, warnOtherLimits, warnAcrossSlotsRefused, warnSnapshotFailed:
 	default:
 		m.emit(context.Background(), e)
 		return

@@ -56,6 +56,7 @@ type redisOptions struct {
 	refuseShared bool
 	hashKeys     bool
 	secret       []byte
+	acrossSlots  bool
 }
 
 // RefuseSharedPrefix makes a [RedisStore] refuse to count while a limiter of
@@ -74,6 +75,30 @@ func RefuseSharedPrefix() RedisOption {
 // A key is then found in redis-cli by its hash alone; Reset takes the key itself.
 func HashKeys(secret []byte) RedisOption {
 	return func(o *redisOptions) { o.hashKeys, o.secret = true, slices.Clone(secret) }
+}
+
+// AcrossSlots makes a [RedisStore] on a Redis Cluster send one script call per
+// master for keys of different slots, where callers share a round trip. Without it
+// each key has a call of its own. A busy Cluster then does more with less work;
+// docs/redis.md says how much. Calls that ask for units are shared. Calls
+// about holds and calls that give units back are not.
+//
+// Such a script uses keys that it does not declare, because a server refuses a
+// declaration of several slots. Redis's documentation says that scripts must declare
+// all keys. Redis 6 to 8 and Valkey allow this for scripts like these, and their own tests
+// rely on it. A future version may refuse it. A server that refuses it is sent one
+// call per key from then on, and CodeAcrossSlotsRefused is logged once.
+//
+// Counts are as exact as without it, also while slots move and masters fail over. The
+// script does nothing at all if the server does not serve one of its keys. Such keys
+// are then sent in calls of their own, and so are the keys of their slots for the next
+// second.
+//
+// It is for a client for Clusters. It changes nothing with a client for a single
+// server, where such calls always share a script. With other clients, such as a Ring,
+// NewRedisStore returns an error.
+func AcrossSlots() RedisOption {
+	return func(o *redisOptions) { o.acrossSlots = true }
 }
 
 // NewRedisStore returns a store that writes to the given prefix of what client is
@@ -104,12 +129,20 @@ func NewRedisStore(client redis.UniversalClient, prefix string, opts ...RedisOpt
 			return nil, fmt.Errorf("ratelimit: RedisStore %q: %w", prefix, err)
 		}
 	}
+	if settings.acrossSlots {
+		switch client.(type) {
+		case *redis.ClusterClient, *redis.Client:
+		default:
+			return nil, fmt.Errorf("ratelimit: RedisStore %q: AcrossSlots is for a *redis.ClusterClient, and the client is a %T: "+
+				"leave AcrossSlots out, or make the client with redis.NewClusterClient", prefix, client)
+		}
+	}
 	return newRedisStore(client, prefix, settings), nil
 }
 
 func newRedisStore(client redis.UniversalClient, prefix string, settings redisOptions) *RedisStore {
 	return &RedisStore{engine: redisstore.New(client, prefix, redisstore.Options{
-		RefuseClaimed: settings.refuseShared, KeySecret: settings.secret,
+		RefuseClaimed: settings.refuseShared, KeySecret: settings.secret, AcrossSlots: settings.acrossSlots,
 	})}
 }
 
@@ -248,11 +281,14 @@ type RedisStats struct {
 	// PrefixClaimed counts how often the store has found its prefix to be in use by
 	// a limiter of another name. It should stay 0.
 	PrefixClaimed uint64
+	// AcrossSlotsRefused reports whether a server has refused what [AcrossSlots] asks
+	// for. Each key has a call of its own since then.
+	AcrossSlotsRefused bool
 }
 
 // Stats may be called at any time.
 func (s *RedisStore) Stats() RedisStats {
-	return RedisStats{PrefixClaimed: s.engine.PrefixClaimed()}
+	return RedisStats{PrefixClaimed: s.engine.PrefixClaimed(), AcrossSlotsRefused: s.engine.AcrossSlotsRefused()}
 }
 
 // embedded implements embeddable.
@@ -284,4 +320,8 @@ func (r redisReporter) PrefixClaimed(prefix string, by redisstore.Record) {
 
 func (r redisReporter) OtherLimits(prefix string, own, other []string) {
 	r.warn(warnOtherLimits, "prefix", prefix, "limits", own, "other_limits", other)
+}
+
+func (r redisReporter) AcrossSlotsRefused(prefix, text string) {
+	r.warn(warnAcrossSlotsRefused, "prefix", prefix, "error", text)
 }

@@ -39,6 +39,9 @@ const (
 	// CodeOtherLimits: a limiter has other limits in another process, as in a
 	// rolling deploy.
 	CodeOtherLimits Code = "other-limits"
+	// CodeAcrossSlotsRefused: a server has refused a script for keys of different slots.
+	// The [RedisStore] goes on without [AcrossSlots].
+	CodeAcrossSlotsRefused Code = "across-slots-refused"
 	// CodeClosed: requests reach a limiter that has been closed; clients get 503.
 	// An error.
 	CodeClosed Code = "limiter-closed"
@@ -111,6 +114,7 @@ const (
 	warnStoreBack
 	warnPrefixClaimed
 	warnOtherLimits
+	warnAcrossSlotsRefused
 	warnClosed
 	warnOptionFailed
 	warnNoKey
@@ -139,28 +143,29 @@ var warnings = [warningCount]struct {
 	level slog.Level
 	text  string
 }{
-	warnStoreFailed:       {CodeStoreFailed, slog.LevelError, "the store failed"},
-	warnStoreDown:         {CodeStoreDown, slog.LevelError, "the store has failed so often that only one request at a time asks it, until one succeeds"},
-	warnStoreBack:         {CodeStoreBack, slog.LevelInfo, "the store answers again"},
-	warnPrefixClaimed:     {CodePrefixClaimed, slog.LevelError, "a limiter of another name counts under this limiter's prefix in another process, so that they count into each other: give each limiter a prefix of its own"},
-	warnOtherLimits:       {CodeOtherLimits, slog.LevelInfo, "this limiter has other limits in another process, as in a rolling deploy"},
-	warnClosed:            {CodeClosed, slog.LevelError, "the limiter is closed, and requests are answered with 503: rebuild the handlers that it is in"},
-	warnOptionFailed:      {CodeOptionFailed, slog.LevelError, "a function of the options failed, and requests are answered with 500"},
-	warnNoKey:             {CodeNoKey, slog.LevelWarn, "requests have no key, and are answered with 400: combine keys with FirstKey, or refuse such requests before the limiter"},
-	warnCostTooHigh:       {CodeCostTooHigh, slog.LevelWarn, "a request costs more than the limit can ever hold, and will always be denied: raise the limit or the burst, or lower the cost"},
-	warnNoAddress:         {CodeNoAddress, slog.LevelWarn, "connections have no IP address, and requests are answered with 400: set Options.Key, or ClientIP.TrustedProxies where a proxy connects over a unix socket"},
-	warnUntrustedProxy:    {CodeUntrustedProxy, slog.LevelWarn, "requests carry a forwarding header and are counted by the connection's address: behind a proxy, set ClientIP.TrustedProxies to its network, or TrustedHops, and ClientIP.Header to what it writes, or all of its clients share one key; without a proxy, add CodeUntrustedProxy to Options.Silence"},
-	warnUnreadableAddress: {CodeUnreadableAddress, slog.LevelWarn, "a trusted proxy names clients by something that is no IP address, so that their requests share the key of a proxy: see what it writes into ClientIP.Header"},
-	warnTooFewHops:        {CodeTooFewHops, slog.LevelWarn, "requests have passed fewer proxies than ClientIP.TrustedHops, and are counted by the connection's address: lower it, or keep clients from reaching the server around a proxy"},
-	warnTooManyHops:       {CodeTooManyHops, slog.LevelWarn, "requests have passed more proxies than ClientIP.TrustedHops, and those of a proxy's clients share its key: raise TrustedHops"},
-	warnKeyWithPort:       {CodeKeyWithPort, slog.LevelWarn, "a key reads like an address with a port, so that every connection counts for itself: use ClientIP.Key instead of r.RemoteAddr"},
-	warnWholeIPv6:         {CodeWholeIPv6, slog.LevelWarn, "a key reads like a single IPv6 address, and a client has 2^64 of them: use ClientIP.Key, which counts by /64"},
-	warnCountedOnce:       {CodeCountedOnce, slog.LevelWarn, "a request passed this limiter twice and was counted once: mount it on the routes or around them, not both"},
-	warnInHandler:         {CodeInHandler, slog.LevelWarn, "a limiter was made while a request was being served: make limiters once, at start, or inside Reload"},
-	warnCountIgnored:      {CodeCountIgnored, slog.LevelWarn, "Options.Count is set, and Check does not see the response, so every request counts: use Middleware, or call Responded with the status"},
-	warnNoResponse:        {CodeNoResponse, slog.LevelWarn, "a handler has returned without writing a response, and Options.Count was given 200: write the status in the handler, or use Check and Responded if a framework writes it later"},
-	warnTooManyPlans:      {CodeTooManyPlans, slog.LevelWarn, "Options.LimitsFor or TakeLimits uses more than 2,048 different lists of limits within a minute, and requests under them are slow: choose limits by the client's plan, not by the request"},
-	warnShadow:            {CodeShadow, slog.LevelWarn, "requests would be denied: the limiter is in Shadow and lets them through"},
+	warnStoreFailed:        {CodeStoreFailed, slog.LevelError, "the store failed"},
+	warnStoreDown:          {CodeStoreDown, slog.LevelError, "the store has failed so often that only one request at a time asks it, until one succeeds"},
+	warnStoreBack:          {CodeStoreBack, slog.LevelInfo, "the store answers again"},
+	warnPrefixClaimed:      {CodePrefixClaimed, slog.LevelError, "a limiter of another name counts under this limiter's prefix in another process, so that they count into each other: give each limiter a prefix of its own"},
+	warnOtherLimits:        {CodeOtherLimits, slog.LevelInfo, "this limiter has other limits in another process, as in a rolling deploy"},
+	warnAcrossSlotsRefused: {CodeAcrossSlotsRefused, slog.LevelWarn, "the server refuses scripts for keys of different slots, so that each key has a call of its own from now on: leave AcrossSlots out"},
+	warnClosed:             {CodeClosed, slog.LevelError, "the limiter is closed, and requests are answered with 503: rebuild the handlers that it is in"},
+	warnOptionFailed:       {CodeOptionFailed, slog.LevelError, "a function of the options failed, and requests are answered with 500"},
+	warnNoKey:              {CodeNoKey, slog.LevelWarn, "requests have no key, and are answered with 400: combine keys with FirstKey, or refuse such requests before the limiter"},
+	warnCostTooHigh:        {CodeCostTooHigh, slog.LevelWarn, "a request costs more than the limit can ever hold, and will always be denied: raise the limit or the burst, or lower the cost"},
+	warnNoAddress:          {CodeNoAddress, slog.LevelWarn, "connections have no IP address, and requests are answered with 400: set Options.Key, or ClientIP.TrustedProxies where a proxy connects over a unix socket"},
+	warnUntrustedProxy:     {CodeUntrustedProxy, slog.LevelWarn, "requests carry a forwarding header and are counted by the connection's address: behind a proxy, set ClientIP.TrustedProxies to its network, or TrustedHops, and ClientIP.Header to what it writes, or all of its clients share one key; without a proxy, add CodeUntrustedProxy to Options.Silence"},
+	warnUnreadableAddress:  {CodeUnreadableAddress, slog.LevelWarn, "a trusted proxy names clients by something that is no IP address, so that their requests share the key of a proxy: see what it writes into ClientIP.Header"},
+	warnTooFewHops:         {CodeTooFewHops, slog.LevelWarn, "requests have passed fewer proxies than ClientIP.TrustedHops, and are counted by the connection's address: lower it, or keep clients from reaching the server around a proxy"},
+	warnTooManyHops:        {CodeTooManyHops, slog.LevelWarn, "requests have passed more proxies than ClientIP.TrustedHops, and those of a proxy's clients share its key: raise TrustedHops"},
+	warnKeyWithPort:        {CodeKeyWithPort, slog.LevelWarn, "a key reads like an address with a port, so that every connection counts for itself: use ClientIP.Key instead of r.RemoteAddr"},
+	warnWholeIPv6:          {CodeWholeIPv6, slog.LevelWarn, "a key reads like a single IPv6 address, and a client has 2^64 of them: use ClientIP.Key, which counts by /64"},
+	warnCountedOnce:        {CodeCountedOnce, slog.LevelWarn, "a request passed this limiter twice and was counted once: mount it on the routes or around them, not both"},
+	warnInHandler:          {CodeInHandler, slog.LevelWarn, "a limiter was made while a request was being served: make limiters once, at start, or inside Reload"},
+	warnCountIgnored:       {CodeCountIgnored, slog.LevelWarn, "Options.Count is set, and Check does not see the response, so every request counts: use Middleware, or call Responded with the status"},
+	warnNoResponse:         {CodeNoResponse, slog.LevelWarn, "a handler has returned without writing a response, and Options.Count was given 200: write the status in the handler, or use Check and Responded if a framework writes it later"},
+	warnTooManyPlans:       {CodeTooManyPlans, slog.LevelWarn, "Options.LimitsFor or TakeLimits uses more than 2,048 different lists of limits within a minute, and requests under them are slow: choose limits by the client's plan, not by the request"},
+	warnShadow:             {CodeShadow, slog.LevelWarn, "requests would be denied: the limiter is in Shadow and lets them through"},
 
 	warnSnapshotFailed:   {CodeSnapshotFailed, slog.LevelError, "the snapshot file could not be written: counters go on in memory, and are lost if the process ends before that works again"},
 	warnSnapshotSetAside: {CodeSnapshotSetAside, slog.LevelError, "the snapshot file could not be used and was set aside: every key starts from zero"},

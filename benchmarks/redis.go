@@ -27,6 +27,7 @@ var RedisLibraries = []RedisLibrary{
 	{Library{"fixed", Ours, "", "FixedWindow, Options.Redis with ContextTimeoutEnabled, Timeout 3s as in go-redis", nil}, openOursOnRedis(fixedWindow, 0), nil},
 	{Library{"bucket", Ours, "", "TokenBucket, Options.Redis with ContextTimeoutEnabled, Timeout 3s as in go-redis", nil}, openOursOnRedis(tokenBucket, 0), nil},
 	{Library{"leased", Ours, "", "FixedWindow, the same with Lease 250ms", nil}, openOursOnRedis(fixedWindow, 250*time.Millisecond), nil},
+	{Library{across, Ours, "", "FixedWindow, a RedisStore with AcrossSlots; the rest as above", nil}, openAcross, nil},
 	{Library{"ulule", Rival, "github.com/ulule/limiter/v3", "drivers/store/redis", nil}, openUluleOnRedis(false), nil},
 	{Library{"ulule-auto", Rival, "github.com/ulule/limiter/v3", "the same over go-redis AutoPipeline, which is experimental", nil}, openUluleOnRedis(true), nil},
 	{Library{"redis_rate", Rival, "github.com/go-redis/redis_rate/v10", "Allow, burst and rate apart", nil}, openRedisRate, nil},

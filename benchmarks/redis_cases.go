@@ -101,6 +101,9 @@ func perSecond(g Group, title string, times float64) []Measure {
 
 // Has reports whether l takes part in c.
 func (c RedisCase) Has(l RedisLibrary) bool {
+	if l.Name == across && c.Measures[0].Group != OnCluster {
+		return false
+	}
 	return !slices.Contains(c.skip, l.Name) && (c.only == nil || slices.Contains(c.only, l.Name))
 }
 

@@ -29,3 +29,19 @@ func openOursOnRedis(limit func(quota) ratelimit.Limit, lease time.Duration) fun
 		}
 	}
 }
+
+// openAcross counts across slots, as only the cases on a Cluster do.
+func openAcross(where target, q quota) subject {
+	client := where.goRedis(func(o *redis.UniversalOptions) { o.ContextTimeoutEnabled = true })
+	store := must(ratelimit.NewRedisStore(client, "rl:api:", ratelimit.AcrossSlots()))
+	l := must(new(ratelimit.Registry).New("api", ratelimit.Options{
+		Limits: q.limitsOf(fixedWindow), Store: store, DenyRecheck: q.recheck, Timeout: 3 * time.Second, Logger: slog.New(slog.DiscardHandler),
+	}))
+	return subject{
+		take:  takeOf(l, q),
+		close: func() { l.Close(); store.Close(); client.Close() },
+	}
+}
+
+// across is the name of the library row of AcrossSlots.
+const across = "across"

@@ -164,6 +164,7 @@ func (q *Queue[T]) giveUpOn(trip *roundTrip[T]) {
 		return
 	}
 	trip.stalled = true
+	q.setTaking(trip, false)
 	q.active--
 	q.stalled++
 	q.start(noExtra)

@@ -174,6 +174,7 @@ type Queue[T any] struct {
 	trips   []*roundTrip[T] // all round trips in flight
 	active  int             // how many of them are not stalled
 	stalled int             // how many of them are stalled, at most MaxStalled
+	taking  int             // how many of them are about to take calls; none of these is stalled
 
 	// lastStart is when a round trip has last started, by Now. A goroutine that
 	// has looked for waiting calls and found none has set it, too. It is only
@@ -298,20 +299,31 @@ const noExtra int64 = 0
 
 // mayStart reports whether one more round trip may start. now is an instant by
 // Now, or noExtra. q.mu must be held.
+//
+// None may start while another one is about to take the calls that wait: its goroutine
+// has been started, or has the replies to its last batch and wakes their callers. Such
+// callers often want another decision at once. If the first of them could start a
+// round trip for its call alone, batches would get smaller: with 64 callers on
+// 10,000 keys, 7 calls in place of 9 in a Cluster of three masters, and 22 in
+// place of 26 on a single server.
 func (q *Queue[T]) mayStart(now int64) bool {
+	if q.taking > 0 {
+		return false
+	}
 	return q.active < q.MaxInFlight ||
 		q.active < q.MaxInFlight+q.Extra && now-q.lastStart >= int64(q.MinInterval)
 }
 
 // start starts a round trip on a new goroutine if a call waits and a round trip
 // may start at now. It is called whenever that may have become true: a call
-// arrives, a round trip ends, or one becomes stalled. The goroutine takes its
+// arrives, a round trip ends or becomes stalled, or one has taken MaxCalls and left others. The goroutine takes its
 // calls when it runs, so calls that arrive until then are taken along. q.mu
 // must be held.
 func (q *Queue[T]) start(now int64) {
 	if q.oldest != nil && q.mayStart(now) {
 		trip := &roundTrip[T]{lastArrival: q.arrivals}
 		q.begin(trip, now)
+		q.setTaking(trip, true)
 		go q.run(trip)
 	}
 }

@@ -45,6 +45,52 @@ func TestWaitingCallsShareARoundTrip(t *testing.T) {
 	})
 }
 
+// Calls that arrive while a round trip hands out its replies wait for the next batch of this
+// round trip, and start no other one, although one might be in flight beside it. If they are more
+// than MaxCalls, another one takes the rest.
+func TestCallsJoinARoundTripThatIsAboutToTakeCalls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(2, 2, 4)
+		var more []*caller
+		s.OnDone = func([]*call) {
+			for value := 2; len(more) < 6; value++ {
+				more = append(more, s.do(value, 0))
+			}
+		}
+		first := s.do(1, 0)
+		first.requireDone(t, latency, nil)
+		for _, c := range more {
+			c.requireDone(t, latency, nil)
+		}
+		s.Wait()
+		require.Equal(t, [][]int{{1}, {2, 3, 4, 5}, {6, 7}}, s.sent())
+	})
+}
+
+// A round trip that is about to take calls, but is held up, becomes stalled like one in flight: other
+// calls do not wait for it.
+func TestRoundTripThatTakesNoCallsIsReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(2, 2, 4)
+		resume := make(chan struct{})
+		held := false
+		s.OnDone = func([]*call) {
+			if !held {
+				held = true
+				<-resume
+			}
+		}
+		first := s.do(1, 0)
+		time.Sleep(2 * latency)
+		s.do(2, time.Minute).requireDone(t, time.Minute, batch.ErrNotSent)
+		s.do(3, 0).requireDone(t, latency, nil)
+		close(resume)
+		first.requireDone(t, 3*latency+time.Minute, nil)
+		s.Wait()
+		require.Equal(t, [][]int{{1}, {3}}, s.sent())
+	})
+}
+
 // A call whose context is cancelled already is not sent.
 func TestCancelledContextSendsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -26,6 +26,10 @@ type roundTrip[T any] struct {
 	// replaced it.
 	stalled bool
 
+	// taking is set while the goroutine is about to take calls: before its first
+	// batch, and from the replies to a batch until it takes the next one. See mayStart.
+	taking bool
+
 	// lastArrival is Queue.arrivals when the goroutine last took calls, or was
 	// started. A call with a higher number arrived later, so the round trip has
 	// been in flight for the whole time that this call has waited.
@@ -40,10 +44,22 @@ func (q *Queue[T]) begin(trip *roundTrip[T], now int64) {
 	q.lastStart = max(q.lastStart, now)
 }
 
+// setTaking sets trip.taking. q.mu must be held.
+func (q *Queue[T]) setTaking(trip *roundTrip[T], taking bool) {
+	switch {
+	case taking && !trip.taking:
+		q.taking++
+	case !taking && trip.taking:
+		q.taking--
+	}
+	trip.taking = taking
+}
+
 // end removes a round trip, and starts another one if calls wait. For example,
 // a call that has arrived during an inline round trip may have no other one to
 // go along with. q.mu must be held.
 func (q *Queue[T]) end(trip *roundTrip[T]) {
+	q.setTaking(trip, false)
 	if trip.stalled {
 		q.stalled--
 	} else {
@@ -108,6 +124,7 @@ func (q *Queue[T]) run(trip *roundTrip[T]) {
 func (q *Queue[T]) takeBatch(trip *roundTrip[T], batch []*Call[T], isFirst bool) []*Call[T] {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.setTaking(trip, false)
 	if q.Extra > 0 {
 		now := q.Now()
 		if !isFirst && q.active > q.MaxInFlight && now-q.lastStart < int64(q.MinInterval) {
@@ -127,6 +144,7 @@ func (q *Queue[T]) takeBatch(trip *roundTrip[T], batch []*Call[T], isFirst bool)
 		batch = append(batch, call)
 	}
 	trip.calls, trip.lastArrival = batch, q.arrivals
+	q.start(noExtra) // there may be more than MaxCalls
 	return batch
 }
 
@@ -150,6 +168,7 @@ func (q *Queue[T]) send(batch []*Call[T]) {
 func (q *Queue[T]) complete(trip *roundTrip[T], batch, abandoned []*Call[T]) (answered, _ []*Call[T]) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.setTaking(trip, !trip.stalled)
 	trip.calls = nil // before the memory that it shares with batch changes
 	answered = batch[:0]
 	for _, call := range batch {

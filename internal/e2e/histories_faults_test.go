@@ -202,7 +202,7 @@ func killMaster(r *run, c *redistest.Cluster) {
 			its = append(its, key)
 		}
 	}
-	r.lose(its, inFlight, func() {
+	r.lose(its, r.inFlight(), func() {
 		master.Kill()
 		c.AwaitOK()
 	})
@@ -230,7 +230,7 @@ func onSentinel(t *testing.T) site {
 	client := func() redis.UniversalClient { return s.Client() }
 	return redisSite(client, s.Client(), func(r *run) {
 		r.awaitCalls(callsForMuch)
-		r.lose(r.keys, inFlight, func() {
+		r.lose(r.keys, r.inFlight(), func() {
 			s.Master.Kill()
 			s.AwaitPromoted(s.Replica)
 		})

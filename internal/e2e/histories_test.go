@@ -54,6 +54,8 @@ type site struct {
 	unsent    func(error) bool // whether a call with this error has changed nothing
 	strike    func(*run)       // the fault
 	once      bool             // the fault cannot happen again
+	keys      []string         // nil: a, b and c
+	workers   int              // of each process; zero: historyWorkers
 	extra     int64            // units that may be counted in the end without being admitted
 }
 
@@ -120,6 +122,9 @@ func checkHistories(t *testing.T, scenarios []scenario) {
 			}
 			for seed := range seeds {
 				r := &run{T: t, scenario: s, site: site, keys: []string{"a", "b", "c"}, start: time.Now()}
+				if site.keys != nil {
+					r.keys = site.keys
+				}
 				r.name = fmt.Sprint("seed", seed)
 				r.rng = rand.New(rand.NewPCG(uint64(seed), uint64(len(s.name))))
 				r.record()
@@ -163,7 +168,7 @@ func (r *run) record() {
 		}
 		p := newHistoryProcess(newLimiter(r, r.name, o), id, r.scenario, r.unsent)
 		limiters = append(limiters, p.Limiter)
-		for range historyWorkers {
+		for range r.workersOfEach() {
 			rng := rand.New(rand.NewPCG(r.rng.Uint64(), 0))
 			working.Go(func() {
 				for !stop.Load() {
@@ -223,7 +228,9 @@ func (r *run) lose(keys []string, most int64, fault func()) {
 // instant. It is what a master that is killed may have confirmed and not replicated:
 // Redis sends the replies and the replication stream of one round of its event loop
 // together, and a worker waits for its reply before it makes the next call.
-const inFlight = historyProcesses * historyWorkers * maxTaken
+func (r *run) inFlight() int64 { return int64(historyProcesses * r.workersOfEach() * maxTaken) }
+
+func (r *run) workersOfEach() int { return cmp.Or(r.workers, historyWorkers) }
 
 // call makes a call of a process, adds it to the history, and returns how it ended.
 func (r *run) call(p *historyProcess, key string, rng *rand.Rand) verdict {

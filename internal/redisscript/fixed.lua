@@ -42,7 +42,7 @@ if oneLimit and (kind == 'f' or kind == 'p') then
   -- MGET returns false both for a missing key and for a key that is not a
   -- string. They differ in PTTL, which is -2 only for a missing key.
   reply = {0, 0, 0} -- the usual length, so that the table need not grow
-  local counts = call('MGET', unpack(keys))
+  local counts = fetched or call('MGET', unpack(keys))
   for i = 1, #keys do reply[2 * i] = call('PTTL', keys[i]) end
   local time = call('TIME')
   now = time[1] * 1000000 + time[2]

@@ -31,6 +31,7 @@ var shim string
 
 var (
 	take   = redis.NewScript(shim + redisscript.Take.Text.(string))
+	across = redis.NewScript(shim + redisscript.TakeAcross.Text.(string))
 	adjust = redis.NewScript(shim + redisscript.Adjust.Text.(string))
 	block  = redis.NewScript(shim + redisscript.Block.Text.(string))
 )
@@ -210,7 +211,15 @@ func (m *model) run(s *redis.Script, keys []string, limits []rule.Limit, with bl
 			counters = append(counters, m.counterOf(l))
 		}
 	}
-	reply, err := s.Run(context.Background(), m.c, counters, append(args, rest...)...).Slice()
+	args = append(args, rest...)
+	if s == take && len(m.log)%2 == 0 { // the same in the form for keys of several slots
+		keys := []any{len(counters)}
+		for _, counter := range counters {
+			keys = append(keys, counter)
+		}
+		s, counters, args = across, nil, append(keys, args...)
+	}
+	reply, err := s.Run(context.Background(), m.c, counters, args...).Slice()
 	if err != nil {
 		m.fail("%v", err)
 	}

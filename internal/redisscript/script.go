@@ -8,6 +8,7 @@
 // it, and which tests check it against package rule.
 //
 //	Take    take_begin.lua fixed.lua state.lua lib.lua rolling.lua move.lua ladder.lua take.lua
+//	TakeAcross  across.lua, and the files of Take
 //	Adjust  lib.lua rolling.lua move.lua adjust.lua
 //	Block   lib.lua rolling.lua block.lua
 //	Reset   reset.lua
@@ -88,6 +89,17 @@
 // from it what it derives from a state. It is also what this process needs to go on
 // counting while the server is away.
 //
+// # TakeAcross
+//
+// TakeAcross is Take for keys of several slots that one master of a Cluster has. It gets the
+// keys among its arguments, because a server refuses a command that declares such keys.
+//
+//	KEYS   none
+//	ARGV   the number of keys, and the keys: then as for Take
+//	reply  as of Take
+//	error  ELSEWHERE, if the server does not serve all of the keys, and nothing was changed: see
+//	       [Elsewhere]; CLOCK, as of Take
+//
 // # Adjust
 //
 // Adjust moves the counters of one key by some units that were taken at some
@@ -155,6 +167,8 @@ import (
 var (
 	//go:embed lib.lua
 	lib string
+	//go:embed across.lua
+	across string
 	//go:embed take_begin.lua
 	takeBegin string
 	//go:embed fixed.lua
@@ -193,11 +207,15 @@ func newScript(text string) Script {
 // all is what the general paths share.
 var all = lib + "if rolling then\n" + rolling + "end\n"
 
+// takeAll is Take without the declaration of fetched, the values of the keys if they have
+// been read already.
+var takeAll = takeBegin + fixed + state + all + "local deniesWithout, start\nif ladders then\n" + move + ladder + "end\n" + take
+
 // The scripts of the package comment.
 var (
-	Take = newScript(takeBegin + fixed + state + all +
-		"local deniesWithout, start\nif ladders then\n" + move + ladder + "end\n" + take)
-	TakeHold = newScript(takeBegin + hold + all +
+	Take       = newScript("local fetched\n" + takeAll)
+	TakeAcross = newScript("local fetched\n" + across + takeAll)
+	TakeHold   = newScript(takeBegin + hold + all +
 		"local deniesWithout, start\nif ladders then\n" + move + ladder + "end\n" + take)
 	Hold   = newScript("local readHolds, applyHolds, holdRoom, holdAction\n" + hold + holdAlone)
 	Adjust = newScript(all + move + adjust)
@@ -247,6 +265,25 @@ func Args(l rule.Limit, periods Periods, ladder *rule.Ladder) []any {
 		args = append(args, string(durations[:len(durations)-1]))
 	}
 	return args
+}
+
+// Elsewhere reports whether err is the reply of TakeAcross that the server does not serve some of
+// its keys, and returns their numbers, from 0, and why it has refused the first one. Nothing was
+// changed.
+func Elsewhere(err error) (keys []int, why string, ok bool) {
+	text, found := strings.CutPrefix(err.Error(), "ELSEWHERE ")
+	numbers, why, separated := strings.Cut(text, ": ")
+	if !found || !separated {
+		return nil, "", false
+	}
+	for number := range strings.FieldsSeq(numbers) {
+		i, err := strconv.Atoi(number)
+		if err != nil || i < 1 {
+			return nil, "", false
+		}
+		keys = append(keys, i-1)
+	}
+	return keys, why, true
 }
 
 // Periods has where three periods of a calendar, one after the other, begin and end, in

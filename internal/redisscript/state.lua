@@ -50,7 +50,7 @@ if oneLimit and (kind == 's' or kind == 'b') then
   -- string. They need no further call: SET with NX does not replace a key, and
   -- PTTL is -2 only for a missing one.
   reply = {0, 0, 0, 0} -- the usual length, so that the table need not grow
-  local values = call('MGET', unpack(keys))
+  local values = fetched or call('MGET', unpack(keys))
   local time = call('TIME')
   now = time[1] * 1000000 + time[2]
   reply[1], replyLength = now, 1 + 3 * #keys

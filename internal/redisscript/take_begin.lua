@@ -10,6 +10,8 @@
 --   ladder.lua      the blocks that denials start; if a limit has a ladder
 --   take.lua        general path: every take that no fast path has decided
 --
+-- TakeAcross is the same with across.lua before all of it. In Take, fetched is nil.
+--
 -- TakeHold is the same without the fast paths, and with hold.lua after this file. It is
 -- for one take of a key that has an in-flight limit beside the others.
 --
@@ -42,7 +44,7 @@
 -- Takes are numbered from 1. A special take is one that is not one unit for
 -- one caller; their numbers ascend. Instants and windows are in microseconds.
 --
--- Expects no locals. Leaves all of its own to the files after it.
+-- Expects fetched of across.lua in Take, and no locals in TakeHold. Leaves all of its own to the files after it.
 --
 -- Checked against internal/rule by TestScriptsFollowTheRules and FuzzScripts:
 -- they run random histories on a clock of their own, here and in the rule,

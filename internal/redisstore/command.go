@@ -14,6 +14,7 @@ import (
 // Package redisscript has the format of arguments and replies.
 type command struct {
 	groups []*group
+	across bool        // the keys are of different slots: see across.go
 	args   []any       // kept for the next round trip
 	cmd    redis.Cmder // a once, or a onceMixed if the set has rolling windows
 }
@@ -28,12 +29,30 @@ func (c *command) set() *limitSet { return c.groups[0].first().set }
 
 // keys returns the names of the counters, group by group. The script's arguments
 // follow them.
-func (c *command) keys() []any { return c.args[3:] }
+func (c *command) keys() []any {
+	if c.across {
+		return c.args[acrossKeys:]
+	}
+	return c.args[3:]
+}
+
+// script returns the script that the command runs.
+func (c *command) script() *redisscript.Script {
+	if c.across {
+		return &redisscript.TakeAcross
+	}
+	return &scripts[c.op()]
+}
 
 // build makes the command from its groups. limits are the arguments about its limits.
 func (c *command) build(ctx context.Context, prefix string, limits []any) {
 	set := c.set()
-	c.args = append(c.args[:0], "evalsha", scripts[c.op()].Hash, len(c.groups)*len(set.suffixes))
+	keys := len(c.groups) * len(set.suffixes)
+	c.args = append(c.args[:0], "evalsha", c.script().Hash, keys)
+	if c.across {
+		c.args[2] = 0
+		c.args = append(c.args, keys)
+	}
 	for _, g := range c.groups {
 		c.addKeys(prefix, g.first().key, set)
 	}
@@ -88,10 +107,16 @@ type onceMixed struct{ *redis.SliceCmd }
 func (onceMixed) NoRetry() bool { return true }
 
 func (c *command) newCmd(ctx context.Context) redis.Cmder {
+	var cmd redis.Cmder
 	if c.set().rolling {
-		return onceMixed{redis.NewSliceCmd(ctx, c.args...)}
+		cmd = onceMixed{redis.NewSliceCmd(ctx, c.args...)}
+	} else {
+		cmd = once{redis.NewIntSliceCmd(ctx, c.args...)}
 	}
-	return once{redis.NewIntSliceCmd(ctx, c.args...)}
+	if c.across {
+		cmd.SetFirstKeyPos(acrossKeys) // the client sends it to the master of this key
+	}
+	return cmd
 }
 
 // reply returns the numbers and the strings of the reply; see [redisscript.Numbers].
@@ -138,7 +163,7 @@ func (s *Store) execKnown(ctx context.Context, commands []*command) {
 	var unknown []*command
 	for _, c := range commands {
 		if err := c.cmd.Err(); err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
-			c.args[0], c.args[1] = "eval", scripts[c.op()].Text
+			c.args[0], c.args[1] = "eval", c.script().Text
 			c.cmd = c.newCmd(ctx)
 			unknown = append(unknown, c)
 		}

@@ -18,7 +18,8 @@ import (
 //
 // Second, if all keys are on one server, the takes of different keys under the
 // same limits become one command. Starting a script costs the server as much as a
-// take does, and the client has to write and read less.
+// take does, and the client has to write and read less. In a Cluster that is so
+// for the keys of one master, if Options.AcrossSlots is set: see across.go.
 
 // A group has the callers of one take, or the one caller of an adjust or a
 // reset.
@@ -73,11 +74,20 @@ const maxScriptKeys = 64
 func (s *Store) send(ctx context.Context, jobs []*job) {
 	x := exchanges.Get().(*exchange)
 	x.group(jobs)
-	x.plan(len(jobs) > 1 && s.keysAreTogether())
+	if len(jobs) > 1 && s.keysAreTogether() {
+		x.plan(together, nil)
+	} else {
+		x.plan(apart, nil)
+	}
 	s.run(ctx, x.commands)
 	if apart := s.splitCrossSlot(x); len(apart) > 0 {
 		s.run(ctx, apart)
 	}
+	s.finish(x, jobs)
+}
+
+// finish reads the replies and hands them out.
+func (s *Store) finish(x *exchange, jobs []*job) {
 	for _, c := range x.commands {
 		if len(c.groups) > 0 {
 			s.read(c)
@@ -124,15 +134,27 @@ func (x *exchange) newGroup(j *job) *group {
 	return g
 }
 
-// plan makes a command of each group, or of many takes if all keys are on one
-// server. Only takes under the same limits as the first one can share its
-// command.
-func (x *exchange) plan(together bool) {
+// A sharing says whether takes of different keys share commands.
+type sharing uint8
+
+const (
+	apart    sharing = iota
+	together         // all keys are on one server
+	across           // all keys are of one master of a Cluster
+)
+
+// plan makes a command of each group, or of many takes if they share commands. Only
+// takes under the same limits as the first one can share its command. Takes of slots
+// that have moved lately share none.
+func (x *exchange) plan(how sharing, moved *movedSlots) {
 	var many *command
 	for _, g := range x.groups {
-		joins := together && g.first().op == take && !g.first().alone() && !g.shared && (many == nil || many.set() == g.first().set)
+		f := g.first()
+		joins := how != apart && f.op == take && !f.alone() && !g.shared && (many == nil || many.set() == f.set) &&
+			!moved.has(f.key)
 		if joins && many != nil && len(many.groups) < maxScriptKeys {
 			many.groups = append(many.groups, g)
+			many.across = how == across
 			continue
 		}
 		c := x.newCommand(g)
@@ -145,7 +167,7 @@ func (x *exchange) plan(together bool) {
 func (x *exchange) newCommand(g *group) *command {
 	var c *command
 	x.commands, c = grow(x.commands)
-	c.groups = append(c.groups, g)
+	c.groups, c.across = append(c.groups, g), false
 	return c
 }
 

@@ -43,6 +43,9 @@ func (s *Store) queueOf(key string) *queue {
 	}
 	q := new(queue)
 	s.open(q)
+	if s.options.AcrossSlots {
+		q.Send = s.sendToMaster
+	}
 	made, old := s.nodes.all.LoadOrStore(master, q)
 	if !old {
 		s.nodes.n++

@@ -35,6 +35,9 @@ type Reporter interface {
 	// OtherLimits: another process has a limiter of the same name, with other
 	// limits.
 	OtherLimits(prefix string, own, other []string)
+	// AcrossSlotsRefused: a server refuses commands for keys of different slots.
+	// It is called at most once, and the store sends no more of them.
+	AcrossSlotsRefused(prefix string, text string)
 }
 
 // A Record is the JSON value that a store writes to its prefix followed by

@@ -9,6 +9,8 @@
 //	command.go  writes one command, sends it and reads its reply
 //	call.go     works out one caller's answer from a reply that may be for several
 //
+// across.go has the commands for keys of different slots of a Cluster.
+//
 // Three files have other tasks. owner.go keeps a record of which limiter uses
 // the prefix, place.go finds out whether all keys are on one server, and
 // errors.go classifies errors. limits.go prepares limits for commands. How calls
@@ -75,6 +77,8 @@ type Store struct {
 	owner    owner
 	macs     sync.Pool     // of hash.Hash, for the method stored; New is nil if keys are stored unchanged
 	topology atomic.Uint32 // whether all keys are on one server: see topology.go
+	moved    movedSlots    // see across.go
+	refused  atomic.Bool   // a server has refused a command for keys of different slots
 
 	// keepsDeadlines means that the client ends a call when its context is done.
 	// So a call can be made on its caller's goroutine.
@@ -92,6 +96,7 @@ type Store struct {
 type Options struct {
 	RefuseClaimed bool   // refuse to count while a limiter of another name counts under the prefix
 	KeySecret     []byte // keys the hashes that are stored in place of keys; if empty, keys are stored unchanged
+	AcrossSlots   bool   // takes of keys of one master of a Cluster share commands: see across.go
 }
 
 type (
