@@ -16,7 +16,8 @@ type command struct {
 	groups []*group
 	cmd    redis.Cmder // a once, or a onceMixed if the set has rolling windows
 
-	// The memory of these is kept for the next round trip.
+	// The memory of these is kept for the next round trip. So a hook of the client
+	// must not keep a command after it has returned.
 	args  []any
 	ints  redis.IntSliceCmd // of a once
 	names []byte            // of the counters, one after the other
@@ -108,7 +109,7 @@ func (c *command) newCmd(ctx context.Context) redis.Cmder {
 	if c.set().rolling {
 		return onceMixed{redis.NewSliceCmd(ctx, c.args...)}
 	}
-	c.ints = *redis.NewIntSliceCmd(ctx, c.args...) // inlined, so it allocates nothing
+	c.ints = *redis.NewIntSliceCmd(ctx, c.args...) // it is inlined, so nothing is allocated
 	return once{&c.ints}
 }
 
