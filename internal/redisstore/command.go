@@ -15,8 +15,14 @@ import (
 type command struct {
 	groups []*group
 	across bool        // the keys are of different slots: see across.go
-	args   []any       // kept for the next round trip
 	cmd    redis.Cmder // a once, or a onceMixed if the set has rolling windows
+
+	// The memory of these is kept for the next round trip. So a hook of the client
+	// must not keep a command after it has returned.
+	args  []any
+	ints  redis.IntSliceCmd // of a once
+	names []byte            // of the counters, one after the other
+	ends  []int             // where each name ends
 }
 
 var scripts = [...]redisscript.Script{
@@ -53,9 +59,7 @@ func (c *command) build(ctx context.Context, prefix string, limits []any) {
 		c.args[2] = 0
 		c.args = append(c.args, keys)
 	}
-	for _, g := range c.groups {
-		c.addKeys(prefix, g.first().key, set)
-	}
+	c.addKeys(prefix, set.suffixes)
 	f := c.groups[0].first()
 	withHold := f.op == takeHold || f.op == hold
 	if withHold {
@@ -85,12 +89,26 @@ func (c *command) build(ctx context.Context, prefix string, limits []any) {
 // holdSuffix ends the name of the hash with the holds of a key.
 const holdSuffix = "inflight"
 
-// addKeys adds the names of a key's counters.
-func (c *command) addKeys(prefix, key string, set *limitSet) {
-	var buf [redisscript.MaxKey + 2*128]byte // plus a prefix and a suffix
-	head := redisscript.AppendKey(buf[:0], prefix, key)
-	for _, suffix := range set.suffixes {
-		c.args = append(c.args, string(append(head, suffix...)))
+// addKeys adds the names of the counters. They are parts of one string, because that is
+// one allocation for all of them.
+func (c *command) addKeys(prefix string, suffixes []string) {
+	c.names, c.ends = c.names[:0], c.ends[:0]
+	for _, g := range c.groups {
+		begin := len(c.names)
+		c.names = redisscript.AppendKey(c.names, prefix, g.first().key)
+		head := c.names[begin:]
+		for i, suffix := range suffixes {
+			if i > 0 {
+				c.names = append(c.names, head...)
+			}
+			c.names = append(c.names, suffix...)
+			c.ends = append(c.ends, len(c.names))
+		}
+	}
+	names, begin := string(c.names), 0
+	for _, end := range c.ends {
+		c.args = append(c.args, names[begin:end])
+		begin = end
 	}
 }
 
@@ -111,7 +129,8 @@ func (c *command) newCmd(ctx context.Context) redis.Cmder {
 	if c.set().rolling {
 		cmd = onceMixed{redis.NewSliceCmd(ctx, c.args...)}
 	} else {
-		cmd = once{redis.NewIntSliceCmd(ctx, c.args...)}
+		c.ints = *redis.NewIntSliceCmd(ctx, c.args...) // it is inlined, so nothing is allocated
+		cmd = once{&c.ints}
 	}
 	if c.across {
 		cmd.SetFirstKeyPos(acrossKeys) // the client sends it to the master of this key

@@ -236,7 +236,7 @@ func (x *exchange) release() {
 	for _, c := range x.commands {
 		clear(c.groups)
 		clear(c.args)
-		c.groups, c.args, c.cmd = c.groups[:0], c.args[:0], nil
+		c.groups, c.args, c.cmd, c.ints = c.groups[:0], c.args[:0], nil, redis.IntSliceCmd{}
 	}
 	clear(x.last)
 	x.groups, x.commands = x.groups[:0], x.commands[:0]

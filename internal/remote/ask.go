@@ -50,9 +50,9 @@ func (r *Remote) consult(ctx context.Context, req *storeRequest, answers []rule.
 	clear(logs)
 	clear(blocks)
 	var reply engine.Reply
-	now, err := r.ask(ctx, req.now, req.until, func(ctx context.Context) (err error) {
-		reply, err = r.observed(r.call(ctx, req, answers, buffers, holding))
-		return err
+	now, err := r.ask(ctx, req.now, req.until, func(ctx context.Context) (at int64, err error) {
+		reply, err = r.call(ctx, req, answers, buffers, holding)
+		return reply.At, err
 	})
 	req.Limits = req.Limits.Present()
 	if err != nil {
@@ -141,20 +141,11 @@ var replyBuffers = sync.Pool{New: func() any { return new(replyBuffer) }}
 // the reply.
 func (r *Remote) look(ctx context.Context, key string, limits *engine.Limits, until int64) error {
 	req := storeRequest{Request: Request{Key: key, Limits: limits}, now: clock.Now(), until: until}
-	_, err := r.ask(ctx, req.now, req.until, func(ctx context.Context) (err error) {
-		_, err = r.observed(r.call(ctx, &req, make([]rule.Answer, len(limits.Rules)), nil, nil))
-		return err
+	_, err := r.ask(ctx, req.now, req.until, func(ctx context.Context) (at int64, err error) {
+		reply, err := r.call(ctx, &req, make([]rule.Answer, len(limits.Rules)), nil, nil)
+		return reply.At, err
 	})
 	return err
-}
-
-// observed notes what the store's clock showed in a reply. It is called before ask ends:
-// that may start to settle what is owed, for which the store's clock must be known.
-func (r *Remote) observed(reply engine.Reply, err error) (engine.Reply, error) {
-	if err == nil {
-		r.near.Observe(reply.At, clock.Now())
-	}
-	return reply, err
 }
 
 // call asks the store, within what is left of the timeout. buffers and holding may be nil.
@@ -182,11 +173,11 @@ func (r *Remote) call(ctx context.Context, req *storeRequest, answers []rule.Ans
 // move adjusts units at the store. It waits for the reply, but not longer than
 // wait.
 func (r *Remote) move(ctx context.Context, key string, n, at int64, limits *engine.Limits, wait time.Duration) (charged int64, err error) {
-	_, err = r.ask(ctx, clock.Now(), 0, func(ctx context.Context) (err error) {
+	_, err = r.ask(ctx, clock.Now(), 0, func(ctx context.Context) (_ int64, err error) {
 		ctx, cancel := context.WithTimeout(ctx, wait)
 		defer cancel()
 		charged, err = r.opts.Engine.Adjust(ctx, key, n, at, limits)
-		return err
+		return noInstant, err
 	})
 	return charged, err
 }
@@ -197,7 +188,10 @@ func (r *Remote) move(ctx context.Context, key string, n, at int64, limits *engi
 // means that it has all the time it needs. ask reports to the breaker how the call has
 // ended, even if the store panics. After a success it may start a goroutine that
 // settles what is owed.
-func (r *Remote) ask(ctx context.Context, start, until int64, call func(context.Context) error) (end int64, err error) {
+//
+// call returns the store's instant of its answer, or noInstant. The near cache learns from it
+// what the store's clock shows, before anything is settled: that needs the clock.
+func (r *Remote) ask(ctx context.Context, start, until int64, call func(context.Context) (at int64, err error)) (end int64, err error) {
 	ok, probe := r.breaker.Allow(start)
 	if !ok {
 		r.opts.Counts.spared.Add(1)
@@ -209,9 +203,12 @@ func (r *Remote) ask(ctx context.Context, start, until int64, call func(context.
 		r.breaker.Done(start, start, probe, breaker.Unclear)
 		return start, errTooMany
 	}
-	outcome := breaker.Unclear
+	outcome, at := breaker.Unclear, int64(noInstant)
 	defer func() {
 		end = clock.Now()
+		if err == nil && at != noInstant {
+			r.near.Observe(at, end)
+		}
 		r.waiting.Add(-1)
 		r.opts.Counts.called(end - start)
 		if r.breaker.Done(start, end, probe, outcome) {
@@ -224,7 +221,7 @@ func (r *Remote) ask(ctx context.Context, start, until int64, call func(context.
 			}
 		}
 	}()
-	err = call(ctx)
+	at, err = call(ctx)
 	if outcome = r.outcome(ctx, start, until, err); outcome == breaker.Unclear && ctx.Err() != context.Canceled {
 		if probe {
 			outcome = breaker.Failed // otherwise each caller would be the next probe
@@ -233,6 +230,10 @@ func (r *Remote) ask(ctx context.Context, start, until int64, call func(context.
 	}
 	return end, err
 }
+
+// noInstant is what a call returns to ask whose answer has no instant: those of the store are
+// not negative.
+const noInstant = -1
 
 // hastyInRow is how many calls in a row must be ended by their callers' deadlines
 // before the store is checked.

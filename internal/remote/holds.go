@@ -155,11 +155,11 @@ func (r *Remote) report(ctx context.Context, key string, call holds.Call, h *rul
 			r.book.Failed(call, err != nil && r.storeUnchanged(err))
 		}
 	}()
-	end, err := r.ask(ctx, now, 0, func(ctx context.Context) error {
+	end, err := r.ask(ctx, now, 0, func(ctx context.Context) (int64, error) {
 		ctx, cancel := context.WithTimeout(ctx, SideTimeout)
 		defer cancel()
 		_, err := r.opts.Engine.Take(ctx, engine.Request{Key: key, Limits: &engine.Limits{}, Now: now, Holding: h}, nil)
-		return err
+		return noInstant, err
 	})
 	if err == nil {
 		answered = true

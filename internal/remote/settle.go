@@ -224,10 +224,10 @@ func (r *Remote) settle(ctx context.Context, b *nearcache.Batch) (err error) {
 func (r *Remote) sendBlock(ctx context.Context, key string, b rule.Block, limits *engine.Limits) error {
 	start := clock.Now()
 	b.Until -= start
-	_, err := r.ask(ctx, start, 0, func(ctx context.Context) error {
+	_, err := r.ask(ctx, start, 0, func(ctx context.Context) (int64, error) {
 		ctx, cancel := context.WithTimeout(ctx, SideTimeout)
 		defer cancel()
-		return r.opts.Engine.Block(ctx, key, b, limits)
+		return noInstant, r.opts.Engine.Block(ctx, key, b, limits)
 	})
 	return err
 }
