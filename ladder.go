@@ -50,7 +50,7 @@ func (l ladder) validate() error {
 // validateBlock returns an error for a duration that no block can have.
 func validateBlock(d time.Duration) error {
 	if d < rule.MinSpan || d > rule.MaxSpan {
-		return fmt.Errorf("a duration of %v: want 1ms to 50 years", d)
+		return fmt.Errorf("a duration of %v: want 1ms to 50 years%s", d, nanoseconds(d))
 	}
 	return nil
 }
@@ -78,7 +78,7 @@ func parseLadder(s string) (ladderHandle, error) {
 	for text := range strings.SplitSeq(s, ",") {
 		d, err := time.ParseDuration(text)
 		if err != nil {
-			return ladderHandle{}, fmt.Errorf("option block: %q: want durations such as 1m or 24h with commas between them", text)
+			return ladderHandle{}, fmt.Errorf("option block: %q in %q: want durations such as 1m or 24h with commas, and no spaces, between them", text, s)
 		}
 		all = append(all, d)
 	}
