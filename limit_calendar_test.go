@@ -332,6 +332,30 @@ func TestCalendarGivesBackToItsPeriod(t *testing.T) {
 	})
 }
 
+// TestChargeAfterMidnightStays: what a request is charged after its window or period counts
+// in the next one, and is not given back there. The unit of its admission is not, either.
+func TestChargeAfterMidnightStays(t *testing.T) {
+	for _, limit := range []Limit{Daily(9, nil), FixedWindow(9, time.Minute)} {
+		synctest.Test(t, func(t *testing.T) {
+			o := quiet(limit)
+			o.Count = onlyFailures
+			l := httpLimiter(t, o)
+			sleepUntil(t, "2001-06-13T23:59:59Z")
+			r := httpRequest("POST")
+			require.True(t, l.Check(httptest.NewRecorder(), r))
+			require.NoError(t, l.AddCost(r.Context(), 2))
+			require.EqualValues(t, 6, leftOf(t, l, httpKey))
+			time.Sleep(2 * time.Minute)
+			require.EqualValues(t, 9, leftOf(t, l, httpKey))
+			require.NoError(t, l.AddCost(r.Context(), 4))
+			require.EqualValues(t, 5, leftOf(t, l, httpKey))
+			require.NoError(t, l.AddCost(r.Context(), -3))
+			require.NoError(t, l.Responded(r.Context(), 200))
+			require.EqualValues(t, 5, leftOf(t, l, httpKey), "%v: neither -3 nor Count reaches this one", limit)
+		})
+	}
+}
+
 // TestCalendarHeaderFields: w of RateLimit-Policy is the length of this period, and t is
 // the time to its end.
 func TestCalendarHeaderFields(t *testing.T) {

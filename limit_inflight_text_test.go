@@ -195,7 +195,7 @@ func TestUnitsOfALimiterWithNothingButInFlight(t *testing.T) {
 		}
 	})).ServeHTTP(nopWriter{}, httpRequest("GET"))
 	require.Equal(t, 1, served)
-	require.ErrorContains(t, l.Block(ctx, "k", time.Minute), "it counts under no limit")
+	require.ErrorContains(t, l.Block(ctx, "k", time.Minute), "its limits count nothing, so it cannot block")
 	require.NoError(t, l.Reset(ctx, "k"))
 
 	// With a rate they are about its units alone.

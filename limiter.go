@@ -739,7 +739,7 @@ func (l *Limiter) Block(ctx context.Context, key string, d time.Duration) error 
 	}
 	limits, dropped := l.used.with(append(l.plans.all(), l.policy.Load()))
 	if len(limits) == 0 {
-		return fmt.Errorf("ratelimit: limiter %q: Block: it counts under no limit: add one to Options.Limits", l.name)
+		return fmt.Errorf("ratelimit: limiter %q: Block: its limits count nothing, so it cannot block: add one that counts to Options.Limits", l.name)
 	}
 	blocked := Event{Kind: EventBlocked, Key: key, Duration: d}
 	recorded, err := l.record(ctx, "Block", blocked)
