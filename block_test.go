@@ -429,6 +429,9 @@ func TestManyDenialsStartOneBlock(t *testing.T) {
 			require.EqualValues(t, 1, began.Load(), "EventBlocked")
 			time.Sleep(rung)
 		}
+		require.EqualValues(t, 3, l.Stats().BlocksBegun)
+		require.NoError(t, l.Block(ctx, "k", day))
+		require.EqualValues(t, 3, l.Stats().BlocksBegun, "blocks by hand are not counted")
 	})
 }
 

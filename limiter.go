@@ -517,7 +517,7 @@ func (l *Limiter) takeWith(ctx context.Context, key string, n int64, how asking,
 			t.at, t.bound = l.memory.take(key, n, p.limits, results, numbers, startsBlocks(p.ladders, pending))
 		}
 		t.counted = t.at
-		t.noteBlocks(results)
+		l.noteBlocks(&t, results)
 		if counted && !inTable {
 			l.count(n, p, how, &t, results)
 		}
@@ -571,11 +571,19 @@ func (l *Limiter) takeWith(ctx context.Context, key string, n int64, how asking,
 	t.granted, t.source = decided.Granted, Source(decided.Source)
 	t.bound = rule.Binding(buf[:len(results)])
 	mark(results, decided.Blocked, decided.Began)
-	t.noteBlocks(results)
+	l.noteBlocks(&t, results)
 	if counted {
 		l.count(n, p, how, &t, results)
 	}
 	return t, nil
+}
+
+// noteBlocks finds the blocks among the results, and counts the decision if it has started one.
+func (l *Limiter) noteBlocks(t *taken, results []Result) {
+	t.noteBlocks(results)
+	if t.began != 0 {
+		l.counts.blocksBegun.Add(1)
+	}
 }
 
 // holding counts a hold, and returns it with what must be done when it ends. For nil it returns nil.
