@@ -93,3 +93,12 @@ func (l ladder) rule() *rule.Ladder {
 	}
 	return r
 }
+
+// nanoseconds is what the error of a duration below a millisecond says in addition: the
+// caller may have meant seconds.
+func nanoseconds(d time.Duration) string {
+	if d <= 0 || d >= rule.MinSpan {
+		return ""
+	}
+	return fmt.Sprintf("; a number is of nanoseconds, so write %d*time.Second for %[1]d seconds", int64(d))
+}

@@ -284,15 +284,6 @@ func (l Limit) validate() error {
 	return validateName("its name", l.name, true)
 }
 
-// nanoseconds is what the error of a duration below a millisecond says in addition: the
-// caller may have meant seconds.
-func nanoseconds(d time.Duration) string {
-	if d <= 0 || d >= rule.MinSpan {
-		return ""
-	}
-	return fmt.Sprintf("; a number is of nanoseconds, so write %d*time.Second for %[1]d seconds", int64(d))
-}
-
 // minHold is the shortest hold. A process renews its holds while they last; with less time
 // it would be late whenever the machine is busy.
 const minHold = 10 * time.Millisecond

@@ -87,7 +87,7 @@ func TestEachValueOfAMemoryLimiter(t *testing.T) {
 		"ratelimit.limit.window{ratelimit.algorithm=sliding,ratelimit.limiter=api,ratelimit.policy=api-1m}": 60,
 		"ratelimit.limit.window{ratelimit.algorithm=bucket,ratelimit.limiter=api,ratelimit.policy=gold}":    60,
 
-		"ratelimit.memory.counters{ratelimit.limiter=api,ratelimit.store=" + l.Info().Prefix + "}":                         5,
+		"ratelimit.memory.counters{ratelimit.limiter=api,ratelimit.store=" + l.Info().Prefix + "}":                         6,
 		"ratelimit.memory.capacity{ratelimit.limiter=api,ratelimit.store=" + l.Info().Prefix + "}":                         ratelimit.DefaultMaxKeys,
 		"ratelimit.memory.evictions{ratelimit.denied=false,ratelimit.limiter=api,ratelimit.store=" + l.Info().Prefix + "}": 0,
 		"ratelimit.memory.evictions{ratelimit.denied=true,ratelimit.limiter=api,ratelimit.store=" + l.Info().Prefix + "}":  0,

@@ -103,7 +103,7 @@ func TestMemoryLimiter(t *testing.T) {
 		ratelimit_warnings_total{code="no-key",limiter="login"} 3
 		ratelimit_warnings_total{code="option-failed",limiter="login"} 1
 		ratelimit_warnings_total{code="shadow",limiter="login"} 4
-		ratelimit_memory_counters{store="memory:TestMemoryLimiter/login"} 3
+		ratelimit_memory_counters{store="memory:TestMemoryLimiter/login"} 4
 		ratelimit_memory_capacity{store="memory:TestMemoryLimiter/login"} 1000
 		ratelimit_memory_evicted_total{denied="false",store="memory:TestMemoryLimiter/login"} 0
 		ratelimit_memory_evicted_total{denied="true",store="memory:TestMemoryLimiter/login"} 0
