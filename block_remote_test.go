@@ -312,11 +312,12 @@ func TestRemoteBlockEvents(t *testing.T) {
 	var seen recorder
 	onEachRemote(t, Options{Limits: limits, Observe: seen.observe}, func(t *testing.T, l *Limiter) {
 		seen.all()
-		for _, rung := range []time.Duration{time.Hour, day, day} {
+		for i, rung := range []time.Duration{time.Hour, day, day} {
 			took(t, l, "k", 1)
 			for range 3 {
 				blockedFor(t, l, "k", rung)
 			}
+			require.EqualValues(t, i+1, l.Stats().BlocksBegun)
 			began := seen.of(EventBlocked)
 			require.Len(t, began, 1)
 			require.Len(t, seen.of(EventDenied), 3)
@@ -332,6 +333,7 @@ func TestRemoteBlockEvents(t *testing.T) {
 		hand := seen.of(EventBlocked)
 		require.Len(t, hand, 1)
 		require.Equal(t, []any{"", "ada", 2 * time.Hour}, []any{hand[0].Policy, hand[0].Actor, hand[0].Duration})
+		require.EqualValues(t, 3, l.Stats().BlocksBegun, "blocks by hand are not counted")
 	})
 }
 

@@ -429,6 +429,9 @@ func TestManyDenialsStartOneBlock(t *testing.T) {
 			require.EqualValues(t, 1, began.Load(), "EventBlocked")
 			time.Sleep(rung)
 		}
+		require.EqualValues(t, 3, l.Stats().BlocksBegun)
+		require.NoError(t, l.Block(ctx, "k", day))
+		require.EqualValues(t, 3, l.Stats().BlocksBegun, "blocks by hand are not counted")
 	})
 }
 
@@ -470,7 +473,7 @@ func TestBlockByHand(t *testing.T) {
 			require.ErrorContains(t, l.Block(ctx, "k", wrong), fmt.Sprintf("Block has a duration of %v: want 1ms to 50 years", wrong))
 		}
 		require.ErrorIs(t, l.Block(ctx, "", time.Hour), ErrNoKey)
-		require.ErrorContains(t, limiter(t, Unlimited).Block(ctx, "k", time.Hour), "it counts under no limit")
+		require.ErrorContains(t, limiter(t, Unlimited).Block(ctx, "k", time.Hour), "its limits count nothing, so it cannot block")
 		l.Close()
 		require.ErrorIs(t, l.Block(ctx, "k", time.Hour), ErrClosed)
 	})

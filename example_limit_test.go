@@ -110,5 +110,5 @@ func ExampleRolling() {
 	fmt.Println(err)
 	// Output:
 	// 5/1h rolling name=resets
-	// ratelimit: limit "5000/1h rolling": it allows 5000 units, and a rolling window keeps the instant of each unit: want at most 1000; for more, use SlidingWindow
+	// ratelimit: limit "5000/1h rolling": it allows 5000 units, and a rolling window keeps the instant of each unit: want 1 to 1000; for more, use SlidingWindow
 }

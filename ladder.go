@@ -50,7 +50,7 @@ func (l ladder) validate() error {
 // validateBlock returns an error for a duration that no block can have.
 func validateBlock(d time.Duration) error {
 	if d < rule.MinSpan || d > rule.MaxSpan {
-		return fmt.Errorf("a duration of %v: want 1ms to 50 years", d)
+		return fmt.Errorf("a duration of %v: want 1ms to 50 years%s", d, nanoseconds(d))
 	}
 	return nil
 }
@@ -78,7 +78,7 @@ func parseLadder(s string) (ladderHandle, error) {
 	for text := range strings.SplitSeq(s, ",") {
 		d, err := time.ParseDuration(text)
 		if err != nil {
-			return ladderHandle{}, fmt.Errorf("option block: %q: want durations such as 1m or 24h with commas between them", text)
+			return ladderHandle{}, fmt.Errorf("option block: %q in %q: want durations such as 1m or 24h with commas, and no spaces, between them", text, s)
 		}
 		all = append(all, d)
 	}
@@ -92,4 +92,13 @@ func (l ladder) rule() *rule.Ladder {
 		r.Rungs[i] = int64(d)
 	}
 	return r
+}
+
+// nanoseconds is what the error of a duration below a millisecond says in addition: the
+// caller may have meant seconds.
+func nanoseconds(d time.Duration) string {
+	if d <= 0 || d >= rule.MinSpan {
+		return ""
+	}
+	return fmt.Sprintf("; a number is of nanoseconds, so write %d*time.Second for %[1]d seconds", int64(d))
 }

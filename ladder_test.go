@@ -2,6 +2,7 @@ package ratelimit_test
 
 import (
 	"encoding/json"
+	"math"
 	"testing"
 	"time"
 	"unsafe"
@@ -61,6 +62,13 @@ func TestBadBlocksAreRefused(t *testing.T) {
 		{hour.Block(time.Minute, time.Minute, time.Minute, time.Minute, time.Minute), "(5/1h fixed block=1m,1m,1m,1m,…): its block has 5 durations: want 1 to 4"},
 		{hour.Block(0), "its block has a duration of 0s: want 1ms to 50 years"},
 		{hour.Block(-time.Second), "a duration of -1s: want 1ms to 50 years"},
+		{hour.Block(60), "a duration of 60ns: want 1ms to 50 years; a number is of nanoseconds, so write 60*time.Second for 60 seconds"},
+		{hour.Block(math.MaxInt64), "a duration of 2562047h47m16.854775807s: want 1ms to 50 years"},
+		{hour.Block(math.MinInt64), "a duration of -2562047h47m16.854775808s: want 1ms to 50 years"},
+		{hour.Block(time.Hour, 0), "a duration of 0s: want 1ms to 50 years"},
+		{hour.Block(make([]time.Duration, 1000)...), "its block has 1000 durations: want 1 to 4"},
+		{InFlight(5, time.Minute).Block(time.Hour), "its block is 1h, and how many requests run says nothing about the next one"},
+		{Limit{}.Block(time.Hour), "it is the zero Limit"},
 		{hour.Block(time.Hour, time.Minute), "its block has 1m0s after 1h0m0s: want no duration shorter than the one before"},
 		{hour.Block(time.Millisecond - 1), "a duration of 999.999µs: want"},
 		{hour.Block(time.Hour, 50*365*24*time.Hour+1), "a duration of 438000h0m0.000000001s: want"},
@@ -81,10 +89,20 @@ func TestBadBlocksAreRefused(t *testing.T) {
 	require.Equal(t, []Limit{hour}, l.Limits())
 	for _, tc := range []struct{ text, want string }{
 		{"5/1h fixed block=", "option block: it is empty; give 1 to 4 durations, such as block=1m,1h,24h"},
-		{"5/1h fixed block=1m,,1h", `option block: "": want durations such as 1m or 24h with commas between them`},
-		{"5/1h fixed block=1d", `option block: "1d": want durations`},
-		{"5/1h fixed block=1m, 1h", `option block: "": want durations`},
+		{"5/1h fixed block=1m,,1h", `option block: "" in "1m,,1h": want durations such as 1m or 24h with commas, and no spaces, between them`},
+		{"5/1h fixed block=1d", `option block: "1d" in "1d": want durations`},
+		{"5/1h fixed block=1m, 1h", `option block: "" in "1m,": want durations`},
 		{"5/1h fixed block=1m block=1h", "option block is there twice"},
+		{"5/1h fixed block=1m,", `option block: "" in "1m,": want durations`},
+		{"5/1h fixed block=NaN", `option block: "NaN" in "NaN": want durations`},
+		{"5/1h fixed block=9999999h", `option block: "9999999h" in "9999999h": want durations`},
+		{"5/1h fixed block=1h;24h", `option block: "1h;24h" in "1h;24h": want durations`},
+		{"5/1h fixed block=60", `option block: "60" in "60": want durations`},
+		{"5/1h fixed block=1M", `option block: "1M" in "1M": want durations`},
+		{"5/1h fixed BLOCK=1m", `option "BLOCK": want block=… or name=…`},
+		{"5/1h fixed block = 1m", `option "block = 1m": want block=… or name=…, without spaces around the =`},
+		{"5/1h fixed block=1h,1m", "its block has 1m0s after 1h0m0s: want no duration shorter than the one before"},
+		{"5/1h fixed block=1m,1h,2h,3h,4h", "its block has 5 durations: want 1 to 4"},
 		{"unlimited block=1m", "option block: unlimited counts nothing, so it cannot block: remove it"},
 		{"deny block=1m", "option block: deny counts nothing"},
 	} {

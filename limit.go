@@ -250,11 +250,13 @@ func (l Limit) validate() error {
 		}
 		return validateName("its name", l.name, true)
 	}
-	if n := l.rule.N; n < 1 || n > rule.MaxUnits {
+	switch n := l.rule.N; {
+	case l.rule.Kind == rule.Rolling && n > rule.MaxRolling:
+		return fmt.Errorf("it allows %d units, and a rolling window keeps the instant of each unit: want 1 to %d; for more, use SlidingWindow", n, rule.MaxRolling)
+	case l.rule.Kind == rule.Rolling && n < 1:
+		return fmt.Errorf("it allows %d units: want 1 to %d", n, rule.MaxRolling)
+	case n < 1 || n > rule.MaxUnits:
 		return fmt.Errorf("it allows %d units: want 1 to %d", n, int64(rule.MaxUnits))
-	}
-	if n := l.rule.N; l.rule.Kind == rule.Rolling && n > rule.MaxRolling {
-		return fmt.Errorf("it allows %d units, and a rolling window keeps the instant of each unit: want at most %d; for more, use SlidingWindow", n, rule.MaxRolling)
 	}
 	if l.calendar != nil {
 		if err := l.calendar.Err(); err != nil {
@@ -267,10 +269,7 @@ func (l Limit) validate() error {
 		}
 	}
 	if w := l.rule.Window; w < rule.MinSpan || w > rule.MaxSpan {
-		if w > 0 && w < rule.MinSpan {
-			return fmt.Errorf("its window is %v: want 1ms to 50 years; a number is of nanoseconds, so write %d*time.Second for %[2]d seconds", l.Window(), w)
-		}
-		return fmt.Errorf("its window is %v: want 1ms to 50 years", l.Window())
+		return fmt.Errorf("its window is %v: want 1ms to 50 years%s", l.Window(), nanoseconds(l.Window()))
 	}
 	if l.rule.Kind == rule.Bucket {
 		if b := l.rule.Burst; b < 1 || b > rule.MaxUnits {
@@ -297,11 +296,13 @@ func (l Limit) isInFlight() bool { return l.rule.Kind == rule.InFlight }
 
 // validateInFlight is validate for what is special about holds.
 func (l Limit) validateInFlight() error {
-	if w := l.Window(); w < minHold {
-		if w > 0 && w < time.Microsecond {
-			return fmt.Errorf("its hold is %v: want 10ms to 50 years; a number is of nanoseconds, so write %d*time.Second for %[2]d seconds", w, int64(w))
-		}
+	switch w := l.Window(); {
+	case w > 0 && w < time.Microsecond:
+		return fmt.Errorf("its hold is %v: want 10ms to 50 years%s", w, nanoseconds(w))
+	case w < minHold:
 		return fmt.Errorf("its hold is %v: want 10ms to 50 years: a process that stands still for so long loses its holds", w)
+	case w > rule.MaxSpan:
+		return fmt.Errorf("its hold is %v: want 10ms to 50 years", w)
 	}
 	if l.blocks() {
 		return fmt.Errorf("its block is %v, and how many requests run says nothing about the next one: use Block of a limit beside it", l.block.Value())

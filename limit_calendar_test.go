@@ -3,6 +3,7 @@ package ratelimit_test
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"sync"
@@ -74,25 +75,46 @@ func TestCalendarText(t *testing.T) {
 // TestBadCalendarsAreRefused: each error names the value and the way out.
 func TestBadCalendarsAreRefused(t *testing.T) {
 	for text, want := range map[string]string{
-		"5/day calendar tz=Berlin":              `time zone "Berlin": unknown time zone Berlin: name a zone of the tz database, such as "Europe/Berlin"`,
-		"5/day calendar tz=Local":               `time zone "Local" depends on the machine`,
-		"5/day calendar tz=":                    `time zone "" depends on the machine`,
-		"5/day calendar first=monday":           "option first: only a week has one, not a day",
-		"5/day calendar day=3":                  "option day: only a month has one, not a day",
-		"5/week calendar first=someday":         `option first: "someday": want a day of the week, such as monday`,
-		"5/month calendar day=0":                "it begins on day 0 of the month: want 1 to 31",
-		"5/month calendar day=32":               "it begins on day 32 of the month: want 1 to 31",
-		"5/month calendar day=x":                `option day: "x": want 1 to 31`,
-		"5/month calendar burst=9":              "option burst: only a bucket has one, not calendar",
-		"5/year calendar":                       `period "year": want day, week or month`,
-		"5/24h calendar":                        `period "24h": want day, week or month`,
-		"5/day":                                 `or for a period of the calendar "5/day calendar"`,
-		"5/day fixed":                           `or for a period of the calendar "5/day calendar"`,
-		"0/day calendar":                        "it allows 0 units",
-		"5/day calendar tz=UTC tz=UTC":          "option tz is there twice",
-		"5/day calendar zone=UTC":               `option "zone": want tz=…`,
-		"5/1h fixed tz=UTC":                     `option "tz": want burst=…`,
-		"1000000000000000/month calendar day=1": "it allows 1000000000000000 units",
+		"5/day calendar tz=Berlin":                  `time zone "Berlin": unknown time zone Berlin: name a zone of the tz database, such as "Europe/Berlin"`,
+		"5/day calendar tz=Local":                   `time zone "Local" depends on the machine`,
+		"5/day calendar tz=":                        `time zone "" depends on the machine`,
+		"5/day calendar first=monday":               "option first: only a week has one, not a day",
+		"5/day calendar day=3":                      "option day: only a month has one, not a day",
+		"5/week calendar first=someday":             `option first: "someday": want a day of the week, such as monday`,
+		"5/month calendar day=0":                    "it begins on day 0 of the month: want 1 to 31",
+		"5/month calendar day=32":                   "it begins on day 32 of the month: want 1 to 31",
+		"5/month calendar day=x":                    `option day: "x": want 1 to 31`,
+		"5/month calendar burst=9":                  "option burst: only a bucket has one, not calendar",
+		"5/year calendar":                           `period "year": want day, week or month`,
+		"5/24h calendar":                            `period "24h": want day, week or month`,
+		"5/day":                                     `or for a period of the calendar "5/day calendar"`,
+		"5/day fixed":                               `or for a period of the calendar "5/day calendar"`,
+		"0/day calendar":                            "it allows 0 units",
+		"5/day calendar tz=UTC tz=UTC":              "option tz is there twice",
+		"5/day calendar zone=UTC":                   `option "zone": want tz=…`,
+		"5/1h fixed tz=UTC":                         `option "tz": want block=… or name=…`,
+		"1000000000000000/month calendar day=1":     "it allows 1000000000000000 units",
+		"5/day calendar tz=../../etc/passwd":        `time zone "../../etc/passwd": time: invalid location name: name a zone of the tz database`,
+		"5/day calendar tz=/etc/localtime":          `time zone "/etc/localtime": time: invalid location name`,
+		"5/day calendar tz=Europe/../Europe/Berlin": `time zone "Europe/../Europe/Berlin" is "Europe/Berlin" in the tz database`,
+		"5/day calendar tz=Europe":                  `time zone "Europe": `,
+		"5/day calendar tz=zone.tab":                `time zone "zone.tab": `,
+		"5/day calendar tz=Europe/Berlin\x00":       `time zone "Europe/Berlin\x00": `,
+		"5/day calendar tz=+01:00":                  `time zone "+01:00": `,
+		"5/day calendar tz=GMT+1":                   `time zone "GMT+1": `,
+		`5/day calendar tz="America/New York"`:      `time zone "\"America/New": `,
+		"5/day calendar tz = UTC":                   `option "tz = UTC": want tz=…, first=… of a week, day=… of a month, block=… or name=…, without spaces around the =`,
+		"5/day calendar monday":                     `option "monday": want tz=…, first=… of a week`,
+		"5/Day calendar":                            `period "Day": want day, week or month`,
+		"5/ day calendar":                           `window "": want a duration`,
+		"5/day CALENDAR":                            `or for a period of the calendar "5/day calendar"`,
+		"5/week calendar first=":                    `option first: "": want a day of the week`,
+		"5/week calendar first=1":                   `option first: "1": want a day of the week`,
+		"5/week calendar first=mon":                 `option first: "mon": want a day of the week`,
+		"5/month calendar day=":                     `option day: "": want 1 to 31`,
+		"5/month calendar day=1.5":                  `option day: "1.5": want 1 to 31`,
+		"5/month calendar day=-1":                   "it begins on day -1 of the month: want 1 to 31",
+		"5/month calendar day=99999999999999999999": `option day: "99999999999999999999": want 1 to 31`,
 	} {
 		_, err := ParseLimit(text)
 		require.ErrorContains(t, err, want, text)
@@ -105,6 +127,11 @@ func TestBadCalendarsAreRefused(t *testing.T) {
 		`its first day is weekday 9: want time.Sunday to time.Saturday`:            Weekly(5, 9, nil),
 		"it begins on day 40 of the month":                                         Monthly(5, 40, nil),
 		"it allows 0 units":                                                        Daily(0, nil),
+		`time zone "" depends on the machine`:                                      Daily(5, time.FixedZone("", 0)),
+		`time zone "a b": unknown time zone a b`:                                   Daily(5, time.FixedZone("a b", 0)),
+		`time zone "../zone": time: invalid location name`:                         Daily(5, time.FixedZone("../zone", 0)),
+		"it allows 9223372036854775807 units":                                      Daily(math.MaxInt64, nil),
+		"it begins on day -9223372036854775808 of the month":                       Monthly(5, math.MinInt, nil),
 		"its block has 0 durations":                                                Daily(5, nil).Block(),
 		`such as "Europe/Berlin", with time.LoadLocation; a FixedZone has no name`: Daily(5, time.FixedZone("Europe/Berlin", 3600)),
 		`its first day is weekday -1: want time.Sunday to time.Saturday`:           Weekly(5, -1, nil),
@@ -303,6 +330,30 @@ func TestCalendarGivesBackToItsPeriod(t *testing.T) {
 		time.Sleep(time.Second)
 		require.EqualValues(t, 1, remaining())
 	})
+}
+
+// TestChargeAfterMidnightStays: what a request is charged after its window or period counts
+// in the next one, and is not given back there. The unit of its admission is not, either.
+func TestChargeAfterMidnightStays(t *testing.T) {
+	for _, limit := range []Limit{Daily(9, nil), FixedWindow(9, time.Minute)} {
+		synctest.Test(t, func(t *testing.T) {
+			o := quiet(limit)
+			o.Count = onlyFailures
+			l := httpLimiter(t, o)
+			sleepUntil(t, "2001-06-13T23:59:59Z")
+			r := httpRequest("POST")
+			require.True(t, l.Check(httptest.NewRecorder(), r))
+			require.NoError(t, l.AddCost(r.Context(), 2))
+			require.EqualValues(t, 6, leftOf(t, l, httpKey))
+			time.Sleep(2 * time.Minute)
+			require.EqualValues(t, 9, leftOf(t, l, httpKey))
+			require.NoError(t, l.AddCost(r.Context(), 4))
+			require.EqualValues(t, 5, leftOf(t, l, httpKey))
+			require.NoError(t, l.AddCost(r.Context(), -3))
+			require.NoError(t, l.Responded(r.Context(), 200))
+			require.EqualValues(t, 5, leftOf(t, l, httpKey), "%v: neither -3 nor Count reaches this one", limit)
+		})
+	}
 }
 
 // TestCalendarHeaderFields: w of RateLimit-Policy is the length of this period, and t is

@@ -44,18 +44,27 @@ func TestInFlightTextRoundTrips(t *testing.T) {
 
 func TestInFlightErrorsNameTheMistake(t *testing.T) {
 	for text, want := range map[string]string{
-		"0/30s inflight":                "it allows 0 ",
-		"-1/30s inflight":               "it allows -1 ",
-		"20/9ms inflight":               "10ms",
-		"20/0s inflight":                "10ms",
-		"20/9.999999ms inflight":        "10ms",
-		"20/438001h inflight":           "438001h",
-		"20/30s inflight burst=5":       "option burst: only a bucket has one, not inflight",
-		"20/30s inflight block=1m":      "Block",
-		"20/day inflight":               `window "day": want a duration`,
-		"20/30s InFlight":               `algorithm "InFlight": want fixed, sliding, bucket, rolling, calendar or inflight`,
-		"20 inflight":                   "want a form such as",
-		"1000000000000000/30s inflight": "it allows 1000000000000000 ",
+		"0/30s inflight":                    "it allows 0 ",
+		"-1/30s inflight":                   "it allows -1 ",
+		"20/9ms inflight":                   "10ms",
+		"20/0s inflight":                    "10ms",
+		"20/9.999999ms inflight":            "10ms",
+		"20/438001h inflight":               "its hold is 438001h0m0s: want 10ms to 50 years",
+		"20/5ns inflight":                   "its hold is 5ns: want 10ms to 50 years; a number is of nanoseconds, so write 5*time.Second for 5 seconds",
+		"20/-1s inflight":                   "its hold is -1s: want 10ms to 50 years",
+		"20/NaN inflight":                   `window "NaN": want a duration`,
+		"20/9999999h inflight":              `window "9999999h": want a duration`,
+		"20/30s in-flight":                  `algorithm "in-flight": want fixed, sliding, bucket, rolling, calendar or inflight`,
+		"20/30s inflight 5":                 `option "5": want name=…`,
+		"20/30s inflight tz=UTC":            `option "tz": want name=…`,
+		"20/30s inflight name=two words":    `option "words": want name=…`,
+		"99999999999999999999/30s inflight": `"99999999999999999999" is not a whole number of units`,
+		"20/30s inflight burst=5":           "option burst: only a bucket has one, not inflight",
+		"20/30s inflight block=1m":          "Block",
+		"20/day inflight":                   `window "day": want a duration`,
+		"20/30s InFlight":                   `algorithm "InFlight": want fixed, sliding, bucket, rolling, calendar or inflight`,
+		"20 inflight":                       "want a form such as",
+		"1000000000000000/30s inflight":     "it allows 1000000000000000 ",
 	} {
 		got, err := ParseLimit(text)
 		require.ErrorContains(t, err, want, text)
@@ -186,7 +195,7 @@ func TestUnitsOfALimiterWithNothingButInFlight(t *testing.T) {
 		}
 	})).ServeHTTP(nopWriter{}, httpRequest("GET"))
 	require.Equal(t, 1, served)
-	require.ErrorContains(t, l.Block(ctx, "k", time.Minute), "it counts under no limit")
+	require.ErrorContains(t, l.Block(ctx, "k", time.Minute), "its limits count nothing, so it cannot block")
 	require.NoError(t, l.Reset(ctx, "k"))
 
 	// With a rate they are about its units alone.

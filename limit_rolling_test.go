@@ -51,20 +51,31 @@ func TestRollingTextRoundTrips(t *testing.T) {
 }
 
 func TestRollingErrorsNameTheMistake(t *testing.T) {
-	const tooMany = "it allows 1001 units, and a rolling window keeps the instant of each unit: want at most 1000; for more, use SlidingWindow"
+	const tooMany = "it allows 1001 units, and a rolling window keeps the instant of each unit: want 1 to 1000; for more, use SlidingWindow"
 	for text, want := range map[string]string{
-		"1001/1h rolling":             tooMany,
-		"0/1h rolling":                "it allows 0 units",
-		"-1/1h rolling":               "it allows -1 units",
-		"5/0s rolling":                "its window is 0s: want 1ms to",
-		"5/999us rolling":             "its window is 999µs",
-		"5/438001h rolling":           "its window is 438001h0m0s",
-		"5/1h rolling burst=5":        "option burst: only a bucket has one, not rolling",
-		"5/1h Rolling":                `algorithm "Rolling": want fixed, sliding, bucket, rolling, calendar or inflight`,
-		"5/1h rolling rolling":        `option "rolling": want burst`,
-		"5/1h rolling block=1h,1m":    "block",
-		"999999999999/1h rolling":     "it allows 999999999999 units, and a rolling window",
-		"1000000000000000/1h rolling": "it allows 1000000000000000 units",
+		"1001/1h rolling":                 tooMany,
+		"0/1h rolling":                    "it allows 0 units: want 1 to 1000",
+		"-1/1h rolling":                   "it allows -1 units: want 1 to 1000",
+		"-9223372036854775808/1h rolling": "it allows -9223372036854775808 units: want 1 to 1000",
+		"99999999999999999999/1h rolling": `"99999999999999999999" is not a whole number of units`,
+		"5e2/1h rolling":                  `"5e2" is not a whole number of units`,
+		"0x10/1h rolling":                 `"0x10" is not a whole number of units`,
+		"5/NaN rolling":                   `window "NaN": want a duration such as 1s, 15m or 24h`,
+		"5/Infh rolling":                  `window "Infh": want a duration`,
+		"5/9999999h rolling":              `window "9999999h": want a duration`,
+		"5/60ns rolling":                  "its window is 60ns: want 1ms to 50 years; a number is of nanoseconds, so write 60*time.Second for 60 seconds",
+		"5 / 1h rolling":                  "want a form such as",
+		"5/1h rolling tz=UTC":             `option "tz": want block=… or name=…`,
+		"5/1h rolling block = 1m":         `option "block = 1m": want block=… or name=…, without spaces around the =`,
+		"5/0s rolling":                    "its window is 0s: want 1ms to",
+		"5/999us rolling":                 "its window is 999µs",
+		"5/438001h rolling":               "its window is 438001h0m0s",
+		"5/1h rolling burst=5":            "option burst: only a bucket has one, not rolling",
+		"5/1h Rolling":                    `algorithm "Rolling": want fixed, sliding, bucket, rolling, calendar or inflight`,
+		"5/1h rolling rolling":            `option "rolling": want block`,
+		"5/1h rolling block=1h,1m":        "block",
+		"999999999999/1h rolling":         "it allows 999999999999 units, and a rolling window",
+		"1000000000000000/1h rolling":     "it allows 1000000000000000 units",
 	} {
 		got, err := ParseLimit(text)
 		require.ErrorContains(t, err, want, text)

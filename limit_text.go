@@ -145,7 +145,7 @@ func parseOptions(l Limit, rest string, more func(option, value string) (known b
 	seen := make(map[string]bool)
 	for rest != "" {
 		option, value, err := "", "", error(nil)
-		if option, value, rest, err = cutOption(rest); err != nil {
+		if option, value, rest, err = l.cutOption(rest); err != nil {
 			return l, err
 		}
 		if seen[option] {
@@ -184,10 +184,10 @@ func parseOptions(l Limit, rest string, more func(option, value string) (known b
 }
 
 // cutOption returns the first option of s, and the text after it.
-func cutOption(s string) (option, value, rest string, err error) {
+func (l Limit) cutOption(s string) (option, value, rest string, err error) {
 	option, value, ok := strings.Cut(s, "=")
 	if !ok || strings.ContainsFunc(option, unicode.IsSpace) {
-		return "", "", "", fmt.Errorf("option %q: want burst=…, block=… or name=…", s)
+		return "", "", "", fmt.Errorf("option %q: want %s, without spaces around the =", s, l.options())
 	}
 	if option == "name" {
 		value, rest, err = cutName(value)
@@ -200,12 +200,14 @@ func cutOption(s string) (option, value, rest string, err error) {
 // options returns what may follow the algorithm of the limit, for errors.
 func (l Limit) options() string {
 	switch l.rule.Kind {
-	case rule.InFlight:
+	case rule.InFlight, kindUnlimited, kindDeny:
 		return "name=…"
 	case rule.Calendar:
 		return "tz=…, first=… of a week, day=… of a month, block=… or name=…"
+	case rule.Bucket:
+		return "burst=…, block=… or name=…"
 	}
-	return "burst=…, block=… or name=…"
+	return "block=… or name=…"
 }
 
 func parseUnits(s string) (int64, error) {

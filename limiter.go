@@ -603,7 +603,7 @@ func (l *Limiter) takeWith(ctx context.Context, key string, n int64, how asking,
 			t.at, t.bound = l.memory.takeUnder(key, n, p.present().under.Rules, results, numbers, blocking)
 		}
 		t.counted = t.at
-		t.noteBlocks(results)
+		l.noteBlocks(&t, results)
 		if counted && !inTable {
 			l.count(n, p, how, &t, results)
 		}
@@ -657,11 +657,19 @@ func (l *Limiter) takeWith(ctx context.Context, key string, n int64, how asking,
 	t.granted, t.source = decided.Granted, Source(decided.Source)
 	t.bound = rule.Binding(buf[:len(results)])
 	mark(results, decided.Blocked, decided.Began)
-	t.noteBlocks(results)
+	l.noteBlocks(&t, results)
 	if counted {
 		l.count(n, p, how, &t, results)
 	}
 	return t, nil
+}
+
+// noteBlocks finds the blocks among the results, and counts the decision if it has started one.
+func (l *Limiter) noteBlocks(t *taken, results []Result) {
+	t.noteBlocks(results)
+	if t.began != 0 {
+		l.counts.blocksBegun.Add(1)
+	}
 }
 
 // holding counts a hold, and returns it with what must be done when it ends. For nil it returns nil.
@@ -825,7 +833,7 @@ func (l *Limiter) Block(ctx context.Context, key string, d time.Duration) error 
 	}
 	limits, dropped := l.used.with(l.policies())
 	if len(limits) == 0 {
-		return fmt.Errorf("ratelimit: limiter %q: Block: it counts under no limit: add one to Options.Limits", l.name)
+		return fmt.Errorf("ratelimit: limiter %q: Block: its limits count nothing, so it cannot block: add one that counts to Options.Limits", l.name)
 	}
 	blocked := Event{Kind: EventBlocked, Key: key, Duration: d}
 	recorded, err := l.record(ctx, "Block", blocked)

@@ -111,7 +111,10 @@ func DecisionFrom(ctx context.Context) (Decision, bool) {
 // knows: a query's complexity, an upload's size, the tokens of an answer. n > 0
 // charges the key that was admitted, even above what is left, but never above
 // the limit; n < 0 gives units back, at most as many as the request has taken, and
-// as far as those taken when it was admitted still count. It does not change the
+// as far as those taken when it was admitted still count. A charge counts from now on, and
+// under a rolling window from when the request came. So what is charged after the window or
+// the period of the calendar in which the request was admitted, is not given back: neither
+// by AddCost, nor because of Options.Count or a limiter further in. It does not change the
 // response's header fields.
 //
 // It is an error if the request was not admitted and counted by l, if l has nothing but an

@@ -36,6 +36,10 @@ type LimiterStats struct {
 	// by Shadow.
 	ShadowDenied uint64
 
+	// BlocksBegun counts the denials that have started a block, also in Shadow, as
+	// [EventBlocked] reports them. Blocks by hand are not counted.
+	BlocksBegun uint64
+
 	// NearLimit counts the decisions in Allowed that left at most a fifth of any of
 	// their limits.
 	NearLimit uint64
@@ -121,7 +125,7 @@ type counts struct {
 	// are about one unit: moreAllowed and moreDenied are the units beyond that.
 	sources                 [len(sources)]struct{ allowed, denied, shadow atomic.Uint64 }
 	moreAllowed, moreDenied atomic.Uint64
-	nearLimit               atomic.Uint64
+	nearLimit, blocksBegun  atomic.Uint64
 
 	freeAllowed, freeDenied atomic.Uint64 // requests that cost 0
 
@@ -232,7 +236,7 @@ func (c *counts) countNear(p *policy, results []Result) {
 // count is read once, so what is a sum or a difference of them does not fall either.
 func (c *counts) stats() LimiterStats {
 	stats := LimiterStats{
-		NearLimit: c.nearLimit.Load(), Exempt: c.exempt.Load(), NoKey: c.noKey.Load(), Failed: c.failed.Load(),
+		NearLimit: c.nearLimit.Load(), BlocksBegun: c.blocksBegun.Load(), Exempt: c.exempt.Load(), NoKey: c.noKey.Load(), Failed: c.failed.Load(),
 		InFlight: int(c.inFlight.Load()), Waiting: int(c.waiting.Load()), Waited: c.waited.Load(), WaitTime: time.Duration(c.waitTime.Load()),
 		Warnings: make(map[Code]uint64),
 	}

@@ -111,6 +111,7 @@ func (o *observation) requests(s *ratelimit.LimiterStats) {
 	o.count(o.requestCount, s.Exempt, resultKey.String(resultExempt))
 	o.count(o.requestCount, s.NoKey, resultKey.String(resultNoKey))
 	o.count(o.requestCount, s.Failed, resultKey.String(resultFailed))
+	o.count(o.blocks, s.BlocksBegun)
 	o.count(o.nearLimit, s.NearLimit)
 	o.to.ObserveInt64(o.queued, int64(s.Waiting), o.with())
 	o.count(o.waits, s.Waited)

@@ -18,6 +18,7 @@
 //	Name                           Kind             Unit        Further attributes
 //	ratelimit.requests             Counter          {request}   ratelimit.result
 //	ratelimit.denials              Counter          {request}   ratelimit.policy
+//	ratelimit.blocks               Counter          {block}
 //	ratelimit.near_limit           Counter          {request}
 //	ratelimit.queued_requests      UpDownCounter    {request}
 //	ratelimit.waits                Counter          {request}
@@ -48,6 +49,7 @@
 //   - ratelimit.denials has the requests with the result denied, by the policy
 //     that has denied them.
 //   - ratelimit.units has the units of allowed and of denied requests.
+//   - ratelimit.blocks counts denials that have started a block, also in Shadow.
 //   - ratelimit.near_limit counts allowed requests that left at most a fifth of
 //     a limit.
 //   - ratelimit.queued_requests is the number of requests, and calls of Wait, that wait

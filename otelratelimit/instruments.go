@@ -9,6 +9,7 @@ import "go.opentelemetry.io/otel/metric"
 type instruments struct {
 	requestCount metric.Int64ObservableCounter
 	denials      metric.Int64ObservableCounter
+	blocks       metric.Int64ObservableCounter
 	nearLimit    metric.Int64ObservableCounter
 	queued       metric.Int64ObservableUpDownCounter
 	inFlight     metric.Int64ObservableUpDownCounter
@@ -46,6 +47,7 @@ func (b *builder) instruments() instruments {
 	return instruments{
 		requestCount: b.counter("ratelimit.requests", "{request}", "Requests, and calls that asked for units, by result."),
 		denials:      b.counter("ratelimit.denials", "{request}", "Denied requests, by the policy that has denied them."),
+		blocks:       b.counter("ratelimit.blocks", "{block}", "Denials that have started a block."),
 		nearLimit:    b.counter("ratelimit.near_limit", "{request}", "Allowed requests that left at most a fifth of a limit."),
 		queued:       b.upDownCounter("ratelimit.queued_requests", "{request}", "Requests, and calls, that wait until their units fit."),
 		waits:        b.counter("ratelimit.waits", "{request}", "Decided requests, and calls, that have waited."),

@@ -33,7 +33,7 @@ func TestEachValueOfAMemoryLimiter(t *testing.T) {
 	opts.Skip = func(r *http.Request) bool { return r.Header.Get("Skip") != "" }
 	opts.LimitsFor = func(r *http.Request) []ratelimit.Limit {
 		return map[string][]ratelimit.Limit{
-			"gold": {ratelimit.TokenBucket(1, time.Minute, 1).Named("gold")},
+			"gold": {ratelimit.TokenBucket(1, time.Minute, 1).Block(time.Hour).Named("gold")},
 			"deny": {ratelimit.Deny.Named("nobody")},
 			"bad":  {hourly(0)},
 		}[r.Header.Get("Plan")]
@@ -68,6 +68,7 @@ func TestEachValueOfAMemoryLimiter(t *testing.T) {
 		"ratelimit.denials{ratelimit.limiter=api,ratelimit.policy=gold}":   2,
 		"ratelimit.denials{ratelimit.limiter=api,ratelimit.policy=nobody}": 1,
 
+		"ratelimit.blocks{ratelimit.limiter=api}":                                1,
 		"ratelimit.near_limit{ratelimit.limiter=api}":                            4,
 		"ratelimit.queued_requests{ratelimit.limiter=api}":                       0,
 		"ratelimit.waits{ratelimit.limiter=api}":                                 0,
@@ -86,7 +87,7 @@ func TestEachValueOfAMemoryLimiter(t *testing.T) {
 		"ratelimit.limit.window{ratelimit.algorithm=sliding,ratelimit.limiter=api,ratelimit.policy=api-1m}": 60,
 		"ratelimit.limit.window{ratelimit.algorithm=bucket,ratelimit.limiter=api,ratelimit.policy=gold}":    60,
 
-		"ratelimit.memory.counters{ratelimit.limiter=api,ratelimit.store=" + l.Info().Prefix + "}":                         5,
+		"ratelimit.memory.counters{ratelimit.limiter=api,ratelimit.store=" + l.Info().Prefix + "}":                         6,
 		"ratelimit.memory.capacity{ratelimit.limiter=api,ratelimit.store=" + l.Info().Prefix + "}":                         ratelimit.DefaultMaxKeys,
 		"ratelimit.memory.evictions{ratelimit.denied=false,ratelimit.limiter=api,ratelimit.store=" + l.Info().Prefix + "}": 0,
 		"ratelimit.memory.evictions{ratelimit.denied=true,ratelimit.limiter=api,ratelimit.store=" + l.Info().Prefix + "}":  0,
@@ -136,6 +137,7 @@ func TestEachValueOfARemoteLimiter(t *testing.T) {
 	failed := float64(stats.Failures)
 	require.Equal(t, map[string]float64{
 		"ratelimit.denials{ratelimit.limiter=api,ratelimit.policy=api}": 3 + outage - 5,
+		"ratelimit.blocks{ratelimit.limiter=api}":                       0,
 		"ratelimit.near_limit{ratelimit.limiter=api}":                   4,
 		"ratelimit.queued_requests{ratelimit.limiter=api}":              0,
 		"ratelimit.waits{ratelimit.limiter=api}":                        0,

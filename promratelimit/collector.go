@@ -68,6 +68,7 @@ func (s *scrape) limiter(info ratelimit.Info, stats *ratelimit.LimiterStats) {
 	s.counter(requests, stats.Exempt, name, exempt)
 	s.counter(requests, stats.NoKey, name, noKey)
 	s.counter(requests, stats.Failed, name, failed)
+	s.counter(blocksBegun, stats.BlocksBegun, name)
 	s.counter(nearLimit, stats.NearLimit, name)
 	s.gauge(waiting, float64(stats.Waiting), name)
 	s.counter(waited, stats.Waited, name)

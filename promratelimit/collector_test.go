@@ -40,7 +40,7 @@ func byHeader(limits ...ratelimit.Limit) ratelimit.Options {
 	}
 	opts.LimitsFor = func(r *http.Request) []ratelimit.Limit {
 		return map[string][]ratelimit.Limit{
-			"gold":      {ratelimit.TokenBucket(100, time.Minute, 10).Named("gold")},
+			"gold":      {ratelimit.TokenBucket(100, time.Minute, 10).Block(time.Hour).Named("gold")},
 			"suspended": {ratelimit.Deny.Named("suspended")},
 			"unlimited": {ratelimit.Unlimited.Named("unlimited")},
 		}[r.Header.Get("Plan")]
@@ -86,6 +86,7 @@ func TestMemoryLimiter(t *testing.T) {
 		ratelimit_denied_total{limiter="login",policy="gold"} 0
 		ratelimit_denied_total{limiter="login",policy="suspended"} 0
 		ratelimit_denied_total{limiter="login",policy="unlimited"} 0
+		ratelimit_blocks_total{limiter="login"} 1
 		ratelimit_near_limit_total{limiter="login"} 2
 		ratelimit_waiting{limiter="login"} 0
 		ratelimit_waited_total{limiter="login"} 0
@@ -102,7 +103,7 @@ func TestMemoryLimiter(t *testing.T) {
 		ratelimit_warnings_total{code="no-key",limiter="login"} 3
 		ratelimit_warnings_total{code="option-failed",limiter="login"} 1
 		ratelimit_warnings_total{code="shadow",limiter="login"} 4
-		ratelimit_memory_counters{store="memory:TestMemoryLimiter/login"} 3
+		ratelimit_memory_counters{store="memory:TestMemoryLimiter/login"} 4
 		ratelimit_memory_capacity{store="memory:TestMemoryLimiter/login"} 1000
 		ratelimit_memory_evicted_total{denied="false",store="memory:TestMemoryLimiter/login"} 0
 		ratelimit_memory_evicted_total{denied="true",store="memory:TestMemoryLimiter/login"} 0
@@ -142,6 +143,7 @@ func TestRedisLimiter(t *testing.T) {
 			ratelimit_requests_total{limiter="api",result="failed"} 0
 			ratelimit_denied_total{limiter="api",policy="api"} 2
 			ratelimit_denied_total{limiter="api",policy="suspended"} 1
+			ratelimit_blocks_total{limiter="api"} 0
 			ratelimit_near_limit_total{limiter="api"} 2
 			ratelimit_waiting{limiter="api"} 0
 			ratelimit_waited_total{limiter="api"} 0

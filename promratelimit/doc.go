@@ -12,6 +12,7 @@
 //     can be exempt, have no key, fail, or be let through by Shadow.
 //   - ratelimit_denied_total has the requests with the result denied, by policy, which is
 //     the name of the limit that has denied.
+//   - ratelimit_blocks_total counts denials that have started a block, also in Shadow.
 //   - ratelimit_near_limit_total counts allowed requests that left at most a fifth of a
 //     limit.
 //   - ratelimit_waiting is the number of requests and calls that wait until their units

@@ -26,6 +26,8 @@ var (
 		"Requests, and calls that asked for units, by result.", "limiter", "result")
 	deniedBy = describe("denied_total",
 		"Requests, and calls that asked for units, that were denied, by the limit that has denied.", "limiter", "policy")
+	blocksBegun = describe("blocks_total",
+		"Denials that have started a block.", "limiter")
 	nearLimit = describe("near_limit_total",
 		"Allowed requests that left at most a fifth of a limit.", "limiter")
 	waiting = describe("waiting",

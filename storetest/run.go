@@ -23,10 +23,27 @@ type run struct {
 	newStore func(t *testing.T, prefix string) ratelimit.Store
 	store    ratelimit.Store
 	at       ratelimit.Instant // of the last take
+	moved    adjustment        // the last one
 	called   time.Time         // the wall clock's time just before it, if known
 	began    time.Time
 	waited   time.Duration
 	*findings
+}
+
+// An adjustment is a call of Adjust, for the problems that a later look finds.
+type adjustment struct {
+	key     string
+	n       int64
+	at      ratelimit.Instant
+	charged int64
+}
+
+// after returns what the last adjustment of a key was, for the end of a sentence, or "".
+func (r *run) after(key string) string {
+	if r.moved.key != key {
+		return ""
+	}
+	return fmt.Sprintf("; the last Adjust(%.40q, %d, %d) returned %d", key, r.moved.n, r.moved.at, r.moved.charged)
 }
 
 // findings are what all lanes of a run have found.
@@ -340,14 +357,14 @@ func (r *run) admits(key string, n int64, limits ...ratelimit.Limit) {
 // denies takes. It is a problem if that is admitted.
 func (r *run) denies(key string, n int64, limits ...ratelimit.Limit) {
 	if admitted(r.take(key, n, limits...)) {
-		r.problem("%d units of %.40q were admitted under %v", n, key, limits)
+		r.problem("%d units of %.40q were admitted under %v%s", n, key, limits, r.after(key))
 	}
 }
 
 // remains looks. It is a problem if another number of units is left.
 func (r *run) remains(key string, want int64, limit ratelimit.Limit) {
 	if got := r.take(key, 0, limit)[0].Remaining; got != want {
-		r.problem("%d units of %.40q are left under %v, want %d", got, key, limit, want)
+		r.problem("%d units of %.40q are left under %v, want %d%s", got, key, limit, want, r.after(key))
 	}
 }
 
@@ -363,6 +380,7 @@ func (r *run) adjust(key string, n int64, at ratelimit.Instant, limits ...rateli
 	if err != nil {
 		r.problem("Adjust(%.40q, %d, %d, %v): error: %v", key, n, at, limits, err)
 	}
+	r.moved = adjustment{key, n, at, charged}
 	return charged
 }
 

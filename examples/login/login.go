@@ -4,7 +4,7 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/json"
-	"errors"
+	"fmt"
 	"net/http"
 	"time"
 
@@ -102,8 +102,9 @@ func (s *login) operator() http.Handler {
 	}))
 	mux.HandleFunc("POST /blocks/{limiter}", s.on(func(w http.ResponseWriter, r *http.Request, l *ratelimit.Limiter, key string) error {
 		d, err := time.ParseDuration(r.FormValue("for"))
-		if err != nil {
-			return errors.New("for: want a duration such as 24h")
+		if err != nil || d < time.Second || d > maxBlock {
+			http.Error(w, fmt.Sprintf("for is %q: want a duration such as 24h, at least 1s and at most %v", r.FormValue("for"), maxBlock), http.StatusBadRequest)
+			return nil
 		}
 		return l.Block(ratelimit.WithActor(r.Context(), r.FormValue("who")), key, d)
 	}))
@@ -113,7 +114,12 @@ func (s *login) operator() http.Handler {
 	return mux
 }
 
-// on finds the limiter and the key that an operator's request names.
+// maxBlock is the longest block by hand.
+const maxBlock = 365 * 24 * time.Hour
+
+// on finds the limiter and the key that an operator's request names. It answers with 400
+// if there is no key, with 404 if there is no such limiter or account, and with 503 if the
+// limiter returns an error: then the input was right, and the store has failed.
 func (s *login) on(do func(http.ResponseWriter, *http.Request, *ratelimit.Limiter, string) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		limiter, key := s.byAddress, r.FormValue("key")
@@ -125,8 +131,16 @@ func (s *login) on(do func(http.ResponseWriter, *http.Request, *ratelimit.Limite
 			http.NotFound(w, r)
 			return
 		}
+		if key == "" {
+			http.Error(w, "key is empty: want an address or an account", http.StatusBadRequest)
+			return
+		}
+		if _, known := s.passwords[key]; limiter == s.byAccount && !known {
+			http.Error(w, fmt.Sprintf("there is no account %q", key), http.StatusNotFound)
+			return
+		}
 		if err := do(w, r, limiter, key); err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		}
 	}
 }

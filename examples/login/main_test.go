@@ -109,12 +109,27 @@ func TestOperator(t *testing.T) {
 		for _, wrong := range []struct {
 			path string
 			want int
-		}{{"/blocks/account?key=grace&for=soon", 400}, {"/blocks/account?key=grace&for=1ns", 400}, {"/blocks/mailbox?key=grace&for=1h", 404}} {
+		}{
+			{"/blocks/account?key=grace&for=soon", 400}, {"/blocks/account?key=grace&for=1ns", 400}, {"/blocks/account?key=grace&for=9000h", 400},
+			{"/blocks/account?for=1h", 400}, {"/blocks/address?for=1h", 400},
+			{"/blocks/mailbox?key=grace&for=1h", 404}, {"/blocks/account?key=nobody&for=1h", 404},
+		} {
 			w := httptest.NewRecorder()
 			s.operator().ServeHTTP(w, httptest.NewRequest("POST", wrong.path, nil))
 			require.Equal(t, wrong.want, w.Code, wrong.path)
 		}
 	})
+}
+
+// TestOperatorWithoutAStore checks that an operator learns that the store has failed.
+func TestOperatorWithoutAStore(t *testing.T) {
+	s := start(t, ratelimit.FixedWindow(1, time.Minute).Block(time.Hour))
+	require.NoError(t, s.close())
+	for _, method := range []string{"GET", "POST", "DELETE"} {
+		w := httptest.NewRecorder()
+		s.operator().ServeHTTP(w, httptest.NewRequest(method, "/blocks/account?key=ada&for=1h", nil))
+		require.Equal(t, 503, w.Code, method)
+	}
 }
 
 // TestWithoutAnAccount checks that such requests are refused before they are counted.
