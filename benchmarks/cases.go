@@ -10,7 +10,8 @@ type Case struct {
 	Name     string
 	Measures []Measure
 	Long     bool     // takes seconds, and runs once: see BenchmarkLong
-	only     []string // the libraries that take part; empty means all
+	only     []string // the libraries that take part; nil means all
+	skip     []string // the libraries that do not
 	nofields bool     // the middleware's header fields are off
 	http     bool     // measures middleware
 	run      func(b *testing.B, open opener)
@@ -128,9 +129,14 @@ func (c Case) open(l Library) opener {
 	return func(q quota) subject { return l.open(q, !c.nofields) }
 }
 
+// has reports whether c is meant for a library of this name.
+func (c Case) has(name string) bool {
+	return (c.only == nil || slices.Contains(c.only, name)) && !slices.Contains(c.skip, name)
+}
+
 // Has reports whether l takes part in c.
 func (c Case) Has(l Library) bool {
-	if c.only != nil && !slices.Contains(c.only, l.Name) {
+	if !c.has(l.Name) {
 		return false
 	}
 	s := c.open(l)(plenty)

@@ -35,8 +35,33 @@ func hot(b *testing.B, open opener) {
 	defer s.end()
 	b.ReportAllocs()
 	for b.Loop() {
-		if !s.take(k) {
-			b.Fatal("denied")
+		if ok, err := s.take(k); !ok || err != nil {
+			b.Fatal(unexpected(ok, err))
+		}
+	}
+	s.audited(b, []string{k}, int64(b.N))
+}
+
+// audited fails the row if the library has not counted what it admitted.
+func (s subject) audited(b *testing.B, keys []string, admitted int64) {
+	if s.audit == nil {
+		return
+	}
+	if err := s.audit(keys, admitted); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// use takes all units of a key, which must be as many as the limit allows.
+func (s subject) use(b *testing.B, key string, allowed int64) {
+	b.Helper()
+	for n := int64(0); ; n++ {
+		ok, err := s.take(key)
+		if err != nil || ok && n == allowed || !ok && n < allowed {
+			b.Fatal(unexpected(ok, err))
+		}
+		if !ok {
+			return
 		}
 	}
 }
@@ -44,13 +69,14 @@ func hot(b *testing.B, open opener) {
 func hotDenied(b *testing.B, open opener) {
 	s, k := open(single), key(0)
 	defer s.end()
-	s.take(k)
+	s.use(b, k, single.units)
 	b.ReportAllocs()
 	for b.Loop() {
-		if s.take(k) {
-			b.Fatal("admitted")
+		if ok, err := s.take(k); ok || err != nil {
+			b.Fatal(unexpected(ok, err))
 		}
 	}
+	s.audited(b, []string{k}, single.units)
 }
 
 // thousand has the largest rolling window.
@@ -66,8 +92,9 @@ func allowedInTurn(rolling bool) func(*testing.B, opener) {
 		defer s.end()
 		i := 0
 		take := func() {
-			if i++; !s.take(all[i%len(all)]) {
-				b.Fatal("denied")
+			i++
+			if ok, err := s.take(all[i%len(all)]); !ok || err != nil {
+				b.Fatal(unexpected(ok, err))
 			}
 		}
 		for range 100_000 {
@@ -85,12 +112,11 @@ func deniedWhenFull(rolling bool) func(*testing.B, opener) {
 	return func(b *testing.B, open opener) {
 		s, k := open(thousand(time.Hour, rolling)), key(0)
 		defer s.end()
-		for s.take(k) {
-		}
+		s.use(b, k, ratelimit.MaxRolling)
 		b.ReportAllocs()
 		for b.Loop() {
-			if s.take(k) {
-				b.Fatal("admitted")
+			if ok, err := s.take(k); ok || err != nil {
+				b.Fatal(unexpected(ok, err))
 			}
 		}
 	}
@@ -139,8 +165,8 @@ func parallel(n int, made func() order) func(*testing.B, opener) {
 		s, all, order := open(plenty), spreadKeys()[:n], made()
 		defer s.end()
 		for _, k := range all {
-			if !s.take(k) {
-				b.Fatal("denied")
+			if ok, err := s.take(k); !ok || err != nil {
+				b.Fatal(unexpected(ok, err))
 			}
 		}
 		var goroutines, failed atomic.Int64
@@ -150,15 +176,17 @@ func parallel(n int, made func() order) func(*testing.B, opener) {
 			// Goroutines start far apart. Otherwise they would compete for each key.
 			at := goroutines.Add(1) * (orderLen / 7)
 			for pb.Next() {
-				if !s.take(all[order[at&(orderLen-1)]]) {
+				if ok, err := s.take(all[order[at&(orderLen-1)]]); !ok || err != nil {
 					failed.Add(1)
 				}
 				at++
 			}
 		})
+		b.StopTimer() // what follows is not timed
 		if n := failed.Load(); n > 0 {
-			b.Fatalf("denied %d times", n)
+			b.Fatalf("%d of %d decisions were wrong", n, b.N)
 		}
+		s.audited(b, all, int64(len(all)+b.N))
 	}
 }
 
@@ -173,8 +201,8 @@ func million(b *testing.B, open opener) {
 		s, all := open(plenty), keys(n)
 		start := time.Now()
 		for _, k := range all {
-			if !s.take(k) {
-				b.Fatal("denied")
+			if ok, err := s.take(k); !ok || err != nil {
+				b.Fatal(unexpected(ok, err))
 			}
 		}
 		insert += time.Since(start)

@@ -25,8 +25,8 @@ type part struct {
 	chart  string // the file name
 	groups []benchmarks.Group
 
-	cases     []benchmarks.RedisCase
-	libraries []benchmarks.RedisLibrary
+	cases     []benchmarks.ServerCase
+	libraries []benchmarks.ServerLibrary
 	reasons   map[string]string // why goals are missed, by the case's name
 
 	intro func(r *results) string

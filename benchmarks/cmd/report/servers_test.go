@@ -62,7 +62,7 @@ func TestPartsOfAReport(t *testing.T) {
 func TestReasonsOfParts(t *testing.T) {
 	for _, p := range parts {
 		for name := range p.reasons {
-			if !slices.ContainsFunc(p.cases, func(c benchmarks.RedisCase) bool { return c.Name == name }) {
+			if !slices.ContainsFunc(p.cases, func(c benchmarks.ServerCase) bool { return c.Name == name }) {
 				t.Errorf("%s has no case %s", p.name, name)
 			}
 		}
