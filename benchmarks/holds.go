@@ -21,7 +21,7 @@ import (
 // timed under a fixed window, which has no release.
 
 // beside times do. Then it times both in turn, and reports the median of the ratios.
-func beside(b *testing.B, do, plain func() bool, unit string) {
+func beside(b *testing.B, do, plain func() bool, turn int, unit string) {
 	timed := func(f func() bool, n int) time.Duration {
 		begin := time.Now()
 		for range n {
@@ -33,7 +33,6 @@ func beside(b *testing.B, do, plain func() bool, unit string) {
 	}
 	timed(do, 1)
 	timed(plain, 1)
-	const turn = 1000
 	var ratios []float64
 	b.ReportAllocs()
 	for b.Loop() {
@@ -55,7 +54,7 @@ func besideTake(b *testing.B, open opener) {
 	take := func(s subject) func() bool {
 		return func() bool { ok, err := s.take(k); return ok && err == nil }
 	}
-	beside(b, take(s), take(plain), "x/take")
+	beside(b, take(s), take(plain), 1000, "x/take")
 }
 
 func besideRequest(b *testing.B, open opener) {
@@ -67,7 +66,7 @@ func besideRequest(b *testing.B, open opener) {
 		h := s.middleware(noContent)
 		return func() bool { return w.serve(h, r) == http.StatusNoContent }
 	}
-	beside(b, serve(s), serve(plain), "x/request")
+	beside(b, serve(s), serve(plain), 1000, "x/request")
 }
 
 // holdSerially times Acquire and release in turn with a Take.

@@ -15,15 +15,15 @@ const OnPostgres Group = "PostgreSQL, one server"
 var PostgresCases = []ServerCase{
 	{Case: Case{Name: "postgres-serial", only: except("durable", "upsert", "upsert-of-64"), Measures: []Measure{
 		{Group: OnPostgres, Title: "one caller, µs", Unit: "us/op"},
-		{Group: OnPostgres, Title: "— by an UPSERT, in turn with it", Unit: "x/upsert", Goal: Goal{{AtMost, 1.5}}},
+		{Group: OnPostgres, Title: "— by an UPSERT, in turn with it", Unit: "x/upsert"},
 	}}, run: onPostgresSerially},
-	{Case: postgresCase("postgres-spread", "64 callers, 10,000 keys, decisions/s", 2.5), run: onPostgres(64, manyKeys, plenty)},
-	{Case: postgresCase("postgres-spread-two", "64 callers, 10,000 keys, two limits all or none, decisions/s", 2), run: onPostgres(64, manyKeys, plenty.twice())},
-	{Case: postgresCase("postgres-spread-256", "256 callers, 10,000 keys, decisions/s", 4), run: onPostgres(256, manyKeys, plenty)},
-	{Case: postgresCase("postgres-hot", "64 callers, one key, decisions/s", 8), run: onPostgres(64, 1, plenty)},
-	{Case: postgresCase("postgres-denied", "64 callers, 10,000 keys, denied by the server, decisions/s", 0, "upsert-of-64"), run: deniedOnPostgres},
-	{Case: durableCase("postgres-spread-durable", "64 callers, 10,000 keys, each waits for the disk, decisions/s", 3), run: onPostgres(64, manyKeys, plenty)},
-	{Case: durableCase("postgres-hot-durable", "64 callers, one key, each waits for the disk, decisions/s", 10), run: onPostgres(64, 1, plenty)},
+	{Case: postgresCase("postgres-spread", "64 callers, 10,000 keys, decisions/s"), run: onPostgres(64, manyKeys, plenty)},
+	{Case: postgresCase("postgres-spread-two", "64 callers, 10,000 keys, two limits all or none, decisions/s"), run: onPostgres(64, manyKeys, plenty.twice())},
+	{Case: postgresCase("postgres-spread-256", "256 callers, 10,000 keys, decisions/s"), run: onPostgres(256, manyKeys, plenty)},
+	{Case: postgresCase("postgres-hot", "64 callers, one key, decisions/s"), run: onPostgres(64, 1, plenty)},
+	{Case: postgresCase("postgres-denied", "64 callers, 10,000 keys, denied by the server, decisions/s", "upsert-of-64"), run: deniedOnPostgres},
+	{Case: durableCase("postgres-spread-durable", "64 callers, 10,000 keys, each waits for the disk, decisions/s"), run: onPostgres(64, manyKeys, plenty)},
+	{Case: durableCase("postgres-hot-durable", "64 callers, one key, each waits for the disk, decisions/s"), run: onPostgres(64, 1, plenty)},
 }
 
 // except returns the names of the libraries on PostgreSQL without some.
@@ -36,20 +36,16 @@ func except(some ...string) (names []string) {
 	return names
 }
 
-func postgresCase(name, title string, times float64, skip ...string) Case {
-	c := Case{Name: name, only: except("durable", "upsert", "select-1"), skip: skip, Measures: []Measure{
+func postgresCase(name, title string, skip ...string) Case {
+	return Case{Name: name, only: except("durable", "upsert", "select-1"), skip: skip, Measures: []Measure{
 		{Group: OnPostgres, Title: title, Unit: "op/s", Higher: true},
 		{Group: OnPostgres, Title: "— bytes of WAL", Unit: "WAL-B/op"},
 	}}
-	if times > 0 {
-		c.Measures[0].Goal = Goal{{TimesRival, times}}
-	}
-	return c
 }
 
 // durableCase compares what waits for the disk with what does as well.
-func durableCase(name, title string, times float64) Case {
-	c := postgresCase(name, title, times)
+func durableCase(name, title string) Case {
+	c := postgresCase(name, title)
 	c.only = []string{"durable", "upsert"}
 	return c
 }

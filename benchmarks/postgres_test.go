@@ -28,7 +28,10 @@ func BenchmarkPostgres(b *testing.B) {
 	for _, c := range PostgresCases {
 		for _, l := range PostgresLibraries {
 			if c.has(l.Name) {
-				b.Run(c.Name+"/"+l.Name, func(b *testing.B) { c.run(b, on, l) })
+				b.Run(c.Name+"/"+l.Name, func(b *testing.B) {
+					on.empty(b)
+					c.run(b, on, l)
+				})
 			}
 		}
 	}

@@ -15,7 +15,7 @@ func BenchmarkRedis(b *testing.B) {
 		for _, l := range RedisLibraries {
 			if c.has(l.Name) {
 				b.Run(c.Name+"/"+l.Name, func(b *testing.B) {
-					on.server.Do("FLUSHALL")
+					on.empty(b)
 					c.run(b, on, l)
 				})
 			}

@@ -275,11 +275,59 @@ func serve(b *testing.B, s subject, want int) {
 	w, r := newWriter(), newRequest()
 	defer s.end()
 	h := s.middleware(noContent)
-	w.serve(h, r) // takes the only unit, so that all later requests are denied
+	if got := w.serve(h, r); got != http.StatusNoContent { // takes the only unit, so that all later requests are denied
+		b.Fatalf("status %d, want %d", got, http.StatusNoContent)
+	}
+	heap := megabytes()
 	b.ReportAllocs()
 	for b.Loop() {
 		if got := w.serve(h, r); got != want {
 			b.Fatalf("status %d, want %d", got, want)
 		}
 	}
+	b.ReportMetric(heap, "MB/heap")
+}
+
+// onAllCores serves requests from all cores, those of each core from an address of its own.
+func onAllCores(b *testing.B, open opener) {
+	s := open(plenty)
+	defer s.end()
+	h := s.middleware(noContent)
+	heap := megabytes()
+	var goroutines, failed atomic.Int64
+	b.ReportAllocs()
+	b.ResetTimer()
+	b.RunParallel(func(pb *testing.PB) {
+		w, r := newWriter(), newRequest()
+		r.RemoteAddr = fmt.Sprintf("203.0.113.%d:41234", goroutines.Add(1))
+		for pb.Next() {
+			if w.serve(h, r) != http.StatusNoContent {
+				failed.Add(1)
+			}
+		}
+	})
+	b.StopTimer()
+	if n := failed.Load(); n > 0 {
+		b.Fatalf("%d of %d requests were not allowed", n, b.N)
+	}
+	b.ReportMetric(heap, "MB/heap")
+}
+
+// besideBallast runs a case with a live heap of 64 MB more, as a server with other work has.
+// The garbage collector then runs less often.
+func besideBallast(run func(*testing.B, opener)) func(*testing.B, opener) {
+	return func(b *testing.B, open opener) {
+		ballast := make([]byte, 64_000_000)
+		run(b, open)
+		runtime.KeepAlive(ballast)
+	}
+}
+
+// megabytes returns the live heap in MB.
+func megabytes() float64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.GC() // frees what waited for a finalizer
+	runtime.ReadMemStats(&m)
+	return float64(m.HeapAlloc) / 1e6
 }
