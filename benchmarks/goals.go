@@ -1,6 +1,7 @@
 package benchmarks
 
 import (
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -117,12 +118,9 @@ func (g Goal) String() string {
 		return "—"
 	}
 	var all []string
-	for i, b := range g {
+	for _, b := range g {
 		text := b.String()
-		if i+1 < len(g) && g[i+1].Of == b.Of && g[i+1].At == b.At { // the next one says it
-			continue
-		}
-		if b.For != "" && !(i > 0 && g[i-1].Of == b.Of && g[i-1].At == b.At) {
+		if b.For != "" {
 			text += " (" + b.For + ")"
 		}
 		all = append(all, text)
@@ -148,3 +146,9 @@ func (b Bound) String() string {
 	}
 	return "≤ " + at
 }
+
+// NeedsRival reports whether the bound depends on the best rival's value.
+func (b Bound) NeedsRival() bool { return b.Of == ByRival || b.Of == TimesRival }
+
+// GoalNames returns the names of all measures that have a goal: a case and a unit.
+func GoalNames() []string { return slices.Collect(maps.Keys(goals)) }

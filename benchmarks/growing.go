@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime"
-	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -140,7 +139,7 @@ func limiters(n int) (g grown) {
 		all = append(all, l)
 	}
 	begin = time.Now()
-	for _, l := range slices.Backward(all) {
+	for _, l := range all {
 		l.Close()
 	}
 	g.closing = each(time.Since(begin))

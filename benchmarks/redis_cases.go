@@ -128,8 +128,8 @@ const (
 	sumOfTimes = "us-cpu/op"
 )
 
-// KnownTo reports whether the measure is missing because a server does not report it.
-func (m Measure) KnownTo() bool { return m.Unit == serverTime || m.Unit == sumOfTimes }
+// ServerReports reports whether the measure comes from the server, and is missing if an old server does not report it.
+func (m Measure) ServerReports() bool { return m.Unit == serverTime || m.Unit == sumOfTimes }
 
 // ownCase returns a case that only some limits of this library can run.
 func ownCase(g Group, only []string, name, title string) Case {
