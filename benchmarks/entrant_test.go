@@ -37,10 +37,8 @@ func TestBrokenLibraries(t *testing.T) {
 			return s
 		}
 	}
-	down := func(lease time.Duration) func(quota) subject {
-		return func(q quota) subject {
-			return openOursOnRedis(fixedWindow, lease)(target{addrs: []string{"127.0.0.1:1"}}, q)
-		}
+	down := func(q quota) subject {
+		return openOursOnRedis(fixedWindow, 0)(target{addrs: []string{"127.0.0.1:1"}}, q)
 	}
 	some := quota{units: 5, window: time.Hour, refill: time.Hour}
 	for name, test := range map[string]struct {
@@ -50,19 +48,18 @@ func TestBrokenLibraries(t *testing.T) {
 		used bool // the units of all keys before
 		want string
 	}{
-		"honest, allowed":            {every(1, func(ok bool) (bool, error) { return ok, nil }), plenty, Ours, false, ""},
-		"honest, denied":             {every(1, func(ok bool) (bool, error) { return ok, nil }), some, Ours, true, ""},
-		"a rival has errors":         {unaudited(every(7, func(ok bool) (bool, error) { return ok, errors.New("EOF") })), plenty, Rival, false, "decisions were wrong: EOF"},
-		"errors instead of denials":  {unaudited(every(7, func(ok bool) (bool, error) { return ok, errors.New("EOF") })), some, Rival, true, "decisions were wrong: EOF"},
-		"a floor has errors":         {unaudited(every(7, func(bool) (bool, error) { return false, errors.New("EOF") })), plenty, Floor, false, "decisions were wrong: EOF"},
-		"it admits what it denies":   {unaudited(every(7, func(bool) (bool, error) { return true, nil })), some, Rival, true, "a unit was admitted above the limit"},
-		"it denies what it admits":   {unaudited(every(7, func(bool) (bool, error) { return false, nil })), plenty, Rival, false, "a unit that the limit allows was denied"},
-		"it admits too few":          {unaudited(func(q quota) subject { q.units--; return honest(q, true) }), some, Rival, true, "40 units were admitted, and the limit allows 50"},
-		"it admits one unit more":    {unaudited(func(q quota) subject { q.units++; return honest(q, true) }), some, Rival, true, "60 units were admitted, and the limit allows 50"},
-		"it never denies":            {unaudited(func(quota) subject { return honest(plenty, true) }), some, Rival, true, "a unit was admitted above the limit"},
-		"it does not count":          {uncounting, plenty, Ours, false, "the store has counted"},
-		"a fallback answers":         {down(0), plenty, Ours, false, "a decision comes from the fallback"},
-		"a fallback answers a lease": {down(time.Second), plenty, Ours, false, "a decision comes from the fallback"},
+		"honest, allowed":           {every(1, func(ok bool) (bool, error) { return ok, nil }), plenty, Ours, false, ""},
+		"honest, denied":            {every(1, func(ok bool) (bool, error) { return ok, nil }), some, Ours, true, ""},
+		"a rival has errors":        {unaudited(every(7, func(ok bool) (bool, error) { return ok, errors.New("EOF") })), plenty, Rival, false, "decisions were wrong: EOF"},
+		"errors instead of denials": {unaudited(every(7, func(ok bool) (bool, error) { return ok, errors.New("EOF") })), some, Rival, true, "decisions were wrong: EOF"},
+		"a floor has errors":        {unaudited(every(7, func(bool) (bool, error) { return false, errors.New("EOF") })), plenty, Floor, false, "decisions were wrong: EOF"},
+		"it admits what it denies":  {unaudited(every(7, func(bool) (bool, error) { return true, nil })), some, Rival, true, "a unit was admitted above the limit"},
+		"it denies what it admits":  {unaudited(every(7, func(bool) (bool, error) { return false, nil })), plenty, Rival, false, "a unit that the limit allows was denied"},
+		"it admits too few":         {unaudited(func(q quota) subject { q.units--; return honest(q, true) }), some, Rival, true, "40 units were admitted, and the limit allows 50"},
+		"it admits one unit more":   {unaudited(func(q quota) subject { q.units++; return honest(q, true) }), some, Rival, true, "60 units were admitted, and the limit allows 50"},
+		"it never denies":           {unaudited(func(quota) subject { return honest(plenty, true) }), some, Rival, true, "a unit was admitted above the limit"},
+		"it does not count":         {uncounting, plenty, Ours, false, "the store has counted"},
+		"a fallback answers":        {down, plenty, Ours, false, "a decision comes from the fallback"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := &entrant{subject: test.open(test.q), ServerLibrary: ServerLibrary{Library: Library{Kind: test.kind}}, quota: test.q, keys: keys(10)}
@@ -70,7 +67,9 @@ func TestBrokenLibraries(t *testing.T) {
 			if test.used {
 				e.use()
 			}
-			e.decide(4, 2*time.Millisecond, !test.used)
+			for asked := e.all.done + e.all.failed; e.all.done+e.all.failed < asked+20; { // on a busy machine, few in a turn
+				e.decide(4, time.Millisecond, !test.used)
+			}
 			switch err := e.check(); {
 			case test.want == "" && err != nil:
 				t.Error(err)

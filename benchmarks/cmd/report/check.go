@@ -89,12 +89,7 @@ func testBinary(version, path string) (string, error) {
 		return "", err
 	}
 	defer git("worktree", "remove", "--force", tree)
-	build := exec.Command("go", "test", "-c", "-o", path, ".")
-	build.Dir = filepath.Join(tree, "benchmarks")
-	if text, err := build.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build the benchmarks of %s: %w\n%s", version, err, text)
-	}
-	return path, nil
+	return path, build(filepath.Join(tree, "benchmarks"), path)
 }
 
 // change is how a value changed between the versions.

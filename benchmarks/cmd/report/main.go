@@ -24,6 +24,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -99,6 +100,16 @@ func run(args []string, stdout io.Writer, log func(format string, args ...any)) 
 	if info, ok := debug.ReadBuildInfo(); ok {
 		known = versions(info)
 	}
+	// All parts and rounds run from one binary, so that nobody's edits get into a part of them.
+	dir, err := os.MkdirTemp("", "report-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	o.tests = filepath.Join(dir, "benchmarks.test")
+	if err := build(".", o.tests); err != nil {
+		return err
+	}
 	for _, p := range selected {
 		r := &results{
 			command:  command,
@@ -121,10 +132,14 @@ func setDefaults(o *settings, rounds int, benchtime string) {
 	}
 }
 
-// goTest runs the tests of the folder it is called in and hands over what they
-// print, line by line.
-func goTest(read func(line string), args ...string) error {
-	return lines(exec.Command("go", append([]string{"test"}, args...)...), read)
+// build builds the tests in a folder.
+func build(folder, file string) error {
+	cmd := exec.Command("go", "test", "-c", "-o", file, ".")
+	cmd.Dir = folder
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the tests in %s: %w\n%s", folder, err, text)
+	}
+	return nil
 }
 
 // lines runs a command and hands over what it prints, line by line. An error includes all of it.

@@ -88,6 +88,7 @@ func (p *part) missing() string {
 // settings are the flags of a run.
 type settings struct {
 	rounds                       int
+	tests                        string // the binary
 	benchtime, bench, out, files string
 	log                          func(format string, args ...any)
 }
@@ -101,17 +102,18 @@ func (r *results) run(p *part, o settings) error {
 	}
 	start := time.Now()
 	o.log("%s: checking each library for exactness", p.name)
-	if err := goTest(r.read, "-v", "-count=1", "-run", "^"+p.test+"$"); err != nil && len(r.exact) == 0 {
+	if err := lines(exec.Command(o.tests, "-test.v", "-test.run", "^"+p.test+"$"), r.read); err != nil && len(r.exact) == 0 {
 		return err // otherwise the rows of those that were not exact are void
 	}
 	pass := func(name, function, benchtime string) error {
 		rows := 0
-		err := goTest(func(line string) {
+		cmd := exec.Command(o.tests, "-test.run", "^$", "-test.bench", "^"+function+"$/"+o.bench, "-test.benchtime", benchtime)
+		err := lines(cmd, func(line string) {
 			if r.read(line); strings.HasPrefix(line, "Benchmark") {
 				rows++
 				o.log("%s, %s, row %3d, %s: %s", p.name, name, rows, time.Since(start).Round(time.Second), line)
 			}
-		}, "-run", "^$", "-timeout", "0", "-bench", "^"+function+"$/"+o.bench, "-benchtime", benchtime)
+		})
 		if err != nil && len(r.failed) > 0 && !crashed(err) {
 			o.log("some rows are void: %v", r.failed)
 			return nil
@@ -131,7 +133,7 @@ func (r *results) run(p *part, o settings) error {
 	return r.write(p, o)
 }
 
-// crashed reports whether the output in goTest's error is of tests that did not end by themselves.
+// crashed reports whether the output in an error of lines is of tests that did not end by themselves.
 // Then there can be rows of which nothing was printed.
 func crashed(err error) bool {
 	for line := range strings.Lines(err.Error()) {
