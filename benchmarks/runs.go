@@ -213,6 +213,10 @@ func million(b *testing.B, open opener) {
 		collect += gcAfter - gcBefore
 		s.take(key(0)) // keeps the library alive until here
 		s.end()
+		s = subject{}
+		if heap, _ := collected(); heapBefore > heap+1e6 {
+			b.Fatalf("%.0f MB were freed meanwhile that were there before", (float64(heapBefore)-float64(heap))/1e6)
+		}
 	}
 	runs := float64(b.N)
 	b.ReportMetric(0, "ns/op") // removes the time of the whole run, which includes making the keys
@@ -223,13 +227,14 @@ func million(b *testing.B, open opener) {
 
 // collected returns the live heap and the time of a full collection: the fastest of five,
 // as other work of the machine can only add to it. The first collections also free objects
-// that wait for a finalizer.
+// that wait for a finalizer, and the pauses let the finalizers run on a busy machine.
 func collected() (heap uint64, took time.Duration) {
 	took = time.Hour
 	for range 5 {
 		start := time.Now()
 		runtime.GC()
 		took = min(took, time.Since(start))
+		time.Sleep(5 * time.Millisecond)
 	}
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)

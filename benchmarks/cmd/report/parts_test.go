@@ -3,13 +3,12 @@ package main
 import (
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 )
 
 func TestPostgresReport(t *testing.T) {
 	r := &results{machine: "8 cores", versions: map[string]string{"github.com/jackc/pgx/v5": "v5.9.9"}}
-	for line := range strings.Lines(`
+	got := reportOf(r, postgresPart, `
     postgres_test.go:45: exact: fixed
     postgres_test.go:45: exact: bucket
     postgres_test.go:45: exact: upsert-async
@@ -19,11 +18,8 @@ BenchmarkPostgres/postgres-serial/bucket-8        	 2	 300.0 us/op	 2.10 x/upser
 BenchmarkPostgres/postgres-serial/upsert-async-8  	 2	 140.0 us/op	 1.00 x/upsert
 BenchmarkPostgres/postgres-spread/fixed-8         	 2	 60000 op/s	 120.0 WAL-B/op
 BenchmarkPostgres/postgres-spread/upsert-async-8        	 2	 10000 op/s	 200.0 WAL-B/op
-`) {
-		r.read(strings.TrimSuffix(line, "\n"))
-	}
-	got := r.markdown(postgresPart)
-	for _, want := range []string{
+`)
+	wantAll(t, got,
 		"\n### On one server\n",
 		"| one caller, µs | 200 / 300 | upsert-async 140 | 1.43 / 2.14 | — |  | — | — |\n",
 		"| — by an UPSERT, in turn with it | 1.40 / 2.10 | upsert-async 1.00 | 1.40 / 2.10 | ≤ 1.5 | met / **missed** | — | — |\n",
@@ -31,11 +27,7 @@ BenchmarkPostgres/postgres-spread/upsert-async-8        	 2	 10000 op/s	 200.0 W
 		"| — bytes of WAL | 120 | upsert-async 200 |",
 		"| upsert | github.com/jackc/pgx/v5 v5.9.9 |",
 		"except:\n\n- upsert admitted 1003 of 1000 (goroutines: 64)\n",
-	} {
-		if !strings.Contains(got, want) {
-			t.Errorf("no %q in\n%s", want, got)
-		}
-	}
+	)
 }
 
 // A part that is measured by itself leaves the others as they are.

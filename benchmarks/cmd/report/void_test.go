@@ -7,12 +7,21 @@ import (
 )
 
 // reportOf returns the page of some output of go test.
-func reportOf(p *part, output string) string {
-	var r results
+func reportOf(r *results, p *part, output string) string {
 	for line := range strings.Lines(output) {
 		r.read(strings.TrimSuffix(line, "\n"))
 	}
 	return r.markdown(p)
+}
+
+// wantAll checks that a page has some texts.
+func wantAll(t *testing.T, page string, texts ...string) {
+	t.Helper()
+	for _, want := range texts {
+		if !strings.Contains(page, want) {
+			t.Errorf("no %q in\n%s", want, page)
+		}
+	}
 }
 
 const allExact = `
@@ -73,12 +82,8 @@ func TestVoid(t *testing.T) {
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := reportOf(redisPart, test.output)
-			for _, want := range test.want {
-				if !strings.Contains(got, want) {
-					t.Errorf("no %q in\n%s", want, got)
-				}
-			}
+			got := reportOf(new(results), redisPart, test.output)
+			wantAll(t, got, test.want...)
 			if strings.Contains(got, "Void:") == (name == "nothing is broken") {
 				t.Errorf("the list of void values in\n%s", got)
 			}
