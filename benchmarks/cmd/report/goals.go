@@ -85,8 +85,17 @@ func (r *results) missed(p *part) string {
 
 // fullTitle returns the title of a row. A row that belongs to the one before has both titles.
 func fullTitle(w row) string {
+	before := ""
+	for _, m := range w.Case.Measures {
+		if m.Unit == w.Unit {
+			break
+		}
+		if !strings.HasPrefix(m.Title, "— ") {
+			before = m.Title + " "
+		}
+	}
 	if strings.HasPrefix(w.Title, "— ") {
-		return w.Case.Measures[0].Title + " " + w.Title
+		return before + w.Title
 	}
 	return w.Title
 }

@@ -3,7 +3,7 @@
 //
 //	go run ./cmd/report
 //
-// That takes about %MINUTES% minutes on two idle cores. One part of it:
+// That takes about 20 minutes on two idle cores. One part of it:
 //
 //	go run ./cmd/report -only redis
 //
@@ -35,7 +35,7 @@ const usage = `Usage: report [flags]
        report -check [flags] OLD NEW
 
 Without -check, report runs all benchmarks and writes BENCHMARKS.md, all of its tables from one run. That takes about
-%MINUTES% minutes on two idle cores. With -check, it compares two versions of this library: git revisions, or
+20 minutes on two idle cores. With -check, it compares two versions of this library: git revisions, or
 files that go test -c has built. Its exit status is 1 if a row became slower.
 
 `

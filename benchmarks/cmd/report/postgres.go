@@ -34,8 +34,7 @@ func postgresIntro(r *results) string {
 		server = version("", found[len(found)-1], "--version")
 	}
 	return fmt.Sprintf(`
-Decisions on a PostgreSQL server of the same machine, over loopback. The server keeps its changes (fsync = on). The numbers
-are from several runs, as above.
+Decisions on a PostgreSQL server of the same machine, over loopback. The server keeps its changes (fsync = on).
 
 - The three values of this library are for a fixed window / a token bucket / a fixed window on Redis, in the same run. Redis
   keeps its changes, too (appendonly, everysec).

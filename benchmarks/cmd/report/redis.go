@@ -27,8 +27,7 @@ func newRedisPart() *part {
 
 func redisIntro(r *results) string {
 	return fmt.Sprintf(`
-Decisions on a redis-server of the same machine and on a cluster of three, over loopback. The numbers are from several
-runs, as above.
+Decisions on a redis-server of the same machine and on a cluster of three, over loopback.
 
 - A caller asks for its next decision as soon as it has the last one. Callers, clients and servers share the cores, which
   favors libraries that leave most of the work to the network.
