@@ -39,7 +39,7 @@ func admit(w word, q quota) (word, bool) {
 
 func openXSyncFloor(q quota, _ bool) subject {
 	words := xsync.NewMap[string, *atomic.Uint64]()
-	return subject{take: func(key string) bool {
+	return subject{take: func(key string) (bool, error) {
 		w, ok := words.Load(key)
 		if !ok {
 			w, _ = words.LoadOrStore(key, new(atomic.Uint64))
@@ -48,7 +48,7 @@ func openXSyncFloor(q quota, _ bool) subject {
 			old := w.Load()
 			next, ok := admit(old, q)
 			if !ok || w.CompareAndSwap(old, next) {
-				return ok
+				return ok, nil
 			}
 		}
 	}}
@@ -65,7 +65,7 @@ func openShardedFloor(q quota, _ bool) subject {
 		shards[i].words = make(map[string]word)
 	}
 	seed := maphash.MakeSeed()
-	return subject{take: func(key string) bool {
+	return subject{take: func(key string) (bool, error) {
 		s := &shards[maphash.String(seed, key)%256]
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -73,7 +73,7 @@ func openShardedFloor(q quota, _ bool) subject {
 		if ok {
 			s.words[key] = next
 		}
-		return ok
+		return ok, nil
 	}}
 }
 

@@ -11,9 +11,9 @@ func openGoLimiter(q quota, fields bool) subject {
 	store := must(memorystore.New(&memorystore.Config{Tokens: uint64(q.units), Interval: q.window}))
 	ctx := context.Background()
 	s := subject{
-		take: func(key string) bool {
+		take: func(key string) (bool, error) {
 			_, _, _, ok, err := store.Take(ctx, key)
-			return ok && err == nil
+			return ok, err
 		},
 		close: func() { store.Close(ctx) },
 	}

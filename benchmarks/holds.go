@@ -1,14 +1,12 @@
 package benchmarks
 
 import (
-	"bufio"
 	"context"
+	"errors"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -23,7 +21,7 @@ import (
 // timed under a fixed window, which has no release.
 
 // beside times do. Then it times both in turn, and reports the median of the ratios.
-func beside(b *testing.B, do, plain func() bool, unit string) {
+func beside(b *testing.B, do, plain func() bool, turn int, unit string) {
 	timed := func(f func() bool, n int) time.Duration {
 		begin := time.Now()
 		for range n {
@@ -35,7 +33,6 @@ func beside(b *testing.B, do, plain func() bool, unit string) {
 	}
 	timed(do, 1)
 	timed(plain, 1)
-	const turn = 1000
 	var ratios []float64
 	b.ReportAllocs()
 	for b.Loop() {
@@ -54,7 +51,10 @@ func besideTake(b *testing.B, open opener) {
 	s, plain, k := open(plenty.holding()), open(plenty), key(0)
 	defer s.end()
 	defer plain.end()
-	beside(b, func() bool { return s.take(k) }, func() bool { return plain.take(k) }, "x/take")
+	take := func(s subject) func() bool {
+		return func() bool { ok, err := s.take(k); return ok && err == nil }
+	}
+	beside(b, take(s), take(plain), 1000, "x/take")
 }
 
 func besideRequest(b *testing.B, open opener) {
@@ -66,30 +66,15 @@ func besideRequest(b *testing.B, open opener) {
 		h := s.middleware(noContent)
 		return func() bool { return w.serve(h, r) == http.StatusNoContent }
 	}
-	beside(b, serve(s), serve(plain), "x/request")
+	beside(b, serve(s), serve(plain), 1000, "x/request")
 }
 
 // holdSerially times Acquire and release in turn with a Take.
-func holdSerially(b *testing.B, on *servers, l RedisLibrary) {
-	where, all := onServer(on.server), keys(1)
-	s, plain := l.open(where, plenty.holding()), l.open(where, plenty)
-	defer s.end()
-	defer plain.end()
-	s.take(all[0])
-	plain.take(all[0])
-	const slice = redisTurn / 4
-	var turns []turn
-	var micros, ratios []float64
-	for b.Loop() {
-		for range 4 {
-			t, p := decide(s, 1, all, slice, true), decide(plain, 1, all, slice, true)
-			turns, micros, ratios = append(turns, t), append(micros, t.micros()), append(ratios, t.micros()/p.micros())
-		}
-	}
-	report(b, l, turns)
-	b.ReportMetric(Median(micros), "us/op")
-	b.ReportMetric(Median(ratios), "x/take")
-	b.ReportMetric(commands(on.server, l, s, 1, all, true), "cmd/op")
+func holdSerially(b *testing.B, on *servers, l ServerLibrary) {
+	e := on.enter(b, l, onServer(on.server), plenty.holding(), 1)
+	inTurn(b, e, on.enter(b, l, onServer(on.server), plenty, 1), "x/take")
+	e.counting(1, true)
+	e.report()
 }
 
 const (
@@ -100,14 +85,12 @@ const (
 
 // renew keeps 10,000 requests of n keys in flight, and looks at the rounds in which their holds
 // are renewed. Meanwhile, and once before, a caller of another limiter takes units one by one.
-func renew(n int) func(*testing.B, *servers, RedisLibrary) {
-	return func(b *testing.B, on *servers, l RedisLibrary) {
-		where := onServer(on.server)
-		plain := l.open(where, plenty)
-		defer plain.end()
+func renew(n int) func(*testing.B, *servers, ServerLibrary) {
+	return func(b *testing.B, on *servers, l ServerLibrary) {
+		plain := on.enter(b, l, onServer(on.server), plenty, 1000)
 		for b.Loop() {
-			alone, cpuAlone := latency(on.server, plain)
-			client := where.goRedis(func(o *redis.UniversalOptions) { o.ContextTimeoutEnabled = true })
+			alone, cpuAlone := plain.latency()
+			client := onServer(on.server).goRedis(func(o *redis.UniversalOptions) { o.ContextTimeoutEnabled = true })
 			var rounds roundTimes
 			client.AddHook(&rounds)
 			limiter := must(new(ratelimit.Registry).New("renewed", ratelimit.Options{
@@ -133,15 +116,21 @@ func renew(n int) func(*testing.B, *servers, RedisLibrary) {
 			all.Wait()
 			time.Sleep(renewedLasts / 2)
 			rounds.reset()
-			beside, cpu := latency(on.server, plain)
+			beside, cpu := plain.latency()
 			commands, took := rounds.sum()
 			number := max(1, commands/float64(n)) // of rounds
+			failed := failures(limiter)
 			finish()
 			limiter.Close()
 			client.Close()
+			if err := errors.Join(failed, plain.check()); err != nil {
+				b.Fatal(err)
+			}
 			b.ReportMetric(0, "ns/op")
 			b.ReportMetric(took.Seconds()*1e3/number, "ms/round")
-			b.ReportMetric(max(0, (cpu-cpuAlone).Seconds())*1e3/number, "ms-cpu/round")
+			if plain.serversKnown() {
+				b.ReportMetric(max(0, (cpu-cpuAlone).Seconds())*1e3/number, "ms-cpu/round")
+			}
 			b.ReportMetric(beside.quantile(0.5), "us/p50")
 			b.ReportMetric(alone.quantile(0.5), "us/p50-without")
 			b.ReportMetric(beside.quantile(0.99), "us/p99")
@@ -152,28 +141,19 @@ func renew(n int) func(*testing.B, *servers, RedisLibrary) {
 
 // latency takes units, one every 500 µs, and returns how long each took, sorted, and the
 // server's processor time.
-func latency(server *redistest.Server, s subject) (waits latencies, cpu time.Duration) {
-	before := processorTime(server)
+func (e *entrant) latency() (waits latencies, cpu time.Duration) {
+	before := e.serverCPU()
 	for begin := time.Now(); time.Since(begin) < renewedTime; time.Sleep(500 * time.Microsecond) {
+		var t turn
 		at := time.Now()
-		s.take(key(len(waits) % 1000))
+		ok, err := e.take(e.keys[len(waits)%len(e.keys)])
 		waits = append(waits, uint32(time.Since(at)))
+		t.note(ok, err, true)
+		e.all.add(t)
 	}
-	cpu = processorTime(server) - before
+	cpu = e.serverCPU() - before
 	slices.Sort(waits)
 	return waits, cpu
-}
-
-// processorTime returns how much processor time a server has used.
-func processorTime(server *redistest.Server) (sum time.Duration) {
-	for lines := bufio.NewScanner(strings.NewReader(server.Do("INFO", "cpu").(string))); lines.Scan(); {
-		name, value, _ := strings.Cut(lines.Text(), ":")
-		if name == "used_cpu_user" || name == "used_cpu_sys" {
-			seconds := must(strconv.ParseFloat(strings.TrimSpace(value), 64))
-			sum += time.Duration(seconds * float64(time.Second))
-		}
-	}
-	return sum
 }
 
 // roundTimes is a hook that notes when commands were sent and answered.

@@ -17,7 +17,7 @@ func openHTTPRate(q quota, fields bool) subject {
 	l := httprate.NewRateLimiter(int(q.units), q.window, noFields)
 	r := newRequest()
 	return subject{
-		take:       func(key string) bool { return !l.OnLimit(nil, r, key) },
+		take:       func(key string) (bool, error) { return !l.OnLimit(nil, r, key), nil },
 		middleware: httprate.LimitBy(int(q.units), q.window, canonicalAddress, options...),
 	}
 }

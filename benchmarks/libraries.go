@@ -35,8 +35,9 @@ const (
 
 // Libraries are all compared libraries and floors, in the order in which they are timed.
 var Libraries = []Library{
-	{"fixed", Ours, "", "FixedWindow, default key and header fields (draft 10)", openFixed},
-	{"bucket", Ours, "", "TokenBucket, default key and header fields (draft 10)", openBucket},
+	{"fixed", Ours, "", "FixedWindow, default key and header fields (draft 10)", openInMemory(fixedWindow)},
+	{sliding, Ours, "", "SlidingWindow, directly only", openInMemory(slidingWindow)},
+	{"bucket", Ours, "", "TokenBucket, default key and header fields (draft 10)", openInMemory(tokenBucket)},
 	{"go-limiter", Rival, "github.com/sethvargo/go-limiter", "memorystore, httplimit with IPKeyFunc", openGoLimiter},
 	{"ulule", Rival, "github.com/ulule/limiter/v3", "memory.NewStore, stdlib middleware", openUlule},
 	{"httprate", Rival, "github.com/go-chi/httprate", "LimitBy the address, local counter", openHTTPRate},
@@ -50,6 +51,9 @@ var Libraries = []Library{
 	{"three-fields", Floor, "", "three header fields set, nothing counted; with fields off, nothing at all", openFieldsFloor},
 }
 
+// sliding is the name of this library's sliding window, which only some cases have.
+const sliding = "sliding"
+
 // maxKeys is the maximum for libraries that need one, unless the case sets another. It
 // is above the number of inserted keys, so that no library is timed while it evicts.
 const maxKeys = 2 << 20
@@ -57,10 +61,16 @@ const maxKeys = 2 << 20
 // subject is a library set up for one case. A field is nil if the library does not have
 // the feature.
 type subject struct {
-	take       func(key string) bool
+	// take asks for a unit. An error means that the answer is not what the case measures:
+	// a call has failed, or a fallback has answered.
+	take       func(key string) (admitted bool, err error)
 	middleware func(next http.Handler) http.Handler
 	stats      func() ratelimit.MemoryStats
 	close      func()
+
+	// audit returns why the decisions so far were not honest. keys are all keys that were
+	// used, and admitted is how many of their units were admitted.
+	audit func(keys []string, admitted int64) error
 }
 
 // quota is the limit of a case in terms that all libraries have. A window admits units,
@@ -78,6 +88,8 @@ type quota struct {
 	wait    time.Duration // Options.MaxWait
 	perDay  bool          // Daily instead of FixedWindow
 	holds   bool          // InFlight instead of FixedWindow: a take is Acquire and release
+
+	further int // further limits of this library, with longer windows
 
 	two bool // two limits, all or none; only on PostgreSQL
 }

@@ -2,15 +2,12 @@ package benchmarks
 
 import (
 	"context"
-	"log/slog"
-	"strconv"
 	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/ratelimit-go/ratelimit"
 	"github.com/ratelimit-go/ratelimit/internal/pgtest"
 	"github.com/ratelimit-go/ratelimit/postgres"
 )
@@ -18,7 +15,7 @@ import (
 // PostgresLibraries are what is compared on a PostgreSQL server, in the order in which they
 // are timed. There is no library for Go to compare with, so the rivals are the statements
 // that others send, through the same driver.
-var PostgresLibraries = []RedisLibrary{
+var PostgresLibraries = []ServerLibrary{
 	{Library{"fixed", Ours, "", "FixedWindow, postgres.NewStore, Timeout 3s as on Redis", nil}, openOnPostgres(fixedWindow), nil},
 	{Library{"bucket", Ours, "", "TokenBucket, the same", nil}, openOnPostgres(tokenBucket), nil},
 	{Library{"durable", Ours, "", "FixedWindow, the same with postgres.Durable", nil}, openOnPostgres(fixedWindow, postgres.Durable()), nil},
@@ -44,34 +41,6 @@ func (t target) pool(synchronousCommit string) *pgxpool.Pool {
 	return must(pgxpool.NewWithConfig(background, config))
 }
 
-// limitsOf returns the limits of a case: one, or one and a token bucket.
-func (q quota) limitsOf(limit func(quota) ratelimit.Limit) []ratelimit.Limit {
-	limits := []ratelimit.Limit{limit(q)}
-	if q.two {
-		limits = append(limits, ratelimit.TokenBucket(4, 2*q.refill, q.units).Named("second"))
-	}
-	return limits
-}
-
-// openOnPostgres sets up a limiter of this library on a PostgreSQL server.
-func openOnPostgres(limit func(quota) ratelimit.Limit, opts ...postgres.Option) func(target, quota) subject {
-	return func(where target, q quota) subject {
-		pool := where.pool("on")
-		store := must(postgres.NewStore(pool, "bench-"+strconv.FormatInt(opened.Add(1), 10), opts...))
-		l := must(new(ratelimit.Registry).New("api", ratelimit.Options{
-			Limits:      q.limitsOf(limit),
-			Store:       store,
-			DenyRecheck: q.recheck,
-			Timeout:     3 * time.Second,
-			Logger:      slog.New(slog.DiscardHandler),
-		}))
-		return subject{
-			take:  takeOf(l, q),
-			close: func() { l.Close(); store.Close(); pool.Close() },
-		}
-	}
-}
-
 // flat is the table of the rivals: a row for each key of a limit.
 const flat = `CREATE TABLE IF NOT EXISTS flat (key text COLLATE "C" PRIMARY KEY, points bigint NOT NULL, expire bigint) WITH (fillfactor = 70)`
 
@@ -83,32 +52,37 @@ const upsert = `INSERT INTO flat VALUES ($1, 1, $2) ON CONFLICT (key) DO UPDATE 
 func openUpsert(synchronousCommit string) func(target, quota) subject {
 	return func(where target, q quota) subject {
 		pool := where.pool(synchronousCommit)
-		one := func(key string) bool {
+		one := func(key string) (bool, error) {
 			now := time.Now().UnixMilli()
 			var points int64
 			err := pool.QueryRow(background, upsert, key, now+q.window.Milliseconds(), now).Scan(&points)
-			return err == nil && points <= q.units
+			return err == nil && points <= q.units, err
 		}
 		return subject{take: q.each(one), close: pool.Close}
 	}
 }
 
 // each asks for a unit of each limit: a statement has one.
-func (q quota) each(take func(key string) bool) func(key string) bool {
+func (q quota) each(take func(key string) (bool, error)) func(key string) (bool, error) {
 	if !q.two {
 		return take
 	}
-	return func(key string) bool { return take(key) && take("second "+key) }
+	return func(key string) (bool, error) {
+		if ok, err := take(key); !ok {
+			return false, err
+		}
+		return take("second " + key)
+	}
 }
 
 // openForUpdate locks the row, looks at it, and writes it. The row is made beforehand.
 func openForUpdate(where target, q quota) subject {
 	pool := where.pool("off")
 	var known sync.Map
-	one := func(key string) bool {
+	one := func(key string) (bool, error) {
 		if _, ok := known.Load(key); !ok {
 			if _, err := pool.Exec(background, `INSERT INTO flat VALUES ($1, 0, $2) ON CONFLICT (key) DO NOTHING`, key, time.Now().Add(q.window).UnixMilli()); err != nil {
-				return false
+				return false, err
 			}
 			known.Store(key, true)
 		}
@@ -128,7 +102,7 @@ func openForUpdate(where target, q quota) subject {
 			_, err := tx.Exec(background, `UPDATE flat SET points = $2, expire = $3 WHERE key = $1`, key, points+1, expire)
 			return err
 		})
-		return err == nil && admitted
+		return err == nil && admitted, err
 	}
 	return subject{take: q.each(one), close: pool.Close}
 }
@@ -143,12 +117,12 @@ func openUpsertOf64(where target, q quota) subject {
 		n     int
 	}
 	batches := sync.Pool{New: func() any { return &batch{units: make(map[string]int64)} }}
-	one := func(key string) bool {
+	one := func(key string) (bool, error) {
 		b := batches.Get().(*batch)
 		defer batches.Put(b)
 		b.units[key]++
 		if b.n++; b.n < 64 {
-			return true
+			return true, nil
 		}
 		keys, units := make([]string, 0, 64), make([]int64, 0, 64)
 		for key, n := range b.units {
@@ -159,10 +133,10 @@ func openUpsertOf64(where target, q quota) subject {
 		now := time.Now().UnixMilli()
 		rows, err := pool.Query(background, upserts, keys, units, now+q.window.Milliseconds(), now)
 		if err != nil {
-			return false
+			return false, err
 		}
 		rows.Close()
-		return rows.Err() == nil
+		return succeeded(rows.Err())
 	}
 	return subject{take: q.each(one), close: pool.Close}
 }
@@ -170,9 +144,9 @@ func openUpsertOf64(where target, q quota) subject {
 func openSelect1(where target, _ quota) subject {
 	pool := where.pool("on")
 	return subject{
-		take: func(string) bool {
+		take: func(string) (bool, error) {
 			var n int
-			return pool.QueryRow(background, "SELECT 1").Scan(&n) == nil
+			return succeeded(pool.QueryRow(background, "SELECT 1").Scan(&n))
 		},
 		close: pool.Close,
 	}

@@ -8,6 +8,9 @@ import (
 
 // The floors on Redis increment a number and do not look at it.
 
+// succeeded is the answer of a floor, which admits everything.
+func succeeded(err error) (bool, error) { return err == nil, err }
+
 // evalsha is the name of the floor that single decisions are compared with.
 const evalsha = "evalsha"
 
@@ -17,7 +20,7 @@ const wake = "wake-up"
 func openIncr(where target, _ quota) subject {
 	client := where.goRedis()
 	return subject{
-		take:  func(key string) bool { return client.Incr(background, key).Err() == nil },
+		take:  func(key string) (bool, error) { return succeeded(client.Incr(background, key).Err()) },
 		close: func() { client.Close() },
 	}
 }
@@ -27,7 +30,9 @@ var incrScript = redis.NewScript(`return redis.call('INCR', KEYS[1])`)
 func openEvalsha(where target, _ quota) subject {
 	client := where.goRedis()
 	return subject{
-		take:  func(key string) bool { return incrScript.Run(background, client, []string{key}).Err() == nil },
+		take: func(key string) (bool, error) {
+			return succeeded(incrScript.Run(background, client, []string{key}).Err())
+		},
 		close: func() { client.Close() },
 	}
 }
@@ -36,15 +41,15 @@ func openIncrPipelined(where target, _ quota) subject {
 	client := where.goRedis()
 	pipes := sync.Pool{New: func() any { return client.Pipeline() }}
 	return subject{
-		take: func(key string) bool {
+		take: func(key string) (bool, error) {
 			pipe := pipes.Get().(redis.Pipeliner)
 			defer pipes.Put(pipe)
 			pipe.Incr(background, key)
 			if pipe.Len() < 64 {
-				return true
+				return true, nil
 			}
 			_, err := pipe.Exec(background)
-			return err == nil
+			return succeeded(err)
 		},
 		close: func() { client.Close() },
 	}
@@ -74,7 +79,7 @@ func openWake(target, quota) subject {
 		}
 	}()
 	return subject{
-		take: func(string) bool {
+		take: func(string) (bool, error) {
 			answer := channels.Get().(chan struct{})
 			mu.Lock()
 			waiting = append(waiting, answer)
@@ -85,7 +90,7 @@ func openWake(target, quota) subject {
 			}
 			<-answer
 			channels.Put(answer)
-			return true
+			return true, nil
 		},
 		close: func() { close(done) },
 	}

@@ -26,13 +26,13 @@ return {redis.call('INCRBY', KEYS[1], tonumber(ARGV[1])), ends}
 func openRueidisScript(where target, q quota) subject {
 	client := where.rueidis()
 	return subject{
-		take: func(key string) bool {
+		take: func(key string) (bool, error) {
 			now := time.Now()
 			units := "rueidis:{" + key + "}"
 			reply, err := rueidisWindow.Exec(background, client, []string{units, units + ":ex"}, []string{
 				"1", strconv.FormatInt(now.Add(q.window).UnixMilli(), 10), strconv.FormatInt(now.UnixMilli(), 10),
 			}).AsIntSlice()
-			return err == nil && len(reply) == 2 && reply[0] <= q.units
+			return err == nil && len(reply) == 2 && reply[0] <= q.units, err
 		},
 		close: client.Close,
 	}
@@ -41,8 +41,8 @@ func openRueidisScript(where target, q quota) subject {
 func openRueidisIncr(where target, _ quota) subject {
 	client := where.rueidis()
 	return subject{
-		take: func(key string) bool {
-			return client.Do(background, client.B().Incr().Key(key).Build()).Error() == nil
+		take: func(key string) (bool, error) {
+			return succeeded(client.Do(background, client.B().Incr().Key(key).Build()).Error())
 		},
 		close: client.Close,
 	}

@@ -13,9 +13,9 @@ func BenchmarkRedis(b *testing.B) {
 	on := &servers{server: redistest.Start(b), cluster: redistest.StartCluster(b, redistest.ClusterOptions{})}
 	for _, c := range RedisCases {
 		for _, l := range RedisLibraries {
-			if c.Has(l) {
+			if c.has(l.Name) {
 				b.Run(c.Name+"/"+l.Name, func(b *testing.B) {
-					on.server.Do("FLUSHALL")
+					on.empty(b)
 					c.run(b, on, l)
 				})
 			}
@@ -25,7 +25,6 @@ func BenchmarkRedis(b *testing.B) {
 
 // TestRedisExact checks that exactly the limit is admitted, as TestExact does.
 func TestRedisExact(t *testing.T) {
-	const limit, asked = 1000, 2560
 	servers := map[string]target{
 		"server":  onServer(redistest.Start(t)),
 		"cluster": onCluster(redistest.StartCluster(t, redistest.ClusterOptions{})),
@@ -34,20 +33,15 @@ func TestRedisExact(t *testing.T) {
 		if l.Kind == Floor { // floors do not look at the number
 			continue
 		}
+		var wrong []string
 		for name, where := range servers {
 			for i, goroutines := range []int{1, 64} {
-				s := l.open(where, quota{units: limit, window: time.Hour, refill: time.Hour})
-				admitted := count(goroutines, asked/goroutines, func(*writer, *http.Request) bool { return s.take(key(2*j + i)) })
+				s := l.open(where, quota{units: exactLimit, window: time.Hour, refill: time.Hour})
+				wrong = append(wrong, inexact(goroutines, name, func(*writer, *http.Request) (bool, error) { return s.take(key(2*j + i)) })...)
 				s.end()
-				switch {
-				case admitted == limit:
-				case l.Kind == Rival:
-					t.Logf("not exact: %s admitted %d of %d (%s, goroutines: %d)", l.Name, admitted, limit, name, goroutines)
-				default:
-					t.Errorf("%s admitted %d of %d (%s, goroutines: %d)", l.Name, admitted, limit, name, goroutines)
-				}
 			}
 		}
+		logExact(t, l.Library, wrong)
 	}
 }
 
@@ -68,11 +62,14 @@ func TestRedisCommands(t *testing.T) {
 		case "incr-pipelined": // commands that are still in the pipeline are not sent
 			least, most = 0, 1.01
 		}
-		s := l.open(onServer(server), plenty)
-		s.take(key(0)) // loads the script and creates the key
-		if got := commands(server, l, s, 1, keys(1), true); got < least || got > most {
+		e := &entrant{subject: l.open(onServer(server), plenty), ServerLibrary: l, on: &servers{server: server}, quota: plenty, keys: keys(1)}
+		e.ask(e.keys[0]) // loads the script and creates the key
+		if got := e.commands(1, true); got < least || got > most {
 			t.Errorf("%s: %v commands per decision, want %v to %v", l.Name, got, least, most)
 		}
-		s.end()
+		if err := e.check(); err != nil {
+			t.Errorf("%s: %v", l.Name, err)
+		}
+		e.end()
 	}
 }

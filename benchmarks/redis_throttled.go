@@ -14,9 +14,9 @@ func openThrottledOnRedis(where target, q quota) subject {
 	// With the default of 10, more than half of the calls fail if 64 callers share a key.
 	l.SetMaxCASAttemptsLimit(1000)
 	return subject{
-		take: func(key string) bool {
+		take: func(key string) (bool, error) {
 			limited, _, err := l.RateLimitCtx(background, key, 1)
-			return err == nil && !limited
+			return err == nil && !limited, err
 		},
 		close: func() { client.Close() },
 	}

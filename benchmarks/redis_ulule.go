@@ -14,9 +14,9 @@ func openUluleOnRedis(auto bool) func(target, quota) subject {
 		}
 		l := limiter.New(must(store.NewStore(commands)), limiter.Rate{Limit: q.units, Period: q.window})
 		return subject{
-			take: func(key string) bool {
+			take: func(key string) (bool, error) {
 				c, err := l.Get(background, key)
-				return err == nil && !c.Reached
+				return err == nil && !c.Reached, err
 			},
 			close: func() { client.Close() },
 		}

@@ -35,8 +35,33 @@ func hot(b *testing.B, open opener) {
 	defer s.end()
 	b.ReportAllocs()
 	for b.Loop() {
-		if !s.take(k) {
-			b.Fatal("denied")
+		if ok, err := s.take(k); !ok || err != nil {
+			b.Fatal(unexpected(ok, err))
+		}
+	}
+	s.audited(b, []string{k}, int64(b.N))
+}
+
+// audited fails the row if the library has not counted what it admitted.
+func (s subject) audited(b *testing.B, keys []string, admitted int64) {
+	if s.audit == nil {
+		return
+	}
+	if err := s.audit(keys, admitted); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// use takes all units of a key, which must be as many as the limit allows.
+func (s subject) use(b *testing.B, key string, allowed int64) {
+	b.Helper()
+	for n := int64(0); ; n++ {
+		ok, err := s.take(key)
+		if err != nil || ok && n == allowed || !ok && n < allowed {
+			b.Fatal(unexpected(ok, err))
+		}
+		if !ok {
+			return
 		}
 	}
 }
@@ -44,13 +69,14 @@ func hot(b *testing.B, open opener) {
 func hotDenied(b *testing.B, open opener) {
 	s, k := open(single), key(0)
 	defer s.end()
-	s.take(k)
+	s.use(b, k, single.units)
 	b.ReportAllocs()
 	for b.Loop() {
-		if s.take(k) {
-			b.Fatal("admitted")
+		if ok, err := s.take(k); ok || err != nil {
+			b.Fatal(unexpected(ok, err))
 		}
 	}
+	s.audited(b, []string{k}, single.units)
 }
 
 // thousand has the largest rolling window.
@@ -66,8 +92,9 @@ func allowedInTurn(rolling bool) func(*testing.B, opener) {
 		defer s.end()
 		i := 0
 		take := func() {
-			if i++; !s.take(all[i%len(all)]) {
-				b.Fatal("denied")
+			i++
+			if ok, err := s.take(all[i%len(all)]); !ok || err != nil {
+				b.Fatal(unexpected(ok, err))
 			}
 		}
 		for range 100_000 {
@@ -85,12 +112,11 @@ func deniedWhenFull(rolling bool) func(*testing.B, opener) {
 	return func(b *testing.B, open opener) {
 		s, k := open(thousand(time.Hour, rolling)), key(0)
 		defer s.end()
-		for s.take(k) {
-		}
+		s.use(b, k, ratelimit.MaxRolling)
 		b.ReportAllocs()
 		for b.Loop() {
-			if s.take(k) {
-				b.Fatal("admitted")
+			if ok, err := s.take(k); ok || err != nil {
+				b.Fatal(unexpected(ok, err))
 			}
 		}
 	}
@@ -139,8 +165,8 @@ func parallel(n int, made func() order) func(*testing.B, opener) {
 		s, all, order := open(plenty), spreadKeys()[:n], made()
 		defer s.end()
 		for _, k := range all {
-			if !s.take(k) {
-				b.Fatal("denied")
+			if ok, err := s.take(k); !ok || err != nil {
+				b.Fatal(unexpected(ok, err))
 			}
 		}
 		var goroutines, failed atomic.Int64
@@ -150,15 +176,17 @@ func parallel(n int, made func() order) func(*testing.B, opener) {
 			// Goroutines start far apart. Otherwise they would compete for each key.
 			at := goroutines.Add(1) * (orderLen / 7)
 			for pb.Next() {
-				if !s.take(all[order[at&(orderLen-1)]]) {
+				if ok, err := s.take(all[order[at&(orderLen-1)]]); !ok || err != nil {
 					failed.Add(1)
 				}
 				at++
 			}
 		})
+		b.StopTimer() // what follows is not timed
 		if n := failed.Load(); n > 0 {
-			b.Fatalf("denied %d times", n)
+			b.Fatalf("%d of %d decisions were wrong", n, b.N)
 		}
+		s.audited(b, all, int64(len(all)+b.N))
 	}
 }
 
@@ -166,15 +194,17 @@ func parallel(n int, made func() order) func(*testing.B, opener) {
 // library keeps of the keys themselves, and in garbage collection time.
 func million(b *testing.B, open opener) {
 	const n = 1_000_000
+	// No bucket is whole again before the end, however slow the machine is.
+	q := quota{units: 1000, window: time.Hour, refill: time.Hour}
 	var insert, collect time.Duration
 	var bytes float64
 	for b.Loop() {
 		heapBefore, gcBefore := collected()
-		s, all := open(plenty), keys(n)
+		s, all := open(q), keys(n)
 		start := time.Now()
 		for _, k := range all {
-			if !s.take(k) {
-				b.Fatal("denied")
+			if ok, err := s.take(k); !ok || err != nil {
+				b.Fatal(unexpected(ok, err))
 			}
 		}
 		insert += time.Since(start)
@@ -185,6 +215,10 @@ func million(b *testing.B, open opener) {
 		collect += gcAfter - gcBefore
 		s.take(key(0)) // keeps the library alive until here
 		s.end()
+		s = subject{}
+		if heap, _ := collected(); heapBefore > heap+1e6 {
+			b.Fatalf("%.0f MB were freed meanwhile that were there before", (float64(heapBefore)-float64(heap))/1e6)
+		}
 	}
 	runs := float64(b.N)
 	b.ReportMetric(0, "ns/op") // removes the time of the whole run, which includes making the keys
@@ -195,13 +229,14 @@ func million(b *testing.B, open opener) {
 
 // collected returns the live heap and the time of a full collection: the fastest of five,
 // as other work of the machine can only add to it. The first collections also free objects
-// that wait for a finalizer.
+// that wait for a finalizer, and the pauses let the finalizers run on a busy machine.
 func collected() (heap uint64, took time.Duration) {
 	took = time.Hour
 	for range 5 {
 		start := time.Now()
 		runtime.GC()
 		took = min(took, time.Since(start))
+		time.Sleep(5 * time.Millisecond)
 	}
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
@@ -247,11 +282,60 @@ func serve(b *testing.B, s subject, want int) {
 	w, r := newWriter(), newRequest()
 	defer s.end()
 	h := s.middleware(noContent)
-	w.serve(h, r) // takes the only unit, so that all later requests are denied
+	// Takes the only unit, so that all later requests are denied. A floor denies this one, too.
+	if got := w.serve(h, r); got != http.StatusNoContent && got != want {
+		b.Fatalf("status %d, want %d", got, http.StatusNoContent)
+	}
+	heap := megabytes()
 	b.ReportAllocs()
 	for b.Loop() {
 		if got := w.serve(h, r); got != want {
 			b.Fatalf("status %d, want %d", got, want)
 		}
 	}
+	b.ReportMetric(heap, "MB/heap")
+}
+
+// onAllCores serves requests from all cores, those of each core from an address of its own.
+func onAllCores(b *testing.B, open opener) {
+	s := open(plenty)
+	defer s.end()
+	h := s.middleware(noContent)
+	heap := megabytes()
+	var goroutines, failed atomic.Int64
+	b.ReportAllocs()
+	b.ResetTimer()
+	b.RunParallel(func(pb *testing.PB) {
+		w, r := newWriter(), newRequest()
+		r.RemoteAddr = fmt.Sprintf("203.0.113.%d:41234", goroutines.Add(1))
+		for pb.Next() {
+			if w.serve(h, r) != http.StatusNoContent {
+				failed.Add(1)
+			}
+		}
+	})
+	b.StopTimer()
+	if n := failed.Load(); n > 0 {
+		b.Fatalf("%d of %d requests were not allowed", n, b.N)
+	}
+	b.ReportMetric(heap, "MB/heap")
+}
+
+// besideBallast runs a case with a live heap of 64 MB more, as a server with other work has.
+// The garbage collector then runs less often.
+func besideBallast(run func(*testing.B, opener)) func(*testing.B, opener) {
+	return func(b *testing.B, open opener) {
+		ballast := make([]byte, 64_000_000)
+		run(b, open)
+		runtime.KeepAlive(ballast)
+	}
+}
+
+// megabytes returns the live heap in MB.
+func megabytes() float64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.GC() // frees what waited for a finalizer
+	runtime.ReadMemStats(&m)
+	return float64(m.HeapAlloc) / 1e6
 }

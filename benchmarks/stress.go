@@ -34,12 +34,14 @@ func textKey(all string, i int) string { return all[i*15:][:15] }
 type latencies []uint32
 
 // timed has s decide on n keys, and returns the time of each decision.
-func timed(n int, s subject, key func(i int) string) latencies {
+func timed(b *testing.B, n int, s subject, key func(i int) string) latencies {
 	all := make(latencies, n)
 	runtime.GC()
 	last := time.Since(started)
 	for i := range all {
-		s.take(key(i))
+		if ok, err := s.take(key(i)); !ok || err != nil {
+			b.Fatal(unexpected(ok, err))
+		}
 		now := time.Since(started)
 		all[i] = uint32(min(now-last, 1<<32-1))
 		last = now
@@ -81,7 +83,7 @@ func expire(b *testing.B, open opener, newIn int) {
 	}
 	mix := func(s subject) float64 {
 		defer s.end()
-		return timed(n, s, func(i int) string { return textKey(all, int(order[i])) }).quantile(0.999)
+		return timed(b, n, s, func(i int) string { return textKey(all, int(order[i])) }).quantile(0.999)
 	}
 	for b.Loop() {
 		for range 3 {
@@ -106,7 +108,7 @@ func growth(b *testing.B, open opener) {
 	all := text()
 	for b.Loop() {
 		s := open(quota{units: 1000, window: time.Hour, refill: time.Hour, keys: 16_000_000})
-		l := timed(inserted/smaller, s, func(i int) string { return textKey(all, i) })
+		l := timed(b, inserted/smaller, s, func(i int) string { return textKey(all, i) })
 		slowest, most = append(slowest, l.quantile(1)/1e3), append(most, l.quantile(0.9999))
 		s.end()
 
@@ -132,8 +134,7 @@ func flood(b *testing.B, open opener) {
 		before, _ := collected()
 		s := open(quota{units: 2, window: time.Hour, refill: time.Hour, keys: n})
 		for i := range blocked {
-			for s.take(key(-1 - i)) {
-			}
+			s.use(b, key(-1-i), 2)
 		}
 		for i := range n {
 			s.take(textKey(all, i))
@@ -145,7 +146,7 @@ func flood(b *testing.B, open opener) {
 		flooded, _ := collected()
 		denied := 0
 		for i := range blocked {
-			if !s.take(key(-1 - i)) {
+			if ok, _ := s.take(key(-1 - i)); !ok {
 				denied++
 			}
 		}

@@ -22,9 +22,9 @@ func openThrottled(lru bool) func(quota, bool) subject {
 		l.SetMaxCASAttemptsLimit(1000)
 		ctx := context.Background()
 		s := subject{
-			take: func(key string) bool {
+			take: func(key string) (bool, error) {
 				limited, _, err := l.RateLimitCtx(ctx, key, 1)
-				return err == nil && !limited
+				return err == nil && !limited, err
 			},
 		}
 		if fields { // fields of this library cannot be turned off

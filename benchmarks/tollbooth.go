@@ -13,7 +13,7 @@ func openTollbooth(q quota, fields bool) subject {
 		SetBurst(int(q.units)).
 		SetIPLookups([]string{"RemoteAddr"}).
 		SetIgnoreURL(true)
-	s := subject{take: func(key string) bool { return !l.LimitReached(key) }}
+	s := subject{take: func(key string) (bool, error) { return !l.LimitReached(key), nil }}
 	if fields { // fields of this library cannot be turned off
 		s.middleware = func(next http.Handler) http.Handler { return tollbooth.LimitHandler(l, next) }
 	}

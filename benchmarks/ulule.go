@@ -12,9 +12,9 @@ func openUlule(q quota, fields bool) subject {
 	l := limiter.New(memory.NewStore(), limiter.Rate{Limit: q.units, Period: q.window})
 	ctx := context.Background()
 	s := subject{
-		take: func(key string) bool {
+		take: func(key string) (bool, error) {
 			c, err := l.Get(ctx, key)
-			return err == nil && !c.Reached
+			return err == nil && !c.Reached, err
 		},
 	}
 	if fields { // fields of this library cannot be turned off

@@ -1,7 +1,19 @@
-// Report runs all benchmarks of this module and writes BENCHMARKS.md. Run it in
+// Report runs all benchmarks of this module and writes BENCHMARKS.md, with its charts. Run it in
 // the folder benchmarks:
 //
 //	go run ./cmd/report
+//
+// That takes about 20 minutes on two idle cores. One part of it:
+//
+//	go run ./cmd/report -only redis
+//
+// With -check it compares two versions of this library instead, and writes no file:
+//
+//	go run ./cmd/report -check main HEAD
+//	go run ./cmd/report -check -bench '^hot' main ./new.test
+//
+// A version is a git revision, or a file that go test -c has built in this folder. The rows of
+// this library run from both in turn. The exit status is 1 if a row became slower.
 package main
 
 import (
@@ -15,15 +27,22 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
-	"time"
-
-	"github.com/ratelimit-go/ratelimit/benchmarks"
 )
+
+const usage = `Usage: report [flags]
+       report -check [flags] OLD NEW
+
+Without -check, report runs all benchmarks and writes BENCHMARKS.md, all of its tables from one run. That takes about
+20 minutes on two idle cores. With -check, it compares two versions of this library: git revisions, or
+files that go test -c has built. Its exit status is 1 if a row became slower.
+
+`
 
 func main() {
 	log := func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
-	if err := run(os.Args[1:], log); err != nil {
+	if err := run(os.Args[1:], os.Stdout, log); err != nil {
 		if !errors.Is(err, flag.ErrHelp) {
 			log("report: %v", err)
 		}
@@ -31,102 +50,115 @@ func main() {
 	}
 }
 
-func run(args []string, log func(format string, args ...any)) error {
+func run(args []string, stdout io.Writer, log func(format string, args ...any)) error {
+	o := settings{log: log}
 	flags := flag.NewFlagSet("report", flag.ContinueOnError)
-	rounds := flags.Int("rounds", 4, "how often to run everything: each round times every library once, in turn")
-	benchtime := flags.String("benchtime", "150ms", "how long each benchmark runs, as for go test")
-	bench := flags.String("bench", ".", "which cases, as for go test")
-	out := flags.String("o", "../BENCHMARKS.md", "the file to write")
-	charts := flags.String("charts", "../docs", "the folder to write charts to")
-	only := flags.String("only", "", "the part to run: memory, redis or postgres; what the file has of the others stays")
+	flags.Usage = func() {
+		fmt.Fprint(flags.Output(), usage)
+		flags.PrintDefaults()
+	}
+	flags.IntVar(&o.rounds, "rounds", 0, "how often to run everything: each round times every library once, in turn; 0 means 4, and 10 with -check")
+	flags.StringVar(&o.benchtime, "benchtime", "", "how long each benchmark runs, as for go test; empty means 150ms, and 50ms with -check")
+	flags.StringVar(&o.bench, "bench", ".", "which cases, as for go test; the page then has only these rows")
+	flags.StringVar(&o.out, "o", "../BENCHMARKS.md", "the file to write")
+	flags.StringVar(&o.files, "charts", "../docs", "the folder to write charts to")
+	only := flags.String("only", "", "the part to run: memory, redis or postgres; what the file has of the others stays. Empty means all, and memory with -check")
+	check := flags.Bool("check", false, "compare two versions of this library, which are the arguments")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	if flags.NArg() > 0 || *rounds < 1 {
-		return fmt.Errorf("want flags only, and at least one round: %q", args)
+	selected := slices.Clone(parts)
+	if *only != "" {
+		selected = slices.DeleteFunc(selected, func(p *part) bool { return p.flag != *only })
 	}
-
-	r := &results{
-		command: fmt.Sprintf("go run ./cmd/report -rounds %d -benchtime %s", *rounds, *benchtime),
-		machine: fmt.Sprintf("%d cores, %s/%s, %s", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version()),
-	}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		r.versions = versions(info)
-	}
-	run := func(p *part) error {
-		r := &results{machine: r.machine, versions: r.versions}
-		return r.runPart(p, *rounds, *benchtime, *bench, *out, *charts, log)
-	}
-	for _, p := range parts {
-		if *only == p.flag {
-			return run(p)
-		}
-	}
-	if *only != "" && *only != "memory" {
+	switch {
+	case len(selected) == 0:
 		return fmt.Errorf("-only is %q: want memory, redis or postgres", *only)
+	case o.rounds < 0:
+		return fmt.Errorf("-rounds is %d: want at least one round", o.rounds)
+	case *check && flags.NArg() != 2:
+		return fmt.Errorf("-check has the arguments %q: want two versions, the old one first", flags.Args())
+	case !*check && flags.NArg() > 0:
+		return fmt.Errorf("the arguments are %q: want flags only, except with -check", flags.Args())
 	}
-	start := time.Now()
-	log("checking each library for exactness")
-	if err := goTest(r.read, "-v", "-count=1", "-run", "^TestExact$"); err != nil {
+	if *check {
+		if *only == "" {
+			selected = []*part{memoryPart}
+		}
+		setDefaults(&o, 10, "50ms")
+		return compare(flags.Arg(0), flags.Arg(1), selected[0], o, stdout)
+	}
+	setDefaults(&o, 4, "150ms")
+	command := fmt.Sprintf("go run ./cmd/report -rounds %d -benchtime %s", o.rounds, o.benchtime)
+	if *only != "" {
+		command += " -only " + *only
+	}
+	if o.bench != "." {
+		command += " -bench '" + o.bench + "'"
+	}
+	var known map[string]string
+	if info, ok := debug.ReadBuildInfo(); ok {
+		known = versions(info)
+	}
+	// All parts and rounds run from one binary, so that nobody's edits get into a part of them.
+	dir, err := os.MkdirTemp("", "report-")
+	if err != nil {
 		return err
 	}
-	pass := func(name, function, benchtime string) error {
-		rows := 0
-		return goTest(func(line string) {
-			if r.read(line); strings.HasPrefix(line, "Benchmark") {
-				rows++
-				log("%s, row %3d, %s: %s", name, rows, time.Since(start).Round(time.Second), line)
-			}
-		}, "-run", "^$", "-timeout", "0", "-bench", "^"+function+"$/"+*bench, "-benchtime", benchtime)
-	}
-	for round := range *rounds {
-		if err := pass(fmt.Sprintf("round %d of %d", round+1, *rounds), "Benchmark", *benchtime); err != nil {
-			return err
-		}
-	}
-	if err := pass("the long ones", "BenchmarkLong", "1x"); err != nil {
+	defer os.RemoveAll(dir)
+	o.tests = filepath.Join(dir, "benchmarks.test")
+	if err := build(".", o.tests); err != nil {
 		return err
 	}
-	for path, text := range map[string]string{
-		*out: r.markdown() + textFrom(*out, parts),
-		filepath.Join(*charts, "bench-memory.svg"):     r.chart("In memory", benchmarks.Speed, benchmarks.Size),
-		filepath.Join(*charts, "bench-middleware.svg"): r.chart("Middleware", benchmarks.Middleware, benchmarks.Server),
-	} {
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-			return err
+	for _, p := range selected {
+		r := &results{
+			command:  command,
+			machine:  fmt.Sprintf("%d cores, %s/%s, %s", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version()),
+			versions: known,
 		}
-		log("wrote %s", path)
-	}
-	if *only == "memory" {
-		return nil
-	}
-	for _, p := range parts {
-		if err := run(p); err != nil {
+		if err := r.run(p, o); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// goTest runs the tests of the folder it is called in and hands over what they
-// print, line by line.
-func goTest(read func(line string), args ...string) error {
-	cmd := exec.Command("go", append([]string{"test"}, args...)...)
+func setDefaults(o *settings, rounds int, benchtime string) {
+	if o.rounds == 0 {
+		o.rounds = rounds
+	}
+	if o.benchtime == "" {
+		o.benchtime = benchtime
+	}
+}
+
+// build builds the tests in a folder.
+func build(folder, file string) error {
+	cmd := exec.Command("go", "test", "-c", "-o", file, ".")
+	cmd.Dir = folder
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the tests in %s: %w\n%s", folder, err, text)
+	}
+	return nil
+}
+
+// lines runs a command and hands over what it prints, line by line. An error includes all of it.
+func lines(cmd *exec.Cmd, read func(line string)) error {
 	pipe, err := cmd.StdoutPipe()
 	if err != nil {
 		return err
 	}
-	cmd.Stderr = os.Stderr
+	var all, stderr strings.Builder
+	cmd.Stderr = &stderr
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	var all strings.Builder
 	lines := bufio.NewScanner(io.TeeReader(pipe, &all))
 	for lines.Scan() {
 		read(lines.Text())
 	}
 	if err := errors.Join(lines.Err(), cmd.Wait()); err != nil {
-		return fmt.Errorf("%v: %w\n%s", cmd, err, all.String())
+		return fmt.Errorf("%v: %w\n%s%s", cmd, err, all.String(), stderr.String())
 	}
 	return nil
 }

@@ -13,12 +13,19 @@ import (
 const postgresServers = "/usr/lib/postgresql/*/bin/postgres"
 
 // postgresPart is the part of the report about PostgreSQL.
-var postgresPart = &part{
-	flag: "postgres", name: "PostgreSQL", needs: []string{postgresServers, "redis-server"},
-	test: "TestPostgresExact", bench: "BenchmarkPostgres", head: "\n## PostgreSQL\n", chart: "bench-postgres.svg",
-	groups: []benchmarks.Group{benchmarks.OnPostgres},
-	cases:  benchmarks.PostgresCases, libraries: benchmarks.PostgresLibraries, reasons: postgresReasons,
-	intro: postgresIntro,
+var postgresPart = newPostgresPart()
+
+func newPostgresPart() *part {
+	cases, libraries := onServers(benchmarks.PostgresCases, benchmarks.PostgresLibraries)
+	return &part{
+		flag: "postgres", name: "PostgreSQL", needs: []string{postgresServers, "redis-server"},
+		test: "TestPostgresExact", bench: "BenchmarkPostgres", head: "\n## PostgreSQL\n", level: "###", on: " on PostgreSQL",
+		charts: []picture{{"bench-postgres.svg", "On PostgreSQL", []benchmarks.Group{benchmarks.OnPostgres}}},
+		groups: []benchmarks.Group{benchmarks.OnPostgres},
+		cases:  cases, libraries: libraries,
+		intro: postgresIntro,
+		exact: "Before it was timed, each library was asked for 2,560 units of a limit of 1,000, and of two limits, by one goroutine and by 64.",
+	}
 }
 
 func postgresIntro(r *results) string {
@@ -27,8 +34,7 @@ func postgresIntro(r *results) string {
 		server = version("", found[len(found)-1], "--version")
 	}
 	return fmt.Sprintf(`
-Decisions on a PostgreSQL server of the same machine, over loopback. The server keeps its changes (fsync = on). The numbers
-are from several runs, as above.
+Decisions on a PostgreSQL server of the same machine, over loopback. The server keeps its changes (fsync = on).
 
 - The three values of this library are for a fixed window / a token bucket / a fixed window on Redis, in the same run. Redis
   keeps its changes, too (appendonly, everysec).
@@ -46,21 +52,6 @@ are from several runs, as above.
 - Servers: %s, %s
 `, benchmarks.PostgresConnections, r.cpu, r.machine, postgresVersion(server), redisVersion(version("", "redis-server", "--version")))
 }
-
-// postgresReasons are why the goals of a case on PostgreSQL are missed, if they are.
-var postgresReasons = map[string]string{
-	"postgres-serial": "a statement for a batch has arrays and a larger plan. It takes some 115 µs on the server, where an UPSERT of one row takes 43 (pgbench, one " +
-		"connection). The rest is the way to the goroutine of the batch and back, and the arrays. With scalars in place of arrays the statement takes 75 µs. That " +
-		"would not reach the goal, and is not worth 34 functions more.",
-	"postgres-spread":         postgresReason,
-	"postgres-spread-two":     postgresReason,
-	"postgres-spread-256":     postgresReason,
-	"postgres-hot":            postgresReason,
-	"postgres-spread-durable": "callers wait for the disk in turn, and the disk of this machine is fast: a rival's waits cost it little.",
-}
-
-const postgresReason = "client and server share two cores, and both are busy all the time. The server looks at each key, counts and answers; the floor " +
-	"that only adds, for callers that wait for nothing, gets several times as many."
 
 // postgresVersion returns the version in the output of postgres --version, without the
 // distribution.

@@ -9,9 +9,8 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/redistest"
 )
 
-// RedisLibrary is one of the libraries or floors that are compared on a Redis or PostgreSQL
-// server.
-type RedisLibrary struct {
+// ServerLibrary is a Library that is compared on servers: on Redis or on PostgreSQL.
+type ServerLibrary struct {
 	Library
 	open func(where target, q quota) subject
 
@@ -23,7 +22,7 @@ type RedisLibrary struct {
 
 // RedisLibraries are all compared libraries and floors, in the order in which they are
 // timed.
-var RedisLibraries = []RedisLibrary{
+var RedisLibraries = []ServerLibrary{
 	{Library{"fixed", Ours, "", "FixedWindow, Options.Redis with ContextTimeoutEnabled, Timeout 3s as in go-redis", nil}, openOursOnRedis(fixedWindow, 0), nil},
 	{Library{"bucket", Ours, "", "TokenBucket, Options.Redis with ContextTimeoutEnabled, Timeout 3s as in go-redis", nil}, openOursOnRedis(tokenBucket, 0), nil},
 	{Library{"leased", Ours, "", "FixedWindow, the same with Lease 250ms", nil}, openOursOnRedis(fixedWindow, 250*time.Millisecond), nil},

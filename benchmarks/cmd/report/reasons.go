@@ -1,0 +1,58 @@
+package main
+
+// This file has the reasons for missed goals: the only texts of the report that depend on its
+// numbers. Look at them after each run. They are printed only beside a goal that is missed.
+// The key is a case, or a case and a unit for one of its measures.
+//
+// A reason names what the time goes into. Without a reason, the report says that there is none.
+
+const (
+	hotReason = "the clock, the lock and two hashes are most of the time, before anything is counted. See " +
+		"[docs/engine.md](docs/engine.md) for the rest, for what helped and for what was tried."
+	spreadReason = "the fixed part is the same as for one hot key. The rest is time spent waiting for memory, and on two cores for cache lines " +
+		"that the other core has written. A decision writes two cache lines, the shard's and the counter's. The floor that changes one " +
+		"word writes one."
+	redisHotReason = "callers of one key share a command, so most of the time is spent waking them up. The floor *wake-up* does only that, " +
+		"and has both cores to itself."
+	redisSpreadReason = "client and server share two cores, and both are busy all the time. The script reads a counter, its time to live and the " +
+		"clock, and writes. The closest rivals make two calls instead of these four. They have no header fields that need the end of a window."
+	postgresReason = "client and server share two cores, and both are busy all the time. The server looks at each key, counts and answers. The floor " +
+		"only adds, for callers that wait for nothing."
+)
+
+var reasons = map[string]string{
+	"hot":          hotReason,
+	"hot-denied":   hotReason,
+	"hot-parallel": hotReason + " Two cores rarely contend for one lock.",
+	"uniform":      spreadReason,
+	"zipf":         spreadReason,
+	"million": "a part of the time is growth. The table grows by a fifth at a time, to hold little unused memory, so each counter is copied about " +
+		"five times on the way to a million.",
+	"allowed": "most of the time goes into two structured fields and into the decision in the request's context. See " +
+		"[docs/engine.md](docs/engine.md), and the floor for three plain fields.",
+	"denied": "most of the time goes into the decision in the request's context, two structured fields and an error's body.",
+	"server": "most of the added time is net/http's own work on a response with header fields. Compare the floor: three fields, with nothing counted.",
+	"expiry": "a shard whose keys have expired shrinks, and grows again with new keys. Both copy some thousand slots.",
+	"expiry-half": "a shard whose keys have expired shrinks, and grows again with new keys, in steps of a fifth. Each step copies some " +
+		"thousand slots. With this number of new keys, more than one decision in a thousand meets a step.",
+
+	"redis-serial": "the script does more on the server than a script of INCR does.",
+	"redis-denied": "a denial costs a round trip, because a denied key is asked for at Redis again.",
+	"redis-spread": redisSpreadReason,
+	"redis-hot":    redisHotReason,
+	"redis-rolling-spread": "each caller works out its answer from the log in the reply, and the log is copied: for the server's clock, and for " +
+		"this process's.",
+	"redis-rolling-full": "each caller works out its answer from the log in the reply, and the log is copied: for the server's clock, and for " +
+		"this process's.",
+	"cluster-spread": "a command has keys of one slot only, so each key takes its own command. Running a script costs a server as much as the " +
+		"script's work, and three servers and their clients share two cores.",
+	"cluster-hot": redisHotReason,
+
+	"postgres-serial": "a statement for a batch has arrays and a larger plan than an UPSERT of one row. The rest is the way to the goroutine of the " +
+		"batch and back, and the arrays.",
+	"postgres-spread":         postgresReason,
+	"postgres-spread-two":     postgresReason,
+	"postgres-spread-256":     postgresReason,
+	"postgres-hot":            postgresReason,
+	"postgres-spread-durable": "callers wait for the disk in turn. Where the disk is fast, a rival's waits cost it little.",
+}
