@@ -5,6 +5,7 @@ import (
 	"go/ast"
 	"go/constant"
 	"go/types"
+	"math"
 	"time"
 
 	"golang.org/x/tools/go/analysis"
@@ -49,6 +50,9 @@ func checkUnit(pass *analysis.Pass, e ast.Expr, window bool) {
 		return
 	}
 	value, _ := constant.Int64Val(tv.Value)
+	if value == math.MaxInt64 { // for ever
+		return
+	}
 	d := analysis.Diagnostic{
 		Pos: e.Pos(), End: e.End(),
 		Message: fmt.Sprintf("%s is a duration of %v: write its unit, as in %s*time.Second", source(pass, e), time.Duration(value), source(pass, e)),

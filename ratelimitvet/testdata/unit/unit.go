@@ -2,6 +2,7 @@ package unit
 
 import (
 	"context"
+	"math"
 	"time"
 
 	"github.com/ratelimit-go/ratelimit"
@@ -29,5 +30,6 @@ func limits(ctx context.Context, login *ratelimit.Limiter, seconds int) {
 	_ = ratelimit.FixedWindow(5, time.Duration(seconds)*time.Second)
 	_ = ratelimit.TokenBucket(10, time.Second, 20)
 	_ = ratelimit.Options{Timeout: -1, DenyRecheck: time.Nanosecond, MaxWaiting: 10, Lease: 0}
+	_ = ratelimit.Options{MaxWait: math.MaxInt64}
 	time.Sleep(1) // not of this library
 }
