@@ -354,7 +354,7 @@ func (l *Limiter) TakeUpTo(ctx context.Context, key string, n int64) (granted in
 	return t.granted, d, nil
 }
 
-// policies returns the policy in force, and those of the plans in use.
+// policies returns the policy in force, and the policies of the plans in use.
 func (l *Limiter) policies() []*policy { return append([]*policy{l.policy.Load()}, l.plans.All()...) }
 
 // policyOf returns the policy of a plan's limits, or the limiter's own if the plan has

@@ -252,7 +252,7 @@ func (e *entrant) check() error {
 	if e.Kind == Floor {
 		return nil // it has no limit
 	}
-	// Rolling windows, and windows that are short, give units back meanwhile.
+	// Rolling windows, and windows that are short, give units back in the meantime.
 	allowed := e.quota.units * int64(len(e.keys))
 	if e.quota.window >= time.Hour && (e.all.admitted > allowed || e.quota.units <= 1000 && e.all.admitted < allowed) {
 		return fmt.Errorf("%d units were admitted, and the limit allows %d", e.all.admitted, allowed)

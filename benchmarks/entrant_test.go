@@ -13,7 +13,7 @@ import (
 // honest counts as a library should.
 func honest(q quota, _ bool) subject { return openInMemory(fixedWindow)(q, true) }
 
-// A library that is broken makes its row fail, whoever's it is, and the reason says how.
+// A broken library makes its row fail, this one as well as a rival, and the reason says how.
 func TestBrokenLibraries(t *testing.T) {
 	every := func(n int64, do func(ok bool) (bool, error)) func(quota) subject {
 		return func(q quota) subject {
@@ -94,7 +94,7 @@ func uncounting(q quota) subject {
 	return s
 }
 
-// A decision from somewhere else than the row measures is an error, also if no call fails.
+// A decision from another source than the row measures is an error, also if no call fails.
 func TestSources(t *testing.T) {
 	for _, test := range []struct {
 		from, also ratelimit.Source

@@ -108,7 +108,7 @@ var goals = map[string]Goal{
 // GoalOf returns the goal of a case's measure. There may be none.
 func GoalOf(c Case, m Measure) Goal { return goals[c.Name+" "+m.Unit] }
 
-// Of returns the bounds for a library.
+// Of returns the bounds of a goal that a library must meet.
 func (g Goal) Of(library string) Goal {
 	return slices.DeleteFunc(slices.Clone(g), func(b Bound) bool { return b.For != "" && b.For != library })
 }

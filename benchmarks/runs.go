@@ -296,7 +296,7 @@ func serve(b *testing.B, s subject, want int) {
 	b.ReportMetric(heap, "MB/heap")
 }
 
-// onAllCores serves requests from all cores, those of each core from an address of its own.
+// onAllCores serves requests from all cores. Each core has requests of one address.
 func onAllCores(b *testing.B, open opener) {
 	s := open(plenty)
 	defer s.end()

@@ -13,8 +13,8 @@ import (
 )
 
 // With Options.AcrossSlots, the takes of a round trip to one master of a Cluster
-// share commands, although their keys are of different slots. This file has what is
-// special about such commands.
+// share commands, although their keys are of different slots. This file is about
+// such commands.
 //
 // The script is redisscript.TakeAcross. It first reads all its keys, and does
 // nothing if the server refuses one of them: then the slot is at another master,

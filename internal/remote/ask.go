@@ -231,7 +231,7 @@ func (r *Remote) ask(ctx context.Context, start, until int64, call func(context.
 	return end, err
 }
 
-// noInstant is what a call returns to ask whose answer has no instant: those of the store are
+// noInstant is what a call returns to ask whose answer has no instant: the store's instants are
 // not negative.
 const noInstant = -1
 

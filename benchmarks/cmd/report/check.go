@@ -204,7 +204,7 @@ func quotients(x, y []float64) []float64 {
 
 // interval returns the median, and an interval that contains the true median with a
 // probability of 99 %, whatever the distribution: each value is above the true median with a
-// probability of one half, so the number of those that are has a binomial distribution.
+// probability of one half, so the number of values above it has a binomial distribution.
 func interval(all []float64) (median, least, most float64) {
 	sorted := slices.Sorted(slices.Values(all))
 	n := len(sorted)

@@ -48,7 +48,7 @@ func partOf(g benchmarks.Group) *part {
 	return parts[slices.IndexFunc(parts, func(p *part) bool { return slices.Contains(p.groups, g) })]
 }
 
-// onServers returns the cases and libraries of a part about servers as those of any part.
+// onServers returns the cases and libraries of a part about servers in the form of any part.
 func onServers(serverCases []benchmarks.ServerCase, serverLibraries []benchmarks.ServerLibrary) (cases []benchmarks.Case, libraries []benchmarks.Library) {
 	for _, c := range serverCases {
 		cases = append(cases, c.Case)
@@ -103,7 +103,7 @@ func (r *results) run(p *part, o settings) error {
 	start := time.Now()
 	o.log("%s: checking each library for exactness", p.name)
 	if err := lines(exec.Command(o.tests, "-test.v", "-test.run", "^"+p.test+"$"), r.read); err != nil && len(r.exact) == 0 {
-		return err // otherwise the rows of those that were not exact are void
+		return err // otherwise the rows of libraries that were not exact are void
 	}
 	pass := func(name, function, benchtime string) error {
 		rows := 0

@@ -161,7 +161,7 @@ type row struct {
 	benchmarks.Case
 	benchmarks.Measure
 	goal                 benchmarks.Goal
-	ours, rivals, floors []sample          // those that are not void; rivals are sorted, the best first
+	ours, rivals, floors []sample          // values that are not void; rivals are sorted, the best first
 	mine                 []sample          // this library's, void or not
 	all                  []sample          // everybody's, void or not
 	void                 map[sample]string // why values are void
