@@ -37,9 +37,11 @@ var reasons = map[string]string{
 		"thousand slots. With this number of new keys, more than one decision in a thousand meets a step.",
 
 	"redis-serial": "the script does more on the server than a script of INCR does.",
-	"redis-denied": "a denial costs a round trip, because a denied key is asked for at Redis again.",
 	"redis-spread": redisSpreadReason,
-	"redis-hot":    redisHotReason,
+	"redis-spread us-server/op": "a key costs the server a part of an MGET, a PTTL, an INCRBY and the work in Lua. An answer needs the end of the window, " +
+		"and only PTTL has it. A process that expects the end can be wrong after a Reset or an eviction, and the count does not show it. See " +
+		"[docs/redis.md](docs/redis.md#what-a-key-costs-the-server) for each shortcut, what it would gain, and the test that it fails.",
+	"redis-hot": redisHotReason,
 	"redis-rolling-spread": "each caller works out its answer from the log in the reply, and the log is copied: for the server's clock, and for " +
 		"this process's.",
 	"redis-rolling-full": "each caller works out its answer from the log in the reply, and the log is copied: for the server's clock, and for " +
