@@ -231,8 +231,8 @@ func (r *Remote) ask(ctx context.Context, start, until int64, call func(context.
 	return end, err
 }
 
-// noInstant is what a call returns to ask whose answer has no instant: the store's instants are
-// not negative.
+// noInstant is what a call returns to ask if its answer has no instant. Instants of the store
+// are not negative.
 const noInstant = -1
 
 // hastyInRow is how many calls in a row must be ended by their callers' deadlines
