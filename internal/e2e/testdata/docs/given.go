@@ -43,6 +43,7 @@ var (
 	store              ratelimit.Store
 	key, email, status = "", "", 0
 	rows               int64
+	clientIP           ratelimit.KeyFunc
 )
 
 // Functions and types that are the reader's own.
@@ -78,6 +79,7 @@ var (
 // Servers.
 var (
 	client        redis.UniversalClient
+	clusterClient *redis.ClusterClient
 	pool          *pgxpool.Pool
 	url, adminURL string
 )
