@@ -392,7 +392,7 @@ func (l *Limiter) makePlan(hash uint64, limits []Limit) (*policy, error) {
 	l.counts.policies.register(p)
 	l.counts.policies.use(p)
 	l.used.add(p.limits)
-	p, unused := l.plans.Put(hash, p, clock.Now(), func(p *policy) bool { return slices.Equal(p.given, limits) },
+	p, unused := l.plans.Put(hash, p, clock.Now(), p.same,
 		func(dropped *policy) { l.used.add(dropped.limits) }) // used may have forgotten them while the plan was cached
 	if unused > 0 && unused < planThrash {
 		l.report.warn(warnTooManyPlans)

@@ -344,7 +344,7 @@ func (o otherOptions) suit(limits []Limit) error {
 // returned: to make one costs far more than a decision. Nothing else is in it. What a plan
 // has counted, owes or holds goes by the key and the limits, so it does not matter whether
 // a plan's policy is made again, or there are two of it for a while.
-type plans struct{ recent.Cache[*policy] }
+type plans = recent.Cache[*policy]
 
 // maxPlans bounds the memory for a LimitsFor that returns ever new limits, to about 4 MB.
 const maxPlans = 2048

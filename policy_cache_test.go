@@ -94,7 +94,7 @@ func TestEverNewPlans(t *testing.T) {
 	runtime.KeepAlive(l)
 }
 
-// TestDroppedPlanLosesNothing uses so many other plans that one is not kept ready any more. Its
+// TestDroppedPlanLosesNothing uses so many other plans that a plan is dropped. Its
 // counters, blocks, holds and statistics are as before, and a Reset reaches them.
 func TestDroppedPlanLosesNothing(t *testing.T) {
 	plan := []Limit{FixedWindow(3, 2*time.Hour).Named("plan").Block(time.Hour), SlidingWindow(100, 10*time.Hour).Named("slow")}

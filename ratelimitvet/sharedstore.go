@@ -48,14 +48,15 @@ type use struct {
 }
 
 type sharedStore struct {
-	pass  *analysis.Pass
-	defs  map[types.Object][]ast.Expr // what is assigned to each variable; nil for what is not an expression of its own
-	gives map[types.Object]int        // variables with a function that gives its i-th parameter to a limiter
-	uses  []use
+	pass   *analysis.Pass
+	defs   map[types.Object][]ast.Expr // what is assigned to each variable; nil for what is not an expression of its own
+	stores map[types.Object][]ast.Expr // what is assigned to the field Store of variables of Options
+	gives  map[types.Object]int        // variables with a function that gives its i-th parameter to a limiter
+	uses   []use
 }
 
 func runSharedStore(pass *analysis.Pass) (any, error) {
-	s := &sharedStore{pass: pass, defs: map[types.Object][]ast.Expr{}, gives: map[types.Object]int{}}
+	s := &sharedStore{pass: pass, defs: map[types.Object][]ast.Expr{}, stores: map[types.Object][]ast.Expr{}, gives: map[types.Object]int{}}
 	inspect(pass, func(n ast.Node, _ []ast.Node) { s.define(n) })
 	// A function that was found to give a store makes uses of its calls, which may be in
 	// functions that give a store.
@@ -95,12 +96,19 @@ func prefixText(o origin) string {
 	return fmt.Sprintf(" (prefix %q)", o.prefix)
 }
 
-// define notes what is assigned to variables.
+// define notes what is assigned to variables, and to the field Store of Options.
 func (s *sharedStore) define(n ast.Node) {
 	note := func(left ast.Expr, right ast.Expr) {
-		if id, ok := ast.Unparen(left).(*ast.Ident); ok {
-			if obj := s.pass.TypesInfo.ObjectOf(id); obj != nil {
+		switch left := ast.Unparen(left).(type) {
+		case *ast.Ident:
+			if obj := s.pass.TypesInfo.ObjectOf(left); obj != nil {
 				s.defs[obj] = append(s.defs[obj], right)
+			}
+		case *ast.SelectorExpr:
+			base := identOf(left.X)
+			if base != nil && right != nil && left.Sel.Name == "Store" && isType(s.pass.TypesInfo.TypeOf(base), "Options") {
+				obj := s.pass.TypesInfo.ObjectOf(base)
+				s.stores[obj] = append(s.stores[obj], right)
 			}
 		}
 	}
@@ -229,20 +237,7 @@ func (s *sharedStore) storeOf(options ast.Expr, depth int) ast.Expr {
 		return s.field(e, func(key string, _ ast.Expr) bool { return key == "Store" })
 	case *ast.Ident:
 		obj := s.pass.TypesInfo.ObjectOf(e)
-		var stores []ast.Expr
-		inspect(s.pass, func(n ast.Node, _ []ast.Node) { // opts.Store = store
-			assign, ok := n.(*ast.AssignStmt)
-			if !ok || len(assign.Lhs) != len(assign.Rhs) {
-				return
-			}
-			for i, left := range assign.Lhs {
-				if field, ok := left.(*ast.SelectorExpr); ok && field.Sel.Name == "Store" && isType(s.pass.TypesInfo.TypeOf(field.X), "Options") {
-					if base, ok := ast.Unparen(field.X).(*ast.Ident); ok && s.pass.TypesInfo.ObjectOf(base) == obj {
-						stores = append(stores, assign.Rhs[i])
-					}
-				}
-			}
-		})
+		stores := s.stores[obj] // opts.Store = store
 		defs := s.defs[obj]
 		switch {
 		case len(stores) == 1 && len(defs) <= 1:

@@ -316,9 +316,9 @@ func (q *Queue[T]) mayStart(now int64) bool {
 
 // start starts a round trip on a new goroutine if a call waits and a round trip
 // may start at now. It is called whenever that may have become true: a call
-// arrives, a round trip ends or becomes stalled, or one has taken MaxCalls and left others. The goroutine takes its
-// calls when it runs, so calls that arrive until then are taken along. q.mu
-// must be held.
+// arrives, a round trip ends or becomes stalled, or one has taken MaxCalls and
+// left others. The goroutine takes its calls when it runs, so calls that arrive
+// until then are taken along. q.mu must be held.
 func (q *Queue[T]) start(now int64) {
 	if q.oldest != nil && q.mayStart(now) {
 		trip := &roundTrip[T]{lastArrival: q.arrivals}
