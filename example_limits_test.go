@@ -17,7 +17,7 @@ import (
 // Failed logins lead to blocks, and the blocks get longer.
 func Example_limitLogins() {
 	login := ratelimit.Must(ratelimit.New("login", ratelimit.Options{
-		Limits: []ratelimit.Limit{ratelimit.FixedWindow(5, time.Minute).Block(time.Minute, time.Hour, 24*time.Hour)},
+		Limits: []ratelimit.Limit{ratelimit.FixedWindow(5, 15*time.Minute).Block(15*time.Minute, time.Hour, 24*time.Hour)},
 		Count:  func(r *http.Request, status int) bool { return status >= 400 }, // only failures
 		Logger: discard,
 	}))
@@ -34,8 +34,8 @@ func Example_limitLogins() {
 	// 401
 	// 401
 	// 401
-	// 429 60
-	// 429 60
+	// 429 900
+	// 429 900
 }
 
 // Two exports of a user run at the same time, and no more.
@@ -77,7 +77,7 @@ func Example_limitsTogether() {
 	api := ratelimit.Must(ratelimit.New("api", ratelimit.Options{
 		Limits: []ratelimit.Limit{
 			ratelimit.TokenBucket(10, time.Second, 20).Named("burst"),
-			ratelimit.FixedWindow(1000, 24*time.Hour).Named("daily"),
+			ratelimit.Daily(1000, nil).Named("daily"),
 		},
 		Logger: discard,
 	}))
@@ -101,8 +101,8 @@ func planOf(r *http.Request) string { return r.Header.Get("Plan") }
 // Two plans have numbers, and two have none.
 func Example_limitPlans() {
 	plans := map[string][]ratelimit.Limit{
-		"free":      {ratelimit.TokenBucket(1, time.Second, 10), ratelimit.FixedWindow(1_000, 24*time.Hour)},
-		"pro":       {ratelimit.TokenBucket(20, time.Second, 100), ratelimit.FixedWindow(100_000, 24*time.Hour)},
+		"free":      {ratelimit.TokenBucket(1, time.Second, 10), ratelimit.Daily(1_000, nil)},
+		"pro":       {ratelimit.TokenBucket(20, time.Second, 100), ratelimit.Daily(100_000, nil)},
 		"internal":  {ratelimit.Unlimited},
 		"suspended": {ratelimit.Deny},
 	}
@@ -119,8 +119,8 @@ func Example_limitPlans() {
 		fmt.Println(strings.TrimSpace(fmt.Sprint(plan, " ", w.Code, " ", w.Header().Get("RateLimit-Policy"))))
 	}
 	// Output:
-	// free 200 "api-1s";q=1;w=1, "api-24h";q=1000;w=86400
-	// pro 200 "api-1s";q=20;w=1, "api-24h";q=100000;w=86400
+	// free 200 "api-1s";q=1;w=1, "api-day";q=1000;w=86400
+	// pro 200 "api-1s";q=20;w=1, "api-day";q=100000;w=86400
 	// internal 200
 	// suspended 429
 }
@@ -169,10 +169,10 @@ func Example_limitCalendar() {
 
 // Limits are text in configuration files and flags.
 func Example_limitText() {
-	limit, err := ratelimit.ParseLimit("5/1m fixed block=1m,1h,24h")
+	limit, err := ratelimit.ParseLimit("5/15m fixed block=15m,1h,24h")
 	fmt.Println(limit.N(), limit.Window(), limit.Ladder(), err)
 	// Output:
-	// 5 1m0s [1m0s 1h0m0s 24h0m0s] <nil>
+	// 5 15m0s [15m0s 1h0m0s 24h0m0s] <nil>
 }
 
 // A rolling window has no border at which twice the limit fits.

@@ -156,14 +156,16 @@ func numberInCode(e ast.Expr) int64 {
 // numbers in the text are the picture's.
 func TestPicturesOfLimitsPage(t *testing.T) {
 	page := limitsPage(t)
-	for _, name := range []string{"fixed", "sliding", "bucket", "rolling", "calendar", "block"} {
+	for _, name := range []string{"fixed", "sliding", "bucket", "rolling", "calendar", "inflight", "block"} {
 		require.Contains(t, page, "](limits-"+name+".svg)")
 	}
-	for name, window := range map[string]string{"fixed": "10 s", "sliding": "10 s", "bucket": "10 s", "rolling": "10 s", "calendar": "24 h"} {
+	for name, within := range map[string]string{
+		"fixed": "within 10 s", "sliding": "within 10 s", "bucket": "within 10 s", "rolling": "within 10 s", "calendar": "within 24 h", "inflight": "at the same time",
+	} {
 		svg, err := os.ReadFile("docs/limits-" + name + ".svg")
 		require.NoError(t, err)
 		numbers := regexp.MustCompile(`: (\d+ of \d+) requests admitted, at most (\d+) of them`).FindSubmatch(svg)
 		require.NotNil(t, numbers)
-		require.Contains(t, page, fmt.Sprintf("(limits-%s.svg)\n\nIt admits %s requests, and at most %s of them within %s.", name, numbers[1], numbers[2], window))
+		require.Contains(t, page, fmt.Sprintf("(limits-%s.svg)\n\nIt admits %s requests, and at most %s of them %s.", name, numbers[1], numbers[2], within))
 	}
 }

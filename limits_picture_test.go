@@ -3,7 +3,10 @@ package ratelimit_test
 import (
 	"flag"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -29,6 +32,7 @@ func TestLimitPictures(t *testing.T) {
 		"bucket":   func(t *testing.T) string { return pictureOf(t, TokenBucket(10, 10*time.Second, 10), burst) },
 		"rolling":  func(t *testing.T) string { return pictureOf(t, Rolling(10, 10*time.Second), burst) },
 		"calendar": pictureOfDays,
+		"inflight": pictureOfHolds,
 		"block": func(t *testing.T) string {
 			ladder := []time.Duration{10 * time.Second, 20 * time.Second, 40 * time.Second}
 			return pictureOfBlocks(t, retries, []Limit{
@@ -287,7 +291,7 @@ func (p *picture) end(title string, height int64) string {
     path { fill: none; stroke-width: 1 } .row { stroke: #d0d7de } .back { fill: #fff } .band { fill: #ffebc2 }
     .yes { fill: #0969da } .no { stroke: #bc4c00 } .count { stroke: #0969da; stroke-width: 2 } .recent { stroke: #57606a; stroke-width: 1.5; stroke-dasharray: 4 3 } .limit { stroke: #bc4c00 }
     @media (prefers-color-scheme: dark) {
-      text { fill: #e6edf3 } .dim { fill: #9198a1 } .row { stroke: #3d444d } .back { fill: #0d1117 } .band { fill: #3b2a08 }
+      text { fill: #e6edf3 } .dim { fill: #9198a1 } .row { stroke: #3d444d } .back { fill: #0d1117 } .band { fill: #6b4d0f }
       .yes { fill: #4493f8 } .no { stroke: #f0883e } .count { stroke: #4493f8 } .recent { stroke: #9198a1 } .limit { stroke: #f0883e }
     }
   </style>
@@ -375,4 +379,95 @@ func pictureOfBlocks(t *testing.T, at []time.Duration, limits []Limit) string {
 	}
 	p.ticks(seconds(p.span), y-170)
 	return p.end(title, y-60)
+}
+
+// A visit is a request of the picture of an in-flight limit.
+type visit struct {
+	at, lasts time.Duration
+	killed    bool // its process is killed at once, and does not give the hold back
+}
+
+// visits are the requests of a client: more and more of them that take long, one of them
+// longer than the hold; two bursts; the one whose process is killed; and one per second.
+func visits() (all []visit) {
+	for _, v := range [][2]time.Duration{{0, 6}, {1, 14}, {2, 5}, {3, 2}, {4, 2}, {6, 3}, {7, 3}, {8, 2}, {9, 4}, {11, 2}, {12, 3}} {
+		all = append(all, visit{at: v[0] * time.Second, lasts: v[1] * time.Second})
+	}
+	for _, burst := range []time.Duration{18, 21} {
+		for range 6 {
+			all = append(all, visit{at: burst * time.Second, lasts: 2 * time.Second})
+		}
+	}
+	all = append(all, visit{at: 26 * time.Second, killed: true})
+	for at := time.Duration(27); at < 46; at++ {
+		all = append(all, visit{at: at * time.Second, lasts: 2900 * time.Millisecond})
+	}
+	return all
+}
+
+// pictureOfHolds draws the requests that an in-flight limit has admitted, for as long as their
+// holds last, and the requests that it has denied. Each hold has one of the limit's places.
+func pictureOfHolds(t *testing.T) string {
+	const key, lane, top = "192.0.2.1", 220, 700
+	limit, all := InFlight(3, 10*time.Second), visits()
+	l, start := ratelimittest.New(t, quiet(limit)), time.Now()
+	p, until := &picture{span: pictureSpan}, make([]time.Duration, limit.N()) // the ends of the holds, by place
+	base := top + lane*limit.N()
+	var denied strings.Builder
+	var admitted, most, next int
+	for now := time.Duration(0); now <= p.span; now += sampleEvery {
+		time.Sleep(now - time.Since(start))
+		synctest.Wait() // for the requests that end now
+		for stack := int64(0); next < len(all) && all[next].at == now; next++ {
+			v, runs := all[next], false
+			class, ends := "yes", now+v.lasts
+			if v.killed {
+				_, d, err := l.Acquire(ctx, key)
+				require.NoError(t, err)
+				runs, class, ends = d.Allowed, "band", now+limit.Window()
+			} else {
+				h := l.Middleware(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+					runs = true
+					time.Sleep(v.lasts)
+				}))
+				go h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
+				synctest.Wait() // until it runs or is denied
+			}
+			if !runs {
+				denied.WriteString(boxOf(p.x(now), base+20+squareStep*stack, false))
+				stack++
+				continue
+			}
+			admitted++
+			place := slices.IndexFunc(until, func(end time.Duration) bool { return end <= now })
+			require.GreaterOrEqual(t, place, 0, "more holds than places, at %v", now)
+			until[place] = ends
+			fmt.Fprintf(p, "  <rect class=\"%s\" x=\"%s\" y=\"%s\" width=\"%s\" height=\"18\"/>\n",
+				class, px(p.x(now)), px(top+lane*int64(place)), px(p.x(min(ends, p.span))-p.x(now)-10))
+		}
+		held := 0
+		for _, end := range until {
+			if end > now {
+				held++
+			}
+		}
+		left, err := l.LookKey(ctx, key)
+		require.NoError(t, err)
+		require.EqualValues(t, held, limit.N()-left[0].Remaining, "the picture shows what is counted, at %v", now)
+		most = max(most, held)
+	}
+	p.path("no", denied.String())
+	p.path("row", fmt.Sprintf("M%s %sH%s", px(pictureLeft), px(base+5), px(pictureRight)))
+	for place := range limit.N() {
+		p.text("dim end", pictureLeft-60, top+lane*place+135, fmt.Sprint(place+1))
+	}
+	title := fmt.Sprintf("%v: %d of %d requests admitted, at most %d of them at the same time", limit, admitted, len(all), most)
+	p.text("head", 140, 220, title)
+	fmt.Fprint(p, "  <rect class=\"yes\" x=\"14\" y=\"32\" width=\"18\" height=\"12\"/>\n  <rect class=\"band\" x=\"174\" y=\"32\" width=\"18\" height=\"12\"/>\n")
+	p.text("", 370, 420, "admitted, runs")
+	p.text("", 1970, 420, "hold of a killed process")
+	p.path("no", boxOf(3670, 355, false))
+	p.text("", 3770, 420, "denied")
+	p.ticks(seconds(p.span), base+430)
+	return p.end(title, base+540)
 }

@@ -22,7 +22,7 @@ type plan struct {
 func newPlan(name string, perMinute, burst, perDay int64) *plan {
 	return &plan{name, []ratelimit.Limit{
 		ratelimit.TokenBucket(perMinute, time.Minute, burst).Named("rate"),
-		ratelimit.FixedWindow(perDay, 24*time.Hour).Named("daily"),
+		ratelimit.Daily(perDay, nil).Named("daily"), // days in UTC
 	}}
 }
 
@@ -54,7 +54,7 @@ func newAPI(registry *ratelimit.Registry, store ratelimit.Store) (*api, error) {
 		Limits:    anonymous.limits,
 		LimitsFor: func(r *http.Request) []ratelimit.Limit { return a.plan(r).limits },
 		// Behind a proxy, ClientIP needs its TrustedProxies.
-		Key:   ratelimit.FirstKey(a.customerKey, ratelimit.ClientIP{}.Key),
+		Key:   ratelimit.FirstKey(ratelimit.NamedKey("customer", a.customerKey), ratelimit.NamedKey("ip", ratelimit.ClientIP{}.Key)),
 		Cost:  a.cost,
 		Store: store,
 	})

@@ -27,25 +27,29 @@ func newLogin(failures ratelimit.Limit, client redis.UniversalClient, passwords 
 	s.byAddress, err = s.limiters.New("login-address", ratelimit.Options{
 		Limits:  []ratelimit.Limit{failures},
 		Redis:   client,
-		Count:   wrongPassword,
+		Count:   failed,
 		Message: "Too many wrong passwords from your address.",
 	})
 	if err != nil {
 		return nil, err
 	}
 	s.byAccount, err = s.limiters.New("login-account", ratelimit.Options{
-		Limits:  []ratelimit.Limit{failures},
+		Limits:  []ratelimit.Limit{failures, perDay},
 		Redis:   client,
 		Key:     func(r *http.Request) (string, error) { return account(r), nil },
-		Count:   wrongPassword,
+		Count:   failed,
 		Message: "Too many wrong passwords for this account.",
 	})
 	return s, err
 }
 
-// wrongPassword says which responses count. A client that hangs up before its response
-// counts, too. So nobody can guess for free.
-func wrongPassword(_ *http.Request, status int) bool { return status == http.StatusUnauthorized }
+// perDay is for clients that guess until one more failure would block them, wait for the
+// window to end, and go on.
+var perDay = ratelimit.FixedWindow(20, 24*time.Hour)
+
+// failed says which responses count: all but successes, so that no response is free by
+// mistake. A client that hangs up before its response counts, too.
+func failed(_ *http.Request, status int) bool { return status >= 400 }
 
 // account returns the account that a request is about, so that different spellings of the
 // name are one key.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"math/bits"
 	"net/http"
 	"net/http/httptest"
@@ -83,6 +84,31 @@ func seconds(t *testing.T, retry string) float64 {
 	d, err := time.ParseDuration(retry + "s")
 	require.NoError(t, err)
 	return d.Seconds()
+}
+
+// TestPatientGuesser checks that a client that always stops before a block has 20 guesses
+// at an account per day, also from many addresses.
+func TestPatientGuesser(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := start(t, ratelimit.FixedWindow(5, 15*time.Minute).Block(15*time.Minute))
+		begin, guesses := time.Now(), 0
+		for window := range 20 {
+			for range 4 {
+				if status, _ := try(s, fmt.Sprint("192.0.2.", window), "ada", "wrong"); status == 401 {
+					guesses++
+				}
+			}
+			time.Sleep(16 * time.Minute)
+		}
+		require.Equal(t, 20, guesses)
+		status, _ := try(s, "192.0.2.99", "ada", "right")
+		require.Equal(t, 429, status)
+		status, _ = try(s, "192.0.2.99", "grace", "right")
+		require.Equal(t, 200, status)
+		time.Sleep(time.Until(begin.Add(24 * time.Hour)))
+		status, _ = try(s, "192.0.2.99", "ada", "right")
+		require.Equal(t, 200, status)
+	})
 }
 
 // TestOperator checks that an operator sees who is blocked, unblocks them, and blocks an

@@ -105,7 +105,7 @@ func routes(pool *pgxpool.Pool, who string) (handler http.Handler, closeAll func
 		return nil, nil, err
 	}
 	api, err := ratelimit.New("api", ratelimit.Options{
-		Limits: []ratelimit.Limit{ratelimit.TokenBucket(10, time.Second, 20), ratelimit.Daily(1000, nil)},
+		Limits: []ratelimit.Limit{ratelimit.TokenBucket(10, time.Second, 20), ratelimit.FixedWindow(1000, 24*time.Hour)},
 		Store:  apiStore,
 	})
 	if err != nil {

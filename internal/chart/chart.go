@@ -84,7 +84,8 @@ const (
 	margin     = 14
 	panelWidth = 440
 	panelGap   = 20
-	headHeight = 24 // of a panel: its title
+	headHeight = 24 // of a panel whose title has one line
+	lineHeight = 15 // of further lines of the title
 	barHeight  = 17
 	plotHeight = 140
 	letter     = 6.5 // the width of a letter, rounded up
@@ -187,13 +188,28 @@ func wrap(text string, most, letter float64) (lines []string) {
 	return lines
 }
 
-// draw draws the panel and returns its height.
+// draw draws the panel and returns its height. The note is beside the title if there is room,
+// and otherwise below it.
 func (p *Panel) draw(d *drawing) float64 {
-	d.add(`<text y="14"><tspan class="bold">%s</tspan><tspan class="dim" dx="8">%s</tspan></text>`+"\n", html.EscapeString(p.Title), html.EscapeString(p.Note))
-	if p.Bars != nil {
-		return p.drawBars(d)
+	const room = panelWidth - panelGap
+	lines := wrap(p.Title, room, letter)
+	last := max(0, len(lines)-1)
+	for i, line := range lines {
+		d.add(`<text y="%d"><tspan class="bold">%s</tspan>`, 14+i*lineHeight, html.EscapeString(line))
+		if i == last && width(line)+8+width(p.Note) <= room {
+			d.add(`<tspan class="dim" dx="8">%s</tspan>`, html.EscapeString(p.Note))
+		} else if i == last {
+			last++
+			d.add(`<tspan class="dim" x="0" y="%d">%s</tspan>`, 14+last*lineHeight, html.EscapeString(p.Note))
+		}
+		d.add("</text>\n")
 	}
-	return p.drawLines(d)
+	d.add(`<g transform="translate(0,%d)">`, last*lineHeight)
+	defer d.add("</g>")
+	if p.Bars != nil {
+		return float64(last*lineHeight) + p.drawBars(d)
+	}
+	return float64(last*lineHeight) + p.drawLines(d)
 }
 
 // logBars reports whether the lengths of the bars are logarithmic.

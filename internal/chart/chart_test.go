@@ -70,6 +70,31 @@ func TestLinesHaveRoomForTheirLabels(t *testing.T) {
 	require.True(t, strokes[0] > strokes[1] && strokes[1] > strokes[2], "a line below another one is wider")
 }
 
+// TestLongTitlesStayInTheirPanel checks that a title and its note do not reach into the next
+// panel, and that the bars are below them.
+func TestLongTitlesStayInTheirPanel(t *testing.T) {
+	row := regexp.MustCompile(`<tspan class="(bold|dim)"([^>]*)>([^<]*)</tspan>`)
+	top := regexp.MustCompile(`</text>\s*<g transform="translate\(0,(\d+)\)">`)
+	for words, lines := range map[int]int{2: 1, 8: 2, 9: 2, 12: 2, 30: 4, 32: 5} { // of "abcdefg " in a title; the note has a line, too
+		title, note := strings.TrimSpace(strings.Repeat("abcdefg ", words)), "higher is better"
+		svg := drawn(t, Picture{Title: "t", Command: "c", Panels: []Panel{{Title: title, Note: note, Bars: bars(1, 2)}}})
+		var texts []string
+		for _, m := range row.FindAllStringSubmatch(svg, -1) {
+			if m[1] == "dim" && strings.Contains(m[2], "dx") {
+				texts[len(texts)-1] += " " + m[3]
+			} else {
+				texts = append(texts, m[3])
+			}
+		}
+		require.Len(t, texts, lines, "%d words", words)
+		require.Equal(t, title+" "+note, strings.Join(texts, " "))
+		for _, text := range texts {
+			require.LessOrEqual(t, width(text), float64(panelWidth-panelGap))
+		}
+		require.Equal(t, strconv.Itoa((lines-1)*lineHeight), top.FindStringSubmatch(svg)[1])
+	}
+}
+
 func TestPictureNamesItsCommand(t *testing.T) {
 	svg := drawn(t, Picture{Title: strings.Repeat("long title ", 20), Command: "go run ./cmd/growth --x", Note: "note",
 		Legend: []Entry{{Blue, "this"}}, Panels: []Panel{{Title: "p", Bars: bars(1, 2)}}})

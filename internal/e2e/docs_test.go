@@ -117,7 +117,7 @@ var importedByName = map[string]string{
 }
 
 func init() {
-	for _, p := range strings.Fields("context errors fmt log log/slog net/http net/http/httptest net/netip os strings sync/atomic testing testing/synctest time") {
+	for _, p := range strings.Fields("context errors fmt log log/slog net/http net/http/httptest net/netip os os/signal strings sync/atomic syscall testing testing/synctest time") {
 		importedByName[path.Base(p)] = p
 	}
 }
