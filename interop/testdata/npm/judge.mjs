@@ -27,15 +27,13 @@ const { Agent, RetryAgent, interceptors, request } = await import('undici')
 const retrying = axios.create()
 axiosRetry(retrying)
 
-const retryAgent = new RetryAgent(new Agent())
-const intercepted = new Agent().compose(interceptors.retry())
-
-// Each client sends a request, with its default settings, and returns the status.
+// Each client sends a request, with its default settings, and returns the status. undici gets
+// an agent for each request: what it does on a connection belongs to the job that opened it.
 const clients = {
 	got: async (url, method) => (await got(url, { method })).statusCode,
 	ky: async (url, method) => (await ky(url, { method })).status,
-	'undici, RetryAgent': async (url, method) => (await request(url, { method, dispatcher: retryAgent })).statusCode,
-	'undici, interceptors.retry': async (url, method) => (await request(url, { method, dispatcher: intercepted })).statusCode,
+	'undici, RetryAgent': async (url, method) => (await request(url, { method, dispatcher: new RetryAgent(new Agent()) })).statusCode,
+	'undici, interceptors.retry': async (url, method) => (await request(url, { method, dispatcher: new Agent().compose(interceptors.retry()) })).statusCode,
 	'axios with axios-retry': async (url, method) => (await retrying.request({ url, method })).status,
 }
 
