@@ -133,7 +133,7 @@ var answers = []answer{
 	{what: "`Retry-After: 2`, to a POST", method: "POST", options: Options{Limits: []Limit{FixedWindow(1, 2*time.Second)}}, wait: 2 * time.Second},
 }
 
-// otherFields are answers with which all clients do what they do with the first one.
+// otherFields are answers that each client treats like the first one.
 var otherFields = []answer{
 	{what: "older fields", method: "GET", options: Options{Limits: []Limit{TokenBucket(1, 2*time.Second, 1)}, Headers: older}, wait: 2 * time.Second},
 	{what: "no fields", method: "GET", options: Options{Limits: []Limit{SlidingWindow(1, 2*time.Second)}, Headers: HeadersNone}, wait: 2 * time.Second},
@@ -260,7 +260,7 @@ func TestRetryingClients(t *testing.T) {
 							assert.NoError(t, packages.do("request", map[string]string{"client": c.name, "url": server.URL, "method": tr.method}, &end))
 							noted[i] = time.Duration(end.WaitsFor * float64(time.Millisecond))
 						} else {
-							c.send(http.DefaultTransport, tr.method, server.URL) // the trial has what came of it
+							c.send(http.DefaultTransport, tr.method, server.URL) // the trial records the responses
 						}
 					}
 				})
