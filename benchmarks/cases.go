@@ -78,6 +78,7 @@ var Cases = []Case{
 		{Group: Growing, Title: "— by the same with 1,000 limiters", Unit: "x/close"},
 		{Group: Growing, Title: "Reload of 10,000 limiters, µs for each", Unit: "us/reload"},
 		{Group: Growing, Title: "— by the same with 1,000 limiters", Unit: "x/reload"},
+		{Group: Growing, Title: "slowest Lookup while 10,000 limiters are reloaded, ms", Unit: "ms/lookup"},
 	}},
 	{Name: "hot", run: hot, Measures: nanoseconds(Speed, "one hot key, serial")},
 	{Name: "hot-denied", run: hotDenied, Measures: nanoseconds(Speed, "one hot key, denied")},

@@ -83,11 +83,12 @@ func plans(b *testing.B, _ opener) {
 // manyLimiters measures the memory of limiters that nobody uses yet, and how long it takes to
 // replace and to close them.
 func manyLimiters(b *testing.B, _ opener) {
-	var heap, closing, reloading, closeRatio, reloadRatio []float64
+	var heap, closing, reloading, closeRatio, reloadRatio, lookup []float64
 	for b.Loop() {
 		few, many := limiters(1_000/smaller), limiters(10_000/smaller)
 		heap = append(heap, many.heap)
 		closing, reloading = append(closing, many.closing), append(reloading, many.reloading)
+		lookup = append(lookup, many.lookup)
 		closeRatio = append(closeRatio, many.closing/few.closing)
 		reloadRatio = append(reloadRatio, many.reloading/few.reloading)
 	}
@@ -97,10 +98,12 @@ func manyLimiters(b *testing.B, _ opener) {
 	b.ReportMetric(Median(closeRatio), "x/close")
 	b.ReportMetric(Median(reloading), "us/reload")
 	b.ReportMetric(Median(reloadRatio), "x/reload")
+	b.ReportMetric(Median(lookup), "ms/lookup")
 }
 
-// grown is what each of many limiters costs.
-type grown struct{ heap, closing, reloading float64 }
+// grown is what each of many limiters costs: bytes, and microseconds. lookup is the longest
+// Lookup while all were reloaded, in milliseconds.
+type grown struct{ heap, closing, reloading, lookup float64 }
 
 // limiters makes n limiters in memory, reloads them and closes them one by one.
 func limiters(n int) (g grown) {
@@ -129,11 +132,15 @@ func limiters(n int) (g grown) {
 	}
 	after, _ := collected()
 	g.heap = (float64(after) - float64(before)) / float64(n)
+	reloaded, slowest := make(chan struct{}), make(chan time.Duration)
+	go func() { slowest <- slowestLookup(registry, names[0], reloaded) }()
 	begin := time.Now()
 	if err := registry.Reload(build); err != nil {
 		panic(fmt.Errorf("reload: %w", err))
 	}
 	g.reloading = each(time.Since(begin))
+	close(reloaded)
+	g.lookup = (<-slowest).Seconds() * 1e3
 	var all []*ratelimit.Limiter
 	for _, l := range registry.All() {
 		all = append(all, l)
@@ -147,6 +154,25 @@ func limiters(n int) (g grown) {
 		s.Close()
 	}
 	return g
+}
+
+// slowestLookup looks a limiter up, once in 100 µs, until end is closed. It returns the longest time
+// that this took.
+func slowestLookup(r *ratelimit.Registry, name string, end <-chan struct{}) (slowest time.Duration) {
+	tick := time.NewTicker(100 * time.Microsecond)
+	defer tick.Stop()
+	for {
+		begin := time.Now()
+		if _, ok := r.Lookup(name); !ok {
+			panic("no limiter " + name)
+		}
+		slowest = max(slowest, time.Since(begin))
+		select {
+		case <-end:
+			return slowest
+		case <-tick.C:
+		}
+	}
 }
 
 // nearKeys measures what this process remembers of the keys that it has decided on.

@@ -34,6 +34,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 )
@@ -84,6 +85,17 @@ type Settings struct {
 	// Otherwise extra round trips slow down the queue that they should speed
 	// up. It must not be zero if Extra is not.
 	MinInterval time.Duration
+
+	// Crowd makes batches larger where that pays most. While a round trip with Crowd
+	// calls or more is in flight, no other one starts but an extra one: the calls that
+	// arrive wait for its end, and go together.
+	//
+	// This is for a busy queue that is one of several, such as those of the masters of
+	// a Cluster. Its client and server have enough to do with the other queues while a
+	// batch is in flight, so a second one of this queue would only divide the work into
+	// more pieces. Where there is one server, it would be idle in between. Few callers do
+	// not notice Crowd, and if latency is high, MinInterval bounds what they wait longer.
+	Crowd int
 
 	// MaxStalled is the largest number of stalled round trips. A round trip
 	// becomes stalled when a caller gives up on it, because a deadline has
@@ -310,8 +322,22 @@ func (q *Queue[T]) mayStart(now int64) bool {
 	if q.taking > 0 {
 		return false
 	}
-	return q.active < q.MaxInFlight ||
-		q.active < q.MaxInFlight+q.Extra && now-q.lastStart >= int64(q.MinInterval)
+	return q.hasRoom(now, q.active)
+}
+
+// hasRoom reports whether one more round trip may be in flight beside others, which are
+// not stalled. now is as in mayStart. q.mu must be held.
+func (q *Queue[T]) hasRoom(now int64, others int) bool {
+	return others < q.MaxInFlight && !q.crowded() ||
+		q.Extra > 0 && others < q.MaxInFlight+q.Extra && now-q.lastStart >= int64(q.MinInterval)
+}
+
+// crowded reports whether a round trip with Crowd calls or more is in flight and not
+// stalled. q.mu must be held.
+func (q *Queue[T]) crowded() bool {
+	return q.Crowd > 0 && slices.ContainsFunc(q.trips, func(trip *roundTrip[T]) bool {
+		return len(trip.calls) >= q.Crowd && !trip.stalled
+	})
 }
 
 // start starts a round trip on a new goroutine if a call waits and a round trip

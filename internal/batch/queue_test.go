@@ -3,6 +3,7 @@ package batch_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -216,6 +217,60 @@ func TestExtraRoundTripEndsWhenItIsOfNoUse(t *testing.T) {
 	})
 }
 
+// While a round trip of Crowd calls is in flight, other calls wait for its end, also if
+// another round trip ends before. One of fewer calls holds up nobody.
+func TestCrowdedRoundTripIsAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(2, 1, 9)
+		s.Crowd = 3
+		s.do(1, 0)
+		time.Sleep(2 * time.Minute)
+		s.do(2, 0)
+		for value := 3; value <= 5; value++ {
+			s.do(value, 0)
+		}
+		time.Sleep(latency - time.Minute) // the first one has ended a minute ago
+		six := s.do(6, 0)
+		time.Sleep(2 * time.Minute) // the second one has ended a minute ago
+		seven := s.do(7, 0)
+		require.Equal(t, [][]int{{1}, {2}, {3, 4, 5}}, s.sent())
+		six.requireDone(t, latency-time.Minute+latency, nil)
+		seven.requireDone(t, latency-3*time.Minute+latency, nil)
+		s.do(8, 0)
+		s.do(9, 0)
+		require.Equal(t, [][]int{{1}, {2}, {3, 4, 5}, {6, 7}, {8}, {9}}, s.sent())
+		s.Wait()
+	})
+}
+
+// Calls need not wait for a crowded round trip that takes longer than MinInterval, nor for one that stalls.
+func TestCrowdedRoundTripCanBeReplaced(t *testing.T) {
+	for name, row := range map[string]struct {
+		extra int
+		wait  time.Duration // of a call that arrives 10 minutes after the crowded round trip has started
+	}{
+		"extra":   {extra: 1, wait: 20 * time.Minute}, // another call arrives after MinInterval
+		"stalled": {wait: 25 * time.Minute},           // the deadline of a call passes
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newServer(1, 1, 9)
+				s.Crowd, s.Extra, s.MinInterval = 2, row.extra, 25*time.Minute
+				s.do(1, 0)
+				s.do(3, latency+35*time.Minute)
+				s.do(4, 0)
+				time.Sleep(latency + 10*time.Minute)
+				five := s.do(5, 0)
+				time.Sleep(20 * time.Minute)
+				s.do(6, 0)
+				five.requireDone(t, row.wait+latency, nil)
+				s.Wait()
+				require.Equal(t, [][]int{{1}, {3, 4}, {5, 6}}, s.sent())
+			})
+		})
+	}
+}
+
 // An extra round trip can be inline, too.
 func TestExtraRoundTripCanBeInline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -267,7 +322,14 @@ func TestWaitIncludesStalledRoundTrips(t *testing.T) {
 // Each call that was carried out is reported exactly once, to its caller or to
 // OnAbandoned, and never are more round trips in flight than the settings allow.
 func TestEachCallIsReportedOnce(t *testing.T) {
+	for _, crowd := range []int{0, 2} {
+		t.Run(fmt.Sprintf("Crowd=%d", crowd), func(t *testing.T) { testEachCallIsReportedOnce(t, crowd) })
+	}
+}
+
+func testEachCallIsReportedOnce(t *testing.T, crowd int) {
 	var q batch.Queue[int]
+	q.Crowd = crowd
 	var carriedOut, abandoned, inFlight atomic.Int64
 	q.MaxInFlight, q.MaxStalled, q.MaxCalls = 2, 3, 8
 	q.Send = func(_ context.Context, calls []*call) {

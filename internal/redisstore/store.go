@@ -38,8 +38,8 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
-// Batching has the settings by which calls share round trips to one server, or
-// to one master of a Cluster.
+// Batching has the settings by which calls share round trips to one server. Those for
+// a master of a Cluster are in nodes.go.
 var Batching = batch.Settings{
 	// Two round trips at a time keep both client and server busy.
 	MaxInFlight: 2,

@@ -30,7 +30,7 @@ import (
 func main() {
 	docs := flag.String("docs", "../docs", "the folder of scaling.md")
 	only := flag.String("only", "", "one of keys, limits, limiters and plans; empty means all")
-	rounds := flag.Int("rounds", 15, "how often each cost is measured; the least counts")
+	rounds := flag.Int("rounds", 5, "how often each cost is measured; the least counts")
 	flag.Parse()
 	if err := run(*docs, *only, *rounds); err != nil {
 		fmt.Fprintln(os.Stderr, "growth:", err)
@@ -44,7 +44,7 @@ type curve struct {
 	title         string
 	first, second string // what is measured
 	sizes         []int
-	measure       func(n, rounds int) (first, second float64)
+	measure       func(n int) (first, second float64)
 }
 
 var curves = []curve{
@@ -98,9 +98,19 @@ func (c *curve) draw(rounds int) (table, picture string) {
 	for _, title := range []string{c.first, c.second} {
 		p.Panels = append(p.Panels, chart.Panel{Title: title, Lines: []chart.Line{{Color: chart.Blue}}, X: chart.Axis{Title: c.of}})
 	}
-	for _, n := range c.sizes {
-		fmt.Fprintln(os.Stderr, c.name, n)
-		first, second := c.measure(n, rounds)
+	least, seconds := make([]float64, len(c.sizes)), make([]float64, len(c.sizes))
+	for round := range rounds { // in turn, so that a slow moment of the machine affects all sizes
+		for i, n := range c.sizes {
+			fmt.Fprintln(os.Stderr, c.name, n)
+			first, second := c.measure(n)
+			if round == 0 || first < least[i] {
+				least[i] = first
+			}
+			seconds[i] = second
+		}
+	}
+	for i, n := range c.sizes {
+		first, second := least[i], seconds[i]
 		fmt.Fprintf(&b, "| %s | %.0f | %s |\n", thousands(n), first, strconv.FormatFloat(second, 'f', max(0, 1-int(second/20)), 64))
 		for i, v := range []float64{first, second} {
 			line := &p.Panels[i].Lines[0]
@@ -123,24 +133,24 @@ func thousands(n int) string {
 	return s
 }
 
-// cost returns the CPU time of one call of f in nanoseconds: the least of some rounds.
-func cost(rounds int, f func(i int)) float64 {
+// cost returns the CPU time of one call of f in nanoseconds: the least of three times.
+func cost(f func(i int)) float64 {
 	least, calls, i := 0.0, 64, 0
-	for round := 0; round < rounds; {
+	for turn := 0; turn < 3; {
 		begin := cpu()
 		for range calls {
 			f(i)
 			i++
 		}
 		took := cpu() - begin
-		if took < 10*time.Millisecond { // a round is as long as that, so that the clock is exact enough
+		if took < 10*time.Millisecond { // so that the clock is exact enough
 			calls *= 2
 			continue
 		}
-		if each := float64(took) / float64(calls); round == 0 || each < least {
+		if each := float64(took) / float64(calls); turn == 0 || each < least {
 			least = each
 		}
-		round++
+		turn++
 	}
 	return least
 }
@@ -176,7 +186,7 @@ func take(l *ratelimit.Limiter, key string) {
 	}
 }
 
-func keys(n, rounds int) (float64, float64) {
+func keys(n int) (float64, float64) {
 	all := make([]string, n)
 	for i := range all {
 		all[i] = "198.51." + strconv.Itoa(i)
@@ -198,12 +208,12 @@ func keys(n, rounds int) (float64, float64) {
 	for i := range order {
 		order[i] = uint32(r.IntN(n))
 	}
-	ns := cost(rounds, func(i int) { take(l, all[order[i%len(order)]]) })
+	ns := cost(func(i int) { take(l, all[order[i%len(order)]]) })
 	runtime.KeepAlive(all)
 	return ns, bytes
 }
 
-func limits(n, rounds int) (float64, float64) {
+func limits(n int) (float64, float64) {
 	var all []ratelimit.Limit
 	for i := range n {
 		all = append(all, ratelimit.FixedWindow(most, time.Hour+time.Duration(i)*time.Minute))
@@ -211,11 +221,11 @@ func limits(n, rounds int) (float64, float64) {
 	l := ratelimit.Must(new(ratelimit.Registry).New("growth", ratelimit.Options{Logger: quiet, Limits: all}))
 	defer ratelimit.Memory("growth").Close()
 	defer l.Close()
-	ns := cost(rounds, func(int) { take(l, "198.51.100.7") })
+	ns := cost(func(int) { take(l, "198.51.100.7") })
 	return ns, ns / float64(n)
 }
 
-func limiters(n, rounds int) (float64, float64) {
+func limiters(n int) (float64, float64) {
 	var reg ratelimit.Registry
 	defer reg.Close()
 	add := func(name string) *ratelimit.Limiter {
@@ -233,7 +243,7 @@ func limiters(n, rounds int) (float64, float64) {
 		}
 	}()
 	bytes := (heap() - before) / float64(n)
-	return cost(rounds, func(i int) { take(all[i%n], "198.51.100.7") }), bytes
+	return cost(func(i int) { take(all[i%n], "198.51.100.7") }), bytes
 }
 
 // writer is a ResponseWriter that allocates nothing.
@@ -243,7 +253,7 @@ func (w writer) Header() http.Header         { return w.header }
 func (w writer) Write(b []byte) (int, error) { return len(b), nil }
 func (w writer) WriteHeader(int)             {}
 
-func plans(n, rounds int) (float64, float64) {
+func plans(n int) (float64, float64) {
 	all, next := make([][]ratelimit.Limit, n), 0
 	for i := range all {
 		all[i] = []ratelimit.Limit{ratelimit.FixedWindow(most+int64(i), time.Hour)}
@@ -270,5 +280,5 @@ func plans(n, rounds int) (float64, float64) {
 	}
 	runtime.ReadMemStats(&after)
 	allocations := float64(after.Mallocs-before.Mallocs) / 5000
-	return cost(rounds, request), allocations
+	return cost(request), allocations
 }

@@ -16,6 +16,8 @@ const (
 		"and has both cores to itself."
 	redisSpreadReason = "client and server share two cores, and both are busy all the time. The script reads a counter, its time to live and the " +
 		"clock, and writes. The closest rivals make two calls instead of these four. They have no header fields that need the end of a window."
+	allowedReason = "most of the time goes into two structured fields and into the decision in the request's context. See " +
+		"[docs/engine.md](docs/engine.md), and the floor for three plain fields."
 	postgresReason = "client and server share two cores, and both are busy all the time. The server looks at each key, counts and answers. The floor " +
 		"only adds, for callers that wait for nothing."
 )
@@ -28,15 +30,23 @@ var reasons = map[string]string{
 	"zipf":         spreadReason,
 	"million": "a part of the time is growth. The table grows by a fifth at a time, to hold little unused memory, so each counter is copied about " +
 		"five times on the way to a million.",
-	"allowed": "most of the time goes into two structured fields and into the decision in the request's context. See " +
-		"[docs/engine.md](docs/engine.md), and the floor for three plain fields.",
-	"denied": "most of the time goes into the decision in the request's context, two structured fields and an error's body.",
+	"allowed":               allowedReason,
+	"allowed-parallel":      allowedReason,
+	"allowed-parallel-64MB": allowedReason,
+	"denied":                "most of the time goes into the decision in the request's context, two structured fields and an error's body.",
+	"plans":                 "the counters and limits of 1,000 plans do not fit into the fastest caches. Those of one plan do.",
+	"limits": "each limit has a counter of its own, which is searched for, asked and written. The lock and the clock are shared already. See " +
+		"[docs/engine.md](docs/engine.md) for what helped and what did not.",
+	"limiters us/close": "the limiters have not been used for a while, so each one's memory is fetched first. That is two thirds of the time.",
+	"limiters us/reload": "four fifths of the time are spent in New: options are read and checked, and the place of the call is looked up, for " +
+		"errors. Replacing the limiters is a tenth.",
 	"server": "most of the added time is net/http's own work on a response with header fields. Compare the floor: three fields, with nothing counted.",
 	"expiry": "a shard whose keys have expired shrinks, and grows again with new keys. Both copy some thousand slots.",
 	"expiry-half": "a shard whose keys have expired shrinks, and grows again with new keys, in steps of a fifth. Each step copies some " +
 		"thousand slots. With this number of new keys, more than one decision in a thousand meets a step.",
 
-	"redis-serial": "the script does more on the server than a script of INCR does.",
+	"redis-serial": "the script reads a counter, its time to live and the clock, and writes. A script of INCR only writes. See " +
+		"[docs/redis.md](docs/redis.md#what-a-key-costs-the-server) for what was tried.",
 	"redis-spread": redisSpreadReason,
 	"redis-spread us-server/op": "a key costs the server a part of an MGET, a PTTL, an INCRBY and the work in Lua. An answer needs the end of the window, " +
 		"and only PTTL has it. A process that expects the end can be wrong after a Reset or an eviction, and the count does not show it. See " +
