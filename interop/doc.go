@@ -1,7 +1,10 @@
 // Package interop checks this library against foreign software: the tests of other
 // libraries run on it, which docs/judges.md is about, its token bucket is compared with
-// those of others, and a parser of structured fields, an HTTP client that retries and an
-// npm package read what it sends.
+// those of others, parsers of structured fields and an npm package read what it
+// sends, and HTTP clients that retry meet its 429.
+//
+// The tests install the npm packages of testdata/npm, and are skipped where that is
+// not possible. With RATELIMIT_REQUIRE_NPM=1 they fail instead.
 //
 // It is a module of its own, so that users of the library do not get these
 // dependencies.

@@ -3,9 +3,11 @@ module github.com/ratelimit-go/ratelimit/interop
 go 1.26.0
 
 require (
+	github.com/cenkalti/backoff/v5 v5.0.3
 	github.com/dunglas/httpsfv v1.1.2
 	github.com/go-chi/httprate v0.16.1
 	github.com/go-redis/redis_rate/v10 v10.0.1
+	github.com/go-resty/resty/v2 v2.17.2
 	github.com/hashicorp/go-retryablehttp v0.7.8
 	github.com/ratelimit-go/ratelimit v0.0.0
 	github.com/sethvargo/go-limiter v0.7.1
@@ -14,6 +16,7 @@ require (
 	github.com/ulule/limiter/v3 v3.11.2
 	github.com/valyala/fasthttp v1.69.0
 	golang.org/x/time v0.16.0
+	resty.dev/v3 v3.0.0-rc.4
 )
 
 require (
