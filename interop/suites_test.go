@@ -284,7 +284,7 @@ func (s *suite) test(t *testing.T, folder, redisAddr string) (results map[string
 		results[name] = r
 	}
 	if race := bytes.Index(out, []byte(dataRace)); race >= 0 { // also in a test that is expected to fail
-		problems = append(problems, fmt.Sprintf("%s", out[race:min(len(out), race+5000)]))
+		problems = append(problems, string(out[race:min(len(out), race+5000)]))
 	}
 	if len(results) == 0 {
 		problems = append(problems, fmt.Sprintf("no test has run: go test: %v\n%s\n%s", runErr, &other, &stderr))
