@@ -198,8 +198,12 @@ func (tr *trial) does(t *testing.T, c retryingClient, noted time.Duration) strin
 	if wait == 0 {
 		wait = tr.seen[denied+1].at.Sub(tr.seen[denied].answered)
 	}
+	atOnce := 50 * time.Millisecond
+	if c.send == nil { // a busy machine may hold up Node.js; the npm packages back off for half a second or more
+		atOnce = 450 * time.Millisecond
+	}
 	switch {
-	case wait < 50*time.Millisecond:
+	case wait < atOnce:
 		return "again at once"
 	case wait >= tr.wait-10*time.Millisecond && wait < tr.wait+5*time.Second: // timers of Node.js are up to 1 ms early
 		if noted == 0 {
