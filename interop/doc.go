@@ -1,7 +1,7 @@
-// Package interop checks this library against foreign software: the tests of other
-// libraries run on it, which docs/judges.md is about, its token bucket is compared with
-// those of others, parsers of structured fields and an npm package read what it
-// sends, and HTTP clients that retry meet its 429.
+// Package interop checks this library against foreign software. The tests of other
+// libraries run on it: see docs/judges.md. Its token bucket is compared with two
+// others. Parsers of structured fields and an npm package read what it sends, and HTTP
+// clients that retry meet its 429.
 //
 // The tests install the npm packages of testdata/npm, and are skipped where that is
 // not possible. With RATELIMIT_REQUIRE_NPM=1 they fail instead.

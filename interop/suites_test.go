@@ -165,17 +165,16 @@ func (s *suite) judge(t *testing.T, library string) (r row, problems []string) {
 	if s.redis {
 		addr = redistest.Start(t).Addr
 	}
-	folder := t.TempDir()
-	s.write(t, library, folder, addr)
+	folder, files := t.TempDir(), testFiles(t, library)
+	s.write(t, library, folder, files, addr)
 	results, problems := s.test(t, folder, addr)
-	files := testFiles(t, library)
 	problems = append(problems, s.checkInventory(files, results)...)
 	r, unexpected := s.compare(results)
 	return r, append(problems, unexpected...)
 }
 
-// write makes the module in a folder: tests, shim, and files of the library.
-func (s *suite) write(t *testing.T, library, folder, redisAddr string) {
+// write makes the module in a folder: tests of the given files, shim, and files of the library.
+func (s *suite) write(t *testing.T, library, folder string, files []*testFile, redisAddr string) {
 	t.Helper()
 	changes := make(map[string][]change)
 	for _, d := range s.differ {
@@ -198,7 +197,7 @@ func (s *suite) write(t *testing.T, library, folder, redisAddr string) {
 		require.NoError(t, err)
 		save(file, text)
 	}
-	for _, file := range testFiles(t, library) {
+	for _, file := range files {
 		if !slices.Contains(s.packages, path.Dir(file.name)) {
 			continue
 		}

@@ -90,11 +90,11 @@ type Settings struct {
 	// calls or more is in flight, no other one starts but an extra one: the calls that
 	// arrive wait for its end, and go together.
 	//
-	// This is for a busy queue that is one of several, such as those of the masters of
-	// a Cluster. Its client and server have enough to do with the other queues while a
-	// batch is in flight, so a second one of this queue would only divide the work into
-	// more pieces. Where there is one server, it would be idle in between. Few callers do
-	// not notice Crowd, and if latency is high, MinInterval bounds what they wait longer.
+	// This is for a queue beside others, such as the queue of a Cluster's master. While
+	// its batch is in flight, client and servers work on the batches of the other queues.
+	// A second batch would only divide the same calls into more pieces. A lone server
+	// would have nothing to do until the next batch arrives. Fewer callers than Crowd do
+	// not notice it. If latency is high, calls wait for at most MinInterval more.
 	Crowd int
 
 	// MaxStalled is the largest number of stalled round trips. A round trip

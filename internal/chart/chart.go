@@ -204,12 +204,13 @@ func (p *Panel) draw(d *drawing) float64 {
 		}
 		d.add("</text>\n")
 	}
-	d.add(`<g transform="translate(0,%d)">`, last*lineHeight)
+	more := last * lineHeight
+	d.add(`<g transform="translate(0,%d)">`, more)
 	defer d.add("</g>")
 	if p.Bars != nil {
-		return float64(last*lineHeight) + p.drawBars(d)
+		return float64(more) + p.drawBars(d)
 	}
-	return float64(last*lineHeight) + p.drawLines(d)
+	return float64(more) + p.drawLines(d)
 }
 
 // logBars reports whether the lengths of the bars are logarithmic.

@@ -54,8 +54,7 @@ func (s *Store) queueOf(key string) *queue {
 		return &s.queue
 	}
 	q := new(queue)
-	s.open(q)
-	q.Settings = masterBatching()
+	s.open(q, masterBatching())
 	if s.options.AcrossSlots {
 		q.Send = s.sendToMaster
 	}

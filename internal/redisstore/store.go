@@ -109,7 +109,7 @@ type (
 func New(client redis.UniversalClient, prefix string, options Options) *Store {
 	s := &Store{client: client, prefix: prefix, options: options, keepsDeadlines: keepsDeadlines(client)}
 	s.sets.Most = maxLimitSets
-	s.open(&s.queue)
+	s.open(&s.queue, Batching)
 	if len(options.KeySecret) > 0 {
 		s.macs.New = func() any { return hmac.New(sha256.New, options.KeySecret) }
 	}
@@ -130,8 +130,8 @@ func (s *Store) stored(key string) string {
 	return base64.RawURLEncoding.EncodeToString(mac.Sum(sum[:0])[:16])
 }
 
-func (s *Store) open(q *queue) {
-	q.Settings, q.Now = Batching, clock.Now
+func (s *Store) open(q *queue, settings batch.Settings) {
+	q.Settings, q.Now = settings, clock.Now
 	q.Send, q.OnDone, q.OnAbandoned, q.OnPanic = s.send, answered, s.giveBack, s.panicked
 }
 

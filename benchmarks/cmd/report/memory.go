@@ -45,7 +45,7 @@ The reason is below the table. A value is void if
 - the library was not exact: before it was timed, it admitted more or less than its limit allows;
 - a decision was not the expected one, or a call failed;
 - what the row admitted is not what the limit allows, or not what this library's store has counted;
-- a decision of this library came from a fallback, or from anything else than what the row measures;
+- a decision of this library came from a fallback, or from another place than the one that the row measures;
 - its rounds differ: the spread of a time or a rate is above %.0f %%.
 
 The spread is the median distance from the median, of the ratios to another library within rounds. That is the best rival if

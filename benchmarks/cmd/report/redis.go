@@ -34,9 +34,9 @@ Decisions on a redis-server of the same machine and on a cluster of three, over 
 - The row for one caller is timed in turn with an EVALSHA of INCR, 25 ms each. The ratio to that is the median of these
   pairs.
 - Commands are counted with INFO commandstats.
-- The processor time of the servers is that of their main threads, from INFO cpu: the time of all commands, and of reading
-  and writing. On the cluster it is the sum over the masters. The processor time of the client is that of the process, which
-  does nothing else. Servers are processes of their own.
+- The processor time of the servers is the time of their main threads, from INFO cpu: of all commands, and of reading and
+  writing. On the cluster it is the sum over the masters. The processor time of the client is the time of the benchmark's
+  process. Servers are processes of their own.
 - Each client has %d connections at most, or its own default.
 - Floors increment a number and do not look at it.
 - The three values of this library are for a fixed window / a token bucket / a fixed window with a lease of 250 ms.
