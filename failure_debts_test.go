@@ -101,6 +101,26 @@ func TestUnansweredAdjustIsNotRepeated(t *testing.T) {
 	})
 }
 
+// TestNothingIsSentWhileCallsFail has units that are owed after a single failure, and then
+// a store that gives no answers. If the units were sent at once, their reply would be lost,
+// and they would not be sent again.
+func TestNothingIsSentWhileCallsFail(t *testing.T) {
+	remotely(t, Options{Limits: []Limit{hour}}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+		decide(t, l, "key", 1)
+		backend.set(refused)
+		decide(t, l, "key", 1)
+		require.Equal(t, 1, l.Stats().Remote.Owed)
+		backend.set(silent)
+		for range 2 {
+			decide(t, l, "key", 1)
+		}
+		require.False(t, l.Stats().Remote.BreakerOpen)
+		require.Zero(t, backend.adjusted.Load())
+		endOutage(t, backend, l)
+		require.EqualValues(t, 1, backend.remaining(t, "key", hour))
+	})
+}
+
 // TestUnansweredTakeIsNotRepeated checks that the units are not charged later,
 // either.
 func TestUnansweredTakeIsNotRepeated(t *testing.T) {

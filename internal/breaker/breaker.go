@@ -169,5 +169,13 @@ func (b *Breaker) spanIsOver(now int64) bool {
 // Open reports whether the breaker is open. It takes no lock.
 func (b *Breaker) Open() bool { return b.open.Load() }
 
+// Failing reports whether no call has succeeded since the last failure. An open breaker is
+// failing.
+func (b *Breaker) Failing() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.row > 0 || b.open.Load()
+}
+
 // Opened returns how often the breaker has opened.
 func (b *Breaker) Opened() uint64 { return b.opened.Load() }

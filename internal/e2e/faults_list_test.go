@@ -192,7 +192,7 @@ func noDNS(s *stage) {
 }
 
 func promoted(s *stage) {
-	sentinel := redistest.StartSentinel(s, redistest.SentinelOptions{})
+	sentinel := redistest.StartSentinel(s, redistest.SentinelOptions{DownAfter: 500 * time.Millisecond})
 	s.strike = sentinel.Master.Hang // like a partition: the old master still acts as a master
 	s.mend = func() { sentinel.AwaitPromoted(sentinel.Replica) }
 	s.after = sentinel.Master.Continue

@@ -43,13 +43,9 @@ var scenarios = []scenario{
 	})},
 	{name: "replies lost", limits: oneLimit, onFailure: FailClosed, refunds: true, setup: onProxy(loseReplies)},
 	{name: "replies lost, two limits", limits: twoLimits, onFailure: FailClosed, refunds: true, setup: onProxy(loseReplies)},
-	{name: "connections reset", limits: oneLimit, onFailure: FailClosed, refunds: true, setup: onProxy(resetConnections(0.2))},
+	{name: "connections reset", limits: oneLimit, onFailure: FailClosed, refunds: true, setup: onProxy(resetConnections(0.1))},
 	// The exact excess is the whole limit for each process.
-	{name: "unreachable, FallbackLocal", slow: true, limits: oneLimit, onFailure: FallbackLocal, setup: onProxy(func(r *run, p *redistest.Proxy) {
-		p.Refuse(true)
-		r.awaitCalls(callsAfter)
-		p.Refuse(false)
-	})},
+	{name: "unreachable, FallbackLocal", slow: true, limits: oneLimit, onFailure: FallbackLocal, setup: onProxy(refuseConnections)},
 
 	// The window and the blocks are longer than a history. A reset lifts a block.
 	{name: "blocks, no fault", limits: withBlock, blocks: true, onFailure: FailClosed, refunds: true, setup: onServer(func(r *run, _ *redistest.Server) {})},
@@ -117,7 +113,19 @@ func loseReplies(r *run, p *redistest.Proxy) {
 	}
 }
 
+// refuseConnections makes the server unreachable for a while. That begins between two calls:
+// while connections are lost one after the other, units that are owed because of the first
+// one may be sent on the next one, and would not be sent again.
+func refuseConnections(r *run, p *redistest.Proxy) {
+	r.calls.Lock()
+	p.Refuse(true)
+	r.calls.Unlock()
+	r.awaitCalls(callsAfter)
+	p.Refuse(false)
+}
+
 // resetConnections returns a fault that resets connections for a while.
+// The more calls are not answered, the longer the checker takes: exponentially.
 func resetConnections(rate float64) func(*run, *redistest.Proxy) {
 	return func(r *run, p *redistest.Proxy) {
 		p.ResetRate(rate)
@@ -226,7 +234,7 @@ func awaitReplicating(r *run, replica *redistest.Server) {
 
 // onSentinel is the setup in which a master is killed that sentinels watch.
 func onSentinel(t *testing.T) site {
-	s := redistest.StartSentinel(t, redistest.SentinelOptions{Sentinels: 3})
+	s := redistest.StartSentinel(t, redistest.SentinelOptions{Sentinels: 3, DownAfter: 500 * time.Millisecond})
 	client := func() redis.UniversalClient { return s.Client() }
 	return redisSite(client, s.Client(), func(r *run) {
 		r.awaitCalls(callsForMuch)

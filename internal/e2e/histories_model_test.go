@@ -381,9 +381,10 @@ func (m keyModel) lose(s keyState, most int64) (next []keyState) {
 	return next
 }
 
-// check has porcupine look for an order of the operations that the model allows.
+// check has porcupine look for an order of the operations that the model allows. That takes
+// a second or so, unless the machine is overloaded.
 func (m keyModel) check(history []porcupine.Operation) porcupine.CheckResult {
-	return porcupine.CheckOperationsTimeout(m.porcupine(), history, time.Minute)
+	return porcupine.CheckOperationsTimeout(m.porcupine(), history, 5*time.Minute)
 }
 
 // inOrder returns a history in which each operation ends before the next one begins.

@@ -51,12 +51,8 @@ var postgresScenarios = []scenario{
 	}},
 	{name: "replies lost", limits: twoLimits, onFailure: FailClosed, refunds: true, setup: onPostgresProxy(loseReplies)},
 	{name: "replies lost, rolling", limits: rollingLimit, onFailure: FailClosed, refunds: true, setup: onPostgresProxy(loseReplies)},
-	{name: "connections reset", limits: oneLimit, onFailure: FailClosed, refunds: true, setup: onPostgresProxy(resetConnections(0.2))},
-	{name: "unreachable, FallbackLocal", slow: true, limits: oneLimit, onFailure: FallbackLocal, setup: onPostgresProxy(func(r *run, p *redistest.Proxy) {
-		p.Refuse(true)
-		r.awaitCalls(callsAfter)
-		p.Refuse(false)
-	})},
+	{name: "connections reset", limits: oneLimit, onFailure: FailClosed, refunds: true, setup: onPostgresProxy(resetConnections(0.1))},
+	{name: "unreachable, FallbackLocal", slow: true, limits: oneLimit, onFailure: FallbackLocal, setup: onPostgresProxy(refuseConnections)},
 	{name: "process with a lease killed", limits: bigLimit, lease: time.Second, onFailure: FailClosed, setup: func(t *testing.T) site {
 		s := onPostgres(func(r *run, s *pgtest.Server) { killProcess(r, postgresURLEnv+"="+s.URL(pgtest.Superuser)) })(t)
 		s.extra = bigLimit[0].N() / 16

@@ -88,6 +88,7 @@ type run struct {
 
 	start    time.Time
 	finished atomic.Int64 // operations that have ended
+	calls    sync.RWMutex // held for reading during each call
 	mu       sync.Mutex
 	history  map[string][]porcupine.Operation // by key
 }
@@ -173,7 +174,10 @@ func (r *run) record() {
 			working.Go(func() {
 				for !stop.Load() {
 					pause := time.Duration(rng.IntN(2000)) * time.Microsecond
-					if r.call(p, keys[rng.IntN(len(keys))], rng) == unsent {
+					r.calls.RLock()
+					v := r.call(p, keys[rng.IntN(len(keys))], rng)
+					r.calls.RUnlock()
+					if v == unsent {
 						pause *= 10 // otherwise most calls of the history would change nothing
 					}
 					time.Sleep(pause)
@@ -303,7 +307,8 @@ func (r *run) check() (operations int) {
 		}
 		if result := r.model.check(history); result != porcupine.Ok {
 			r.show(key, history)
-			r.Errorf("%s, key %s: porcupine says %s about %d operations", r.name, key, result, len(history))
+			r.Errorf("%s, key %s: porcupine says %s about %d operations; the last one is %+v: %+v",
+				r.name, key, result, len(history), history[len(history)-1].Input, history[len(history)-1].Output)
 		}
 	}
 	r.Logf("%s: %d operations: %v", r.name, operations, verdicts)

@@ -1,12 +1,14 @@
 package redistest
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -26,15 +28,16 @@ type Sentinel struct {
 // SentinelOptions are the settings of a Sentinel setup. The zero value means one
 // sentinel, which decides alone.
 type SentinelOptions struct {
-	Sentinels int      // zero: 1; if there are more, most of them must agree
-	Args      []string // more of redis-server's command line, for master and replica
+	Sentinels int           // zero: 1; if there are more, most of them must agree
+	DownAfter time.Duration // a master that has not answered for so long is replaced; zero: a minute, longer than an overloaded machine takes
+	Args      []string      // more of redis-server's command line, for master and replica
 }
 
 // StartSentinel starts master, replica and sentinels, and waits until a failover
-// could begin. A master that has not answered for half a second counts as down.
+// could begin.
 func StartSentinel(t testing.TB, o SentinelOptions) *Sentinel {
 	t.Helper()
-	n := max(o.Sentinels, 1)
+	n, down := max(o.Sentinels, 1), cmp.Or(o.DownAfter, time.Minute)
 	master := launch(t, o.Args...)
 	host, port := hostPort(master.Addr)
 	replica := launch(t, append([]string{"--replicaof", host + " " + port}, o.Args...)...)
@@ -49,7 +52,7 @@ func StartSentinel(t testing.TB, o SentinelOptions) *Sentinel {
 		return err
 	})
 	for range n {
-		s.Sentinels = append(s.Sentinels, launchSentinel(t, host, port, n/2+1))
+		s.Sentinels = append(s.Sentinels, launchSentinel(t, host, port, n/2+1, down))
 	}
 	for _, sentinel := range s.Sentinels {
 		sentinel.AwaitReady()
@@ -69,7 +72,7 @@ func StartSentinel(t testing.TB, o SentinelOptions) *Sentinel {
 	return s
 }
 
-func launchSentinel(t testing.TB, host, port string, quorum int) *Server {
+func launchSentinel(t testing.TB, host, port string, quorum int, downAfter time.Duration) *Server {
 	t.Helper()
 	return launchAs(t, func(own, dir string) []string {
 		conf := strings.Join([]string{
@@ -78,7 +81,7 @@ func launchSentinel(t testing.TB, host, port string, quorum int) *Server {
 			"dir " + dir,
 			fmt.Sprintf("user %s on >%[1]s ~* &* +@all", admin),
 			fmt.Sprintf("sentinel monitor %s %s %s %d", MasterName, host, port, quorum),
-			"sentinel down-after-milliseconds " + MasterName + " 500",
+			fmt.Sprintf("sentinel down-after-milliseconds %s %d", MasterName, downAfter.Milliseconds()),
 			"sentinel failover-timeout " + MasterName + " 3000",
 			fmt.Sprintf("sentinel auth-user %s %s", MasterName, admin),
 			fmt.Sprintf("sentinel auth-pass %s %s", MasterName, admin),
@@ -174,7 +177,7 @@ func (s *Sentinel) other(one *Server) *Server {
 }
 
 // AwaitPromoted waits until the server is a master and all sentinels name it. Use it
-// after Hang or Kill of the other server.
+// after Hang or Kill of the other server, with a short DownAfter.
 func (s *Sentinel) AwaitPromoted(server *Server) {
 	s.t.Helper()
 	_, port := hostPort(server.Addr)

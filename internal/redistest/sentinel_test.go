@@ -30,7 +30,7 @@ func TestSentinels(t *testing.T) {
 		t.Skip("takes some seconds")
 	}
 	t.Parallel()
-	s := redistest.StartSentinel(t, redistest.SentinelOptions{Sentinels: 3})
+	s := redistest.StartSentinel(t, redistest.SentinelOptions{Sentinels: 3, DownAfter: 500 * time.Millisecond})
 	s.Master.Hang()
 	s.AwaitPromoted(s.Replica)
 	require.NoError(t, s.Replica.Client().Set(t.Context(), "key", "value", 0).Err())

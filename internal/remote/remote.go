@@ -257,7 +257,7 @@ func (r *Remote) Close() {
 func (r *Remote) finish() {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
-	if owingKeys := r.near.OwingKeys(clock.Now()); len(owingKeys) > 0 && r.storeAnswers(ctx, owingKeys[0]) {
+	if owingKeys := r.near.OwingKeys(clock.Now()); len(owingKeys) > 0 && r.storeAnswers(ctx, owingKeys[0]) == nil {
 		r.settleKeys(ctx, owingKeys)
 	}
 	r.endLeases(ctx)

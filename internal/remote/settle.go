@@ -110,7 +110,7 @@ func (r *Remote) settleAll(first string) {
 		if first != "" {
 			owingKeys = append([]string{first}, owingKeys...)
 		}
-		if len(owingKeys) > 0 && !o.storeAnswers(o.closing, owingKeys[0]) {
+		if len(owingKeys) > 0 && o.storeAnswers(o.closing, owingKeys[0]) != nil {
 			return
 		}
 		if complete := o.settleKeys(o.closing, owingKeys); !complete || len(owingKeys) == 0 {
@@ -143,17 +143,31 @@ func (r *Remote) settleUntilNone() {
 	})
 }
 
-// storeAnswers reports whether the store answers, so that it can be sent what it is
-// owed. If the breaker is open, storeAnswers makes one call without units and waits
-// for it.
-// Without that, the breaker would allow one of several settling goroutines to call,
-// and refuse the others.
-func (r *Remote) storeAnswers(ctx context.Context, key string) bool {
-	if !r.breaker.Open() {
-		return true
+// storeAnswers returns an error if the store cannot be sent what it is owed for a key. It asks
+// first, with one call without units, unless the last call has succeeded and the store's
+// clock is known. It waits for the answer. If the store only refuses this key, it can be sent
+// units nevertheless.
+//
+// Units whose reply is lost are not sent again, because the store may have counted them. Just
+// after a failure a lost reply is likely: the client may have more connections that are as
+// dead as the one that has just failed, and each call finds one of them. A call without units
+// loses nothing. If the breaker is open, it also lets through only one of several goroutines
+// that settle, and refuses the others. And without the store's clock, units of long ago would
+// be sent as of now, and count for too long.
+func (r *Remote) storeAnswers(ctx context.Context, key string) error {
+	start := clock.Now()
+	if _, known := r.near.StoreTime(start); known && !r.breaker.Failing() {
+		return nil
 	}
-	err := r.look(ctx, key, r.limits.Load(), r.until(clock.Now()))
-	return err == nil || r.fault(err) == engine.Key
+	until := r.until(start)
+	if until == 0 {
+		until = start + int64(SideTimeout)
+	}
+	err := r.look(ctx, key, r.limits.Load(), until)
+	if err != nil && r.fault(err) == engine.Key {
+		return nil
+	}
+	return err
 }
 
 // settleKeys sends the store what is owed for these keys. It starts goroutines
@@ -189,15 +203,8 @@ func (r *Remote) settle(ctx context.Context, b *nearcache.Batch) (err error) {
 	}
 	sent := 0
 	defer func() { r.near.EndSending(b, sent, clock.Now()) }() // also if the store panics
-	start := clock.Now()
-	if _, known := r.near.StoreTime(start); !known {
-		// The store has never answered. Without its clock, units of long ago would be sent as
-		// of now, and count for too long. So a call without units comes first. If the store
-		// only refuses this key, the units are sent nevertheless.
-		err := r.look(ctx, b.Key, r.limits.Load(), start+int64(SideTimeout))
-		if err != nil && r.fault(err) != engine.Key {
-			return err
-		}
+	if err := r.storeAnswers(ctx, b.Key); err != nil {
+		return err
 	}
 	for i := range b.Owed {
 		o := &b.Owed[i]
