@@ -160,7 +160,7 @@ func (c Case) open(l Library) opener {
 
 // has reports whether c is meant for a library of this name.
 func (c Case) has(name string) bool {
-	if name == across && c.Measures[0].Group != OnCluster {
+	if (name == across || name == windowPipelined) && c.Measures[0].Group != OnCluster {
 		return false
 	}
 	return (c.only == nil || slices.Contains(c.only, name)) && !slices.Contains(c.skip, name)

@@ -6,7 +6,9 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// The floors on Redis increment a number and do not look at it.
+// The floors on Redis increment a number and do not look at it. Three of them do so with the
+// commands that a fixed window takes: it needs the units, the end of the window and the clock.
+// They show what is left to gain for a library that sends its commands in the same way.
 
 // succeeded is the answer of a floor, which admits everything.
 func succeeded(err error) (bool, error) { return err == nil, err }
@@ -52,6 +54,154 @@ func openIncrPipelined(where target, _ quota) subject {
 			return succeeded(err)
 		},
 		close: func() { client.Close() },
+	}
+}
+
+// What the names of the floors with a window's commands say is how the commands are sent.
+const (
+	windowCalls     = "window-calls"     // in a script for each caller
+	windowPipelined = "window-pipelined" // in a script for each caller; callers share a round trip to their master
+	windowShared    = "window-shared"    // callers share a script of their master
+)
+
+// windowScript makes the calls. In a Cluster, keys of several slots must not be declared, nor
+// be in one command.
+var windowScript = redis.NewScript(`
+local keys, call = KEYS, redis.call
+if #keys == 0 then
+  keys = ARGV
+  for i = 1, #keys do call('GET', keys[i]) end
+else
+  call('MGET', unpack(keys))
+end
+for i = 1, #keys do call('PTTL', keys[i]) end
+call('TIME')
+for i = 1, #keys do call('INCRBY', keys[i], '1') end
+return 1
+`)
+
+func openWindowCalls(where target, _ quota) subject {
+	client := where.goRedis()
+	return subject{
+		take: func(key string) (bool, error) {
+			return succeeded(windowScript.Run(background, client, []string{key}).Err())
+		},
+		close: func() { client.Close() },
+	}
+}
+
+// openWindowPipelined has a command for each key.
+func openWindowPipelined(where target, _ quota) subject {
+	return openTogether(where, func(master redis.UniversalClient, keys []string) error {
+		pipe := master.Pipeline()
+		for _, key := range keys {
+			pipe.EvalSha(background, windowScript.Hash(), []string{key})
+		}
+		_, err := pipe.Exec(background)
+		return err
+	})
+}
+
+// openWindowShared has a command for each batch of keys.
+func openWindowShared(where target, _ quota) subject {
+	return openTogether(where, func(master redis.UniversalClient, keys []string) error {
+		if !where.cluster {
+			return master.EvalSha(background, windowScript.Hash(), keys).Err()
+		}
+		undeclared := make([]any, len(keys))
+		for i, key := range keys {
+			undeclared[i] = key
+		}
+		return master.EvalSha(background, windowScript.Hash(), nil, undeclared...).Err()
+	})
+}
+
+// together is the callers of one master. Its goroutine sends what all of them have asked for
+// since the last round trip.
+type together struct {
+	mu      sync.Mutex
+	keys    []string
+	callers []chan error
+	ready   chan struct{} // has an element if there are callers
+}
+
+// openTogether returns a subject whose callers share round trips, one at a time for each
+// master.
+func openTogether(where target, send func(master redis.UniversalClient, keys []string) error) subject {
+	client := where.goRedis()
+	cluster, _ := client.(*redis.ClusterClient)
+	var masters sync.Map // of keys: *together
+	var mu sync.Mutex
+	all := make(map[redis.UniversalClient]*together)
+	done := make(chan struct{})
+	masterOf := func(key string) (*together, error) {
+		master := client
+		if cluster != nil {
+			var err error
+			if master, err = cluster.MasterForKey(background, key); err != nil {
+				return nil, err
+			}
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		t := all[master]
+		if t == nil {
+			if err := windowScript.Load(background, master).Err(); err != nil {
+				return nil, err
+			}
+			t = &together{ready: make(chan struct{}, 1)}
+			all[master] = t
+			go t.run(done, func(keys []string) error { return send(master, keys) })
+		}
+		masters.Store(key, t)
+		return t, nil
+	}
+	channels := sync.Pool{New: func() any { return make(chan error, 1) }}
+	return subject{
+		take: func(key string) (bool, error) {
+			t, ok := masters.Load(key)
+			if !ok {
+				var err error
+				if t, err = masterOf(key); err != nil {
+					return false, err
+				}
+			}
+			answer := channels.Get().(chan error)
+			defer channels.Put(answer)
+			t.(*together).join(key, answer)
+			return succeeded(<-answer)
+		},
+		close: func() { close(done); client.Close() },
+	}
+}
+
+func (t *together) join(key string, answer chan error) {
+	t.mu.Lock()
+	t.keys, t.callers = append(t.keys, key), append(t.callers, answer)
+	first := len(t.keys) == 1
+	t.mu.Unlock()
+	if first {
+		t.ready <- struct{}{}
+	}
+}
+
+func (t *together) run(done chan struct{}, send func(keys []string) error) {
+	var keys []string
+	var callers []chan error
+	for {
+		select {
+		case <-t.ready:
+		case <-done:
+			return
+		}
+		t.mu.Lock()
+		keys, t.keys = t.keys, keys[:0]
+		callers, t.callers = t.callers, callers[:0]
+		t.mu.Unlock()
+		err := send(keys)
+		for _, caller := range callers {
+			caller <- err
+		}
 	}
 }
 

@@ -51,7 +51,7 @@ func TestRedisCommands(t *testing.T) {
 	for _, l := range RedisLibraries {
 		least, most := 1.0, 1.0
 		switch l.Name {
-		case across: // it is for Clusters
+		case across, windowPipelined: // they are for Clusters
 			continue
 		case "throttled":
 			least, most = 3, 3.1

@@ -36,6 +36,9 @@ var RedisLibraries = []ServerLibrary{
 	{Library{evalsha, Floor, "github.com/redis/go-redis/v9", "EVALSHA of a script that is an INCR, one by one", nil}, openEvalsha, nil},
 	{Library{"incr-pipelined", Floor, "github.com/redis/go-redis/v9", "INCR, 64 in a pipeline, whose callers wait for nothing", nil}, openIncrPipelined, sentIncrs},
 	{Library{"rueidis-incr", Floor, "github.com/redis/rueidis", "INCR, which rueidis pipelines", nil}, openRueidisIncr, sentIncrs},
+	{Library{windowCalls, Floor, "github.com/redis/go-redis/v9", "EVALSHA of a script with the calls of a fixed window, MGET, PTTL, TIME and INCRBY, one by one", nil}, openWindowCalls, nil},
+	{Library{windowPipelined, Floor, "github.com/redis/go-redis/v9", "the same calls; callers of a master share a round trip, with an EVALSHA for each key", nil}, openWindowPipelined, nil},
+	{Library{windowShared, Floor, "github.com/redis/go-redis/v9", "the same calls; callers of a master share an EVALSHA", nil}, openWindowShared, nil},
 	{Library{wake, Floor, "", "nothing is sent: a goroutine answers all who wait for it, by a channel each", nil}, openWake, func(map[string]int64) int64 { return 0 }},
 }
 
