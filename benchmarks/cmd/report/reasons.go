@@ -15,7 +15,8 @@ const (
 	redisHotReason = "callers of one key share a command, so most of the time is spent waking them up. The floor *wake-up* does only that, " +
 		"and has both cores to itself."
 	redisSpreadReason = "client and server share two cores, and both are busy all the time. The script reads a counter, its time to live and the " +
-		"clock, and writes. The closest rivals make two calls instead of these four. They have no header fields that need the end of a window."
+		"clock, and writes. The closest rivals make two calls instead of these four. They have no header fields that need the end of a window. " +
+		"The floor *window-shared* makes the same calls in shared commands, and decides nothing."
 	allowedReason = "most of the time goes into two structured fields and into the decision in the request's context. See " +
 		"[docs/engine.md](docs/engine.md), and the floor for three plain fields."
 	postgresReason = "client and server share two cores, and both are busy all the time. The server looks at each key, counts and answers. The floor " +
@@ -45,10 +46,12 @@ var reasons = map[string]string{
 	"expiry-half": "a shard whose keys have expired shrinks, and grows again with new keys, in steps of a fifth. Each step copies some " +
 		"thousand slots. With this number of new keys, more than one decision in a thousand meets a step.",
 
-	"redis-serial": "the script reads a counter, its time to live and the clock, and writes. A script of INCR only writes. See " +
+	"redis-serial": "the script reads a counter, its time to live and the clock, and writes. A script of INCR only writes. The floor " +
+		"*window-calls* makes the same calls, decides nothing and answers with one number. See " +
 		"[docs/redis.md](docs/redis.md#what-a-key-costs-the-server) for what was tried.",
 	"redis-spread": redisSpreadReason,
-	"redis-spread us-server/op": "a key costs the server a part of an MGET, a PTTL, an INCRBY and the work in Lua. An answer needs the end of the window, " +
+	"redis-spread us-server/op": "a key costs the server a part of an MGET, a PTTL, an INCRBY and the work in Lua; the floor *window-shared* has " +
+		"all but the last. An answer needs the end of the window, " +
 		"and only PTTL has it. A process that expects the end can be wrong after a Reset or an eviction, and the count does not show it. See " +
 		"[docs/redis.md](docs/redis.md#what-a-key-costs-the-server) for each shortcut, what it would gain, and the test that it fails.",
 	"redis-hot": redisHotReason,
@@ -57,7 +60,8 @@ var reasons = map[string]string{
 	"redis-rolling-full": "each caller works out its answer from the log in the reply, and the log is copied: for the server's clock, and for " +
 		"this process's.",
 	"cluster-spread": "a command has keys of one slot only, so each key takes its own command. Running a script costs a server as much as the " +
-		"script's work, and three servers and their clients share two cores.",
+		"script's work, and three servers and their clients share two cores. The floors make the same calls and decide nothing: *window-pipelined* " +
+		"has a command for each key, and leaves out the client's search for the master; *window-shared* has the shape of AcrossSlots.",
 	"cluster-hot": redisHotReason,
 
 	"postgres-serial": "a statement for a batch has arrays and a larger plan than an UPSERT of one row. The rest is the way to the goroutine of the " +

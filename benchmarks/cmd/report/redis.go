@@ -38,7 +38,8 @@ Decisions on a redis-server of the same machine and on a cluster of three, over 
   writing. On the cluster it is the sum over the masters. The processor time of the client is the time of the benchmark's
   process. Servers are processes of their own.
 - Each client has %d connections at most, or its own default.
-- Floors increment a number and do not look at it.
+- Floors increment a number and do not look at it. Those that begin with *window* do so with the commands that a fixed
+  window needs, sent as this library sends them. So they are what it could reach at most without other commands.
 - The three values of this library are for a fixed window / a token bucket / a fixed window with a lease of 250 ms.
 - With a lease, callers rarely wait for Redis. The p99 of 1,000 callers on one key is then the time until a goroutine that
   never waits gets its next turn on a core. Go's scheduler gives out turns of 10 ms.
