@@ -57,7 +57,7 @@ func openIncrPipelined(where target, _ quota) subject {
 	}
 }
 
-// What the names of the floors with a window's commands say is how the commands are sent.
+// The names of the floors with a window's commands say how these are sent.
 const (
 	windowCalls     = "window-calls"     // in a script for each caller
 	windowPipelined = "window-pipelined" // in a script for each caller; callers share a round trip to their master
