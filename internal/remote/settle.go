@@ -151,9 +151,9 @@ func (r *Remote) settleUntilNone() {
 // Units whose reply is lost are not sent again, because the store may have counted them. Just
 // after a failure a lost reply is likely: the client may have more connections that are as
 // dead as the one that has just failed, and each call finds one of them. A call without units
-// loses nothing. If the breaker is open, it also lets through only one of several goroutines
-// that settle, and refuses the others. And without the store's clock, units of long ago would
-// be sent as of now, and count for too long.
+// loses nothing. It also closes a breaker that is open, which would let one of several
+// settling goroutines call and refuse the others. And it teaches the store's clock: without
+// that, units of long ago would be sent as of now, and count for too long.
 func (r *Remote) storeAnswers(ctx context.Context, key string) error {
 	start := clock.Now()
 	if _, known := r.near.StoreTime(start); known && !r.breaker.Failing() {
