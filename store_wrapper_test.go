@@ -219,10 +219,13 @@ type lagging struct {
 func (s *lagging) Unwrap() Store { return s.remoteBackend }
 
 func (s *lagging) Take(ctx context.Context, key string, n int64, limits []Limit, results []Result) (Instant, error) {
-	copied := slices.Clone(results)
-	s.finish = func() { s.Store.Take(context.Background(), key, 0, slices.Clone(limits), copied) }
+	// A goroutine that settles may look at a fresh key.
+	if key == "used up" {
+		copied := slices.Clone(results)
+		s.finish = func() { s.Store.Take(context.Background(), key, 0, slices.Clone(limits), copied) }
+	}
 	at, err := s.remoteBackend.Take(ctx, key, n, limits, results)
-	if s.after != nil {
+	if key != "used up" && n > 0 && s.after != nil {
 		s.after()
 	}
 	return at, err
