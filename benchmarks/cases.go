@@ -160,8 +160,15 @@ func (c Case) open(l Library) opener {
 
 // has reports whether c is meant for a library of this name.
 func (c Case) has(name string) bool {
-	if (name == across || name == windowPipelined) && c.Measures[0].Group != OnCluster {
-		return false
+	switch name {
+	case across, windowPipelined: // they are for Clusters
+		if c.Measures[0].Group != OnCluster {
+			return false
+		}
+	case windowCalls: // what one caller sends
+		if c.Name != serial {
+			return false
+		}
 	}
 	return (c.only == nil || slices.Contains(c.only, name)) && !slices.Contains(c.skip, name)
 }

@@ -58,22 +58,22 @@ func (on *servers) target() target {
 
 // RedisCases are all benchmarks on Redis.
 var RedisCases = []ServerCase{
-	{Case: Case{Name: "redis-serial", Measures: slices.Concat([]Measure{
+	{Case: Case{Name: serial, Measures: slices.Concat([]Measure{
 		{Group: OnRedis, Title: "one caller, µs", Unit: "us/op"},
 		{Group: OnRedis, Title: "— by an EVALSHA of INCR, in turn with it", Unit: "x/evalsha"},
 	}, processors(OnRedis), []Measure{sent(OnRedis)}), skip: []string{"incr-pipelined", wake, windowShared}}, run: serially},
 	{Case: Case{Name: "redis-denied", Measures: []Measure{
 		{Group: OnRedis, Title: "one caller, a key already denied, µs", Unit: "us/op"},
 		{Group: OnRedis, Title: "— commands", Unit: "cmd/op"},
-	}, skip: []string{"incr", evalsha, "incr-pipelined", "rueidis-incr", wake, windowCalls, windowShared}}, run: deniedSerially},
+	}, skip: []string{"incr", evalsha, "incr-pipelined", "rueidis-incr", wake, windowShared}}, run: deniedSerially},
 	{Case: Case{Name: "redis-spread", Measures: slices.Concat(perSecond(OnRedis, "64 callers, 10,000 keys, decisions/s"),
-		processors(OnRedis), []Measure{sent(OnRedis)}), skip: []string{windowCalls}}, run: many(64, manyKeys, plenty)},
+		processors(OnRedis), []Measure{sent(OnRedis)})}, run: many(64, manyKeys, plenty)},
 	{Case: Case{Name: "redis-hot", Measures: slices.Concat(perSecond(OnRedis, "64 callers, one key, decisions/s"),
-		processors(OnRedis), []Measure{sent(OnRedis)}), skip: []string{windowCalls}}, run: many(64, 1, plenty)},
+		processors(OnRedis), []Measure{sent(OnRedis)})}, run: many(64, 1, plenty)},
 	{Case: Case{Name: "redis-spread-1000", Measures: append(perSecond(OnRedis, "1,000 callers, 10,000 keys, decisions/s"),
-		Measure{Group: OnRedis, Title: "— p99 in ms", Unit: "ms/p99"}), skip: []string{windowCalls}}, run: many(1000, manyKeys, plenty)},
+		Measure{Group: OnRedis, Title: "— p99 in ms", Unit: "ms/p99"})}, run: many(1000, manyKeys, plenty)},
 	{Case: Case{Name: "redis-hot-1000", Measures: append(perSecond(OnRedis, "1,000 callers, one key, decisions/s"),
-		Measure{Group: OnRedis, Title: "— p99 in ms", Unit: "ms/p99"}), skip: []string{windowCalls}}, run: many(1000, 1, plenty)},
+		Measure{Group: OnRedis, Title: "— p99 in ms", Unit: "ms/p99"})}, run: many(1000, 1, plenty)},
 	{Case: blockCase("redis-block-spread", "64 callers, 10,000 keys, with Block, nothing blocked, decisions/s"), run: many(64, manyKeys, plenty.blocking())},
 	{Case: blockCase("redis-block-without-spread", "— without Block"), run: many(64, manyKeys, plenty)},
 	{Case: blockCase("redis-block-cached", "64 callers, 10,000 blocked keys, denied by the near cache, decisions/s"), run: manyDenied(64, manyKeys, single.blocking())},
@@ -101,8 +101,8 @@ var RedisCases = []ServerCase{
 	{Case: Case{Name: "redis-near", only: fixed, Measures: []Measure{
 		{Group: OnRedis, Title: "near cache, bytes of heap per key", Unit: "B/key"},
 	}}, run: nearKeys},
-	{Case: Case{Name: "cluster-spread", Measures: append(perSecond(OnCluster, "64 callers, 10,000 keys, decisions/s"), processors(OnCluster)...), skip: []string{windowCalls, wake}}, run: inCluster(64, manyKeys)},
-	{Case: Case{Name: "cluster-hot", Measures: append(perSecond(OnCluster, "64 callers, one key, decisions/s"), processors(OnCluster)...), skip: []string{windowCalls, wake}}, run: inCluster(64, 1)},
+	{Case: Case{Name: "cluster-spread", Measures: append(perSecond(OnCluster, "64 callers, 10,000 keys, decisions/s"), processors(OnCluster)...), skip: []string{wake}}, run: inCluster(64, manyKeys)},
+	{Case: Case{Name: "cluster-hot", Measures: append(perSecond(OnCluster, "64 callers, one key, decisions/s"), processors(OnCluster)...), skip: []string{wake}}, run: inCluster(64, 1)},
 }
 
 // perSecond returns a measure of decisions per second.
@@ -159,6 +159,9 @@ func renewCase(name, title string) Case {
 	}}
 }
 
+// serial is the name of the case of one caller.
+const serial = "redis-serial"
+
 const (
 	manyKeys  = 10_000
 	redisTurn = 100 * time.Millisecond
@@ -168,7 +171,7 @@ const (
 // machine affects both.
 func serially(b *testing.B, on *servers, l ServerLibrary) {
 	e := on.enter(b, l, onServer(on.server), plenty, 1)
-	floor := on.enter(b, ServerLibrary{Library: Library{Name: evalsha, Kind: Floor}, open: openEvalsha}, onServer(on.server), plenty, 1)
+	floor := on.enter(b, ServerLibrary{Library: Library{Name: evalsha, Kind: Floor}, open: openScript(incrScript)}, onServer(on.server), plenty, 1)
 	inTurn(b, e, floor, "x/evalsha")
 	e.counting(1, true)
 	e.report()

@@ -29,13 +29,16 @@ func openIncr(where target, _ quota) subject {
 
 var incrScript = redis.NewScript(`return redis.call('INCR', KEYS[1])`)
 
-func openEvalsha(where target, _ quota) subject {
-	client := where.goRedis()
-	return subject{
-		take: func(key string) (bool, error) {
-			return succeeded(incrScript.Run(background, client, []string{key}).Err())
-		},
-		close: func() { client.Close() },
+// openScript runs a script for each caller.
+func openScript(script *redis.Script) func(target, quota) subject {
+	return func(where target, _ quota) subject {
+		client := where.goRedis()
+		return subject{
+			take: func(key string) (bool, error) {
+				return succeeded(script.Run(background, client, []string{key}).Err())
+			},
+			close: func() { client.Close() },
+		}
 	}
 }
 
@@ -80,16 +83,6 @@ for i = 1, #keys do call('INCRBY', keys[i], '1') end
 return 1
 `)
 
-func openWindowCalls(where target, _ quota) subject {
-	client := where.goRedis()
-	return subject{
-		take: func(key string) (bool, error) {
-			return succeeded(windowScript.Run(background, client, []string{key}).Err())
-		},
-		close: func() { client.Close() },
-	}
-}
-
 // openWindowPipelined has a command for each key.
 func openWindowPipelined(where target, _ quota) subject {
 	return openTogether(where, func(master redis.UniversalClient, keys []string) error {
@@ -116,15 +109,6 @@ func openWindowShared(where target, _ quota) subject {
 	})
 }
 
-// together is the callers of one master. Its goroutine sends what all of them have asked for
-// since the last round trip.
-type together struct {
-	mu      sync.Mutex
-	keys    []string
-	callers []chan error
-	ready   chan struct{} // has an element if there are callers
-}
-
 // openTogether returns a subject whose callers share round trips, one at a time for each
 // master.
 func openTogether(where target, send func(master redis.UniversalClient, keys []string) error) subject {
@@ -149,14 +133,12 @@ func openTogether(where target, send func(master redis.UniversalClient, keys []s
 			if err := windowScript.Load(background, master).Err(); err != nil {
 				return nil, err
 			}
-			t = &together{ready: make(chan struct{}, 1)}
+			t = newTogether(done, func(keys []string) error { return send(master, keys) })
 			all[master] = t
-			go t.run(done, func(keys []string) error { return send(master, keys) })
 		}
 		masters.Store(key, t)
 		return t, nil
 	}
-	channels := sync.Pool{New: func() any { return make(chan error, 1) }}
 	return subject{
 		take: func(key string) (bool, error) {
 			t, ok := masters.Load(key)
@@ -166,23 +148,50 @@ func openTogether(where target, send func(master redis.UniversalClient, keys []s
 					return false, err
 				}
 			}
-			answer := channels.Get().(chan error)
-			defer channels.Put(answer)
-			t.(*together).join(key, answer)
-			return succeeded(<-answer)
+			return t.(*together).take(key)
 		},
 		close: func() { close(done); client.Close() },
 	}
 }
 
-func (t *together) join(key string, answer chan error) {
+// openWake sends nothing. Callers that share a command have to be woken up in addition to the
+// command.
+func openWake(target, quota) subject {
+	done := make(chan struct{})
+	t := newTogether(done, func([]string) error { return nil })
+	return subject{take: t.take, close: func() { close(done) }}
+}
+
+// together has callers that share round trips. A goroutine sends what all of them have asked
+// for since its last round trip, and answers each by a channel.
+type together struct {
+	mu      sync.Mutex
+	keys    []string
+	callers []chan error
+	ready   chan struct{} // has an element if there are callers
+}
+
+// newTogether starts the goroutine. It ends when done is closed.
+func newTogether(done chan struct{}, send func(keys []string) error) *together {
+	t := &together{ready: make(chan struct{}, 1)}
+	go t.run(done, send)
+	return t
+}
+
+var answerChannels = sync.Pool{New: func() any { return make(chan error, 1) }}
+
+func (t *together) take(key string) (bool, error) {
+	answer := answerChannels.Get().(chan error)
 	t.mu.Lock()
 	t.keys, t.callers = append(t.keys, key), append(t.callers, answer)
-	first := len(t.keys) == 1
+	first := len(t.callers) == 1
 	t.mu.Unlock()
 	if first {
 		t.ready <- struct{}{}
 	}
+	err := <-answer
+	answerChannels.Put(answer)
+	return succeeded(err)
 }
 
 func (t *together) run(done chan struct{}, send func(keys []string) error) {
@@ -202,46 +211,5 @@ func (t *together) run(done chan struct{}, send func(keys []string) error) {
 		for _, caller := range callers {
 			caller <- err
 		}
-	}
-}
-
-// openWake sends nothing. A goroutine answers all callers that wait for it, by a channel each.
-// Callers that share a command have to do this in addition to the command.
-func openWake(target, quota) subject {
-	var mu sync.Mutex
-	var waiting []chan struct{}
-	ready, done := make(chan struct{}, 1), make(chan struct{})
-	channels := sync.Pool{New: func() any { return make(chan struct{}, 1) }}
-	go func() {
-		var batch []chan struct{}
-		for {
-			select {
-			case <-ready:
-			case <-done:
-				return
-			}
-			mu.Lock()
-			batch, waiting = waiting, batch[:0]
-			mu.Unlock()
-			for _, caller := range batch {
-				caller <- struct{}{}
-			}
-		}
-	}()
-	return subject{
-		take: func(string) (bool, error) {
-			answer := channels.Get().(chan struct{})
-			mu.Lock()
-			waiting = append(waiting, answer)
-			first := len(waiting) == 1
-			mu.Unlock()
-			if first {
-				ready <- struct{}{}
-			}
-			<-answer
-			channels.Put(answer)
-			return true, nil
-		},
-		close: func() { close(done) },
 	}
 }
