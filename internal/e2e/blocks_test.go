@@ -281,7 +281,8 @@ func TestLostReplyStartsABlockOnce(t *testing.T) {
 	limit := FixedWindow(3, 2*time.Second).Block(4*time.Second, time.Hour, 24*time.Hour)
 	var events atomic.Int64
 	o := quiet(limit)
-	o.Redis, o.Timeout = redis.NewClient(&redis.Options{Addr: p.Addr}), 100*time.Millisecond
+	client := redistest.Client(t, p.Addr)
+	o.Redis, o.Timeout = client, 100*time.Millisecond
 	o.Observe = func(_ context.Context, e Event) {
 		if e.Kind == EventBlocked {
 			events.Add(1)
@@ -292,9 +293,9 @@ func TestLostReplyStartsABlockOnce(t *testing.T) {
 		decide(t, l, "k", 0)
 		return server.Client().Exists(ctx, "rl:login:owner").Val() == 1
 	})
-	decide(t, l, "k", 0) // now a connection is idle
 	d := decide(t, l, "k", 3)
 	require.Equal(t, SourceStore, d.Source)
+	connect(t, client, []*redistest.Proxy{p})
 	p.LoseReplies(true)
 	before := server.Commands()["evalsha"]
 	d = decide(t, l, "k", 3)
