@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -267,7 +268,7 @@ func TestAlertsFire(t *testing.T) {
 				store, err := NewRedisStore(shared, "shop:")
 				require.NoError(t, err)
 				t.Cleanup(func() { store.Close() })
-				limiters = append(limiters, Must(reg.New(fmt.Sprint("prefix-", i), Options{Limits: plenty, Logger: quiet, Store: store})))
+				limiters = append(limiters, Must(reg.New(fmt.Sprint("prefix-", i), Options{Limits: plenty, Logger: quiet, Store: store, Timeout: time.Minute})))
 				limiters[0].Take(ctx, "a")
 				require.Eventually(t, func() bool { return shared.Exists(ctx, "shop:owner").Val() == 1 }, time.Minute, time.Millisecond)
 			}
@@ -313,10 +314,12 @@ func TestAlertsFire(t *testing.T) {
 		var firing map[string]string
 		for deadline := time.Now().Add(time.Minute); ; time.Sleep(200 * time.Millisecond) {
 			firing = p.firing()
-			// In five seconds, a burst of the shop's visitors is a large share.
-			if names := strings.TrimSpace(strings.Replace(firing["shop"], "DeniedShareHigh", "", 1)); names != "" {
-				firing["shop"] = names
-			} else {
+			// In five seconds, a burst of the shop's visitors is a large share. And if this machine is
+			// busy, Redis misses the shop's timeout now and then.
+			names := slices.DeleteFunc(strings.Fields(firing["shop"]), func(name string) bool {
+				return name == "DeniedShareHigh" || name == "FallbackInUse" && want["shop"] == ""
+			})
+			if firing["shop"] = strings.Join(names, " "); firing["shop"] == "" {
 				delete(firing, "shop")
 			}
 			if maps.Equal(firing, want) {
