@@ -153,7 +153,7 @@ func (w *wrappingStore) Block(ctx context.Context, key string, b Block, limits [
 
 func loading(s *stage) {
 	server := redistest.Start(s)
-	s.strike = func() { server.RestartLoading(3 * time.Second) }
+	s.strike = func() { server.RestartLoading(8 * time.Second) }
 	s.mend = server.AwaitReady
 	s.connect(server.Addr)
 }

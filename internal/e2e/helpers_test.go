@@ -188,6 +188,10 @@ func patient(o *redis.Options) {
 	o.MaxRetries, o.DialerRetries = 10, 1
 }
 
+// refusing makes a client report at once that a server is down. So a limiter's timeout may be
+// long, and a busy machine does not reach it.
+func refusing(o *redis.Options) { o.DialerRetries, o.MaxRetries = 1, -1 }
+
 // ring returns a client that spreads keys over servers.
 func ring(t testing.TB, servers ...*redistest.Server) *redis.Ring {
 	addrs := make(map[string]string)
@@ -197,6 +201,15 @@ func ring(t testing.TB, servers ...*redistest.Server) *redis.Ring {
 	c := redis.NewRing(&redis.RingOptions{Addrs: addrs})
 	t.Cleanup(func() { c.Close() })
 	return c
+}
+
+// awaitReplicated waits until the replica has the same value of a key as the master.
+func awaitReplicated(t testing.TB, s *redistest.Sentinel, key string) {
+	t.Helper()
+	eventually(t, "the replica to have "+key, func() bool {
+		value := s.Master.Do("GET", key)
+		return value != nil && value == s.Replica.Do("GET", key)
+	})
 }
 
 // Logs

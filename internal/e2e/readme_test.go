@@ -54,7 +54,7 @@ func TestREADMEProgram(t *testing.T) {
 			response.Body.Close()
 		}
 		return err == nil
-	}, 10*time.Second, 10*time.Millisecond)
+	}, time.Minute, 10*time.Millisecond)
 	for range 5 {
 		response, err := login()
 		require.NoError(t, err)

@@ -31,7 +31,7 @@ func TestRefusedCommandIsUnsent(t *testing.T) {
 	server.Restart()
 	require.Eventually(t, func() bool { return takeErr(s, "k", 1, []Limit{hour}) == nil }, time.Minute, 10*time.Millisecond)
 
-	server.RestartLoading(3 * time.Second)
+	server.RestartLoading(30 * time.Second)
 	require.Eventually(t, func() bool {
 		err := takeErr(s, "k", 1, []Limit{hour})
 		require.ErrorAs(t, err, &e)

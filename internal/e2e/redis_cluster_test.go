@@ -235,7 +235,7 @@ func TestSentinelFailoverKeepsReplicatedCounts(t *testing.T) {
 	setup := redistest.StartSentinel(t, redistest.SentinelOptions{})
 	s := redisStore(t, setup.Client(), "rl:")
 	take(t, s, "k", 3, hour)
-	require.Eventually(t, func() bool { return setup.Replica.Do("GET", "rl:{k}:fixed-1h") == "3" }, time.Minute, time.Millisecond)
+	awaitReplicated(t, setup, "rl:{k}:fixed-1h")
 	setup.Failover()
 	setup.Master.Kill()
 	results := make([]Result, 1)
@@ -254,7 +254,8 @@ func TestHangingMasterDelaysOnlyItsKeys(t *testing.T) {
 	t.Parallel()
 	c := redistest.StartCluster(t, redistest.ClusterOptions{})
 	l := newLimiter(t, "api", Options{
-		Limits: []Limit{FixedWindow(1_000_000, time.Hour)}, Redis: c.Client(), Timeout: time.Second, OnFailure: FailClosed,
+		Limits: []Limit{FixedWindow(1_000_000, time.Hour)}, Timeout: 4 * time.Second, OnFailure: FailClosed,
+		Redis: c.Client(func(o *redis.ClusterOptions) { o.ReadTimeout = time.Minute }),
 	})
 	hung := c.Nodes[0]
 	var its, others []string // keys of the master that hangs, and keys of the others

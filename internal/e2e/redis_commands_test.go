@@ -153,7 +153,7 @@ func TestClientHooksSeeEachCommand(t *testing.T) {
 			}
 			return next(ctx, cmd)
 		}))
-		l := newLimiter(t, "api", Options{Limits: []Limit{hour}, Redis: client})
+		l := newLimiter(t, "api", Options{Limits: []Limit{hour}, Redis: client, Timeout: time.Minute})
 		for i := range 10 {
 			require.Equal(t, SourceStore, decide(t, l, fmt.Sprint("key", i), 1).Source)
 		}

@@ -85,11 +85,11 @@ func TestReloadKeepsRedisCounters(t *testing.T) {
 // state of each key as the last one.
 func TestReloadInAnOutageKeepsBlocks(t *testing.T) {
 	server := redistest.Start(t)
-	client := server.Client(func(o *redis.Options) { o.DialerRetries = 1 })
+	client := server.Client(refusing)
 	var r Registry
 	build := func(next *Registry) error {
 		o := quiet(hour)
-		o.Redis = client
+		o.Redis, o.Timeout = client, time.Minute
 		_, err := next.New("login", o)
 		return err
 	}

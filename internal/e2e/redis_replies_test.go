@@ -144,7 +144,7 @@ func TestCommandWithLostReplyIsNotSentAgain(t *testing.T) {
 			}
 			for _, key := range out {
 				wg.Go(func() {
-					_, err := s.Take(within(t, time.Second), key, 1, []Limit{hour}, make([]Result, 1))
+					_, err := s.Take(within(t, 5*time.Second), key, 1, []Limit{hour}, make([]Result, 1))
 					if err == nil {
 						t.Errorf("%s got a reply", key)
 					}
@@ -227,10 +227,12 @@ func TestCancelledCallTakesNothing(t *testing.T) {
 // TestCancelledCallDoesNotWaitForItsRefund cancels a call. It returns before its units have
 // been given back.
 func TestCancelledCallDoesNotWaitForItsRefund(t *testing.T) {
-	proxy := redistest.NewProxy(t, redistest.Start(t).Addr)
-	s := redisStore(t, redistest.Client(t, proxy.Addr), "rl:")
+	server := redistest.Start(t)
+	proxy := redistest.NewProxy(t, server.Addr)
+	s := redisStore(t, redistest.Client(t, proxy.Addr, patient), "rl:")
 	take(t, s, "key", 1, hour)
-	proxy.Latency(100 * time.Millisecond)
+	taken := server.Commands()["incrby"]
+	proxy.Latency(2 * time.Second)
 	callCtx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -242,11 +244,12 @@ func TestCancelledCallDoesNotWaitForItsRefund(t *testing.T) {
 	time.Sleep(20 * time.Millisecond)
 	cancel()
 	wg.Wait()
+	eventually(t, "the units to be taken", func() bool { return server.Commands()["incrby"] > taken })
 	proxy.Latency(0)
 	require.Eventually(t, func() bool {
 		results, _ := take(t, s, "key", 0, hour)
 		return results[0].Remaining == 4
-	}, 10*time.Second, 5*time.Millisecond)
+	}, time.Minute, 5*time.Millisecond)
 }
 
 // TestDenialOfASharedCommandIsRemembered has the latest of the callers that share a command
@@ -255,7 +258,7 @@ func TestDenialOfASharedCommandIsRemembered(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	direct, client := server.Client(), server.Client(patient)
-	before, shared, after := make(chan struct{}), make(chan struct{}, 1), make(chan struct{})
+	before, shared, after := make(chan struct{}), make(chan struct{}, 16), make(chan struct{})
 	client.AddHook(redistest.Hook(func(ctx context.Context, cmd redis.Cmder, next redis.ProcessHook) error {
 		switch args := fmt.Sprint(cmd.Args()...); {
 		case strings.Contains(args, "{out"):

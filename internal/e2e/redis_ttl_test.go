@@ -145,12 +145,12 @@ func TestKeysAreReadable(t *testing.T) {
 	s := redisStore(t, c, "rl:login:")
 	hourly := FixedWindow(5, time.Hour)
 	take(t, s, "203.0.113.7", 3, hourly)
-	take(t, s, "203.0.113.7", 1, hourly, SlidingWindow(100, 15*time.Minute), TokenBucket(10, time.Second, 20))
+	take(t, s, "203.0.113.7", 1, hourly, SlidingWindow(100, 15*time.Minute), TokenBucket(10, time.Hour, 20))
 	require.Equal(t, "4", c.Get(ctx, "rl:login:{203.0.113.7}:fixed-1h").Val(), "a fixed window is a plain counter")
 	keys, err := c.Keys(ctx, "rl:login:*").Result()
 	require.NoError(t, err)
 	require.ElementsMatch(t, []string{
-		"rl:login:{203.0.113.7}:fixed-1h", "rl:login:{203.0.113.7}:sliding-15m", "rl:login:{203.0.113.7}:bucket-1s",
+		"rl:login:{203.0.113.7}:fixed-1h", "rl:login:{203.0.113.7}:sliding-15m", "rl:login:{203.0.113.7}:bucket-1h",
 	}, keys)
 	// An operator may change a counter by hand.
 	require.NoError(t, c.DecrBy(ctx, "rl:login:{203.0.113.7}:fixed-1h", 3).Err())

@@ -70,9 +70,11 @@ func (p *Proxy) ResetRate(share float64) { p.set(func(f *faults) { f.resetRate =
 // LoseReplies forwards what clients send, and drops what the target answers. When it is
 // turned off, connections that have lost something are reset.
 func (p *Proxy) LoseReplies(on bool) {
-	p.set(func(f *faults) { f.loseReplies = on })
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.faults.loseReplies = on
 	if !on {
-		p.Cut()
+		p.cut()
 	}
 }
 

@@ -80,7 +80,7 @@ func TestRestartLoading(t *testing.T) {
 	t.Parallel()
 	s := redistest.Start(t)
 	require.NoError(t, s.Client().Set(t.Context(), "key", "value", 0).Err())
-	s.RestartLoading(3 * time.Second)
+	s.RestartLoading(8 * time.Second)
 	require.ErrorContains(t, s.Client(once).Get(t.Context(), "key").Err(), "LOADING")
 	s.AwaitReady()
 	require.Equal(t, "value", s.Client().Get(t.Context(), "key").Val())
