@@ -108,6 +108,7 @@ func (t *trip) findLocked(groups []*group, confirm bool) (locked, free []*group)
 		return !isLockTimeout(t.conn.QueryRow(t.ctx, "SELECT ratelimit.held($1)", keys[o-1]).Scan(new(bool)))
 	}
 	if confirm {
+		l.wait.Store(clock.Now() + int64(waitEvery))
 		numbers = slices.DeleteFunc(numbers[:min(len(numbers), maxHeld)], isFree)
 	} else if len(numbers) > 0 && l.mayWait() {
 		// Any of them, so that each has its turn.
