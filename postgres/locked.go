@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -24,11 +25,18 @@ import (
 // short, because a row that a batch of another process has locked by then counts as locked.
 const lookEvery = 100 * time.Millisecond
 
+// waitEvery is how often such a look also waits for one row that is locked, for 100 ms at most.
+// A row that several processes keep busy may be locked at every look, but not for that long.
+// Without the wait, its key could be refused for as long as the others are busy.
+const waitEvery = time.Second
+
 // lockedKeys are the keys of rows that are locked. The zero value has none.
 type lockedKeys struct {
 	any  atomic.Bool      // so that the usual case takes no lock
 	mu   sync.Mutex       // not held while a statement runs
 	next map[string]int64 // when to look at the row again, by clock.Now
+
+	wait atomic.Int64 // when a look may wait for a row again, by clock.Now
 }
 
 // isLockTimeout reports whether a statement has waited too long for a lock.
@@ -69,6 +77,12 @@ func (t *trip) leaveOut(groups []*group) (free []*group) {
 	return free
 }
 
+// mayWait reports whether a look may wait for a row. It returns true once per waitEvery.
+func (l *lockedKeys) mayWait() bool {
+	now, wait := clock.Now(), l.wait.Load()
+	return now >= wait && l.wait.CompareAndSwap(wait, now+int64(waitEvery))
+}
+
 // maxHeld is how many rows a batch waits for to see whether they stay locked.
 const maxHeld = 5
 
@@ -78,7 +92,8 @@ const maxHeld = 5
 // A row may be locked by another batch, for a moment. So confirm waits for each of the first
 // ones, to see whether it stays locked. It does that row by row: a statement that waited for
 // a row with the lock of another one would hold up batches. Without confirm, which is for
-// rows that were locked before, findLocked waits for no row.
+// rows that were locked before, findLocked waits for one row at most, and not before
+// waitEvery is over.
 func (t *trip) findLocked(groups []*group, confirm bool) (locked, free []*group) {
 	keys := make([]string, len(groups))
 	for i, g := range groups {
@@ -88,12 +103,20 @@ func (t *trip) findLocked(groups []*group, confirm bool) (locked, free []*group)
 	if err := t.conn.QueryRow(t.ctx, "SELECT r_o FROM ratelimit.locked($1)", keys).Scan(&numbers); err != nil {
 		numbers = nil
 	}
-	if confirm {
-		numbers = slices.DeleteFunc(numbers[:min(len(numbers), maxHeld)], func(o int32) bool {
-			return !isLockTimeout(t.conn.QueryRow(t.ctx, "SELECT ratelimit.held($1)", keys[o-1]).Scan(new(bool)))
-		})
+	l := &t.locked
+	isFree := func(o int32) bool {
+		return !isLockTimeout(t.conn.QueryRow(t.ctx, "SELECT ratelimit.held($1)", keys[o-1]).Scan(new(bool)))
 	}
-	l, now := &t.locked, clock.Now()
+	if confirm {
+		l.wait.Store(clock.Now() + int64(waitEvery))
+		numbers = slices.DeleteFunc(numbers[:min(len(numbers), maxHeld)], isFree)
+	} else if len(numbers) > 0 && l.mayWait() {
+		// Any of them, so that each has its turn.
+		if i := rand.IntN(len(numbers)); isFree(numbers[i]) {
+			numbers = slices.Delete(numbers, i, i+1)
+		}
+	}
+	now := clock.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.next == nil {

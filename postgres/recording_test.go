@@ -198,13 +198,15 @@ func TestEachDecisionIsRecorded(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 60 {
 		wg.Go(func() {
-			_, err := limiter.Take(alice, fmt.Sprint("key", i%3))
-			assert.NoError(t, err)
+			assert.NoError(t, patiently(func() error {
+				_, err := limiter.Take(alice, fmt.Sprint("key", i%3))
+				return err
+			}))
 		})
 	}
 	wg.Wait()
 	count := func(condition string) (n int) {
-		require.NoError(t, admin.QueryRow(ctx, "SELECT count(*) FROM ratelimit.audit WHERE limiter = 'codes' AND "+condition).Scan(&n))
+		require.NoError(t, admin.QueryRow(ctx, "SELECT count(*) FROM ratelimit.audit WHERE limiter = 'codes' AND kind NOT LIKE 'store-%' AND "+condition).Scan(&n))
 		return n
 	}
 	require.Equal(t, 15, count("kind = 'admitted' AND units = 1 AND pseudonym <> '' AND source = 'store' AND actor = 'alice'"))
@@ -270,7 +272,8 @@ func TestLookOfASecondAgo(t *testing.T) {
 	require.Equal(t, []string{"admitted", "admitted", "denied"}, kinds(t, conn))
 	var calls int
 	require.NoError(t, conn.QueryRow(ctx, "SELECT last_value FROM public.calls").Scan(&calls))
-	require.Equal(t, 9, calls)
+	require.GreaterOrEqual(t, calls, 9)
+	require.Zero(t, calls%3, "of each three, one has written")
 }
 
 // TestRecordsInEachMode records decisions in each of pgx's modes, and with a session that writes times
@@ -405,8 +408,10 @@ func TestRecordsDoNotDeadlock(t *testing.T) {
 		var wg sync.WaitGroup
 		for i := range 120 {
 			wg.Go(func() {
-				_, err := limiters[i%2].Take(ctx, fmt.Sprint("key", round/2, i%5, i%3))
-				assert.NoError(t, err)
+				assert.NoError(t, patiently(func() error {
+					_, err := limiters[i%2].Take(ctx, fmt.Sprint("key", round/2, i%5, i%3))
+					return err
+				}))
 			})
 		}
 		wg.Wait()
@@ -442,7 +447,7 @@ func TestKilledBetweenDecisionAndRecord(t *testing.T) {
 		}
 		child.Process.Kill()
 		reap()
-		awaitIdle(t, conn)
+		awaitNoChild(t, conn)
 		admitted, denied := compareWithRecords(t, conn)
 		require.Greater(t, admitted+denied, last)
 		last = admitted + denied
@@ -511,8 +516,7 @@ func TestLostAnswersKeepRecords(t *testing.T) {
 	limiter := newLimiter(t, newStore(t, pool, "lost", postgres.WithAudit(sink, true)), hourly, func(o *ratelimit.Options) {
 		o.Audit, o.OnFailure, o.Timeout = trail, ratelimit.FailClosed, 200*time.Millisecond
 	})
-	_, err := limiter.Take(ctx, "key")
-	require.NoError(t, err)
+	decidesAgain(t, limiter)
 	conn := connect(t, server.URL(pgtest.Superuser))
 	for range 2 {
 		proxy.LoseReplies(true)
@@ -546,6 +550,8 @@ func TestCallerThatLeavesIsRecorded(t *testing.T) {
 	_, err := limiter.Take(ctx, "key")
 	require.NoError(t, err)
 	conn := connect(t, server.URL(pgtest.Superuser))
+	_, err = conn.Exec(ctx, "ALTER FUNCTION ratelimit.audit_write SET lock_timeout = '1min'") // the caller leaves first
+	require.NoError(t, err)
 	lock, err := connect(t, server.URL(pgtest.Superuser)).Begin(ctx)
 	require.NoError(t, err)
 	_, err = lock.Exec(ctx, "LOCK TABLE ratelimit.audit IN SHARE MODE")
@@ -560,7 +566,7 @@ func TestCallerThatLeavesIsRecorded(t *testing.T) {
 	leave()
 	require.ErrorIs(t, <-done, context.Canceled)
 	require.NoError(t, lock.Rollback(ctx))
-	require.Eventually(t, func() bool { return slices.Equal(kinds(t, conn), []string{"admitted", "admitted", "refunded"}) }, 5*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return slices.Equal(kinds(t, conn), []string{"admitted", "admitted", "refunded"}) }, 20*time.Second, 5*time.Millisecond)
 	compareWithRecords(t, conn)
 }
 
@@ -586,7 +592,7 @@ func TestDeadDatabaseLeavesGaps(t *testing.T) {
 			do[1]()
 		})
 	}
-	require.Less(t, time.Since(began), 20*time.Second, "18,000 decisions; each would have waited for 5 s")
+	require.Less(t, time.Since(began), time.Minute, "18,000 decisions; each would have waited for 5 s")
 	conn := connect(t, server.URL(pgtest.Superuser))
 	require.Eventually(t, func() bool {
 		var missing uint64
