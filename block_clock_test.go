@@ -60,7 +60,7 @@ func TestServerClockThatJumpsAheadEndsNoKnownBlock(t *testing.T) {
 			m := newMini(t)
 			limit := algorithm.Block(2*time.Hour, 5*time.Hour)
 			store := redisStore(t, m.client(t), "rl:")
-			o := Options{Limits: []Limit{limit}, Store: store, DenyRecheck: time.Nanosecond, Logger: quietly}
+			o := Options{Limits: []Limit{limit}, Store: store, DenyRecheck: time.Nanosecond, Timeout: time.Minute, Logger: quietly}
 			l, err := new(Registry).New("login", o)
 			require.NoError(t, err)
 			took(t, l, "k", 3)
@@ -80,7 +80,7 @@ func TestServerClockThatJumpsAheadEndsNoKnownBlock(t *testing.T) {
 			require.Eventually(t, func() bool {
 				results, _ := take(t, store, "k", 0, limit)
 				return results[0].Remaining == 3
-			}, 10*time.Second, time.Millisecond, "%v: what Redis has admitted is given back", algorithm)
+			}, 20*time.Second, time.Millisecond, "%v: what Redis has admitted is given back", algorithm)
 			require.NoError(t, l.Reset(ctx, "k"), "an operator lifts it")
 			took(t, l, "k", 1)
 			require.NoError(t, l.Close())

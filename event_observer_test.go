@@ -349,7 +349,7 @@ func TestObserverThatPanicsInsideAPanic(t *testing.T) {
 	var calls atomic.Int64
 	opts := with(backend)
 	opts.Count = func(_ *http.Request, status int) bool { return status != http.StatusInternalServerError }
-	opts.OnFailure = FailClosed
+	opts.OnFailure, opts.Timeout = FailClosed, time.Minute
 	opts.Observe = func(context.Context, Event) { calls.Add(1); panic("the observer's") }
 	l := httpLimiter(t, opts)
 	h := l.Middleware(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
@@ -357,8 +357,8 @@ func TestObserverThatPanicsInsideAPanic(t *testing.T) {
 		panic("the handler's")
 	}))
 	require.PanicsWithValue(t, "the handler's", func() { h.ServeHTTP(httptest.NewRecorder(), httpRequest("GET")) })
-	require.Eventually(t, func() bool { return calls.Load() == 1 }, 5*time.Second, time.Millisecond)
-	require.Eventually(t, func() bool { return l.Stats().Warnings[CodeObserverPanicked] == 1 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return calls.Load() == 1 }, 20*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return l.Stats().Warnings[CodeObserverPanicked] == 1 }, 20*time.Second, time.Millisecond)
 }
 
 // TestSlowObserverHoldsUpItsOwnRequestOnly blocks in an observer.
@@ -581,9 +581,9 @@ func TestClaimedPrefixIsAnEvent(t *testing.T) {
 		require.Eventually(t, func() bool {
 			n, err := client.Exists(ctx, "rl:shared:owner").Result()
 			return err == nil && n == 1
-		}, 10*time.Second, time.Millisecond)
+		}, 20*time.Second, time.Millisecond)
 	}
-	require.Eventually(t, func() bool { return len(seen.of(EventWarning)) == 1 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return len(seen.of(EventWarning)) == 1 }, 20*time.Second, time.Millisecond)
 	e := seen.all()[0]
 	require.Equal(t, Event{Kind: EventWarning, Limiter: "second", Code: CodePrefixClaimed}, e)
 }

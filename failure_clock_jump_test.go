@@ -18,7 +18,7 @@ func TestRecheckOverAJumpMintsNothing(t *testing.T) {
 	m := newMini(t)
 	store := redisStore(t, m.client(t), "rl:")
 	limit := FixedWindow(5, time.Hour)
-	l, err := new(Registry).New("login", Options{Limits: []Limit{limit}, Store: store, DenyRecheck: time.Nanosecond, Logger: quietly})
+	l, err := new(Registry).New("login", Options{Limits: []Limit{limit}, Store: store, DenyRecheck: time.Nanosecond, Timeout: time.Minute, Logger: quietly})
 	require.NoError(t, err)
 	for range 5 {
 		require.True(t, decide(t, l, "key", 1).Allowed)
@@ -39,7 +39,7 @@ func TestCallersInFlightOverAJumpMintNothing(t *testing.T) {
 	limit := FixedWindow(5, time.Hour)
 	inner := redisStore(t, m.client(t), "rl:")
 	gate := &gated{Store: inner, pass: make(chan struct{})}
-	l, err := new(Registry).New("login", Options{Limits: []Limit{limit}, Store: gate, Timeout: 10 * time.Second, Logger: quietly})
+	l, err := new(Registry).New("login", Options{Limits: []Limit{limit}, Store: gate, Timeout: time.Minute, Logger: quietly})
 	require.NoError(t, err)
 	require.True(t, decide(t, l, "other", 1).Allowed) // the limiter learns the store's clock
 	require.True(t, decide(t, l, "key", 5).Allowed)
@@ -52,7 +52,7 @@ func TestCallersInFlightOverAJumpMintNothing(t *testing.T) {
 			done <- err == nil && d.Allowed
 		}()
 	}
-	require.Eventually(t, func() bool { return gate.held.Load() == 20 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return gate.held.Load() == 20 }, 20*time.Second, time.Millisecond)
 	gate.hold.Store(false)
 	close(gate.pass)
 	for range 20 {
@@ -92,9 +92,9 @@ func TestJumpLeavesTheRecheck(t *testing.T) {
 		m := newMini(t)
 		limit := FixedWindow(5, 24*time.Hour)
 		a, b := redisStore(t, m.client(t), "rl:"), redisStore(t, m.client(t), "rl:")
-		l, err := new(Registry).New("login", Options{Limits: []Limit{limit}, Store: a, DenyRecheck: time.Millisecond, Logger: quietly})
+		l, err := new(Registry).New("login", Options{Limits: []Limit{limit}, Store: a, DenyRecheck: time.Millisecond, Timeout: time.Minute, Logger: quietly})
 		require.NoError(t, err)
-		admin, err := new(Registry).New("login", Options{Limits: []Limit{limit}, Store: b, Logger: quietly})
+		admin, err := new(Registry).New("login", Options{Limits: []Limit{limit}, Store: b, Timeout: time.Minute, Logger: quietly})
 		require.NoError(t, err)
 		require.True(t, decide(t, l, "key", 1).Allowed)
 		m.advance(jump)
@@ -259,7 +259,7 @@ func TestUnitsOnTheirWayBackAfterAJumpFreeNobody(t *testing.T) {
 		m := newMini(t)
 		inner := redisStore(t, m.client(t), "rl:")
 		store := &slowToAdjust{inner, make(chan struct{})}
-		l, err := new(Registry).New("login", Options{Limits: []Limit{limit}, Store: store, DenyRecheck: time.Nanosecond, Logger: quietly})
+		l, err := new(Registry).New("login", Options{Limits: []Limit{limit}, Store: store, DenyRecheck: time.Nanosecond, Timeout: time.Minute, Logger: quietly})
 		require.NoError(t, err)
 		for range 5 {
 			require.True(t, decide(t, l, "key", 1).Allowed)
@@ -275,7 +275,7 @@ func TestUnitsOnTheirWayBackAfterAJumpFreeNobody(t *testing.T) {
 		require.Eventually(t, func() bool {
 			results, _ := take(t, inner, "key", 0, limit)
 			return results[0].Remaining == 5
-		}, 10*time.Second, time.Millisecond)
+		}, 20*time.Second, time.Millisecond)
 		for range 7 {
 			require.False(t, decide(t, l, "key", 1).Allowed, "%v", limit)
 		}

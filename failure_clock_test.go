@@ -20,7 +20,7 @@ func TestServerClockThatJumpsAheadFreesNobody(t *testing.T) {
 			if wrapped {
 				store = &wrapper{store}
 			}
-			l, err := new(Registry).New("login", Options{Limits: []Limit{limit}, Store: store, DenyRecheck: time.Nanosecond, Logger: quietly})
+			l, err := new(Registry).New("login", Options{Limits: []Limit{limit}, Store: store, DenyRecheck: time.Nanosecond, Timeout: time.Minute, Logger: quietly})
 			require.NoError(t, err)
 			for range 5 {
 				require.True(t, decide(t, l, "key", 1).Allowed)
@@ -36,10 +36,10 @@ func TestServerClockThatJumpsAheadFreesNobody(t *testing.T) {
 			require.Eventually(t, func() bool {
 				results, _ := take(t, store, "key", 0, limit)
 				return results[0].Remaining == 5
-			}, 10*time.Second, time.Millisecond, "%v", limit)
+			}, 20*time.Second, time.Millisecond, "%v", limit)
 			require.NoError(t, l.Close())
 
-			next, err := new(Registry).New("login", Options{Limits: []Limit{limit}, Store: store, Logger: quietly})
+			next, err := new(Registry).New("login", Options{Limits: []Limit{limit}, Store: store, Timeout: time.Minute, Logger: quietly})
 			require.NoError(t, err)
 			require.True(t, decide(t, next, "key", 1).Allowed, "a new process knows nothing of it")
 			require.NoError(t, next.Close())

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -37,7 +38,7 @@ func TestHugeRefundsDoNotOverflow(t *testing.T) {
 // not know of yet. Until it knows them, the key is denied under every policy.
 func TestReloadToFailOpenAdmitsNothingThatIsOwed(t *testing.T) {
 	for _, policy := range []FailurePolicy{FallbackLocal, FailOpen} {
-		inRealTime(t, Options{Limits: []Limit{FixedWindow(5, time.Hour)}}, func(t *testing.T, _ *remoteBackend, _ *Limiter) {
+		synctest.Test(t, func(t *testing.T) {
 			reg := new(Registry)
 			backend := &remoteBackend{Store: memory(t, fmt.Sprint("backend", policy))}
 			opts := Options{Limits: []Limit{FixedWindow(5, time.Hour)}, Store: backend, Logger: quietly}

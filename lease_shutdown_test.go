@@ -201,7 +201,7 @@ func TestClosedClientsAreErrors(t *testing.T) {
 		"sentinel": redis.NewFailoverClient(&redis.FailoverOptions{MasterName: "m", SentinelAddrs: []string{m.Addr()}}),
 	} {
 		t.Run(name, func(t *testing.T) {
-			l, err := new(Registry).New(name, Options{Limits: []Limit{FixedWindow(5, time.Hour)}, Redis: client, Timeout: 2 * time.Second, Logger: quietly})
+			l, err := new(Registry).New(name, Options{Limits: []Limit{FixedWindow(5, time.Hour)}, Redis: client, Timeout: time.Minute, Logger: quietly})
 			require.NoError(t, err)
 			defer l.Close()
 			l.Take(ctx, "key")

@@ -20,8 +20,8 @@ import (
 func TestHashOfHoldsAtRedis(t *testing.T) {
 	m := newMini(t)
 	client := m.client(t)
-	one := processOf(t, redisStore(t, client, "rl:export:"), quiet(InFlight(5, 30*time.Second)))
-	two := processOf(t, redisStore(t, m.client(t), "rl:export:"), quiet(InFlight(5, time.Minute)))
+	one := processOf(t, redisStore(t, client, "rl:export:"), Options{Limits: []Limit{InFlight(5, 30*time.Second)}, Timeout: time.Minute})
+	two := processOf(t, redisStore(t, m.client(t), "rl:export:"), Options{Limits: []Limit{InFlight(5, time.Minute)}, Timeout: time.Minute})
 	release, _ := acquire(t, one, "alice", true)
 	second, _ := acquire(t, one, "alice", true)
 	third, _ := acquire(t, two, "alice", true)

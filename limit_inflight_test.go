@@ -64,7 +64,7 @@ func TestAcquire(t *testing.T) {
 		"remote":  func(t *testing.T) Store { return &remoteBackend{Store: memory(t, "store")} },
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := processOf(t, store(t), quiet(InFlight(2, 30*time.Second)))
+			l := processOf(t, store(t), Options{Limits: []Limit{InFlight(2, time.Hour)}, Timeout: time.Minute})
 			first, d, err := l.Acquire(ctx, "a")
 			require.NoError(t, err)
 			require.True(t, d.Allowed)
@@ -77,7 +77,7 @@ func TestAcquire(t *testing.T) {
 			require.NoError(t, err)
 			require.False(t, d.Allowed)
 			require.Equal(t, "l", d.Policy)
-			require.InDelta(t, 30, d.RetryAfter.Seconds(), 1)
+			require.InDelta(t, time.Hour, d.RetryAfter, float64(time.Minute))
 			nothing()
 			_, d, err = l.Acquire(ctx, "b")
 			require.NoError(t, err)

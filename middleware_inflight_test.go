@@ -186,7 +186,7 @@ func TestRequestsInARow(t *testing.T) {
 	for store, limiter := range map[string]func(t *testing.T) *Limiter{
 		"memory": oneAtATime,
 		"Redis": func(t *testing.T) *Limiter {
-			return processOf(t, redisStore(t, newMini(t).client(t), "rl:row:"), quiet(InFlight(1, time.Minute)))
+			return processOf(t, redisStore(t, newMini(t).client(t), "rl:row:"), Options{Limits: []Limit{InFlight(1, time.Minute)}, Timeout: time.Minute})
 		},
 	} {
 		for name, mount := range mounts {
@@ -283,10 +283,20 @@ func TestHijackedConnectionHolds(t *testing.T) {
 // handler runs, and Check until the timeout, which ends the context. Outside, the timeout
 // ends the hold, and the handler goes on without one.
 func TestTimeoutHandlerHolds(t *testing.T) {
-	timeout := func(h http.Handler) http.Handler { return http.TimeoutHandler(h, 50*time.Millisecond, "late") }
+	timeout := func(h http.Handler) http.Handler {
+		late := http.TimeoutHandler(h, 3*time.Second, "late")
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/quick" {
+				h.ServeHTTP(w, r)
+				return
+			}
+			late.ServeHTTP(w, r)
+		})
+	}
 	for name, mount := range mounts {
 		for _, inside := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, inside %v", name, inside), func(t *testing.T) {
+				t.Parallel()
 				l, h := oneAtATime(t), newRunner(t)
 				handler := mount(l, timeout(h))
 				if inside {

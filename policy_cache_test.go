@@ -195,7 +195,7 @@ func TestOwedUnitsOutliveTheirPlan(t *testing.T) {
 	require.EqualValues(t, 1, l.Stats().Remote.Owed)
 	m.SetError("")
 	require.NoError(t, l.Close()) // it sends what is owed
-	next := httpLimiterNamed(t, t.Name(), Options{Redis: client, Limits: []Limit{plan}})
+	next := httpLimiterNamed(t, t.Name(), Options{Redis: client, Limits: []Limit{plan}, Timeout: time.Minute})
 	assert.EqualValues(t, 1, leftOf(t, next, "key"))
 }
 

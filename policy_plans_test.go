@@ -153,7 +153,7 @@ func TestLimiterCanBeUnlimited(t *testing.T) {
 		"remote": &remoteBackend{Store: memory(t, "c")},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l, err := new(Registry).New("x", Options{Limits: []Limit{Unlimited}, Store: store, Logger: quietly})
+			l, err := new(Registry).New("x", Options{Limits: []Limit{Unlimited}, Store: store, Timeout: time.Minute, Logger: quietly})
 			require.NoError(t, err)
 			for range 9 {
 				require.Equal(t, Decision{Allowed: true, Limit: Unlimited, Remaining: 999_999_999_999_999, Policy: "x"}, decide(t, l, "key", 1000))
@@ -183,7 +183,7 @@ func TestTakeLimitsIsLimitsForOutsideOfHTTP(t *testing.T) {
 	pro := []Limit{FixedWindow(5, time.Hour).Named("pro"), SlidingWindow(4, time.Minute).Named("burst")}
 	for name, store := range map[string]Store{"memory": memory(t, "a"), "Redis": redisStore(t, newMini(t).client(t), "rl:"), "wrapped": &wrapper{memory(t, "b")}} {
 		t.Run(name, func(t *testing.T) {
-			l := planned(t, t.Name(), Options{Store: store}, map[string][]Limit{"pro": pro})
+			l := planned(t, t.Name(), Options{Store: store, Timeout: time.Minute}, map[string][]Limit{"pro": pro})
 			httpAnswer(l.Middleware(httpServed), httpRequest("GET", "Plan: pro"))
 			d, err := l.TakeLimits(ctx, httpKey, 2, pro...)
 			require.NoError(t, err)

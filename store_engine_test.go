@@ -100,7 +100,7 @@ func TestResultsWrittenTooLateAreIgnored(t *testing.T) {
 func TestStoreThatEmbedsARedisStoreIsCalled(t *testing.T) {
 	m := newMini(t)
 	s := &embeds{RedisStore: redisStore(t, m.client(t), "rl:"), prefix: "own"}
-	l, err := new(Registry).New("login", Options{Limits: []Limit{hour}, Store: s, Logger: quietly})
+	l, err := new(Registry).New("login", Options{Limits: []Limit{hour}, Store: s, Timeout: time.Minute, Logger: quietly})
 	require.NoError(t, err)
 	decide(t, l, "k", 1)
 	require.Equal(t, 1, s.takes)

@@ -198,7 +198,7 @@ func TestServerClockThatJumpsAheadFreesNoCalendar(t *testing.T) {
 	for _, limit := range []Limit{FixedWindow(5, 24*time.Hour), Daily(5, nil), Monthly(5, 1, nil)} {
 		m := newMini(t)
 		o := quiet(limit)
-		o.Store, o.DenyRecheck = redisStore(t, m.client(t), "rl:"), time.Nanosecond
+		o.Store, o.DenyRecheck, o.Timeout = redisStore(t, m.client(t), "rl:"), time.Nanosecond, time.Minute
 		l := httpLimiter(t, o)
 		took(t, l, "key", 5)
 		require.False(t, decide(t, l, "key", 1).Allowed)

@@ -21,7 +21,7 @@ func TestHashedKeysShowNothing(t *testing.T) {
 	clear(secret) // the store has its own copy
 	keys := []string{"203.0.113.7", "ann@example.com", strings.Repeat("long", 100), "{brace}", "\x00\xff"}
 	opts := quiet(algorithms(5, time.Hour)...)
-	opts.Store = store
+	opts.Store, opts.Timeout = store, time.Minute
 	l, err := new(Registry).New("login", opts)
 	require.NoError(t, err)
 	for _, key := range keys {
@@ -45,7 +45,7 @@ func TestHashedKeysShowNothing(t *testing.T) {
 	// Another process with the same secret finds the counters, and so do refunds and
 	// resets. Another secret means another counter.
 	other := quiet(algorithms(5, time.Hour)...)
-	other.Store = redisStore(t, client, "rl:", HashKeys([]byte("0123456789abcdef")))
+	other.Store, other.Timeout = redisStore(t, client, "rl:", HashKeys([]byte("0123456789abcdef"))), time.Minute
 	otherProcess, err := new(Registry).New("login", other)
 	require.NoError(t, err)
 	for _, key := range keys {

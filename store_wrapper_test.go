@@ -255,7 +255,7 @@ func TestWrapperThatIsNoMapKey(t *testing.T) {
 		}()
 		select {
 		case <-done:
-		case <-time.After(5 * time.Second):
+		case <-time.After(20 * time.Second):
 			t.Error("New hangs")
 		}
 	})

@@ -150,9 +150,9 @@ type exchange struct {
 	retryAfter   string
 }
 
-func newTrial(t *testing.T, a answer) *trial {
+func newTrial(t *testing.T, a answer, try int) *trial {
 	a.options.Key = StaticKey("key")
-	limited := newLimiter(t, t.Name()+" "+a.what, a.options).Middleware(served)
+	limited := newLimiter(t, fmt.Sprintf("%s %s %d", t.Name(), a.what, try), a.options).Middleware(served)
 	tr := &trial{answer: a}
 	tr.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		x := exchange{at: time.Now()}
@@ -174,16 +174,19 @@ func newTrial(t *testing.T, a answer) *trial {
 	return tr
 }
 
-// does returns what the client has done with the first 429. noted is a wait that the client
-// has begun, and that nobody has waited for, or 0.
-func (tr *trial) does(t *testing.T, c retryingClient, noted time.Duration) string {
+// does returns what the client has done with the first 429, or what is wrong with the trial.
+// noted is a wait that the client has begun, and that nobody has waited for, or 0.
+func (tr *trial) does(c retryingClient, noted time.Duration) string {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
 	denied := slices.IndexFunc(tr.seen, func(x exchange) bool { return x.status == http.StatusTooManyRequests })
-	require.Positive(t, denied, "%v", tr.seen)
-	require.LessOrEqual(t, len(tr.seen)-denied, 1+max(c.retries, 1), "%s: more requests than retries", tr.what)
-	if tr.removes == "" {
-		require.Equal(t, strconv.Itoa(int(tr.wait/time.Second)), tr.seen[denied].retryAfter, tr.what)
+	switch {
+	case denied < 1:
+		return fmt.Sprintf("not denied after an admission: %v", tr.seen)
+	case len(tr.seen)-denied > 1+max(c.retries, 1):
+		return fmt.Sprintf("more requests than retries: %v", tr.seen)
+	case tr.removes == "" && tr.seen[denied].retryAfter != strconv.Itoa(int(tr.wait/time.Second)):
+		return fmt.Sprintf("another Retry-After: %v", tr.seen[denied])
 	}
 	wait := noted
 	if wait == 0 && len(tr.seen) == denied+1 {
@@ -200,9 +203,8 @@ func (tr *trial) does(t *testing.T, c retryingClient, noted time.Duration) strin
 	case wait < atOnce:
 		return "again at once"
 	case wait >= tr.wait-10*time.Millisecond && wait < tr.wait+5*time.Second: // timers of Node.js are up to 1 ms early
-		if noted == 0 {
-			require.Len(t, tr.seen, denied+2, "%s: more than one retry", tr.what)
-			require.Equal(t, http.StatusNoContent, tr.seen[denied+1].status, "%s: the retry is denied", tr.what)
+		if noted == 0 && (len(tr.seen) != denied+2 || tr.seen[denied+1].status != http.StatusNoContent) {
+			return fmt.Sprintf("not one retry that is admitted: %v", tr.seen)
 		}
 		return "waits"
 	case noted != 0:
@@ -231,55 +233,56 @@ func TestRetryingClients(t *testing.T) {
 	for _, c := range retryingClients {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			trials := make([]*trial, 0, len(answers)+len(otherFields))
-			for _, a := range slices.Concat(answers, otherFields) {
-				if a.long && c.send != nil {
-					trials = append(trials, virtualTrial(t, a, c))
-				} else {
-					trials = append(trials, newTrial(t, a))
-				}
+			all, want := slices.Concat(answers, otherFields), strings.Split(c.does, " | ")
+			for range otherFields {
+				want = append(want, want[0])
 			}
-			noted := make([]time.Duration, len(trials))
+			does := make([]string, len(all))
 			var packages *npmPackages
 			if c.send == nil {
 				packages = npm(t)
 			}
-			var running sync.WaitGroup
-			for i, tr := range trials {
-				if tr.long && c.send != nil {
-					continue
-				}
-				server := httptest.NewServer(tr)
-				t.Cleanup(server.Close)
-				running.Go(func() {
-					for range 2 { // the second one is denied
-						if c.send == nil {
-							var end struct{ WaitsFor float64 }
-							assert.NoError(t, packages.do("request", map[string]string{"client": c.name, "url": server.URL, "method": tr.method}, &end))
-							noted[i] = time.Duration(end.WaitsFor * float64(time.Millisecond))
-						} else {
-							c.send(http.DefaultTransport, tr.method, server.URL)
-						}
+			for try := range 3 { // on a busy machine, a client may seem to wait for longer
+				var running sync.WaitGroup
+				for i, a := range all {
+					if does[i] == want[i] {
+						continue
 					}
-				})
-			}
-			running.Wait()
-			var does []string
-			for i, tr := range trials {
-				does = append(does, tr.does(t, c, noted[i]))
+					if a.long && c.send != nil {
+						does[i] = virtualTrial(t, a, try, c).does(c, 0)
+						continue
+					}
+					tr := newTrial(t, a, try)
+					server := httptest.NewServer(tr)
+					t.Cleanup(server.Close)
+					running.Go(func() {
+						noted := time.Duration(0)
+						for range 2 { // the second one is denied
+							if c.send == nil {
+								var end struct{ WaitsFor float64 }
+								assert.NoError(t, packages.do("request", map[string]string{"client": c.name, "url": server.URL, "method": tr.method}, &end))
+								noted = time.Duration(end.WaitsFor * float64(time.Millisecond))
+							} else {
+								c.send(http.DefaultTransport, tr.method, server.URL)
+							}
+						}
+						does[i] = tr.does(c, noted)
+					})
+				}
+				running.Wait()
 			}
 			assert.Equal(t, c.does, strings.Join(does[:len(answers)], " | "))
 			for i, d := range does[len(answers):] {
-				assert.Equal(t, does[0], d, otherFields[i].what)
+				assert.Equal(t, want[0], d, otherFields[i].what)
 			}
 		})
 	}
 }
 
 // virtualTrial is a trial in which waiting takes no time.
-func virtualTrial(t *testing.T, a answer, c retryingClient) (tr *trial) {
+func virtualTrial(t *testing.T, a answer, try int, c retryingClient) (tr *trial) {
 	synctest.Test(t, func(t *testing.T) {
-		tr = newTrial(t, a)
+		tr = newTrial(t, a, try)
 		rt := roundTripper(func(r *http.Request) (*http.Response, error) {
 			w := httptest.NewRecorder()
 			tr.ServeHTTP(w, r)

@@ -172,7 +172,7 @@ func TestSeriesFollowTheRegistry(t *testing.T) {
 	for _, n := range []int{5, 2} {
 		a.Close()
 		opts := quiet(hourly(9))
-		opts.Store = newRemote(t)
+		opts.Store, opts.Timeout = newRemote(t), time.Minute
 		a = newLimiter(t, &reg, "a", opts)
 		for range n {
 			a.Take(ctx, "k")
@@ -188,7 +188,7 @@ func TestSeriesFollowTheRegistry(t *testing.T) {
 		before := fromStore("b")
 		require.NoError(t, reg.Reload(func(next *ratelimit.Registry) (err error) { // without a
 			opts := quiet(hourly(9))
-			opts.Store = store
+			opts.Store, opts.Timeout = store, time.Minute
 			b, err = next.New("b", opts)
 			return err
 		}))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"go.opentelemetry.io/otel/attribute"
@@ -72,6 +73,7 @@ func TestSpanHasTheSource(t *testing.T) {
 	recorder, tracer := newTracer(sdktrace.AlwaysSample())
 	opts := quiet(hourly(1))
 	opts.Store, opts.Observe = newRemote(t), otelratelimit.AnnotateSpan
+	opts.Timeout, opts.DenyRecheck = time.Minute, time.Hour
 	l := newLimiter(t, &reg, "api", opts)
 	for range 3 {
 		ctx, span := tracer.Start(ctx, "job")

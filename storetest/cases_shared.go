@@ -183,7 +183,7 @@ func (r *run) byTakeShared(groups ...[]testCase) {
 			continue
 		}
 		shared := *r
-		shared.findings = new(findings)
+		shared.findings = &findings{last: time.Now()}
 		shared.newStore = func(t *testing.T, prefix string) ratelimit.Store {
 			return takesShared{r.newStore(t, prefix).(ratelimit.SharedStore)}
 		}

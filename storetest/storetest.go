@@ -33,7 +33,8 @@
 // cases do not wait. All cases make some 9,000 calls, 13,000 for a KindStore that counts
 // blocks and calendar periods, 15,000 for a HoldStore, and 26,000 for a HoldStore that is a
 // SharedStore. Most calls come from 64 goroutines at once. With go test -short, the cases
-// that wait in real time are skipped.
+// that wait in real time are skipped. If such a case fails and a call took longer than the
+// slack, it runs again, twice at most, with another prefix.
 //
 // The cases of calendar periods compare what the store returns with its wall clock. In a
 // bubble and with RealTime, that is the clock of package time, and with RealTime a

@@ -85,6 +85,61 @@ func TestSlowCallsAreReported(t *testing.T) {
 	}
 }
 
+// TestLateCasesRunAgain holds up a case in its first runs: in a call, or when it wakes up. It
+// passes if a later run is in time. A store that is wrong or slow in each run fails.
+func TestLateCasesRunAgain(t *testing.T) {
+	i := slices.IndexFunc(cases, func(c testCase) bool { return c.name == "fixed-window" })
+	const stall = 400 * time.Millisecond
+	for _, test := range []struct {
+		late     string
+		lateRuns int // how many of the first runs are held up
+		broken   bool
+		runs     int
+		fails    bool
+	}{
+		{"call", 0, false, 1, false},
+		{"call", 0, true, 1, true},
+		{"call", 1, false, 2, false},
+		{"call", 1, true, 2, true},
+		{"call", 2, false, 3, false},
+		{"call", 9, false, 3, true},
+		{"wake-up", 0, true, 1, true},
+		{"wake-up", 1, false, 2, false},
+		{"wake-up", 2, false, 3, false},
+		{"wake-up", 9, false, 3, true},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			runs, takes, sleeps := 0, 0, 0
+			cfg := onOwnClock()
+			cfg.advance = func(d time.Duration) {
+				if sleeps++; test.late == "wake-up" && sleeps == 2 && runs <= test.lateRuns {
+					d += stall
+				}
+				time.Sleep(d)
+			}
+			found := cases[i].run(t, cfg, onServer(func(s *reference) {
+				runs++
+				takes, sleeps = 0, 0
+				s.beforeTake(func(c *call) {
+					if c.n == 0 {
+						return // connect looks, too
+					}
+					if takes++; test.late == "call" && takes == 3 && runs <= test.lateRuns {
+						time.Sleep(stall)
+					}
+				})
+				if test.broken {
+					otherLimits(func(l ratelimit.Limit) ratelimit.Limit { return withN(l, l.N()+1) })(s)
+				}
+			}, slowCall))
+			reported := slices.ContainsFunc(found, func(p string) bool { return strings.HasPrefix(p, "a call took ") })
+			if runs != test.runs || (len(found) > 0) != test.fails || reported != (test.lateRuns >= test.runs) {
+				t.Errorf("%+v: %d runs, and the last one found %q", test, runs, found)
+			}
+		})
+	}
+}
+
 func TestMemoryStore(t *testing.T) { Run(t, newMemory) }
 
 func TestMemoryStoreWithSnapshots(t *testing.T) {

@@ -224,7 +224,7 @@ func TestFiberStreams(t *testing.T) {
 // wantRoom checks that holds end, and that the next request is admitted.
 func wantRoom(t *testing.T, limiter *ratelimit.Limiter, get func(string, http.Header) (*http.Response, string)) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); limiter.Stats().InFlight > 0; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); limiter.Stats().InFlight > 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the hold does not end")
 		}

@@ -109,7 +109,7 @@ func TestStreamsHoldTheirPlace(t *testing.T) {
 	require.Eventually(t, func() bool {
 		_, err := open()
 		return err == nil
-	}, 10*time.Second, 10*time.Millisecond)
+	}, 20*time.Second, 10*time.Millisecond)
 }
 
 func TestStatusOfEveryCode(t *testing.T) {

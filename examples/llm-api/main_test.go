@@ -108,14 +108,14 @@ func TestStreams(t *testing.T) {
 
 	s.finish <- true
 	// The end of either stream makes room; this waits for the one that was let go.
-	require.Eventually(t, func() bool { return s.limiter.Stats().InFlight == 1 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return s.limiter.Stats().InFlight == 1 }, 20*time.Second, time.Millisecond)
 	next, body := s.all("ada-key", "/complete")
 	require.Equal(t, 200, next.StatusCode)
 	require.Len(t, body, 10*len("data: word\n\n"))
 
 	first.Body.Close()
 	leave()
-	require.Eventually(t, func() bool { return s.limiter.Stats().InFlight == 0 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return s.limiter.Stats().InFlight == 0 }, 20*time.Second, time.Millisecond)
 	require.Equal(t, 2, s.left("ada-key", "streams"))
 }
 
@@ -137,7 +137,7 @@ func TestTokens(t *testing.T) {
 	denied, _ := s.all("ada-key", "/complete")
 	require.Equal(t, 429, denied.StatusCode)
 	leave()
-	require.Eventually(t, func() bool { return s.limiter.Stats().InFlight == 0 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return s.limiter.Stats().InFlight == 0 }, 20*time.Second, time.Millisecond)
 	require.Equal(t, 989, s.left("ada-key", "month"))
 
 	for range 9 {

@@ -21,12 +21,17 @@ type login struct {
 	byAccount *ratelimit.Limiter
 }
 
+// timeout is how long a decision may take at Redis. After that, this process decides by
+// itself.
+var timeout = ratelimit.DefaultTimeout
+
 // newLogin counts in memory if client is nil.
 func newLogin(failures ratelimit.Limit, client redis.UniversalClient, passwords map[string]string) (s *login, err error) {
 	s = &login{passwords: passwords}
 	s.byAddress, err = s.limiters.New("login-address", ratelimit.Options{
 		Limits:  []ratelimit.Limit{failures},
 		Redis:   client,
+		Timeout: timeout,
 		Count:   failed,
 		Message: "Too many wrong passwords from your address.",
 	})
@@ -36,6 +41,7 @@ func newLogin(failures ratelimit.Limit, client redis.UniversalClient, passwords 
 	s.byAccount, err = s.limiters.New("login-account", ratelimit.Options{
 		Limits:  []ratelimit.Limit{failures, perDay},
 		Redis:   client,
+		Timeout: timeout,
 		Key:     func(r *http.Request) (string, error) { return account(r), nil },
 		Count:   failed,
 		Message: "Too many wrong passwords for this account.",

@@ -48,6 +48,10 @@ func main() {
 	}
 }
 
+// timeout is how long a decision may take at NATS. After that, this process decides by
+// itself.
+var timeout = ratelimit.DefaultTimeout
+
 // run serves until ctx is done. Then it waits for the requests in flight.
 func run(ctx context.Context, addr, url string, out io.Writer) error {
 	nc, err := connect(url)
@@ -62,6 +66,7 @@ func run(ctx context.Context, addr, url string, out io.Writer) error {
 	login, err := ratelimit.New("login", ratelimit.Options{
 		Limits:  []ratelimit.Limit{ratelimit.FixedWindow(5, time.Hour)},
 		Store:   storekit.New("login", backend), // each limiter has a prefix of its own
+		Timeout: timeout,
 		Message: "Too many login attempts, please try again later.",
 	})
 	if err != nil {

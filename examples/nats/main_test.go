@@ -140,6 +140,7 @@ func serveNATS(target string) error {
 // serve runs the program, on a port that it chooses.
 func serve(url string) error {
 	os.Args = []string{"nats", "-addr", "127.0.0.1:0", "-nats", url}
+	timeout = time.Minute // a busy machine may be slow
 	main()
 	return nil
 }

@@ -35,6 +35,7 @@ func open(t testing.TB, url, bucket string) (*backend, *nats.Conn) {
 	b, nc, err := openBackend(url, bucket)
 	require.NoError(t, err)
 	t.Cleanup(nc.Close)
+	require.Eventually(t, nc.IsConnected, 20*time.Second, time.Millisecond)
 	_, _, err = b.get(t.Context(), "$KV."+bucket+".connect")
 	require.NoError(t, err)
 	return b, nc
@@ -122,9 +123,12 @@ func (b *counting) Update(ctx context.Context, key string, f func([]byte, time.T
 // admitted, the numbers of updates and of lost races, and the longest time in milliseconds
 // that a call took.
 func compete(url string) error {
-	b, _, err := openBackend(url, "test")
+	b, nc, err := openBackend(url, "test")
 	if err != nil {
 		return err
+	}
+	for !nc.IsConnected() {
+		time.Sleep(time.Millisecond)
 	}
 	counted := &counting{Backend: b}
 	fmt.Println("ready")
@@ -284,13 +288,13 @@ func TestServerDown(t *testing.T) {
 			b, nc := open(t, s.url(), "test")
 			limiter := ratelimittest.New(t, ratelimit.Options{
 				Limits: []ratelimit.Limit{ratelimit.FixedWindow(3, time.Hour)}, Store: storekit.New("test", b),
-				OnFailure: test.policy, Timeout: 300 * time.Millisecond, Logger: slog.New(slog.DiscardHandler),
+				OnFailure: test.policy, Timeout: 5 * time.Second, Logger: slog.New(slog.DiscardHandler),
 			})
 			take := func(key string, calls int) (admitted, failed int) {
 				for range calls {
 					began := time.Now()
 					d, err := limiter.Take(t.Context(), key)
-					require.Less(t, time.Since(began), 800*time.Millisecond) // this machine may be busy
+					require.Less(t, time.Since(began), 8*time.Second) // this machine may be busy
 					if err != nil {
 						failed++
 					} else if d.Allowed {
@@ -305,7 +309,7 @@ func TestServerDown(t *testing.T) {
 			require.Equal(t, 1, admitted)
 
 			s.kill()
-			require.Eventually(t, func() bool { return !nc.IsConnected() }, 10*time.Second, time.Millisecond)
+			require.Eventually(t, func() bool { return !nc.IsConnected() }, 20*time.Second, time.Millisecond)
 			admitted, failed := take("used", 5)
 			require.Zero(t, admitted+failed, "a used-up key stays denied")
 			admitted, failed = take("half", 3)
@@ -323,7 +327,7 @@ func TestServerDown(t *testing.T) {
 				_, err = storekit.New("test", other).Take(t.Context(), "half", 0, limiter.Limits(), results)
 				require.NoError(t, err)
 				return d.Source == ratelimit.SourceStore && results[0].Remaining == int64(test.after)
-			}, 10*time.Second, 10*time.Millisecond)
+			}, 20*time.Second, 10*time.Millisecond)
 		})
 	}
 }
@@ -341,9 +345,9 @@ func TestStartWithoutServer(t *testing.T) {
 	}
 	began := time.Now()
 	require.Equal(t, ratelimit.FaultRefused, store.Fault(take()))
-	require.Less(t, time.Since(began), 3*time.Second)
+	require.Less(t, time.Since(began), 10*time.Second)
 	s.start(t)
-	require.Eventually(t, func() bool { return take() == nil }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return take() == nil }, 20*time.Second, 10*time.Millisecond)
 	require.Equal(t, huge.N()-1, results[0].Remaining)
 }
 
@@ -371,24 +375,27 @@ func TestBucket(t *testing.T) {
 	take(window)
 	take(window)
 	_, last := messages()
-	for time.Since(began) < window-100*time.Millisecond {
+	for time.Since(began) < window {
 		take(window)
+		n, now := messages()
+		if time.Since(began) > window { // it may have ended before the call
+			break
+		}
 		require.Positive(t, results[0].RetryAfter, "after %v", time.Since(began))
+		require.EqualValues(t, 1, n)
+		require.Equal(t, last, now)
 		time.Sleep(10 * time.Millisecond)
 	}
-	n, now := messages()
-	require.EqualValues(t, 1, n)
-	require.Equal(t, last, now)
 	ends := func([]byte, time.Time) ([]byte, time.Duration) { return []byte("record"), time.Second }
 	require.NoError(t, b.Update(t.Context(), "test/key", ends)) // the store keeps a record for a minute longer
-	require.Eventually(t, func() bool { n, _ := messages(); return n == 0 }, 10*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool { n, _ := messages(); return n == 0 }, 20*time.Second, 50*time.Millisecond)
 
 	take(time.Hour)
 	require.NoError(t, b.Delete(t.Context(), "test/key"))
 	take(time.Hour) // on the marker of the record that was deleted
 	require.EqualValues(t, 1, results[0].Remaining)
 	require.NoError(t, b.Delete(t.Context(), "test/key"))
-	require.Eventually(t, func() bool { n, _ := messages(); return n == 0 }, 10*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool { n, _ := messages(); return n == 0 }, 20*time.Second, 50*time.Millisecond)
 }
 
 // TestErrors checks which errors say that nothing was written.

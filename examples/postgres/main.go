@@ -85,6 +85,10 @@ func migrate(ctx context.Context, db string) error {
 	return postgres.Migrate(ctx, conn)
 }
 
+// timeout is how long a decision may take at PostgreSQL. After that, this process decides by
+// itself.
+var timeout = ratelimit.DefaultTimeout
+
 // routes makes one limiter per route, each with a store of its own. closeAll closes the
 // limiters first, and then the stores.
 func routes(pool *pgxpool.Pool, who string) (handler http.Handler, closeAll func() error, err error) {
@@ -95,6 +99,7 @@ func routes(pool *pgxpool.Pool, who string) (handler http.Handler, closeAll func
 	login, err := ratelimit.New("login", ratelimit.Options{
 		Limits:  []ratelimit.Limit{ratelimit.FixedWindow(5, time.Hour)},
 		Store:   loginStore,
+		Timeout: timeout,
 		Message: "Too many login attempts, please try again later.",
 	})
 	if err != nil {

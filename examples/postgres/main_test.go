@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"regexp"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -19,6 +20,7 @@ import (
 func TestMain(m *testing.M) {
 	if os.Getenv("EXAMPLE_POSTGRES") != "" {
 		os.Args = []string{"postgres", "-addr", "127.0.0.1:0", "-db", os.Getenv("EXAMPLE_POSTGRES")}
+		timeout = time.Minute // a busy machine may be slow
 		main()
 		return
 	}

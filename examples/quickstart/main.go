@@ -70,6 +70,10 @@ func run(ctx context.Context, addr, redisAddr string, out io.Writer) error {
 	return errors.Join(err, ratelimit.DefaultRegistry.Close())
 }
 
+// timeout is how long a decision may take at Redis. After that, this process decides by
+// itself.
+var timeout = ratelimit.DefaultTimeout
+
 // routes makes one limiter per route. Each has its own store. Without a client, the store is
 // in this process's memory. With a client it is on Redis, for all processes together.
 func routes(client redis.UniversalClient) (http.Handler, error) {
@@ -83,6 +87,7 @@ func routes(client redis.UniversalClient) (http.Handler, error) {
 	signIn, err := ratelimit.New("sign-in", ratelimit.Options{
 		Limits:  []ratelimit.Limit{ratelimit.FixedWindow(5, time.Hour)},
 		Redis:   client,
+		Timeout: timeout,
 		Message: "Too many login attempts, please try again later.",
 	})
 	if err != nil {

@@ -68,12 +68,17 @@ func run(ctx context.Context, addr, redisAddr string, out io.Writer) error {
 	return errors.Join(server.Shutdown(shutdown), ratelimit.DefaultRegistry.Close())
 }
 
+// timeout is how long a decision may take at Redis. After that, this process decides by
+// itself.
+var timeout = ratelimit.DefaultTimeout
+
 // routes makes one limiter per route. Each makes its own store on the client, with its own
 // prefix: "rl:login:" and "rl:api:".
 func routes(client redis.UniversalClient, who string) (http.Handler, error) {
 	login, err := ratelimit.New("login", ratelimit.Options{
 		Limits:  []ratelimit.Limit{ratelimit.FixedWindow(5, time.Hour)},
 		Redis:   client,
+		Timeout: timeout,
 		Message: "Too many login attempts, please try again later.",
 	})
 	if err != nil {
@@ -84,7 +89,8 @@ func routes(client redis.UniversalClient, who string) (http.Handler, error) {
 			ratelimit.TokenBucket(10, time.Second, 20),
 			ratelimit.FixedWindow(1000, 24*time.Hour),
 		},
-		Redis: client,
+		Redis:   client,
+		Timeout: timeout,
 	})
 	if err != nil {
 		return nil, err

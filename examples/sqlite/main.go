@@ -45,6 +45,10 @@ func main() {
 	}
 }
 
+// timeout is how long a decision may take at SQLite. After that, this process decides by
+// itself.
+var timeout = ratelimit.DefaultTimeout
+
 // run serves until ctx is done. Then it waits for the requests in flight.
 func run(ctx context.Context, addr, file string, out io.Writer) error {
 	backend, err := openBackend(ctx, file)
@@ -55,6 +59,7 @@ func run(ctx context.Context, addr, file string, out io.Writer) error {
 	login, err := ratelimit.New("login", ratelimit.Options{
 		Limits:  []ratelimit.Limit{ratelimit.FixedWindow(5, time.Hour)},
 		Store:   storekit.New("login", backend), // each limiter has a prefix of its own
+		Timeout: timeout,
 		Message: "Too many login attempts, please try again later.",
 	})
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -90,6 +91,7 @@ func (c *child) kill() (lines int) {
 // serve runs the program, on a port that it chooses.
 func serve(file string) error {
 	os.Args = []string{"sqlite", "-addr", "127.0.0.1:0", "-file", file}
+	timeout = time.Minute // a busy machine may be slow
 	main()
 	return nil
 }
