@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -25,9 +26,9 @@ import (
 // short, because a row that a batch of another process has locked by then counts as locked.
 const lookEvery = 100 * time.Millisecond
 
-// waitEvery is how often such a look also waits for one row that is locked, for 100 ms at most.
-// A row that several processes keep busy may be locked at every look, but not for that long.
-// Without the wait, its key could be refused for as long as the others are busy.
+// waitEvery is how often a goroutine waits for a row that a look has found locked, for 100 ms at
+// most. A row that several processes keep busy may be locked at every look, but not for that
+// long. Without the wait, its key could be refused for as long as the others are busy.
 const waitEvery = time.Second
 
 // lockedKeys are the keys of rows that are locked. The zero value has none.
@@ -36,7 +37,7 @@ type lockedKeys struct {
 	mu   sync.Mutex       // not held while a statement runs
 	next map[string]int64 // when to look at the row again, by clock.Now
 
-	wait atomic.Int64 // when a look may wait for a row again, by clock.Now
+	wait atomic.Int64 // when to wait for a row again, by clock.Now
 }
 
 // isLockTimeout reports whether a statement has waited too long for a lock.
@@ -69,6 +70,7 @@ func (t *trip) leaveOut(groups []*group) (free []*group) {
 	l.mu.Unlock()
 	if len(due) > 0 {
 		still, others := t.findLocked(due, false)
+		t.waitSometimes(still)
 		locked, free = append(locked, still...), append(free, others...)
 	}
 	for _, g := range locked {
@@ -77,10 +79,23 @@ func (t *trip) leaveOut(groups []*group) (free []*group) {
 	return free
 }
 
-// mayWait reports whether a look may wait for a row. It returns true once per waitEvery.
-func (l *lockedKeys) mayWait() bool {
+// waitSometimes starts a goroutine that waits for one of some rows that are locked, if it is
+// time for that. It does not wait itself, because the batch has calls for other keys.
+func (s *Store) waitSometimes(locked []*group) {
+	l := &s.locked
 	now, wait := clock.Now(), l.wait.Load()
-	return now >= wait && l.wait.CompareAndSwap(wait, now+int64(waitEvery))
+	if len(locked) == 0 || now < wait || !l.wait.CompareAndSwap(wait, now+int64(waitEvery)) {
+		return
+	}
+	key := locked[rand.IntN(len(locked))].key // any of them, so that each has its turn
+	s.aside(func(ctx context.Context) {
+		if s.pool.QueryRow(ctx, "SELECT ratelimit.held($1)", key).Scan(new(bool)) == nil {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			delete(l.next, key)
+			l.any.Store(len(l.next) > 0)
+		}
+	})
 }
 
 // maxHeld is how many rows a batch waits for to see whether they stay locked.
@@ -92,8 +107,7 @@ const maxHeld = 5
 // A row may be locked by another batch, for a moment. So confirm waits for each of the first
 // ones, to see whether it stays locked. It does that row by row: a statement that waited for
 // a row with the lock of another one would hold up batches. Without confirm, which is for
-// rows that were locked before, findLocked waits for one row at most, and not before
-// waitEvery is over.
+// rows that were locked before, findLocked waits for no row.
 func (t *trip) findLocked(groups []*group, confirm bool) (locked, free []*group) {
 	keys := make([]string, len(groups))
 	for i, g := range groups {
@@ -104,17 +118,11 @@ func (t *trip) findLocked(groups []*group, confirm bool) (locked, free []*group)
 		numbers = nil
 	}
 	l := &t.locked
-	isFree := func(o int32) bool {
-		return !isLockTimeout(t.conn.QueryRow(t.ctx, "SELECT ratelimit.held($1)", keys[o-1]).Scan(new(bool)))
-	}
 	if confirm {
 		l.wait.Store(clock.Now() + int64(waitEvery))
-		numbers = slices.DeleteFunc(numbers[:min(len(numbers), maxHeld)], isFree)
-	} else if len(numbers) > 0 && l.mayWait() {
-		// Any of them, so that each has its turn.
-		if i := rand.IntN(len(numbers)); isFree(numbers[i]) {
-			numbers = slices.Delete(numbers, i, i+1)
-		}
+		numbers = slices.DeleteFunc(numbers[:min(len(numbers), maxHeld)], func(o int32) bool {
+			return !isLockTimeout(t.conn.QueryRow(t.ctx, "SELECT ratelimit.held($1)", keys[o-1]).Scan(new(bool)))
+		})
 	}
 	now := clock.Now()
 	l.mu.Lock()

@@ -38,6 +38,16 @@ func (s *Store) sweepSometimes() {
 		s.sweeps.next.Store(now + rand.Int64N(int64(sweepEvery)))
 		return
 	}
+	s.aside(func(ctx context.Context) {
+		if deleted, err := s.sweep(ctx); err == nil && deleted >= sweepMuch {
+			s.sweeps.next.Store(clock.Now() + int64(sweepSoon))
+		}
+	})
+}
+
+// aside runs f on a goroutine, unless the store is closed. Close waits for its end. ctx ends
+// after callTimeout.
+func (s *Store) aside(f func(ctx context.Context)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed.Load() {
@@ -46,9 +56,7 @@ func (s *Store) sweepSometimes() {
 	s.running.Go(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 		defer cancel()
-		if deleted, err := s.sweep(ctx); err == nil && deleted >= sweepMuch {
-			s.sweeps.next.Store(clock.Now() + int64(sweepSoon))
-		}
+		f(ctx)
 	})
 }
 
