@@ -160,8 +160,8 @@ const (
 	faultTimeout = 100 * time.Millisecond
 	// faultPatience is how long the test waits for anything that must happen.
 	faultPatience = 30 * time.Second
-	// faultHangs is a response time that no answer reaches, but for the time that the machine
-	// gives the callers no processor.
+	// faultHangs is longer than any answer takes. While the machine gives the callers no
+	// processor, answers take longer; see faultCalls.heldUp.
 	faultHangs = 30 * faultTimeout
 )
 

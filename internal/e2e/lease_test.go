@@ -35,7 +35,7 @@ func TestLeasesAdmitTheWholeLimitWithFewCommands(t *testing.T) {
 				continue
 			}
 			t.Run(fmt.Sprintf("%d/%.2f", processes, first), func(t *testing.T) {
-				// Where processes wait for a processor, leases end unused. Then it is measured again.
+				// On a busy machine, leases end unused. So what is wrong is measured again.
 				wrong := admitWithLeases(t, server, processes, first)
 				for try := 1; try < 3 && len(wrong) > 0; try++ {
 					t.Logf("once more: %v", wrong)
