@@ -820,7 +820,7 @@ func (p *process) counts(want int64) {
 }
 
 // ends sleeps until the only record of the key ends, which is due after this time. It is a
-// problem if the record ends at another time.
+// problem if the record ends at another time, as for unblocks.
 func (p *process) ends(after time.Duration) {
 	nobody := *p
 	nobody.name, nobody.began, nobody.ended = "nobody", 0, 0
@@ -830,6 +830,6 @@ func (p *process) ends(after time.Duration) {
 	if reply, _ := nobody.looks(); reply.Others == 0 {
 		p.problem("before its end the record of %.40q counts no longer", p.key)
 	}
-	p.sleep(p.step())
+	p.sleep(p.step() + p.slack)
 	p.counts(0)
 }

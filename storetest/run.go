@@ -196,7 +196,7 @@ func (r *run) lanes(parts ...func(r *run)) {
 		return
 	}
 	type lane struct {
-		until  time.Time
+		until  time.Time // zero before its beginning
 		resume func() (sleeps time.Duration, ok bool)
 	}
 	var waiting []lane
@@ -207,7 +207,7 @@ func (r *run) lanes(parts ...func(r *run)) {
 			part(&lane)
 		})
 		defer stop()
-		waiting = append(waiting, lane{time.Now(), resume})
+		waiting = append(waiting, lane{resume: resume})
 	}
 	for len(waiting) > 0 {
 		first := 0
@@ -219,6 +219,9 @@ func (r *run) lanes(parts ...func(r *run)) {
 		l := &waiting[first]
 		if d := time.Until(l.until); d > 0 {
 			r.advance(d)
+		}
+		if !l.until.IsZero() { // calls of other parts may have held it up, each for a moment
+			r.slowest = max(r.slowest, time.Since(l.until))
 		}
 		if d, ok := l.resume(); ok {
 			l.until = time.Now().Add(d)
@@ -467,13 +470,14 @@ func (r *run) block(key string, b ratelimit.Block, limits ...ratelimit.Limit) {
 }
 
 // unblocks sleeps until a block that was there a moment ago, and that lasts this long,
-// is over. It is a problem if the block ends at another time.
+// is over. It is a problem if the block ends at another time. Time that passes on its own may
+// have passed before the block began, so the block may end later by the slack.
 func (r *run) unblocks(key string, after time.Duration, l ratelimit.Limit) {
 	r.sleep(after - r.step())
 	if res := r.take(key, 1, l)[0]; !res.Blocked || res.BlockBegan {
 		r.problem("before its end the block of %.40q under %v is over: %+v", key, l, res)
 	}
-	r.sleep(r.step())
+	r.sleep(r.step() + r.slack)
 	r.free(key, l)
 }
 

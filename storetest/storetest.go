@@ -27,8 +27,8 @@
 // a bubble of testing/synctest, and none waits for real. [Clock] is for a store
 // whose clock the test sets, and [RealTime] for one with a server's clock.
 //
-// With RealTime, the cases that wait take 38 windows at most, all together, 46 for a
-// KindStore that counts blocks, 52 for one that counts rolling windows, too, and 59 for a
+// With RealTime, the cases that wait take 38 windows at most, all together, 47 for a
+// KindStore that counts blocks, 53 for one that counts rolling windows, too, and 60 for a
 // HoldStore. They run one after the other; 38 windows of 1.5 s are a minute. The other
 // cases do not wait. All cases make some 9,000 calls, 13,000 for a KindStore that counts
 // blocks and calendar periods, 15,000 for a HoldStore, and 26,000 for a HoldStore that is a
