@@ -12,6 +12,18 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
+// useOften makes calls for a key in a bubble, so many that they lease units, and returns how
+// many are admitted.
+func useOften(t *testing.T, l *Limiter, calls int) (admitted int64) {
+	for range calls {
+		if decide(t, l, "key", 1).Allowed {
+			admitted++
+		}
+		time.Sleep(100 * time.Microsecond)
+	}
+	return admitted
+}
+
 // TestReloadHandsLeasesOn checks that a replaced limiter leaves no goroutine
 // running, however busy a key is, and that its successor uses the leased units.
 func TestReloadHandsLeasesOn(t *testing.T) {
@@ -21,16 +33,7 @@ func TestReloadHandsLeasesOn(t *testing.T) {
 		reg := new(Registry)
 		l, err := reg.New("hot", opts)
 		require.NoError(t, err)
-		admitted := int64(0)
-		use := func(l *Limiter) {
-			for range 200 {
-				if decide(t, l, "key", 1).Allowed {
-					admitted++
-				}
-				time.Sleep(100 * time.Microsecond)
-			}
-		}
-		use(l)
+		admitted := useOften(t, l, 200)
 		require.NotZero(t, l.Stats().Remote.Leased)
 		before := goroutines()
 		for range 30 {
@@ -41,8 +44,7 @@ func TestReloadHandsLeasesOn(t *testing.T) {
 			old := l
 			l, _ = reg.Lookup("hot")
 			decide(t, old, "key", 1) // a request in flight
-			admitted++
-			use(l)
+			admitted += 1 + useOften(t, l, 200)
 			synctest.Wait()
 		}
 		require.Less(t, goroutines(), before+5, "goroutines, of 30 reloads")
@@ -70,13 +72,7 @@ func TestSuccessorGivesBackLeasesOfAClosedClient(t *testing.T) {
 		reg := new(Registry)
 		l, err := reg.New("hot", options(old))
 		require.NoError(t, err)
-		admitted := int64(0)
-		for range 400 {
-			if decide(t, l, "key", 1).Allowed {
-				admitted++
-			}
-			time.Sleep(100 * time.Microsecond)
-		}
+		admitted := useOften(t, l, 400)
 		require.NotZero(t, l.Stats().Remote.Leased)
 		require.NoError(t, reg.Reload(func(next *Registry) error {
 			_, err := next.New("hot", options(successor))

@@ -185,17 +185,19 @@ func failOver(r *run, c *redistest.Cluster) {
 	slot, master := r.owner(c, r.keys[0])
 	replica := partner(c, master)
 	awaitReplicating(r, replica)
+	takeOver(r, c, slot, replica)
+}
+
+// takeOver has a replica take over from its master, and returns when it owns the slot.
+func takeOver(t require.TestingT, c *redistest.Cluster, slot int, replica *redistest.Server) {
 	var asked time.Time
-	require.Eventually(r, func() bool {
-		if c.Owner(slot) == replica {
-			return true
-		}
+	require.Eventually(t, func() bool {
 		// The nodes may ignore the request of a replica that they do not know yet.
 		if time.Since(asked) > 2*time.Second && strings.Contains(fmt.Sprint(replica.Do("INFO", "replication")), "role:slave") {
 			asked = time.Now()
 			replica.Do("CLUSTER", "FAILOVER")
 		}
-		return false
+		return c.Owner(slot) == replica
 	}, time.Minute, 10*time.Millisecond)
 }
 

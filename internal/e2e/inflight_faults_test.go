@@ -283,7 +283,7 @@ func TestLostRepliesLeaveNoHold(t *testing.T) {
 	eventually(t, "a hold to begin that nobody has", func() bool {
 		_, _, err := l.Acquire(ctx, "k")
 		require.Error(t, err)
-		return began() > before // this never falls, also if Redis has already been told of the end
+		return began() > before // this never falls, also if Redis knows of the end by now
 	})
 	proxy.LoseReplies(false)
 	eventually(t, "Redis to count what runs", func() bool { return heldAt(t, c, key) == 4 })

@@ -20,7 +20,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	. "github.com/ratelimit-go/ratelimit"
@@ -201,8 +200,7 @@ func TestAlertsFire(t *testing.T) {
 
 	server := redistest.Start(t)
 	shared := redistest.Start(t).Client()
-	dead := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", DialerRetries: 1, MaxRetries: -1})
-	t.Cleanup(func() { dead.Close() })
+	dead := redistest.Client(t, "127.0.0.1:1", refusing)
 	quiet := slog.New(slog.DiscardHandler)
 	plenty := []Limit{FixedWindow(1<<40, time.Hour)}
 	scenarios := map[string]struct {

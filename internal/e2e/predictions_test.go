@@ -16,19 +16,13 @@ import (
 
 // TestSimulatorPredictsRealProcesses compares internal/sim with real processes. It compares
 // ratios only: the speed of a machine does not change how many commands a decision takes.
-// But where processes wait for a processor, they send their requests late and in bursts. So
-// what does not fit is measured again, and has to differ three times.
+// But on a busy machine, processes send their requests late and in bursts.
 func TestSimulatorPredictsRealProcesses(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes seconds")
 	}
 	for _, processes := range []int{1, 4, 16} {
-		wrong := comparePrediction(t, processes)
-		for try := 1; try < 3 && len(wrong) > 0; try++ {
-			t.Logf("once more: %v", wrong)
-			wrong = comparePrediction(t, processes)
-		}
-		require.Empty(t, wrong)
+		requireOnce(t, func() []string { return comparePrediction(t, processes) })
 	}
 }
 

@@ -198,16 +198,7 @@ func TestAcrossFailover(t *testing.T) {
 	const units = 4000
 	l := startLoad(t, s, 60, 32, func(key int) []Limit { return []Limit{FixedWindow(units, time.Hour)} })
 	l.awaitCalls(200)
-	replica := c.Nodes[3]
-	slot := 0 // of the first master
-	var asked time.Time
-	require.Eventually(t, func() bool {
-		if due := time.Since(asked) > 2*time.Second; due && strings.Contains(fmt.Sprint(replica.Do("INFO", "replication")), "role:slave") {
-			asked = time.Now()
-			replica.Do("CLUSTER", "FAILOVER")
-		}
-		return c.Owner(slot) == replica
-	}, time.Minute, 10*time.Millisecond)
+	takeOver(t, c, 0, c.Nodes[3]) // from the first master
 	l.awaitCalls(2000)
 	l.end(units)
 	require.Zero(t, l.unknown.Load())

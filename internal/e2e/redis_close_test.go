@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	. "github.com/ratelimit-go/ratelimit"
@@ -18,8 +17,7 @@ import (
 // is loading. They say that the command has changed nothing.
 func TestRefusedCommandIsUnsent(t *testing.T) {
 	server := redistest.Start(t)
-	once := func(o *redis.Options) { o.DialerRetries, o.MaxRetries = 1, -1 }
-	s := redisStore(t, server.Client(once), "rl:")
+	s := redisStore(t, server.Client(refusing), "rl:")
 	take(t, s, "k", 1, hour)
 	server.Kill()
 	var e *RedisError
