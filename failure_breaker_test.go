@@ -1,7 +1,6 @@
 package ratelimit_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -94,7 +93,7 @@ func TestProbesTakeNothing(t *testing.T) {
 // TestCancelledCallsAreNoFailures checks that they open no breaker, take no
 // units, and log nothing.
 func TestCancelledCallsAreNoFailures(t *testing.T) {
-	var log bytes.Buffer
+	var log syncBuffer
 	remotely(t, Options{Limits: []Limit{hour}, Logger: slog.New(slog.NewTextHandler(&log, nil)), Key: StaticKey("key")}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
 		backend.delay(50 * time.Millisecond)
 		require.Contains(t, log.String(), "limiter counts in a remote store")

@@ -84,6 +84,7 @@ func TestOneCallerRechecksADenial(t *testing.T) {
 				require.Equal(t, calls+1, backend.calls.Load())
 				time.Sleep(10 * time.Millisecond)
 			}
+			synctest.Wait()
 			backend.Store.Reset(ctx, "key", []Limit{hour}) // by another process
 			require.False(t, decide(t, l, "key", 1).Allowed)
 			time.Sleep(every)

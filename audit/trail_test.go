@@ -261,6 +261,7 @@ func TestSinkThatFails(t *testing.T) {
 
 				set(sink, false)
 				time.Sleep(10 * time.Second)
+				synctest.Wait()
 				records, _ := sink.all()
 				require.Len(t, records, 8193)
 				gap := records[8192]

@@ -170,6 +170,7 @@ func TestRedisLimiter(t *testing.T) {
 			take(t, l, key, 1, true)
 		}
 		take(t, l, "b", 9, false)
+		synctest.Wait() // for the goroutine that reports the outage
 		metrics, err := gatherer(reg).Gather()
 		require.NoError(t, err)
 		outage := series(metrics)
@@ -200,6 +201,7 @@ func TestRedisLimiter(t *testing.T) {
 		time.Sleep(time.Minute)
 		take(t, l, "i", 1, true)
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		metrics, err = gatherer(reg).Gather()
 		require.NoError(t, err)
 		after := series(metrics)

@@ -377,9 +377,9 @@ func TestLimiter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBackend()
 		b.latency = time.Millisecond
-		down := false
+		var down atomic.Bool
 		b.begin = func() error {
-			if down {
+			if down.Load() {
 				return storekit.ErrNotApplied
 			}
 			return nil
@@ -399,10 +399,10 @@ func TestLimiter(t *testing.T) {
 			return n
 		}
 		require.Equal(t, 5, allowed("used", 7))
-		down = true
+		down.Store(true)
 		require.Zero(t, allowed("used", 3))
 		require.Equal(t, 5, allowed("new", 7))
-		down = false
+		down.Store(false)
 		time.Sleep(time.Minute)
 		require.Zero(t, allowed("used", 1))
 		require.Zero(t, allowed("new", 1))

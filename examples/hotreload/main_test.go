@@ -36,15 +36,22 @@ type program struct {
 	log        logged
 }
 
+// logged is what a process has written so far.
 type logged struct {
-	sync.Mutex
-	strings.Builder
+	mu sync.Mutex
+	b  strings.Builder
 }
 
 func (l *logged) Write(p []byte) (int, error) {
-	l.Lock()
-	defer l.Unlock()
-	return l.Builder.Write(p)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logged) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 func start(t *testing.T, config string) *program {
@@ -95,7 +102,7 @@ func (p *program) expect(route string, status int, left string) {
 func (p *program) await(since int, parts ...string) {
 	p.Helper()
 	require.Eventually(p, func() bool {
-		for line := range strings.Lines(p.logged()[since:]) {
+		for line := range strings.Lines(p.log.String()[since:]) {
 			found := 0
 			for _, part := range parts {
 				if strings.Contains(line, part) {
@@ -110,12 +117,6 @@ func (p *program) await(since int, parts ...string) {
 	}, time.Minute, 10*time.Millisecond, "not logged: %q", parts)
 }
 
-func (p *program) logged() string {
-	p.log.Lock()
-	defer p.log.Unlock()
-	return p.log.String()
-}
-
 // TestReload checks that the limits follow the file and SIGHUP, that a broken file changes
 // nothing, and that no counts are lost.
 func TestReload(t *testing.T) {
@@ -125,7 +126,7 @@ func TestReload(t *testing.T) {
 	}
 	p.expect("login", 429, "0")
 
-	mark := len(p.logged())
+	mark := len(p.log.String())
 	p.write("# more\nlogin: 5/1h fixed\nsearch: 10/1m sliding, 99/24h fixed\n")
 	p.await(mark, "reloaded", "limiter=search")
 	p.expect("login", 200, "1")
@@ -139,7 +140,7 @@ func TestReload(t *testing.T) {
 		{"../etc: 9/1h fixed\n", "line=1", "field=name", "small letters"},
 		{"search: 1/1m fixed\nlogin: 9/1h fixed, 8/1h fixed\n", "line=2", "field=login", "the same algorithm and window"},
 	} {
-		mark = len(p.logged())
+		mark = len(p.log.String())
 		p.write(broken.config)
 		p.await(mark, " ERROR ", "the limits stay as they were", broken.line, broken.field, broken.message)
 	}
@@ -148,7 +149,7 @@ func TestReload(t *testing.T) {
 	p.expect("search", 200, "8")
 
 	// A deployment replaces the file by a new one.
-	mark = len(p.logged())
+	mark = len(p.log.String())
 	aside := p.config + ".new"
 	require.NoError(t, os.WriteFile(aside, []byte("login: 6/1h fixed\n"), 0o600))
 	require.NoError(t, os.Rename(aside, p.config))
@@ -168,7 +169,7 @@ func TestReload(t *testing.T) {
 	require.Equal(t, 404, resp.StatusCode)
 	p.expect("login", 200, "0")
 
-	mark = len(p.logged())
+	mark = len(p.log.String())
 	if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Skipf("no SIGHUP here: %v", err)
 	}

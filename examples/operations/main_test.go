@@ -44,21 +44,22 @@ type program struct {
 	log logged
 }
 
+// logged is what a process has written so far.
 type logged struct {
-	sync.Mutex
-	strings.Builder
+	mu sync.Mutex
+	b  strings.Builder
 }
 
 func (l *logged) Write(p []byte) (int, error) {
-	l.Lock()
-	defer l.Unlock()
-	return l.Builder.Write(p)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
 }
 
-func (l *logged) text() string {
-	l.Lock()
-	defer l.Unlock()
-	return l.String()
+func (l *logged) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 func start(t *testing.T, args string) *program {
@@ -124,7 +125,7 @@ func TestTrafficIsSeen(t *testing.T) {
 	denied := regexp.MustCompile(`^ratelimit_requests_total\{limiter="login",result="denied"\} [1-9]`)
 	require.Eventually(t, func() bool {
 		return slices.ContainsFunc(p.metrics(), denied.MatchString) &&
-			strings.Contains(p.log.text(), `"kind":"denied","limiter":"login","key":"203.0.113.66"`)
+			strings.Contains(p.log.String(), `"kind":"denied","limiter":"login","key":"203.0.113.66"`)
 	}, time.Minute, 100*time.Millisecond, "the attacker is not denied")
 	_, body := p.send("GET", "/offenders", "192.0.2.1")
 	require.Contains(t, body, `{"limiter":"login","key":"203.0.113.66","denied":`)
@@ -189,7 +190,7 @@ func TestLogHasOneLinePerKeyAndMinute(t *testing.T) {
 	}
 	observe(context.Background(), ratelimit.Event{Kind: ratelimit.EventReset, Limiter: "login", Key: "a", Actor: "carol"})
 	var keys []string
-	for line := range strings.Lines(log.text()) {
+	for line := range strings.Lines(log.String()) {
 		var record struct {
 			Event struct{ Kind, Key, Actor string }
 		}
