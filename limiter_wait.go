@@ -121,6 +121,10 @@ func (l *Limiter) askFor(ctx context.Context, w *waiter) {
 	if !w.policy.plan {
 		w.policy = l.policy.Load()
 	}
+	if l.isClosed() {
+		w.err = l.wrap(ErrClosed)
+		return
+	}
 	how := forAll | uncounted
 	if w.most > 0 {
 		how = forRequest | uncounted
@@ -129,7 +133,7 @@ func (l *Limiter) askFor(ctx context.Context, w *waiter) {
 }
 
 // isClosed implements waitedFor.
-func (l *Limiter) isClosed() bool { return l.closed.Load() }
+func (l *Limiter) isClosed() bool { return l.closed.Load() || l.lines.isClosed() }
 
 // lookFor implements waitedFor.
 func (l *Limiter) lookFor(ctx context.Context, w *waiter) {
