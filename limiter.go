@@ -905,9 +905,9 @@ func (l *Limiter) Info() Info {
 // requests end with their requests, but a [RemoteStore] counts them for at most the limit's
 // hold from now on. Requests that still reach the limiter are answered with 503, and so are
 // requests that wait because of Options.MaxWait: to let them wait for their units first, shut
-// the server down before. Calls of Wait end with [ErrClosed]. A store made for Options.Redis
-// is closed, which takes as long as the
-// client's timeouts at most; its client is not.
+// the server down before. Calls of Wait end with [ErrClosed]. Requests and calls that wait at
+// limiters that this one has replaced end, too. A store made for Options.Redis is closed,
+// which takes as long as the client's timeouts at most; its client is not.
 // The error is always nil.
 func (l *Limiter) Close() error {
 	first := !l.closed.Swap(true)
