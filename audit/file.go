@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 
@@ -54,6 +55,9 @@ func (s *File) open() error {
 	length, err := wholeLines(f)
 	if err == nil {
 		err = f.Truncate(length)
+	}
+	if err == nil && length == 0 { // it may be new
+		err = filelock.SyncDir(filepath.Dir(s.name))
 	}
 	if err != nil {
 		return errors.Join(err, f.Close())

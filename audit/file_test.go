@@ -9,11 +9,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/ratelimit-go/ratelimit"
 	"github.com/ratelimit-go/ratelimit/audit"
+	"github.com/ratelimit-go/ratelimit/internal/filelock"
 	"github.com/stretchr/testify/require"
 )
 
@@ -189,6 +191,57 @@ func TestSecretsOfTwoProcesses(t *testing.T) {
 		_, err := a.Secrets(t.Context(), time.Unix(20*3600, 0))
 		require.ErrorIs(t, err, os.ErrNotExist)
 	}
+}
+
+// Processes that start at the same time, or renew the secret at the same time, use the same one,
+// which is in the file.
+func TestSecretsOfProcessesThatStart(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "audit.secrets")
+	for round := range 20 {
+		now := time.Unix(int64(round)*24*3600, 0)
+		var group sync.WaitGroup
+		var secrets [4][]audit.Secret
+		for i := range secrets {
+			group.Go(func() {
+				s, err := audit.OpenSecrets(name, 9*time.Hour)
+				if err == nil {
+					secrets[i], err = s.Secrets(t.Context(), now)
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		group.Wait()
+		for i := range secrets {
+			require.Len(t, secrets[i], 1)
+			require.Equal(t, secrets[0][0].Epoch, secrets[i][0].Epoch)
+		}
+	}
+}
+
+// A process that cannot get the lock says so, and uses no secret of its own.
+func TestSecretsThatAreLocked(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "audit.secrets")
+	s, err := audit.OpenSecrets(name, 9*time.Hour)
+	require.NoError(t, err)
+	lock, err := os.Create(name + ".lock")
+	require.NoError(t, err)
+	if filelock.Lock(lock) == nil {
+		second, err := os.Open(name + ".lock")
+		require.NoError(t, err)
+		defer second.Close()
+		if filelock.Lock(second) == nil {
+			t.Skip("this system has no locks for files")
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = s.Secrets(ctx, time.Now())
+	require.ErrorContains(t, err, name+".lock")
+	require.NoError(t, lock.Close())
+	_, err = s.Secrets(t.Context(), time.Now())
+	require.NoError(t, err)
 }
 
 // A key that JSON cannot hold is recorded and found in a form of its own.

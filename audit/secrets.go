@@ -16,6 +16,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/ratelimit-go/ratelimit/internal/filelock"
 )
 
 // This file has pseudonyms. The pseudonym of a key is its HMAC-SHA-256 under a secret, cut to
@@ -68,8 +70,9 @@ type FileSecrets struct {
 
 // OpenSecrets returns secrets in a file, which only the program's user may read. A person who
 // can read the file can find out whose records are in the trail, so it should not be in the backups
-// of the trail. Processes that write to files of their own may share the secrets. Each secret
-// is deleted after keep, which is at least 3 hours; 90 days is a good value.
+// of the trail. Processes that write to files of their own may share the secrets: they take turns
+// by a lock on a file beside it, whose name ends in .lock. Each secret is deleted after keep,
+// which is at least 3 hours; 90 days is a good value.
 //
 // Without a file the secrets are in memory: the records of a key can be found until the program
 // ends.
@@ -91,23 +94,68 @@ func OpenSecrets(file string, keep time.Duration) (*FileSecrets, error) {
 	return s, s.removeUnfinished()
 }
 
-// removeUnfinished removes what a process has left that was killed while it wrote the file. If
-// another process is writing, that fails there, and is tried again.
+// removeUnfinished removes what a process has left that was killed while it wrote the file. It
+// waits while another process is writing.
 func (s *FileSecrets) removeUnfinished() error {
-	files, err := os.ReadDir(filepath.Dir(s.file))
-	if err != nil {
-		return fmt.Errorf("audit: %w", err)
+	left, err := s.unfinished()
+	if err != nil || len(left) == 0 {
+		return err
 	}
-	for _, f := range files {
-		number, ok := strings.CutPrefix(f.Name(), filepath.Base(s.file)+unfinished)
-		if !ok || strings.Trim(number, "0123456789") != "" {
-			continue
-		}
-		if err := os.Remove(filepath.Join(filepath.Dir(s.file), f.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	unlock, err := s.lock(context.Background())
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	left, err = s.unfinished() // they may have been of a process that was writing
+	for _, name := range left {
+		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("audit: %w", err)
 		}
 	}
-	return nil
+	return err
+}
+
+// unfinished returns the names of files that are being written, or never will be.
+func (s *FileSecrets) unfinished() (names []string, err error) {
+	files, err := os.ReadDir(filepath.Dir(s.file))
+	if err != nil {
+		return nil, fmt.Errorf("audit: %w", err)
+	}
+	for _, f := range files {
+		if number, ok := strings.CutPrefix(f.Name(), filepath.Base(s.file)+unfinished); ok && strings.Trim(number, "0123456789") == "" {
+			names = append(names, filepath.Join(filepath.Dir(s.file), f.Name()))
+		}
+	}
+	return names, nil
+}
+
+// A process waits for up to lockTimeout until another one has written the file, and looks for
+// that every lockPause. To write it takes milliseconds.
+const (
+	lockTimeout = 5 * time.Second
+	lockPause   = 5 * time.Millisecond
+)
+
+// lock keeps other processes from changing the file, until unlock is called. It waits for them,
+// until ctx is done. Some systems have no such locks; see package filelock.
+func (s *FileSecrets) lock(ctx context.Context) (unlock func(), err error) {
+	if s.file == "" {
+		return func() {}, nil
+	}
+	f, err := os.OpenFile(s.file+".lock", os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("audit: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
+	defer cancel()
+	for err = filelock.Lock(f); err == filelock.ErrLocked && ctx.Err() == nil; err = filelock.Lock(f) {
+		time.Sleep(lockPause)
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("audit: %s.lock, which protects the secrets of pseudonyms: %w", s.file, err)
+	}
+	return func() { f.Close() }, nil
 }
 
 // unfinished is between the name of the file and a random number, until the file is written.
@@ -162,8 +210,9 @@ func (s *FileSecrets) join() error {
 	return nil
 }
 
-// Secrets implements [Secrets].
-func (s *FileSecrets) Secrets(_ context.Context, now time.Time) ([]Secret, error) {
+// Secrets implements [Secrets]. It waits for the disk, and for other processes, if the file must
+// be changed.
+func (s *FileSecrets) Secrets(ctx context.Context, now time.Time) ([]Secret, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.settle(now)
@@ -172,6 +221,11 @@ func (s *FileSecrets) Secrets(_ context.Context, now time.Time) ([]Secret, error
 	if !s.changed && isPresent() && !slices.ContainsFunc(s.all, isOver) {
 		return slices.Clone(s.all), nil
 	}
+	unlock, err := s.lock(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	before := slices.Clone(s.all)
 	if err := s.join(); err != nil {
 		return nil, err
@@ -214,5 +268,8 @@ func (s *FileSecrets) write(all []Secret) (err error) {
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	return os.Rename(f.Name(), s.file)
+	if err := os.Rename(f.Name(), s.file); err != nil {
+		return err
+	}
+	return filelock.SyncDir(filepath.Dir(s.file))
 }

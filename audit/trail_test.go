@@ -422,7 +422,10 @@ func TestSecretsLeaveNoFileBehind(t *testing.T) {
 	for _, e := range entries {
 		names = append(names, e.Name())
 	}
-	require.Equal(t, []string{"link", "secrets", "secrets.new.txt"}, names)
+	require.Equal(t, []string{"link", "secrets", "secrets.lock", "secrets.new.txt"}, names)
+	lock, err := os.ReadFile(file + ".lock")
+	require.NoError(t, err)
+	require.Empty(t, lock)
 	target, err := os.Readlink(link)
 	require.NoError(t, err)
 	require.Equal(t, file, target, "the link is still one")

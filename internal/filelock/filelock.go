@@ -1,4 +1,5 @@
-// Package filelock locks files that are open, so that one process uses them at a time.
+// Package filelock locks files that are open, so that one process uses them at a time, and
+// makes new files durable.
 package filelock
 
 import "errors"

@@ -264,7 +264,7 @@ func (f *File) rewrite(header Header, m *table.Mirror, commit Commit) (size int6
 	if locksData {
 		f.replaceData(file)
 	}
-	return size, syncDir(filepath.Dir(f.path))
+	return size, filelock.SyncDir(filepath.Dir(f.path))
 }
 
 // writeAll writes everything to an empty file, and syncs it.

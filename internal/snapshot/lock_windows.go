@@ -31,6 +31,3 @@ func openLock(path string) (*os.File, error) {
 	}
 	return nil, &os.PathError{Op: "open", Path: path, Err: err}
 }
-
-// syncDir does nothing: on Windows a rename is durable when it returns.
-func syncDir(string) error { return nil }
