@@ -115,7 +115,8 @@ func PatternKey(r *http.Request) (string, error) {
 			"put the limiter around the handlers registered with a ServeMux, not around the ServeMux")
 	}
 	subtree := strings.HasSuffix(r.Pattern, "/") || strings.HasSuffix(r.Pattern, "...}")
-	root := r.URL != nil && (r.URL.Path == "/" || r.URL.Path == r.Pattern[strings.IndexByte(r.Pattern, '/'):]) // or as after StripPrefix
+	path := strings.IndexByte(r.Pattern, '/')                                                  // the pattern of a router may have none
+	root := r.URL != nil && (r.URL.Path == "/" || path >= 0 && r.URL.Path == r.Pattern[path:]) // or as after StripPrefix
 	if subtree && !root && !mountedInMux() {
 		return "", fmt.Errorf("ratelimit: PatternKey: the pattern %q is for a whole subtree, and something stands between the ServeMux and the limiter: "+
 			"if it is a router, all of its routes would share this key. Let it set r.Pattern, or register the limiter's handler with the ServeMux itself, "+

@@ -314,6 +314,22 @@ func TestHostIsAKeyOverANetwork(t *testing.T) {
 	})
 }
 
+// TestPatternKeyOfAnUnknownRoute: the pattern of a router may have no path, for a request that
+// matches none of its routes.
+func TestPatternKeyOfAnUnknownRoute(t *testing.T) {
+	for _, pattern := range []string{"GET ", "GET", "*", "..."} {
+		r := httptest.NewRequest("GET", "/x", nil)
+		r.Pattern = pattern
+		key, err := PatternKey(r)
+		require.NoError(t, err)
+		require.Equal(t, pattern, key)
+	}
+	r := httptest.NewRequest("GET", "/x", nil)
+	r.Pattern = "...}"
+	_, err := PatternKey(r)
+	require.ErrorContains(t, err, "subtree")
+}
+
 // TestPatternKeyOfARouterInAMuxIsAnError mounts routers that do not set r.Pattern in a
 // ServeMux. All of their routes would share the mux's pattern. Routers that set it, and a
 // limiter that is registered with the mux itself, have their own patterns.
