@@ -219,7 +219,10 @@ func (l *Limiter) succeed(old *Limiter) {
 	if slices.Equal(old.prefixes, l.prefixes) {
 		l.underway.Store(old.underway.Load()) // its requests may still give units back
 		l.lines.share(&old.lines)             // its callers keep their places in line
-		if l.remote == nil && old.remote == nil {
+		if l.remote == nil && old.remote == nil && innermost(l.layers) == innermost(old.layers) {
+			// Another store of the same prefix knows nothing of old's holds: a MemoryStore that was
+			// closed and opened again, for example. With old's book, l would add these holds to its
+			// store, and report all ends to old's store.
 			l.holds.Share(&old.holds)
 		}
 	}
