@@ -195,7 +195,8 @@ type member struct {
 }
 
 func newPolicy(limiter string, limits []Limit) *policy {
-	p := &policy{given: slices.Clone(limits), limits: counted(limits)}
+	p := &policy{given: slices.Clone(limits)}
+	p.limits = counted(p.given) // not of limits, which the caller may change later
 	if len(p.limits) == 0 {
 		p.always = &p.given[0] // Unlimited
 	}
