@@ -40,7 +40,7 @@ type Limiter struct {
 
 	policy   atomic.Pointer[policy]
 	plans    plans
-	used     usedLimits
+	used     *usedLimits              // shared with the limiter that this one has replaced
 	underway atomic.Pointer[underway] // nil until a limit with Block is in force; see underwayUnder
 	nested   atomic.Bool              // a limiter further in has decided a request of this one
 	lines    lines                    // of callers that wait
@@ -56,6 +56,7 @@ type Limiter struct {
 	expecting atomic.Bool // a request of Check is watched, in case that nobody calls Responded
 	counts    *counts     // shared with the limiter that this one has replaced
 	succeeded *Limiter    // that this one replaces, until begin
+	inherited *policy     // of succeeded, whose limits are in used; until begin
 
 	registry *Registry // that it is claimed in, or nil; guarded by claims
 }
@@ -84,7 +85,7 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 		return nil, fmt.Errorf("ratelimit: limiter %q: %w", name, err)
 	}
 	l := &Limiter{name: name, opts: opts.withDefaults(), store: opts.Store}
-	l.counts = new(counts)
+	l.counts, l.used = new(counts), new(usedLimits)
 	l.plans.Most = maxPlans
 	l.report = &reporter{
 		name: name, logger: l.opts.Logger, silence: l.opts.Silence,
@@ -209,10 +210,17 @@ func limitsChanged(p, old *policy) (events []Event) {
 	return events
 }
 
-// succeed takes over what the limiter has that l replaces: its counts and, on the same
-// store, what it knows of the store's keys.
+// succeed takes over what the limiter has that l replaces: its counts, the record of the
+// limits that it has used and, on the same store, what it knows of the store's keys. claims
+// must be held for writing.
+//
+// Both limiters add to one record of used limits. A request that still reaches old may be the
+// first one under some plan, and Reset of l has to forget that plan's counters, too.
 func (l *Limiter) succeed(old *Limiter) {
 	l.succeeded = old
+	l.used = old.used
+	l.inherited = old.policy.Load()
+	l.used.add(l.inherited.limits)
 	l.counts, l.report.counts = old.counts, &old.counts.warnings
 	l.counts.policies.register(l.policy.Load())
 	l.nested.Store(old.nested.Load())
@@ -246,10 +254,7 @@ func (l *Limiter) begin() {
 	l.begun.Store(true)
 	l.counts.policies.use(l.policy.Load())
 	old := l.succeeded
-	if old != nil { // its plans have counters, too
-		l.used.addAll(old.used.with(old.policies()))
-		l.succeeded = nil
-	}
+	l.succeeded, l.inherited = nil, nil
 	l.adoptStore()
 	if l.remote != nil {
 		l.remote.Begin()

@@ -527,14 +527,6 @@ func (u *usedLimits) add(limits []Limit) {
 	}
 }
 
-// addAll remembers what with has returned of another limiter.
-func (u *usedLimits) addAll(limits []Limit, dropped bool) {
-	u.add(limits)
-	u.mu.Lock()
-	u.dropped = u.dropped || dropped
-	u.mu.Unlock()
-}
-
 // with returns the limits of some policies together with the remembered ones, one of each
 // algorithm and window, and at most maxForgotten. It reports whether any are missing. To
 // find the limits of a plan that is dropped in the meantime, list the plans before the call.
