@@ -98,7 +98,9 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 	if l.opts.Message != defaultMessage {
 		l.message, l.problem = []byte(l.opts.Message), problemHead(l.opts.Message)
 	}
-	l.setPolicy(opts.Limits)
+	p := newPolicy(name, opts.Limits)
+	l.counts.policies.register(p)
+	l.policy.Store(p)
 	l.opts.Limits = nil // they are in the policy
 	switch {
 	case opts.Redis != nil:
@@ -135,22 +137,19 @@ func (l *Limiter) Limits() []Limit { return slices.Clone(l.policy.Load().given) 
 // what was counted under limits whose algorithm and window stay the same: raising
 // N or the burst is in effect at once, and lowering it leaves at least 0. Where an
 // error is returned, nothing has changed: where the limits are refused as by [New],
-// or the limiter has been closed, or replaced by a [Reload]. Other processes keep their
-// limits: call it in each of them. Requests whose limits come from Options.LimitsFor
-// keep them: change your plans there.
+// or the limiter has been closed, or replaced by a [Reload], also while Options.Audit
+// records the call. Other processes keep their limits: call it in each of them.
+// Requests whose limits come from Options.LimitsFor keep them: change your plans there.
 func (l *Limiter) SetLimits(limits ...Limit) error {
 	return l.SetLimitsContext(context.Background(), limits...)
 }
 
 // SetLimitsContext is [Limiter.SetLimits] with a context that names who changes the
-// limits, and why: see [WithActor] and [WithReason]. It does not wait, and does not
-// look whether ctx is done.
+// limits, and why: see [WithActor] and [WithReason]. Without Options.Audit it does not
+// wait, and does not look whether ctx is done.
 func (l *Limiter) SetLimitsContext(ctx context.Context, limits ...Limit) error {
-	if l.closed.Load() {
-		return l.wrap(ErrClosed)
-	}
-	if l.replaced.Load() {
-		return fmt.Errorf("ratelimit: limiter %q: SetLimits: a Reload has replaced this limiter: Lookup its successor", l.name)
+	if err := l.settable(); err != nil {
+		return err
 	}
 	err := validateLimits(l.name, limits)
 	if err == nil {
@@ -159,22 +158,33 @@ func (l *Limiter) SetLimitsContext(ctx context.Context, limits ...Limit) error {
 	if err == nil {
 		err = validateStore(l.store, counted(limits))
 	}
+	var p *policy
 	if err == nil {
-		err = l.recordLimits(ctx, limits)
+		p = newPolicy(l.name, limits)
+		err = l.recordLimits(ctx, p)
 	}
 	if err != nil {
 		return fmt.Errorf("ratelimit: limiter %q: SetLimits: %w", l.name, err)
 	}
-	p, old := l.setPolicy(limits)
+	old, inForce, err := l.setPolicy(p)
+	if err != nil {
+		return err
+	}
 	l.lines.wakeAll(nil)
-	if !l.begun.Load() {
-		return nil // the running generation's record and leases are not its own
+	if inForce {
+		l.reportLimits(ctx, p, old)
 	}
-	l.adoptStore()
-	if l.remote != nil {
-		l.remote.SetLimits(l.policy.Load().countedUnder())
+	return nil
+}
+
+// settable returns the error of a SetLimits if l has been closed or replaced.
+func (l *Limiter) settable() error {
+	if l.closed.Load() {
+		return l.wrap(ErrClosed)
 	}
-	l.reportLimits(ctx, p, old)
+	if l.replaced.Load() {
+		return fmt.Errorf("ratelimit: limiter %q: SetLimits: a Reload has replaced this limiter: Lookup its successor", l.name)
+	}
 	return nil
 }
 
@@ -185,12 +195,12 @@ func (l *Limiter) reportLimits(ctx context.Context, p, old *policy) {
 	}
 }
 
-// recordLimits hands the events of a SetLimits to the auditor.
-func (l *Limiter) recordLimits(ctx context.Context, limits []Limit) error {
+// recordLimits hands the events of a SetLimits to the auditor, which may take long.
+func (l *Limiter) recordLimits(ctx context.Context, p *policy) error {
 	if l.events.audit == nil {
 		return nil
 	}
-	for _, e := range limitsChanged(newPolicy(l.name, limits), l.policy.Load()) {
+	for _, e := range limitsChanged(p, l.policy.Load()) {
 		if err := l.events.record(ctx, e); err != nil {
 			return err
 		}
@@ -248,14 +258,25 @@ func (l *Limiter) continues(old *Limiter) bool {
 	return l.remote != nil && old.remote != nil && slices.Equal(old.prefixes, l.prefixes)
 }
 
+// inForce reports whether l owns its name and its store in a registry that is not being
+// built: it has been neither closed nor replaced. claims must be held, for reading at least.
+func (l *Limiter) inForce() bool { return l.registry != nil && l.registry.base == nil }
+
 // begin is called when l owns what it counts with: by New, or when the Reload that l
-// was made in has succeeded. It calls no observer.
+// was made in has succeeded. It calls no observer. It takes claims for reading.
+//
+// Lookup finds l a moment before. So l may have been closed or replaced before it begins. Then
+// begin leaves the record of the store alone, which may be the next owner's.
 func (l *Limiter) begin() {
 	l.begun.Store(true)
-	l.counts.policies.use(l.policy.Load())
+	claims.RLock()
+	if l.inForce() {
+		l.counts.policies.use(l.policy.Load())
+		l.adoptStore()
+	}
+	claims.RUnlock()
 	old := l.succeeded
 	l.succeeded, l.inherited = nil, nil
-	l.adoptStore()
 	if l.remote != nil {
 		l.remote.Begin()
 	}
@@ -266,7 +287,9 @@ func (l *Limiter) begin() {
 	}
 }
 
-// adoptStore makes stores that keep a record of their limiter keep it of l.
+// adoptStore makes stores that keep a record of their limiter keep it of l. It calls no server:
+// the record is sent after the next decision. claims must be held. Otherwise the record could be
+// of older limits, or of a limiter that is not in force any more.
 func (l *Limiter) adoptStore() {
 	for _, s := range l.layers {
 		if s, ok := s.(recordStore); ok {
@@ -275,22 +298,31 @@ func (l *Limiter) adoptStore() {
 	}
 }
 
-// setPolicy puts limits in force, and returns their policy and the one before.
-func (l *Limiter) setPolicy(limits []Limit) (p, old *policy) {
-	p = newPolicy(l.name, limits)
+// setPolicy puts p in force. It returns the policy before, and whether l itself is in force. A
+// limiter that a Reload is making is not: the running generation keeps its record and its leases.
+// setPolicy returns an error, and changes nothing, if l has been closed or replaced.
+//
+// It takes claims for writing. So the steps of two calls do not mix, and a Close or a Reload comes
+// before all steps of a call, or after them.
+func (l *Limiter) setPolicy(p *policy) (old *policy, inForce bool, err error) {
+	claims.Lock()
+	defer claims.Unlock()
+	if err := l.settable(); err != nil {
+		return nil, false, err
+	}
 	l.counts.policies.register(p)
-	for old = l.policy.Load(); ; old = l.policy.Load() {
-		if old != nil {
-			l.used.add(old.limits) // before they are out of force: a Reset forgets those in force and those in used
-		}
-		if l.policy.CompareAndSwap(old, p) {
-			break
-		}
+	old = l.policy.Load()
+	l.used.add(old.limits) // before they are out of force: a Reset forgets those in force and those in used
+	l.policy.Store(p)
+	if !l.inForce() {
+		return old, false, nil
 	}
-	if l.begun.Load() {
-		l.counts.policies.use(p)
+	l.counts.policies.use(p)
+	l.adoptStore()
+	if l.remote != nil {
+		l.remote.SetLimits(p.countedUnder()) // which waits for no store
 	}
-	return p, old
+	return old, true, nil
 }
 
 // Take takes one unit of key. See [Limiter.TakeN].
@@ -912,10 +944,11 @@ func (l *Limiter) Info() Info {
 // client's timeouts at most; its client is not.
 // The error is always nil.
 func (l *Limiter) Close() error {
-	first := !l.closed.Swap(true)
+	l.closed.Store(true)
 	l.lines.wakeAll(l)
 	l.acquired.releaseAll()
 	claims.Lock()
+	wasInForce := l.inForce() // only in the first of several calls
 	if l.registry != nil {
 		l.registry.release(l)
 	}
@@ -926,7 +959,7 @@ func (l *Limiter) Close() error {
 	if l.createdRedis != nil {
 		l.createdRedis.Close()
 	}
-	if first && l.begun.Load() && !l.replaced.Load() {
+	if wasInForce {
 		l.events.emit(context.Background(), Event{Kind: EventClosed})
 	}
 	return nil
