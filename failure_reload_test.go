@@ -1,6 +1,7 @@
 package ratelimit_test
 
 import (
+	"context"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -50,6 +51,71 @@ func TestOutageIsReportedOnceOverReloads(t *testing.T) {
 		require.Equal(t, []EventKind{EventStoreBack}, outages())
 		require.EqualValues(t, 1, l.Stats().Warnings[CodeStoreDown])
 		require.EqualValues(t, 1, l.Stats().Warnings[CodeStoreBack])
+	})
+}
+
+// TestBlockIsSentAfterAReload reloads while a block by hand is owed to a store that is down. The
+// store gets it, although nobody asks this process for anything.
+func TestBlockIsSentAfterAReload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		backend := &remoteBackend{Store: memory(t, "backend")}
+		reg := new(Registry)
+		defer reg.Close()
+		var l *Limiter
+		reload := func() {
+			require.NoError(t, reg.Reload(func(next *Registry) (err error) {
+				l, err = next.New("l", Options{Limits: []Limit{hour}, Store: backend, Logger: quietly})
+				return err
+			}))
+		}
+		reload()
+		idle := goroutines()
+		startOutage(t, backend, l, refused)
+		require.NoError(t, l.Block(ctx, "key", 10*time.Hour))
+		reload()
+		time.Sleep(time.Minute)
+		reload()
+		synctest.Wait()
+		backend.set(up)
+		time.Sleep(time.Minute)
+		require.Positive(t, backend.blocked(t, "key", hour))
+		require.Zero(t, l.Stats().Remote.Owed)
+		synctest.Wait()
+		require.LessOrEqual(t, goroutines(), idle)
+	})
+}
+
+// TestHastyCallersOfAReplacedLimiter: callers with too little time, which still reach a limiter
+// that a Reload has replaced, have the store checked once.
+func TestHastyCallersOfAReplacedLimiter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		backend := &remoteBackend{Store: memory(t, "backend")}
+		reg := new(Registry)
+		defer reg.Close()
+		var old *Limiter
+		reload := func() {
+			require.NoError(t, reg.Reload(func(next *Registry) (err error) {
+				old, _ = reg.Lookup("l")
+				_, err = next.New("l", Options{Limits: []Limit{hour}, Store: backend, Logger: quietly})
+				return err
+			}))
+		}
+		reload()
+		reload()
+		backend.delay(10 * time.Millisecond)
+		idle := goroutines()
+		for range 6 {
+			hasty, cancel := context.WithTimeout(ctx, time.Millisecond)
+			_, err := old.Take(hasty, "key")
+			require.Error(t, err)
+			cancel()
+		}
+		time.Sleep(time.Second)
+		calls := backend.calls.Load()
+		require.LessOrEqual(t, calls, int64(6+2))
+		time.Sleep(time.Hour)
+		require.Equal(t, calls, backend.calls.Load())
+		require.LessOrEqual(t, goroutines(), idle)
 	})
 }
 

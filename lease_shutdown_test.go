@@ -85,6 +85,38 @@ func TestCloseRightAfterAReloadLosesNothing(t *testing.T) {
 	}
 }
 
+// TestCloseDuringALeaseLosesNothing closes a limiter while a decision is in flight, which may also
+// ask for the units of a lease. The store gets the units back that nobody has got.
+func TestCloseDuringALeaseLosesNothing(t *testing.T) {
+	leased := 0
+	for calls := range 40 {
+		synctest.Test(t, func(t *testing.T) {
+			backend := &remoteBackend{Store: memory(t, "backend")}
+			limit := FixedWindow(100_000, time.Hour)
+			l := processOf(t, backend, Options{Limits: []Limit{limit}, Lease: time.Second})
+			for range calls {
+				decide(t, l, "key", 1)
+				time.Sleep(100 * time.Microsecond)
+			}
+			backend.delay(time.Millisecond)
+			done := make(chan Decision)
+			go func() { done <- decide(t, l, "key", 1) }()
+			synctest.Wait()
+			go l.Close()
+			admitted := calls
+			if (<-done).Allowed {
+				admitted++
+			}
+			if 100_000-backend.remaining(t, "key", limit) > int64(admitted) {
+				leased++
+			}
+			time.Sleep(10 * time.Second)
+			require.EqualValues(t, admitted, 100_000-backend.remaining(t, "key", limit), "after %d calls", calls)
+		})
+	}
+	require.Positive(t, leased, "decisions that took units for a lease")
+}
+
 // TestPanicDoesNotEndLeasing has a store that panics. Afterwards a key is leased again, and the
 // goroutine that gives leases back ends when there are none.
 func TestPanicDoesNotEndLeasing(t *testing.T) {

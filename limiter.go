@@ -40,14 +40,14 @@ type Limiter struct {
 
 	policy   atomic.Pointer[policy]
 	plans    plans
-	used     *usedLimits              // shared with the limiter that this one has replaced
-	underway atomic.Pointer[underway] // nil until a limit with Block is in force; see underwayUnder
-	nested   atomic.Bool              // a limiter further in has decided a request of this one
-	lines    lines                    // of callers that wait
-	acquired acquired                 // the holds that Acquire has given out
-	key      probe                    // what Options.Key is made of
-	message  []byte                   // the body of a denial in plain text
-	problem  []byte                   // the constant part of it as problem details
+	used     *usedLimits               // shared with the limiter that this one has replaced
+	underway *atomic.Pointer[underway] // shared by generations; points to nil until it is needed: see underwayUnder
+	nested   atomic.Bool               // a limiter further in has decided a request of this one
+	lines    lines                     // of callers that wait
+	acquired acquired                  // the holds that Acquire has given out
+	key      probe                     // what Options.Key is made of
+	message  []byte                    // the body of a denial in plain text
+	problem  []byte                    // the constant part of it as problem details
 
 	begun     atomic.Bool // it owns what it counts with: until then its store's table does not count for it
 	closed    atomic.Bool
@@ -86,6 +86,7 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 	}
 	l := &Limiter{name: name, opts: opts.withDefaults(), store: opts.Store}
 	l.counts, l.used = new(counts), new(usedLimits)
+	l.underway = new(atomic.Pointer[underway])
 	l.plans.Most = maxPlans
 	l.report = &reporter{
 		name: name, logger: l.opts.Logger, silence: l.opts.Silence,
@@ -170,7 +171,7 @@ func (l *Limiter) SetLimitsContext(ctx context.Context, limits ...Limit) error {
 	if err != nil {
 		return err
 	}
-	l.lines.wakeAll(nil)
+	l.lines.wakeAll()
 	if inForce {
 		l.reportLimits(ctx, p, old)
 	}
@@ -235,8 +236,8 @@ func (l *Limiter) succeed(old *Limiter) {
 	l.counts.policies.register(l.policy.Load())
 	l.nested.Store(old.nested.Load())
 	if slices.Equal(old.prefixes, l.prefixes) {
-		l.underway.Store(old.underway.Load()) // its requests may still give units back
-		l.lines.share(&old.lines)             // its callers keep their places in line
+		l.underway = old.underway // its requests may still give units back
+		l.lines.share(&old.lines) // its callers keep their places in line
 		if l.remote == nil && old.remote == nil && innermost(l.layers) == innermost(old.layers) {
 			// Another store of the same prefix knows nothing of old's holds: a MemoryStore that was
 			// closed and opened again, for example. With old's book, l would add these holds to its
@@ -537,7 +538,7 @@ func (l *Limiter) take(ctx context.Context, key string, n int64, how asking, p *
 		return l.takeWith(ctx, key, n, how, p, results, nil, nil)
 	}
 	asked := int64(0) // units that may be given back later
-	if asks := how &^ uncounted; asks == forRequest || asks == asShadow {
+	if asks := how &^ uncounted; (asks == forRequest || asks == asShadow) && l.mayGiveBack() {
 		asked = n
 	}
 	if l.remote == nil {
@@ -583,14 +584,18 @@ func (l *Limiter) takeOne(ctx context.Context, key string, n int64, how asking, 
 	return t, nil
 }
 
+// mayGiveBack reports whether the units of a request that is admitted may be given back
+// later: by Options.Count, or because a limiter further in denies the request.
+func (l *Limiter) mayGiveBack() bool { return l.opts.Count != nil || l.nested.Load() }
+
 // underwayUnder returns the units under way that a decision under p needs or changes. It
-// is nil if no limit with Block has been in force, or if nothing gives units back later:
-// neither Options.Count nor a limiter further in.
+// is nil if no limit with Block has been in force where units may be given back, in this
+// generation of the limiter or an earlier one.
 func (l *Limiter) underwayUnder(p *policy) *underway {
 	if u := l.underway.Load(); u != nil {
 		return u
 	}
-	if p.ladders == nil || l.opts.Count == nil && !l.nested.Load() {
+	if p.ladders == nil || !l.mayGiveBack() {
 		return nil
 	}
 	l.underway.CompareAndSwap(nil, newUnderway())
@@ -826,14 +831,15 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 		reset = l.remote.Reset
 	}
 	// There may be more than MaxLimits. Neither Reset nor Block uses ladders.
-	if err := reset(recorded, key, engineLimits(withoutBlocks(limits))); err != nil {
+	err = reset(recorded, key, engineLimits(withoutBlocks(limits)))
+	l.lines.wake(key) // also if only this process has forgotten the key
+	if err != nil {
 		err = publicError(err)
 		if l.remote != nil && l.events.inStore == RecordsNothing && ctx.Err() == nil {
 			err = fmt.Errorf("Reset has forgotten the key in this process alone: %w", err)
 		}
 		return l.wrap(err)
 	}
-	l.lines.wake(key)
 	l.events.emit(ctx, Event{Kind: EventReset, Key: key})
 	if dropped {
 		return fmt.Errorf("ratelimit: limiter %q: Reset: it has used limits of more than %d algorithms and windows: the key was reset "+
@@ -939,20 +945,23 @@ func (l *Limiter) Info() Info {
 // requests end with their requests, but a [RemoteStore] counts them for at most the limit's
 // hold from now on. Requests that still reach the limiter are answered with 503, and so are
 // requests that wait because of Options.MaxWait: to let them wait for their units first, shut
-// the server down before. Calls of Wait end with [ErrClosed]. A store made for Options.Redis
-// is closed, which takes as long as the
-// client's timeouts at most; its client is not.
+// the server down before. Calls of Wait end with [ErrClosed]. Requests and calls that wait at
+// limiters that this one has replaced end, too. A store made for Options.Redis is closed,
+// which takes as long as the client's timeouts at most; its client is not.
 // The error is always nil.
 func (l *Limiter) Close() error {
 	l.closed.Store(true)
-	l.lines.wakeAll(l)
-	l.acquired.releaseAll()
 	claims.Lock()
 	wasInForce := l.inForce() // only in the first of several calls
 	if l.registry != nil {
 		l.registry.release(l)
 	}
 	claims.Unlock()
+	if wasInForce || l.replaced.Load() { // otherwise its Reload has failed, and the one before it goes on
+		l.lines.close()
+	}
+	l.lines.wakeAll()
+	l.acquired.releaseAll()
 	if l.remote != nil {
 		l.remote.Close()
 	}

@@ -26,8 +26,9 @@ import (
 // has come. Without a deadline it can take as long as the limit's windows. A block is waited
 // for like any other denial. The number of calls that wait is not bounded: each is on a
 // goroutine of its caller's. While the store fails, Options.OnFailure decides. It is an error
-// where TakeN has one, [ErrClosed] when the limiter is closed while it waits, and always for a
-// limiter whose store records each decision: see [RecordingStore].
+// where TakeN has one, [ErrClosed] when the limiter is closed while it waits, or the one that has
+// replaced it by a Reload, and always for a limiter whose store records each decision: see
+// [RecordingStore].
 func (l *Limiter) Wait(ctx context.Context, key string, n int64) error {
 	if n < 0 {
 		return l.negative(n)
@@ -121,6 +122,10 @@ func (l *Limiter) askFor(ctx context.Context, w *waiter) {
 	if !w.policy.plan {
 		w.policy = l.policy.Load()
 	}
+	if l.isClosed() {
+		w.err = l.wrap(ErrClosed)
+		return
+	}
 	how := forAll | uncounted
 	if w.most > 0 {
 		how = forRequest | uncounted
@@ -129,7 +134,7 @@ func (l *Limiter) askFor(ctx context.Context, w *waiter) {
 }
 
 // isClosed implements waitedFor.
-func (l *Limiter) isClosed() bool { return l.closed.Load() }
+func (l *Limiter) isClosed() bool { return l.closed.Load() || l.lines.isClosed() }
 
 // lookFor implements waitedFor.
 func (l *Limiter) lookFor(ctx context.Context, w *waiter) {

@@ -220,6 +220,55 @@ func TestPendingUnitsSurviveReload(t *testing.T) {
 	})
 }
 
+// TestReloadWithoutCount: without Options.Count every request counts, so the next denial is not
+// excused by units that the generation before could give back.
+func TestReloadWithoutCount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var seen recorder
+		reg := new(Registry)
+		defer reg.Close()
+		o := quiet(FixedWindow(2, time.Minute).Block(time.Hour))
+		o.Store, o.Count, o.Observe = memory(t, "m"), onlyFailures, seen.observe
+		s := &logins{waiting: make(map[string]chan int)}
+		build := func(r *Registry) (err error) {
+			s.limiter, err = r.New("l", o)
+			return err
+		}
+		require.NoError(t, build(reg))
+		s.handler = s.limiter.Middleware(s.serve())
+		s.try(200)
+		o.Count = nil
+		require.NoError(t, reg.Reload(build))
+		s.handler = s.limiter.Middleware(s.serve())
+		s.try(200)
+		s.try(200)
+		s.denied(t, time.Hour, true)
+	})
+}
+
+// TestFirstRequestsOfAReload: the generations know each other's requests under way, also if the
+// first ones come while the Reload is not done yet.
+func TestFirstRequestsOfAReload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reg := new(Registry)
+		defer reg.Close()
+		o := quiet(FixedWindow(2, time.Hour).Block(day))
+		o.Store, o.Count = memory(t, "m"), onlyFailures
+		s := &logins{waiting: make(map[string]chan int)}
+		s.limiter = Must(reg.New("l", o))
+		s.handler = s.limiter.Middleware(s.serve())
+		require.NoError(t, reg.Reload(func(r *Registry) (err error) {
+			s.limiter, err = r.New("l", o)
+			s.begin("a", "b")
+			return err
+		}))
+		require.False(t, decide(t, s.limiter, httpKey, 1).Blocked)
+		s.end(200, "a", "b")
+		took(t, s.limiter, httpKey, 2)
+		require.True(t, decide(t, s.limiter, httpKey, 1).Blocked)
+	})
+}
+
 // TestCountThatPanics: its request counts.
 func TestCountThatPanics(t *testing.T) {
 	l := httpLimiter(t, Options{Limits: []Limit{FixedWindow(1, time.Hour).Block(day)}, Count: func(*http.Request, int) bool { panic("oh") }})

@@ -42,7 +42,10 @@ func after(now int64, wait time.Duration) int64 {
 }
 
 // lines are the queues of a limiter. The zero lines are empty.
-type lines struct{ made atomic.Pointer[waits] }
+type lines struct {
+	made       atomic.Pointer[waits]
+	generation int64 // how many limiters have shared the queues before this one
+}
 
 // waits has the queues of a limiter and of its successors by Reload.
 type waits struct {
@@ -50,6 +53,7 @@ type waits struct {
 	all      atomic.Int64 // callers that wait
 	requests atomic.Int64 // the requests among them
 	early    atomic.Int64 // how often units may have come back early, of any key
+	open     atomic.Int64 // the first generation that was not closed, nor a later one
 	shards   [64]waitShard
 }
 
@@ -103,7 +107,7 @@ type waitedFor interface {
 	// Nothing is taken.
 	lookFor(ctx context.Context, w *waiter)
 
-	// isClosed reports whether the limiter was closed.
+	// isClosed reports whether the limiter was closed, or the one that has replaced it.
 	isClosed() bool
 
 	// wrap says whose error it is.
@@ -480,7 +484,32 @@ func (ls *lines) get() *waits {
 }
 
 // share makes ls the queues of a limiter that is replaced by the one of ls.
-func (ls *lines) share(old *lines) { ls.made.Store(old.get()) }
+func (ls *lines) share(old *lines) {
+	ls.made.Store(old.get())
+	ls.generation = old.generation + 1
+}
+
+// close makes isClosed true for ls, and for the queues of the limiters that its one has
+// replaced: nobody else ends the waiting there when a program shuts down. wakeAll then lets the
+// waiters go.
+func (ls *lines) close() {
+	all := ls.made.Load()
+	if all == nil {
+		return
+	}
+	for next := ls.generation + 1; ; {
+		if open := all.open.Load(); open >= next || all.open.CompareAndSwap(open, next) {
+			return
+		}
+	}
+}
+
+// isClosed reports whether close was called for ls, or for the queues of a limiter that has
+// replaced its one.
+func (ls *lines) isClosed() bool {
+	all := ls.made.Load()
+	return all != nil && ls.generation < all.open.Load()
+}
 
 // wake makes the head of a key's queue ask at once, because units may fit earlier than it
 // knows.
@@ -500,9 +529,9 @@ func (ls *lines) wake(key string) {
 	}
 }
 
-// wakeAll is wake for all keys. It also lets the waiters of a limiter go that are behind a
-// head, if the limiter was closed; closed may be nil.
-func (ls *lines) wakeAll(closed waitedFor) {
+// wakeAll is wake for all keys. It also lets the waiters behind a head go whose limiter was
+// closed.
+func (ls *lines) wakeAll() {
 	all := ls.made.Load()
 	if all == nil {
 		return
@@ -514,7 +543,7 @@ func (ls *lines) wakeAll(closed waitedFor) {
 		for _, q := range s.queues {
 			q.askNow()
 			for i := len(q.waiters) - 1; i > 0; i-- {
-				if w := q.waiters[i]; w.limiter == closed {
+				if w := q.waiters[i]; w.limiter.isClosed() {
 					all.remove(q, i)
 					w.turn <- turnClosed
 				}

@@ -106,6 +106,47 @@ func TestClosedLimiterDoesNotWaitBehindItsSuccessor(t *testing.T) {
 	})
 }
 
+// TestCloseEndsTheWaitingBeforeAReload: Close lets the callers go that wait at the limiters that
+// its one has replaced. A limiter whose Reload fails is closed, too, and lets nobody else go.
+func TestCloseEndsTheWaitingBeforeAReload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reg := new(Registry)
+		defer reg.Close()
+		o := quiet(FixedWindow(1, time.Hour))
+		o.Store = memory(t, "m")
+		var l *Limiter
+		build := func(r *Registry) (err error) {
+			l, err = r.New("l", o)
+			return err
+		}
+		start, ended := time.Now(), make(chan error, 8)
+		for range 3 {
+			require.NoError(t, reg.Reload(build))
+			l.Take(t.Context(), "k")
+			for range 2 {
+				go func() { ended <- l.Wait(context.Background(), "k", 1) }()
+				synctest.Wait()
+			}
+		}
+		last := l
+		fails := errors.New("a mistake in the configuration")
+		require.ErrorIs(t, reg.Reload(func(r *Registry) error {
+			require.NoError(t, build(r))
+			go func() { ended <- l.Wait(context.Background(), "k", 1) }()
+			synctest.Wait()
+			return fails
+		}), fails)
+		require.ErrorIs(t, <-ended, ErrClosed)
+		require.Equal(t, 6, last.Stats().Waiting)
+		reg.Close()
+		for range 6 {
+			require.ErrorIs(t, <-ended, ErrClosed)
+		}
+		require.Zero(t, time.Since(start))
+		require.Zero(t, last.Stats().Waiting)
+	})
+}
+
 // TestCallerWaitsDuringReload: a caller that waits at a new limiter while its Reload is not
 // done yet stays in its queue.
 func TestCallerWaitsDuringReload(t *testing.T) {

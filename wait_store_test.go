@@ -56,6 +56,21 @@ func TestOutageWhileCallersWait(t *testing.T) {
 	}
 }
 
+// TestResetThatFailsWakes: a Reset that the store refuses has forgotten the key in this process,
+// so a caller that waits for it asks again.
+func TestResetThatFailsWakes(t *testing.T) {
+	remotely(t, Options{Limits: []Limit{hour}}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+		startOutage(t, backend, l, refused)
+		took(t, l, "k", 5)
+		start, ended := time.Now(), make(chan error, 1)
+		go func() { ended <- l.Wait(context.Background(), "k", 1) }()
+		synctest.Wait()
+		require.Error(t, l.Reset(ctx, "k"))
+		require.NoError(t, <-ended)
+		require.Zero(t, time.Since(start))
+	})
+}
+
 // TestWaitInSeveralProcesses: callers of two processes share what comes back. Each process
 // keeps the order of its own callers.
 func TestWaitInSeveralProcesses(t *testing.T) {

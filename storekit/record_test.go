@@ -279,3 +279,36 @@ func TestRecordSizes(t *testing.T) {
 		require.Len(t, first(r.Append(nil, now)), tc.bytes, "%v", tc.limits)
 	}
 }
+
+// TestQuotaOfALongerPeriodIsGivenOutOnce: a clock that is a little behind, at the beginning of a
+// period that is longer than the one before, does not move the units of that period into the
+// one before.
+func TestQuotaOfALongerPeriodIsGivenOutOnce(t *testing.T) {
+	berlin, err := time.LoadLocation("Europe/Berlin")
+	require.NoError(t, err)
+	for _, test := range []struct {
+		limit  ratelimit.Limit
+		begins time.Time
+	}{
+		{ratelimit.Monthly(5, 1, time.UTC), time.Date(2027, 3, 1, 0, 0, 0, 0, time.UTC)},
+		{ratelimit.Monthly(5, 1, time.UTC), time.Date(2027, 4, 1, 0, 0, 0, 0, time.UTC)},
+		{ratelimit.Monthly(5, 31, time.UTC), time.Date(2027, 2, 28, 0, 0, 0, 0, time.UTC)},
+		{ratelimit.Daily(5, berlin), time.Date(2027, 10, 31, 0, 0, 0, 0, berlin)},
+		{ratelimit.Daily(5, berlin), time.Date(2027, 3, 29, 0, 0, 0, 0, berlin)},
+		{ratelimit.Weekly(5, time.Monday, berlin), time.Date(2027, 10, 25, 0, 0, 0, 0, berlin)},
+	} {
+		var r storekit.Record
+		take := func(after time.Duration) (n int) {
+			for results := make([]ratelimit.Result, 1); ; n++ {
+				r.Take(test.begins.Add(after), ratelimit.SharedRequest{Units: 1, Limits: []ratelimit.Limit{test.limit}}, results)
+				if results[0].RetryAfter > 0 {
+					return n
+				}
+			}
+		}
+		for i, want := range []int{5, 0, 0, 0, 0} {
+			after := 20*time.Millisecond - time.Duration(i%2)*50*time.Millisecond
+			require.Equal(t, want, take(after), "%v, %v after %v", test.limit, after, test.begins)
+		}
+	}
+}

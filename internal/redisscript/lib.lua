@@ -143,10 +143,11 @@ end
 
 -- at brings a state forward to now. It includes repair of internal/rule: a
 -- state that is more than a window ahead of the clock is brought back to now.
+-- For a calendar it is more than 1.5 periods, because the next one may be longer.
 local function at(kind, t, a, b, n, w, burst, now)
   if kind == 'p' then
     if fresh(a, b) or t <= now then return burst, 0, 0 end
-    if t - burst > w then t = burst end
+    if t - burst > 1.5 * w then t = burst end
     return t, a, b
   end
   if fresh(a, b) then return now, 0, 0 end
@@ -282,7 +283,7 @@ local function decode(kind, value, life, w, burst, now)
       -- to the end of the present one.
       local t = (math.floor(now / 1000) + life) * 1000
       if math.abs(t - burst) <= 2000 then t = burst end
-      return t, tonumber(value), 0, t - burst > w
+      return t, tonumber(value), 0, t - burst > 1.5 * w
     end
     local t = (math.floor(now / 1000) + life) * 1000 - w
     return t, tonumber(value), 0, t - now > w
@@ -326,9 +327,9 @@ local function decode(kind, value, life, w, burst, now)
     end
     if block.ends + block.forget <= now then block = nil end
   end
-  local present = now
-  if kind == 'p' then present = burst end
-  return t, a, b, mustWrite or t - present > w, block
+  local ahead, longest = t - now, w
+  if kind == 'p' then ahead, longest = t - burst, 1.5 * w end
+  return t, a, b, mustWrite or ahead > longest, block
 end
 
 -- maxEnd is the latest instant at which a key may expire, in milliseconds: more

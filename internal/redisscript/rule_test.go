@@ -58,8 +58,10 @@ type model struct {
 	off    int64               // how many periods the clock of the client is ahead
 	key    string              // the key whose counters are used now
 	states map[string]*counter // by the names of the counters
-	log    []string
-	logs   []string // of the last reply
+
+	windows map[uint32]int64 // of calendars
+	log     []string
+	logs    []string // of the last reply
 }
 
 type counter struct {
@@ -94,7 +96,7 @@ func newModel(t testing.TB, c *redis.Client, now int64) *model {
 	if err := c.FlushAll(context.Background()).Err(); err != nil {
 		t.Fatal(err)
 	}
-	m := &model{t: t, c: c, states: make(map[string]*counter)}
+	m := &model{t: t, c: c, states: make(map[string]*counter), windows: make(map[uint32]int64)}
 	m.setClock(now)
 	return m
 }
@@ -115,15 +117,34 @@ func (m *model) fail(format string, args ...any) {
 	m.t.Fatalf(format, args...)
 }
 
-func shapeOf(l rule.Limit) string { return fmt.Sprint(l.Kind, "-", l.Window) }
+func shapeOf(l rule.Limit) string {
+	if l.Kind == rule.Calendar {
+		return fmt.Sprint(l.Kind, "-", l.Number)
+	}
+	return fmt.Sprint(l.Kind, "-", l.Window)
+}
 
-// present returns the limits with the periods of calendars that are in force. In these
-// tests a period begins at each multiple of its length.
+// begins returns when a period of a calendar begins. One period is 9/8 of the window long, and
+// the next one 7/8 of it.
+func begins(window, period int64) int64 { return period*window + period%2*(window/8000*1000) }
+
+// periodAt returns the number of the period that an instant is in.
+func periodAt(window, instant int64) int64 {
+	if period := instant / window; begins(window, period) <= instant {
+		return period
+	}
+	return instant/window - 1
+}
+
+// present returns the limits with the periods of calendars that are in force.
 func (m *model) present(limits []rule.Limit) []rule.Limit {
 	limits = slices.Clone(limits)
 	for i := range limits {
 		if l := &limits[i]; l.Kind == rule.Calendar {
-			l.Burst = m.now/l.Window*l.Window + l.Window
+			window, period := l.Window, periodAt(l.Window, m.now)
+			m.windows[l.Number] = window
+			l.Burst = begins(window, period+1)
+			l.Window = l.Burst - begins(window, period)
 		}
 	}
 	return limits
@@ -131,8 +152,12 @@ func (m *model) present(limits []rule.Limit) []rule.Limit {
 
 // periods returns what a client sends whose clock may be a period off.
 func (m *model) periods(l rule.Limit) (p redisscript.Periods) {
+	if l.Kind != rule.Calendar {
+		return p
+	}
+	window := m.windows[l.Number]
 	for i := range p {
-		p[i] = l.Burst + l.Window*(int64(i)-2+m.off)
+		p[i] = begins(window, periodAt(window, m.now)+int64(i)-1+m.off)
 	}
 	return p
 }
@@ -143,7 +168,7 @@ func (m *model) ahead(l rule.Limit, c *counter) bool {
 	case rule.Rolling:
 		return l.Repairs(&c.log, m.now)
 	case rule.Calendar:
-		return c.T-l.End() > l.Window
+		return c.T-l.End() > l.Window+l.Window/2
 	}
 	return c.T-m.now > l.Window
 }

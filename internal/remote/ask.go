@@ -124,7 +124,7 @@ func (r *Remote) stillDenied(req *storeRequest, now int64, answers []rule.Answer
 // It does so on a goroutine and does not wait.
 func (r *Remote) returnUnits(req *storeRequest, n, at int64) {
 	key, limits := strings.Clone(req.Key), req.Limits
-	r.goOwner(func(o *Remote) { o.move(o.closing, key, -n, at, limits, SideTimeout) })
+	r.goAlways(func(ctx context.Context, o *Remote) { o.move(ctx, key, -n, at, limits, SideTimeout) })
 }
 
 // A replyBuffer has the buffers of an engine.Request. On the stack they would be moved to
@@ -242,9 +242,9 @@ const hastyInRow = 5
 // callerTooHasty is called when a call has ended that had too little time: because of its
 // caller's own deadline, or because its caller had waited for its turn. That says nothing
 // about the store. But if all callers have so little time and the store hangs,
-// no other failure opens the breaker. So after hastyInRow of them a goroutine calls the
-// store with the whole timeout. It repeats this until a call succeeds or the breaker
-// opens.
+// no other failure opens the breaker. So after hastyInRow of them a goroutine of the owner
+// calls the store with the whole timeout. It repeats this until a call succeeds or the breaker
+// opens, or until it is no longer the owner: the next call then starts another one.
 func (r *Remote) callerTooHasty() {
 	if r.hasty.Add(1) < hastyInRow || r.looking.Load() {
 		return
@@ -254,8 +254,9 @@ func (r *Remote) callerTooHasty() {
 			return
 		}
 		defer r.looking.Store(false)
-		for r.hasty.Load() > 0 && !o.breaker.Open() && o.closing.Err() == nil {
-			if o.look(o.closing, "?", o.limits.Load(), o.until(clock.Now())) == errTooMany {
+		for r.hasty.Load() > 0 && !o.breaker.Open() && !o.areLoopsStopped() {
+			err := o.look(o.closing, "?", o.limits.Load(), o.until(clock.Now()))
+			if err == nil || err == errTooMany || o.fault(err) == engine.Closed {
 				return
 			}
 		}

@@ -103,11 +103,7 @@ func (r *Remote) reportHolds() {
 		return
 	}
 	if !r.goReport() && r.owner.Load().finished.Load() { // otherwise finish does it, and waits for it
-		go r.recovering(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
-			defer cancel()
-			r.owner.Load().reportAndCount(ctx)
-		})()
+		r.goAfterClose(func(ctx context.Context, o *Remote) { o.reportAndCount(ctx) })
 	}
 }
 

@@ -66,7 +66,7 @@ func (r *Remote) spend(key string, n int64, limits *engine.Limits, now int64, an
 // more units for a lease, so that the next requests need not ask. It waits for
 // the store, a second time if the store has denied the larger request.
 func (r *Remote) takeAndLease(ctx context.Context, req *storeRequest, answers []rule.Answer) error {
-	ask := r.near.WantLease(req.Key, req.now, int64(r.opts.Lease), req.Limits.Rules)
+	ask := r.wantLease(req.Key, req.now, req.Limits)
 	asked := ask.Units > 0
 	defer func() {
 		if asked { // the store has panicked
@@ -95,6 +95,15 @@ func (r *Remote) takeAndLease(ctx context.Context, req *storeRequest, answers []
 	return r.consult(ctx, req, answers)
 }
 
+// wantLease is [nearcache.Cache.WantLease]: how many units to take for a key's lease. After
+// Close it is none, because no goroutine would give them back.
+func (r *Remote) wantLease(key string, now int64, limits *engine.Limits) nearcache.LeaseRequest {
+	if r.owner.Load().areLoopsStopped() {
+		return nearcache.LeaseRequest{}
+	}
+	return r.near.WantLease(key, now, int64(r.opts.Lease), limits.Rules)
+}
+
 // addHeld adds the units of the lease to the remaining units in answers.
 func addHeld(answers []rule.Answer, rules []rule.Limit, held int64) {
 	for i := range answers {
@@ -117,7 +126,7 @@ func (r *Remote) adjustLease(key string, n int64, taken nearcache.Instant, limit
 // refill takes units at the store for a lease that runs low, on its own
 // goroutine. It does not wait.
 func (r *Remote) refill(key string, limits *engine.Limits) {
-	ask := r.near.WantLease(key, clock.Now(), int64(r.opts.Lease), limits.Rules)
+	ask := r.wantLease(key, clock.Now(), limits)
 	if ask.Units == 0 {
 		return
 	}
@@ -145,21 +154,22 @@ func (r *Remote) refill(key string, limits *engine.Limits) {
 func (r *Remote) keep(key string, limits *engine.Limits, ask nearcache.LeaseRequest, at int64, answers []rule.Answer) (held int64) {
 	held, ended, ok := r.near.AddLease(ask, key, at, clock.Now(), int64(r.opts.Lease), limits.Rules, answers)
 	if ok {
-		r.goOwner(func(o *Remote) { o.giveBack(o.closing, ended) })
+		r.goAlways(func(ctx context.Context, o *Remote) { o.giveBack(ctx, ended) })
 	}
-	if held > 0 {
-		r.sweep()
+	if held > 0 && !r.sweep() { // Close may have ended all leases before this one was there
+		r.goAfterClose(func(ctx context.Context, o *Remote) { o.endLeases(ctx) })
 	}
 	return held
 }
 
 // sweep makes sure that a goroutine of the owner gives leases back when their time
-// is over. The goroutine ends when there are no more leases.
-func (r *Remote) sweep() {
+// is over, and reports whether there is one. There is none after Close. The goroutine ends
+// when there are no more leases.
+func (r *Remote) sweep() bool {
 	if r.owner.Load().sweeping.Load() {
-		return
+		return true
 	}
-	r.goOwner(func(o *Remote) {
+	return r.goOwner(func(o *Remote) {
 		for o.near.HasLeases() && !o.areLoopsStopped() && o.sweeping.CompareAndSwap(false, true) {
 			o.sweepUntilNone()
 			o.sweeping.Store(false) // a lease may have been added just before: check once more

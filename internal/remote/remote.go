@@ -147,7 +147,6 @@ type Remote struct {
 	*state
 
 	waiting atomic.Int64 // callers that wait for the store
-	hasty   atomic.Int64 // calls in a row that their callers' deadlines have ended
 
 	// Work beside the decisions, while this generation is the owner:
 	finished      atomic.Bool  // finish has done all
@@ -155,7 +154,6 @@ type Remote struct {
 	sendNotBefore atomic.Int64 // no sending before this instant
 	sweeping      atomic.Bool  // a goroutine gives back leases whose time is over
 	watching      atomic.Bool  // a goroutine reports an outage
-	looking       atomic.Bool  // a goroutine checks whether the store answers
 	resending     atomic.Bool  // a goroutine sends the store what it is owed until it has all
 	renewing      atomic.Int64 // the period of the goroutine that renews holds; 0 without one
 	reporting     atomic.Int64 // goroutines that report holds to the store
@@ -175,6 +173,8 @@ type state struct {
 	near    *nearcache.Cache
 	book    *holds.Book
 	breaker breaker.Breaker
+	hasty   atomic.Int64 // calls in a row that their callers' deadlines have ended
+	looking atomic.Bool  // a goroutine checks whether the store answers
 	outage  outage
 }
 
@@ -221,8 +221,8 @@ func (r *Remote) Begin() {
 	if r.near.HasLeases() {
 		r.sweep()
 	}
-	if r.near.Owing() > 0 {
-		r.settleAll("")
+	if r.near.Owing() > 0 { // it may be a block, for whose key nobody asks
+		r.settleUntilNone()
 	}
 	r.reportHolds()
 	r.renewHolds(math.MaxInt64)
@@ -286,6 +286,24 @@ func (r *Remote) goOwner(f func(owner *Remote)) bool {
 			return false
 		}
 	}
+}
+
+// goAlways runs f on its own goroutine, for the owner, also after the owner's Close: then f has
+// closeTimeout, and Close does not wait for it. It is for units that the store has counted and
+// nobody has got. ctx is done when f must end.
+func (r *Remote) goAlways(f func(ctx context.Context, owner *Remote)) {
+	if !r.goOwner(func(o *Remote) { f(o.closing, o) }) {
+		r.goAfterClose(f)
+	}
+}
+
+// goAfterClose is goAlways after the owner's Close.
+func (r *Remote) goAfterClose(f func(ctx context.Context, owner *Remote)) {
+	go r.recovering(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		defer cancel()
+		f(ctx, r.owner.Load())
+	})()
 }
 
 // start runs f on its own goroutine, unless its loops were stopped. It takes r.mu.
@@ -732,7 +750,7 @@ func (r *Remote) Block(ctx context.Context, key string, b rule.Block, limits *en
 // blockHere blocks a key in this process, and gives its lease back.
 func (r *Remote) blockHere(key string, b rule.Block, limits *engine.Limits, owed bool) {
 	if ended, ok := r.near.Block(key, b, clock.Now(), int64(r.opts.Recheck), limits.Rules, owed); ok {
-		r.goOwner(func(o *Remote) { o.giveBack(o.closing, ended) })
+		r.goAlways(func(ctx context.Context, o *Remote) { o.giveBack(ctx, ended) })
 	}
 }
 

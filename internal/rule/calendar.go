@@ -30,9 +30,8 @@ func (l Limit) Around(s State, now int64) Limit {
 func (l *Limit) inPeriod(now int64) int64 { return min(now, l.End()-1) }
 
 // atPeriod returns the state that counts at now, with the end of the period of the limit
-// if there is none. A period that ends more than one period later than the limit's period
-// was opened by a clock that was wrong by as much: its units count in the period of the
-// limit.
+// if there is none. A period that is later than the next one was opened by a clock that was
+// wrong by as much: its units count in the period of the limit.
 func (l *Limit) atPeriod(s State, now int64) State {
 	switch {
 	case s.Fresh():
@@ -43,11 +42,16 @@ func (l *Limit) atPeriod(s State, now int64) State {
 		return State{T: l.End() + l.Window}
 	case s.T <= now:
 		return State{T: l.End()}
-	case s.T-l.End() > l.Window:
+	case s.T-l.End() > l.longestNext():
 		s.T = l.End()
 	}
 	return s
 }
+
+// longestNext is how long the period after the limit's one is at most. It is not known how
+// long it is. March is 1.11 times as long as February, and two months or days are more than
+// 1.8 times as long as the one before them.
+func (l *Limit) longestNext() int64 { return l.Window + l.Window/2 }
 
 // takePeriod is Take.
 func (l *Limit) takePeriod(s State, now, n int64) (State, Answer) {

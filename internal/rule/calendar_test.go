@@ -199,6 +199,17 @@ func TestPeriodsAndWrongClocks(t *testing.T) {
 		t.Fatalf("%+v: the units of one day are there twice", a)
 	}
 
+	// The next period is longer than the present one, as March is. A clock that is a little
+	// ahead opens it, and it goes on, with its units.
+	months := &diary{ends: []int64{31, 59, 90}}
+	month := func(at int64) *rule.Limit { l := months.limit(5, at); return &l }
+	march, _ := month(59).Take(rule.State{}, 59, 5)
+	for _, at := range []int64{58, 59, 58} {
+		if march, a = month(at).Take(march, at, 1); a.Retry != 90-at {
+			t.Fatalf("on day %d: %+v, %+v", at, march, a)
+		}
+	}
+
 	// More than a period ahead: the units count in the present period.
 	s, _ = take(s, 9500, 5)
 	s, a = take(s, 2500, 1)
