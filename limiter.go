@@ -40,7 +40,7 @@ type Limiter struct {
 
 	policy   atomic.Pointer[policy]
 	plans    plans
-	used     usedLimits
+	used     *usedLimits               // shared with the limiter that this one has replaced
 	underway *atomic.Pointer[underway] // shared by generations; points to nil until it is needed: see underwayUnder
 	nested   atomic.Bool               // a limiter further in has decided a request of this one
 	lines    lines                     // of callers that wait
@@ -56,6 +56,7 @@ type Limiter struct {
 	expecting atomic.Bool // a request of Check is watched, in case that nobody calls Responded
 	counts    *counts     // shared with the limiter that this one has replaced
 	succeeded *Limiter    // that this one replaces, until begin
+	inherited *policy     // of succeeded, whose limits are in used; until begin
 
 	registry *Registry // that it is claimed in, or nil; guarded by claims
 }
@@ -84,7 +85,7 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 		return nil, fmt.Errorf("ratelimit: limiter %q: %w", name, err)
 	}
 	l := &Limiter{name: name, opts: opts.withDefaults(), store: opts.Store}
-	l.counts = new(counts)
+	l.counts, l.used = new(counts), new(usedLimits)
 	l.underway = new(atomic.Pointer[underway])
 	l.plans.Most = maxPlans
 	l.report = &reporter{
@@ -98,7 +99,9 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 	if l.opts.Message != defaultMessage {
 		l.message, l.problem = []byte(l.opts.Message), problemHead(l.opts.Message)
 	}
-	l.setPolicy(opts.Limits)
+	p := newPolicy(name, opts.Limits)
+	l.counts.policies.register(p)
+	l.policy.Store(p)
 	l.opts.Limits = nil // they are in the policy
 	switch {
 	case opts.Redis != nil:
@@ -135,22 +138,19 @@ func (l *Limiter) Limits() []Limit { return slices.Clone(l.policy.Load().given) 
 // what was counted under limits whose algorithm and window stay the same: raising
 // N or the burst is in effect at once, and lowering it leaves at least 0. Where an
 // error is returned, nothing has changed: where the limits are refused as by [New],
-// or the limiter has been closed, or replaced by a [Reload]. Other processes keep their
-// limits: call it in each of them. Requests whose limits come from Options.LimitsFor
-// keep them: change your plans there.
+// or the limiter has been closed, or replaced by a [Reload], also while Options.Audit
+// records the call. Other processes keep their limits: call it in each of them.
+// Requests whose limits come from Options.LimitsFor keep them: change your plans there.
 func (l *Limiter) SetLimits(limits ...Limit) error {
 	return l.SetLimitsContext(context.Background(), limits...)
 }
 
 // SetLimitsContext is [Limiter.SetLimits] with a context that names who changes the
-// limits, and why: see [WithActor] and [WithReason]. It does not wait, and does not
-// look whether ctx is done.
+// limits, and why: see [WithActor] and [WithReason]. Without Options.Audit it does not
+// wait, and does not look whether ctx is done.
 func (l *Limiter) SetLimitsContext(ctx context.Context, limits ...Limit) error {
-	if l.closed.Load() {
-		return l.wrap(ErrClosed)
-	}
-	if l.replaced.Load() {
-		return fmt.Errorf("ratelimit: limiter %q: SetLimits: a Reload has replaced this limiter: Lookup its successor", l.name)
+	if err := l.settable(); err != nil {
+		return err
 	}
 	err := validateLimits(l.name, limits)
 	if err == nil {
@@ -159,22 +159,33 @@ func (l *Limiter) SetLimitsContext(ctx context.Context, limits ...Limit) error {
 	if err == nil {
 		err = validateStore(l.store, counted(limits))
 	}
+	var p *policy
 	if err == nil {
-		err = l.recordLimits(ctx, limits)
+		p = newPolicy(l.name, limits)
+		err = l.recordLimits(ctx, p)
 	}
 	if err != nil {
 		return fmt.Errorf("ratelimit: limiter %q: SetLimits: %w", l.name, err)
 	}
-	p, old := l.setPolicy(limits)
+	old, inForce, err := l.setPolicy(p)
+	if err != nil {
+		return err
+	}
 	l.lines.wakeAll()
-	if !l.begun.Load() {
-		return nil // the running generation's record and leases are not its own
+	if inForce {
+		l.reportLimits(ctx, p, old)
 	}
-	l.adoptStore()
-	if l.remote != nil {
-		l.remote.SetLimits(l.policy.Load().countedUnder())
+	return nil
+}
+
+// settable returns the error of a SetLimits if l has been closed or replaced.
+func (l *Limiter) settable() error {
+	if l.closed.Load() {
+		return l.wrap(ErrClosed)
 	}
-	l.reportLimits(ctx, p, old)
+	if l.replaced.Load() {
+		return fmt.Errorf("ratelimit: limiter %q: SetLimits: a Reload has replaced this limiter: Lookup its successor", l.name)
+	}
 	return nil
 }
 
@@ -185,12 +196,12 @@ func (l *Limiter) reportLimits(ctx context.Context, p, old *policy) {
 	}
 }
 
-// recordLimits hands the events of a SetLimits to the auditor.
-func (l *Limiter) recordLimits(ctx context.Context, limits []Limit) error {
+// recordLimits hands the events of a SetLimits to the auditor, which may take long.
+func (l *Limiter) recordLimits(ctx context.Context, p *policy) error {
 	if l.events.audit == nil {
 		return nil
 	}
-	for _, e := range limitsChanged(newPolicy(l.name, limits), l.policy.Load()) {
+	for _, e := range limitsChanged(p, l.policy.Load()) {
 		if err := l.events.record(ctx, e); err != nil {
 			return err
 		}
@@ -210,17 +221,27 @@ func limitsChanged(p, old *policy) (events []Event) {
 	return events
 }
 
-// succeed takes over what the limiter has that l replaces: its counts and, on the same
-// store, what it knows of the store's keys.
+// succeed takes over what the limiter has that l replaces: its counts, the record of the
+// limits that it has used and, on the same store, what it knows of the store's keys. claims
+// must be held for writing.
+//
+// Both limiters add to one record of used limits. A request that still reaches old may be the
+// first one under some plan, and Reset of l has to forget that plan's counters, too.
 func (l *Limiter) succeed(old *Limiter) {
 	l.succeeded = old
+	l.used = old.used
+	l.inherited = old.policy.Load()
+	l.used.add(l.inherited.limits)
 	l.counts, l.report.counts = old.counts, &old.counts.warnings
 	l.counts.policies.register(l.policy.Load())
 	l.nested.Store(old.nested.Load())
 	if slices.Equal(old.prefixes, l.prefixes) {
 		l.underway = old.underway // its requests may still give units back
 		l.lines.share(&old.lines) // its callers keep their places in line
-		if l.remote == nil && old.remote == nil {
+		if l.remote == nil && old.remote == nil && innermost(l.layers) == innermost(old.layers) {
+			// Another store of the same prefix knows nothing of old's holds: a MemoryStore that was
+			// closed and opened again, for example. With old's book, l would add these holds to its
+			// store, and report all ends to old's store.
 			l.holds.Share(&old.holds)
 		}
 	}
@@ -238,17 +259,25 @@ func (l *Limiter) continues(old *Limiter) bool {
 	return l.remote != nil && old.remote != nil && slices.Equal(old.prefixes, l.prefixes)
 }
 
+// inForce reports whether l owns its name and its store in a registry that is not being
+// built: it has been neither closed nor replaced. claims must be held, for reading at least.
+func (l *Limiter) inForce() bool { return l.registry != nil && l.registry.base == nil }
+
 // begin is called when l owns what it counts with: by New, or when the Reload that l
-// was made in has succeeded. It calls no observer.
+// was made in has succeeded. It calls no observer. It takes claims for reading.
+//
+// Lookup finds l a moment before. So l may have been closed or replaced before it begins. Then
+// begin leaves the record of the store alone, which may be the next owner's.
 func (l *Limiter) begin() {
 	l.begun.Store(true)
-	l.counts.policies.use(l.policy.Load())
-	old := l.succeeded
-	if old != nil { // its plans have counters, too
-		l.used.addAll(old.used.with(old.policies()))
-		l.succeeded = nil
+	claims.RLock()
+	if l.inForce() {
+		l.counts.policies.use(l.policy.Load())
+		l.adoptStore()
 	}
-	l.adoptStore()
+	claims.RUnlock()
+	old := l.succeeded
+	l.succeeded, l.inherited = nil, nil
 	if l.remote != nil {
 		l.remote.Begin()
 	}
@@ -259,7 +288,9 @@ func (l *Limiter) begin() {
 	}
 }
 
-// adoptStore makes stores that keep a record of their limiter keep it of l.
+// adoptStore makes stores that keep a record of their limiter keep it of l. It calls no server:
+// the record is sent after the next decision. claims must be held. Otherwise the record could be
+// of older limits, or of a limiter that is not in force any more.
 func (l *Limiter) adoptStore() {
 	for _, s := range l.layers {
 		if s, ok := s.(recordStore); ok {
@@ -268,22 +299,31 @@ func (l *Limiter) adoptStore() {
 	}
 }
 
-// setPolicy puts limits in force, and returns their policy and the one before.
-func (l *Limiter) setPolicy(limits []Limit) (p, old *policy) {
-	p = newPolicy(l.name, limits)
+// setPolicy puts p in force. It returns the policy before, and whether l itself is in force. A
+// limiter that a Reload is making is not: the running generation keeps its record and its leases.
+// setPolicy returns an error, and changes nothing, if l has been closed or replaced.
+//
+// It takes claims for writing. So the steps of two calls do not mix, and a Close or a Reload comes
+// before all steps of a call, or after them.
+func (l *Limiter) setPolicy(p *policy) (old *policy, inForce bool, err error) {
+	claims.Lock()
+	defer claims.Unlock()
+	if err := l.settable(); err != nil {
+		return nil, false, err
+	}
 	l.counts.policies.register(p)
-	for old = l.policy.Load(); ; old = l.policy.Load() {
-		if old != nil {
-			l.used.add(old.limits) // before they are out of force: a Reset forgets those in force and those in used
-		}
-		if l.policy.CompareAndSwap(old, p) {
-			break
-		}
+	old = l.policy.Load()
+	l.used.add(old.limits) // before they are out of force: a Reset forgets those in force and those in used
+	l.policy.Store(p)
+	if !l.inForce() {
+		return old, false, nil
 	}
-	if l.begun.Load() {
-		l.counts.policies.use(p)
+	l.counts.policies.use(p)
+	l.adoptStore()
+	if l.remote != nil {
+		l.remote.SetLimits(p.countedUnder()) // which waits for no store
 	}
-	return p, old
+	return old, true, nil
 }
 
 // Take takes one unit of key. See [Limiter.TakeN].
@@ -910,24 +950,25 @@ func (l *Limiter) Info() Info {
 // which takes as long as the client's timeouts at most; its client is not.
 // The error is always nil.
 func (l *Limiter) Close() error {
-	first := !l.closed.Swap(true)
-	if l.begun.Load() { // otherwise its Reload has failed, and the one before it goes on
-		l.lines.close()
-	}
-	l.lines.wakeAll()
-	l.acquired.releaseAll()
+	l.closed.Store(true)
 	claims.Lock()
+	wasInForce := l.inForce() // only in the first of several calls
 	if l.registry != nil {
 		l.registry.release(l)
 	}
 	claims.Unlock()
+	if wasInForce || l.replaced.Load() { // otherwise its Reload has failed, and the one before it goes on
+		l.lines.close()
+	}
+	l.lines.wakeAll()
+	l.acquired.releaseAll()
 	if l.remote != nil {
 		l.remote.Close()
 	}
 	if l.createdRedis != nil {
 		l.createdRedis.Close()
 	}
-	if first && l.begun.Load() && !l.replaced.Load() {
+	if wasInForce {
 		l.events.emit(context.Background(), Event{Kind: EventClosed})
 	}
 	return nil

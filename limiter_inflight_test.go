@@ -2,6 +2,7 @@ package ratelimit_test
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -196,6 +197,56 @@ func TestReloadKeepsHolds(t *testing.T) {
 		require.Zero(t, l.Stats().InFlight)
 		require.Zero(t, old.Stats().InFlight)
 	})
+}
+
+// TestReloadToAnotherStoreLeavesHoldsBehind: a store in this process has been closed and opened
+// again, or a Reload gives the limiter another one of the same prefix. Nothing of the holds at
+// the old store gets there, and the new one has no holds when its requests have ended.
+func TestReloadToAnotherStoreLeavesHoldsBehind(t *testing.T) {
+	const name = "reopened"
+	for kind, wrap := range map[string]func(s *MemoryStore) Store{
+		"memory":  func(s *MemoryStore) Store { return s },
+		"wrapper": func(s *MemoryStore) Store { return &heldWrapper{inside: s} },
+	} {
+		t.Run(kind, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				open := func(maxKeys int) *MemoryStore {
+					s, err := NewMemoryStore(name, MemoryOptions{MaxKeys: maxKeys})
+					require.NoError(t, err)
+					t.Cleanup(func() { s.Close() })
+					return s
+				}
+				first := open(2000)
+				var reg Registry
+				defer reg.Close()
+				opts := quiet(InFlight(2, time.Hour))
+				opts.Store = wrap(first)
+				old := Must(reg.New("export", opts))
+				var all []func()
+				for i := range 100 {
+					all = append(all, acquires(t, old, fmt.Sprint(i), 1)...)
+				}
+				require.NoError(t, first.Close())
+				second := open(1000)
+				opts.Store = wrap(second)
+				var l *Limiter
+				require.NoError(t, reg.Reload(func(next *Registry) (err error) {
+					l, err = next.New("export", opts)
+					return err
+				}))
+				require.Equal(t, 100, l.Stats().InFlight)
+				for i := range 100 {
+					all = append(all, acquires(t, l, fmt.Sprint(i), 2)...)
+				}
+				releaseAll(all)
+				require.Zero(t, l.Stats().InFlight)
+				backend := &remoteBackend{Store: second}
+				for i := range 100 {
+					require.Zero(t, backend.held(t, fmt.Sprint(i)), i)
+				}
+			})
+		})
+	}
 }
 
 // TestReloadThatLeavesALimiterOut: its holds go on, and what Acquire gave out ends by itself.

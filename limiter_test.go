@@ -195,6 +195,18 @@ func TestSetLimitsKeepsCounters(t *testing.T) {
 	})
 }
 
+// TestLimitsBelongToTheLimiter: the caller of New or SetLimits may change its slice afterwards.
+func TestLimitsBelongToTheLimiter(t *testing.T) {
+	limits := []Limit{hour}
+	l := limiter(t, limits...)
+	limits[0] = FixedWindow(1, time.Hour)
+	require.EqualValues(t, 5, leftOf(t, l, "k"))
+	limits[0] = FixedWindow(7, time.Hour)
+	require.NoError(t, l.SetLimits(limits...))
+	limits[0] = FixedWindow(1, time.Hour)
+	require.EqualValues(t, 7, leftOf(t, l, "k"))
+}
+
 func TestSetLimitsUnderTrafficKeepsCountsExact(t *testing.T) {
 	l := limiter(t, FixedWindow(10, time.Hour))
 	done := make(chan struct{})

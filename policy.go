@@ -195,7 +195,8 @@ type member struct {
 }
 
 func newPolicy(limiter string, limits []Limit) *policy {
-	p := &policy{given: slices.Clone(limits), limits: counted(limits)}
+	p := &policy{given: slices.Clone(limits)}
+	p.limits = counted(p.given) // not of limits, which the caller may change later
 	if len(p.limits) == 0 {
 		p.always = &p.given[0] // Unlimited
 	}
@@ -524,14 +525,6 @@ func (u *usedLimits) add(limits []Limit) {
 		u.oldest = (u.oldest + 1) % maxUsed
 		u.dropped = true
 	}
-}
-
-// addAll remembers what with has returned of another limiter.
-func (u *usedLimits) addAll(limits []Limit, dropped bool) {
-	u.add(limits)
-	u.mu.Lock()
-	u.dropped = u.dropped || dropped
-	u.mu.Unlock()
 }
 
 // with returns the limits of some policies together with the remembered ones, one of each

@@ -36,6 +36,11 @@ var DefaultRegistry = new(Registry)
 
 // claims guards the maps of all registries, because what one of them claims
 // concerns the others: stores holds the owner of each store in the process.
+//
+// It also orders what New, SetLimits, Close and a Reload do to one limiter: they hold
+// it while they change which limiter and which limits are in force, and the record that
+// its store keeps of them. Lookup waits for it, so it is held briefly: no store is asked,
+// and no auditor, observer or logger is called.
 var claims struct {
 	sync.RWMutex
 	stores map[Store]*Limiter
@@ -304,6 +309,9 @@ func (next *Registry) replace(r *Registry, made uint64) (begun []*succession, er
 		s := &succession{now: l, was: r.limiters[name], policyNow: l.policy.Load()}
 		if s.was != nil {
 			s.policyBefore = s.was.policy.Load()
+			if s.policyBefore != l.inherited { // SetLimits has changed it since l was made
+				l.used.add(s.policyBefore.limits)
+			}
 		}
 		begun = append(begun, s)
 	}
@@ -362,7 +370,7 @@ func (l *Limiter) conflict(kind error, holder *Limiter) *ConflictError {
 	return &ConflictError{
 		Limiter: l.name, Site: l.site,
 		Holder: holder.name, HeldAt: holder.site,
-		Store: storeName(l.store), Prefix: l.store.Prefix(),
+		Store: storeName(l.store), Prefix: l.prefixes[0],
 		kind: kind, unshare: unshareAdvice(l.store),
 	}
 }

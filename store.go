@@ -422,6 +422,16 @@ func prefixesOf(layers []Store) (all []string) {
 	return all
 }
 
+// innermost returns the store inside of all layers. Two stores that count in one place have the
+// same one, also if a wrapper was made again.
+func innermost(layers []Store) Store {
+	s := layers[len(layers)-1]
+	if e, ok := s.(embeddable); ok {
+		return e.embedded()
+	}
+	return s
+}
+
 // maxLayers ends the walk through a store that wraps itself. Nobody wraps a store
 // so often on purpose.
 const maxLayers = 16
