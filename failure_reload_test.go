@@ -120,9 +120,11 @@ func TestHastyCallersOfAReplacedLimiter(t *testing.T) {
 }
 
 // TestReloadToAnotherStoreEndsTheWorkForTheOldOne reloads while the old store is down,
-// and while it is up and is owed units.
+// and while it is up and is owed units. The new generation has the limiter on another store, or
+// has no such limiter.
 func TestReloadToAnotherStoreEndsTheWorkForTheOldOne(t *testing.T) {
-	for _, isUp := range []bool{false, true} {
+	for i := range 4 {
+		isUp, isLeftOut := i%2 == 1, i >= 2
 		synctest.Test(t, func(t *testing.T) {
 			old := &remoteBackend{Store: memory(t, "old")}
 			reg := new(Registry)
@@ -142,7 +144,11 @@ func TestReloadToAnotherStoreEndsTheWorkForTheOldOne(t *testing.T) {
 				old.set(up)
 				time.Sleep(time.Second) // the breaker allows a call
 			}
-			reload(memory(t, "new"))
+			if isLeftOut {
+				require.NoError(t, reg.Reload(func(*Registry) error { return nil }))
+			} else {
+				reload(memory(t, "new"))
+			}
 			time.Sleep(2 * time.Second) // Close has a second
 			synctest.Wait()
 			require.LessOrEqual(t, goroutines(), idle, "nothing of the old generation runs")

@@ -281,10 +281,17 @@ func (l *Limiter) begin() {
 	if l.remote != nil {
 		l.remote.Begin()
 	}
-	if old != nil && old.remote != nil && !l.continues(old) {
-		// Nobody else ends its work beside the decisions. It sends the store what it is
-		// owed, for a second at most; requests that still reach old are decided.
-		go old.remote.Close()
+	if old != nil && !l.continues(old) {
+		old.endWork()
+	}
+}
+
+// endWork ends the work beside the decisions of a limiter that a Reload has replaced, or left
+// out, so that no other one does this work. It does not wait: a goroutine sends the store what it
+// is owed, for a second at most. Requests that still reach the limiter are decided.
+func (l *Limiter) endWork() {
+	if l.remote != nil {
+		go l.remote.Close()
 	}
 }
 

@@ -150,6 +150,8 @@ func (r *Registry) Reload(build func(next *Registry) error) error {
 	for _, g := range begun {
 		if g.now != nil {
 			g.now.begin()
+		} else {
+			g.was.endWork()
 		}
 	}
 	for _, g := range begun { // only now, because observers may call Reload
