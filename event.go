@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/ratelimit-go/ratelimit/internal/engine"
+	"github.com/ratelimit-go/ratelimit/internal/guard"
 )
 
 // This file has the events that a limiter reports to the program around it, and the
@@ -379,12 +380,11 @@ func (m *emitter) isolated(e Event) {
 // call calls one observer. If it panics, that is logged, and nobody else notices. The
 // warning is no event, because its observer might panic again.
 func (m *emitter) call(fn observer, ctx context.Context, e *Event) {
-	defer func() {
-		if with := recover(); with != nil && m.report.count(warnObserverPanicked) {
-			m.report.print(warnObserverPanicked, "event", e.Kind.String(), "panic", fmt.Sprint(with))
+	guard.Run(func() { fn(ctx, *e) }, func(p guard.Panic) {
+		if m.report.count(warnObserverPanicked) {
+			m.report.print(warnObserverPanicked, "event", e.Kind.String(), "panic", fmt.Sprint(p.With))
 		}
-	}()
-	fn(ctx, *e)
+	})
 }
 
 // warned emits the event of a warning, for reporter.observed.

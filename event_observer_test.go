@@ -587,3 +587,22 @@ func TestClaimedPrefixIsAnEvent(t *testing.T) {
 	e := seen.all()[0]
 	require.Equal(t, Event{Kind: EventWarning, Limiter: "second", Code: CodePrefixClaimed}, e)
 }
+
+// TestObserverAndLoggerThatPanic: an observer panics at an event of a goroutine of the library, and
+// so does the logger when it gets that.
+func TestObserverAndLoggerThatPanic(t *testing.T) {
+	log, seen := &logged{panics: panicAt(CodeObserverPanicked)}, new(recorder)
+	opts := Options{Limits: []Limit{hour}, Logger: log.logger(), Observe: func(ctx context.Context, e Event) {
+		if e.Kind == EventStoreDown {
+			seen.observe(ctx, e)
+			panic("a bug")
+		}
+	}}
+	remotely(t, opts, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+		startOutage(t, backend, l, refused)
+		synctest.Wait()
+		require.Len(t, seen.of(EventStoreDown), 1)
+		require.Contains(t, log.codes(), CodeObserverPanicked)
+		require.NoError(t, l.Close())
+	})
+}

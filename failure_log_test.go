@@ -87,3 +87,55 @@ func TestLogEndsWithTheStateOfTheStore(t *testing.T) {
 		require.Len(t, loggedCodes(), 6)
 	})
 }
+
+// TestLoggerThatPanicsHidesNoOutage has a logger that panics when it gets an outage or its end.
+// The process goes on, and later outages are reported.
+func TestLoggerThatPanicsHidesNoOutage(t *testing.T) {
+	for name, codes := range map[string][]Code{
+		"at the beginning": {CodeStoreDown}, "at the end": {CodeStoreBack}, "always": {CodeStoreDown, CodeStoreBack},
+	} {
+		t.Run(name, func(t *testing.T) {
+			log, seen := &logged{panics: panicAt(codes...)}, new(recorder)
+			remotely(t, Options{Limits: []Limit{hour}, Logger: log.logger(), Observe: seen.observe}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+				for range 2 {
+					startOutage(t, backend, l, refused)
+					endOutage(t, backend, l)
+					time.Sleep(time.Minute)
+				}
+				synctest.Wait()
+				var got []Code
+				for _, code := range log.codes() {
+					if code == CodeStoreDown || code == CodeStoreBack {
+						got = append(got, code)
+					}
+				}
+				require.Equal(t, []Code{CodeStoreDown, CodeStoreBack, CodeStoreDown, CodeStoreBack}, got)
+				require.Len(t, seen.of(EventStoreDown), 2)
+				require.Len(t, seen.of(EventStoreBack), 2)
+			})
+		})
+	}
+}
+
+// TestLoggerThatPanicsBetweenOutages has a logger that panics at the end of an outage, when the
+// next one has begun and is not due yet.
+func TestLoggerThatPanicsBetweenOutages(t *testing.T) {
+	log := &logged{panics: func(code Code) bool {
+		if code == CodeStoreBack {
+			time.Sleep(100 * time.Millisecond)
+		}
+		return code == CodeStoreBack
+	}}
+	remotely(t, Options{Limits: []Limit{hour}, Logger: log.logger()}, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+		startOutage(t, backend, l, refused)
+		synctest.Wait()
+		backend.set(up)
+		time.Sleep(time.Second)
+		decide(t, l, "comes back", 0)
+		startOutage(t, backend, l, refused) // while the logger has the end of the one before
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		codes := log.codes()
+		require.Equal(t, CodeStoreDown, codes[len(codes)-1])
+	})
+}

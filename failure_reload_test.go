@@ -160,3 +160,36 @@ func TestReloadToAnotherStoreEndsTheWorkForTheOldOne(t *testing.T) {
 		})
 	}
 }
+
+// TestStoreThatPanicsWhenItsLimiterEnds closes a limiter whose store is owed units and panics,
+// and replaces one by a limiter on another store.
+func TestStoreThatPanicsWhenItsLimiterEnds(t *testing.T) {
+	for name, end := range map[string]func(t *testing.T, reg *Registry, l *Limiter){
+		"Close": func(t *testing.T, _ *Registry, l *Limiter) { require.NoError(t, l.Close()) },
+		"Reload": func(t *testing.T, reg *Registry, _ *Limiter) {
+			require.NoError(t, reg.Reload(func(next *Registry) error {
+				_, err := next.New("l", with(memory(t, "new")))
+				return err
+			}))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				log, reg := new(logged), new(Registry)
+				backend := &remoteBackend{Store: memory(t, "old")}
+				opts := with(backend)
+				opts.Logger = log.logger()
+				l := Must(reg.New("l", opts))
+				startOutage(t, backend, l, refused)
+				backend.set(panics)
+				time.Sleep(2 * time.Minute) // a warning is logged once a minute
+				calls := backend.calls.Load()
+				end(t, reg, l)
+				synctest.Wait()
+				require.Greater(t, backend.calls.Load(), calls)
+				require.Contains(t, log.text(), "panic: a bug")
+				require.NoError(t, reg.Close())
+			})
+		})
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 
@@ -12,6 +13,8 @@ import (
 
 // logged is a slog handler that keeps the warnings.
 type logged struct {
+	panics func(Code) bool // the handler panics after it has kept a warning with such a code; nil: it never does
+
 	mu      sync.Mutex
 	records []slog.Record
 }
@@ -23,10 +26,30 @@ func (l *logged) WithGroup(string) slog.Handler            { panic("not used") }
 func (l *logged) Handle(_ context.Context, record slog.Record) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if record.Level >= slog.LevelWarn {
+	code := codeOf(record)
+	if record.Level >= slog.LevelWarn || l.panics != nil && code != "" {
 		l.records = append(l.records, record.Clone())
 	}
+	if l.panics != nil && l.panics(code) {
+		panic("a bug of the logger")
+	}
 	return nil
+}
+
+// codeOf returns the code of a warning, or "" for other records.
+func codeOf(record slog.Record) (code Code) {
+	record.Attrs(func(a slog.Attr) bool {
+		if a.Key == "code" {
+			code = Code(a.Value.String())
+		}
+		return code == ""
+	})
+	return code
+}
+
+// panicAt is for logged.panics.
+func panicAt(codes ...Code) func(Code) bool {
+	return func(code Code) bool { return slices.Contains(codes, code) }
 }
 
 // codes returns the codes of the warnings so far.
@@ -34,12 +57,9 @@ func (l *logged) codes() (codes []Code) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, record := range l.records {
-		record.Attrs(func(a slog.Attr) bool {
-			if a.Key == "code" {
-				codes = append(codes, Code(a.Value.String()))
-			}
-			return true
-		})
+		if code := codeOf(record); code != "" {
+			codes = append(codes, code)
+		}
 	}
 	return codes
 }

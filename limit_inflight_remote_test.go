@@ -267,3 +267,20 @@ func TestHoldsAcrossReload(t *testing.T) {
 		require.True(t, errors.Is(err, ErrClosed))
 	})
 }
+
+// TestReportsWhileStoreAndLoggerPanic: a store panics when the ends of holds are reported, and so
+// does the logger when it gets that. The ends are reported when the store works again.
+func TestReportsWhileStoreAndLoggerPanic(t *testing.T) {
+	o, log := inFlight3(FailClosed), &logged{panics: panicAt(CodeStoreFailed)}
+	o.Logger = log.logger()
+	remotely(t, o, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+		held := acquires(t, l, "a", 3)
+		backend.set(panics)
+		releaseAll(held)
+		require.Contains(t, log.text(), "panic: a bug")
+		backend.set(up)
+		time.Sleep(6 * time.Second)
+		synctest.Wait()
+		require.Zero(t, backend.held(t, "a"))
+	})
+}

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -127,4 +128,59 @@ func TestHoldOfARequest(t *testing.T) {
 		require.Equal(t, http.StatusOK, serve())
 		require.Zero(t, l.Stats().InFlight)
 	})
+}
+
+// panickyHolds is a store in this process that panics when it gets a report of holds.
+type panickyHolds struct {
+	*heldWrapper
+	panics atomic.Bool
+}
+
+func (s *panickyHolds) Hold(ctx context.Context, r HoldRequest, results []Result) (HoldReply, error) {
+	if r.Action == HoldRenew && s.panics.Load() {
+		panic("a bug")
+	}
+	return s.heldWrapper.Hold(ctx, r, results)
+}
+
+// TestStoreThatPanicsWhenHoldsEnd: a store in this process panics when a hold ends, on the
+// goroutine of its time, of a request's context or of a caller. The holds that end later are
+// reported.
+func TestStoreThatPanicsWhenHoldsEnd(t *testing.T) {
+	for name, end := range map[string]func(release, cancel func()){
+		"time":    func(release, cancel func()) { time.Sleep(time.Minute) },
+		"context": func(release, cancel func()) { cancel() },
+		"release": func(release, cancel func()) { release() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				log, store := new(logged), &panickyHolds{heldWrapper: &heldWrapper{inside: memory(t, "store")}}
+				o := quiet(InFlight(1, time.Minute))
+				o.Key, o.Logger = HeaderKey("User"), log.logger()
+				l := processOf(t, store, o)
+				release, _, err := l.Acquire(ctx, "acquired")
+				require.NoError(t, err)
+				requestCtx, cancel := context.WithCancel(ctx)
+				defer cancel()
+				require.True(t, l.Check(httptest.NewRecorder(), httpRequest("GET", "User: checked").WithContext(requestCtx)))
+				store.panics.Store(true)
+				end(release, cancel)
+				synctest.Wait()
+				require.Equal(t, 1, l.Stats().InFlight)
+				require.Contains(t, log.text(), "panic: a bug")
+
+				store.panics.Store(false)
+				release()
+				cancel()
+				synctest.Wait()
+				require.Zero(t, l.Stats().InFlight)
+				for _, key := range []string{"checked", "acquired"} {
+					end, d, err := l.Acquire(ctx, key)
+					require.NoError(t, err)
+					require.True(t, d.Allowed, key)
+					end()
+				}
+			})
+		})
+	}
 }

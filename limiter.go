@@ -12,6 +12,7 @@ import (
 
 	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/engine"
+	"github.com/ratelimit-go/ratelimit/internal/guard"
 	"github.com/ratelimit-go/ratelimit/internal/holds"
 	"github.com/ratelimit-go/ratelimit/internal/remote"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
@@ -115,7 +116,7 @@ func newLimiter(name string, opts Options) (*Limiter, error) {
 	l.prefixes = prefixesOf(l.layers)
 	var isRemote bool
 	l.engine, isRemote = engineOf(l.store)
-	l.holds.Engine = l.engine
+	l.holds.Engine, l.holds.Panicked = l.engine, func(p guard.Panic) { l.report.warn(warnStoreFailed, "error", p) }
 	if isRemote {
 		l.remote = remote.New(remote.Options{
 			Engine: l.engine, Limits: l.policy.Load().countedUnder(),

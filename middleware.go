@@ -113,14 +113,15 @@ func (l *Limiter) Check(w http.ResponseWriter, r *http.Request) bool {
 		return ok
 	}
 	*r = *r.WithContext(state)
-	if ok && l.opts.Count != nil {
-		state.expectStatus()
+	if !ok {
+		return false
 	}
-	if ok {
-		state.forgetAtEnd()
-		state.holdToEnd()
+	state.forgetAtEnd()
+	state.holdToEnd()
+	if l.opts.Count != nil {
+		state.expectStatus() // after the others, because the logger may panic
 	}
-	return ok
+	return true
 }
 
 // verdict is what decide has found, before anything is written.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/ratelimit-go/ratelimit/internal/engine"
+	"github.com/ratelimit-go/ratelimit/internal/guard"
 	"github.com/ratelimit-go/ratelimit/internal/remote"
 )
 
@@ -192,7 +193,7 @@ func (s *requestState) expectStatus() {
 	context.AfterFunc(s.Context, func() {
 		l.expecting.Store(false)
 		if !s.charge.decided.Load() && !l.responded.Load() {
-			l.report.warn(warnCountIgnored)
+			guard.Run(func() { l.report.warn(warnCountIgnored) }, nil)
 		}
 	})
 }
@@ -278,18 +279,6 @@ func (s *requestState) settle(r *http.Request, status int, written bool) {
 	left := r.Context().Err() != nil || s.Context.Err() != nil
 	if givesBack = !counts && (succeeded || !left); givesBack {
 		s.giveBackInTime([]*requestState{s})
-	}
-}
-
-// goAdjust runs f, which adjusts units at a store outside of this process, on a
-// goroutine of its own. After Close it has Options.Timeout.
-func (l *Limiter) goAdjust(f func(closing context.Context)) {
-	if !l.remote.Go(f) {
-		go func() {
-			ctx, cancel := context.WithTimeout(context.Background(), l.timeout())
-			defer cancel()
-			f(ctx)
-		}()
 	}
 }
 
@@ -423,7 +412,8 @@ func (s *requestState) giveBackInTime(states []*requestState) {
 	var beside sync.WaitGroup
 	for _, state := range mayBlock {
 		beside.Add(1)
-		state.limiter.goAdjust(func(closing context.Context) { defer beside.Done(); state.giveBack(closing, remote.SideTimeout) })
+		l := state.limiter
+		l.remote.Go(l.timeout(), func(closing context.Context) { defer beside.Done(); state.giveBack(closing, remote.SideTimeout) })
 	}
 	done := make(chan struct{})
 	go func() { beside.Wait(); close(done) }()
@@ -457,10 +447,11 @@ func (s *requestState) watch(next http.Handler, w http.ResponseWriter, r *http.R
 		switch {
 		case response.status != 0 || !count:
 		case returned: // net/http sends 200, unless somebody around the limiter writes something else
-			if r.Context().Err() == nil { // otherwise the client has left, and the request counts
-				s.limiter.report.warn(warnNoResponse)
-			}
+			left := r.Context().Err() != nil // then the request counts
 			s.settle(r, http.StatusOK, false)
+			if !left {
+				s.limiter.report.warn(warnNoResponse) // after settle, because the logger may panic
+			}
 		default:
 			s.settle(r, http.StatusInternalServerError, false)
 		}

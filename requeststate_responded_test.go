@@ -317,3 +317,46 @@ func TestClientThatHasLeftIsKnownByTheRequest(t *testing.T) {
 	require.NoError(t, l.Responded(context.WithoutCancel(r.Context()), 503))
 	assert.EqualValues(t, 4, leftOf(t, l, httpKey))
 }
+
+// TestLoggerThatPanicsAtTheEndOfARequest: the logger panics when it gets a warning at the end of
+// a request of Check, and of one whose handler has written nothing. The request's hold ends, and
+// its units go back.
+func TestLoggerThatPanicsAtTheEndOfARequest(t *testing.T) {
+	start := func(t *testing.T, count func(*http.Request, int) bool, limits ...Limit) (*Limiter, *logged) {
+		log := &logged{panics: panicAt(CodeCountIgnored, CodeNoResponse)}
+		return httpLimiter(t, Options{Limits: limits, Count: count, Logger: log.logger(), Key: StaticKey("k")}), log
+	}
+	check := func(l *Limiter, ctx context.Context) {
+		require.True(t, l.Check(httptest.NewRecorder(), httpRequest("GET").WithContext(ctx)))
+	}
+	t.Run("context", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			l, log := start(t, failures, InFlight(1, time.Minute), hour)
+			ctx, end := context.WithCancel(ctx)
+			check(l, ctx)
+			require.Equal(t, 1, l.Stats().InFlight)
+			end()
+			synctest.Wait()
+			require.Equal(t, []Code{CodeCountIgnored}, log.codes())
+			require.Zero(t, l.Stats().InFlight)
+		})
+	})
+	t.Run("a context without an end", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			l, log := start(t, failures, InFlight(1, time.Minute), hour)
+			require.Panics(t, func() { check(l, ctx) })
+			require.Equal(t, []Code{CodeCountIgnored}, log.codes())
+			require.Equal(t, 1, l.Stats().InFlight)
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			require.Zero(t, l.Stats().InFlight)
+		})
+	})
+	t.Run("no response", func(t *testing.T) {
+		l, log := start(t, func(*http.Request, int) bool { return false }, hour)
+		h := l.Middleware(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+		require.Panics(t, func() { h.ServeHTTP(httptest.NewRecorder(), httpRequest("GET")) })
+		require.Equal(t, []Code{CodeNoResponse}, log.codes())
+		require.EqualValues(t, 5, leftOf(t, l, "k"))
+	})
+}

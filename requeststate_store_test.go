@@ -183,3 +183,23 @@ func TestResetDuringSettlingForgetsAll(t *testing.T) {
 		}
 	})
 }
+
+// TestStoreThatPanicsAfterClose: a request ends after Close, and the store panics when its unit
+// is given back.
+func TestStoreThatPanicsAfterClose(t *testing.T) {
+	log := new(logged)
+	opts := Options{Limits: []Limit{hour}, Logger: log.logger(), Count: func(*http.Request, int) bool { return false }}
+	remotely(t, opts, func(t *testing.T, backend *remoteBackend, l *Limiter) {
+		handler := l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			l.Close()
+			backend.set(panics)
+			w.WriteHeader(http.StatusNoContent)
+		}))
+		w, _ := serveOnce(handler)
+		synctest.Wait()
+		require.Equal(t, http.StatusNoContent, w.Code)
+		require.EqualValues(t, 1, backend.adjusted.Load())
+		require.Equal(t, []Code{CodeStoreFailed}, log.codes())
+		require.Contains(t, log.text(), "panic: a bug")
+	})
+}

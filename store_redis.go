@@ -325,3 +325,7 @@ func (r redisReporter) OtherLimits(prefix string, own, other []string) {
 func (r redisReporter) AcrossSlotsRefused(prefix, text string) {
 	r.warn(warnAcrossSlotsRefused, "prefix", prefix, "error", text)
 }
+
+func (r redisReporter) SideCallFailed(err error) {
+	r.warn(warnStoreFailed, "error", publicError(err))
+}

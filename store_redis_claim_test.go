@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -12,6 +14,7 @@ import (
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	. "github.com/ratelimit-go/ratelimit"
@@ -266,4 +269,71 @@ func TestNoKeyReachesTheOwnersRecord(t *testing.T) {
 			require.Equal(t, record, after, key)
 		}
 	})
+}
+
+// TestHookThatPanicsBesideDecisions has a hook of the client that panics once for the owner's
+// record, and once for the key by which a store finds out whether all keys are on one server.
+// Both are sent again, and the panics are logged.
+func TestHookThatPanicsBesideDecisions(t *testing.T) {
+	bubble(t, func(t *testing.T, m *miniredis.Miniredis, c *redis.Client) {
+		var mu sync.Mutex
+		sent := make(map[string]int)
+		c.AddHook(redistest.Hook(func(ctx context.Context, cmd redis.Cmder, next redis.ProcessHook) error {
+			if cmd.Name() == "set" {
+				key := cmd.Args()[1].(string)
+				mu.Lock()
+				sent[key]++
+				first := sent[key] == 1
+				mu.Unlock()
+				if first {
+					panic("a bug of the hook")
+				}
+			}
+			return next(ctx, cmd)
+		}))
+		p := newProcess(t, c, "rl:", "login", plenty)
+		for range 2 {
+			require.NoError(t, p.use(t))
+			for range 3 { // rounds, of which at least one has a batch of several calls
+				var callers sync.WaitGroup
+				for key := range 64 {
+					callers.Go(func() { assert.NoError(t, takeErr(p.store, fmt.Sprint(key), 1, p.Limits())) })
+				}
+				callers.Wait()
+				synctest.Wait()
+			}
+			time.Sleep(2 * time.Minute) // the record is sent again after a minute
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		require.Equal(t, map[string]int{"rl:owner": 2, "rl:place": 2}, sent)
+		require.Equal(t, 1, strings.Count(p.log.String(), "panic: a bug of the hook"), "once a minute")
+		require.Contains(t, p.log.String(), "code=store-failed")
+		require.Equal(t, 2, int(p.Stats().Warnings[CodeStoreFailed]))
+	})
+}
+
+// TestLoggerThatPanicsAtAnotherOwner has a logger that panics when a store finds its prefix in
+// use, or other limits. The store goes on looking at the record.
+func TestLoggerThatPanicsAtAnotherOwner(t *testing.T) {
+	for code, name := range map[Code]string{CodePrefixClaimed: "login", CodeOtherLimits: "api"} {
+		bubble(t, func(t *testing.T, m *miniredis.Miniredis, c *redis.Client) {
+			require.NoError(t, newProcess(t, c, "rl:", "api", plenty).use(t))
+			log, seen := &logged{panics: panicAt(code, CodeStoreFailed)}, new(recorder)
+			o := withRedis(nil, hour)
+			o.Store, o.Logger, o.Observe = redisStore(t, c, "rl:"), log.logger(), seen.observe
+			l := Must(new(Registry).New(name, o))
+			defer l.Close()
+			decide(t, l, "k", 1)
+			synctest.Wait()
+			require.Equal(t, []Code{code, CodeStoreFailed}, log.codes())
+			require.Equal(t, code, seen.of(EventWarning)[0].Code)
+
+			m.Del("rl:owner")
+			time.Sleep(2 * time.Minute)
+			decide(t, l, "k", 1)
+			synctest.Wait()
+			require.True(t, m.Exists("rl:owner"), "it was looked at after a minute")
+		})
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/ratelimit-go/ratelimit/internal/clock"
+	"github.com/ratelimit-go/ratelimit/internal/guard"
 	"github.com/ratelimit-go/ratelimit/internal/snapshot"
 	"github.com/ratelimit-go/ratelimit/internal/table"
 )
@@ -110,7 +111,7 @@ func (k *snapshots) run() {
 		start := time.Now()
 		err := k.save(false)
 		took = time.Since(start)
-		k.report(err)
+		guard.Run(func() { k.report(err) }, nil) // the logger may panic
 	}
 }
 

@@ -386,3 +386,36 @@ func TestSnapshotTakeAllocatesNothing(t *testing.T) {
 	got := testing.AllocsPerRun(100, func() { s.Take(ctx, "k", 1, limits, results) })
 	require.Zero(t, got)
 }
+
+// TestLoggerThatPanicsEndsNoSnapshots: the file cannot be written for a while, and the logger
+// panics when it gets that. The file is written when that works again.
+func TestLoggerThatPanicsEndsNoSnapshots(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		opts := inFile(t)
+		opts.SnapshotFile = filepath.Join(filepath.Dir(opts.SnapshotFile), "dir", "counters")
+		dir := filepath.Dir(opts.SnapshotFile)
+		require.NoError(t, os.Mkdir(dir, 0o700))
+		s, log := memStore(t, opts), &logged{panics: panicAt(CodeSnapshotFailed)}
+		o := with(s)
+		o.Logger = log.logger()
+		l := Must(new(Registry).New(t.Name(), o))
+		defer l.Close()
+		if err := os.Rename(dir, dir+"2"); err != nil {
+			t.Skipf("the directory cannot be moved here: %v", err)
+		}
+		decide(t, l, "k", 1)
+		time.Sleep(30 * time.Second)
+		synctest.Wait()
+		require.Equal(t, []Code{CodeSnapshotFailed}, log.codes())
+		require.NoError(t, os.Rename(dir+"2", dir))
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		failed := s.Stats().SnapshotsFailed
+		require.Greater(t, failed, uint64(25))
+		decide(t, l, "k", 1)
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		require.Equal(t, failed, s.Stats().SnapshotsFailed)
+		require.FileExists(t, opts.SnapshotFile)
+	})
+}

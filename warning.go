@@ -256,19 +256,22 @@ func (r *reporter) count(w warning) bool {
 	return at.CompareAndSwap(last, now)
 }
 
-// log writes w to the log, and hands it on.
+// log writes w to the log, and hands it on, also if the logger panics.
 func (r *reporter) log(w warning, lasted time.Duration, args ...any) {
-	r.print(w, args...)
-	if r.observed == nil {
-		return
+	if r.observed != nil {
+		defer r.observed(w, causeIn(args), lasted)
 	}
-	var cause error
+	r.print(w, args...)
+}
+
+// causeIn returns the last error among the attributes of a warning, or nil.
+func causeIn(args []any) (cause error) {
 	for _, arg := range args {
 		if err, ok := arg.(error); ok {
 			cause = err
 		}
 	}
-	r.observed(w, cause, lasted)
+	return cause
 }
 
 // print writes w to the log, unless its code is silenced.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/ratelimit-go/ratelimit"
+	"github.com/ratelimit-go/ratelimit/internal/guard"
 )
 
 const (
@@ -159,7 +160,7 @@ func (t *Trail) request(ctx context.Context) (route, id string) {
 			}
 			route, id = "", "" // the record is worth more than these
 			t.logPanic.Do(func() {
-				t.opts.Logger.Error("ratelimit: Options.Request of the audit trail has panicked; records are without routes and ids", "panic", fmt.Sprintf("%T", with))
+				t.log(slog.LevelError, "ratelimit: Options.Request of the audit trail has panicked; records are without routes and ids", "panic", fmt.Sprintf("%T", with))
 			})
 		}
 	}()
@@ -326,11 +327,17 @@ func (t *Trail) run() {
 func (t *Trail) report(err error) {
 	switch {
 	case err != nil && !t.failing:
-		t.opts.Logger.Error("ratelimit: the audit trail cannot be written; records wait, and calls of operators fail", "error", err)
+		t.log(slog.LevelError, "ratelimit: the audit trail cannot be written; records wait, and calls of operators fail", "error", err)
 	case err == nil && t.failing:
-		t.opts.Logger.Info("ratelimit: the audit trail is written again", "dropped", t.Dropped())
+		t.log(slog.LevelInfo, "ratelimit: the audit trail is written again", "dropped", t.Dropped())
 	}
 	t.failing = err != nil
+}
+
+// log writes to the log. If the logger panics, that is dropped, because records are worth more
+// than the log.
+func (t *Trail) log(level slog.Level, text string, args ...any) {
+	guard.Run(func() { t.opts.Logger.Log(context.Background(), level, text, args...) }, nil)
 }
 
 // renewSecrets gets the secrets of the present epoch. If that fails, the last ones stay in use.
@@ -340,7 +347,14 @@ func (t *Trail) renewSecrets() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), writeTimeout)
 	defer cancel()
-	secrets, err := t.opts.Secrets.Secrets(ctx, time.Now())
+	var secrets []Secret
+	err := guard.Error(func() (err error) {
+		secrets, err = t.opts.Secrets.Secrets(ctx, time.Now())
+		return err
+	})
+	if errors.As(err, new(guard.Panic)) {
+		err = fmt.Errorf("audit: Options.Secrets: %w", err)
+	}
 	if err == nil && len(secrets) == 0 {
 		err = errors.New("audit: Options.Secrets has returned none")
 	}
@@ -371,7 +385,7 @@ func (t *Trail) write(durable bool) error {
 			gap.Count = 0
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), writeTimeout)
-		err := t.opts.Sink.Write(ctx, records, durable)
+		err := guard.Error(func() error { return t.opts.Sink.Write(ctx, records, durable) })
 		cancel()
 		if err != nil {
 			return err

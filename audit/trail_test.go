@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -525,3 +526,78 @@ func TestNew(t *testing.T) {
 type noSecrets struct{}
 
 func (noSecrets) Secrets(context.Context, time.Time) ([]audit.Secret, error) { return nil, nil }
+
+// panicky panics in place of a sink, of secrets and of a logger, as a test says.
+type panicky struct {
+	memory
+	panics atomic.Bool
+	logs   atomic.Int64
+}
+
+func (p *panicky) maybe() {
+	if p.panics.Load() {
+		panic("a bug")
+	}
+}
+
+func (p *panicky) Write(ctx context.Context, records []audit.Record, durable bool) error {
+	p.maybe()
+	return p.memory.Write(ctx, records, durable)
+}
+
+func (p *panicky) Secrets(ctx context.Context, now time.Time) ([]audit.Secret, error) {
+	p.maybe()
+	return []audit.Secret{{Epoch: "1", Begins: now, Bytes: make([]byte, 32)}}, nil
+}
+
+func (p *panicky) Enabled(context.Context, slog.Level) bool { return true }
+func (p *panicky) WithAttrs([]slog.Attr) slog.Handler       { return p }
+func (p *panicky) WithGroup(string) slog.Handler            { return p }
+func (p *panicky) Handle(context.Context, slog.Record) error {
+	p.logs.Add(1)
+	p.maybe()
+	return nil
+}
+
+// A sink, secrets or a logger that panic fail: that is logged once, and records wait.
+func TestPanicsOfTheSinkLoseNothing(t *testing.T) {
+	for name, set := range map[string]func(*audit.Options, *panicky){
+		"sink":    func(o *audit.Options, p *panicky) { o.Sink = p },
+		"secrets": func(o *audit.Options, p *panicky) { o.Secrets = p },
+		"all":     func(o *audit.Options, p *panicky) { o.Sink, o.Secrets, o.Logger = p, p, slog.New(p) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var log strings.Builder
+				p := new(panicky)
+				trail, sink := start(t, func(o *audit.Options) {
+					o.Logger = slog.New(slog.NewTextHandler(&log, nil))
+					set(o, p)
+				})
+				p.panics.Store(true)
+				trail.Observe(t.Context(), denial("login", "ada"))
+				time.Sleep(time.Minute)
+				p.panics.Store(false)
+				time.Sleep(10 * time.Second)
+				trail.Observe(t.Context(), denial("login", "eve"))
+				time.Sleep(10 * time.Second)
+				synctest.Wait()
+				require.Zero(t, trail.Dropped())
+				if name == "all" {
+					require.EqualValues(t, 2, p.logs.Load())
+				} else {
+					require.Equal(t, 1, strings.Count(log.String(), "level=ERROR"))
+					require.Contains(t, log.String(), "panic: a bug")
+					require.Equal(t, 1, strings.Count(log.String(), "level=INFO"))
+				}
+				p.panics.Store(name == "sink")
+				require.Equal(t, name == "sink", trail.Close() != nil, "what is left cannot be written")
+				_, text := p.all()
+				if name == "secrets" {
+					_, text = sink.all()
+				}
+				require.Equal(t, 2, strings.Count(text, "denied 0\n"), text)
+			})
+		})
+	}
+}

@@ -53,6 +53,7 @@ var mayImport = map[string]allowance{
 	// Counting, and time.
 	"internal/rule":     {},
 	"internal/clock":    {},
+	"internal/guard":    {},
 	"internal/calendar": {},
 	"internal/engine":   {sameModule: "internal/rule"},
 	"internal/recent":   {sameModule: "internal/rule"},
@@ -63,13 +64,13 @@ var mayImport = map[string]allowance{
 	// Redis.
 	"internal/batch":       {},
 	"internal/redisscript": {sameModule: "internal/rule", foreign: goRedis},
-	"internal/redisstore":  {sameModule: "internal/batch internal/redisscript internal/rule internal/engine internal/clock internal/calendar internal/recent", foreign: goRedis},
+	"internal/redisstore":  {sameModule: "internal/batch internal/redisscript internal/rule internal/engine internal/clock internal/guard internal/calendar internal/recent", foreign: goRedis},
 
 	// Every remote store.
 	"internal/nearcache": {sameModule: "internal/rule internal/table"},
 	"internal/breaker":   {},
-	"internal/holds":     {sameModule: "internal/rule internal/engine internal/clock"},
-	"internal/remote":    {sameModule: "internal/nearcache internal/breaker internal/holds internal/rule internal/engine internal/clock"},
+	"internal/holds":     {sameModule: "internal/rule internal/engine internal/clock internal/guard"},
+	"internal/remote":    {sameModule: "internal/nearcache internal/breaker internal/holds internal/rule internal/engine internal/clock internal/guard"},
 
 	// HTTP.
 	"internal/addr":   {},
@@ -86,7 +87,7 @@ var mayImport = map[string]allowance{
 
 	// The root: all of internal that is not for tests or simulation.
 	".": {
-		sameModule: "internal/rule internal/clock internal/calendar internal/engine internal/table internal/snapshot" +
+		sameModule: "internal/rule internal/clock internal/guard internal/calendar internal/engine internal/table internal/snapshot" +
 			" internal/batch internal/redisscript internal/redisstore" +
 			" internal/nearcache internal/breaker internal/holds internal/remote internal/addr internal/accept internal/recent",
 		foreign: goRedis + " " + httpsnoop + " " + xText,
@@ -99,7 +100,7 @@ var mayImport = map[string]allowance{
 	"ratelimittest": {sameModule: "."},
 	"storetest":     {sameModule: "."},
 	"storekit":      {sameModule: ". internal/rule internal/batch internal/counting"},
-	"audit":         {sameModule: ". internal/filelock"},
+	"audit":         {sameModule: ". internal/filelock internal/guard"},
 	"admin":         {sameModule: ". audit internal/addr internal/accept"},
 
 	// Programs.

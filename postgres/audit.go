@@ -22,6 +22,7 @@ import (
 
 	"github.com/ratelimit-go/ratelimit/audit"
 	"github.com/ratelimit-go/ratelimit/internal/clock"
+	"github.com/ratelimit-go/ratelimit/internal/guard"
 )
 
 // This file has the audit trail in the database: the sink, the reader and the secrets of
@@ -204,7 +205,9 @@ func (s *AuditSink) keepSometimes(ctx context.Context) {
 	if _, err := s.pool.Exec(ctx, "SELECT ratelimit.audit_keep()"); err != nil {
 		s.keep.Store(now + int64(time.Minute))
 		if errors.As(err, new(*pgconn.PgError)) && !s.keepFails.Swap(true) {
-			slog.Error("ratelimit: old months of the audit trail cannot be dropped, or the next one cannot be made; records are written", "error", s.fail(err, ""))
+			guard.Run(func() { // the records are written, whatever the logger does
+				slog.Error("ratelimit: old months of the audit trail cannot be dropped, or the next one cannot be made; records are written", "error", s.fail(err, ""))
+			}, nil)
 		}
 		return
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/ratelimit-go/ratelimit"
 	"github.com/ratelimit-go/ratelimit/internal/clock"
@@ -88,8 +89,8 @@ func (s *Store) waitSometimes(locked []*group) {
 		return
 	}
 	key := locked[rand.IntN(len(locked))].key // any of them, so that each has its turn
-	s.aside(func(ctx context.Context) {
-		if s.pool.QueryRow(ctx, "SELECT ratelimit.held($1)", key).Scan(new(bool)) == nil {
+	s.aside(func(ctx context.Context, conn *pgxpool.Conn) {
+		if conn.QueryRow(ctx, "SELECT ratelimit.held($1)", key).Scan(new(bool)) == nil {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			delete(l.next, key)

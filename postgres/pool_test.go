@@ -1,8 +1,14 @@
 package postgres_test
 
 import (
+	"bytes"
 	"context"
+	"log"
+	"log/slog"
+	"os"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -103,4 +109,45 @@ func TestCloseLeavesThePool(t *testing.T) {
 		assert.Zero(t, pool.Stat().AcquiredConns())
 	}
 	require.NoError(t, pool.Ping(ctx))
+}
+
+// panickyTracer is a hook of a pool that panics at sweeps.
+type panickyTracer struct{ sweeps atomic.Int64 }
+
+func (p *panickyTracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
+	if strings.Contains(data.SQL, "ratelimit.sweep") {
+		p.sweeps.Add(1)
+		panic("a bug")
+	}
+	return ctx
+}
+
+func (p *panickyTracer) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+// TestHookThatPanicsInASweep waits for a sweep in which a hook of the pool panics. The store goes
+// on, and the connection of the sweep goes back to the pool.
+func TestHookThatPanicsInASweep(t *testing.T) {
+	var logged bytes.Buffer
+	before, flags := slog.Default(), log.Flags()
+	slog.SetDefault(slog.New(slog.NewTextHandler(&logged, nil)))
+	defer func() { // SetDefault has changed package log, too
+		slog.SetDefault(before)
+		log.SetOutput(os.Stderr)
+		log.SetFlags(flags)
+	}()
+	tracer := new(panickyTracer)
+	pool := newPool(t, migrated(t).URL(pgtest.Superuser), func(c *pgxpool.Config) { c.ConnConfig.Tracer = tracer })
+	store := newStore(t, pool, "sweep")
+	take := func() {
+		_, err := takeOne(store, "key", hourly, 5*time.Second)
+		require.NoError(t, err)
+	}
+	for began := time.Now(); tracer.sweeps.Load() == 0; time.Sleep(50 * time.Millisecond) { // 10 seconds at most
+		require.Less(t, time.Since(began), time.Minute)
+		take()
+	}
+	take()
+	require.NoError(t, store.Close())
+	require.Zero(t, pool.Stat().AcquiredConns())
+	require.Contains(t, logged.String(), "panic: a bug")
 }

@@ -45,6 +45,8 @@ type Store struct {
 	sweeps sweeper
 	locked lockedKeys
 
+	panicLogged sync.Once // see logPanic
+
 	closed  atomic.Bool
 	mu      sync.Mutex // orders Close against the start of goroutines
 	running sync.WaitGroup

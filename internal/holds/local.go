@@ -7,6 +7,7 @@ import (
 
 	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/engine"
+	"github.com/ratelimit-go/ratelimit/internal/guard"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
@@ -15,6 +16,10 @@ import (
 // may be called from any number of goroutines.
 type Local struct {
 	Engine engine.Engine
+
+	// Panicked is called if the store panics when it gets a report that holds have ended: on a
+	// goroutine of a request, a timer or a context. Nil is not called.
+	Panicked func(guard.Panic)
 
 	once      sync.Once
 	book      *Book
@@ -55,14 +60,11 @@ func (l *Local) Take(ctx context.Context, r engine.Request, ask Ask, answers []r
 }
 
 // report reports to the store which holds have ended. If that fails, it is tried again when the
-// next one ends.
+// next one ends. It does not panic if the store does.
 func (l *Local) report() {
-	for l.book.Waits() && l.reporting.CompareAndSwap(false, true) {
-		failed := l.reportAll()
-		l.reporting.Store(false)
-		if failed {
-			return
-		}
+	failed := false
+	for !failed && l.book.Waits() && guard.Alone(&l.reporting, func() { failed = l.reportAll() }) {
+		// A hold may have ended just before: check once more.
 	}
 }
 
@@ -72,11 +74,25 @@ func (l *Local) reportAll() (failed bool) {
 		if !ok {
 			return false
 		}
-		_, err := l.Engine.Take(context.Background(), engine.Request{Key: key, Limits: &engine.Limits{}, Now: clock.Now(), Holding: &h}, nil)
-		if err != nil {
-			l.book.Failed(call, false)
+		if !l.reportOne(key, call, &h) {
 			return true
 		}
-		l.book.Answered(call, &h, false, 0, clock.Now())
 	}
+}
+
+// reportOne makes one call of [Book.Next].
+func (l *Local) reportOne(key string, call Call, h *rule.Holding) (answered bool) {
+	defer func() { // also if the store ends the goroutine
+		if !answered {
+			l.book.Failed(call, false)
+		}
+	}()
+	guard.Run(func() {
+		_, err := l.Engine.Take(context.Background(), engine.Request{Key: key, Limits: &engine.Limits{}, Now: clock.Now(), Holding: h}, nil)
+		answered = err == nil
+	}, l.Panicked)
+	if answered {
+		l.book.Answered(call, h, false, 0, clock.Now())
+	}
+	return answered
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/engine"
+	"github.com/ratelimit-go/ratelimit/internal/guard"
 	"github.com/ratelimit-go/ratelimit/internal/holds"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 	"github.com/ratelimit-go/ratelimit/internal/table"
@@ -22,8 +23,9 @@ import (
 // tableEngine is an engine of a table.
 type tableEngine struct {
 	engine.Engine
-	table *table.Table
-	fails atomic.Bool
+	table  *table.Table
+	fails  atomic.Bool
+	panics atomic.Bool
 }
 
 var errFails = errors.New("it fails")
@@ -31,6 +33,9 @@ var errFails = errors.New("it fails")
 func (e *tableEngine) Take(_ context.Context, r engine.Request, answers []rule.Answer) (engine.Reply, error) {
 	if e.fails.Load() {
 		return engine.Reply{}, errFails
+	}
+	if e.panics.Load() {
+		panic("a bug")
 	}
 	runtime.Gosched()
 	at, _ := e.table.Hold(r.Key, r.Units, r.Limits.Rules, answers, nil, r.Holding)
@@ -137,5 +142,32 @@ func TestLocalPlansWithOtherNumbers(t *testing.T) {
 	close(e.goOn)
 	require.True(t, (<-first).End())
 	require.True(t, second.End())
+	require.Zero(t, e.table.HeldKeys())
+}
+
+// TestLocalGoesOnAfterAPanic: the store panics at a report. The holds that end later are
+// reported, and so is that one, with the next hold of its key.
+func TestLocalGoesOnAfterAPanic(t *testing.T) {
+	e := &tableEngine{table: table.New(1000, clock.Now)}
+	var panics []string
+	l := &holds.Local{Engine: e, Panicked: func(p guard.Panic) { panics = append(panics, p.Error()) }}
+	take := func(key string) *holds.Hold {
+		request := engine.Request{Key: key, Units: 1, Limits: &engine.Limits{}}
+		_, hold, _, err := l.Take(context.Background(), request, holds.Ask{Most: 1, Lasts: int64(time.Minute)}, nil)
+		require.NoError(t, err)
+		return hold
+	}
+	var all []*holds.Hold
+	for _, key := range []string{"a", "b", "c"} {
+		all = append(all, take(key))
+	}
+	e.panics.Store(true)
+	require.True(t, all[0].End())
+	require.Equal(t, []string{"panic: a bug"}, panics)
+	e.panics.Store(false)
+	all[1].End()
+	all[2].End()
+	require.Equal(t, 1, e.table.HeldKeys())
+	take("a").End()
 	require.Zero(t, e.table.HeldKeys())
 }

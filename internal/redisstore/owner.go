@@ -38,6 +38,8 @@ type Reporter interface {
 	// AcrossSlotsRefused: a server refuses commands for keys of different slots.
 	// It is called at most once, and the store sends no more of them.
 	AcrossSlotsRefused(prefix string, text string)
+	// SideCallFailed: a call that no caller waits for has panicked.
+	SideCallFailed(err error)
 }
 
 // A Record is the JSON value that a store writes to its prefix followed by
@@ -92,9 +94,13 @@ func (s *Store) checkOwner(now int64) {
 	s.goUntilClose(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), sideTimeout)
 		defer cancel()
-		if err := s.checkRecord(ctx, o.is.Load()); err != nil {
-			o.next.Store(clock.Now() + int64(recordRetry))
-		}
+		checked := false
+		defer func() { // also if a hook of the client or the logger panics
+			if !checked {
+				o.next.Store(clock.Now() + int64(recordRetry))
+			}
+		}()
+		checked = s.checkRecord(ctx, o.is.Load()) == nil
 	})
 }
 

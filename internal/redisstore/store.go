@@ -35,6 +35,7 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/batch"
 	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/engine"
+	"github.com/ratelimit-go/ratelimit/internal/guard"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
 
@@ -353,11 +354,18 @@ func (s *Store) Close() {
 }
 
 // goUntilClose runs f on its own goroutine, unless the store has been closed. Close
-// waits for it. goUntilClose takes s.mu.
+// waits for it. If a hook of the client or a logger panics there, that is reported.
+// goUntilClose takes s.mu.
 func (s *Store) goUntilClose(f func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.closed.Load() {
-		s.running.Go(f)
+		s.running.Go(func() { guard.Run(f, s.reportPanic) })
+	}
+}
+
+func (s *Store) reportPanic(p guard.Panic) {
+	if c := s.owner.is.Load(); c != nil {
+		c.report.SideCallFailed(&Error{Cause: Backend, Prefix: s.prefix, Err: p})
 	}
 }

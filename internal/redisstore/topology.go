@@ -40,10 +40,13 @@ func (s *Store) keysAreTogether() bool {
 const topologyKeys = 16
 
 // findTopology writes one key, and then reads it in commands whose first key is
-// another one. It waits for the replies, on its own goroutine.
+// another one. It waits for the replies, on its own goroutine. If there are none, or if a hook
+// of the client panics, nothing is found out.
 func (s *Store) findTopology() {
 	ctx, cancel := context.WithTimeout(context.Background(), sideTimeout)
 	defer cancel()
+	topology := topologyUnknown // the next command for several keys tries again
+	defer func() { s.topology.Store(topology) }()
 	key := s.prefix + "place"
 	err := s.client.Set(ctx, key, "one", time.Minute).Err()
 	var replies []*redis.Cmd
@@ -63,8 +66,7 @@ func (s *Store) findTopology() {
 			found = severalServers
 		}
 	}
-	if err != nil && found == oneServer {
-		found = topologyUnknown // the next command for several keys tries again
+	if err == nil || found == severalServers {
+		topology = found
 	}
-	s.topology.Store(found)
 }

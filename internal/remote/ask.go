@@ -30,10 +30,6 @@ type nothingTakenError struct{ error }
 
 func (u nothingTakenError) Unwrap() error { return u.error }
 
-type panicError struct{ with any }
-
-func (p panicError) Error() string { return fmt.Sprintf("panic: %v", p.with) }
-
 // consult asks the store, waits for its answer, and stores the answer in the
 // near cache.
 func (r *Remote) consult(ctx context.Context, req *storeRequest, answers []rule.Answer) error {

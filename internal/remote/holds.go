@@ -103,7 +103,7 @@ func (r *Remote) reportHolds() {
 		return
 	}
 	if !r.goReport() && r.owner.Load().finished.Load() { // otherwise finish does it, and waits for it
-		r.goAfterClose(func(ctx context.Context, o *Remote) { o.reportAndCount(ctx) })
+		r.goAfterClose(closeTimeout, func(ctx context.Context, o *Remote) { o.reportAndCount(ctx) })
 	}
 }
 
@@ -191,8 +191,7 @@ func (r *Remote) renewHolds(lasts int64) {
 				o.renewSooner(lasts)
 				return
 			}
-			o.renewUntilNone()
-			o.renewing.Store(0) // a hold may have begun just before: check once more
+			o.renewUntilNone() // a hold may have begun just before: check once more
 		}
 	})
 }
@@ -209,8 +208,10 @@ func (r *Remote) renewSooner(lasts int64) {
 }
 
 // renewUntilNone shows the book that this process runs, often enough for its shortest holds.
-// It returns when there are no more holds, or when the loops of r are stopped.
+// It returns when there are no more holds, or when the loops of r are stopped. Then renewing
+// is 0.
 func (r *Remote) renewUntilNone() {
+	defer r.renewing.Store(0) // also after a panic: otherwise no goroutine would ever renew again
 	next := clock.Now() + r.renewing.Load()
 	timer := time.NewTimer(time.Duration(r.renewing.Load()))
 	defer timer.Stop()

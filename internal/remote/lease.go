@@ -9,6 +9,7 @@ import (
 
 	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/engine"
+	"github.com/ratelimit-go/ratelimit/internal/guard"
 	"github.com/ratelimit-go/ratelimit/internal/nearcache"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
@@ -157,7 +158,7 @@ func (r *Remote) keep(key string, limits *engine.Limits, ask nearcache.LeaseRequ
 		r.goAlways(func(ctx context.Context, o *Remote) { o.giveBack(ctx, ended) })
 	}
 	if held > 0 && !r.sweep() { // Close may have ended all leases before this one was there
-		r.goAfterClose(func(ctx context.Context, o *Remote) { o.endLeases(ctx) })
+		r.goAfterClose(closeTimeout, func(ctx context.Context, o *Remote) { o.endLeases(ctx) })
 	}
 	return held
 }
@@ -170,9 +171,8 @@ func (r *Remote) sweep() bool {
 		return true
 	}
 	return r.goOwner(func(o *Remote) {
-		for o.near.HasLeases() && !o.areLoopsStopped() && o.sweeping.CompareAndSwap(false, true) {
-			o.sweepUntilNone()
-			o.sweeping.Store(false) // a lease may have been added just before: check once more
+		for o.near.HasLeases() && !o.areLoopsStopped() && guard.Alone(&o.sweeping, o.sweepUntilNone) {
+			// A lease may have been added just before: check once more.
 		}
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/ratelimit-go/ratelimit/internal/clock"
+	"github.com/ratelimit-go/ratelimit/internal/guard"
 )
 
 // An outage lasts from when the breaker opens until it closes. It is reported at
@@ -106,9 +107,7 @@ func (r *Remote) watchOutage() {
 		return
 	}
 	r.goOwner(func(owner *Remote) {
-		for owner.watching.CompareAndSwap(false, true) {
-			owner.reportOutage()
-			owner.watching.Store(false)
+		for guard.Alone(&owner.watching, owner.reportOutage) {
 			if !owner.outage.isPending() || owner.areLoopsStopped() {
 				return
 			}
@@ -118,7 +117,8 @@ func (r *Remote) watchOutage() {
 
 // reportOutage reports the present outage and its end. It waits for that on the
 // goroutine that watchOutage has started. It returns when there is no outage. It
-// also returns when there is another owner, which goes on from there.
+// also returns when there is another owner, which goes on from there. If the logger panics,
+// it goes on: the outage may be over already, or another one may have begun.
 func (r *Remote) reportOutage() {
 	for {
 		next := r.outage.next(clock.Now())
@@ -126,9 +126,9 @@ func (r *Remote) reportOutage() {
 		case reportNothing:
 			return
 		case reportDown:
-			r.opts.Report.StoreDown(r.breaker.Opened(), next.cause)
+			r.recovering(func() { r.opts.Report.StoreDown(r.breaker.Opened(), next.cause) })()
 		case reportBack:
-			r.opts.Report.StoreBack(r.breaker.Opened(), next.after)
+			r.recovering(func() { r.opts.Report.StoreBack(r.breaker.Opened(), next.after) })()
 		case reportLater:
 			timer := time.NewTimer(next.after)
 			select {

@@ -26,6 +26,7 @@ import (
 	"github.com/ratelimit-go/ratelimit/internal/breaker"
 	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/engine"
+	"github.com/ratelimit-go/ratelimit/internal/guard"
 	"github.com/ratelimit-go/ratelimit/internal/holds"
 	"github.com/ratelimit-go/ratelimit/internal/nearcache"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
@@ -253,13 +254,15 @@ func (r *Remote) Close() {
 }
 
 // finish sends the store what it is owed and gives leases back. It waits for
-// that, for closeTimeout at most.
+// that, for closeTimeout at most. It does not panic if the store does.
 func (r *Remote) finish() {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
-	if owingKeys := r.near.OwingKeys(clock.Now()); len(owingKeys) > 0 && r.storeAnswers(ctx, owingKeys[0]) == nil {
-		r.settleKeys(ctx, owingKeys)
-	}
+	r.recovering(func() { // the goroutines of all the rest recover by themselves
+		if owingKeys := r.near.OwingKeys(clock.Now()); len(owingKeys) > 0 && r.storeAnswers(ctx, owingKeys[0]) == nil {
+			r.settleKeys(ctx, owingKeys)
+		}
+	})()
 	r.endLeases(ctx)
 	r.book.Retry(clock.Now()) // Close has cut off some reports
 	r.reportAllHolds(ctx)
@@ -267,10 +270,12 @@ func (r *Remote) finish() {
 	r.reportHolds() // of requests that have ended in the meantime
 }
 
-// Go runs f on its own goroutine and reports whether it does. It does not
-// after Close. Close cancels the context that f gets, and waits for f.
-func (r *Remote) Go(f func(closing context.Context)) bool {
-	return r.goOwner(func(owner *Remote) { f(owner.closing) })
+// Go runs f on its own goroutine. Close cancels the context that f gets, and waits for f. After
+// Close, the context ends after timeout, and nothing waits for f.
+func (r *Remote) Go(timeout time.Duration, f func(closing context.Context)) {
+	if !r.goOwner(func(owner *Remote) { f(owner.closing) }) {
+		r.goAfterClose(timeout, func(ctx context.Context, _ *Remote) { f(ctx) })
+	}
 }
 
 // goOwner runs f on its own goroutine, for the owner, and reports whether it
@@ -293,14 +298,14 @@ func (r *Remote) goOwner(f func(owner *Remote)) bool {
 // nobody has got. ctx is done when f must end.
 func (r *Remote) goAlways(f func(ctx context.Context, owner *Remote)) {
 	if !r.goOwner(func(o *Remote) { f(o.closing, o) }) {
-		r.goAfterClose(f)
+		r.goAfterClose(closeTimeout, f)
 	}
 }
 
-// goAfterClose is goAlways after the owner's Close.
-func (r *Remote) goAfterClose(f func(ctx context.Context, owner *Remote)) {
+// goAfterClose is goAlways after the owner's Close. f has as long as timeout.
+func (r *Remote) goAfterClose(timeout time.Duration, f func(ctx context.Context, owner *Remote)) {
 	go r.recovering(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), timeout)
 		defer cancel()
 		f(ctx, r.owner.Load())
 	})()
@@ -317,17 +322,10 @@ func (r *Remote) start(f func()) bool {
 	return true
 }
 
-// recovering returns f with a recover, so that a store that panics does not end
-// the process. Nothing else recovers on these goroutines.
+// recovering returns f with a recover, so that a store or a logger that panics does not
+// end the process. Nothing else recovers on these goroutines.
 func (r *Remote) recovering(f func()) func() {
-	return func() {
-		defer func() {
-			if with := recover(); with != nil {
-				r.opts.Report.StoreFailed(panicError{with})
-			}
-		}()
-		f()
-	}
+	return func() { guard.Run(f, func(p guard.Panic) { r.opts.Report.StoreFailed(p) }) }
 }
 
 // A Request asks for units of a key.

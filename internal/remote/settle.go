@@ -10,6 +10,7 @@ import (
 
 	"github.com/ratelimit-go/ratelimit/internal/clock"
 	"github.com/ratelimit-go/ratelimit/internal/engine"
+	"github.com/ratelimit-go/ratelimit/internal/guard"
 	"github.com/ratelimit-go/ratelimit/internal/nearcache"
 	"github.com/ratelimit-go/ratelimit/internal/rule"
 )
@@ -126,7 +127,7 @@ func (r *Remote) settleAll(first string) {
 func (r *Remote) settleUntilNone() {
 	r.goOwner(func(o *Remote) {
 		start := clock.Now()
-		for o.near.Owing() > 0 && o.resending.CompareAndSwap(false, true) {
+		resend := func() {
 			for o.near.Owing() > 0 {
 				o.settleAll("")
 				timer := time.NewTimer(max(time.Second, time.Duration(clock.Now()-start)/16))
@@ -134,11 +135,12 @@ func (r *Remote) settleUntilNone() {
 				case <-timer.C:
 				case <-o.loopsStopped:
 					timer.Stop()
-					o.resending.Store(false)
 					return
 				}
 			}
-			o.resending.Store(false)
+		}
+		for o.near.Owing() > 0 && !o.areLoopsStopped() && guard.Alone(&o.resending, resend) {
+			// A block may have been added just before: check once more.
 		}
 	})
 }
