@@ -545,24 +545,25 @@ func (l *Limiter) take(ctx context.Context, key string, n int64, how asking, p *
 		}
 		return l.takeWith(ctx, key, n, how, p, results, nil, nil)
 	}
-	asked := int64(0) // units that may be given back later
-	if asks := how &^ uncounted; (asks == forRequest || asks == asShadow) && l.mayGiveBack() {
-		asked = n
-	}
+	asks := how &^ uncounted
+	isRecorded := (asks == forRequest || asks == asShadow) && l.mayGiveBack() // also of cost 0: AddCost can follow
 	if l.remote == nil {
 		s := u.lock(key)
 		defer s.mu.Unlock()
 		t, err = l.takeWith(ctx, key, n, how, p, results, s.pending(key, p), nil)
-		if err == nil && asked > 0 && results[t.bound].RetryAfter == 0 && t.counted != nothingTaken {
-			t.pending = s.add(key, asked, t.counted, p, false)
+		if err == nil && isRecorded && results[t.bound].RetryAfter == 0 && t.counted != nothingTaken {
+			t.pending = s.add(key, n, t.counted, p, false)
 		}
 		return t, err
 	}
-	own := turn{underway: u, key: key, policy: p, units: asked}
-	took := int64(0)
+	own := turn{underway: u, key: key, policy: p}
+	if isRecorded {
+		own.units = n
+	}
+	took := false
 	defer func() { // also if the store panics
-		t.pending = own.end(took, t.counted)
-		if took > 0 && results[t.bound].RetryAfter > 0 {
+		t.pending = own.end(took, n, t.counted)
+		if took && results[t.bound].RetryAfter > 0 {
 			// The store may have taken the units of a request that was denied here.
 			t.pending.keep()
 			t.pending = nil
@@ -570,7 +571,7 @@ func (l *Limiter) take(ctx context.Context, key string, n int64, how asking, p *
 	}()
 	t, err = l.takeWith(ctx, key, n, how, p, results, nil, &own)
 	if err == nil && t.counted != nothingTaken {
-		took = asked
+		took = isRecorded
 	}
 	return t, err
 }

@@ -64,7 +64,7 @@ func (m *limitedHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	opts := &m.limiter.opts
 	if opts.Count == nil {
 		if m.limiter.nested.Load() {
-			defer state.pending().decided() // unless a limiter further in has decided
+			defer state.pending().over() // unless a limiter further in has decided
 		}
 		if opts.Headers&olderStyles == 0 {
 			m.next.ServeHTTP(w, inner)

@@ -225,7 +225,7 @@ func (s *requestState) forgetAtEnd() {
 	case s.Context.Done() == nil: // nobody will say when the request is over
 		p.decided()
 	default:
-		context.AfterFunc(s.Context, p.decided)
+		context.AfterFunc(s.Context, p.over)
 	}
 }
 
@@ -411,6 +411,7 @@ func (s *requestState) giveBackInTime(states []*requestState) {
 	}
 	var beside sync.WaitGroup
 	for _, state := range mayBlock {
+		state.pending().returns()
 		beside.Add(1)
 		l := state.limiter
 		l.remote.Go(l.timeout(), func(closing context.Context) { defer beside.Done(); state.giveBack(closing, remote.SideTimeout) })

@@ -69,8 +69,10 @@ type pendingRequest struct {
 	context.Context
 	shard *underwayShard
 	key   string
-	in    *pendingUnits // nil if nothing can change any more; guarded by shard.mu, as is units
+	in    *pendingUnits // nil if nothing can change any more; guarded by shard.mu, as are the others
 	units int64
+
+	returning bool // a goroutine gives the units back, and ends what is recorded
 }
 
 func newUnderway() *underway { return &underway{seed: maphash.MakeSeed()} }
@@ -163,10 +165,37 @@ func (r *pendingRequest) update(units int64) {
 // keep leaves what is recorded until it counts no longer: the request does not count, but
 // its units cannot be given back. It locks the shard.
 func (r *pendingRequest) keep() {
-	if r != nil {
-		r.shard.mu.Lock()
-		defer r.shard.mu.Unlock()
-		r.in = nil
+	if r == nil {
+		return
+	}
+	r.shard.mu.Lock()
+	defer r.shard.mu.Unlock()
+	if r.units == 0 {
+		r.remove()
+	}
+	r.in = nil
+}
+
+// returns notes that a goroutine gives the units back. It locks the shard.
+func (r *pendingRequest) returns() {
+	if r == nil {
+		return
+	}
+	r.shard.mu.Lock()
+	defer r.shard.mu.Unlock()
+	r.returning = true
+}
+
+// over is decided for a request that has ended. If a goroutine still gives the units back, they
+// stay recorded until it has done so: until then the store counts them. It locks the shard.
+func (r *pendingRequest) over() {
+	if r == nil {
+		return
+	}
+	r.shard.mu.Lock()
+	defer r.shard.mu.Unlock()
+	if !r.returning {
+		r.remove()
 	}
 }
 
@@ -274,17 +303,17 @@ func (t *turn) Pending() []rule.Pending {
 	return s.pending(t.key, t.policy)
 }
 
-// end gives the turn to the next request of the key. If units is not 0, it first records
-// these as taken at an instant. It locks the shard.
-func (t *turn) end(units int64, at Instant) (recorded *pendingRequest) {
+// end gives the turn to the next request of the key. If took is true, it first records units as
+// taken at an instant. It locks the shard.
+func (t *turn) end(took bool, units int64, at Instant) (recorded *pendingRequest) {
 	s := t.underway.lock(t.key)
 	defer s.mu.Unlock()
 	switch {
-	case t.early != nil && units > 0:
+	case t.early != nil && took:
 		recorded, t.early.in.at = t.early, int64(at)
 	case t.early != nil:
 		t.early.remove()
-	case units > 0:
+	case took:
 		recorded = s.add(t.key, units, at, t.policy, false)
 	}
 	if !t.begun {

@@ -63,6 +63,126 @@ func TestUnknownOutcomesBlockNobody(t *testing.T) {
 	}
 }
 
+// slowReturns is a backend whose Adjust takes longer than a response may wait.
+type slowReturns struct{ *remoteBackend }
+
+func (s slowReturns) Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (int64, error) {
+	time.Sleep(300 * time.Millisecond)
+	return s.remoteBackend.Adjust(ctx, key, n, at, limits)
+}
+
+// TestUnitsOnTheirWayBackBlockNobody: units whose way back takes longer than their request, or
+// that do not arrive, start no block. They are given back for a limiter further in that denies
+// the request, or by Options.Count, with Middleware and with Check.
+func TestUnitsOnTheirWayBackBlockNobody(t *testing.T) {
+	limit := FixedWindow(3, time.Hour).Block(day)
+	handlers := map[string]func(t *testing.T, out *Limiter) http.Handler{
+		"Middleware": func(t *testing.T, out *Limiter) http.Handler {
+			return out.Middleware(innerDenies(t).Middleware(httpServed))
+		},
+		"Check": func(t *testing.T, out *Limiter) http.Handler {
+			in := innerDenies(t)
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				ctx, cancel := context.WithCancel(r.Context())
+				defer cancel()
+				if r = r.WithContext(ctx); out.Check(w, r) && in.Check(w, r) {
+					w.WriteHeader(http.StatusNoContent)
+				}
+			})
+		},
+		"Responded": func(t *testing.T, out *Limiter) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				ctx, cancel := context.WithCancel(r.Context())
+				defer cancel()
+				if r = r.WithContext(ctx); out.Check(w, r) {
+					out.Responded(r.Context(), http.StatusNoContent)
+				}
+			})
+		},
+	}
+	for name, handler := range handlers {
+		for _, isSlow := range []bool{true, false} {
+			t.Run(fmt.Sprint(name, isSlow), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					var seen recorder
+					backend := &remoteBackend{Store: memory(t, "backend")}
+					var store Store = backend
+					if isSlow {
+						store = slowReturns{backend}
+					} else {
+						backend.set(adjustsHang)
+					}
+					o := Options{Limits: []Limit{limit}, Key: StaticKey("k"), Observe: seen.observe}
+					if name == "Responded" {
+						o.Count = onlyFailures
+					}
+					h := handler(t, processOf(t, store, o))
+					for range 6 {
+						h.ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
+					}
+					time.Sleep(10 * time.Second)
+					require.Empty(t, seen.of(EventBlocked))
+					require.Zero(t, backend.blocked(t, "k", limit))
+				})
+			})
+		}
+	}
+}
+
+// innerDenies returns a limiter that denies all requests.
+func innerDenies(t *testing.T) *Limiter {
+	in := httpLimiterNamed(t, "in", quiet(FixedWindow(1, time.Hour)))
+	took(t, in, httpKey, 1)
+	return in
+}
+
+// TestChargesOfAFreeRequestAreUnderWay: units that AddCost charges to a request of cost 0 may be
+// given back like others, and start no block before that is decided.
+func TestChargesOfAFreeRequestAreUnderWay(t *testing.T) {
+	test := func(t *testing.T, o Options, build func(Options) *Limiter) {
+		var seen recorder
+		o.Limits, o.Key, o.Count, o.Observe = []Limit{FixedWindow(5, time.Hour).Block(day)}, StaticKey("k"), onlyFailures, seen.observe
+		o.Cost = func(r *http.Request) int64 {
+			if r.Method == "PUT" {
+				return 0
+			}
+			return 1
+		}
+		l, status := build(o), make(chan int)
+		h := l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == "PUT" {
+				require.NoError(t, l.AddCost(r.Context(), 5))
+				w.WriteHeader(<-status)
+			}
+		}))
+		for _, end := range []int{200, 401} {
+			go h.ServeHTTP(httptest.NewRecorder(), httpRequest("PUT"))
+			synctest.Wait()
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, httpRequest("GET"))
+			require.Equal(t, http.StatusTooManyRequests, w.Code)
+			require.Empty(t, seen.of(EventBlocked))
+			status <- end
+			time.Sleep(time.Second)
+		}
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httpRequest("GET"))
+		require.Equal(t, "86400", w.Header().Get("Retry-After"), "the second one counts")
+	}
+	t.Run("memory", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			test(t, quiet(), func(o Options) *Limiter { return httpLimiter(t, o) })
+		})
+	})
+	t.Run("remote", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			test(t, quiet(), func(o Options) *Limiter {
+				return processOf(t, &remoteBackend{Store: memory(t, "backend")}, o)
+			})
+		})
+	})
+}
+
 // TestPendingUnitsOfOtherCounters: requests under way excuse a denial only if they have
 // taken their units from a counter of one of its limits.
 func TestPendingUnitsOfOtherCounters(t *testing.T) {
