@@ -147,7 +147,7 @@ func quick(t *testing.T, s *httptest.Server) int {
 func wantFree(t *testing.T, l *Limiter, s *httptest.Server) {
 	t.Helper()
 	eventually(t, func() bool { return l.Stats().InFlight == 0 })
-	require.Equal(t, 200, quick(t, s))
+	eventually(t, func() bool { return quick(t, s) == 200 }) // a pipelined request may come before
 	eventually(t, func() bool { return l.Stats().InFlight == 0 })
 }
 

@@ -67,7 +67,7 @@ func TestUnknownOutcomesBlockNobody(t *testing.T) {
 type slowReturns struct{ *remoteBackend }
 
 func (s slowReturns) Adjust(ctx context.Context, key string, n int64, at Instant, limits []Limit) (int64, error) {
-	time.Sleep(300 * time.Millisecond)
+	time.Sleep(350 * time.Millisecond)
 	return s.remoteBackend.Adjust(ctx, key, n, at, limits)
 }
 
@@ -119,6 +119,7 @@ func TestUnitsOnTheirWayBackBlockNobody(t *testing.T) {
 					h := handler(t, processOf(t, store, o))
 					for range 6 {
 						h.ServeHTTP(httptest.NewRecorder(), httpRequest("GET"))
+						synctest.Wait()
 					}
 					time.Sleep(10 * time.Second)
 					require.Empty(t, seen.of(EventBlocked))
