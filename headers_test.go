@@ -323,3 +323,43 @@ func TestTimeoutBetweenLimitersLosesNothing(t *testing.T) {
 		assert.Equal(t, "Ratelimit: \"out\";r=4;t=3600\nRatelimit-Policy: \"out\";q=5;w=3600", httpFields(h, httpRequest("GET")))
 	})
 }
+
+// TestFieldsOfAHandlerMakeOneSet has handlers that add a set of an older style, and end in
+// different ways. The set with the least remaining is sent, also if the handler writes
+// nothing, or panics and a handler around the limiter recovers.
+func TestFieldsOfAHandlerMakeOneSet(t *testing.T) {
+	recovers := func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			defer func() { recover() }()
+			next.ServeHTTP(w, r)
+		})
+	}
+	for name, end := range map[string]func(http.ResponseWriter){
+		"status":  func(w http.ResponseWriter) { w.WriteHeader(200) },
+		"body":    func(w http.ResponseWriter) { w.Write([]byte("x")) },
+		"nothing": func(http.ResponseWriter) {},
+		"panic":   func(http.ResponseWriter) { panic("no") },
+	} {
+		for _, count := range []func(*http.Request, int) bool{nil, func(*http.Request, int) bool { return true }} {
+			l := httpLimiterNamed(t, fmt.Sprint(name, count != nil), Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Headers: HeadersLegacy, Count: count})
+			w := httptest.NewRecorder()
+			recovers(l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Add("X-RateLimit-Limit", "5")
+				w.Header().Add("X-RateLimit-Remaining", "3")
+				end(w)
+			}))).ServeHTTP(w, httpRequest("GET"))
+			assert.Equal(t, http.Header{"X-Ratelimit-Limit": {"5"}, "X-Ratelimit-Remaining": {"3"}}, limitFields(w.Result().Header), name)
+		}
+	}
+}
+
+// limitFields returns the fields about limits in h.
+func limitFields(h http.Header) http.Header {
+	about := http.Header{}
+	for name, values := range h {
+		if strings.Contains(name, "Ratelimit") {
+			about[name] = values
+		}
+	}
+	return about
+}

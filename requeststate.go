@@ -454,6 +454,9 @@ func (s *requestState) watch(next http.Handler, w http.ResponseWriter, r *http.R
 	})
 	returned := false
 	defer func() {
+		if response.status == 0 { // net/http, or a handler around the limiter, sends the header later
+			settleFields(w.Header(), s.limiter.opts.Headers)
+		}
 		switch {
 		case response.status != 0 || !count:
 		case returned: // net/http sends 200, unless somebody around the limiter writes something else
