@@ -123,7 +123,11 @@ func (f *fields) write(h http.Header, styles, before Headers, outer *fields, sha
 		return
 	}
 	if shared && (outer != nil || styles&olderStyles != 0) { // a handler in between may have changed them
-		f.values = [2]string{first(h[fieldRateLimit]), first(h[fieldPolicy])}
+		read := first
+		if before&HeadersDraft10 != 0 {
+			read = list
+		}
+		f.values = [2]string{read(h[fieldRateLimit]), read(h[fieldPolicy])}
 	}
 	if f.strictest == nil || s.bound.stricter(f.strictest) {
 		f.strictest = s.bound
@@ -141,6 +145,16 @@ func first(values []string) string {
 		return ""
 	}
 	return values[0]
+}
+
+// list returns all lines of a field of draft 10 as one. It allocates nothing for one line.
+func list(values []string) (all string) {
+	for _, value := range values {
+		if value != "" {
+			all = joined(all, value)
+		}
+	}
+	return all
 }
 
 // stricter reports whether b restricts a client more than other does.
