@@ -250,34 +250,80 @@ func (x *watchedResponse) readFrom(src io.Reader, next httpsnoop.ReadFromFunc) (
 	return n + rest, err
 }
 
-// controlled gives a writer that only has Unwrap the methods by which
-// [http.ResponseController] would go around our hooks, to the writer underneath.
+// controlled makes sure that [http.ResponseController] cannot go around our hooks. If w
+// lacks Flush or Hijack, a controller calls the method of a writer underneath, which it
+// finds by Unwrap. If there is one, controlled returns a writer that has the method itself,
+// and the ReadFrom of w. Otherwise controlled returns w. Push is not kept: it works only over
+// HTTP/2, where nothing can be hijacked, so only a writer without Flush loses it.
 func controlled(w http.ResponseWriter) http.ResponseWriter {
-	if _, unwraps := w.(interface{ Unwrap() http.ResponseWriter }); !unwraps {
+	flushes, hijacks := flushesOrHijacks(w)
+	canFlush, canHijack := flushes, hijacks
+	for under := w; !canFlush || !canHijack; {
+		wrapper, ok := under.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			break
+		}
+		under = wrapper.Unwrap()
+		f, h := flushesOrHijacks(under)
+		canFlush, canHijack = canFlush || f, canHijack || h
+	}
+	if flushes == canFlush && hijacks == canHijack {
 		return w
 	}
-	flusher, flushes := w.(http.Flusher)
-	if _, hijacks := w.(http.Hijacker); flushes && hijacks {
-		return w
+	c := controlledWriter{w}
+	reader, reads := w.(io.ReaderFrom)
+	flusher, isFlusher := w.(http.Flusher) // only together with Hijack: otherwise w lacks nothing
+	switch {
+	case isFlusher && reads:
+		return struct {
+			flushingWriter
+			io.ReaderFrom
+		}{flushingWriter{hijackingWriter{c}, flusher}, reader}
+	case isFlusher:
+		return flushingWriter{hijackingWriter{c}, flusher}
+	case canHijack && reads:
+		return struct {
+			hijackingWriter
+			io.ReaderFrom
+		}{hijackingWriter{c}, reader}
+	case canHijack:
+		return hijackingWriter{c}
+	case reads:
+		return struct {
+			controlledWriter
+			io.ReaderFrom
+		}{c, reader}
 	}
-	if flushes {
-		return flushingWriter{controlledWriter{w}, flusher}
-	}
-	return controlledWriter{w}
+	return c
 }
 
+// flushesOrHijacks reports which of the methods that a controller looks for w has itself.
+func flushesOrHijacks(w http.ResponseWriter) (flushes, hijacks bool) {
+	switch w.(type) {
+	case http.Flusher, interface{ FlushError() error }:
+		flushes = true
+	}
+	_, hijacks = w.(http.Hijacker)
+	return flushes, hijacks
+}
+
+// A controlledWriter flushes the writer underneath, as a controller does. If no writer can,
+// the error is the same as without it.
 type controlledWriter struct{ http.ResponseWriter }
 
 func (c controlledWriter) Unwrap() http.ResponseWriter { return c.ResponseWriter }
 func (c controlledWriter) FlushError() error {
 	return http.NewResponseController(c.ResponseWriter).Flush()
 }
-func (c controlledWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	return http.NewResponseController(c.ResponseWriter).Hijack()
+
+type hijackingWriter struct{ controlledWriter }
+
+func (h hijackingWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	return http.NewResponseController(h.ResponseWriter).Hijack()
 }
 
 type flushingWriter struct {
-	controlledWriter
+	hijackingWriter
 	http.Flusher
 }
 

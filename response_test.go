@@ -1,11 +1,14 @@
 package ratelimit_test
 
 import (
+	"bufio"
 	"compress/gzip"
 	"encoding/json"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -120,4 +123,105 @@ func TestAnswerDenied(t *testing.T) {
 	assert.Equal(t, 429, w.Code)
 	assert.Equal(t, "Too Many Requests", w.Body.String())
 	assert.Equal(t, "no-store", w.Header().Get("Cache-Control"))
+}
+
+// Writers of other middleware, which a ResponseController can go around. Each has some
+// methods of its own in addition to Unwrap.
+type (
+	copyingWriter   struct{ unwrapping }
+	flushingWriter  struct{ unwrapping }
+	failingWriter   struct{ unwrapping }
+	hijackingWriter struct{ unwrapping }
+	pushingWriter   struct{ flushingWriter }
+	flushingCopier  struct {
+		flushingWriter
+		io.ReaderFrom
+	}
+	failingCopier struct {
+		failingWriter
+		io.ReaderFrom
+	}
+	hijackingCopier struct {
+		hijackingWriter
+		io.ReaderFrom
+	}
+	completeWriter struct {
+		flushingCopier
+		http.Hijacker
+	}
+)
+
+func (c copyingWriter) ReadFrom(src io.Reader) (int64, error) { return io.Copy(c.ResponseWriter, src) }
+func (f flushingWriter) Flush()                               { http.NewResponseController(f.ResponseWriter).Flush() }
+func (f failingWriter) FlushError() error {
+	return http.NewResponseController(f.ResponseWriter).Flush()
+}
+func (h hijackingWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	return http.NewResponseController(h.ResponseWriter).Hijack()
+}
+func (pushingWriter) Push(string, *http.PushOptions) error { return http.ErrNotSupported }
+
+// unwrappingWriters make them, by the methods that they have.
+var unwrappingWriters = map[string]func(unwrapping) http.ResponseWriter{
+	"":         func(u unwrapping) http.ResponseWriter { return u },
+	"Unwrap":   func(u unwrapping) http.ResponseWriter { return unwrapping{u} },
+	"ReadFrom": func(u unwrapping) http.ResponseWriter { return copyingWriter{u} },
+	"Flush":    func(u unwrapping) http.ResponseWriter { return flushingWriter{u} },
+	"Flush, ReadFrom": func(u unwrapping) http.ResponseWriter {
+		return flushingCopier{flushingWriter{u}, copyingWriter{u}}
+	},
+	"Flush, Push": func(u unwrapping) http.ResponseWriter { return pushingWriter{flushingWriter{u}} },
+	"FlushError":  func(u unwrapping) http.ResponseWriter { return failingWriter{u} },
+	"FlushError, ReadFrom": func(u unwrapping) http.ResponseWriter {
+		return failingCopier{failingWriter{u}, copyingWriter{u}}
+	},
+	"Hijack": func(u unwrapping) http.ResponseWriter { return hijackingWriter{u} },
+	"Hijack, ReadFrom": func(u unwrapping) http.ResponseWriter {
+		return hijackingCopier{hijackingWriter{u}, copyingWriter{u}}
+	},
+	"Flush, Hijack, ReadFrom": func(u unwrapping) http.ResponseWriter {
+		return completeWriter{flushingCopier{flushingWriter{u}, copyingWriter{u}}, hijackingWriter{u}}
+	},
+}
+
+// TestWritersOfOthersKeepTheirInterfaces has writers of other middleware around limiters.
+// They keep their methods, and get only those that a ResponseController would find at the
+// server's writer. A flush by a controller does not go around the limiters.
+func TestWritersOfOthersKeepTheirInterfaces(t *testing.T) {
+	overNetwork(t, func(t *testing.T, start func(http.Handler) *httptest.Server) {
+		for name, wrap := range unwrappingWriters {
+			t.Run(name, func(t *testing.T) {
+				counting, counted := countingLimiters(t)
+				var bare, allowed []string
+				check := func(limiters int) http.Handler {
+					return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+						before := len(counted.all())
+						got := strings.Fields(powers(w))
+						assert.Len(t, counted.all(), before+limiters, "at the flush")
+						assert.Subset(t, got, bare)
+						assert.Subset(t, allowed, got)
+					})
+				}
+				s := start(http.HandlerFunc(func(server http.ResponseWriter, r *http.Request) {
+					w := wrap(unwrapping{server})
+					bare, allowed = strings.Fields(powers(w)), strings.Fields(powers(w))
+					hijacks := strings.Contains(powers(server), "Hijacker")
+					if hijacks {
+						allowed = append(allowed, "Hijacker")
+						// Where a connection can be hijacked, nothing can be pushed.
+						bare = slices.DeleteFunc(bare, func(name string) bool { return name == "Pusher" })
+					}
+					if _, flushes := w.(http.Flusher); !flushes || hijacks {
+						allowed = append(allowed, "FlushError")
+					}
+					counting[0].Middleware(check(1)).ServeHTTP(w, r)
+					counting[0].Middleware(counting[1].Middleware(counting[2].Middleware(check(3)))).ServeHTTP(w, r)
+					counting[0].Middleware(http.HandlerFunc(func(inner http.ResponseWriter, r *http.Request) {
+						counting[1].Middleware(check(2)).ServeHTTP(wrap(unwrapping{inner}), r)
+					})).ServeHTTP(server, r)
+				}))
+				fetch(t, s.Client(), "GET", s.URL)
+			})
+		}
+	})
 }
