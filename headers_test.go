@@ -3,6 +3,7 @@ package ratelimit_test
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
@@ -351,6 +352,38 @@ func TestFieldsOfAHandlerMakeOneSet(t *testing.T) {
 			assert.Equal(t, http.Header{"X-Ratelimit-Limit": {"5"}, "X-Ratelimit-Remaining": {"3"}}, limitFields(w.Result().Header), name)
 		}
 	}
+}
+
+// TestFieldsOfAPageMakeOneSet has a page for denied requests that adds a set.
+func TestFieldsOfAPageMakeOneSet(t *testing.T) {
+	for _, body := range []string{"", "x"} {
+		page := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Add("X-RateLimit-Limit", "50")
+			w.Header().Add("X-RateLimit-Remaining", "30")
+			io.WriteString(w, body)
+		})
+		l := httpLimiterNamed(t, t.Name()+body, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Headers: HeadersLegacy, Cost: func(*http.Request) int64 { return 10 }, Denied: page})
+		w := httptest.NewRecorder()
+		l.Middleware(httpServed).ServeHTTP(w, httpRequest("GET"))
+		assert.Equal(t, 429, w.Code)
+		assert.Equal(t, []string{"9"}, w.Result().Header["X-Ratelimit-Limit"])
+		assert.Equal(t, []string{"9"}, w.Result().Header["X-Ratelimit-Remaining"])
+	}
+}
+
+// TestLinesOfDraft10StayBesideDraft7 has an outer limiter with draft 10, whose list it is,
+// and an inner one with draft 7.
+func TestLinesOfDraft10StayBesideDraft7(t *testing.T) {
+	out, in := stacked(t, Options{}, Options{Headers: HeadersDraft7}, 9, 9)
+	h := out.Middleware(in.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Add("RateLimit", `"upstream";r=1;t=5`)
+		w.Header().Add("RateLimit-Policy", `"upstream";q=2;w=5`)
+	})))
+	assert.Equal(t, unindent(`
+			Ratelimit: "out";r=8;t=3600
+			Ratelimit: "upstream";r=1;t=5
+			Ratelimit-Policy: "out";q=9;w=3600
+			Ratelimit-Policy: "upstream";q=2;w=5`), httpFields(h, httpRequest("GET")))
 }
 
 // limitFields returns the fields about limits in h.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"reflect"
@@ -165,8 +166,11 @@ func mayEncode(w http.ResponseWriter, r *http.Request, encoding []string) bool {
 // servePage lets a handler of the user answer a request that the limiter refuses. The
 // answer has that status, unless the handler writes another one, and is not stored by
 // caches.
-func servePage(w http.ResponseWriter, status int, page func(http.ResponseWriter)) {
-	response := watchResponse(w, status, func(int) { forbidCaching(w.Header()) })
+func servePage(w http.ResponseWriter, status int, styles Headers, page func(http.ResponseWriter)) {
+	response := watchResponse(w, status, styles, func(int) {
+		settleFields(w.Header(), styles)
+		forbidCaching(w.Header())
+	})
 	// http.TimeoutHandler also sends what was set after the status; and if the page
 	// panics, somebody further out may answer with what it has set.
 	defer func() { forbidCaching(w.Header()) }()
@@ -177,26 +181,36 @@ func servePage(w http.ResponseWriter, status int, page func(http.ResponseWriter)
 }
 
 // A watchedResponse calls before with the status of a response, once, just before
-// its header is sent.
+// its header is sent. If the header is cleared after an informational response (1xx), as
+// httputil.ReverseProxy does, it puts the fields of limiters back.
 type watchedResponse struct {
 	w        http.ResponseWriter // for the handler; it has the interfaces of the writer underneath
 	under    http.ResponseWriter
-	status   int // that was sent, 0 for none yet
-	implicit int // what is sent with the body if the handler writes no status
+	status   int         // that was sent, 0 for none yet
+	implicit int         // what is sent with the body if the handler writes no status
+	styles   Headers     // of the limiters that have written fields
+	header   http.Header // of the response, from the first informational response on
+	own      http.Header // the fields of limiters in it
 	before   func(status int)
 }
 
-// watchResponse watches the response that is written to w. Like w, the result is for
-// one goroutine at a time.
-func watchResponse(w http.ResponseWriter, implicit int, before func(status int)) *watchedResponse {
+// watchResponse watches the response that is written to w, to whose header limiters of
+// these styles have written. Like w, the result is for one goroutine at a time.
+func watchResponse(w http.ResponseWriter, implicit int, styles Headers, before func(status int)) *watchedResponse {
 	w = controlled(w)
-	x := &watchedResponse{under: w, implicit: implicit, before: before}
+	x := &watchedResponse{under: w, implicit: implicit, styles: styles, before: before}
 	x.w = httpsnoop.Wrap(w, httpsnoop.Hooks{
+		Header: func(next httpsnoop.HeaderFunc) httpsnoop.HeaderFunc {
+			return func() http.Header { x.restore(); return next() }
+		},
 		WriteHeader: func(next httpsnoop.WriteHeaderFunc) httpsnoop.WriteHeaderFunc {
 			return func(code int) {
 				// 1xx are followed by the real one, and net/http panics over what is no status.
-				if code >= 200 && code <= 999 || code == http.StatusSwitchingProtocols {
+				switch {
+				case code >= 200 && code <= 999 || code == http.StatusSwitchingProtocols:
 					x.sends(code)
+				case code >= 100 && code <= 199:
+					x.informs()
 				}
 				next(code)
 			}
@@ -327,8 +341,32 @@ type flushingWriter struct {
 	http.Flusher
 }
 
+// informs is called before an informational response is sent. It keeps the fields of
+// limiters for restore. Later ones may have the fields of an upstream in their place.
+func (x *watchedResponse) informs() {
+	if x.header != nil || x.status != 0 {
+		return
+	}
+	x.header = x.under.Header()
+	x.own = ownFields(x.header, x.styles)
+	if retry := x.header["Retry-After"]; x.implicit != http.StatusOK && len(retry) > 0 { // of a refusal
+		x.own["Retry-After"] = retry[:1:1]
+	}
+}
+
+// restore puts the fields of limiters back if the header was cleared after an
+// informational response. It does so before the handler can add fields again, so they keep
+// their place before them. When limiters are nested, the inner one does it first, because
+// it knows the fields of all. A handler that removes single fields does not get them back.
+func (x *watchedResponse) restore() {
+	if x.header != nil && x.status == 0 && len(x.header) == 0 {
+		maps.Copy(x.header, x.own)
+	}
+}
+
 func (x *watchedResponse) sends(status int) {
 	if x.status == 0 {
+		x.restore()
 		x.status = status
 		x.before(status)
 	}
