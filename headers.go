@@ -25,6 +25,12 @@ import (
 // older form makes that list unreadable: let the proxy remove the field. The older
 // styles have no lists, so the set with the least remaining is sent.
 //
+// After an informational response (1xx) of its upstream, [net/http/httputil.ReverseProxy]
+// removes all fields, also those of the limiter. The limiter puts its fields back if it
+// has Options.Count or writes an older style. Otherwise it does not see the response, and
+// the fields are missing. If an upstream sends 103, or clients send Expect: 100-continue,
+// set a Count that always returns true.
+//
 // Scripts of other origins see the fields only if the response also has
 // Access-Control-Expose-Headers with their names, which is CORS middleware's to say.
 type Headers uint8
@@ -123,7 +129,11 @@ func (f *fields) write(h http.Header, styles, before Headers, outer *fields, sha
 		return
 	}
 	if shared && (outer != nil || styles&olderStyles != 0) { // a handler in between may have changed them
-		f.values = [2]string{first(h[fieldRateLimit]), first(h[fieldPolicy])}
+		read := first
+		if before&HeadersDraft10 != 0 {
+			read = list
+		}
+		f.values = [2]string{read(h[fieldRateLimit]), read(h[fieldPolicy])}
 	}
 	if f.strictest == nil || s.bound.stricter(f.strictest) {
 		f.strictest = s.bound
@@ -141,6 +151,16 @@ func first(values []string) string {
 		return ""
 	}
 	return values[0]
+}
+
+// list returns all lines of a field of draft 10 as one. It allocates nothing for one line.
+func list(values []string) (all string) {
+	for _, value := range values {
+		if value != "" {
+			all = joined(all, value)
+		}
+	}
+	return all
 }
 
 // stricter reports whether b restricts a client more than other does.
@@ -246,11 +266,14 @@ var olderFields = [...]struct {
 	{"X-Ratelimit-Reset", HeadersLegacy, false},
 }
 
-// settleFields leaves one set of the older fields that a limiter has written, if the
+// settleFields leaves one set of the older fields that limiters have written, if the
 // handler has added another one, as httputil.ReverseProxy adds what its upstream has
 // sent: the set with the least remaining. Two lines of draft 10 stay: they are one list.
 func settleFields(h http.Header, styles Headers) {
 	lists := styles&HeadersDraft10 != 0
+	if lists { // RateLimit is draft 10's, also if another limiter has draft 7
+		styles &^= HeadersDraft7
+	}
 	least, set := int64(math.MaxInt64), 0 // the set with the least remaining; 0 is the limiter's
 	for _, f := range olderFields {
 		if values := h[f.name]; f.remains && f.styles&styles != 0 && len(values) > 1 {
@@ -270,6 +293,21 @@ func settleFields(h http.Header, styles Headers) {
 			delete(h, f.name)
 		}
 	}
+}
+
+// ownFields returns the fields of h that limiters of these styles have written. They come
+// before what a handler has added.
+func ownFields(h http.Header, styles Headers) http.Header {
+	own := make(http.Header)
+	for _, f := range olderFields {
+		if f.name == fieldRateLimit || f.name == fieldPolicy {
+			f.styles |= HeadersDraft10
+		}
+		if values := h[f.name]; f.styles&styles != 0 && len(values) > 0 {
+			own[f.name] = values[:1:1]
+		}
+	}
+	return own
 }
 
 // remainingIn reads what remains from a field of an older style: from draft 7's

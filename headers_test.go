@@ -3,6 +3,7 @@ package ratelimit_test
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
@@ -322,4 +323,76 @@ func TestTimeoutBetweenLimitersLosesNothing(t *testing.T) {
 		h := out.Middleware(http.TimeoutHandler(in.Middleware(slow), time.Second, ""))
 		assert.Equal(t, "Ratelimit: \"out\";r=4;t=3600\nRatelimit-Policy: \"out\";q=5;w=3600", httpFields(h, httpRequest("GET")))
 	})
+}
+
+// TestFieldsOfAHandlerMakeOneSet has handlers that add a set of an older style, and end in
+// different ways. The set with the least remaining is sent, also if the handler writes
+// nothing, or panics and a handler around the limiter recovers.
+func TestFieldsOfAHandlerMakeOneSet(t *testing.T) {
+	recovers := func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			defer func() { recover() }()
+			next.ServeHTTP(w, r)
+		})
+	}
+	for name, end := range map[string]func(http.ResponseWriter){
+		"status":  func(w http.ResponseWriter) { w.WriteHeader(200) },
+		"body":    func(w http.ResponseWriter) { w.Write([]byte("x")) },
+		"nothing": func(http.ResponseWriter) {},
+		"panic":   func(http.ResponseWriter) { panic("no") },
+	} {
+		for _, count := range []func(*http.Request, int) bool{nil, func(*http.Request, int) bool { return true }} {
+			l := httpLimiterNamed(t, fmt.Sprint(name, count != nil), Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Headers: HeadersLegacy, Count: count})
+			w := httptest.NewRecorder()
+			recovers(l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Add("X-RateLimit-Limit", "5")
+				w.Header().Add("X-RateLimit-Remaining", "3")
+				end(w)
+			}))).ServeHTTP(w, httpRequest("GET"))
+			assert.Equal(t, http.Header{"X-Ratelimit-Limit": {"5"}, "X-Ratelimit-Remaining": {"3"}}, limitFields(w.Result().Header), name)
+		}
+	}
+}
+
+// TestFieldsOfAPageMakeOneSet has a page for denied requests that adds a set.
+func TestFieldsOfAPageMakeOneSet(t *testing.T) {
+	for _, body := range []string{"", "x"} {
+		page := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Add("X-RateLimit-Limit", "50")
+			w.Header().Add("X-RateLimit-Remaining", "30")
+			io.WriteString(w, body)
+		})
+		l := httpLimiterNamed(t, t.Name()+body, Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Headers: HeadersLegacy, Cost: func(*http.Request) int64 { return 10 }, Denied: page})
+		w := httptest.NewRecorder()
+		l.Middleware(httpServed).ServeHTTP(w, httpRequest("GET"))
+		assert.Equal(t, 429, w.Code)
+		assert.Equal(t, []string{"9"}, w.Result().Header["X-Ratelimit-Limit"])
+		assert.Equal(t, []string{"9"}, w.Result().Header["X-Ratelimit-Remaining"])
+	}
+}
+
+// TestLinesOfDraft10StayBesideDraft7 has an outer limiter with draft 10, whose list it is,
+// and an inner one with draft 7.
+func TestLinesOfDraft10StayBesideDraft7(t *testing.T) {
+	out, in := stacked(t, Options{}, Options{Headers: HeadersDraft7}, 9, 9)
+	h := out.Middleware(in.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Add("RateLimit", `"upstream";r=1;t=5`)
+		w.Header().Add("RateLimit-Policy", `"upstream";q=2;w=5`)
+	})))
+	assert.Equal(t, unindent(`
+			Ratelimit: "out";r=8;t=3600
+			Ratelimit: "upstream";r=1;t=5
+			Ratelimit-Policy: "out";q=9;w=3600
+			Ratelimit-Policy: "upstream";q=2;w=5`), httpFields(h, httpRequest("GET")))
+}
+
+// limitFields returns the fields about limits in h.
+func limitFields(h http.Header) http.Header {
+	about := http.Header{}
+	for name, values := range h {
+		if strings.Contains(name, "Ratelimit") {
+			about[name] = values
+		}
+	}
+	return about
 }

@@ -497,7 +497,7 @@ func (l *Limiter) deny(w http.ResponseWriter, r *http.Request, v *verdict) {
 	if l.opts.Denied != nil {
 		inner := r.WithContext(&denial{v.state, slices.Clone(results)})
 		defer handBack(r, inner)
-		servePage(w, http.StatusTooManyRequests, func(w http.ResponseWriter) { l.opts.Denied.ServeHTTP(w, inner) })
+		servePage(w, http.StatusTooManyRequests, Headers(v.state.bound.styles), func(w http.ResponseWriter) { l.opts.Denied.ServeHTTP(w, inner) })
 		return
 	}
 	l.answerDenied(w, r, v.values, v.state.bound.policy, results)
@@ -551,7 +551,7 @@ func (l *Limiter) fail(w http.ResponseWriter, r *http.Request, v *verdict) {
 	}
 	switch {
 	case l.opts.Failed != nil && status != http.StatusTooManyRequests:
-		servePage(w, status, func(w http.ResponseWriter) { l.opts.Failed(w, r, status, err) })
+		servePage(w, status, 0, func(w http.ResponseWriter) { l.opts.Failed(w, r, status, err) })
 	case accept.PrefersJSON(r.Header["Accept"]):
 		answer(w, r, nil, status, problemJSON, failureProblem(status))
 	default:

@@ -291,6 +291,61 @@ func TestNestedLimitersAllowOtherWritersBetween(t *testing.T) {
 	}
 }
 
+// TestFieldsOfAHandlerBetweenLimitersStay has a handler between two limiters that adds
+// lines of its own. With draft 10, they are members of the list. The older styles have no
+// lists.
+func TestFieldsOfAHandlerBetweenLimitersStay(t *testing.T) {
+	const h10, h7, h6, old, none = HeadersDraft10, HeadersDraft7, HeadersDraft6, HeadersLegacy, HeadersNone
+	gateway := func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Add("RateLimit", "")
+			w.Header().Add("RateLimit", `"gateway";r=1;t=5`)
+			w.Header().Add("RateLimit", `"cdn";r=7;t=5`)
+			w.Header().Add("RateLimit-Policy", `"gateway";q=2;w=5`)
+			next.ServeHTTP(w, r)
+		})
+	}
+	const others = `"gateway";r=1;t=5, "cdn";r=7;t=5`
+	for _, test := range []struct {
+		name         string
+		outer, inner Headers
+		want         string
+	}{
+		{"draft 10", h10, h10, `
+			Ratelimit: "out";r=8;t=3600, ` + others + `, "in";r=8;t=60
+			Ratelimit-Policy: "out";q=9;w=3600, "gateway";q=2;w=5, "in";q=9;w=60`},
+		{"draft 10 around another style as well", h10, h10 | h6, `
+			Ratelimit: "out";r=8;t=3600, ` + others + `, "in";r=8;t=60
+			Ratelimit-Limit: 9
+			Ratelimit-Policy: "out";q=9;w=3600, "gateway";q=2;w=5, "in";q=9;w=60
+			Ratelimit-Remaining: 8
+			Ratelimit-Reset: 3600`},
+		{"the inner shows nothing", h10, none, `
+			Ratelimit: "out";r=8;t=3600
+			Ratelimit:
+			Ratelimit: "gateway";r=1;t=5
+			Ratelimit: "cdn";r=7;t=5
+			Ratelimit-Policy: "out";q=9;w=3600
+			Ratelimit-Policy: "gateway";q=2;w=5`},
+		{"draft 7", h7, h7, `
+			Ratelimit: limit=9, remaining=8, reset=3600
+			Ratelimit-Policy: 9;w=3600, 9;w=60`},
+		{"draft 10 inside of draft 7", h7 | old, h10, `
+			Ratelimit: "in";r=8;t=60
+			Ratelimit-Policy: "in";q=9;w=60
+			X-Ratelimit-Limit: 9
+			X-Ratelimit-Remaining: 8
+			X-Ratelimit-Reset: 946688400`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				out, in := stacked(t, Options{Headers: test.outer}, Options{Headers: test.inner}, 9, 9)
+				assert.Equal(t, unindent(test.want), httpFields(out.Middleware(gateway(in.Middleware(httpServed))), httpRequest("GET")))
+			})
+		})
+	}
+}
+
 func TestNilLimiterFailsWhereItIsMounted(t *testing.T) {
 	l, err := new(Registry).New("", Options{})
 	require.Error(t, err)

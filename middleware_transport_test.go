@@ -128,28 +128,40 @@ func powers(w http.ResponseWriter) string {
 }
 
 // TestWriterKeepsItsInterfaces compares the server's writer with the writer
-// that a handler gets if Count is set. Without Count it is the same writer.
+// that a handler gets if Count is set, behind one limiter and behind three. Without Count
+// it is the same writer.
 func TestWriterKeepsItsInterfaces(t *testing.T) {
 	overNetwork(t, func(t *testing.T, start func(http.Handler) *httptest.Server) {
-		var countedStatuses statuses
-		counting := httpLimiterNamed(t, t.Name()+" 1", Options{Limits: []Limit{FixedWindow(9, time.Hour)}, Count: countedStatuses.count})
-		plain := httpLimiterNamed(t, t.Name()+" 2", Options{Limits: []Limit{FixedWindow(9, time.Hour)}})
-		var bare, same, wrapped string
+		counting, _ := countingLimiters(t)
+		plain := httpLimiter(t, Options{Limits: []Limit{FixedWindow(9, time.Hour)}})
+		var bare, same, one, three string
+		get := func(can *string) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { *can = powers(w) })
+		}
 		s := start(http.HandlerFunc(func(server http.ResponseWriter, r *http.Request) {
 			bare = powers(server)
 			plain.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				same = fmt.Sprint(w == server)
 			})).ServeHTTP(server, r)
-			counting.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				wrapped = powers(w)
-			})).ServeHTTP(server, r)
+			counting[0].Middleware(get(&one)).ServeHTTP(server, r)
+			counting[0].Middleware(counting[1].Middleware(counting[2].Middleware(get(&three)))).ServeHTTP(server, r)
 		}))
 		fetch(t, s.Client(), "GET", s.URL)
 		t.Log(bare)
 		assert.Equal(t, "true", same)
 		assert.Contains(t, bare, "Flusher")
-		assert.Equal(t, bare, wrapped)
+		assert.Equal(t, bare, one)
+		assert.Equal(t, bare, three)
 	})
+}
+
+// countingLimiters returns three limiters with Count, and the statuses that they were asked about.
+func countingLimiters(t *testing.T) (limiters [3]*Limiter, counted *statuses) {
+	counted = new(statuses)
+	for i := range limiters {
+		limiters[i] = httpLimiterNamed(t, fmt.Sprint(t.Name(), i), Options{Limits: []Limit{FixedWindow(99, time.Hour)}, Count: counted.count})
+	}
+	return limiters, counted
 }
 
 // TestCountGetsTheStatusOverANetwork has handlers that do different things with
@@ -234,10 +246,15 @@ func TestRequestOfAClientThatLeavesCounts(t *testing.T) {
 	})
 }
 
+// TestHijackedConnectionWorks has a handler that hijacks, behind the server's writer and
+// behind one that a ResponseController can go around.
 func TestHijackedConnectionWorks(t *testing.T) {
 	for name, hijack := range map[string]func(http.ResponseWriter) (net.Conn, *bufio.ReadWriter, error){
 		"directly": func(w http.ResponseWriter) (net.Conn, *bufio.ReadWriter, error) { return w.(http.Hijacker).Hijack() },
 		"by a controller": func(w http.ResponseWriter) (net.Conn, *bufio.ReadWriter, error) {
+			return http.NewResponseController(w).Hijack()
+		},
+		"by a controller, unwrapping": func(w http.ResponseWriter) (net.Conn, *bufio.ReadWriter, error) {
 			return http.NewResponseController(w).Hijack()
 		},
 	} {
@@ -247,6 +264,9 @@ func TestHijackedConnectionWorks(t *testing.T) {
 			over := make(chan struct{})
 			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				defer close(over)
+				if strings.Contains(name, "unwrapping") {
+					w = unwrapping{w}
+				}
 				l.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					conn, rw, err := hijack(w)
 					if assert.NoError(t, err) {

@@ -436,15 +436,19 @@ func (s *requestState) giveBackInTime(states []*requestState) {
 // as the status is known. So a stream that does not count holds no units while it
 // lasts. A panic before anything was written has the status 500.
 func (s *requestState) watch(next http.Handler, w http.ResponseWriter, r *http.Request) {
-	count := s.limiter.opts.Count != nil
-	response := watchResponse(w, http.StatusOK, func(status int) {
-		settleFields(w.Header(), s.limiter.opts.Headers)
+	count, styles := s.limiter.opts.Count != nil, Headers(s.bound.styles)
+	response := watchResponse(w, http.StatusOK, styles, func(status int) {
+		settleFields(w.Header(), styles)
 		if count {
 			s.settle(r, status, true)
 		}
 	})
 	returned := false
 	defer func() {
+		if response.status == 0 { // net/http, or a handler around the limiter, sends the header later
+			response.restore()
+			settleFields(w.Header(), styles)
+		}
 		switch {
 		case response.status != 0 || !count:
 		case returned: // net/http sends 200, unless somebody around the limiter writes something else

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"reflect"
@@ -165,8 +166,11 @@ func mayEncode(w http.ResponseWriter, r *http.Request, encoding []string) bool {
 // servePage lets a handler of the user answer a request that the limiter refuses. The
 // answer has that status, unless the handler writes another one, and is not stored by
 // caches.
-func servePage(w http.ResponseWriter, status int, page func(http.ResponseWriter)) {
-	response := watchResponse(w, status, func(int) { forbidCaching(w.Header()) })
+func servePage(w http.ResponseWriter, status int, styles Headers, page func(http.ResponseWriter)) {
+	response := watchResponse(w, status, styles, func(int) {
+		settleFields(w.Header(), styles)
+		forbidCaching(w.Header())
+	})
 	// http.TimeoutHandler also sends what was set after the status; and if the page
 	// panics, somebody further out may answer with what it has set.
 	defer func() { forbidCaching(w.Header()) }()
@@ -177,26 +181,36 @@ func servePage(w http.ResponseWriter, status int, page func(http.ResponseWriter)
 }
 
 // A watchedResponse calls before with the status of a response, once, just before
-// its header is sent.
+// its header is sent. If the header is cleared after an informational response (1xx), as
+// httputil.ReverseProxy does, it puts the fields of limiters back.
 type watchedResponse struct {
 	w        http.ResponseWriter // for the handler; it has the interfaces of the writer underneath
 	under    http.ResponseWriter
-	status   int // that was sent, 0 for none yet
-	implicit int // what is sent with the body if the handler writes no status
+	status   int         // that was sent, 0 for none yet
+	implicit int         // what is sent with the body if the handler writes no status
+	styles   Headers     // of the limiters that have written fields
+	header   http.Header // of the response, from the first informational response on
+	own      http.Header // the fields of limiters in it
 	before   func(status int)
 }
 
-// watchResponse watches the response that is written to w. Like w, the result is for
-// one goroutine at a time.
-func watchResponse(w http.ResponseWriter, implicit int, before func(status int)) *watchedResponse {
+// watchResponse watches the response that is written to w, to whose header limiters of
+// these styles have written. Like w, the result is for one goroutine at a time.
+func watchResponse(w http.ResponseWriter, implicit int, styles Headers, before func(status int)) *watchedResponse {
 	w = controlled(w)
-	x := &watchedResponse{under: w, implicit: implicit, before: before}
+	x := &watchedResponse{under: w, implicit: implicit, styles: styles, before: before}
 	x.w = httpsnoop.Wrap(w, httpsnoop.Hooks{
+		Header: func(next httpsnoop.HeaderFunc) httpsnoop.HeaderFunc {
+			return func() http.Header { x.restore(); return next() }
+		},
 		WriteHeader: func(next httpsnoop.WriteHeaderFunc) httpsnoop.WriteHeaderFunc {
 			return func(code int) {
 				// 1xx are followed by the real one, and net/http panics over what is no status.
-				if code >= 200 && code <= 999 || code == http.StatusSwitchingProtocols {
+				switch {
+				case code >= 200 && code <= 999 || code == http.StatusSwitchingProtocols:
 					x.sends(code)
+				case code >= 100 && code <= 199:
+					x.informs()
 				}
 				next(code)
 			}
@@ -250,39 +264,109 @@ func (x *watchedResponse) readFrom(src io.Reader, next httpsnoop.ReadFromFunc) (
 	return n + rest, err
 }
 
-// controlled gives a writer that only has Unwrap the methods by which
-// [http.ResponseController] would go around our hooks, to the writer underneath.
+// controlled makes sure that [http.ResponseController] cannot go around our hooks. If w
+// lacks Flush or Hijack, a controller calls the method of a writer underneath, which it
+// finds by Unwrap. If there is one, controlled returns a writer that has the method itself,
+// and the ReadFrom of w. Otherwise controlled returns w. Push is not kept: it works only over
+// HTTP/2, where nothing can be hijacked, so only a writer without Flush loses it.
 func controlled(w http.ResponseWriter) http.ResponseWriter {
-	if _, unwraps := w.(interface{ Unwrap() http.ResponseWriter }); !unwraps {
+	flushes, hijacks := flushesOrHijacks(w)
+	canFlush, canHijack := flushes, hijacks
+	for under := w; !canFlush || !canHijack; {
+		wrapper, ok := under.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			break
+		}
+		under = wrapper.Unwrap()
+		f, h := flushesOrHijacks(under)
+		canFlush, canHijack = canFlush || f, canHijack || h
+	}
+	if flushes == canFlush && hijacks == canHijack {
 		return w
 	}
-	flusher, flushes := w.(http.Flusher)
-	if _, hijacks := w.(http.Hijacker); flushes && hijacks {
-		return w
+	c := controlledWriter{w}
+	reader, reads := w.(io.ReaderFrom)
+	flusher, isFlusher := w.(http.Flusher) // only together with Hijack: otherwise w lacks nothing
+	switch {
+	case isFlusher && reads:
+		return struct {
+			flushingWriter
+			io.ReaderFrom
+		}{flushingWriter{hijackingWriter{c}, flusher}, reader}
+	case isFlusher:
+		return flushingWriter{hijackingWriter{c}, flusher}
+	case canHijack && reads:
+		return struct {
+			hijackingWriter
+			io.ReaderFrom
+		}{hijackingWriter{c}, reader}
+	case canHijack:
+		return hijackingWriter{c}
+	case reads:
+		return struct {
+			controlledWriter
+			io.ReaderFrom
+		}{c, reader}
 	}
-	if flushes {
-		return flushingWriter{controlledWriter{w}, flusher}
-	}
-	return controlledWriter{w}
+	return c
 }
 
+// flushesOrHijacks reports which of the methods that a controller looks for w has itself.
+func flushesOrHijacks(w http.ResponseWriter) (flushes, hijacks bool) {
+	switch w.(type) {
+	case http.Flusher, interface{ FlushError() error }:
+		flushes = true
+	}
+	_, hijacks = w.(http.Hijacker)
+	return flushes, hijacks
+}
+
+// A controlledWriter flushes the writer underneath, as a controller does. If no writer can,
+// the error is the same as without it.
 type controlledWriter struct{ http.ResponseWriter }
 
 func (c controlledWriter) Unwrap() http.ResponseWriter { return c.ResponseWriter }
 func (c controlledWriter) FlushError() error {
 	return http.NewResponseController(c.ResponseWriter).Flush()
 }
-func (c controlledWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	return http.NewResponseController(c.ResponseWriter).Hijack()
+
+type hijackingWriter struct{ controlledWriter }
+
+func (h hijackingWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	return http.NewResponseController(h.ResponseWriter).Hijack()
 }
 
 type flushingWriter struct {
-	controlledWriter
+	hijackingWriter
 	http.Flusher
+}
+
+// informs is called before an informational response is sent. It keeps the fields of
+// limiters for restore. Later ones may have the fields of an upstream in their place.
+func (x *watchedResponse) informs() {
+	if x.header != nil || x.status != 0 {
+		return
+	}
+	x.header = x.under.Header()
+	x.own = ownFields(x.header, x.styles)
+	if retry := x.header["Retry-After"]; x.implicit != http.StatusOK && len(retry) > 0 { // of a refusal
+		x.own["Retry-After"] = retry[:1:1]
+	}
+}
+
+// restore puts the fields of limiters back if the header was cleared after an
+// informational response. It does so before the handler can add fields again, so they keep
+// their place before them. When limiters are nested, the inner one does it first, because
+// it knows the fields of all. A handler that removes single fields does not get them back.
+func (x *watchedResponse) restore() {
+	if x.header != nil && x.status == 0 && len(x.header) == 0 {
+		maps.Copy(x.header, x.own)
+	}
 }
 
 func (x *watchedResponse) sends(status int) {
 	if x.status == 0 {
+		x.restore()
 		x.status = status
 		x.before(status)
 	}

@@ -10,8 +10,6 @@ import (
 	"math"
 	"net/http"
 	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"strconv"
 	"strings"
 	"testing"
@@ -531,16 +529,12 @@ func TestPageThatPanicsAllowsNoCaching(t *testing.T) {
 
 // proxyTo makes a reverse proxy to an upstream that sends fields and a status.
 func proxyTo(t *testing.T, fields http.Header, status int) http.Handler {
-	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return proxyToHandler(t, func(w http.ResponseWriter, r *http.Request) {
 		for name, values := range fields {
 			w.Header()[name] = values
 		}
 		w.WriteHeader(status)
-	}))
-	t.Cleanup(upstream.Close)
-	target, err := url.Parse(upstream.URL)
-	require.NoError(t, err)
-	return httputil.NewSingleHostReverseProxy(target)
+	})
 }
 
 // TestFieldsOfAnUpstreamMakeOneSet has a limiter around a reverse proxy. For styles
