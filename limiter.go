@@ -55,6 +55,7 @@ type Limiter struct {
 	replaced  atomic.Bool // by a Reload
 	responded atomic.Bool // Responded has been called for one of its requests
 	expecting atomic.Bool // a request of Check is watched, in case that nobody calls Responded
+	noStatus  atomic.Bool // such a request was over before a call of Responded
 	counts    *counts     // shared with the limiter that this one has replaced
 	succeeded *Limiter    // that this one replaces, until begin
 	inherited *policy     // of succeeded, whose limits are in used; until begin

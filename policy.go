@@ -413,9 +413,15 @@ func (c *policyCounts) use(p *policy) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i, counted := range p.entries {
+		limit := *p.limit(i)
 		counted.used, counted.own = true, counted.own || !p.plan
-		if counted.name != otherPolicies && !(p.plan && counted.own) {
-			counted.limit = *p.limit(i)
+		switch {
+		case counted.name == otherPolicies, p.plan && counted.own:
+		case p.plan && limit.Named(counted.limit.name) == counted.limit:
+			// It is the same limit. Package admin gives a limit its default name, to look under
+			// that limit alone.
+		default:
+			counted.limit = limit
 		}
 	}
 }

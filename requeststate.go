@@ -175,8 +175,9 @@ func (l *Limiter) Responded(ctx context.Context, status int) error {
 
 var errNotDecided = errors.New("the limiter has not decided the request of this context: it may be exempt, or of another limiter")
 
-// expectStatus warns if a request that was admitted by Check is over, and nobody has
-// reported its status. It does not look any more once a caller has shown that it
+// expectStatus warns if requests that were admitted by Check are over, and nobody has
+// reported their status. One such request says nothing: its client may have left while its
+// handler goes on to call Responded. It does not look any more once a caller has shown that it
 // knows of Responded.
 func (s *requestState) expectStatus() {
 	l := s.limiter
@@ -184,7 +185,7 @@ func (s *requestState) expectStatus() {
 		return
 	}
 	if s.Context.Done() == nil { // nobody will say when the request is over
-		l.report.warn(warnCountIgnored)
+		l.endsWithoutStatus()
 		return
 	}
 	if !l.expecting.CompareAndSwap(false, true) {
@@ -193,9 +194,17 @@ func (s *requestState) expectStatus() {
 	context.AfterFunc(s.Context, func() {
 		l.expecting.Store(false)
 		if !s.charge.decided.Load() && !l.responded.Load() {
-			guard.Run(func() { l.report.warn(warnCountIgnored) }, nil)
+			guard.Run(l.endsWithoutStatus, nil)
 		}
 	})
+}
+
+// endsWithoutStatus is called when a request is over, or when nobody will say that. It warns
+// from the second call on.
+func (l *Limiter) endsWithoutStatus() {
+	if l.noStatus.Swap(true) {
+		l.report.warn(warnCountIgnored)
+	}
 }
 
 // decidedInside is called when the limiter of s has decided. If it admits the request, the

@@ -139,7 +139,7 @@ func TestRespondedIsForTheRequestOfItsContext(t *testing.T) {
 }
 
 // TestCheckWithoutRespondedIsWarnedAbout has requests that end, and Count set. The
-// warning comes when a request is over whose status nobody has reported.
+// warning comes when a second request is over whose status nobody has reported.
 func TestCheckWithoutRespondedIsWarnedAbout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := new(logged)
@@ -155,6 +155,7 @@ func TestCheckWithoutRespondedIsWarnedAbout(t *testing.T) {
 			synctest.Wait()
 		}
 		serve(false)
+		assert.Empty(t, log.codes(), "the handler may go on")
 		serve(false)
 		assert.Equal(t, []Code{CodeCountIgnored}, log.codes())
 		assert.Contains(t, log.text(), "call Responded with the status")
@@ -164,6 +165,40 @@ func TestCheckWithoutRespondedIsWarnedAbout(t *testing.T) {
 		serve(true)
 		serve(true)
 		assert.Empty(t, respondedLog.codes())
+	})
+}
+
+// TestClientThatLeavesFirstIsNoReasonToWarn has a handler that goes on after its client has
+// left, and reports the status then. It also has requests whose context never ends.
+func TestClientThatLeavesFirstIsNoReasonToWarn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, test := range []struct {
+			name            string
+			ends, responded bool
+			want            []Code
+		}{
+			{"leaves", true, true, nil},
+			{"endless", false, true, nil},
+			{"leaves, ignored", true, false, []Code{CodeCountIgnored}},
+			{"endless, ignored", false, false, []Code{CodeCountIgnored}},
+		} {
+			log := new(logged)
+			l := httpLimiterNamed(t, test.name, Options{Limits: []Limit{FixedWindow(50, time.Hour)}, Count: failures, Logger: log.logger()})
+			for range 2 {
+				ctx, leave := context.Background(), func() {}
+				if test.ends {
+					ctx, leave = context.WithCancel(ctx)
+				}
+				r := httpRequest("GET").WithContext(ctx)
+				require.True(t, l.Check(httptest.NewRecorder(), r))
+				leave()
+				synctest.Wait()
+				if test.responded {
+					require.NoError(t, l.Responded(r.Context(), 200))
+				}
+			}
+			assert.Equal(t, test.want, log.codes(), test.name)
+		}
 	})
 }
 
@@ -332,19 +367,24 @@ func TestLoggerThatPanicsAtTheEndOfARequest(t *testing.T) {
 	t.Run("context", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			l, log := start(t, failures, InFlight(1, time.Minute), hour)
-			ctx, end := context.WithCancel(ctx)
-			check(l, ctx)
-			require.Equal(t, 1, l.Stats().InFlight)
-			end()
-			synctest.Wait()
+			for range 2 { // the warning is about the second one
+				ctx, end := context.WithCancel(ctx)
+				check(l, ctx)
+				require.Equal(t, 1, l.Stats().InFlight)
+				end()
+				synctest.Wait()
+				require.Zero(t, l.Stats().InFlight)
+			}
 			require.Equal(t, []Code{CodeCountIgnored}, log.codes())
-			require.Zero(t, l.Stats().InFlight)
 		})
 	})
 	t.Run("a context without an end", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			l, log := start(t, failures, InFlight(1, time.Minute), hour)
-			require.Panics(t, func() { check(l, ctx) })
+			check(l, ctx)
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			require.Panics(t, func() { check(l, ctx) }) // the warning is about the second one
 			require.Equal(t, []Code{CodeCountIgnored}, log.codes())
 			require.Equal(t, 1, l.Stats().InFlight)
 			time.Sleep(time.Minute)

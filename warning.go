@@ -82,7 +82,8 @@ const (
 	// next request that makes it again gets ErrNameTaken.
 	CodeInHandler Code = "limiter-in-handler"
 	// CodeCountIgnored: Options.Count is set and the limiter is used through Check,
-	// which does not see the response, and nobody has called Responded.
+	// which does not see the response, and two requests were over before anybody has
+	// called Responded.
 	CodeCountIgnored Code = "count-ignored"
 	// CodeNoResponse: Options.Count is set, and a handler has returned without
 	// writing a response, so that Count was given 200. A framework that writes the

@@ -235,7 +235,8 @@ func (q *request) act() error {
 	if err != nil {
 		return err
 	}
-	if was := q.r.PostForm.Get("was"); c.Do == doLimits && was != "" && was != strings.Join(limitTexts(c.Limiter.Limits()), "\n") {
+	was := strings.ReplaceAll(q.r.PostForm.Get("was"), "\r\n", "\n") // browsers send each newline as CRLF
+	if c.Do == doLimits && was != "" && was != strings.Join(limitTexts(c.Limiter.Limits()), "\n") {
 		return &failure{http.StatusConflict, "Somebody has changed the limits since you saw them, so nothing was done. Look at them, and change them again if you still want to."}
 	}
 	if once := q.r.PostForm.Get("once"); once != "" && !q.h.forms.isNew(once) {

@@ -95,7 +95,7 @@ func TestChangeLimits(t *testing.T) {
 	require.Contains(t, confirm, "This changes this process only")
 	require.Contains(t, confirm, "9/1h fixed name=&#34;per hour&#34;")
 	require.Equal(t, int64(5), l.Limits()[0].N())
-	to := s.post("act", form)
+	to := s.post("act", formOf(t, confirm))
 	require.Equal(t, "limiter?", to[:8])
 	require.Contains(t, s.get(to), "Limits changed by anna")
 	require.Equal(t, int64(9), l.Limits()[0].N())
@@ -161,11 +161,13 @@ func TestWrongForms(t *testing.T) {
 	require.Equal(t, 415, w.Code, "it is no form of the page")
 }
 
-// formOf returns the fields of the form on a page.
+var newlines = regexp.MustCompile(`\r\n|\r|\n`)
+
+// formOf returns what a browser sends for the form on a page: each newline as CRLF.
 func formOf(t *testing.T, page string) url.Values {
 	form := url.Values{}
 	for _, m := range regexp.MustCompile(`<input type="hidden" name="(\w+)" value="([^"]*)">`).FindAllStringSubmatch(page, -1) {
-		form.Set(m[1], html.UnescapeString(m[2]))
+		form.Set(m[1], newlines.ReplaceAllString(html.UnescapeString(m[2]), "\r\n"))
 	}
 	require.NotEmpty(t, form)
 	return form

@@ -103,6 +103,11 @@ func (q *request) lookAt(ctx context.Context, p *keyPage, l *ratelimit.Limiter, 
 		p.Plans = append(p.Plans, policy.Name)
 		if policy.Name == plan {
 			p.Plan, under = plan, []ratelimit.Limit{policy.Limit}
+			if policy.Limit.Name() == "" && plan != l.Name() {
+				// The plan has several limits. Alone, this limit would go by the limiter's name, and
+				// the statistics would keep that as another policy.
+				under[0] = policy.Limit.Named(plan)
+			}
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)

@@ -196,6 +196,27 @@ func TestKeyPage(t *testing.T) {
 	})
 }
 
+// A look at a key under one limit of a plan adds no policy to the statistics, and changes none.
+func TestLookUnderAPlanChangesNothing(t *testing.T) {
+	r := new(ratelimit.Registry)
+	l := newLimiter(t, r, "api", ratelimit.Options{Limits: []ratelimit.Limit{hourly, ratelimit.FixedWindow(2, time.Minute)}})
+	daily := ratelimit.FixedWindow(100, 24*time.Hour)
+	for _, plan := range [][]ratelimit.Limit{{ratelimit.FixedWindow(50, time.Hour), daily}, {ratelimit.FixedWindow(9, time.Second)}} {
+		_, err := l.TakeLimits(ctx, "ada", 1, plan...)
+		require.NoError(t, err)
+	}
+	before := l.Stats().Policies
+	s := newSite(t, admin.Options{Registry: r})
+	to := s.find("api", "ada")
+	require.Equal(t, []any{"api-24h", "api"}, at(s.json(to), "plans"))
+	for plan, left := range map[string]float64{"api-24h": 99, "api": 8} {
+		page := s.json(to + "&plan=" + plan)
+		require.Equal(t, plan, at(page, "standings", 0, "policy"))
+		require.Equal(t, left, at(page, "standings", 0, "remaining"))
+	}
+	require.Equal(t, before, l.Stats().Policies)
+}
+
 // A thousand limiters are listed in pages, can be filtered and sorted, and those with alerts are
 // named first.
 func TestThousandLimiters(t *testing.T) {

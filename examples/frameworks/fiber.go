@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/gofiber/fiber/v3"
@@ -49,7 +51,7 @@ func Fiber(limiter *ratelimit.Limiter) fiber.Handler {
 		if !admitted {
 			return nil
 		}
-		c.SetContext(context.WithoutCancel(r.Context()))          // this context has the decision
+		c.SetContext(fiberContext{c.Context(), r.Context()})      // this context has the decision
 		status := fiber.StatusInternalServerError                 // if a handler panics
 		defer func() { limiter.Responded(r.Context(), status) }() // an error means that the request is exempt
 		err = c.Next()
@@ -57,6 +59,15 @@ func Fiber(limiter *ratelimit.Limiter) fiber.Handler {
 		return err
 	}
 }
+
+// fiberContext is the context for the handlers. It has the decision, and ends together with the
+// context that the middleware around the limiter has set.
+type fiberContext struct {
+	context.Context
+	values context.Context // of the limiter
+}
+
+func (c fiberContext) Value(key any) any { return c.values.Value(key) }
 
 // statusOf returns the status of the response after the handlers have returned err. It is
 // wrong if the app has an error handler that sends another status.
@@ -99,7 +110,8 @@ func fiberRequest(c fiber.Ctx) (*http.Request, error) {
 	return r.WithContext(c.Context()), nil
 }
 
-// fiberWriter is an http.ResponseWriter in front of fiber's response.
+// fiberWriter is an http.ResponseWriter in front of fiber's response. Its header has the fields
+// that fiber's response has already, so that a refusal can remove those that let caches store it.
 type fiberWriter struct {
 	c      fiber.Ctx
 	header http.Header
@@ -117,11 +129,7 @@ func newFiberWriter(c fiber.Ctx) fiberWriter {
 		c.Locals(fiberHeader{}, header)
 	}
 	clear(header)
-	for _, list := range []string{"RateLimit", "RateLimit-Policy"} { // fields of outer limiters, to which this one adds
-		if value := c.GetRespHeader(list); value != "" {
-			header.Set(list, value)
-		}
-	}
+	maps.Copy(header, headerOf(c))
 	return fiberWriter{c, header}
 }
 
@@ -130,13 +138,33 @@ func (w fiberWriter) WriteHeader(status int)      { w.c.Status(status) }
 func (w fiberWriter) Write(p []byte) (int, error) { return w.c.Write(p) }
 
 // sendHeader is called even if nothing was written, because the response of an admitted
-// request has header fields, too.
+// request has header fields, too. It writes the fields that have changed, and all fields with
+// several lines: when fasthttp deletes a field, the others change their order.
 func (w fiberWriter) sendHeader() {
-	header := &w.c.Response().Header
-	for name, values := range w.header {
-		header.Del(name)
-		for _, value := range values {
-			header.Add(name, value)
+	header, before := &w.c.Response().Header, headerOf(w.c)
+	writes := func(name string) bool {
+		return len(before[name]) > 1 || !slices.Equal(before[name], w.header[name])
+	}
+	for name := range before {
+		if writes(name) {
+			header.Del(name)
 		}
 	}
+	for name, values := range w.header {
+		if writes(name) {
+			for _, value := range values {
+				header.Add(name, value)
+			}
+		}
+	}
+}
+
+// headerOf returns a copy of the header of fiber's response.
+func headerOf(c fiber.Ctx) http.Header {
+	header := make(http.Header)
+	for key, value := range c.Response().Header.All() {
+		name := string(key)
+		header[name] = append(header[name], string(value))
+	}
+	return header
 }

@@ -207,6 +207,135 @@ func TestFailuresCount(t *testing.T) {
 	}
 }
 
+// around are small programs, one per framework, with GET /hello behind limiter. Middleware
+// around the limiter sets a context with a timeout, and header fields for a response that
+// caches may store.
+var around = map[string]func(limiter *ratelimit.Limiter, timeout time.Duration, handle func(context.Context)) server{
+	"chi": func(limiter *ratelimit.Limiter, timeout time.Duration, handle func(context.Context)) server {
+		router := chi.NewRouter()
+		router.With(func(next http.Handler) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				ctx, cancel := context.WithTimeout(r.Context(), timeout)
+				defer cancel()
+				setFields(w.Header().Add)
+				next.ServeHTTP(w, r.WithContext(ctx))
+			})
+		}, Chi(limiter)).Get("/hello", func(w http.ResponseWriter, r *http.Request) { handle(r.Context()) })
+		return netHTTP(router)
+	},
+	"gin": func(limiter *ratelimit.Limiter, timeout time.Duration, handle func(context.Context)) server {
+		gin.SetMode(gin.ReleaseMode)
+		router := gin.New()
+		router.GET("/hello", func(c *gin.Context) {
+			ctx, cancel := context.WithTimeout(c.Request.Context(), timeout)
+			defer cancel()
+			setFields(c.Writer.Header().Add)
+			c.Request = c.Request.WithContext(ctx)
+			c.Next()
+		}, Gin(limiter), func(c *gin.Context) { handle(c.Request.Context()) })
+		return netHTTP(router)
+	},
+	"echo": func(limiter *ratelimit.Limiter, timeout time.Duration, handle func(context.Context)) server {
+		router := echo.New()
+		router.GET("/hello", func(c *echo.Context) error {
+			handle(c.Request().Context())
+			return c.NoContent(http.StatusOK)
+		}, func(next echo.HandlerFunc) echo.HandlerFunc {
+			return func(c *echo.Context) error {
+				ctx, cancel := context.WithTimeout(c.Request().Context(), timeout)
+				defer cancel()
+				setFields(c.Response().Header().Add)
+				c.SetRequest(c.Request().WithContext(ctx))
+				return next(c)
+			}
+		}, Echo(limiter))
+		return netHTTP(router)
+	},
+	"fiber": func(limiter *ratelimit.Limiter, timeout time.Duration, handle func(context.Context)) server {
+		app := fiber.New()
+		app.Get("/hello", func(c fiber.Ctx) error {
+			ctx, cancel := context.WithTimeout(c.Context(), timeout)
+			defer cancel()
+			setFields(c.Response().Header.Add)
+			c.SetContext(ctx)
+			return c.Next()
+		}, Fiber(limiter), Fiber(limiter), func(c fiber.Ctx) error {
+			handle(c.Context())
+			return nil
+		})
+		return fiberServer(app)
+	},
+}
+
+// setFields sets header fields of a response that caches may store, cookies, and a field with
+// several lines.
+func setFields(add func(name, value string)) {
+	for _, field := range [][2]string{
+		{"Surrogate-Control", "max-age=3600"}, {"Cache-Control", "max-age=3600"}, {"Etag", `"1"`}, {"Expires", "Thu, 01 Jan 2099 00:00:00 GMT"},
+		{"Set-Cookie", "a=1; Path=/"}, {"Set-Cookie", "b=2"}, {"Link", "</a>"}, {"Link", "</b>"}, {"X-Request-Id", "7"},
+	} {
+		add(field[0], field[1])
+	}
+}
+
+// TestContextsEnd checks that a handler's context ends with the context that middleware around
+// the limiter has set.
+func TestContextsEnd(t *testing.T) {
+	for name, build := range around {
+		t.Run(name, func(t *testing.T) {
+			get := start(t, build(newLimiter(t, "hello", nil), 200*time.Millisecond, func(ctx context.Context) {
+				if _, ok := ctx.Deadline(); !ok {
+					t.Error("the context has no deadline")
+				}
+				select {
+				case <-ctx.Done():
+				case <-time.After(20 * time.Second):
+					t.Error("the context does not end")
+				}
+				if err := context.Cause(ctx); err != context.DeadlineExceeded || ctx.Err() != err {
+					t.Errorf("the context has ended with %v, %v", ctx.Err(), err)
+				}
+				if _, ok := ratelimit.DecisionFrom(ctx); !ok {
+					t.Error("the context has no decision")
+				}
+			}))
+			if res, _ := get(http.MethodGet, nil); res.StatusCode != http.StatusOK {
+				t.Errorf("status %d, want 200", res.StatusCode)
+			}
+		})
+	}
+}
+
+// TestDenialsAreNotStored checks that a denial has none of the fields that let caches store
+// it. Other fields of middleware around the limiter stay.
+func TestDenialsAreNotStored(t *testing.T) {
+	for name, build := range around {
+		t.Run(name, func(t *testing.T) {
+			get := start(t, build(newLimiter(t, "hello", nil), time.Minute, func(context.Context) {}))
+			for i := range 4 {
+				res, _ := get(http.MethodGet, nil)
+				stored, cache := []string{`"1"`, "max-age=3600", "Thu, 01 Jan 2099 00:00:00 GMT"}, "max-age=3600"
+				if i == 3 {
+					stored, cache = []string{"", "", ""}, "no-store"
+					if res.StatusCode != http.StatusTooManyRequests {
+						t.Errorf("status %d, want 429", res.StatusCode)
+					}
+				}
+				for i, field := range []string{"Etag", "Surrogate-Control", "Expires"} {
+					wantField(t, res, field, stored[i])
+				}
+				wantField(t, res, "Cache-Control", cache)
+				wantField(t, res, "X-Request-Id", "7")
+				for field, want := range map[string]string{"Set-Cookie": "a=1; Path=/, b=2", "Link": "</a>, </b>"} {
+					if got := strings.Join(res.Header.Values(field), ", "); got != want {
+						t.Errorf("%d: %s is %q, want %q", res.StatusCode, field, got, want)
+					}
+				}
+			}
+		})
+	}
+}
+
 // TestFiberStacked nests limiters. Fiber's response is not an http.ResponseWriter, so the
 // example must pass on the fields of outer limiters and responses without a body.
 func TestFiberStacked(t *testing.T) {

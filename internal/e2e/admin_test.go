@@ -147,6 +147,20 @@ func TestAdminUnblocksAUser(t *testing.T) {
 	o.shows("#records", "No records.")
 }
 
+// TestAdminChangesLimits changes a limiter with two limits, twice.
+func TestAdminChangesLimits(t *testing.T) {
+	o := newOffice(t)
+	l := o.limiter("checkout", quiet(TokenBucket(1, time.Second, 3), FixedWindow(50, 24*time.Hour)))
+	for _, daily := range []int64{60, 70} {
+		o.open("limiter?name=checkout")
+		o.do(chromedp.Evaluate[chromedp.Void](fmt.Sprintf(`document.querySelector('#limits').value = '1/1s bucket burst=3\n%d/24h fixed\n'`, daily)),
+			chromedp.SendKeys(css("#limits-reason"), "launch"), chromedp.Click(css(".act button")), chromedp.WaitVisible(css(".sure")),
+			chromedp.Click(css(".sure button")))
+		o.shows(".notice", "Limits changed by anna")
+		require.Equal(t, []Limit{TokenBucket(1, time.Second, 3), FixedWindow(daily, 24*time.Hour)}, l.Limits())
+	}
+}
+
 // TestAdminKeysAreInert shows keys with markup, a NUL, marks for right-to-left text, and 5 kB.
 func TestAdminKeysAreInert(t *testing.T) {
 	o := newOffice(t)
