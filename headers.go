@@ -26,7 +26,7 @@ import (
 // styles have no lists, so the set with the least remaining is sent.
 //
 // After an informational response (1xx) of its upstream, [net/http/httputil.ReverseProxy]
-// removes all fields, also those of the limiter. The limiter puts its fields back if it
+// removes all fields, including the limiter's. The limiter puts its fields back if it
 // has Options.Count or writes an older style. Otherwise it does not see the response, and
 // the fields are missing. If an upstream sends 103, or clients send Expect: 100-continue,
 // set a Count that always returns true.

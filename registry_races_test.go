@@ -41,7 +41,7 @@ func newRace(t *testing.T) *race {
 
 func (r *race) other(i int) string { return fmt.Sprint(r.name, "/", i) }
 
-// reload replaces all limiters. It calls meanwhile as soon as Lookup finds the next x.
+// reload replaces all limiters. It calls the function as soon as Lookup finds the next x.
 func (r *race) reload(t *testing.T, x Options, meanwhile func(next *Limiter)) {
 	t.Helper()
 	old, _ := r.Lookup("x")

@@ -111,7 +111,7 @@ func fiberRequest(c fiber.Ctx) (*http.Request, error) {
 }
 
 // fiberWriter is an http.ResponseWriter in front of fiber's response. Its header has the fields
-// that fiber's response has already, so that a refusal can remove those that let caches store it.
+// that fiber's response has already, so that a refusal can remove the fields that let caches store it.
 type fiberWriter struct {
 	c      fiber.Ctx
 	header http.Header
