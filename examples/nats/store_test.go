@@ -41,8 +41,8 @@ func open(t testing.TB, url, bucket string) (*backend, *nats.Conn) {
 	return b, nc
 }
 
-// TestStore runs the contract of stores. Its windows are shorter than they should be for a
-// server elsewhere.
+// TestStore runs the contract of stores. With shorter windows it fails on a busy machine: a case
+// notices one call that is too slow, and not that several calls together are.
 func TestStore(t *testing.T) {
 	s := startNATS(t)
 	name, buckets := "", 0 // a bucket for each case
@@ -53,7 +53,7 @@ func TestStore(t *testing.T) {
 		}
 		b, _ := open(t, s.url(), fmt.Sprint("bucket", buckets))
 		return storekit.New(prefix, b)
-	}, storetest.RealTime(600*time.Millisecond, 60*time.Millisecond))
+	}, storetest.RealTime(1500*time.Millisecond, 150*time.Millisecond))
 }
 
 const (
