@@ -12,8 +12,8 @@ import (
 	. "github.com/ratelimit-go/ratelimit"
 )
 
-// useOften makes calls for a key in a bubble, so many that they lease units, and returns how
-// many are admitted.
+// useOften makes calls for a key in a bubble, enough to lease units, and returns how many are
+// admitted.
 func useOften(t *testing.T, l *Limiter, calls int) (admitted int64) {
 	for range calls {
 		if decide(t, l, "key", 1).Allowed {

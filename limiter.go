@@ -58,7 +58,6 @@ type Limiter struct {
 	noStatus  atomic.Bool // such a request was over before a call of Responded
 	counts    *counts     // shared with the limiter that this one has replaced
 	succeeded *Limiter    // that this one replaces, until begin
-	inherited *policy     // of succeeded, whose limits are in used; until begin
 
 	registry *Registry // that it is claimed in, or nil; guarded by claims
 }
@@ -232,8 +231,7 @@ func limitsChanged(p, old *policy) (events []Event) {
 func (l *Limiter) succeed(old *Limiter) {
 	l.succeeded = old
 	l.used = old.used
-	l.inherited = old.policy.Load()
-	l.used.add(l.inherited.limits)
+	l.used.add(old.policy.Load().limits) // and again by replace: SetLimits may change them until then
 	l.counts, l.report.counts = old.counts, &old.counts.warnings
 	l.counts.policies.register(l.policy.Load())
 	l.nested.Store(old.nested.Load())
@@ -279,7 +277,7 @@ func (l *Limiter) begin() {
 	}
 	claims.RUnlock()
 	old := l.succeeded
-	l.succeeded, l.inherited = nil, nil
+	l.succeeded = nil
 	if l.remote != nil {
 		l.remote.Begin()
 	}

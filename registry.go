@@ -311,9 +311,7 @@ func (next *Registry) replace(r *Registry, made uint64) (begun []*succession, er
 		s := &succession{now: l, was: r.limiters[name], policyNow: l.policy.Load()}
 		if s.was != nil {
 			s.policyBefore = s.was.policy.Load()
-			if s.policyBefore != l.inherited { // SetLimits has changed it since l was made
-				l.used.add(s.policyBefore.limits)
-			}
+			l.used.add(s.policyBefore.limits) // SetLimits may have changed them since l was made
 		}
 		begun = append(begun, s)
 	}

@@ -192,7 +192,7 @@ var unwrappingWriters = map[string]func(unwrapping) http.ResponseWriter{
 }
 
 // TestWritersOfOthersKeepTheirInterfaces has writers of other middleware around limiters.
-// They keep their methods, and get only those that a ResponseController would find at the
+// They keep their methods, and get only methods that a ResponseController would find at the
 // server's writer. A flush by a controller does not go around the limiters.
 func TestWritersOfOthersKeepTheirInterfaces(t *testing.T) {
 	overNetwork(t, func(t *testing.T, start func(http.Handler) *httptest.Server) {
@@ -215,7 +215,7 @@ func TestWritersOfOthersKeepTheirInterfaces(t *testing.T) {
 					hijacks := strings.Contains(powers(server), "Hijacker")
 					if hijacks {
 						allowed = append(allowed, "Hijacker")
-						// Where a connection can be hijacked, nothing can be pushed.
+						// Nothing can be pushed on a connection that can be hijacked.
 						bare = slices.DeleteFunc(bare, func(name string) bool { return name == "Pusher" })
 					}
 					if _, flushes := w.(http.Flusher); !flushes || hijacks {
